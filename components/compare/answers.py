@@ -1,4 +1,4 @@
-"""Three models answer one prompt, one token each in turn; every answer is compared with the dense one.
+"""The models answer one prompt, one token each in turn; every answer is compared with the dense one.
 
 Clients that ask the same share the tokens (`token_streams.py`).
 """
@@ -18,14 +18,14 @@ from intraslice.evaluation.answers.statistics import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job, Shared
+from ..jobs.job import Job
 from ..jobs.places import Places
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import DENSE, Request
 from .models import Columns
 from .token_streams import TokenStream, TokenStreams, stream_key
-from .views import COLUMNS, PINNED, Answer, Question
+from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
 STOPPED = lazy_gettext("Stopped.")
@@ -35,18 +35,18 @@ SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that alrea
 
 
 def answer(
-    columns: Columns, request: Request, question: Question, client: str, pinned: Request | None = None
+    columns: Columns, request: Request, question: Question, client: str, pinned: Request | None = None, other: str = ""
 ) -> Iterator[Status | Answers]:
     """All columns' answers after every token, and the status; ends with a ready or an error status.
 
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
-    work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned)
+    work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
     yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST, when_stopped=STOPPED)
 
 
 def write_answers(
-    job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None
+    job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None, other: str = ""
 ) -> Answers:
     """The work of `answer`, inside a job; returns the whole answers. Raises UserError for an empty prompt."""
     if not question.prompt.strip():
@@ -56,19 +56,36 @@ def write_answers(
     decoder = InterleavedDecoder(job, columns.streams, loaded.tokenizer, question.prompt, sampling)
 
     def key(of: Request, name: str) -> str:
+        if name == OTHER:
+            dense = of.slice_key(DENSE)
+            named = dense._replace(calibration=dense.calibration._replace(model=other))
+            return stream_key(named, loaded.tokenizer, question)
         method = name if of.slicing.sparsity else DENSE
         return stream_key(of.slice_key(method), loaded.tokenizer, question)
+
+    def make(job: Job, of: Request, name: str) -> PreTrainedModel:
+        if name == OTHER:
+            return columns.other(job, of, other)
+        return columns.model(job, of, name, full_calibration=False)  # from the sequences read so far
 
     decoder.start("dense", loaded.model, key(request, DENSE))
     sources = {name: (request, name) for name in COLUMNS if name != DENSE}
     if pinned is not None:
         sources[PINNED] = pinned, "intraslice"
+    if other:
+        sources[OTHER] = request, OTHER
     # The model of a calibration that is still running depends on when it is sliced, so its answer is not shared.
-    keys = {name: key(*source) if columns.session.is_calibrated(source[0]) else "" for name, source in sources.items()}
+    is_final = columns.session.is_calibrated
+    keys = {name: key(*source) if name == OTHER or is_final(source[0]) else "" for name, source in sources.items()}
     for name in [name for name in sources if decoder.start_finished(name, keys[name])]:
         del sources[name]
     with SLICED_ANSWERS.requested() as has_place, ExitStack() as stack:
-        models = {name: stack.enter_context(_begin_model(job, columns, *source)) for name, source in sources.items()}
+        models = {
+            name: stack.enter_context(
+                job.begin(("column", *source, other), partial(make, of=source[0], name=source[1]))
+            )
+            for name, source in sources.items()
+        }
         for name in models:
             decoder.show_pending(name)
         job.emit(Status(lazy_gettext("Answering")))
@@ -89,12 +106,6 @@ def write_answers(
             decoder.step()
     job.emit(columns.session.ready(request))
     return decoder.answers
-
-
-def _begin_model(job: Job, columns: Columns, request: Request, name: str) -> Shared[PreTrainedModel]:
-    """Start slicing a column's model, from the sequences that the calibration has read so far."""
-    key = ("column", request, name)
-    return job.begin(key, lambda job: columns.model(job, request, name, full_calibration=False))
 
 
 class InterleavedDecoder:

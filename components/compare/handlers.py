@@ -18,7 +18,7 @@ from ..ui import formatting
 from ..ui.handlers import unchanged
 from . import answers, html, passages
 from .models import Columns
-from .views import COLUMNS, PINNED, Answer, Costs, Question
+from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
 
 UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
 LONG_WAIT = 10  # seconds from which a wait offers the user's own device
@@ -33,6 +33,7 @@ class Answered(NamedTuple):
     intraslice: Any
     crossmodule: Any
     pinned: Any
+    other: Any
 
 
 class CostTexts(NamedTuple):
@@ -43,6 +44,7 @@ class CostTexts(NamedTuple):
     crossmodule: Any
     protocol: Any
     pinned: Any
+    other: Any
 
 
 class CostsMeasured(NamedTuple):
@@ -54,6 +56,14 @@ class CostsMeasured(NamedTuple):
     crossmodule: Any
     protocol: Any
     pinned: Any
+    other: Any
+
+
+class OtherColumn(NamedTuple):
+    """The answer and the costs of another model."""
+
+    answer: Any
+    cost: Any
 
 
 class Result(NamedTuple):
@@ -80,11 +90,13 @@ def answer(
     sample_seed: int,
     raw: bool,
     pinned: Request | None,
+    other: str,
     client: str,
 ) -> Iterator[Answered]:
     """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
-    Yields the status and the answers (HTML). Temperature 0 is greedy; raw omits the chat template.
+    `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
+    is greedy; raw omits the chat template.
     """
     question = Question(prompt, int(tokens), float(temperature), int(sample_seed or 0), bool(raw))
     shown: Mapping[str, Answer] = {}
@@ -92,18 +104,30 @@ def answer(
     shown_at = 0.0
     yield unchanged(Answered)
     columns.note_end(client, stopped=False)
-    for event in answers.answer(columns, request, question, client, pinned):
+    for event in answers.answer(columns, request, question, client, pinned, other):
         status = gr.skip()
         if isinstance(event, Status):
             event = _with_offer(columns, request, event)
             status, event = formatting.status(event), _with_slicing_progress(latest, event)
         latest = event
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            yield _changed(shown, latest, request, pinned)._replace(status=status)
+            yield _changed(shown, latest, request, pinned, other)._replace(status=status)
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
-        yield _changed(shown, {name: _stopped(column) for name, column in latest.items()}, request, pinned)
+        yield _changed(shown, {name: _stopped(column) for name, column in latest.items()}, request, pinned, other)
+
+
+def name_other(columns: Columns, request: Request, other: str) -> OtherColumn:
+    """The column of another model before its answer, and its costs so far (HTML); empty without one."""
+    if not other:
+        return OtherColumn("", "")
+    return OtherColumn(html.answer(OTHER, other=other), html.cost(OTHER, _costs(columns, request, other), other))
+
+
+def refuse_other(problem: ValueError) -> OtherColumn:
+    """The answer to a name that is none, or to invalid settings."""
+    return OtherColumn(formatting.problem(problem), "")
 
 
 def cached_costs(columns: Columns, request: Request, layer: int, pinned: Request | None, client: str) -> CostTexts:
@@ -116,7 +140,9 @@ def cached_costs(columns: Columns, request: Request, layer: int, pinned: Request
     return _cost_texts(columns, request, pinned)
 
 
-def costs(columns: Columns, request: Request, pinned: Request | None, client: str) -> Iterator[CostsMeasured]:
+def costs(
+    columns: Columns, request: Request, pinned: Request | None, other: str, client: str
+) -> Iterator[CostsMeasured]:
     """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
 
     Does nothing if the client stopped its last answer.
@@ -124,8 +150,8 @@ def costs(columns: Columns, request: Request, pinned: Request | None, client: st
     yield unchanged(CostsMeasured)
     if columns.was_stopped(client):
         return
-    for event in columns.measure(request, client, pinned):
-        yield CostsMeasured(formatting.status(event), *_cost_texts(columns, request, pinned))
+    for event in columns.measure(request, client, pinned, other):
+        yield CostsMeasured(formatting.status(event), *_cost_texts(columns, request, pinned, other))
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
@@ -159,24 +185,28 @@ def stop(columns: Columns, client: str) -> str:
     return formatting.status(Status(answers.STOPPED, "ready"))
 
 
-def _cost_texts(columns: Columns, request: Request, pinned: Request | None) -> CostTexts:
-    costs = _costs(columns, request)
-    texts = {name: html.cost(name, costs) for name in COLUMNS}
+def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str | None = None) -> CostTexts:
+    """The costs of all columns; that of the other model is unchanged if `other` is None."""
+    costs = _costs(columns, request, other or "")
+    texts: dict[str, Any] = {name: html.cost(name, costs) for name in COLUMNS}
     texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
+    texts[OTHER] = gr.skip() if other is None else html.cost(OTHER, costs, other)
     return CostTexts(**texts, protocol=html.protocol(costs))
 
 
-def _costs(columns: Columns, request: Request) -> Costs:
+def _costs(columns: Columns, request: Request, other: str = "") -> Costs:
     try:
-        return columns.cached_costs(request)
+        return columns.cached_costs(request, other)
     except ValueError:  # the headline shows what is wrong with the setting
         return Costs({}, {})
 
 
-def _changed(previous: answers.Answers, current: answers.Answers, request: Request, pinned: Request | None) -> Answered:
+def _changed(
+    previous: answers.Answers, current: answers.Answers, request: Request, pinned: Request | None, other: str
+) -> Answered:
     sparsities = {name: (pinned if pinned and name == PINNED else request).settings.sparsity for name in current}
     changed = {
-        name: html.answer(name, content, sparsities[name])
+        name: html.answer(name, content, sparsities[name], other)
         for name, content in current.items()
         if previous.get(name) != content
     }

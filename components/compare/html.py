@@ -8,7 +8,7 @@ from html import escape
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ui import formatting
 from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
+from .views import COLUMNS, OTHER, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
 
 EMPTY = Terms(
     {
@@ -18,9 +18,10 @@ EMPTY = Terms(
             "The answer of a cross-module (SliceGPT) model with about the same number of parameters removed."
         ),
         PINNED: lazy_gettext("The answer of the model sliced with the pinned setting."),
+        OTHER: lazy_gettext("The answer of this model; press “Generate”."),
     }
 )
-COLOURS = METHOD_COLOURS | {PINNED: "pinned"}
+COLOURS = METHOD_COLOURS | {PINNED: "pinned", OTHER: "other"}
 KL = lazy_gettext(
     "KL from dense: Kullback-Leibler divergence KL(dense ‖ sliced) of the next-token probabilities, on the perplexity "
     "text, ± one standard error over its windows."
@@ -37,10 +38,13 @@ MAX_LOSS_INCREASE = 2.0  # nats; the colour of a token does not get stronger abo
 MAX_COLOUR = 45  # per cent of the colour at that increase; text stays readable on it
 
 
-def answer(name: str, content: Answer | None = None, sparsity: float | None = None) -> str:
-    """One column: the answer so far, its first divergent token highlighted, and its length."""
+def answer(name: str, content: Answer | None = None, sparsity: float | None = None, other: str = "") -> str:
+    """One column: the answer so far, its first divergent token highlighted, and its length.
+
+    `other` is the name of the other model, which heads its column.
+    """
     subtitle = ""
-    if sparsity is not None and name != "dense":
+    if sparsity is not None and name not in ("dense", OTHER):
         removed = gettext("{sparsity:g}% removed", sparsity=sparsity)
         subtitle = f' <span class="isx-quiet" data-percent="{sparsity:g}">{removed}</span>'
     if content is None:
@@ -55,7 +59,8 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
         )
     growing = ' aria-busy="true"' if content and content.state == "growing" else ""
     style = f"isx-answer isx-of-{COLOURS[name]}"
-    return f'<section class="{style}"{growing}><h3>{label(name)}{subtitle}</h3>{body}</section>'
+    title = escape(other) if name == OTHER else label(name)
+    return f'<section class="{style}"{growing}><h3>{title}{subtitle}</h3>{body}</section>'
 
 
 def label(name: str) -> str:
@@ -123,7 +128,7 @@ def cost(name: str, costs: Costs, title: str = "") -> str:
         (gettext("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
     ]
     lines = "".join(f"<div><dt>{term}</dt><dd>{value}<small>{note}</small></dd></div>" for term, value, note in rows)
-    label = gettext("Cost of {name}", name=title or COLUMNS[name])
+    label = escape(gettext("Cost of {name}", name=title or COLUMNS[name]))
     measured = {"reads": column.prefill, "writes": column.decode}
     speeds = "".join(
         f' data-{kind}="{speed:{_digits(speed)}}"' for kind, speed in measured.items() if speed is not None

@@ -1,4 +1,4 @@
-"""The three models of the Compare tab, sliced on demand, and the costs of each."""
+"""The models of the Compare tab, loaded and sliced on demand, and the costs of each."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
@@ -27,7 +28,7 @@ from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request
 from ..state.session import Session
 from .token_streams import TokenStreams
-from .views import Cost, Costs
+from .views import OTHER, Cost, Costs
 
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 
@@ -40,7 +41,8 @@ class Columns:
         self.streams = TokenStreams()
         self._stopped: set[str] = set()
         self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
-        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig], dict[str, Speed]] = BoundedCache(1000)
+        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, str], dict[str, Speed]] = BoundedCache(1000)
+        self._others: BoundedCache[tuple[CalibrationKey, str], Cost] = BoundedCache(1000)  # without speeds
 
     def is_ready(self, request: Request) -> bool:
         """Whether the dense and the sliced model are in memory."""
@@ -66,6 +68,21 @@ class Columns:
             raise UserError(problem)
         return self.session.slice(job, request, name, full_calibration or not request.is_live)
 
+    def other(self, job: Job, request: Request, other: str) -> PreTrainedModel:
+        """Another model, dense or sliced. Raises UserError if it cannot be loaded or has other tokens."""
+        dense = self.dense(job, request)
+        loaded = self.session.calibrations.load_any(job, request.calibration._replace(model=other))
+        if loaded.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
+            raise UserError(
+                lazy_gettext(
+                    "{other} has another tokenizer than {model}, so their answers and perplexities cannot be compared. "
+                    "Choose a model of the same family.",
+                    other=other,
+                    model=dense.name,
+                )
+            )
+        return loaded.model
+
     def _unreachable(self, request: Request, dense: PreTrainedModel) -> str:
         plan, is_close = self._nearest_plan(request, dense)
         if is_close:
@@ -86,7 +103,7 @@ class Columns:
 
     # Costs
 
-    def cached_costs(self, request: Request) -> Costs:
+    def cached_costs(self, request: Request, other: str = "") -> Costs:
         """The costs measured so far, without computing. Raises UserError for an impossible setting."""
         plan = self.session.plan(request)
         if plan is None:
@@ -109,17 +126,21 @@ class Columns:
                 # Cross-module slicing cuts the inputs and outputs of the heads, not their keys and values.
                 kv_bytes = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
-        speeds = self._speeds.get((key, request.slicing)) or {}
+        if cost := self._others.get((key, other)):
+            columns[OTHER] = cost
+        speeds = self._speeds.get((key, request.slicing, other)) or {}
         for name, speed in speeds.items():
             columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
-        for name in columns.keys() - {"dense"} if request.slicing.sparsity else ():
+        for name in columns.keys() - {"dense", OTHER} if request.slicing.sparsity else ():
             if divergence := self.session.readings.divergence(request.slice_key(name)):
                 columns[name] = replace(columns[name], divergence=(divergence.value, divergence.error))
         return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
 
-    def measure(self, request: Request, client: str, pinned: Request | None = None) -> Iterator[Status]:
+    def measure(
+        self, request: Request, client: str, pinned: Request | None = None, other: str = ""
+    ) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
-        work = partial(self._measure, request=request, pinned=pinned)
+        work = partial(self._measure, request=request, pinned=pinned, other=other)
         follows: dict[str, Any] = {"request": request, "pinned": pinned}
         yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, **follows)
 
@@ -135,7 +156,7 @@ class Columns:
         """Whether a client's last answer was stopped."""
         return client in self._stopped
 
-    def _measure(self, job: Job, request: Request, pinned: Request | None) -> None:
+    def _measure(self, job: Job, request: Request, pinned: Request | None, other: str) -> None:
         self.session.measure_perplexities(job, request)
         models = self.pair(job, request)
         if request.slicing.sparsity:
@@ -144,7 +165,11 @@ class Columns:
             calibrated = self.session.calibrations.calibrate(job, request.calibration)
             for name in [name for name in models if name != "dense"]:
                 self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
-        self._measure_speed(job, request, models)
+        if other:
+            with suppress(UserError):  # its answer has the reason
+                models[OTHER] = self.other(job, request, other)
+                self._measure_other(job, request, other, models[OTHER])
+        self._measure_speed(job, request, models, other)
         if pinned is not None and pinned.slicing.sparsity:
             self.session.measure_perplexities(job, pinned)
             models = self.pair(job, pinned)
@@ -153,11 +178,31 @@ class Columns:
             self._measure_speed(job, pinned, models)
         job.emit(self.session.ready(request))
 
-    def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel]) -> None:
+    def _measure_other(self, job: Job, request: Request, other: str, model: PreTrainedModel) -> None:
+        """Measure another model's perplexity and KL divergence, unless they are cached."""
+        key = request.calibration, other
+        if self._others.get(key):
+            return
+        calibrated = self.session.calibrations.calibrate(job, request.calibration)
+        dense = calibrated.loaded.model
+        # Heads of another size, padded for example, have no divergence.
+        is_like_dense = model.config.vocab_size == dense.config.vocab_size
+        states = self.session.readings.dense_states(request.calibration, dense) if is_like_dense else None
+
+        def measure(job: Job) -> Losses:
+            report = job_progress(job, lazy_gettext("Perplexity of the {method} model, window", method=other))
+            return measure_losses(model, calibrated.windows, dense=states, progress=report)
+
+        losses = job.share(("losses of another", key), measure)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        cost = Cost(parameters, 0.0, kv_bytes_per_token(model), losses.perplexity().value)
+        self._others.put(key, replace(cost, divergence=losses.divergence()))
+
+    def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str = "") -> None:
         """Measure the speeds of a setting's models, unless they are cached."""
-        key = request.calibration, request.slicing
+        key = request.calibration, request.slicing, other
         cached = self._speeds.get(key) or {}
-        if request.slicing.sparsity and not models.keys() <= cached.keys():
+        if len(set(map(id, models.values()))) > 1 and not models.keys() <= cached.keys():
             progress = job_progress(job, lazy_gettext("Measuring speed, alternating between models: round"))
             self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
 

@@ -1,4 +1,4 @@
-"""The Compare tab: three models answer one prompt side by side, with the costs of each model."""
+"""The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .device_panel import DevicePanel
 from .handlers import Answered, CostsMeasured, CostTexts
 from .models import Columns
 from .passage_panel import PassagePanel
-from .views import COLUMNS, PINNED
+from .views import COLUMNS, OTHER, PINNED
 
 EXAMPLES = [
     PROMPT,
@@ -46,6 +46,7 @@ class ComparePanel(NamedTuple):
     tokens: gr.Slider
     temperature: gr.Slider
     seed: gr.Number
+    other: gr.Textbox
     answers: dict[str, gr.HTML]  # by column
     costs: CostTexts
     perplexity: gr.HTML
@@ -88,10 +89,17 @@ def build(session: Session, first: Request) -> ComparePanel:
                 container=False,
                 min_width=200,
             )
+        other = gr.Textbox(
+            "",
+            label=lazy_gettext("Another model in a column of its own"),
+            placeholder=lazy_gettext("A model with the same tokenizer, such as HuggingFaceTB/SmolLM2-360M-Instruct"),
+            max_length=limits.NAME.value,
+            elem_id="other-model",
+        )
         device = device_panel.build()
         with gr.Row(elem_id="answers"):
-            for name in (*COLUMNS, PINNED):
-                empty = LazyString(partial(html.answer, name))
+            for name in (*COLUMNS, PINNED, OTHER):
+                empty = "" if name == OTHER else LazyString(partial(html.answer, name))
                 answers[name] = gr.HTML(
                     empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
                 )
@@ -107,6 +115,7 @@ def build(session: Session, first: Request) -> ComparePanel:
         tokens=tokens,
         temperature=temperature,
         seed=seed,
+        other=other,
         answers=answers,
         costs=CostTexts(**costs),
         perplexity=perplexity,
@@ -119,14 +128,20 @@ def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
     columns, settings = panel.columns, context.controls.settings
     pinned = context.controls.pinned
-    inputs = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned]
+    inputs = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned, panel.other]
     # A prompt that is sent during an answer is answered after it.
     outputs = [*Answered(context.status, **panel.answers)]
     listener = {"fn": spread_settings(handlers.answer, columns), "inputs": inputs, "outputs": outputs, **HEAVY}
     triggers = [panel.generate.click, panel.prompt.submit]
     answered = on_latest(triggers, **listener, api_name="answer")
     measured = [*CostsMeasured(context.status, *panel.costs)]
-    answered.then(spread_settings(handlers.costs, columns), [*settings, pinned], measured, api_name="costs", **HEAVY)
+    answered.then(
+        spread_settings(handlers.costs, columns),
+        [*settings, pinned, panel.other],
+        measured,
+        api_name="costs",
+        **HEAVY,
+    )
     panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
     cached_costs = partial_handler(handlers.cached_costs, columns)
@@ -141,6 +156,14 @@ def connect(panel: ComparePanel, context: Context) -> None:
         )
     on_latest(
         [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
+    )
+    on_latest(
+        [panel.other.change],
+        fn=spread_settings(handlers.name_other, columns, refuse=handlers.refuse_other),
+        inputs=[*settings, panel.other],
+        outputs=[panel.answers[OTHER], panel.costs.other],
+        **PRIVATE,
+        **CHEAP,
     )
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)

@@ -11,6 +11,7 @@ from ..i18n.language import LazyString, lazy_gettext
 from ..ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
+OTHER = "other"  # the column of another model, if one is named
 COLUMNS = Terms(
     {
         "dense": lazy_gettext("Dense"),

@@ -89,6 +89,13 @@ class Calibrations:
 
     def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         """The dense model. Raises UserError if it cannot be loaded or is already sliced."""
+        loaded = self.load_any(job, key)
+        if loaded.made is not None:
+            raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
+        return loaded
+
+    def load_any(self, job: Job, key: CalibrationKey) -> LoadedModel:
+        """The model, dense or sliced. Raises UserError if it cannot be loaded."""
         return job.share(("model", key.model, key.dtype), lambda job: self._load(job, key))
 
     def calibrate(self, job: Job, key: CalibrationKey, whole: bool = True, more_than: int = 0) -> Calibrated:
@@ -125,12 +132,9 @@ class Calibrations:
     def _load_now(self, job: Job, key: CalibrationKey) -> LoadedModel:
         job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
         with job.waiting(), self._bounded_hub_cache(key.model):
-            loaded = load_model(
+            return load_model(
                 key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
             )
-        if loaded.made is not None:
-            raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
-        return loaded
 
     def _calibrate(self, job: Job, key: CalibrationKey) -> None:
         if self.whole(key) is not None:

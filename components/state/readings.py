@@ -86,7 +86,7 @@ class Readings:
                     job.note_result()
                 report(event)
 
-            states = self._states_of(key.calibration, dense.model) if compared else None
+            states = self.dense_states(key.calibration, dense.model) if compared else None
             losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
             if is_dense or calibrated.is_whole:
                 write_record(_path(key, calibrated), asdict(losses), "the losses")
@@ -104,7 +104,7 @@ class Readings:
         if losses is not None:
             self._store(key, CachedEntry(losses, 0 if key.method == DENSE else len(calibrated.tokens)))
 
-    def _states_of(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
+    def dense_states(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
         """The dense states with which all models of a calibration are compared."""
         return self._caches.states.get(key) or self._caches.states.put(key, DenseStates(dense))
 

@@ -8,7 +8,6 @@ are checked when the plan is computed (`Session`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -156,7 +155,6 @@ def model_name(model: Any) -> str:
     return name
 
 
-@cache
 def default_slicing() -> SliceConfig:
     """The slicing config that the page opens with."""
     return _slicing(Settings())

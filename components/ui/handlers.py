@@ -27,7 +27,7 @@ from ..gradio_compat.signatures import (
 )
 from ..i18n.language import LazyString, language, lazy_gettext
 from ..jobs import limits
-from ..state.request import parse
+from ..state.request import model_name, parse
 from ..state.settings import Settings
 from .pinned import text as pinned_text
 
@@ -48,6 +48,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "temperature": lambda value: limits.number(lazy_gettext("Temperature"), value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole(lazy_gettext("Seed"), value or 0, 0, limits.MAX_SEED),
     "raw": lambda value: limits.flag("raw", value),
+    "other": lambda value: model_name(value.strip()) if isinstance(value, str) and value.strip() else "",
     "ratios_file": lambda value: uploaded_path(value),
     "speed": lambda value: limits.flag("speed", value),
 }

@@ -31,7 +31,7 @@ QUIET_SECONDS = 20.0
 
 def described(http: httpx.Client, url: str) -> dict[str, dict[str, str]]:
     """The files of the setting, as the page tells them to a browser."""
-    answer = evaluate(http, url, settings(sparsity=30), 300.0, "device_files")
+    answer = evaluate(http, url, [*settings(sparsity=30), "q8_0"], 300.0, "device_files")
     return json.loads(json.loads(answer.partition("data: ")[2])[-1])
 
 

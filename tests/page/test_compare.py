@@ -68,7 +68,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for _, *answers, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, SOMEBODY):
+    for _, *answers, _, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
         shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -180,7 +180,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
-    answers = handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, SOMEBODY)
+    answers = handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
     for _ in range(12):
         next(answers)
     assert "Stopped" in handlers.stop(columns, SOMEBODY)
@@ -189,8 +189,8 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     last = [html for html in left[-1][1:] if isinstance(html, str)]
     assert last
     assert all(", stopped" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs(columns, tiny, None, SOMEBODY))[1:] == []  # no more work follows
-    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, SOMEBODY)
+    assert list(handlers.costs(columns, tiny, None, "", SOMEBODY))[1:] == []  # no more work follows
+    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY)
     assert "Calibrated on" in end[0]
 
 
@@ -219,7 +219,7 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
 
 def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(columns, tiny) -> None:
     setting = tiny.with_settings(sparsity=45)
-    measuring = handlers.costs(columns, setting, None, SOMEBODY)
+    measuring = handlers.costs(columns, setting, None, "", SOMEBODY)
     for _ in range(2):  # the first begins nothing
         next(measuring)
     late = handlers.cached_costs(columns, setting, 0, None, SOMEBODY)
@@ -227,7 +227,7 @@ def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(colum
     assert handlers.cached_costs(columns, tiny, 0, None, SOMEBODY) != late  # another setting's
     assert handlers.cached_costs(columns, setting, 0, None, "another") != late
     *_, last = measuring
-    assert last[1:] == handlers.cached_costs(columns, setting, 0, None, SOMEBODY)
+    assert last[1:-1] == handlers.cached_costs(columns, setting, 0, None, SOMEBODY)[:-1]
 
 
 def test_a_slower_model_is_called_slower() -> None:

@@ -64,7 +64,7 @@ def _run(
     (server,) = psutil.Process().children()
     default, page = Settings(dtype=choose_dtype()), Page(address)
     page.ask("evaluate", [*default])  # the lecturer has opened the page before, and asked once
-    page.ask("answer", [*default, PROMPT, NEW_TOKENS, 0.0, 0, False, ""])
+    page.ask("answer", [*default, PROMPT, NEW_TOKENS, 0.0, 0, False, "", ""])
     memory = Memory()
     before = memory.now()
     threading.Thread(target=memory.watch, daemon=True).start()

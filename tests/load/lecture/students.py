@@ -180,7 +180,7 @@ class Student:
     def _ask(self) -> None:
         answered = Answered(self.settings, self.dice.choice(PROMPTS), time.monotonic())
         self.lecture.answers.append(answered)
-        data = [*self.settings, answered.prompt, NEW_TOKENS, 0.0, 0, False, ""]
+        data = [*self.settings, answered.prompt, NEW_TOKENS, 0.0, 0, False, "", ""]
         self._call("answer", data, partial(self._see_answer, answered))
 
     def _see_answer(self, answered: Answered, data: list[Any], is_last: bool) -> None:
@@ -192,7 +192,7 @@ class Student:
         is_stopped = any(map(STOPPED.search, answered.columns))
         if is_last and answered.first is not None and not is_stopped:
             answered.whole = time.monotonic()
-            self._call("costs", [*answered.settings, ""], lambda data, is_last: self._see_status("costs", data))
+            self._call("costs", [*answered.settings, "", ""], lambda data, is_last: self._see_status("costs", data))
 
     def _see_status(self, kind: str, data: list[Any]) -> None:
         if data and isinstance(data[0], str) and "isx-error" in data[0]:

@@ -20,7 +20,7 @@ def told(session, tiny, monkeypatch):
     def status(event: Status, is_fetched: bool = True) -> str:
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
         monkeypatch.setattr(handlers.answers, "answer", lambda *_: iter([event]))
-        question = "w10", 4, 0.0, 0, False, None
+        question = "w10", 4, 0.0, 0, False, None, ""
         return list(handlers.answer(Columns(session), tiny, *question, SOMEBODY))[1].status
 
     return status

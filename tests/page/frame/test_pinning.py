@@ -203,15 +203,15 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     columns, other = Columns(session), tiny.with_settings(sparsity=55)
     mine = tiny.with_settings(sparsity=25)
     shown = {}
-    for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, SOMEBODY):
+    for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, "", SOMEBODY):
         shown |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
     alone = {}
-    for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, SOMEBODY):
+    for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, "", SOMEBODY):
         alone |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
     assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
     assert "pinned" not in alone
-    *_, costs = compare.costs(columns, mine, other, SOMEBODY)
+    *_, costs = compare.costs(columns, mine, other, "", SOMEBODY)
     assert f"{columns.cached_costs(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
     assert costs.pinned.count("tokens/s") == 2
     assert columns.cached_costs(other).columns["intraslice"].divergence is not None

@@ -1,0 +1,103 @@
+"""Another model beside the sliced one: any that loads and has the same tokens, with its answer and its costs."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_page import SOMEBODY, in_job
+
+from components.compare import handlers
+from components.compare.models import Columns
+from components.ui.handlers import spread_settings
+from intraslice import checkpoints
+from intraslice.core.errors import UserError
+from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.generation import generate_text
+from intraslice.evaluation.perplexity import measure_losses
+from intraslice.loading import load_model
+
+PROMPT = "w10 w20 w30"
+
+
+@pytest.fixture
+def other(tmp_path, tiny, word_tokenizer, tiny_llama_gqa) -> str:
+    """Another tiny model, with the tokenizer of the page's."""
+    torch.manual_seed(7)
+    model = tiny_llama_gqa()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "other")
+    load_model(tiny.settings.model).tokenizer.save_pretrained(tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+def text_of(column: str) -> str:
+    return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', column, re.DOTALL)[1]))
+
+
+def answered(session, tiny, name: str) -> dict[str, str]:
+    """The last HTML of each column."""
+    shown: dict[str, str] = {}
+    for step in handlers.answer(Columns(session), tiny, PROMPT, 12, 0.0, 0, False, None, name, SOMEBODY):
+        shown |= {field: value for field, value in step._asdict().items() if isinstance(value, str)}
+    return shown
+
+
+def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) -> None:
+    shown = answered(session, tiny, other)
+    loaded = load_model(other)
+    assert f"<h3>{other}" in shown["other"]
+    assert text_of(shown["other"]) == "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 12))
+    columns = Columns(session)
+    *_, costs = handlers.costs(columns, tiny, None, other, SOMEBODY)
+    calibrated = session.calibrated(tiny)
+    losses = measure_losses(
+        loaded.model, calibrated.windows, dense=DenseStates(calibrated.loaded.model), progress=False
+    )
+    cost = columns.cached_costs(tiny, other).columns["other"]
+    assert cost.perplexity == pytest.approx(losses.perplexity().value, rel=1e-5)
+    assert cost.divergence == pytest.approx(losses.divergence(), rel=1e-4)
+    assert cost.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
+    assert cost.decode
+    assert "nats per token" in costs.other
+    assert handlers.name_other(columns, tiny, other).cost == costs.other
+    assert "other" not in columns.cached_costs(tiny).columns
+
+
+def test_a_saved_slice_answers_as_the_column_of_its_sparsity(session, tiny, tmp_path) -> None:
+    sliced = in_job(session, session.slice, tiny)
+    checkpoints.save(sliced, session.calibrated(tiny).loaded.tokenizer, tmp_path / "sliced", {})
+    shown = answered(session, tiny, str(tmp_path / "sliced"))
+    assert text_of(shown["other"]) == text_of(shown["intraslice"])
+    assert "12 tokens" in shown["other"]
+
+
+def test_what_cannot_be_compared_says_so_while_the_others_answer(
+    session, tiny, tmp_path, tiny_llama_gqa, word_tokenizer
+):
+    tiny_llama_gqa().save_pretrained(tmp_path / "foreign")
+    word_tokenizer([f"x{index}" for index in range(4, 256)]).save_pretrained(tmp_path / "foreign")
+    for name, words in ((str(tmp_path / "foreign"), "another tokenizer"), (str(tmp_path / "none"), "none")):
+        shown = answered(session, tiny, name)
+        assert words in text_of(shown["other"])
+        assert "12 tokens" in shown["intraslice"]
+        *_, costs = handlers.costs(Columns(session), tiny, None, name, SOMEBODY)
+        assert costs.other == ""
+        assert "tokens/s" in costs.intraslice
+
+
+def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
+    named = spread_settings(handlers.name_other, Columns(session), refuse=handlers.refuse_other)
+    assert "isx-error" not in named(*tiny.settings, other)[0]
+    assert named(*tiny.settings, " ") == ("", "")
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    default = tiny.settings._replace(model="default", text="default", upload=None)
+    assert "Model must be a Hub id" in named(*default, other)[0]
+    with pytest.raises(UserError, match="Model must be a Hub id"):
+        list(spread_settings(handlers.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, False, "", other, None))
+    assert Path(other).exists()
