@@ -50,7 +50,7 @@ def answered(session, tiny, name: str) -> dict[str, str]:
 
 def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) -> None:
     shown = answered(session, tiny, other)
-    loaded = load_model(other)
+    loaded = load_model(other, getattr(torch, tiny.calibration.dtype))
     assert f"<h3>{other}" in shown["other"]
     assert text_of(shown["other"]) == "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 12))
     columns = Columns(session)
