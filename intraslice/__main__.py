@@ -26,14 +26,18 @@ def main(argv: list[str] | None = None) -> int:
         with process_group(choose_device(arguments.device)):
             result, text = arguments.run(Run(arguments))
             if is_main_process():
-                print(json.dumps(result) if arguments.json else text)
-            sys.stdout.flush()
-    except BrokenPipeError:  # whoever read stdout has left, as `head` does; Python's own last flush has to go elsewhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _print(json.dumps(result) if arguments.json else text)
     except (UserError, NumericalError) as error:
         print(f"python -m intraslice: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever read stdout has left, as `head` does; Python's own last flush has to go elsewhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation.answers.statistics import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text
 
@@ -23,7 +23,7 @@ from ..jobs.places import Places
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import DENSE, Request
-from .models import Columns
+from .models import CANNOT_ANSWER, Columns
 from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
@@ -56,9 +56,8 @@ def write_answers(
     decoder = InterleavedDecoder(job, columns.streams, loaded.tokenizer, question.prompt, sampling)
 
     def key(of: Request, name: str) -> str:
-        if name == OTHER:
-            dense = of.slice_key(DENSE)
-            named = dense._replace(calibration=dense.calibration._replace(model=other))
+        if name == OTHER:  # never that of a page whose model it is: nobody has compared the tokenizers there
+            named = of.slice_key(DENSE)._replace(method=f"{OTHER} {other}")
             return stream_key(named, loaded.tokenizer, question)
         method = name if of.slicing.sparsity else DENSE
         return stream_key(of.slice_key(method), loaded.tokenizer, question)
@@ -91,17 +90,19 @@ def write_answers(
         job.emit(Status(lazy_gettext("Answering")))
         decoder.step()
         while models or decoder.running:
-            can_slice = bool(models) and has_place()
-            if not can_slice and not decoder.running:
+            # Another model is loaded without a place: that may take long, and it is in the cache of models anyway.
+            can_slice = bool(models.keys() - {OTHER}) and has_place()
+            ready = [name for name in models if can_slice or name == OTHER]
+            if not ready and not decoder.running:
                 SLICED_ANSWERS.wait(job)
                 continue
-            for name in list(models) if can_slice else ():  # one model at a time; columns that have one continue
+            for name in ready:  # one model at a time; columns that have one continue
                 try:
                     if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
                         break
                     decoder.start(name, models.pop(name).result(), keys[name])
                     job.emit(Status(lazy_gettext("Answering")))
-                except (UserError, NumericalError) as problem:
+                except CANNOT_ANSWER as problem:
                     decoder.refuse(name, str(problem))
             decoder.step()
     job.emit(columns.session.ready(request))
@@ -151,7 +152,15 @@ class InterleavedDecoder:
         """
         for name, (key, stream) in list(self.running.items()):
             tokens = self._tokens[name]
-            if stream.reach(self._job, len(tokens)):
+            try:
+                has_more = stream.reach(self._job, len(tokens))
+            except UserError as problem:
+                if name != OTHER:
+                    raise
+                del self.running[name]  # its context may be shorter than that of the others
+                self.refuse(name, str(problem))
+                continue
+            if has_more:
                 tokens.extend(stream.tokens[len(tokens) :])
                 state = "growing"
             else:

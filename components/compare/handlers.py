@@ -104,6 +104,7 @@ def answer(
     shown_at = 0.0
     yield unchanged(Answered)
     columns.note_end(client, stopped=False)
+    jobs = columns.session.jobs
     for event in answers.answer(columns, request, question, client, pinned, other):
         status = gr.skip()
         if isinstance(event, Status):
@@ -111,18 +112,25 @@ def answer(
             status, event = formatting.status(event), _with_slicing_progress(latest, event)
         latest = event
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            yield _changed(shown, latest, request, pinned, other)._replace(status=status)
+            changed = _changed(shown, latest, request, pinned, other)._replace(status=status)
+            is_named = jobs.looked_at(client, "other", other) == other  # still
+            yield changed if is_named else changed._replace(other=gr.skip())
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
         yield _changed(shown, {name: _stopped(column) for name, column in latest.items()}, request, pinned, other)
 
 
-def name_other(columns: Columns, request: Request, other: str) -> OtherColumn:
-    """The column of another model before its answer, and its costs so far (HTML); empty without one."""
+def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> OtherColumn:
+    """The column of another model before its answer, and its costs so far (HTML); empty without one.
+
+    `shown` is the column as it is now: an answer of the same model stays.
+    """
+    columns.session.jobs.look(client, other=other)
     if not other:
         return OtherColumn("", "")
-    return OtherColumn(html.answer(OTHER, other=other), html.cost(OTHER, _costs(columns, request, other), other))
+    answer = gr.skip() if html.is_of(other, shown) else html.answer(OTHER, other=other)
+    return OtherColumn(answer, html.cost(OTHER, _costs(columns, request, other), other))
 
 
 def refuse_other(problem: ValueError) -> OtherColumn:
@@ -130,14 +138,16 @@ def refuse_other(problem: ValueError) -> OtherColumn:
     return OtherColumn(formatting.problem(problem), "")
 
 
-def cached_costs(columns: Columns, request: Request, layer: int, pinned: Request | None, client: str) -> CostTexts:
+def cached_costs(
+    columns: Columns, request: Request, layer: int, pinned: Request | None, other: str, client: str
+) -> CostTexts:
     """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
 
     Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
     """
-    if columns.is_measuring(request, client, pinned):
+    if columns.is_measuring(request, client, pinned, other):
         return unchanged(CostTexts)
-    return _cost_texts(columns, request, pinned)
+    return _cost_texts(columns, request, pinned, other)
 
 
 def costs(
@@ -185,12 +195,11 @@ def stop(columns: Columns, client: str) -> str:
     return formatting.status(Status(answers.STOPPED, "ready"))
 
 
-def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str | None = None) -> CostTexts:
-    """The costs of all columns; that of the other model is unchanged if `other` is None."""
-    costs = _costs(columns, request, other or "")
-    texts: dict[str, Any] = {name: html.cost(name, costs) for name in COLUMNS}
+def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> CostTexts:
+    costs = _costs(columns, request, other)
+    texts = {name: html.cost(name, costs) for name in COLUMNS}
     texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
-    texts[OTHER] = gr.skip() if other is None else html.cost(OTHER, costs, other)
+    texts[OTHER] = html.cost(OTHER, costs, other)
     return CostTexts(**texts, protocol=html.protocol(costs))
 
 
@@ -231,7 +240,9 @@ def _with_slicing_progress(shown: answers.Answers, event: Status) -> answers.Ans
         total=event.total,
     )
     return {
-        name: replace(column, problem=progress) if column.state == "pending" and event.total else column
+        name: replace(column, problem=progress)
+        if column.state == "pending" and event.total and name != OTHER
+        else column
         for name, column in shown.items()
     }
 

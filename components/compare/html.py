@@ -63,6 +63,11 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
     return f'<section class="{style}"{growing}><h3>{title}{subtitle}</h3>{body}</section>'
 
 
+def is_of(other: str, column: str) -> bool:
+    """Whether a column (HTML) is that of this other model."""
+    return f"<h3>{escape(other)}</h3>" in column
+
+
 def label(name: str) -> str:
     """The heading of a column."""
     return gettext("A, pinned") if name == PINNED else COLUMNS[name]
@@ -76,6 +81,8 @@ def _highlighted(content: Answer) -> str:
 
 
 def _state(name: str, content: Answer) -> str:
+    if content.state == "pending" and name == OTHER:
+        return gettext("This model is being loaded; its answer will appear here.")
     if content.state == "pending":
         pending = gettext("This model has not been sliced at this sparsity yet; its answer will appear here.")
         return escape(translate(content.problem)) or pending

@@ -30,6 +30,7 @@ from ..state.session import Session
 from .token_streams import TokenStreams
 from .views import OTHER, Cost, Costs
 
+CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 
 
@@ -128,7 +129,8 @@ class Columns:
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
         if cost := self._others.get((key, other)):
             columns[OTHER] = cost
-        speeds = self._speeds.get((key, request.slicing, other)) or {}
+        cached = (self._speeds.get((key, request.slicing, named)) for named in (other, ""))
+        speeds = next(filter(None, cached), {})
         for name, speed in speeds.items():
             columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
         for name in columns.keys() - {"dense", OTHER} if request.slicing.sparsity else ():
@@ -141,12 +143,12 @@ class Columns:
     ) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned, other=other)
-        follows: dict[str, Any] = {"request": request, "pinned": pinned}
+        follows: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
         yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, **follows)
 
-    def is_measuring(self, request: Request, client: str, pinned: Request | None) -> bool:
+    def is_measuring(self, request: Request, client: str, pinned: Request | None, other: str = "") -> bool:
         """Whether `measure` runs for a client with these settings."""
-        return self.session.jobs.is_running(client, "costs", request=request, pinned=pinned)
+        return self.session.jobs.is_running(client, "costs", request=request, pinned=pinned, other=other)
 
     def note_end(self, client: str, stopped: bool) -> None:
         """Record whether a client's answer was stopped."""
@@ -166,9 +168,10 @@ class Columns:
             for name in [name for name in models if name != "dense"]:
                 self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
         if other:
-            with suppress(UserError):  # its answer has the reason
-                models[OTHER] = self.other(job, request, other)
-                self._measure_other(job, request, other, models[OTHER])
+            with suppress(*CANNOT_ANSWER):  # its answer has the reason
+                model = self.other(job, request, other)
+                self._measure_other(job, request, other, model)
+                models[OTHER] = model
         self._measure_speed(job, request, models, other)
         if pinned is not None and pinned.slicing.sparsity:
             self.session.measure_perplexities(job, pinned)
@@ -199,12 +202,15 @@ class Columns:
         self._others.put(key, replace(cost, divergence=losses.divergence()))
 
     def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str = "") -> None:
-        """Measure the speeds of a setting's models, unless they are cached."""
-        key = request.calibration, request.slicing, other
-        cached = self._speeds.get(key) or {}
-        if len(set(map(id, models.values()))) > 1 and not models.keys() <= cached.keys():
+        """Measure the speeds of a setting's models, unless they are cached; one that is the dense model has none."""
+        models = {name: model for name, model in models.items() if name == DENSE or model is not models[DENSE]}
+        key, named = (request.calibration, request.slicing), other if OTHER in models else ""
+        cached = self._speeds.get((*key, named)) or {}
+        if len(models) > 1 and not models.keys() <= cached.keys():
             progress = job_progress(job, lazy_gettext("Measuring speed, alternating between models: round"))
-            self._speeds.put(key, measure_speed(models, SPEED, progress=progress))
+            speeds = measure_speed(models, SPEED, progress=progress)
+            self._speeds.put((*key, named), speeds)
+            self._speeds.put((*key, ""), {name: speed for name, speed in speeds.items() if name != OTHER})
 
     def _speed_protocol(self) -> str:
         return lazy_gettext(

@@ -55,7 +55,7 @@ class ComparePanel(NamedTuple):
 
 
 def build(session: Session, first: Request) -> ComparePanel:
-    """Prompt, three answers and their costs. Called inside a `gr.Tab`."""
+    """Prompt, answers and their costs. Called inside a `gr.Tab`."""
     answers, costs = {}, {}
     with gr.Column(elem_classes="isx-stop"):
         with gr.Row(equal_height=True, elem_id="asking"):
@@ -93,6 +93,7 @@ def build(session: Session, first: Request) -> ComparePanel:
             "",
             label=lazy_gettext("Another model in a column of its own"),
             placeholder=lazy_gettext("A model with the same tokenizer, such as HuggingFaceTB/SmolLM2-360M-Instruct"),
+            info=lazy_gettext("It reads the prompt as the dense model does, with the same chat template."),
             max_length=limits.NAME.value,
             elem_id="other-model",
         )
@@ -145,11 +146,12 @@ def connect(panel: ComparePanel, context: Context) -> None:
     panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
 
     cached_costs = partial_handler(handlers.cached_costs, columns)
-    context.subscribe(LiveOutput("compare", cached_costs, panel.costs), [*context.on_commit, pinned.change])
+    live_costs = LiveOutput("compare", cached_costs, panel.costs, inputs=(panel.other,))
+    context.subscribe(live_costs, [*context.on_commit, pinned.change])
     for end in (*context.measured, *context.released):
         end.then(
             spread_settings(cached_costs),
-            [*settings, context.controls.layer, pinned],
+            [*settings, context.controls.layer, pinned, panel.other],
             [*panel.costs],
             **PRIVATE,
             **CHEAP,
@@ -158,9 +160,9 @@ def connect(panel: ComparePanel, context: Context) -> None:
         [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
     )
     on_latest(
-        [panel.other.change],
+        [panel.other.submit, panel.other.blur],
         fn=spread_settings(handlers.name_other, columns, refuse=handlers.refuse_other),
-        inputs=[*settings, panel.other],
+        inputs=[*settings, panel.other, panel.answers[OTHER]],
         outputs=[panel.answers[OTHER], panel.costs.other],
         **PRIVATE,
         **CHEAP,

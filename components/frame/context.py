@@ -72,7 +72,7 @@ class Context(NamedTuple):
     def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
         """Update the live output after these events while its tab is active, and when the tab is opened."""
         self.live_outputs.append(live_output)
-        call = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
+        call = self._call(live_output.tab, live_output.outputs, live_output.show, inputs=live_output.inputs) | CHEAP
         on_latest(events, **call)
         for end in (*self.prepared, self.opened[live_output.tab]):
             end.then(**call)
@@ -104,13 +104,18 @@ class Context(NamedTuple):
             end.then(**compute).then(**show)
 
     def _call(
-        self, tab: str, outputs: tuple[Any, ...] | None, handler: Callable[..., Any], *bound: Any
+        self,
+        tab: str,
+        outputs: tuple[Any, ...] | None,
+        handler: Callable[..., Any],
+        *bound: Any,
+        inputs: tuple[gr.components.Component, ...] = (),
     ) -> dict[str, Any]:
         """Keyword arguments of an event that calls `handler(*bound, request, layer, client)` if `tab` is active."""
         pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
         return {
             "fn": only_if_active(tab, outputs and unchanged(type(outputs)), handler, *bound),
-            "inputs": [*self.controls.settings, self.controls.layer, *pinned, self.tab],
+            "inputs": [*self.controls.settings, self.controls.layer, *pinned, *inputs, self.tab],
             "outputs": outputs and [*outputs],
             **PRIVATE,
         }

@@ -48,7 +48,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "temperature": lambda value: limits.number(lazy_gettext("Temperature"), value, 0, limits.TEMPERATURE.value),
     "sample_seed": lambda value: limits.whole(lazy_gettext("Seed"), value or 0, 0, limits.MAX_SEED),
     "raw": lambda value: limits.flag("raw", value),
-    "other": lambda value: model_name(value.strip()) if isinstance(value, str) and value.strip() else "",
+    "other": lambda value: model_name(value.strip() if isinstance(value, str) else value) if value else "",
     "ratios_file": lambda value: uploaded_path(value),
     "speed": lambda value: limits.flag("speed", value),
 }
@@ -57,13 +57,15 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 class LiveOutput(NamedTuple):
     """Outputs of a tab that are updated after every move: `show(request, layer, client)` answers in milliseconds.
 
-    `show_pinned` does the same for the pinned setting, if another function is needed.
+    `show_pinned` does the same for the pinned setting, if another function is needed. `show` takes the values of
+    `inputs` before `client`.
     """
 
     tab: str
     show: Callable[..., tuple[Any, ...]]
     outputs: tuple[gr.components.Component, ...]
     show_pinned: Callable[..., tuple[Any, ...]] | None = None
+    inputs: tuple[gr.components.Component, ...] = ()
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:

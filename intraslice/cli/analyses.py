@@ -11,6 +11,7 @@ from pandas.api.types import is_numeric_dtype
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_folder
+from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
@@ -172,22 +173,26 @@ def sweep_(run: Run) -> CommandResult:
     if a.csv is not None:
         require_folder(a.csv)
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
+    recipe = run.recipe
+    calibrations = [replace(recipe.calibration, seed=seed) for seed in dict.fromkeys(a.seeds)] or [recipe.calibration]
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
     grid, states = points(a.methods, a.estimators, a.sparsities, a.quantise), DenseStates(loaded.model)
-    recipe, frames = run.recipe, []
-    calibrations = [replace(recipe.calibration, seed=seed) for seed in dict.fromkeys(a.seeds)] or [recipe.calibration]
-    for calibration in calibrations:
+
+    def sweep_from(calibration: CalibrationConfig) -> pandas.DataFrame:
         run.recipe = replace(recipe, calibration=calibration)
         stats, tokens = run.calibrate(loaded)
         texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, PROMPTS if a.answers else ())
         with run.timed("sweep"):
             frame = sweep(loaded, texts, grid, recipe.slicing, speed, states)
-        frames.append(frame.assign(seed=calibration.seed) if a.seeds else frame)
-    frame = pandas.concat(frames, ignore_index=True)
+        return frame.assign(seed=calibration.seed) if a.seeds else frame
+
+    frame = pandas.concat(map(sweep_from, calibrations), ignore_index=True)  # one calibration in memory at a time
+    run.recipe = recipe
     if a.csv is not None and is_main_process():
         frame.to_csv(a.csv, index=False)
-    result = {"model": a.model, "rows": records(frame), "protocol": run.recipe.protocol(), "seconds": run.seconds}
+    protocol = recipe.protocol() | ({"seed": list(dict.fromkeys(a.seeds))} if a.seeds else {})
+    result = {"model": a.model, "rows": records(frame), "protocol": protocol, "seconds": run.seconds}
     table = _mean_over_seeds(frame) if a.seeds else frame
     shown = _SHOWN if any(point.quantise != "none" for point in grid) else [c for c in _SHOWN if c not in _OF_FILES]
     columns = [*shown, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]

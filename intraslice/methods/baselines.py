@@ -44,6 +44,10 @@ class Baseline(OneShotMethod):
         """A layer's scores on a common scale for all layers: their ranks, so that all layers have the same ratio."""
         return scores.argsort().argsort().float() / len(scores)
 
+    def ignored(self, config: SliceConfig) -> list[str]:
+        """As for all methods; the bias is used although there is no estimator."""
+        return [name for name in super().ignored(config) if name != "bias"]
+
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
         """Choose heads and neurons by scores. Uses the sparsity, bias (default 1) and cap of `config`.
 

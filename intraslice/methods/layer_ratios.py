@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -36,7 +35,6 @@ class LayerRatioMethod(OneShotMethod):
     """Narrows heads and MLPs of a layer by the same ratio; all heads are kept, unless the ratio is 1."""
 
     uses_shapes = False  # its heads are narrower
-    has_cap: ClassVar[bool] = True  # ratios are at most the cap of the config
 
     @abstractmethod
     def layer_ratios(self, influence: Sequence[float], mean: float) -> list[float]:
@@ -60,7 +58,7 @@ class LayerRatioMethod(OneShotMethod):
         """
         sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
-        cap = config.cap if self.has_cap else 1.0
+        cap = config.cap if self.uses_cap else 1.0
         locked_ratios = {(layer, module): ratio for layer, module, ratio in config.locked}
 
         def ratios(module: ModuleKind, mean: float) -> list[float]:

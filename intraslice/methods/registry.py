@@ -39,6 +39,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
     uses_estimator: ClassVar[bool] = False  # ratios come from the estimator of the config
     uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
     uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
+    uses_cap: ClassVar[bool] = True  # the cap of the config limits its ratios
     narrows_queries: ClassVar[bool] = True  # queries and keys become as narrow as the values
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
     can_be_saved: ClassVar[bool] = True  # its models can be saved to a folder
@@ -78,7 +79,9 @@ class SlicingMethod(ABC, Generic[PlanType]):
     def ignored(self, config: SliceConfig) -> list[str]:
         """The settings that differ from their defaults although this method does not use them, by name."""
         unused = [] if self.uses_estimator else ["estimator", "bias", "head_fraction", "gradient_group"]
-        unused += ([] if self.uses_order else ["iterative"]) + ([] if self.uses_shapes else ["shapes"])
+        unused += [] if self.uses_order else ["iterative"]
+        unused += [] if self.uses_shapes else ["shapes"]
+        unused += [] if self.uses_cap else ["cap"]
         return [name for name in unused if getattr(config, name) != getattr(SliceConfig, name)]
 
     def recovery(self, config: SliceConfig) -> str:

@@ -1,7 +1,7 @@
 """ShortGPT (arXiv 2403.03853): whole layers are removed, those that change their input least.
 
 A layer's influence is `1 - cos(layer input, layer output)`, mean over tokens. The number of parameters is that of all
-methods: where it asks for a part of a layer, the next one is narrowed as by MoDeGPT. The cap does not apply.
+methods: where it asks for a part of a layer, the next one is narrowed as by MoDeGPT. The cap does not limit its ratios.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ShortGPT(MoDeGPT):
     name = "shortgpt"
     label = "ShortGPT"
     explanation = "ShortGPT: removes whole layers, those that change their input least"
-    has_cap = False
+    uses_cap = False
 
     def layer_ratios(self, influence: Sequence[float], mean: float) -> list[float]:
         ratios, left = [0.0] * len(influence), mean * len(influence)

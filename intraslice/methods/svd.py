@@ -36,6 +36,7 @@ class SVD(SlicingMethod[LowRankPlan]):
     label = "SVD-LLM"
     explanation = "SVD-LLM: low-rank factors of every linear map, whitened by its input"
     uses_shapes = False
+    uses_cap = False
     can_be_saved = False
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> LowRankPlan:

@@ -222,12 +222,12 @@ def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(colum
     measuring = handlers.costs(columns, setting, None, "", SOMEBODY)
     for _ in range(2):  # the first begins nothing
         next(measuring)
-    late = handlers.cached_costs(columns, setting, 0, None, SOMEBODY)
+    late = handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
     assert late == unchanged(handlers.CostTexts)
-    assert handlers.cached_costs(columns, tiny, 0, None, SOMEBODY) != late  # another setting's
-    assert handlers.cached_costs(columns, setting, 0, None, "another") != late
+    assert handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY) != late  # another setting's
+    assert handlers.cached_costs(columns, setting, 0, None, "", "another") != late
     *_, last = measuring
-    assert last[1:-1] == handlers.cached_costs(columns, setting, 0, None, SOMEBODY)[:-1]
+    assert last[1:] == handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
 
 
 def test_a_slower_model_is_called_slower() -> None:

@@ -200,9 +200,16 @@ def test_text_for_people_is_printed_without_json(words, capsys):
         assert part in capsys.readouterr().out
 
 
-def test_settings_that_a_method_does_not_use_are_named(run, caplog):
-    run("ratios", "--method", "wanda", "--estimator", "fisher", "--order", "one-shot")
-    assert caplog.messages == ["method wanda does not use estimator; ignored"]
+@pytest.mark.parametrize(
+    ("method", "settings", "ignored"),
+    [
+        ("wanda", ["--estimator", "fisher", "--bias", "1.3", "--order", "one-shot"], "estimator"),
+        ("shortgpt", ["--bias", "1.3", "--cap", "0.7", "--shapes", "runtime"], "bias, shapes, cap"),
+    ],
+)
+def test_settings_that_a_method_does_not_use_are_named(run, caplog, method, settings, ignored):
+    run("ratios", "--method", method, *settings)
+    assert caplog.messages == [f"method {method} does not use {ignored}; ignored"]
 
 
 def test_a_reader_may_leave_before_the_end(words, monkeypatch):

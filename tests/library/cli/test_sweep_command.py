@@ -21,13 +21,16 @@ def test_sweep_writes_the_rows_it_prints(run, words, tmp_path):
 
 def test_a_sweep_over_seeds_has_the_rows_of_each_and_their_spread(run, words, capsys):
     chosen = ["--methods", "intraslice", "wanda", "--estimators", "pca", "--sparsities", "0.3", "--no-speed"]
-    rows = run("sweep", *chosen, "--seeds", "0", "1")["rows"]
+    result = run("sweep", *chosen, "--seeds", "0", "1")
+    assert result["protocol"]["seed"] == [0, 1]
+    rows = result["rows"]
     assert [row["seed"] for row in rows] == [0, 0, 1, 1]
     single = run("sweep", *chosen, "--seed", "1")["rows"]
     assert [row["perplexity"] for row in rows[2:]] == [row["perplexity"] for row in single]
     assert "seed" not in single[0]
     assert main(["sweep", *[word for word in words if word != "--json"], *chosen, "--seeds", "0", "1"]) == 0
-    header, first, _ = (line.split() for line in capsys.readouterr().out.strip().splitlines())
+    header, first, second = (line.split() for line in capsys.readouterr().out.strip().splitlines())
+    assert (first[:2], second[:2]) == (["intraslice", "pca"], ["wanda", "0.3"])  # which uses no estimator
     table = dict(zip(header, first, strict=False))
     for name in ("perplexity", "divergence"):
         both = [rows[0][name], rows[2][name]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from html import unescape
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,10 +39,10 @@ def text_of(column: str) -> str:
     return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', column, re.DOTALL)[1]))
 
 
-def answered(session, tiny, name: str) -> dict[str, str]:
+def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
     """The last HTML of each column."""
     shown: dict[str, str] = {}
-    for step in handlers.answer(Columns(session), tiny, PROMPT, 12, 0.0, 0, False, None, name, SOMEBODY):
+    for step in handlers.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
         shown |= {field: value for field, value in step._asdict().items() if isinstance(value, str)}
     return shown
 
@@ -65,7 +64,11 @@ def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) ->
     assert cost.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
     assert cost.decode
     assert "nats per token" in costs.other
-    assert handlers.name_other(columns, tiny, other).cost == costs.other
+    assert handlers.name_other(columns, tiny, other, "", SOMEBODY).cost == costs.other
+    assert handlers.cached_costs(columns, tiny, 0, None, other, SOMEBODY) == costs[1:]
+    without = handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY)
+    assert without.other == ""
+    assert without.dense == costs.dense  # with its speed
     assert "other" not in columns.cached_costs(tiny).columns
 
 
@@ -80,24 +83,47 @@ def test_a_saved_slice_answers_as_the_column_of_its_sparsity(session, tiny, tmp_
 def test_what_cannot_be_compared_says_so_while_the_others_answer(
     session, tiny, tmp_path, tiny_llama_gqa, word_tokenizer
 ):
-    tiny_llama_gqa().save_pretrained(tmp_path / "foreign")
-    word_tokenizer([f"x{index}" for index in range(4, 256)]).save_pretrained(tmp_path / "foreign")
-    for name, words in ((str(tmp_path / "foreign"), "another tokenizer"), (str(tmp_path / "none"), "none")):
-        shown = answered(session, tiny, name)
+    short = tiny_llama_gqa()
+    short.config.max_position_embeddings = 2
+    short.save_pretrained(tmp_path / "short")
+    load_model(tiny.settings.model).tokenizer.save_pretrained(tmp_path / "short")
+    for name, words in ((tmp_path / "none", "none"), (tmp_path / "short", "3 tokens")):
+        shown = answered(session, tiny, str(name))
         assert words in text_of(shown["other"])
         assert "12 tokens" in shown["intraslice"]
-        *_, costs = handlers.costs(Columns(session), tiny, None, name, SOMEBODY)
-        assert costs.other == ""
-        assert "tokens/s" in costs.intraslice
+    *_, costs = handlers.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
+    assert costs.other == ""
+    assert "tokens/s" in costs.intraslice
+
+
+def test_foreign_tokens_are_never_shown(session, tiny, tmp_path, tiny_llama_gqa, word_tokenizer):
+    """Not even where somebody else has an answer of that model on a page of its own."""
+    foreign, columns = str(tmp_path / "foreign"), Columns(session)
+    tiny_llama_gqa().save_pretrained(foreign)
+    vocabulary = [f"w{index}" for index in range(4, 256)]
+    word_tokenizer(vocabulary[::-1]).save_pretrained(foreign)
+    assert "12 tokens" in answered(session, tiny.with_settings(model=foreign), "", columns)["dense"]
+    assert "another tokenizer" in text_of(answered(session, tiny, foreign, columns)["other"])
+
+
+def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
+    columns = Columns(session)
+    shown = answered(session, tiny, other, columns)["other"]
+    assert handlers.name_other(columns, tiny, other, shown, SOMEBODY).answer == {"__type__": "update"}
+    assert "<h3>another</h3>" in handlers.name_other(columns, tiny, "another", shown, SOMEBODY).answer
+    assert handlers.name_other(columns, tiny, "", shown, SOMEBODY) == ("", "")
+    late = handlers.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
+    assert any(isinstance(step.other, str) for step in late)  # the first of its tokens
+    handlers.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
+    assert not any(isinstance(step.other, str) for step in late)
 
 
 def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
     named = spread_settings(handlers.name_other, Columns(session), refuse=handlers.refuse_other)
-    assert "isx-error" not in named(*tiny.settings, other)[0]
-    assert named(*tiny.settings, " ") == ("", "")
+    assert "isx-error" not in named(*tiny.settings, other, "", None)[0]
+    assert named(*tiny.settings, " ", "", None) == ("", "")
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
-    assert "Model must be a Hub id" in named(*default, other)[0]
+    assert "Model must be a Hub id" in named(*default, other, "", None)[0]
     with pytest.raises(UserError, match="Model must be a Hub id"):
-        list(spread_settings(handlers.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, False, "", other, None))
-    assert Path(other).exists()
+        list(spread_settings(handlers.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))

@@ -215,4 +215,4 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     assert f"{columns.cached_costs(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
     assert costs.pinned.count("tokens/s") == 2
     assert columns.cached_costs(other).columns["intraslice"].divergence is not None
-    assert compare.cached_costs(columns, mine, 0, None, SOMEBODY).pinned == ""
+    assert compare.cached_costs(columns, mine, 0, None, "", SOMEBODY).pinned == ""
