@@ -104,21 +104,25 @@ def answer(
     shown_at = 0.0
     yield unchanged(Answered)
     columns.note_end(client, stopped=False)
-    jobs = columns.session.jobs
+    is_named = True  # still: the user may name another model meanwhile
+
+    def changed(before: answers.Answers, now: answers.Answers) -> Answered:
+        columns_changed = _changed(before, now, request, pinned, other)
+        return columns_changed if is_named else columns_changed._replace(other=gr.skip())
+
     for event in answers.answer(columns, request, question, client, pinned, other):
         status = gr.skip()
         if isinstance(event, Status):
             event = _with_offer(columns, request, event)
             status, event = formatting.status(event), _with_slicing_progress(latest, event)
         latest = event
+        is_named = columns.session.jobs.looked_at(client, "other", other) == other
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            changed = _changed(shown, latest, request, pinned, other)._replace(status=status)
-            is_named = jobs.looked_at(client, "other", other) == other  # still
-            yield changed if is_named else changed._replace(other=gr.skip())
+            yield changed(shown, latest)._replace(status=status)
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
-        yield _changed(shown, {name: _stopped(column) for name, column in latest.items()}, request, pinned, other)
+        yield changed(shown, {name: _stopped(column) for name, column in latest.items()})
 
 
 def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> OtherColumn:
