@@ -55,7 +55,7 @@ LENGTH = Limit("LENGTH", "tokens of a sequence or window", 4_096, 2_048, "memory
 CALIBRATION_TOKENS = Limit(
     "CALIBRATION_TOKENS", "calibration tokens, sequences x length", 2**20, 2**16, "2^16 take 8 minutes on two cores"
 )
-NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of three models")
+NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of up to five models")
 PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "the whole prompt is tokenised before the prefill")
 PASSAGE = Limit("PASSAGE", "characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
 LOCKED = Limit("LOCKED", "characters of the manual ratios", 20_000, 10_000, "parsed at every move of the slider")
