@@ -131,8 +131,8 @@ class Columns:
             columns[OTHER] = cost
         cached = (self._speeds.get((key, request.slicing, named)) for named in (other, ""))
         speeds = next(filter(None, cached), {})
-        for name, speed in speeds.items():
-            columns[name] = replace(columns[name], prefill=speed.prefill, decode=speed.decode)
+        for name in speeds.keys() & columns.keys():  # a cache may have dropped a column's costs
+            columns[name] = replace(columns[name], prefill=speeds[name].prefill, decode=speeds[name].decode)
         for name in columns.keys() - {"dense", OTHER} if request.slicing.sparsity else ():
             if divergence := self.session.readings.divergence(request.slice_key(name)):
                 columns[name] = replace(columns[name], divergence=(divergence.value, divergence.error))
