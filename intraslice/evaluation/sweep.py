@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas
 from jaxtyping import Int
@@ -23,7 +24,7 @@ from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns, inputs_of_answers
 from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import measure_losses, perplexity
+from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.loading import LoadedModel
@@ -31,11 +32,13 @@ from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.recovery.registry import cost_of, settings_of
 
-FORMAT = "8"
+FORMAT = "9"
 DENSE = "dense"  # the method of a point that is not sliced
 Quantise = Literal["none"] | GGUFType  # the type of the GGUF file whose weights are evaluated; none: no rounding
 QUANTISE: tuple[Quantise, ...] = ("none", *GGUF_TYPES)
-DIVERGENCE = ("divergence", "divergence_error")  # KL from the dense model, nats per token
+
+# Columns of every text. The ratio is to the dense perplexity, its error paired; KL is from the dense model, in nats.
+LOSSES = ("perplexity", "perplexity_ratio", "perplexity_ratio_error", "divergence", "divergence_error")
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,20 @@ def sweep(
     """
     report = progress_callback(progress)
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
-    held_out = {"": (texts.evaluation, states)}
-    held_out |= {f" {name}": (windows, DenseStates(loaded.model)) for name, windows in texts.others.items()}
+    windows = {"": texts.evaluation} | {f" {name}": windows for name, windows in texts.others.items()}
     path = _path(loaded, texts, "dense")
-    dense, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
+    record, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
     report(Progress("sweep", 0, len(shard)))
-    if grid and not dense:  # all processes measure together, those without a point too
-        dense = {}
-        for name, (windows, _) in held_out.items():
-            stage = f"perplexity dense{name}"
-            dense[f"dense_perplexity{name}"] = perplexity(loaded.model, windows, stage, progress=report)
+    if grid and not record:  # all processes measure together, those without a point too
+        for name, tokens in windows.items():
+            record[name] = asdict(measure_losses(loaded.model, tokens, f"perplexity dense{name}", progress=report))
         if rank() == 0:
-            write_record(path, dense, "a point of the sweep")
+            write_record(path, record, "a point of the sweep")
+    held_out = {
+        name: _HeldOut(windows[name], DenseStates(loaded.model) if name else states, _losses(losses))
+        for name, losses in record.items()
+    }
+    dense = {f"dense_perplexity{name}": text.dense.perplexity().value for name, text in held_out.items()}
     rows, slices = [], _Slices(loaded, texts, base)
     for done, point in enumerate(shard, 1):
         path = _point_path(loaded, texts, point, base, speed)
@@ -134,7 +139,7 @@ def sweep(
             start = time.perf_counter()
             with single_process():
                 row, is_final = _measure(slices, point, held_out, speed, report)
-            row["seconds"] = round(time.perf_counter() - start, 3)
+            row |= {"seconds": round(time.perf_counter() - start, 3), "date": datetime.date.today().isoformat()}
             if is_final:
                 write_record(path, row, "a point of the sweep")
         recovery = _recovery(point, base)
@@ -156,6 +161,19 @@ def cached_points(
     if not read_record(_path(loaded, texts, "dense")):
         return ()
     return tuple(point for point in grid if read_record(_point_path(loaded, texts, point, base, speed)))
+
+
+class _HeldOut(NamedTuple):
+    """Held-out windows of a text, and the dense model's states and losses on them."""
+
+    windows: Int[Tensor, "windows window"]
+    states: DenseStates
+    dense: Losses
+
+
+def _losses(record: Mapping[str, Any]) -> Losses:
+    sums = tuple(map(tuple, record["sums"]))
+    return Losses(record["done"], record["total"], sums, tuple(record["sizes"]), tuple(record["divergences"]))
 
 
 def _config(point: Point, base: SliceConfig) -> SliceConfig:
@@ -227,13 +245,13 @@ def _speed(point: Point, speed: SpeedConfig | None) -> SpeedConfig | None:
 def _measure(
     slices: _Slices,
     point: Point,
-    held_out: Mapping[str, tuple[Tensor, DenseStates]],
+    held_out: Mapping[str, _HeldOut],
     speed: SpeedConfig | None,
     progress: ProgressCallback,
 ) -> tuple[dict[str, Any], bool]:
     """One row, and whether it would be the same again, as it is not where memory was short.
 
-    `held_out` has the windows of each text and the dense model's states, by the suffix of its columns.
+    `held_out` has the texts by the suffix of their columns.
     """
     loaded, texts, speed = slices.loaded, slices.texts, _speed(point, speed)
     try:
@@ -241,7 +259,7 @@ def _measure(
         size = _bytes_on_disk(model, loaded.tokenizer, point.quantise)
         evaluated = model if point.quantise == "none" else rounded_model(model, point.quantise, progress=progress)
     except UserError as problem:
-        columns = [f"{column}{name}" for name in held_out for column in ("perplexity", *DIVERGENCE)]
+        columns = [f"{column}{name}" for name in held_out for column in LOSSES]
         failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
         return failed, not isinstance(problem, NoRoomError)
     counts = parameters_of(loaded.model, "dense") | parameters_of(model, "sliced")
@@ -251,12 +269,13 @@ def _measure(
         "bytes": size,
         "kv_bytes_per_token": kv_bytes_per_token(model),
     }
-    for name, (windows, states) in held_out.items():
-        losses = measure_losses(evaluated, windows, f"perplexity {point.method}{name}", states, progress=progress)
+    for name, text in held_out.items():
+        stage = f"perplexity {point.method}{name}"
+        losses = measure_losses(evaluated, text.windows, stage, text.states, progress=progress)
         divergence = losses.divergence()
-        assert divergence is not None  # `states` is not None
-        values = losses.perplexity().value, *divergence
-        row |= {f"{column}{name}": value for column, value in zip(("perplexity", *DIVERGENCE), values, strict=True)}
+        assert divergence is not None  # measured, since there are states
+        values = losses.perplexity().value, *losses.ratio(text.dense), *divergence
+        row |= {f"{column}{name}": value for column, value in zip(LOSSES, values, strict=True)}
     row["note"] = note
     training = texts.calibration if texts.training is None else texts.training
     recovery, calibration = _recovery(point, slices.base), texts.calibration.numel()

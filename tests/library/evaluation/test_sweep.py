@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pandas
 import pytest
 import torch
@@ -68,9 +70,14 @@ def test_each_row_is_what_plain_slicing_gives(name, tiny_case):
         plan = plan_by(row.method, dense, case.stats, config)
         model = slice_by(row.method, dense, plan, case.stats, case.tokens, progress=False)
         assert row.perplexity == pytest.approx(perplexity(model, windows, progress=False), rel=1e-4)
-        value, error = measure_losses(model, windows, dense=DenseStates(dense), progress=False).divergence()
+        losses = measure_losses(model, windows, dense=DenseStates(dense), progress=False)
+        value, error = losses.divergence()
         assert row.divergence == pytest.approx(value, rel=1e-4)
         assert row.divergence_error == pytest.approx(error, rel=1e-3)
+        value, error = losses.ratio(measure_losses(dense, windows, progress=False))
+        assert row.perplexity_ratio == pytest.approx(value, rel=1e-4)
+        assert row.perplexity_ratio_error == pytest.approx(error, rel=1e-3)
+        assert datetime.date.fromisoformat(row.date) <= datetime.date.today()
         assert row.sliced_total == sum(p.numel() for p in model.parameters())
         assert row.removed_fraction == pytest.approx(plan.removed_fraction, abs=1e-9)
 
@@ -84,7 +91,7 @@ def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case
         sweep(case.loaded, module.replace(own, evaluation=part), wanted, progress=False)
         for part in (own.evaluation, news)
     )
-    for column in ("dense_perplexity", "perplexity", "divergence", "divergence_error"):
+    for column in ("dense_perplexity", "perplexity", "perplexity_ratio_error", "divergence_error"):
         assert both[column].tolist() == plain[column].tolist()
         assert both[f"{column} news"].tolist() == alone[column].tolist()
 
@@ -161,7 +168,7 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
 
 def test_nothing_wanted_is_nothing_to_compute(tiny_case, monkeypatch):
     """The page asks for what is kept of a sweep before there is anything."""
-    monkeypatch.setattr(module, "perplexity", None)
+    monkeypatch.setattr(module, "measure_losses", None)
     case = tiny_case("llama-gqa")
     assert sweep(case.loaded, texts(case), (), progress=False).empty
 
