@@ -12,16 +12,23 @@ import gradio as gr
 from ..i18n.language import translate
 from ..state.request import Request
 from ..state.session import Session
+from ..state.settings import Settings
+from ..state.snapshots import leaderboard
 from ..state.views import Perplexities
 from ..ui import formatting
 
 
 def memory(session: Session, model: str) -> str:
-    """The model's size and memory requirement before it is loaded (HTML)."""
+    """The model's size and memory requirement before it is loaded, and its perplexities on the leaderboard (HTML).
+
+    The default model's are in the headline, measured on other windows.
+    """
+    measured = None if model == Settings().model else leaderboard.measured(model)
+    stored = "" if measured is None else f'<p class="isx-quiet">{escape(translate(measured))}</p>'
     try:
-        return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>'
+        return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>{stored}'
     except (ValueError, OSError) as problem:
-        return formatting.problem(problem)
+        return formatting.problem(problem) + stored
 
 
 class Prepared(NamedTuple):

@@ -283,7 +283,4 @@ def _path(key: SliceKey, calibrated: Calibrated) -> Path:
 
 def _read_losses(path: Path) -> Losses | None:
     record = read_record(path)
-    if not record:
-        return None
-    sums, sizes, divergences = tuple(map(tuple, record["sums"])), tuple(record["sizes"]), tuple(record["divergences"])
-    return Losses(record["done"], record["total"], sums, sizes, divergences)
+    return Losses.from_record(record) if record else None

@@ -28,6 +28,8 @@ from ..ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
 from .charts import MARKERS, type_name
+from .leaderboard import panel as leaderboard
+from .leaderboard.panel import LeaderboardPanel
 from .size_chart import measured_charts
 from .views import SweepChoice, SweepView
 
@@ -72,6 +74,7 @@ class SweepPanel(NamedTuple):
     cancel: gr.Button
     csv: gr.Button
     file: gr.DownloadButton
+    leaderboard: LeaderboardPanel | None
 
 
 def build(session: Session, first: Request) -> SweepPanel:
@@ -110,6 +113,7 @@ def build(session: Session, first: Request) -> SweepPanel:
     sizes = chart(height=400, elem_id="sweep-size-chart")
     speed_curves = chart(height=360, elem_id="sweep-speed-chart")
     fold("sweep")
+    stored = leaderboard.build()
     return SweepPanel(
         choice=(methods, estimators, sparsities, speed, quantise),
         shown=Shown(progress, removed, sizes, speed_curves),
@@ -117,6 +121,7 @@ def build(session: Session, first: Request) -> SweepPanel:
         cancel=cancel,
         csv=csv,
         file=file,
+        leaderboard=stored,
     )
 
 
@@ -232,6 +237,8 @@ def connect(panel: SweepPanel, context: Context) -> None:
     picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
     for point_chart in (panel.shown.removed, panel.shown.size, panel.shown.speed):
         point_chart.select(pick, None, [*picked], **CHEAP, **PRIVATE)
+    if panel.leaderboard is not None:
+        leaderboard.connect(panel.leaderboard, context)
 
 
 def _shown(view: SweepView, seconds: float = 0.0) -> Shown:

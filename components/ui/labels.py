@@ -50,7 +50,15 @@ MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_ge
 # Colours of `palette.py` for estimators; those that are not listed have the colour "other".
 ESTIMATOR_COLOURS = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
 # Colours of methods, for columns and lines that do not depend on an estimator.
-METHOD_COLOURS = {"dense": "dense", "intraslice": "intraslice", "crossmodule": "cross"}
+METHOD_COLOURS = {
+    "dense": "dense",
+    "intraslice": "intraslice",
+    "crossmodule": "cross",
+    "wanda": "crimson",
+    "modegpt": "olive",
+    "flatllm": "teal",
+    "shortgpt": "other",
+}
 # Symbols of methods that share a colour and a dash.
 SYMBOLS = {
     "intraslice+": "diamond",

@@ -26,6 +26,9 @@ COLOURS: dict[str, Colour] = {
     "cross": Colour("#b94f00", "#f08a4b"),
     "baseline": Colour("#007a59", "#3fc79a"),
     "other": Colour("#8a4b78", "#d79bc4"),
+    "crimson": Colour("#a6173d", "#ff8fa3"),
+    "olive": Colour("#6b6200", "#cfc14a"),
+    "teal": Colour("#006a75", "#4fc7d6"),
     "ink": Colour("#1b1f24", "#e6e8eb"),
     "quiet": Colour("#5b6470", "#a2abb6"),
 }
@@ -39,7 +42,14 @@ FAINT: dict[str, Colour] = {
     "band": Colour("rgba(0,114,178,0.10)", "rgba(86,180,233,0.16)"),
 }
 
-DASHES: dict[str, str] = {"cross": "dash", "baseline": "dot", "other": "dashdot"}  # the others are solid
+DASHES: dict[str, str] = {  # the others are solid
+    "cross": "dash",
+    "baseline": "dot",
+    "other": "dashdot",
+    "crimson": "dash",
+    "olive": "dot",
+    "teal": "dashdot",
+}
 
 
 def css_variables() -> str:

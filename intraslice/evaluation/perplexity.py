@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -41,6 +41,12 @@ class Losses:
     sums: tuple[tuple[float, ...], ...] = ()  # (windows, blocks)
     sizes: tuple[int, ...] = ()  # tokens of each block
     divergences: tuple[float, ...] = ()  # from the dense model, summed over each window; empty if not measured
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Losses:
+        """The losses whose fields were written as JSON."""
+        sums = tuple(map(tuple, record["sums"]))
+        return cls(record["done"], record["total"], sums, tuple(record["sizes"]), tuple(record["divergences"]))
 
     def perplexity(self) -> Estimate:
         """`exp` of the mean loss, with the standard error of the mean over blocks. One block has no error."""

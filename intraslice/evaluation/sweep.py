@@ -127,7 +127,7 @@ def sweep(
         if rank() == 0:
             write_record(path, record, "a point of the sweep")
     held_out = {
-        name: _HeldOut(windows[name], DenseStates(loaded.model) if name else states, _losses(losses))
+        name: _HeldOut(windows[name], DenseStates(loaded.model) if name else states, Losses.from_record(losses))
         for name, losses in record.items()
     }
     dense = {f"dense_perplexity{name}": text.dense.perplexity().value for name, text in held_out.items()}
@@ -169,11 +169,6 @@ class _HeldOut(NamedTuple):
     windows: Int[Tensor, "windows window"]
     states: DenseStates
     dense: Losses
-
-
-def _losses(record: Mapping[str, Any]) -> Losses:
-    sums = tuple(map(tuple, record["sums"]))
-    return Losses(record["done"], record["total"], sums, tuple(record["sizes"]), tuple(record["divergences"]))
 
 
 def _config(point: Point, base: SliceConfig) -> SliceConfig:

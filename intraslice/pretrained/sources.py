@@ -39,6 +39,8 @@ DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SUGGESTED_MODELS: dict[str, str] = {
     DEFAULT: "Apache-2.0",
     "HuggingFaceTB/SmolLM2-360M-Instruct": "Apache-2.0",
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": "Apache-2.0",
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": "Apache-2.0",
     "meta-llama/Llama-3.2-1B": "Llama 3.2 Community License, access on request",
     "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "Apache-2.0",
     "microsoft/phi-1_5": "MIT",

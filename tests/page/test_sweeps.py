@@ -216,7 +216,7 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
         ("IntraSlice, PCA-aware", "@intraslice", "solid"),
         ("IntraSlice, Uniform", "@baseline", "dot"),
         ("Cross-module", "@cross", "dash"),
-        ("Wanda-sp", "@baseline", "dot"),
+        ("Wanda-sp", "@crimson", "dash"),
     }
     assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
     assert len(chart.picks) == len(chart.rows)

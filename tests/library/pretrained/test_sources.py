@@ -262,7 +262,7 @@ def test_where_the_defaults_snapshot_is_cut_short_the_wheel_serves(folder, conve
 
 def test_suggestions_begin_with_the_default():
     assert next(iter(SUGGESTED_MODELS)) == DEFAULT
-    assert len(SUGGESTED_MODELS) == 8
+    assert len(SUGGESTED_MODELS) == 10
 
 
 @pytest.mark.parametrize("is_shared", [False, True])  # in the store of all repositories, whose names are other hashes

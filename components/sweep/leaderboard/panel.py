@@ -1,0 +1,66 @@
+"""The leaderboard below the sweep: a model and a text, and the charts of their cells."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import gradio as gr
+
+from ...frame.context import CHEAP, PRIVATE, Context
+from ...gradio_compat.browser.on_latest import on_latest
+from ...i18n.language import LazyString, gettext, lazy_gettext
+from ...state.snapshots import leaderboard
+from ...ui.chart_bridge import chart
+from ...ui.explainers import fold
+from . import charts
+
+
+class LeaderboardPanel(NamedTuple):
+    """The section's components."""
+
+    model: gr.Dropdown
+    text: gr.Dropdown
+    by_sparsity: gr.HTML
+    by_size: gr.HTML
+
+
+def build() -> LeaderboardPanel | None:
+    """The section, without charts until the tab is opened; None if no cell is measured."""
+    cells = leaderboard.cells()
+    if not cells:
+        return None
+    models, texts = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("model", "text"))
+    gr.HTML(LazyString(_heading), apply_default_css=False)
+    with gr.Row(elem_id="leaderboard-choice"):
+        model = gr.Dropdown(models, value=models[0], label=lazy_gettext("Model"), elem_id="leaderboard-model")
+        labelled = [(LazyString(partial(charts.TEXTS.__getitem__, text)), text) for text in texts]
+        text = gr.Dropdown(
+            labelled, value=leaderboard.WIKIPEDIA, label=lazy_gettext("Text"), elem_id="leaderboard-text"
+        )
+    by_sparsity = chart(height=440, elem_id="leaderboard-chart", table=True)
+    by_size = chart(height=400, elem_id="leaderboard-size-chart")
+    fold("leaderboard")
+    return LeaderboardPanel(model, text, by_sparsity, by_size)
+
+
+def show(model: str, text: str) -> tuple[str, str]:
+    """The charts of a model and a text (JSON)."""
+    on_text = [cell for cell in leaderboard.cells() if cell.text == text]
+    of_model = [cell for cell in on_text if cell.model == model]
+    return charts.sparsity_chart(of_model).to_json(), charts.size_chart(on_text).to_json()
+
+
+def connect(panel: LeaderboardPanel, context: Context) -> None:
+    """Attach the section's handlers. Called inside the `gr.Blocks()` that holds the panel."""
+    changed = [panel.model.change, panel.text.change]
+    drawn = {"fn": show, "inputs": [panel.model, panel.text], "outputs": [panel.by_sparsity, panel.by_size]}
+    on_latest(changed, **drawn, **CHEAP, **PRIVATE)
+    context.opened["sweep"].then(**drawn, **CHEAP, **PRIVATE)
+
+
+def _heading() -> str:
+    lead = gettext(
+        "All methods at equal parameters, on several models and texts: measured before, and stored with the page."
+    )
+    return f'<h2>{gettext("Leaderboard")}</h2><p class="isx-lead">{lead}</p>'
