@@ -32,7 +32,7 @@ def measure(arguments: argparse.Namespace, stage: str) -> Iterator[Cell]:
     common = ["--model", a.model, "--order", "one-shot", "--dtype", a.dtype, "--eval-tokens", str(a.eval_tokens)]
     common += ["--threads", str(a.threads)] if a.threads else []
     sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
-    sweep += ["--no-speed"] if a.no_speed else []
+    sweep += ["--no-speed"] if a.losses_only else ["--answers"]
     if stage == "searched":
         with tempfile.TemporaryDirectory() as folder:
             for sparsity in a.sparsities:
@@ -70,6 +70,8 @@ def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
             "passes": row.get("recovery_training_passes") or 0.0,
             "prefill": row.get("prefill_ratio"),
             "decode": row.get("decode_ratio"),
+            "loops": row.get("loops"),
+            "answer_tokens": row.get("answer_tokens"),
             "date": row["date"],
             "commit": commit.strip(),
         }
@@ -104,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--eval-tokens", type=int, default=2048, help="tokens of each text (default: 2048)")
     add("--dtype", default="bfloat16")
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
-    add("--no-speed", action="store_true", help="do not measure speed, which needs an otherwise idle machine")
+    add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")
     arguments = options.parse_args(argv)
     for stage in arguments.stages:
         write(merged(read(FILE), tuple(measure(arguments, stage))), FILE)

@@ -22,7 +22,10 @@ SEARCH = "search"  # in place of an estimator: ratios that a search found
 
 
 class Cell(NamedTuple):
-    """A sliced model on a text. Costs are in dense passes, beside calibrating and slicing; speeds relative to dense."""
+    """A sliced model on a text. Costs are in dense passes, beside calibrating and slicing; speeds relative to dense.
+
+    Speeds and answers do not depend on the text.
+    """
 
     model: str  # as in the page's list of models
     weights: str  # the type of the GGUF file that was dequantised
@@ -42,6 +45,8 @@ class Cell(NamedTuple):
     passes: float
     prefill: float | None
     decode: float | None
+    loops: float | None  # fraction of fifty greedy answers in which a 4-gram comes three times
+    answer_tokens: float | None  # mean length of these answers
     date: str
     commit: str
 
@@ -58,6 +63,7 @@ class Cell(NamedTuple):
         return day(datetime.date.fromisoformat(self.date))
 
 
+OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # measured for small models only
 KEY = ("model", "method", "ratios", "recovery", "sparsity", "text")
 
 
@@ -66,7 +72,7 @@ def read(path: Path = FILE) -> tuple[Cell, ...]:
     if not path.is_file():
         return ()
     text = {"ratios": str, "recovery": str, "commit": str}
-    frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={"prefill": [""], "decode": [""]})
+    frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={name: [""] for name in OPTIONAL})
     frame = frame.astype(object).where(frame.notna(), None)
     return tuple(Cell(*row) for row in frame[list(Cell._fields)].itertuples(index=False))
 

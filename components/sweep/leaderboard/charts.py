@@ -62,6 +62,8 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
             gettext("Dense passes of training or search"),
             gettext("Prefill speed relative to dense"),
             gettext("Decode speed relative to dense"),
+            gettext("Answers that loop"),
+            gettext("Tokens per answer"),
             gettext("Measured"),
         ],
         rows=[
@@ -72,7 +74,9 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
                 f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
                 f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
                 number(cell.passes, ".1f") if cell.passes else "–",
-                *("–" if speed is None else number(speed, ".2f") for speed in (cell.prefill, cell.decode)),
+                *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
+                _optional(cell.loops, ".0%"),
+                _optional(cell.answer_tokens, ".1f"),
                 f"{cell.day} ({cell.commit})",
             ]
             for cell in ranked
@@ -179,6 +183,10 @@ def _protocol(cells: Sequence[Any]) -> str:
 def _name(cell: Any) -> str:
     name = METHODS.get(cell.method, cell.method)
     return name if cell.stage == "training-free" else f"{name}, {STAGES[cell.stage]}"
+
+
+def _optional(value: float | None, code: str) -> str:
+    return "–" if value is None else number(value, code)
 
 
 def _values(cells: Sequence[Any], name: str) -> list[float]:
