@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import ModuleKind, SliceConfig
-from intraslice.core.linalg import damp, solve
+from intraslice.core.linalg import cholesky, damp
 from intraslice.core.weights import AttentionWeights
 from intraslice.methods.one_shot import OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
@@ -130,4 +130,6 @@ def _without_heads(dense: SlicedAttention) -> AttentionWeights:
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """Ridge leverage scores `[C (C + ridge)^-1]_jj`: how little the others explain each neuron (Nystroem, type I)."""
     moment = moment.double()
-    return solve(damp(moment), moment).diagonal().to(torch.float32)
+    damped = damp(moment)
+    ridge = damped.diagonal() - moment.diagonal()
+    return (1 - ridge * torch.cholesky_inverse(cholesky(damped)).diagonal()).to(torch.float32)
