@@ -1,13 +1,18 @@
-"""Measures cells of the leaderboard, `assets/leaderboard.csv`: `python -m components.make_leaderboard --texts FOLDER`.
+"""Measures cells of the leaderboard, `assets/leaderboard.csv`.
 
-`python -m tests.texts FOLDER` writes the texts. Every stage is one sweep of the command line, whose points are cached,
-as are the generations of a search: a run that was stopped continues where it was.
+    python -m tests.texts FOLDER
+    python -m components.make_leaderboard --texts FOLDER --weights Q4_1
+
+Points of sweeps and generations of searches are cached: a run that was stopped continues where it was. Cells of other
+models, methods, stages and sparsities stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,35 +21,37 @@ from typing import Any
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.config import NO_RECOVERY
+from intraslice.core.errors import NumericalError, UserError
+from intraslice.loading import SUGGESTED_MODELS
+from intraslice.methods.registry import METHODS
 
-from .state.snapshots.leaderboard import FILE, SEARCH, WIKIPEDIA, Cell, merged, read, write
+from .state.snapshots.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, write
 
-METHODS = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
+COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
-STAGES = ("training-free", "searched", "recovered")
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 DIGITS = 5  # significant
 
 
-def measure(arguments: argparse.Namespace, stage: str) -> Iterator[Cell]:
-    """The cells of a stage, of all texts."""
-    a, about = arguments, {"model": arguments.name or arguments.model, "weights": arguments.weights}
-    common = ["--model", a.model, "--order", "one-shot", "--dtype", a.dtype, "--eval-tokens", str(a.eval_tokens)]
+def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
+    """The cells of a stage, of all texts, a sparsity at a time."""
+    a = arguments
+    about = {"model": a.name or a.model, "weights": a.weights, "commit": commit}
+    common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += ["--threads", str(a.threads)] if a.threads else []
     sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
     sweep += ["--no-speed"] if a.losses_only else ["--answers"]
-    if stage == "searched":
-        with tempfile.TemporaryDirectory() as folder:
-            for sparsity in a.sparsities:
-                file = Path(folder) / f"{sparsity:g}.json"
-                searched = run(["search", *common, "--sparsities", str(sparsity), "--out", str(file)])
-                about |= {"ratios": SEARCH, "passes": searched["plans"][0]["passes"]}
-                sliced = ["--methods", "intraslice", "--estimators", str(file), "--sparsities", str(sparsity)]
-                yield from cells(run([*sweep, *sliced]), about)
-    else:
-        sweep += ["--recover", "distill"] if stage == "recovered" else []
-        points = ["--methods", *a.methods, "--estimators", "pca", "--sparsities", *map(str, a.sparsities)]
-        yield from cells(run([*sweep, *points]), about)
+    for sparsity in a.sparsities:
+        at = ["--sparsities", str(sparsity)]
+        if stage == "searched":
+            with tempfile.TemporaryDirectory() as folder:
+                file = str(Path(folder) / "importances.json")
+                (plan,) = run(["search", *common, *at, "--out", file])["plans"]
+                result = run([*sweep, *at, "--methods", "intraslice", "--estimators", file])
+            yield list(cells(result, about | {"ratios": SEARCH, "passes": plan["passes"]}))
+        else:
+            recovery = ["--recover", "distill"] if stage == "recovered" else []
+            yield list(cells(run([*sweep, *at, *recovery, "--methods", *a.methods, "--estimators", "pca"]), about))
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -55,13 +62,19 @@ def run(words: list[str]) -> dict[str, Any]:
 
 
 def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
-    """A cell for every point of a sweep that could be sliced, and every text; `about` has values for all of them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
+    """A cell for every point of a sweep and every text; `about` has values of all of them.
+
+    A point that could not be sliced, or whose perplexity is not finite, has none; stderr says why.
+    """
+    suffixes = {WIKIPEDIA: "", **{text: f" {Path(file).stem}" for text, file in TEXTS.items()}}
     for row in result["rows"]:
-        if row["perplexity"] is None:
+        perplexities = [row[f"perplexity{suffix}"] for suffix in suffixes.values()]
+        if not all(value is not None and math.isfinite(value) for value in perplexities):
+            reason = row["note"] or f"perplexities are {perplexities}"
+            print(f"no cells of {row['method']} at {row['sparsity']}: {reason}", file=sys.stderr)
             continue
         common = {
-            "parameters": row["dense_total"],
+            "parameters": int(row["dense_decoder"]),
             "method": row["method"],
             "ratios": row["estimator"] or "",
             "recovery": row.get("recovery") or NO_RECOVERY,
@@ -73,9 +86,8 @@ def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
             "loops": row.get("loops"),
             "answer_tokens": row.get("answer_tokens"),
             "date": row["date"],
-            "commit": commit.strip(),
         }
-        for text, suffix in ((WIKIPEDIA, ""), *((text, f" {Path(file).stem}") for text, file in TEXTS.items())):
+        for text, suffix in suffixes.items():
             losses = {
                 "dense_perplexity": row[f"dense_perplexity{suffix}"],
                 "perplexity": row[f"perplexity{suffix}"],
@@ -93,24 +105,32 @@ def _rounded(value: Any) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure the stages one after another, and write the file after each."""
+    """Measure the stages one after another, and write the file after each sparsity."""
     options = argparse.ArgumentParser(prog="python -m components.make_leaderboard", description=__doc__)
     add = options.add_argument
     add("--texts", type=Path, required=True, metavar="FOLDER", help="folder with the texts")
     add("--model", default="default", help="as for python -m intraslice")
     add("--name", help="the model's name in the page's list, if it is not that of --model")
-    add("--weights", default="Q4_1", help="type of the GGUF file whose weights are dequantised (default: Q4_1)")
+    add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
     add("--stages", nargs="+", default=STAGES, choices=STAGES)
-    add("--methods", nargs="+", default=METHODS)
+    add("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
     add("--sparsities", nargs="+", type=float, default=SPARSITIES)
-    add("--eval-tokens", type=int, default=2048, help="tokens of each text (default: 2048)")
-    add("--dtype", default="bfloat16")
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
     add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")
     arguments = options.parse_args(argv)
+    if (name := arguments.name or arguments.model) not in SUGGESTED_MODELS:
+        options.error(f"--name must be one of the page's models ({', '.join(SUGGESTED_MODELS)}), got {name}")
+    if missing := [file for file in TEXTS.values() if not (arguments.texts / file).is_file()]:
+        options.error(f"{arguments.texts} lacks {', '.join(missing)}; run `python -m tests.texts {arguments.texts}`")
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     for stage in arguments.stages:
-        write(merged(read(FILE), tuple(measure(arguments, stage))), FILE)
-        print(f"{stage}: written to {FILE}", flush=True)
+        try:
+            for measured in measure(arguments, stage, commit):
+                write(merged(read(FILE), tuple(measured)), FILE)
+                print(f"{stage}: {len(measured)} cells written to {FILE}", flush=True)
+        except (UserError, NumericalError) as error:
+            sys.exit(f"python -m components.make_leaderboard: {error}")
 
 
 if __name__ == "__main__":

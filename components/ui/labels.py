@@ -57,9 +57,9 @@ METHOD_COLOURS = {
     "wanda": "crimson",
     "modegpt": "olive",
     "flatllm": "teal",
-    "shortgpt": "other",
+    "shortgpt": "indigo",
 }
-# Symbols of methods that share a colour and a dash.
+# Symbols of methods; some methods share a colour and a dash.
 SYMBOLS = {
     "intraslice+": "diamond",
     "crossmodule": "square",

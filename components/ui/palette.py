@@ -29,6 +29,7 @@ COLOURS: dict[str, Colour] = {
     "crimson": Colour("#a6173d", "#ff8fa3"),
     "olive": Colour("#6b6200", "#cfc14a"),
     "teal": Colour("#006a75", "#4fc7d6"),
+    "indigo": Colour("#4b4fa3", "#a9adf0"),
     "ink": Colour("#1b1f24", "#e6e8eb"),
     "quiet": Colour("#5b6470", "#a2abb6"),
 }
@@ -49,6 +50,7 @@ DASHES: dict[str, str] = {  # the others are solid
     "crimson": "dash",
     "olive": "dot",
     "teal": "dashdot",
+    "indigo": "dash",
 }
 
 

@@ -37,7 +37,7 @@ DENSE = "dense"  # the method of a point that is not sliced
 Quantise = Literal["none"] | GGUFType  # the type of the GGUF file whose weights are evaluated; none: no rounding
 QUANTISE: tuple[Quantise, ...] = ("none", *GGUF_TYPES)
 
-# Columns of every text. The ratio is to the dense perplexity, its error paired; KL is from the dense model, in nats.
+# Columns of every text. The ratio is to the dense perplexity, its error paired; KL is in nats per token.
 LOSSES = ("perplexity", "perplexity_ratio", "perplexity_ratio_error", "divergence", "divergence_error")
 
 
@@ -107,11 +107,11 @@ def sweep(
     """Measure every point of `grid`; returns one row per point, in order.
 
     Bias, cap and order come from `base`; speed is measured if its config is not None, except of rounded weights, which
-    compute in float32. `bytes` is the size of the point's GGUF file, or of its weights in memory if it is not rounded.
-    Finished points are cached, so a cancelled sweep continues where it stopped and a larger one reuses them. A point
-    that a method cannot reach, or that has no GGUF file, has a `note` and no perplexity; so has one for which too
-    little memory is free now, and that is not cached. With several processes, each measures a shard of the points, and
-    all return every row.
+    compute in float32. Every text has the columns of `LOSSES`. `bytes` is the size of the point's GGUF file, or of its
+    weights in memory if it is not rounded. Finished points are cached, so a cancelled sweep continues where it stopped
+    and a larger one reuses them. A point that a method cannot reach, or that has no GGUF file, has a `note` and no
+    perplexity; so has one for which too little memory is free now, and that is not cached. With several processes, each
+    measures a shard of the points, and all return every row.
     Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once.
     `progress` receives the events of each step, and counts points in the stage "sweep".
     """

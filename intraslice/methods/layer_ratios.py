@@ -131,5 +131,5 @@ def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """Ridge leverage scores `[C (C + ridge)^-1]_jj`: how little the others explain each neuron (Nystroem, type I)."""
     moment = moment.double()
     damped = damp(moment)
-    ridge = damped.diagonal() - moment.diagonal()
+    ridge = damped.diagonal() - moment.diagonal()  # C (C + ridge)^-1 = 1 - ridge (C + ridge)^-1
     return (1 - ridge * torch.cholesky_inverse(cholesky(damped)).diagonal()).to(torch.float32)

@@ -1,1 +1,1 @@
-"""Files in `assets/` with measurements of the default model, which the page shows when it opens."""
+"""Files in `assets/` with measurements that the page shows before it has measured anything itself."""

@@ -1,6 +1,6 @@
-"""Measurements of methods at equal parameters, on several models and texts: `assets/leaderboard.csv`.
+"""Measurements of methods at about equal parameters, on several models and texts: `assets/leaderboard.csv`.
 
-`python -m components.make_leaderboard` measures them. The file has a line per cell, in the columns of `Cell`.
+`components/make_leaderboard.py` measures them. The file has a line per cell, in the columns of `Cell`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from ..choices import NO_RECOVERY
 FILE = ASSETS / "leaderboard.csv"
 WIKIPEDIA = "wikipedia"  # the text of the readings on the page
 SEARCH = "search"  # in place of an estimator: ratios that a search found
+TOKENS, DTYPE = 2048, "bfloat16"  # of every cell; the tokens are four windows of 512
+STAGES = ("training-free", "searched", "recovered")
 
 
 class Cell(NamedTuple):
-    """A sliced model on a text. Costs are in dense passes, beside calibrating and slicing; speeds relative to dense.
-
-    Speeds and answers do not depend on the text.
-    """
+    """A one-shot slice on a text. Speeds are relative to dense; they and the answers do not depend on the text."""
 
     model: str  # as in the page's list of models
     weights: str  # the type of the GGUF file that was dequantised
-    parameters: int  # of the dense model
+    parameters: int  # of the dense model's layers
     method: str
     ratios: str  # the estimator, SEARCH, or "" for a method that uses none
     recovery: str
@@ -42,17 +41,17 @@ class Cell(NamedTuple):
     divergence: float  # KL from the dense model, nats per token
     divergence_error: float
     removed: float  # fraction of the layers' parameters
-    passes: float
+    passes: float  # dense passes of training and search; calibrating, slicing and what is sampled are not included
     prefill: float | None
     decode: float | None
     loops: float | None  # fraction of fifty greedy answers in which a 4-gram comes three times
     answer_tokens: float | None  # mean length of these answers
     date: str
-    commit: str
+    commit: str  # of the code that wrote the cell
 
     @property
     def stage(self) -> str:
-        """How much work was spent on the slice: one of `make_leaderboard.STAGES`."""
+        """What was done besides slicing: one of `STAGES`."""
         if self.recovery != NO_RECOVERY:
             return "recovered"
         return "searched" if self.ratios == SEARCH else "training-free"
@@ -63,7 +62,8 @@ class Cell(NamedTuple):
         return day(datetime.date.fromisoformat(self.date))
 
 
-OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # measured for small models only
+OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losses were measured
+TEXTS = ("model", "weights", "method", "ratios", "recovery", "text", "date", "commit")  # columns
 KEY = ("model", "method", "ratios", "recovery", "sparsity", "text")
 
 
@@ -71,14 +71,19 @@ def read(path: Path = FILE) -> tuple[Cell, ...]:
     """All cells; none if the file is missing."""
     if not path.is_file():
         return ()
-    text = {"ratios": str, "recovery": str, "commit": str}
-    frame = pandas.read_csv(path, dtype=text, keep_default_na=False, na_values={name: [""] for name in OPTIONAL})
+    numbers = [name for name in Cell._fields if name not in TEXTS]
+    frame = pandas.read_csv(
+        path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values={name: [""] for name in numbers}
+    )
     frame = frame.astype(object).where(frame.notna(), None)
     return tuple(Cell(*row) for row in frame[list(Cell._fields)].itertuples(index=False))
 
 
 def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """`new` cells replace old ones of the same `KEY`, unless only the commit differs; sorted."""
+    """All cells, sorted. `new` ones replace old ones of the same `KEY`, unless only the commit differs.
+
+    Where perplexities agree, values that are None in the new cell are taken from the old one.
+    """
 
     def key(cell: Cell) -> tuple[object, ...]:
         return tuple(getattr(cell, name) for name in KEY)
@@ -86,14 +91,19 @@ def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
     cells = {key(cell): cell for cell in old}
     for cell in new:
         earlier = cells.get(key(cell))
+        if earlier is not None and earlier.perplexity == cell.perplexity:
+            missing = [name for name in OPTIONAL if getattr(cell, name) is None]
+            cell = cell._replace(**{name: getattr(earlier, name) for name in missing})
         if earlier is None or earlier._replace(commit=cell.commit) != cell:
             cells[key(cell)] = cell
     return tuple(sorted(cells.values(), key=lambda cell: (cell.parameters, *key(cell))))
 
 
 def write(cells: tuple[Cell, ...], path: Path = FILE) -> None:
-    """Write the file."""
-    pandas.DataFrame(cells, columns=Cell._fields).to_csv(path, index=False)
+    """Write the file, whole or not at all."""
+    unfinished = path.with_suffix(".new")
+    pandas.DataFrame(cells, columns=Cell._fields).to_csv(unfinished, index=False)
+    unfinished.replace(path)
 
 
 @cache
@@ -108,7 +118,7 @@ def measured(model: str, sparsity: float = 0.3) -> LazyString | None:
         asked = cell.method, cell.stage, cell.text, cell.sparsity
         if cell.model == model and asked == ("intraslice", "training-free", WIKIPEDIA, sparsity):
             return lazy_gettext(
-                "Measured with {weights} weights: removing {sparsity:.0%} raises perplexity on Wikipedia from "
+                "Measured with {weights} weights: if {sparsity:.0%} is removed, perplexity on Wikipedia rises from "
                 "{dense:.1f} to {sliced:.1f}.",
                 weights=cell.weights,
                 sparsity=sparsity,

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from ...i18n.language import gettext, lazy_gettext, number
+from ...state.snapshots.leaderboard import DTYPE, TOKENS, Cell
 from ...ui import figure
 from ...ui.figure import Chart, Json
 from ...ui.labels import METHOD_COLOURS, METHODS, SYMBOLS, Terms
 
-STAGES = Terms(
-    {
-        "training-free": lazy_gettext("training-free"),
-        "searched": lazy_gettext("ratios by search"),
-        "recovered": lazy_gettext("recovered"),
-    }
-)
+STAGES = Terms({"searched": lazy_gettext("ratios by search"), "recovered": lazy_gettext("recovered")})
 TEXTS = Terms(
     {
         "wikipedia": lazy_gettext("Wikipedia"),
@@ -27,15 +21,13 @@ TEXTS = Terms(
 )
 MARKS = {"training-free": "", "searched": "-dot", "recovered": "-open"}  # of the symbols
 SPARSITY = 0.3  # of the chart against model size
-RATIO_TICKS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
-
-Value = Callable[[Any], float]
+TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
 
 
-def sparsity_chart(cells: Sequence[Any]) -> Chart:
-    """KL and relative perplexity against sparsity, of one model's `Cell`s on one text; all cells in the table."""
-    layout = figure.layout_of(2, revision="leaderboard", vertical=False)
-    data = _lines(cells, lambda cell: cell.sparsity, gettext("%{{x:.0%}} removed"))
+def sparsity_chart(cells: Sequence[Cell]) -> Chart:
+    """KL and relative perplexity against sparsity, of one model's cells on one text."""
+    layout = figure.layout_of(2, revision=f"{cells[0].model} {cells[0].text}", vertical=False)
+    data = _lines(cells, lambda cell: cell.sparsity, gettext("target %{{x:.0%}}"))
     for axis in ("xaxis", "xaxis2"):
         layout[axis].update(
             title=figure.title(gettext("target sparsity")), tickformat=".0%", tickvals=_values(cells, "sparsity")
@@ -45,9 +37,8 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
     return Chart(
         title=gettext("Leaderboard: damage against sparsity"),
         note=gettext(
-            "Which method damages the model least at equal parameters? Training-free models are compared with each "
-            "other, recovered ones with recovered ones: training costs as many passes through the text as the table "
-            "says."
+            "Which method damages the model least, at about equal parameters? Compare models that nothing was trained "
+            "for with each other, and recovered ones with recovered ones."
         ),
         protocol=_protocol(cells),
         data=data,
@@ -56,6 +47,7 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
         columns=[
             gettext("Method"),
             gettext("Target sparsity"),
+            gettext("Actual sparsity"),
             gettext("Perplexity"),
             gettext("Perplexity relative to dense"),
             gettext("KL from dense, nats per token"),
@@ -70,6 +62,7 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
             [
                 _name(cell),
                 number(cell.sparsity, ".0%"),
+                number(cell.removed, ".1%"),
                 number(cell.perplexity, ",.2f"),
                 f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
                 f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
@@ -84,16 +77,21 @@ def sparsity_chart(cells: Sequence[Any]) -> Chart:
     )
 
 
-def size_chart(cells: Sequence[Any]) -> Chart:
-    """KL and relative perplexity of training-free slices against the dense model's size, on one text."""
-    layout = figure.layout_of(2, revision="leaderboard-size", vertical=False)
+def size_chart(cells: Sequence[Cell]) -> Chart | None:
+    """KL and relative perplexity at `SPARSITY` against the size of the dense model, of untrained slices on one text.
+
+    None if there are no such cells.
+    """
     shown = [cell for cell in cells if cell.stage == "training-free" and cell.sparsity == SPARSITY]
+    if not shown:
+        return None
     shown.sort(key=lambda cell: cell.parameters)
+    layout = figure.layout_of(2, revision=f"sizes {shown[0].text}", vertical=False)
     sizes = _values(shown, "parameters")
-    data = _lines(shown, lambda cell: cell.parameters, gettext("a model of %{{x:.3s}} parameters"))
+    data = _lines(shown, lambda cell: cell.parameters, "%{text}")
     for axis in ("xaxis", "xaxis2"):
         layout[axis].update(
-            title=figure.title(gettext("parameters of the dense model, log scale")),
+            title=figure.title(gettext("parameters of the dense model's layers, log scale")),
             type="log",
             tickvals=sizes,
             ticktext=[_millions(size) for size in sizes],
@@ -101,14 +99,17 @@ def size_chart(cells: Sequence[Any]) -> Chart:
     _damage_axes(layout)
     return Chart(
         title=gettext("Damage at {sparsity:.0%} against model size", sparsity=SPARSITY),
-        note=gettext("Do larger models lose less? The models also differ in family and training text."),
+        note=gettext(
+            "Do larger models lose less? The models also differ in family, training text and type of the weights."
+        ),
         protocol=_protocol(shown),
         data=data,
         layout=layout,
         side_by_side=True,
         columns=[
             gettext("Model"),
-            gettext("Parameters"),
+            gettext("Type of the weights"),
+            gettext("Parameters of the layers"),
             gettext("Method"),
             gettext("Dense perplexity"),
             gettext("Perplexity"),
@@ -118,6 +119,7 @@ def size_chart(cells: Sequence[Any]) -> Chart:
         rows=[
             [
                 cell.model,
+                cell.weights,
                 _millions(cell.parameters),
                 _name(cell),
                 number(cell.dense_perplexity, ",.2f"),
@@ -130,9 +132,9 @@ def size_chart(cells: Sequence[Any]) -> Chart:
     )
 
 
-def _lines(cells: Sequence[Any], x_of: Value, hover: str) -> list[Json]:
+def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> list[Json]:
     """A line per method and stage: KL in the left panel, relative perplexity in the right one."""
-    groups: dict[tuple[str, str], list[Any]] = {}
+    groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.stage), []).append(cell)
     traces = []
@@ -149,6 +151,7 @@ def _lines(cells: Sequence[Any], x_of: Value, hover: str) -> list[Json]:
                     "showlegend": panel == 1,
                     "x": [x_of(point) for point in points],
                     "y": [figure.rounded(getattr(point, value)) for point in points],
+                    "text": [point.model for point in points],
                     "error_y": {"type": "data", "array": errors, "color": line["color"], "thickness": 0.8, "width": 0},
                     "line": line,
                     "marker": {"size": 8, "color": line["color"], "symbol": symbol + MARKS[stage]},
@@ -161,26 +164,28 @@ def _lines(cells: Sequence[Any], x_of: Value, hover: str) -> list[Json]:
 
 def _damage_axes(layout: Json) -> None:
     layout["hovermode"] = "closest"
-    layout["yaxis"].update(title=figure.title(gettext("KL from dense, nats per token")), rangemode="tozero")
-    layout["yaxis2"].update(
-        title=figure.title(gettext("perplexity relative to dense, log scale")),
-        type="log",
-        tickvals=RATIO_TICKS,
-        ticktext=[number(tick, ",g") for tick in RATIO_TICKS],
-    )
+    for axis, title in (
+        ("yaxis", gettext("KL from dense, nats per token, log scale")),
+        ("yaxis2", gettext("perplexity relative to dense, log scale")),
+    ):
+        ticktext = [number(tick, ",g") for tick in TICKS]
+        layout[axis].update(title=figure.title(title), type="log", tickvals=TICKS, ticktext=ticktext)
 
 
-def _protocol(cells: Sequence[Any]) -> str:
+def _protocol(cells: Sequence[Cell]) -> str:
     days = sorted({(cell.date, cell.day) for cell in cells})
     dates = days[0][1] if days[0] == days[-1] else f"{days[0][1]} – {days[-1][1]}"
     return gettext(
-        "One-shot slices in bfloat16, calibrated on Wikipedia alone, measured on 2,048 held-out tokens, {dates}; bars "
-        "are standard errors.",
+        "One-shot slices in {dtype} of dequantised weights ({weights}), calibrated on Wikipedia, measured on "
+        "{tokens:,} held-out tokens, {dates}; bars are standard errors.",
+        dtype=DTYPE,
+        weights=", ".join(sorted({cell.weights for cell in cells})),
+        tokens=TOKENS,
         dates=dates,
     )
 
 
-def _name(cell: Any) -> str:
+def _name(cell: Cell) -> str:
     name = METHODS.get(cell.method, cell.method)
     return name if cell.stage == "training-free" else f"{name}, {STAGES[cell.stage]}"
 
@@ -189,7 +194,7 @@ def _optional(value: float | None, code: str) -> str:
     return "–" if value is None else number(value, code)
 
 
-def _values(cells: Sequence[Any], name: str) -> list[float]:
+def _values(cells: Sequence[Cell], name: str) -> list[float]:
     return sorted({getattr(cell, name) for cell in cells})
 
 

@@ -45,10 +45,11 @@ def build() -> LeaderboardPanel | None:
 
 
 def show(model: str, text: str) -> tuple[str, str]:
-    """The charts of a model and a text (JSON)."""
+    """The charts of a model and a text (JSON); empty where nothing is measured."""
     on_text = [cell for cell in leaderboard.cells() if cell.text == text]
     of_model = [cell for cell in on_text if cell.model == model]
-    return charts.sparsity_chart(of_model).to_json(), charts.size_chart(on_text).to_json()
+    by_size = charts.size_chart(on_text)
+    return charts.sparsity_chart(of_model).to_json() if of_model else "", by_size.to_json() if by_size else ""
 
 
 def connect(panel: LeaderboardPanel, context: Context) -> None:
@@ -61,6 +62,7 @@ def connect(panel: LeaderboardPanel, context: Context) -> None:
 
 def _heading() -> str:
     lead = gettext(
-        "All methods at equal parameters, on several models and texts: measured before, and stored with the page."
+        "Seven methods at about equal parameters, on several models and texts: measured in advance, and stored with "
+        "the page."
     )
     return f'<h2>{gettext("Leaderboard")}</h2><p class="isx-lead">{lead}</p>'
