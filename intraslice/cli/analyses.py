@@ -25,7 +25,7 @@ from intraslice.diagnostics.sensitivity import (
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import is_main_process
-from intraslice.evaluation.answers import PROMPTS, AnswerStatistics
+from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
@@ -177,12 +177,13 @@ def sweep_(run: Run) -> CommandResult:
     calibrations = [replace(recipe.calibration, seed=seed) for seed in dict.fromkeys(a.seeds)] or [recipe.calibration]
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
+    prompts = tokens_of_prompts(loaded.tokenizer) if a.answers else []
     grid, states = points(a.methods, a.estimators, a.sparsities, a.quantise), DenseStates(loaded.model)
 
     def sweep_from(calibration: CalibrationConfig) -> pandas.DataFrame:
         run.recipe = replace(recipe, calibration=calibration)
         stats, tokens = run.calibrate(loaded)
-        texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, PROMPTS if a.answers else ())
+        texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts)
         with run.timed("sweep"):
             frame = sweep(loaded, texts, grid, recipe.slicing, speed, states)
         return frame.assign(seed=calibration.seed) if a.seeds else frame

@@ -17,7 +17,7 @@ from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder, searches
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
-from intraslice.evaluation.answers import answer_statistics, greedy_answers
+from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
@@ -94,7 +94,8 @@ def evaluate(run: Run) -> CommandResult:
 
 def _answer_statistics(models: dict[str, PreTrainedModel], loaded: LoadedModel) -> dict[str, dict[str, float]]:
     """Statistics of each model's answers to the fixed prompts; the first model is the dense one."""
-    answers = {name: greedy_answers(model, loaded.tokenizer, stage=f"answers {name}") for name, model in models.items()}
+    prompts = tokens_of_prompts(loaded.tokenizer)
+    answers = {name: greedy_answers(model, prompts, stage=f"answers {name}") for name, model in models.items()}
     dense = next(iter(answers.values()))
     return {name: answer_statistics(tokens, dense)._asdict() for name, tokens in answers.items()}
 

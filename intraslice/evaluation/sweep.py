@@ -22,8 +22,9 @@ from intraslice.core.errors import NoRoomError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
-from intraslice.evaluation.answers import answer_columns, inputs_of_answers
+from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.weight_rounding import rounded_model
@@ -78,7 +79,7 @@ class Texts:
 
     `training` has the calibration tokens and more, for recoveries, which otherwise train on the calibration tokens.
     `others` has held-out windows of further texts, by name: each adds columns, such as `perplexity NAME`. Where there
-    are `prompts`, every model answers them greedily, for the columns of `AnswerStatistics`.
+    are `prompts` (tokens), every model answers them greedily, for the columns of `AnswerStatistics`.
     """
 
     stats: CalibrationStats
@@ -86,7 +87,7 @@ class Texts:
     evaluation: Int[Tensor, "windows window"]
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
-    prompts: tuple[str, ...] = ()
+    prompts: list[list[int]] = field(default_factory=list)
 
     def tokens_for(self, method: str, config: SliceConfig) -> Tokens:
         """The longest text that a method and its recovery use."""
@@ -223,7 +224,7 @@ def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConf
 
 def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
     held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
-    inputs += (inputs_of_answers(loaded, texts.prompts),) if texts.prompts else ()
+    inputs += ((texts.prompts, sorted(end_tokens(loaded.model))),) if texts.prompts else ()
     return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 

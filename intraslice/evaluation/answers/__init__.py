@@ -2,7 +2,7 @@
 they are. Perplexity scores the next token of other people's text, and does not show that a model repeats itself.
 """
 
-from intraslice.evaluation.answers.greedy import answer_columns, greedy_answers, inputs_of_answers
+from intraslice.evaluation.answers.greedy import answer_columns, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.answers.prompts import PROMPTS
 from intraslice.evaluation.answers.statistics import AnswerStatistics, answer_statistics, has_loop
 
@@ -13,5 +13,5 @@ __all__ = [
     "answer_statistics",
     "greedy_answers",
     "has_loop",
-    "inputs_of_answers",
+    "tokens_of_prompts",
 ]

@@ -23,19 +23,23 @@ FORMAT = "1"
 ANSWER_TOKENS = 64
 
 
+def tokens_of_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:
+    """The tokens of each prompt, through the chat template if there is one."""
+    return [prompt_tokens(tokenizer, prompt)["input_ids"][0].tolist() for prompt in prompts]
+
+
 @torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int = ANSWER_TOKENS,
     stage: str = "answers",
     *,
     progress: ProgressCallback | bool = True,
 ) -> list[list[int]]:
-    """The tokens of a greedy answer to each prompt, in one batch, without the end token."""
+    """The tokens of a greedy answer to each prompt (its tokens), in one batch, without the end token."""
     report = progress_callback(progress)
-    tokens, mask = _left_padded([prompt_tokens(tokenizer, prompt)["input_ids"][0] for prompt in prompts])
+    tokens, mask = _left_padded([torch.tensor(prompt) for prompt in prompts])
     tokens, mask = tokens.to(model.device), mask.to(model.device)
     ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
     cache: dict[str, Any] = {}
@@ -54,12 +58,6 @@ def greedy_answers(
     return [_before_the_end(answer, set(ends.tolist())) for answer in answers]
 
 
-def inputs_of_answers(loaded: LoadedModel, prompts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-    """What answers depend on beside the weights: the prompts' tokens, with the chat template, and the end tokens."""
-    tokens = [prompt_tokens(loaded.tokenizer, prompt)["input_ids"][0].tolist() for prompt in prompts]
-    return tokens, sorted(end_tokens(loaded.model))
-
-
 def _left_padded(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "prompts tokens"], Tensor]:
     """Prompts that end in the same column, and a mask that is 1 on their tokens."""
     length = max(map(len, prompts))
@@ -74,23 +72,23 @@ def _before_the_end(answer: list[int], ends: set[int]) -> list[int]:
     return answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))]
 
 
-def _dense_answers(loaded: LoadedModel, prompts: tuple[str, ...], progress: ProgressCallback) -> list[list[int]]:
-    inputs = inputs_of_answers(loaded, prompts)
-    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", inputs)
+def _dense_answers(loaded: LoadedModel, prompts: list[list[int]], progress: ProgressCallback) -> list[list[int]]:
+    model, inputs = loaded.model, (prompts, sorted(end_tokens(loaded.model)))
+    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, model.dtype, "answers", inputs)
     record = read_record(path)
     if not record:
-        answers = greedy_answers(loaded.model, loaded.tokenizer, prompts, stage="answers dense", progress=progress)
+        answers = greedy_answers(model, prompts, stage="answers dense", progress=progress)
         record = {"answers": answers}
         write_record(path, record, "the dense model's answers")
     return record["answers"]
 
 
 def answer_columns(
-    loaded: LoadedModel, model: PreTrainedModel, prompts: tuple[str, ...], stage: str, *, progress: ProgressCallback
+    loaded: LoadedModel, model: PreTrainedModel, prompts: list[list[int]], stage: str, *, progress: ProgressCallback
 ) -> dict[str, float]:
     """Columns of a sweep's row: the statistics of the model's answers, and those of the dense model, which are kept."""
     dense = _dense_answers(loaded, prompts, progress)
-    answers = greedy_answers(model, loaded.tokenizer, prompts, stage=stage, progress=progress)
+    answers = greedy_answers(model, prompts, stage=stage, progress=progress)
     of_dense = answer_statistics(dense, dense)
     names = ("loops", "answer_tokens", "distinct_3grams")
     columns = {f"dense_{name}": getattr(of_dense, name) for name in names}

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from intraslice.evaluation.answers import PROMPTS, answer_statistics, greedy_answers, has_loop
+from intraslice.evaluation.answers import (
+    PROMPTS,
+    answer_statistics,
+    greedy_answers,
+    has_loop,
+    tokens_of_prompts,
+)
 from intraslice.evaluation.generation import Sampling, stream_tokens
 
 
@@ -39,7 +45,7 @@ def test_there_are_fifty_prompts():
 def test_a_batch_is_answered_as_each_prompt_alone(tiny_case):
     loaded = tiny_case("llama-gqa").loaded
     prompts, events = PROMPTS[:4], []
-    answers = greedy_answers(loaded.model, loaded.tokenizer, prompts, 12, progress=events.append)
+    answers = greedy_answers(loaded.model, tokens_of_prompts(loaded.tokenizer, prompts), 12, progress=events.append)
     for prompt, answer in zip(prompts, answers, strict=True):
         alone = list(stream_tokens(loaded.model, loaded.tokenizer, prompt, Sampling(12)))
         ends = {loaded.model.generation_config.eos_token_id}
