@@ -18,6 +18,13 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page = opened.page
     opened.says("#sweep-progress", "12 of 12 points are not measured yet")
     assert not page.is_visible("#sweep-chart .isx-plot")
+    page.wait_for_selector("#leaderboard-size-chart .main-svg")
+    on_wikipedia = page.inner_text("#leaderboard-chart tbody")
+    page.click("#leaderboard-text input")
+    page.click("#leaderboard-text [role=option] >> text=Python source")
+    page.wait_for_function(
+        "shown => document.querySelector('#leaderboard-chart tbody').innerText !== shown", arg=on_wikipedia
+    )
     page.click("#sweep-run")
     page.wait_for_selector("#sweep-chart .main-svg")
     page.click("#sweep-cancel")

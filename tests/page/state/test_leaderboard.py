@@ -1,0 +1,160 @@
+"""The leaderboard: what the page ships, what its command measures, and its charts."""
+
+from __future__ import annotations
+
+import math
+
+import plotly.graph_objects as go
+import pytest
+
+from components import make_leaderboard
+from components.frame.handlers import memory
+from components.state.snapshots import leaderboard
+from components.state.snapshots.leaderboard import Cell, cells, measured, merged, read, write
+from components.sweep.leaderboard import charts, panel
+from components.ui.palette import coloured
+from intraslice.evaluation import sweep
+from intraslice.loading import SUGGESTED_MODELS
+from intraslice.methods.registry import METHODS
+
+CELL = Cell(
+    *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 0.3, "wikipedia"),
+    *(15.3, 24.8, 1.62, 0.05, 0.59, 0.03, 0.3, 0.0, None, None, None, None, "2026-11-29", "abc1234"),
+)
+
+
+def test_what_the_page_ships_is_complete_and_at_about_equal_parameters() -> None:
+    assert measured("default")
+    assert {cell.model for cell in cells()} <= set(SUGGESTED_MODELS)
+    assert {cell.method for cell in cells()} <= set(METHODS)
+    assert {cell.text for cell in cells()} == set(charts.TEXTS)
+    assert len({tuple(getattr(cell, name) for name in leaderboard.KEY) for cell in cells()}) == len(cells())
+    for cell in cells():
+        assert cell.ratio == pytest.approx(cell.perplexity / cell.dense_perplexity, rel=1e-3)
+        tolerance = {"crossmodule": 0.01, "shortgpt": 0.02}.get(cell.method, 0.002)
+        assert cell.removed == pytest.approx(cell.sparsity, abs=tolerance)
+        assert 0 < cell.divergence_error < math.inf
+        assert 0 < cell.ratio_error < math.inf
+
+
+def test_a_file_that_is_written_is_read_as_it_was(tmp_path) -> None:
+    written = (
+        CELL,
+        CELL._replace(
+            method="flap", ratios="", prefill=1.3, decode=1.2, loops=0.2, answer_tokens=60.1, commit="1234567"
+        ),
+    )
+    write(written, tmp_path / "cells.csv")
+    assert read(tmp_path / "cells.csv") == written
+    assert read(tmp_path / "missing.csv") == ()
+
+
+def test_a_cell_measured_anew_replaces_the_old_one_and_one_read_from_the_cache_keeps_its_commit() -> None:
+    again = CELL._replace(commit="1111111")
+    assert merged((CELL,), (again,)) == (CELL,)
+    anew = again._replace(perplexity=25.0, date="2026-11-30")
+    assert merged((CELL,), (anew,)) == (anew,)
+    searched = CELL._replace(ratios=leaderboard.SEARCH)
+    assert merged((CELL,), (searched,)) == (CELL, searched)
+    assert tuple(cell.stage for cell in (CELL, searched, CELL._replace(recovery="distill"))) == leaderboard.STAGES
+
+
+def test_a_run_without_speeds_keeps_those_of_the_same_slice() -> None:
+    timed = CELL._replace(prefill=1.3, decode=1.2, loops=0.2, answer_tokens=60.1)
+    assert merged((timed,), (CELL,)) == (timed,)
+    other = CELL._replace(perplexity=25.0)
+    assert merged((timed,), (other,)) == (other,)
+
+
+@pytest.fixture
+def command(tiny, tmp_path, monkeypatch):
+    """Runs the command on a tiny model; returns the file's cells and the results of the library's commands."""
+    for file in make_leaderboard.TEXTS.values():
+        (tmp_path / file).write_text("\n".join(f"w{4 + step} w{9 + step} w{7 + step} " * 40 for step in range(40)))
+    (tmp_path / "source.jsonl").write_text('{"text": "' + "w4 w5 w6 w7 w8 w9 " * 90 + '"}\n')
+    for name, value in (("FILE", tmp_path / "cells.csv"), ("TOKENS", 64), ("DTYPE", "float32")):
+        monkeypatch.setattr(make_leaderboard, name, value)
+    here = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8", "--length", "32"]
+    here += ["--device", "cpu", "--passes", "3"]
+    run, results = make_leaderboard.run, []
+    monkeypatch.setattr(make_leaderboard, "run", lambda words: results.append(run([*words, *here])) or results[-1])
+
+    def call(*words: str) -> tuple[tuple[Cell, ...], list]:
+        results.clear()
+        of_model = ["--model", tiny.settings.model, "--name", "default", "--weights", "random"]
+        make_leaderboard.main([*of_model, "--texts", str(tmp_path), "--losses-only", *words])
+        return read(tmp_path / "cells.csv"), list(results)
+
+    return call
+
+
+def test_the_command_measures_what_a_sweep_does(command, capsys, monkeypatch) -> None:
+    words = ["--methods", "intraslice", "flap", "--sparsities", "0.3", "0.8", "--stages", "training-free"]
+    written, results = command(*words)
+    assert {(cell.method, cell.text) for cell in written if cell.sparsity == 0.3} == {
+        (method, text) for method in ("flap", "intraslice") for text in charts.TEXTS
+    }
+    rows = {(row["method"], row["sparsity"]): row for result in results for row in result["rows"]}
+    unreachable = [point for point, row in rows.items() if row["perplexity"] is None]
+    assert unreachable
+    said = capsys.readouterr().err
+    for method, sparsity in unreachable:
+        assert f"no cells of {method} at {sparsity}: {rows[method, sparsity]['note']}" in said
+    for cell in written:
+        suffix = "" if cell.text == "wikipedia" else f" {make_leaderboard.TEXTS[cell.text].partition('.')[0]}"
+        row = rows[cell.method, cell.sparsity]
+        found = cell.perplexity, cell.ratio, cell.ratio_error, cell.divergence, cell.divergence_error
+        columns = "perplexity", "perplexity_ratio", "perplexity_ratio_error", "divergence", "divergence_error"
+        assert found == pytest.approx([row[f"{column}{suffix}"] for column in columns], rel=1e-4)
+        assert cell.parameters == row["dense_decoder"]
+        assert (cell.removed, cell.date) == (pytest.approx(row["removed_fraction"], rel=1e-4), row["date"])
+        assert (cell.passes, cell.prefill, cell.stage) == (0, None, "training-free")
+    monkeypatch.setattr(sweep, "measure_losses", None)  # the second run reads the cache
+    assert command(*words)[0] == written
+
+
+def test_the_command_searches_and_recovers(command) -> None:
+    words = ["--methods", "intraslice", "--sparsities", "0.3", "--stages"]
+    written, results = command(*words, "searched", "recovered")
+    assert {(cell.stage, cell.ratios, cell.text) for cell in written} == {
+        (stage, ratios, text)
+        for stage, ratios in (("searched", leaderboard.SEARCH), ("recovered", "pca"))
+        for text in charts.TEXTS
+    }
+    search, _, recovery = results
+    passes = {cell.stage: cell.passes for cell in written}
+    assert passes["searched"] == pytest.approx(search["plans"][0]["passes"], rel=1e-4)
+    assert passes["recovered"] == pytest.approx(recovery["rows"][0]["recovery_training_passes"], rel=1e-4)
+
+
+def test_the_command_says_what_is_missing(command, capsys, tmp_path) -> None:
+    (tmp_path / "lee.txt").unlink()
+    with pytest.raises(SystemExit):
+        command()
+    assert f"lacks lee.txt; run `python -m tests.texts {tmp_path}`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", list(charts.TEXTS))
+def test_both_charts_draw_every_cell_that_they_are_given(text) -> None:
+    on_text = [cell for cell in cells() if cell.text == text]
+    of_model = [cell for cell in on_text if cell.model == "default"]
+    for chart in (charts.sparsity_chart(of_model), charts.size_chart(on_text)):
+        go.Figure(coloured({"data": chart.data, "layout": chart.layout}))
+        assert all(len(row) == len(chart.columns) for row in chart.rows)
+        left = [trace for trace in chart.data if trace["yaxis"] == "y"]
+        assert sum(len(trace["x"]) for trace in left) == len(chart.rows)
+    assert all(panel.show("default", text))
+    assert panel.show("someone/else", "no text") == ("", "")
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-Coder-0.5B-Instruct"])
+def test_the_model_list_says_what_slicing_costs_a_measured_model(session, model) -> None:
+    (cell,) = (
+        cell
+        for cell in cells()
+        if (cell.model, cell.method, cell.stage) == (model, "intraslice", "training-free")
+        and (cell.text, cell.sparsity) == ("wikipedia", 0.3)
+    )
+    assert f"from {cell.dense_perplexity:.1f} to {cell.perplexity:.1f}." in memory(session, model)
+    assert measured("default")  # the headline has it, on other windows
+    assert "Measured" not in memory(session, "default")
