@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...i18n.language import gettext, lazy_gettext, number
-from ...state.snapshots.leaderboard import DTYPE, TOKENS, Cell
+from ...state.snapshots.leaderboard import DTYPE, STAGES, TOKENS, Cell
 from ...ui import figure
 from ...ui.figure import Chart, Json
 from ...ui.labels import METHOD_COLOURS, METHODS, SYMBOLS, Terms
 
-STAGES = Terms({"searched": lazy_gettext("ratios by search"), "recovered": lazy_gettext("recovered")})
+LABELS = Terms({"searched": lazy_gettext("ratios by search"), "recovered": lazy_gettext("recovered")})
 TEXTS = Terms(
     {
         "wikipedia": lazy_gettext("Wikipedia"),
@@ -37,8 +37,8 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
     return Chart(
         title=gettext("Leaderboard: damage against sparsity"),
         note=gettext(
-            "Which method damages the model least, at about equal parameters? Compare models that nothing was trained "
-            "for with each other, and recovered ones with recovered ones."
+            "Which method damages the model least, at about equal parameters? Untrained slices compete with each "
+            "other, recovered ones with each other."
         ),
         protocol=_protocol(cells),
         data=data,
@@ -70,7 +70,7 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
                 *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
                 _optional(cell.loops, ".0%"),
                 _optional(cell.answer_tokens, ".1f"),
-                f"{cell.day} ({cell.commit})",
+                f"{cell.date} {cell.commit}",
             ]
             for cell in ranked
         ],
@@ -134,8 +134,8 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
 
 def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> list[Json]:
     """A line per method and stage: KL in the left panel, relative perplexity in the right one."""
-    groups: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
+    order, groups = list(METHODS), dict[tuple[str, str], list[Cell]]()
+    for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage))):
         groups.setdefault((cell.method, cell.stage), []).append(cell)
     traces = []
     for panel, value, error in ((1, "divergence", "divergence_error"), (2, "ratio", "ratio_error")):
@@ -165,7 +165,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
 def _damage_axes(layout: Json) -> None:
     layout["hovermode"] = "closest"
     for axis, title in (
-        ("yaxis", gettext("KL from dense, nats per token, log scale")),
+        ("yaxis", gettext("KL from dense, log scale")),
         ("yaxis2", gettext("perplexity relative to dense, log scale")),
     ):
         ticktext = [number(tick, ",g") for tick in TICKS]
@@ -187,7 +187,7 @@ def _protocol(cells: Sequence[Cell]) -> str:
 
 def _name(cell: Cell) -> str:
     name = METHODS.get(cell.method, cell.method)
-    return name if cell.stage == "training-free" else f"{name}, {STAGES[cell.stage]}"
+    return name if cell.stage == "training-free" else f"{name}, {LABELS[cell.stage]}"
 
 
 def _optional(value: float | None, code: str) -> str:
