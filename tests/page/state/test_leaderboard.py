@@ -13,6 +13,7 @@ from components.state.snapshots import leaderboard
 from components.state.snapshots.leaderboard import Cell, cells, measured, merged, read, write
 from components.sweep.leaderboard import charts, panel
 from components.ui.palette import coloured
+from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep
 from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
@@ -85,7 +86,9 @@ def command(tiny, tmp_path, monkeypatch):
         make_leaderboard.main([*of_model, "--texts", str(tmp_path), "--losses-only", *words])
         return read(tmp_path / "cells.csv"), list(results)
 
-    return call
+    yield call
+    for name in [name for name in ESTIMATORS if ".json@" in name]:  # what a search found is registered
+        del ESTIMATORS[name]
 
 
 def test_the_command_measures_what_a_sweep_does(command, capsys, monkeypatch) -> None:
