@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import pandas
 
+from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
+
 from ...assets import ASSETS
 from ...i18n.language import LazyString, day, lazy_gettext
 from ..choices import NO_RECOVERY
@@ -48,6 +50,11 @@ class Cell(NamedTuple):
     answer_tokens: float | None  # mean length of these answers
     date: str
     commit: str  # of the code that wrote the cell
+
+    @property
+    def model_name(self) -> str:
+        """The model's name for people, without its owner."""
+        return (DEFAULT_HUB_ID if self.model == DEFAULT else self.model).rpartition("/")[-1]
 
     @property
     def stage(self) -> str:

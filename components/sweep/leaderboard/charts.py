@@ -118,7 +118,7 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
         ],
         rows=[
             [
-                cell.model,
+                cell.model_name,
                 cell.weights,
                 _millions(cell.parameters),
                 _name(cell),
@@ -151,7 +151,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
                     "showlegend": panel == 1,
                     "x": [x_of(point) for point in points],
                     "y": [figure.rounded(getattr(point, value)) for point in points],
-                    "text": [point.model for point in points],
+                    "text": [point.model_name for point in points],
                     "error_y": {"type": "data", "array": errors, "color": line["color"], "thickness": 0.8, "width": 0},
                     "line": line,
                     "marker": {"size": 8, "color": line["color"], "symbol": symbol + MARKS[stage]},

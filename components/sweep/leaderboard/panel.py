@@ -30,10 +30,11 @@ def build() -> LeaderboardPanel | None:
     cells = leaderboard.cells()
     if not cells:
         return None
-    models, texts = (list(dict.fromkeys(getattr(cell, name) for cell in cells)) for name in ("model", "text"))
+    models = list(dict.fromkeys((cell.model_name, cell.model) for cell in cells))
+    texts = list(dict.fromkeys(cell.text for cell in cells))
     gr.HTML(LazyString(_heading), apply_default_css=False)
     with gr.Row(elem_id="leaderboard-choice"):
-        model = gr.Dropdown(models, value=models[0], label=lazy_gettext("Model"), elem_id="leaderboard-model")
+        model = gr.Dropdown(models, value=models[0][1], label=lazy_gettext("Model"), elem_id="leaderboard-model")
         labelled = [(LazyString(partial(charts.TEXTS.__getitem__, text)), text) for text in texts]
         text = gr.Dropdown(
             labelled, value=leaderboard.WIKIPEDIA, label=lazy_gettext("Text"), elem_id="leaderboard-text"
