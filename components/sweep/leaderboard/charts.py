@@ -20,6 +20,7 @@ TEXTS = Terms(
     }
 )
 MARKS = {"training-free": "", "searched": "-dot", "recovered": "-open"}  # of the symbols
+NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
 
@@ -70,7 +71,7 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
                 *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
                 _optional(cell.loops, ".0%"),
                 _optional(cell.answer_tokens, ".1f"),
-                f"{cell.date} {cell.commit}",
+                f"{cell.date.replace('-', NO_BREAK)} {cell.commit}",
             ]
             for cell in ranked
         ],
