@@ -64,9 +64,7 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
                 _name(cell),
                 number(cell.sparsity, ".0%"),
                 number(cell.removed, ".1%"),
-                number(cell.perplexity, ",.2f"),
-                f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
-                f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
+                *_damage(cell),
                 number(cell.passes, ".1f") if cell.passes else "–",
                 *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
                 _optional(cell.loops, ".0%"),
@@ -124,9 +122,7 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
                 _millions(cell.parameters),
                 _name(cell),
                 number(cell.dense_perplexity, ",.2f"),
-                number(cell.perplexity, ",.2f"),
-                f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
-                f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
+                *_damage(cell),
             ]
             for cell in shown
         ],
@@ -189,6 +185,15 @@ def _protocol(cells: Sequence[Cell]) -> str:
 def _name(cell: Cell) -> str:
     name = METHODS.get(cell.method, cell.method)
     return name if cell.stage == "training-free" else f"{name}, {LABELS[cell.stage]}"
+
+
+def _damage(cell: Cell) -> tuple[str, str, str]:
+    """Perplexity, its ratio to the dense one, and KL, as text."""
+    return (
+        number(cell.perplexity, ",.2f"),
+        f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
+        f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
+    )
 
 
 def _optional(value: float | None, code: str) -> str:
