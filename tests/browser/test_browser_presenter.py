@@ -6,7 +6,7 @@ from browsing import Opened
 STOPS = [
     *("#ratio-chart", "#importance-chart", "#verdict-chart", "#price-chart", "#search-chart", "#settling-chart"),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
-    *("#next-tokens", "#passage"),
+    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-size-chart"),
 ]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;
@@ -51,7 +51,7 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(pinned, width, height) 
         if stop == STOPS[-1]:
             pinned.hurry(50, 5)  # between the looks at tabs that stay empty
         page.keyboard.press("ArrowRight")
-    # Neither Sweep nor Export has anything to show: it comes back.
+    # Export has nothing to show: it comes back.
     page.wait_for_selector("#export-about", state="attached")
     page.wait_for_function(INSIDE, arg=STOPS[-1])
     for stop in STOPS[-2:-5:-1]:
