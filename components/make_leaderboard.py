@@ -22,6 +22,7 @@ from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.evaluation.sweep import LOSSES
 from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
 
@@ -88,14 +89,7 @@ def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
             "date": row["date"],
         }
         for text, suffix in suffixes.items():
-            losses = {
-                "dense_perplexity": row[f"dense_perplexity{suffix}"],
-                "perplexity": row[f"perplexity{suffix}"],
-                "ratio": row[f"perplexity_ratio{suffix}"],
-                "ratio_error": row[f"perplexity_ratio_error{suffix}"],
-                "divergence": row[f"divergence{suffix}"],
-                "divergence_error": row[f"divergence_error{suffix}"],
-            }
+            losses = {name: row[f"{name}{suffix}"] for name in ("dense_perplexity", *LOSSES)}
             values = common | losses | about | {"text": text}
             yield Cell(**{name: _rounded(value) for name, value in values.items()})
 

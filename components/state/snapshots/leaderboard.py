@@ -38,8 +38,8 @@ class Cell(NamedTuple):
     text: str
     dense_perplexity: float
     perplexity: float
-    ratio: float  # to the dense perplexity
-    ratio_error: float  # paired
+    perplexity_ratio: float  # to the dense perplexity
+    perplexity_ratio_error: float  # paired
     divergence: float  # KL from the dense model, nats per token
     divergence_error: float
     removed: float  # fraction of the layers' parameters
@@ -70,7 +70,7 @@ class Cell(NamedTuple):
 
 
 OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losses were measured
-TEXTS = ("model", "weights", "method", "ratios", "recovery", "text", "date", "commit")  # columns
+STRINGS = ("model", "weights", "method", "ratios", "recovery", "text", "date", "commit")  # columns
 KEY = ("model", "method", "ratios", "recovery", "sparsity", "text")
 
 
@@ -78,9 +78,9 @@ def read(path: Path = FILE) -> tuple[Cell, ...]:
     """All cells; none if the file is missing."""
     if not path.is_file():
         return ()
-    numbers = [name for name in Cell._fields if name not in TEXTS]
+    numbers = [name for name in Cell._fields if name not in STRINGS]
     frame = pandas.read_csv(
-        path, dtype=dict.fromkeys(TEXTS, str), keep_default_na=False, na_values={name: [""] for name in numbers}
+        path, dtype=dict.fromkeys(STRINGS, str), keep_default_na=False, na_values={name: [""] for name in numbers}
     )
     frame = frame.astype(object).where(frame.notna(), None)
     return tuple(Cell(*row) for row in frame[list(Cell._fields)].itertuples(index=False))

@@ -135,7 +135,10 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
     for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage))):
         groups.setdefault((cell.method, cell.stage), []).append(cell)
     traces = []
-    for panel, value, error in ((1, "divergence", "divergence_error"), (2, "ratio", "ratio_error")):
+    for panel, value, error in (
+        (1, "divergence", "divergence_error"),
+        (2, "perplexity_ratio", "perplexity_ratio_error"),
+    ):
         for (method, stage), points in groups.items():
             line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
             errors = [figure.rounded(getattr(point, error)) for point in points]
@@ -191,7 +194,7 @@ def _damage(cell: Cell) -> tuple[str, str, str]:
     """Perplexity, its ratio to the dense one, and KL, as text."""
     return (
         number(cell.perplexity, ",.2f"),
-        f"{number(cell.ratio, ',.2f')} ± {number(cell.ratio_error, ',.2f')}",
+        f"{number(cell.perplexity_ratio, ',.2f')} ± {number(cell.perplexity_ratio_error, ',.2f')}",
         f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
     )
 

@@ -31,11 +31,11 @@ def test_what_the_page_ships_is_complete_and_at_about_equal_parameters() -> None
     assert {cell.text for cell in cells()} == set(charts.TEXTS)
     assert len({tuple(getattr(cell, name) for name in leaderboard.KEY) for cell in cells()}) == len(cells())
     for cell in cells():
-        assert cell.ratio == pytest.approx(cell.perplexity / cell.dense_perplexity, rel=1e-3)
+        assert cell.perplexity_ratio == pytest.approx(cell.perplexity / cell.dense_perplexity, rel=1e-3)
         tolerance = {"crossmodule": 0.01, "shortgpt": 0.02}.get(cell.method, 0.002)
         assert cell.removed == pytest.approx(cell.sparsity, abs=tolerance)
         assert 0 < cell.divergence_error < math.inf
-        assert 0 < cell.ratio_error < math.inf
+        assert 0 < cell.perplexity_ratio_error < math.inf
 
 
 def test_a_file_that_is_written_is_read_as_it_was(tmp_path) -> None:
@@ -106,7 +106,13 @@ def test_the_command_measures_what_a_sweep_does(command, capsys, monkeypatch) ->
     for cell in written:
         suffix = "" if cell.text == "wikipedia" else f" {make_leaderboard.TEXTS[cell.text].partition('.')[0]}"
         row = rows[cell.method, cell.sparsity]
-        found = cell.perplexity, cell.ratio, cell.ratio_error, cell.divergence, cell.divergence_error
+        found = (
+            cell.perplexity,
+            cell.perplexity_ratio,
+            cell.perplexity_ratio_error,
+            cell.divergence,
+            cell.divergence_error,
+        )
         columns = "perplexity", "perplexity_ratio", "perplexity_ratio_error", "divergence", "divergence_error"
         assert found == pytest.approx([row[f"{column}{suffix}"] for column in columns], rel=1e-4)
         assert cell.parameters == row["dense_decoder"]
