@@ -135,13 +135,10 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
     for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage))):
         groups.setdefault((cell.method, cell.stage), []).append(cell)
     traces = []
-    for panel, value, error in (
-        (1, "divergence", "divergence_error"),
-        (2, "perplexity_ratio", "perplexity_ratio_error"),
-    ):
+    for panel, value in ((1, "divergence"), (2, "perplexity_ratio")):
         for (method, stage), points in groups.items():
             line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
-            errors = [figure.rounded(getattr(point, error)) for point in points]
+            errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
             traces.append(
                 {
                     "type": "scatter",

@@ -106,15 +106,8 @@ def test_the_command_measures_what_a_sweep_does(command, capsys, monkeypatch) ->
     for cell in written:
         suffix = "" if cell.text == "wikipedia" else f" {make_leaderboard.TEXTS[cell.text].partition('.')[0]}"
         row = rows[cell.method, cell.sparsity]
-        found = (
-            cell.perplexity,
-            cell.perplexity_ratio,
-            cell.perplexity_ratio_error,
-            cell.divergence,
-            cell.divergence_error,
-        )
-        columns = "perplexity", "perplexity_ratio", "perplexity_ratio_error", "divergence", "divergence_error"
-        assert found == pytest.approx([row[f"{column}{suffix}"] for column in columns], rel=1e-4)
+        found = [getattr(cell, column) for column in sweep.LOSSES]
+        assert found == pytest.approx([row[f"{column}{suffix}"] for column in sweep.LOSSES], rel=1e-4)
         assert cell.parameters == row["dense_decoder"]
         assert (cell.removed, cell.date) == (pytest.approx(row["removed_fraction"], rel=1e-4), row["date"])
         assert (cell.passes, cell.prefill, cell.stage) == (0, None, "training-free")
