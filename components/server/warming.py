@@ -71,7 +71,8 @@ class Warming:
         self._begin("calibration", job)
         calibrated = self._session.calibrations.calibrate(job, first.calibration)
         self._session.keep_calibration(first)
-        size = sum(parameter.nbytes for parameter in calibrated.loaded.model.parameters())
+        model = calibrated.loaded.model
+        size = sum(parameter.nbytes for parameter in model.parameters())
         weights = calibrated.stats.profile.dense_decoder
         self._begin("measurement", job)
         self._session.measure_perplexities(job, first)
@@ -81,7 +82,7 @@ class Warming:
             if BUDGET.held_bytes() + size > BUDGET.max_bytes:
                 log.info("warming ends: the caches have no memory for another slice")
                 return
-            if not self._session.slice_memory.can_train(request.slicing.recovery, weights):
+            if not self._session.slice_memory.can_train(request.slicing.recovery, model, weights):
                 log.info("warming ends: training would leave other jobs too little memory")
                 return
             self._slice(step, request, job)

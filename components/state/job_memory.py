@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count, takewhile
 
+from transformers import PreTrainedModel
+
 from intraslice.pretrained.memory import available_bytes
 from intraslice.recovery.registry import training_bytes
 
@@ -35,9 +37,9 @@ class JobMemory:
         self._caches, self._device, self._max_wait = caches, device, max_wait
         self._needed: dict[Job, int] = {}  # bytes, in order of arrival
 
-    def can_train(self, recovery: str, weights: int) -> bool:
-        """Whether training so many weights in the background leaves half of the jobs' memory to others."""
-        return training_bytes(recovery, weights) <= self._caches.job_bytes / 2
+    def can_train(self, recovery: str, model: PreTrainedModel, weights: int) -> bool:
+        """Whether training a slice of `model` in the background leaves half of the jobs' memory to others."""
+        return training_bytes(recovery, model, weights) <= self._caches.job_bytes / 2
 
     @contextmanager
     def reserved(self, job: Job, needed: int, in_use: object) -> Iterator[None]:

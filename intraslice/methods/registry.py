@@ -153,4 +153,4 @@ def slice_by(
 def slice_bytes(model: PreTrainedModel, plan: Plan) -> int:
     """Memory that `slice_by` takes, at most, in addition to the model and its statistics."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights + training_bytes(plan.recovery, plan.parameters.sliced_decoder)
+    return weights + training_bytes(plan.recovery, model, plan.parameters.sliced_decoder)

@@ -41,8 +41,8 @@ class Recovery(ABC):
     ) -> PreTrainedModel:
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
-    def training_bytes(self, weights: int) -> int:
-        """Memory to train so many weights, in addition to the models."""
+    def training_bytes(self, model: PreTrainedModel, weights: int) -> int:
+        """Memory to train a slice of a dense model whose layers have so many weights, in addition to the models."""
         return 0
 
     def sampled_sequences(self, sequences: int) -> int:
@@ -84,10 +84,10 @@ def settings_of(recovery: str) -> str:
     return "" if recovery == NO_RECOVERY else RECOVERIES.require(recovery).settings
 
 
-def training_bytes(recovery: str, weights: int) -> int:
-    """Memory that `recover` takes for a model whose layers have so many weights, at most; 0 for "none"."""
+def training_bytes(recovery: str, model: PreTrainedModel, weights: int) -> int:
+    """Memory that `recover` takes for a slice of `model` whose layers have so many weights; 0 for "none"."""
     entry: Recovery | None = None if recovery == NO_RECOVERY else RECOVERIES.require(recovery)
-    return entry.training_bytes(weights) if entry else 0
+    return entry.training_bytes(model, weights) if entry else 0
 
 
 def cost_of(

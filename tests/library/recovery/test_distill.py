@@ -50,6 +50,17 @@ def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sli
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
+def test_the_change_of_a_matrix_has_the_rank_of_its_update(tiny_case) -> None:
+    case = tiny_case("llama-gqa")
+    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    sliced = slice_model(case.loaded.model, plan, case.stats, progress=False)
+    matrices = {name: weight for name, weight in sliced.model.layers.named_parameters() if weight.ndim == 2}
+    before = {name: weight.clone() for name, weight in matrices.items()}
+    Distillation(rank=2, learning_rate=0.03).recover(case.loaded.model, sliced, case.tokens, 3, progress=False)
+    ranks = {int(torch.linalg.matrix_rank(matrices[name] - before[name], rtol=1e-3)) for name in before}
+    assert max(ranks) == 2
+
+
 @pytest.mark.parametrize("recovery", ["distill", "distill-ce"])
 def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_the_text(tiny_case, recovery) -> None:
     """Against autograd over all logits at once."""
@@ -60,11 +71,10 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     weight = sliced.model.layers[0].mlp.down_proj.weight
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
-    entry = RECOVERIES[recovery]
-    entry._add_gradients_(sliced, [weight], sequence, hidden, scale=0.25)
+    weight.requires_grad_(True)
+    RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
-    weight.requires_grad_(True)
     told = sliced(sequence[None]).logits[0].log_softmax(-1)
     target = dense(sequence[None]).logits[0].log_softmax(-1)
     divergence = (target.exp() * (target - told)).sum(-1).mean()
@@ -107,15 +117,17 @@ def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
 
 
 def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) -> None:
+    dense, tokens = family_case.loaded.model, family_case.tokens
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+    untrained = divergence(dense, sliced, tokens)
 
     def cancel(event: Progress) -> None:
         if (event.stage, event.done) == ("distill", 2):
-            assert any(not torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+            assert divergence(dense, sliced, tokens) != untrained
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 3, progress=cancel)
+        Distillation().recover(dense, sliced, tokens, 3, progress=cancel)
     assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
@@ -125,6 +137,6 @@ def test_the_dense_model_gains_nothing_from_the_text(family_case) -> None:
     dense, tokens = family_case.loaded.model, family_case.tokens
     control = copy.deepcopy(dense)
     Distillation().recover(dense, control, tokens, 1, progress=False)
-    assert divergence(dense, control, tokens) < 1e-4
+    assert divergence(dense, control, tokens) < 1e-3  # Adam also scales up gradients that are rounding errors
     losses = [float(model(tokens, labels=tokens).loss) for model in (dense, control)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -38,7 +38,7 @@ SETTINGS = (
 PLANTED = {
     "calibration": (hooks, "channel_products"),
     "slicing": (driver, "value_axes"),
-    "recovery": (distill, "_last_hidden"),
+    "recovery": (distill, "last_hidden"),
 }
 
 
