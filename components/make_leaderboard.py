@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.config import NO_RECOVERY
@@ -121,7 +123,8 @@ def main(argv: list[str] | None = None) -> None:
     for stage in arguments.stages:
         try:
             for measured in measure(arguments, stage, commit):
-                write(merged(read(FILE), tuple(measured)), FILE)
+                with FileLock(FILE.with_suffix(".lock")):  # another run may write its cells at the same time
+                    write(merged(read(FILE), tuple(measured)), FILE)
                 print(f"{stage}: {len(measured)} cells written to {FILE}", flush=True)
         except (UserError, NumericalError) as error:
             sys.exit(f"python -m components.make_leaderboard: {error}")
