@@ -21,16 +21,15 @@ class RecoveryCost(NamedTuple):
 
 
 def recovery_cost(
-    dense: PreTrainedModel, sliced: PreTrainedModel, text: int, samples: int, epochs: int, calibration: int
+    dense: PreTrainedModel, layer_products: int, text: int, samples: int, epochs: int, calibration: int
 ) -> RecoveryCost:
     """The cost of training on `text` + `samples` tokens, where a dense pass has `calibration` tokens.
 
-    A step runs the sliced layers forward, and backward for inputs and weights; and the head three times: on the dense
-    states, forward, and backward for inputs alone.
+    A training token costs `layer_products` multiplications in the sliced layers, and three with every weight of the
+    head: on the dense states, forward, and backward for inputs alone.
     """
-    head, tokens = dense.lm_head.weight.numel(), text + samples
-    layers, sliced_layers = decoder_parameters(dense), decoder_parameters(sliced)
+    head, tokens, layers = dense.lm_head.weight.numel(), text + samples, decoder_parameters(dense)
     dense_pass = calibration * (layers + head)
-    training = epochs * tokens * 3 * (sliced_layers + head)
+    training = epochs * tokens * (layer_products + 3 * head)
     sampling = samples * (layers + head) + tokens * layers
     return RecoveryCost(training / dense_pass, sampling / dense_pass)

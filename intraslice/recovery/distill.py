@@ -3,7 +3,7 @@
 Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution
 (Hinton et al., arXiv 1503.02531), on the calibration's text and on text that the dense model samples itself, which
 carries over better to other texts. The loss is the KL divergence from the dense model; the cross-entropy of the text's
-next tokens can be added. What is trained is a low-rank update of each matrix, which becomes part of the matrix in the
+next tokens can be added. What is trained is a low-rank update of each linear map, which is added to its matrix in the
 end. Sizes, and tensors that the two models share, do not change.
 """
 
@@ -21,13 +21,14 @@ from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
+from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.logits import LOGIT_TOKENS, logits_in_chunks
 from intraslice.pretrained.memory import available_bytes
-from intraslice.recovery.low_rank import OwnedParameter, low_rank_updates
+from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
 from intraslice.samples import kept_samples, kept_states, last_hidden
 
-FORMAT = "3"  # of the training
+FORMAT = "4"  # of the training
 IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
 ALLOCATED = 1.5  # bytes per byte of tensors; measured at 135 M: 1.5 in bfloat16, 1.0 in float32
@@ -35,7 +36,7 @@ ALLOCATED = 1.5  # bytes per byte of tensors; measured at 135 M: 1.5 in bfloat16
 
 @dataclass(frozen=True)
 class Distillation(Recovery):
-    """Trains low-rank updates of the sliced layers' matrices with Adam to match the dense model's distributions."""
+    """Trains low-rank updates of the sliced layers' linear maps with Adam to match the dense model's distributions."""
 
     name = "distill"
     label = "Distillation"
@@ -63,7 +64,7 @@ class Distillation(Recovery):
         activations = length * config.num_hidden_layers * channels  # that the backward pass needs
         logits = 8 * LOGIT_TOKENS * config.vocab_size * 4
         factors = BYTES_PER_FACTOR * 2 * self.rank * weights // config.hidden_size
-        return round(ALLOCATED * (value_bytes * weights + factors + activations + logits))
+        return round(ALLOCATED * (factors + activations + logits))
 
     def recover(
         self,
@@ -74,7 +75,7 @@ class Distillation(Recovery):
         *,
         progress: ProgressCallback | bool = True,
     ) -> PreTrainedModel:
-        """Train updates of the matrices of `sliced` on `tokens` and on samples of the dense model, and add them.
+        """Train updates of the linear maps of `sliced` on `tokens` and on samples of the dense model, and add them.
 
         Costs a forward and a backward of the sliced model per epoch and, the first time for a dense model and a text,
         the samples and a dense forward. There is no early stopping: in the first epoch every step sees new text.
@@ -86,18 +87,23 @@ class Distillation(Recovery):
         After an error, or an exception of `progress`, the weights are those before the training.
         """
         report = progress_callback(progress)
-        matrices = _unshared_matrices(dense, sliced)
-        if not matrices or epochs == 0:
+        modules = _unshared_maps(dense, sliced)
+        if not modules or epochs == 0:
             return sliced
-        weights = sum(getattr(module, name).numel() for module, name in matrices)
+        weights = sum(module.weight.numel() for module in modules)
         _require_memory(self.training_bytes(dense, weights, tokens.shape[1]), sliced.device)
         if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
         dense_hidden = kept_states(dense, tokens, report)
-        with low_rank_updates(matrices, self.rank, self.seed) as factors:
+        with low_rank_updates(modules, self.rank, self.seed) as factors:
             self._train_(sliced, factors, tokens.to(sliced.device), dense_hidden, epochs, report)
         return sliced
+
+    def layer_products(self, sliced: PreTrainedModel) -> int:
+        """Twice the layers, forward and backward for inputs, and three times the updates."""
+        updates = self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
+        return 2 * decoder_parameters(sliced) + 3 * updates
 
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sampled sequences that are added to `sequences` of the text."""
@@ -106,7 +112,7 @@ class Distillation(Recovery):
     def _train_(
         self,
         model: PreTrainedModel,
-        factors: list[nn.Parameter],
+        factors: list[Tensor],
         tokens: Int[Tensor, "sequences length"],
         dense_hidden: Float[Tensor, "sequences length hidden"],
         epochs: int,
@@ -157,15 +163,17 @@ class Distillation(Recovery):
             hidden.backward(leaf.grad)
 
 
-def _unshared_matrices(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[OwnedParameter]:
-    """Matrices of the sliced model's layers that are not shared with the dense model."""
-    shared = {id(parameter) for parameter in dense.parameters()}
+def _linear_maps(model: PreTrainedModel) -> list[nn.Linear]:
+    """The linear maps of the layers."""
     return [
-        (module, name)
-        for module in sliced.model.layers.modules()
-        for name, weight in module.named_parameters(recurse=False)
-        if weight.ndim == 2 and weight.numel() and id(weight) not in shared
+        module for module in model.model.layers.modules() if isinstance(module, nn.Linear) and module.weight.numel()
     ]
+
+
+def _unshared_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Linear]:
+    """Linear maps of the sliced model's layers whose matrices are not shared with the dense model."""
+    shared = {id(parameter) for parameter in dense.parameters()}
+    return [module for module in _linear_maps(sliced) if id(module.weight) not in shared]
 
 
 def _require_memory(required: int, device: torch.device) -> None:

@@ -13,6 +13,7 @@ from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import RECOVERIES
+from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.offload import is_offloaded
 from intraslice.recovery.cost import RecoveryCost, recovery_cost
 
@@ -44,6 +45,10 @@ class Recovery(ABC):
     def training_bytes(self, model: PreTrainedModel, weights: int) -> int:
         """Memory to train a slice of a dense model whose layers have so many weights, in addition to the models."""
         return 0
+
+    def layer_products(self, sliced: PreTrainedModel) -> int:
+        """Multiplications with weights of the layers per training token; by default all weights are trained."""
+        return 3 * decoder_parameters(sliced)
 
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sequences that the dense model writes, besides `sequences` of the text: none by default."""
@@ -106,7 +111,7 @@ def cost_of(
         return None
     entry: Recovery = RECOVERIES.require(recovery)
     samples = entry.sampled_sequences(len(tokens)) * tokens.shape[1]
-    return recovery_cost(dense, sliced, tokens.numel(), samples, epochs, calibration_tokens)
+    return recovery_cost(dense, entry.layer_products(sliced), tokens.numel(), samples, epochs, calibration_tokens)
 
 
 def require_trainable(model: PreTrainedModel) -> None:
