@@ -119,17 +119,18 @@ def sweep(
     report = progress_callback(progress)
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
     windows = {"": texts.evaluation} | {f" {name}": windows for name, windows in texts.others.items()}
+    states_of = {name: DenseStates(loaded.model) if name else states for name in windows}
     path = _path(loaded, texts, "dense")
     record, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
     report(Progress("sweep", 0, len(shard)))
     if grid and not record:  # all processes measure together, those without a point too
         for name, tokens in windows.items():
-            record[name] = asdict(measure_losses(loaded.model, tokens, f"perplexity dense{name}", progress=report))
+            losses = measure_losses(loaded.model, tokens, f"perplexity dense{name}", states_of[name], progress=report)
+            record[name] = asdict(losses)
         if rank() == 0:
             write_record(path, record, "a point of the sweep")
     held_out = {
-        name: _HeldOut(windows[name], DenseStates(loaded.model) if name else states, Losses.from_record(losses))
-        for name, losses in record.items()
+        name: _HeldOut(windows[name], states_of[name], Losses.from_record(losses)) for name, losses in record.items()
     }
     dense = {f"dense_perplexity{name}": text.dense.perplexity().value for name, text in held_out.items()}
     rows, slices = [], _Slices(loaded, texts, base)
