@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     for stage in arguments.stages:
         try:
             for measured in measure(arguments, stage, commit):
-                with FileLock(FILE.with_suffix(".lock")):  # another run may write its cells at the same time
+                with FileLock(Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"):  # of another run
                     write(merged(read(FILE), tuple(measured)), FILE)
                 print(f"{stage}: {len(measured)} cells written to {FILE}", flush=True)
         except (UserError, NumericalError) as error:

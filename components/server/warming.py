@@ -82,7 +82,8 @@ class Warming:
             if BUDGET.held_bytes() + size > BUDGET.max_bytes:
                 log.info("warming ends: the caches have no memory for another slice")
                 return
-            if not self._session.slice_memory.can_train(request.slicing.recovery, model, weights):
+            recovery, length = request.slicing.recovery, calibrated.tokens.shape[1]
+            if not self._session.slice_memory.can_train(recovery, model, weights, length):
                 log.info("warming ends: training would leave other jobs too little memory")
                 return
             self._slice(step, request, job)

@@ -37,9 +37,9 @@ class JobMemory:
         self._caches, self._device, self._max_wait = caches, device, max_wait
         self._needed: dict[Job, int] = {}  # bytes, in order of arrival
 
-    def can_train(self, recovery: str, model: PreTrainedModel, weights: int) -> bool:
-        """Whether training a slice of `model` in the background leaves half of the jobs' memory to others."""
-        return training_bytes(recovery, model, weights) <= self._caches.job_bytes / 2
+    def can_train(self, recovery: str, dense: PreTrainedModel, weights: int, length: int) -> bool:
+        """Whether training a slice of `dense` in the background leaves half of the jobs' memory to others."""
+        return training_bytes(recovery, dense, weights, length) <= self._caches.job_bytes / 2
 
     @contextmanager
     def reserved(self, job: Job, needed: int, in_use: object) -> Iterator[None]:

@@ -288,7 +288,7 @@ class Session:
                     reports[text] = job_progress(job, text)
                 reports[text](event)
 
-            with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan), calibrated):
+            with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
                 sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced

@@ -113,7 +113,8 @@ def sweep(
     and a larger one reuses them. A point that a method cannot reach, or that has no GGUF file, has a `note` and no
     perplexity; so has one for which too little memory is free now, and that is not cached. With several processes, each
     measures a shard of the points, and all return every row.
-    Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once.
+    Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once over
+    the evaluation text.
     `progress` receives the events of each step, and counts points in the stage "sweep".
     """
     report = progress_callback(progress)

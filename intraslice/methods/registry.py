@@ -150,7 +150,10 @@ def slice_by(
     return recover(model, sliced, text, plan.recovery, plan.epochs, progress=report)
 
 
-def slice_bytes(model: PreTrainedModel, plan: Plan) -> int:
-    """Memory that `slice_by` takes, at most, in addition to the model and its statistics."""
+def slice_bytes(model: PreTrainedModel, plan: Plan, length: int) -> int:
+    """Memory that `slice_by` takes, at most, in addition to the model and its statistics.
+
+    `length` is that of the sequences on which a recovery trains.
+    """
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights + training_bytes(plan.recovery, model, plan.parameters.sliced_decoder)
+    return weights + training_bytes(plan.recovery, model, plan.parameters.sliced_decoder, length)

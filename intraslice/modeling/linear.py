@@ -38,7 +38,7 @@ class LowRankMap(nn.Module):
         super().__init__()
         self.ranks = [len(right) for _, right in factors]
         self.right = frozen_linear(torch.cat([right for _, right in factors]))
-        self.left = nn.ParameterList(nn.Parameter(left.contiguous(), requires_grad=False) for left, _ in factors)
+        self.left = nn.ModuleList(frozen_linear(left) for left, _ in factors)
         self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
 
     @property
@@ -48,5 +48,5 @@ class LowRankMap(nn.Module):
 
     def forward(self, states: Float[Tensor, "*tokens columns"]) -> Float[Tensor, "*tokens rows"]:
         narrow = self.right(states).split(self.ranks, dim=-1)
-        rows = torch.cat([part @ left.T for part, left in zip(narrow, self.left, strict=True)], dim=-1)
+        rows = torch.cat([left(part) for part, left in zip(narrow, self.left, strict=True)], dim=-1)
         return rows if self.bias is None else rows + self.bias

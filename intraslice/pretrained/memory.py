@@ -84,10 +84,8 @@ def calibration_bytes(
     """
     layers, hidden, channels, kv_channels, neurons = _sizes(config)
     moments = 4 * layers * (3 * hidden**2 + channels**2 + neurons**2 + sequences * (channels + neurons))
-    # Activations of all layers for the backward pass, and gradients of one. Norms are computed in float32.
-    values = 3 * hidden + 6 * channels + 2 * kv_channels + 4 * neurons
-    bytes_per_token = (layers + 1) * (values * dtype.itemsize + 2 * hidden * (4 - min(dtype.itemsize, 4)))
-    calibrating = _batch_tokens(length) * bytes_per_token + 6 * 4 * LOGIT_TOKENS * config.vocab_size
+    backward = _batch_tokens(length) * backward_bytes_per_token(config, dtype)
+    calibrating = backward + 6 * 4 * LOGIT_TOKENS * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
     return int(MARGIN * (copies * moments + max(calibrating, states + sliced)))
@@ -115,6 +113,13 @@ def require_calibration_memory(
             f"model, but only {free / 2**30:.1f} GiB is free on {device}; {remedy}"
         )
     return needed
+
+
+def backward_bytes_per_token(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Activations of all layers that a backward pass needs, and gradients of one. Norms are computed in float32."""
+    layers, hidden, channels, kv_channels, neurons = _sizes(config)
+    values = 3 * hidden + 6 * channels + 2 * kv_channels + 4 * neurons
+    return (layers + 1) * (values * dtype.itemsize + 2 * hidden * (4 - min(dtype.itemsize, 4)))
 
 
 def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:

@@ -17,13 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.logits import LOGIT_TOKENS, logits_in_chunks
-from intraslice.pretrained.memory import available_bytes
+from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token
 from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
 from intraslice.samples import kept_samples, kept_states, last_hidden
@@ -31,7 +30,9 @@ from intraslice.samples import kept_samples, kept_states, last_hidden
 FORMAT = "4"  # of the training
 IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
-ALLOCATED = 1.5  # bytes per byte of tensors; measured at 135 M: 1.3 in bfloat16, 0.9 in float32
+ALLOCATED = (
+    1.5  # the process's memory, in multiples of its tensors'; measured at 135 M: 1.3 in bfloat16, 0.8 in float32
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Distillation(Recovery):
     )
 
     rank: int = 64  # of the updates
-    learning_rate: float = 0.002  # change of a matrix per step, relative to it; decays to 0 after the warm-up
+    learning_rate: float = 0.002  # change of a matrix per step, relative to it; falls to 0 linearly
     warm_up: int = 6  # steps
     ce_weight: float = 0.0  # weight of the cross-entropy; that of the KL divergence is 1
     tokens_per_step: int = 512
@@ -58,13 +59,12 @@ class Distillation(Recovery):
     def settings(self) -> str:
         return f"{FORMAT} {self}"
 
-    def training_bytes(self, model: PreTrainedModel, weights: int, length: int = CalibrationConfig.length) -> int:
-        config, value_bytes = model.config, model.dtype.itemsize
-        channels = config.hidden_size * (8 + 7 * value_bytes) + config.intermediate_size * 4 * value_bytes
-        activations = length * config.num_hidden_layers * channels  # that the backward pass needs
-        logits = 8 * LOGIT_TOKENS * config.vocab_size * 4
-        factors = BYTES_PER_FACTOR * 2 * self.rank * weights // config.hidden_size
-        return round(ALLOCATED * (factors + activations + logits))
+    def training_bytes(self, dense: PreTrainedModel, weights: int, length: int) -> int:
+        activations = length * backward_bytes_per_token(dense.config, dense.dtype)
+        logits = 8 * LOGIT_TOKENS * dense.config.vocab_size * 4
+        # Of a matrix with one side as wide as the residual stream, and the other at least that.
+        factors = 2 * self.rank * weights // dense.config.hidden_size
+        return round(ALLOCATED * (activations + logits + BYTES_PER_FACTOR * factors))
 
     def recover(
         self,
@@ -84,7 +84,7 @@ class Distillation(Recovery):
             UserError: the training does not fit into memory.
             NumericalError: the updates are not finite after training.
 
-        After an error, or an exception of `progress`, the weights are those before the training.
+        After an error in the training, or an exception of `progress`, the weights are those before.
         """
         report = progress_callback(progress)
         modules = _unshared_maps(dense, sliced)
@@ -96,12 +96,19 @@ class Distillation(Recovery):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
         dense_hidden = kept_states(dense, tokens, report)
-        with low_rank_updates(modules, self.rank, self.seed) as factors:
-            self._train_(sliced, factors, tokens.to(sliced.device), dense_hidden, epochs, report)
+        requiring = [weight for weight in sliced.parameters() if weight.requires_grad]  # only the updates are trained
+        try:
+            for weight in requiring:
+                weight.requires_grad_(False)
+            with low_rank_updates(modules, self.rank, self.seed) as factors:
+                self._train_(sliced, factors, tokens.to(sliced.device), dense_hidden, epochs, report)
+        finally:
+            for weight in requiring:
+                weight.requires_grad_(True)
         return sliced
 
     def layer_products(self, sliced: PreTrainedModel) -> int:
-        """Twice the layers, forward and backward for inputs, and three times the updates."""
+        """Twice the layers, forward and backward for inputs, and three times the updates, as if every map had one."""
         updates = self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
         return 2 * decoder_parameters(sliced) + 3 * updates
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-INITIAL = 0.05  # standard deviation of the right factors: the smaller, the faster Adam turns them
+# Standard deviation of the right factors: the smaller, the faster Adam turns them. A recovery's results depend on it.
+INITIAL = 0.05
 
 
 class LowRankUpdate:
@@ -44,7 +45,8 @@ class LowRankUpdate:
 def low_rank_updates(modules: Sequence[nn.Linear], rank: int, seed: int) -> Iterator[list[Tensor]]:
     """Give every linear map an update while the context is open. Yields the factors, float32 tensors to train.
 
-    On exit the updates are added to the matrices; after an exception they are dropped.
+    On exit the updates are added to the matrices; after an exception they are dropped. Each map must have a matrix of
+    its own, and be called with one positional argument.
     """
     generator = torch.Generator().manual_seed(seed)
     updates = [LowRankUpdate(module, rank, generator) for module in modules]

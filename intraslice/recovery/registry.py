@@ -42,8 +42,13 @@ class Recovery(ABC):
     ) -> PreTrainedModel:
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
-    def training_bytes(self, model: PreTrainedModel, weights: int) -> int:
-        """Memory to train a slice of a dense model whose layers have so many weights, in addition to the models."""
+    def training_bytes(self, dense: PreTrainedModel, weights: int, length: int) -> int:
+        """Memory to train a slice of `dense`, in addition to the models.
+
+        Args:
+            weights: of the slice's layers.
+            length: of the training sequences.
+        """
         return 0
 
     def layer_products(self, sliced: PreTrainedModel) -> int:
@@ -89,10 +94,10 @@ def settings_of(recovery: str) -> str:
     return "" if recovery == NO_RECOVERY else RECOVERIES.require(recovery).settings
 
 
-def training_bytes(recovery: str, model: PreTrainedModel, weights: int) -> int:
-    """Memory that `recover` takes for a slice of `model` whose layers have so many weights; 0 for "none"."""
+def training_bytes(recovery: str, dense: PreTrainedModel, weights: int, length: int) -> int:
+    """Memory that `recover` takes for a slice of `dense` whose layers have so many weights; 0 for "none"."""
     entry: Recovery | None = None if recovery == NO_RECOVERY else RECOVERIES.require(recovery)
-    return entry.training_bytes(model, weights) if entry else 0
+    return entry.training_bytes(dense, weights, length) if entry else 0
 
 
 def cost_of(

@@ -99,10 +99,12 @@ def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case
 def test_the_dense_model_runs_once_over_each_text(tiny_case):
     case, modules = tiny_case("llama-gqa"), []
     layer = case.loaded.model.model.layers[0]
-    handle = layer.register_forward_hook(lambda module, *_: modules.append(module))  # copied to sliced layers
     both = module.replace(texts(case), others={"news": case.tokens[4:6, :12]})
-    sweep(case.loaded, both, points(["magnitude"], [], [0.2, 0.4]), progress=False)
-    handle.remove()
+    handle = layer.register_forward_hook(lambda module, *_: modules.append(module))  # copied to sliced layers
+    try:
+        sweep(case.loaded, both, points(["magnitude"], [], [0.2, 0.4]), progress=False)
+    finally:
+        handle.remove()
     assert sum(module is layer for module in modules) == 2
 
 

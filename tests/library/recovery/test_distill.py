@@ -1,4 +1,4 @@
-"""Distillation: the sliced model's own matrices trained to match the dense model's distributions."""
+"""Distillation: updates of the sliced model's own linear maps, trained to match the dense model's distributions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
@@ -15,6 +16,7 @@ from intraslice.core.registry import RECOVERIES
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
 from intraslice.recovery.distill import Distillation
+from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.slicing.driver import slice_model
 
 
@@ -54,11 +56,50 @@ def test_the_change_of_a_matrix_has_the_rank_of_its_update(tiny_case) -> None:
     case = tiny_case("llama-gqa")
     plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
     sliced = slice_model(case.loaded.model, plan, case.stats, progress=False)
-    matrices = {name: weight for name, weight in sliced.model.layers.named_parameters() if weight.ndim == 2}
-    before = {name: weight.clone() for name, weight in matrices.items()}
+    shared = {id(parameter) for parameter in case.loaded.model.parameters()}
+    matrices = [weight for weight in sliced.model.layers.parameters() if weight.ndim == 2 and id(weight) not in shared]
+    before = [weight.clone() for weight in matrices]
     Distillation(rank=2, learning_rate=0.03).recover(case.loaded.model, sliced, case.tokens, 3, progress=False)
-    ranks = {int(torch.linalg.matrix_rank(matrices[name] - before[name], rtol=1e-3)) for name in before}
-    assert max(ranks) == 2
+    changes = [weight - old for weight, old in zip(matrices, before, strict=True)]
+    assert {int(torch.linalg.matrix_rank(change, rtol=1e-3)) for change in changes} == {2}
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 7), (7, 5), (1, 1)])
+def test_a_merged_update_is_what_was_trained(rows, columns) -> None:
+    module, states = nn.Linear(columns, rows).requires_grad_(False), torch.randn(2, 3, columns)
+    plain, generator = module(states), torch.Generator().manual_seed(3)
+    with low_rank_updates([module], 8, seed=0) as (left, right):
+        assert_close(module(states), plain)
+        left.data = torch.randn(left.shape, generator=generator)
+        trained = module(states)
+        trained.sum().backward()
+        assert all(factor.grad.any() for factor in (left, right))
+    assert not torch.allclose(trained, plain)
+    assert_close(module(states), trained.detach(), rtol=1e-4, atol=1e-5)
+    assert not module._forward_hooks
+
+
+def test_after_an_exception_updates_are_dropped() -> None:
+    module = nn.Linear(4, 3).requires_grad_(False)
+    before = module.weight.clone()
+
+    def fail() -> None:
+        with low_rank_updates([module], 2, seed=0) as (left, _):
+            left.data.fill_(1.0)
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fail()
+    assert torch.equal(module.weight, before)
+    assert not module._forward_hooks
+
+
+def test_weights_that_require_gradients_get_none(tiny_case) -> None:
+    case = tiny_case("llama-gqa")
+    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
+    sliced = copy.deepcopy(slice_model(case.loaded.model, plan, case.stats, progress=False)).requires_grad_(True)
+    Distillation().recover(case.loaded.model, sliced, case.tokens, 1, progress=False)
+    assert all(weight.requires_grad and weight.grad is None for weight in sliced.parameters())
 
 
 @pytest.mark.parametrize("recovery", ["distill", "distill-ce"])
@@ -137,6 +178,6 @@ def test_the_dense_model_gains_nothing_from_the_text(family_case) -> None:
     dense, tokens = family_case.loaded.model, family_case.tokens
     control = copy.deepcopy(dense)
     Distillation().recover(dense, control, tokens, 1, progress=False)
-    assert divergence(dense, control, tokens) < 1e-3  # Adam also scales up gradients that are rounding errors
+    assert divergence(dense, control, tokens) < 2e-4  # Adam also scales up gradients that are rounding errors
     losses = [float(model(tokens, labels=tokens).loss) for model in (dense, control)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)

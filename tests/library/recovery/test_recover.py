@@ -43,10 +43,15 @@ def test_every_method_gets_nearer_to_the_dense_model(tiny_case, name):
         if weight.ndim == 2 and id(weight) not in shared:
             weight.mul_(0.5)
     before = {key: tensor.clone() for key, tensor in dense.state_dict().items()}
+    matrices = {key: weight for key, weight in sliced.model.layers.named_parameters() if id(weight) not in shared}
+    untrained = {key: weight.clone() for key, weight in matrices.items()}
     far = divergence(dense, sliced, case.tokens)
     strong = Distillation(learning_rate=0.03)  # the steps are few
     assert strong.recover(dense, sliced, case.tokens, 3, progress=False) is sliced
     assert divergence(dense, sliced, case.tokens) < far
+    changed = {key for key, weight in matrices.items() if not torch.equal(weight, untrained[key])}
+    maps = {key for key, weight in matrices.items() if weight.ndim == 2 and weight.numel()}
+    assert changed == {key for key in maps if "shortcuts" not in key}
     assert all(torch.equal(tensor, before[key]) for key, tensor in dense.state_dict().items())
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
