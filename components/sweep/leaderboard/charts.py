@@ -19,7 +19,7 @@ TEXTS = Terms(
         "source": lazy_gettext("Python source"),
     }
 )
-MARKS = {"training-free": "", "searched": "-dot", "recovered": "-open"}  # of the symbols
+MARKS = {"training-free": "", "searched": "-open-dot", "recovered": "-open"}  # of the symbols
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
