@@ -73,7 +73,7 @@ class Warming:
         self._session.keep_calibration(first)
         model = calibrated.loaded.model
         size = sum(parameter.nbytes for parameter in model.parameters())
-        weights = calibrated.stats.profile.dense_decoder
+        weights, length = calibrated.stats.profile.dense_decoder, calibrated.tokens.shape[1]
         self._begin("measurement", job)
         self._session.measure_perplexities(job, first)
         requests = [("slice", first.with_settings(sparsity=percent)) for percent in SPARSITIES]
@@ -82,8 +82,7 @@ class Warming:
             if BUDGET.held_bytes() + size > BUDGET.max_bytes:
                 log.info("warming ends: the caches have no memory for another slice")
                 return
-            recovery, length = request.slicing.recovery, calibrated.tokens.shape[1]
-            if not self._session.slice_memory.can_train(recovery, model, weights, length):
+            if not self._session.slice_memory.can_train(request.slicing.recovery, model, weights, length):
                 log.info("warming ends: training would leave other jobs too little memory")
                 return
             self._slice(step, request, job)

@@ -116,10 +116,10 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
-    told = sliced(sequence[None]).logits[0].log_softmax(-1)
+    log_probs = sliced(sequence[None]).logits[0].log_softmax(-1)
     target = dense(sequence[None]).logits[0].log_softmax(-1)
-    divergence = (target.exp() * (target - told)).sum(-1).mean()
-    hard = -told[:-1].gather(1, sequence[1:, None]).sum() / len(sequence)
+    divergence = (target.exp() * (target - log_probs)).sum(-1).mean()
+    hard = -log_probs[:-1].gather(1, sequence[1:, None]).sum() / len(sequence)
     (0.25 * (divergence + (0.5 if recovery == "distill-ce" else 0.0) * hard)).backward()
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
