@@ -102,7 +102,11 @@ def _rounded(value: Any) -> Any:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure the stages one after another, and write the file after each sparsity."""
-    options = argparse.ArgumentParser(prog="python -m components.make_leaderboard", description=__doc__)
+    options = argparse.ArgumentParser(
+        prog="python -m components.make_leaderboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = options.add_argument
     add("--texts", type=Path, required=True, metavar="FOLDER", help="folder with the texts")
     add("--model", default="default", help="as for python -m intraslice")
