@@ -1,4 +1,4 @@
-"""Importances whose plans reproduce measured ratios, such as those of `diagnostics/ratio_search.py`. Pure."""
+"""Importances whose plans reproduce measured ratios, such as those of `search/ratio_search.py`. Pure."""
 
 from __future__ import annotations
 
