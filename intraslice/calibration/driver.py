@@ -216,7 +216,7 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
         tokens=tokens,
         targets=targets,
         sizes=tuple(layer_sizes(block) for block in layers),
-        output_energies=[output_energies(block) for block in layers],
+        output_maps=[output_map(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
         other_parameters=sum(p.numel() for p in model.parameters()) - decoder_parameters(model),
         bytes_per_value=model.dtype.itemsize,
@@ -256,9 +256,10 @@ def _calibrate_batch(
         pause()
 
 
-def output_energies(block: Block) -> Float[Tensor, "heads dim"]:
+def output_map(block: Block) -> Float[Tensor, "hidden heads dim"]:
+    """The weights of attention's output map."""
     with resident(block.attention):
-        return block.attention.weights().output.float().square().sum(0)
+        return block.attention.weights().output.detach()
 
 
 def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:

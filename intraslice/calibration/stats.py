@@ -20,7 +20,6 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
-from intraslice.planning.head_table import channel_scores, head_energies, head_table
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
@@ -128,7 +127,7 @@ class CalibrationStats:
     tokens: int
     targets: Targets
     sizes: tuple[LayerSizes, ...]
-    output_energies: list[Float[Tensor, "heads dim"]]  # squared norms of the columns of the dense output maps
+    output_maps: list[Float[Tensor, "hidden heads dim"]]  # of the dense attention modules, without copies
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
@@ -166,37 +165,30 @@ class CalibrationStats:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
-        layer_data = zip(self.layers, self.sizes, self.output_energies, self.kv_heads, strict=True)
-        for index, (stats, sizes, energies, kv_head) in enumerate(layer_data):
+        layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
+        for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
             layer = LayerCalibration(
                 sizes,
                 group_gradients(stats.attention_gradients, gradient_group),
                 group_gradients(stats.mlp_gradients, gradient_group),
                 stats.attention_moment,
                 stats.mlp_moment,
-                energies,
+                stats.query_fisher,
+                output_map,
+                torch.tensor(kv_head, device=stats.query_fisher.device),
                 head_fraction,
                 index,
             )
-            layers.append(layer_profile(layer, kv_head, estimators))
+            layers.append(layer_profile(layer, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 
 
-def layer_profile(layer: LayerCalibration, kv_head: tuple[int, ...], estimators: Iterable[str]) -> LayerProfile:
+def layer_profile(layer: LayerCalibration, estimators: Iterable[str]) -> LayerProfile:
     """Inputs of plans for one layer: its kept heads by budget, and its importances by each of the `estimators`."""
-    scores = _channel_scores(layer)
-    table = head_table(head_energies(layer.attention_moment, scores), scores)
     functions = {name: ESTIMATORS[name].importance for name in estimators}
     importances = {name: importance(layer) for name, importance in functions.items() if importance}
-    return LayerProfile(layer.sizes, table, kv_head, importances)
-
-
-def _channel_scores(layer: LayerCalibration) -> Float[Tensor, "heads dim"]:
-    """Scores for choosing heads: as for neurons, energy (the paper's score) times the sensitivity of the loss."""
-    energies = channel_scores(layer.attention_moment, layer.output_energies)
-    fisher = layer.attention_gradients.square().sum(0).view_as(energies).sum(-1, keepdim=True)
-    return energies * (fisher / fisher.mean() if fisher.any() else 1.0)
+    return LayerProfile(layer.sizes, layer.table, tuple(layer.kv_head.tolist()), importances)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

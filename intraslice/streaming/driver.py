@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from intraslice import data
-from intraslice.calibration.driver import output_energies
+from intraslice.calibration.driver import output_map
 from intraslice.calibration.stats import layer_profile, layer_sizes
 from intraslice.checkpoints.format import require_free
 from intraslice.core.config import NO_RECOVERY, SliceConfig
@@ -157,11 +157,13 @@ def _profile(calibration: StreamedCalibration, config: SliceConfig) -> Profile:
                 group_gradients(stats.mlp_gradients, config.gradient_group),
                 stats.attention_moment,
                 unread,
-                output_energies(block),
+                stats.query_fisher,
+                output_map(block),
+                block.attention.kv_head,
                 config.head_fraction,
                 index,
             )
-            layers.append(layer_profile(layer, tuple(block.attention.kv_head.tolist()), [config.estimator]))
+            layers.append(layer_profile(layer, [config.estimator]))
         report(Progress("profile", index + 1, dense.layers))
     other = sum(parameter.numel() for parameter in dense.model.parameters()) - decoder_parameters(dense.model)
     return Profile(tuple(layers), other, dense.model.dtype.itemsize, config.head_fraction, config.gradient_group)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.core.config import GRADIENT_GROUP
 from intraslice.core.errors import UserError
+from intraslice.planning.head_table import HeadTable, channel_scores, head_energies, head_table
 from intraslice.planning.sizes import LayerSizes
 
 
@@ -27,9 +29,27 @@ class LayerCalibration:
     mlp_gradients: Float[Tensor, "groups neurons"]  # of masks on the input of down_proj
     attention_moment: Float[Tensor, "channels channels"]  # of the input of o_proj
     mlp_moment: Float[Tensor, "neurons neurons"]  # of the input of down_proj
-    output_energies: Float[Tensor, "heads dim"]  # squared norms of the columns of o_proj
+    query_fisher: Float[Tensor, "heads dim"]  # as in `rotary_pair_scores.query_fisher`, summed over tokens
+    output_map: Float[Tensor, "hidden heads dim"]  # weights of o_proj, in the model's precision
+    kv_head: Int[Tensor, " heads"]  # the key/value head of every query head
     head_fraction: float | None = None  # as in SliceConfig
     index: int = 0  # of the layer
+
+    @cached_property
+    def output_energies(self) -> Float[Tensor, "heads dim"]:
+        """Squared norms of the columns of o_proj."""
+        return self.output_map.float().square().sum(0)
+
+    @cached_property
+    def table(self) -> HeadTable:
+        """The kept heads and their width for every budget of channels.
+
+        Scores for choosing heads are, as for neurons, energy (the paper's score) times the sensitivity of the loss.
+        """
+        energies = channel_scores(self.attention_moment, self.output_energies)
+        fisher = self.attention_gradients.square().sum(0).view_as(energies).sum(-1, keepdim=True)
+        scores = energies * (fisher / fisher.mean() if fisher.any() else 1.0)
+        return head_table(head_energies(self.attention_moment, scores), scores)
 
     @property
     def unit_channels(self) -> int | None:

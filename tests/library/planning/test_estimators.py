@@ -74,7 +74,7 @@ def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
     """Whatever it carries."""
     stats = tiny_case("llama-mha").stats
     layer = stats.layers[0]
-    heads, dim = stats.output_energies[0].shape
+    _, heads, dim = stats.output_maps[0].shape
     for head in range(heads):
         felt = layer.attention_gradients.clone()
         felt[:, head * dim : (head + 1) * dim] = 0
@@ -85,7 +85,7 @@ def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
 
 def test_without_any_gradient_heads_go_by_what_they_carry(tiny_case):
     stats = tiny_case("llama-mha").stats
-    layer, output = stats.layers[0], stats.output_energies[0]
+    layer, output = stats.layers[0], stats.output_maps[0].square().sum(0)
     silent = replace(layer, attention_gradients=torch.zeros_like(layer.attention_gradients))
     table = replace(stats, layers=[silent, *stats.layers[1:]]).profile.layers[0].table
     scores = channel_scores(layer.attention_moment, output)
