@@ -48,7 +48,7 @@ MODULES = Terms({"attention": lazy_gettext("Attention"), "mlp": lazy_gettext("ML
 MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_gettext("MLP")})  # inside a sentence
 
 # Colours of `palette.py` for estimators; those that are not listed have the colour "other".
-ESTIMATOR_COLOURS = {"uniform": "baseline", "fisher": "other", "pca": "intraslice"}
+ESTIMATOR_COLOURS = {"uniform": "baseline", "fisher": "other", "output-error": "indigo", "pca": "intraslice"}
 # Colours of methods, for columns and lines that do not depend on an estimator.
 METHOD_COLOURS = {
     "dense": "dense",

@@ -121,7 +121,8 @@ def largest_step(layer: LayerProfile) -> int:
 
 
 @pytest.mark.parametrize(
-    ("estimator", "order"), [("pca", "sequential"), ("fisher", "one-shot"), ("uniform", "one-shot")]
+    ("estimator", "order"),
+    [("pca", "sequential"), ("output-error", "one-shot"), ("fisher", "one-shot"), ("uniform", "one-shot")],
 )
 def test_tensors_shrink_as_planned(every_family_case, estimator, order):
     model, plan = sliced(every_family_case, 0.4, order, estimator=estimator)
@@ -140,7 +141,7 @@ def test_tensors_shrink_as_planned(every_family_case, estimator, order):
         assert mlp.neurons == layer.neurons
 
 
-@pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
+@pytest.mark.parametrize("estimator", ["pca", "output-error", "fisher", "uniform"])
 def test_what_is_asked_is_removed(every_family_case, estimator):
     """Within 0.01, or half of the coarsest step where tiny sizes are coarser (uniform: all layers step at once)."""
     profile = every_family_case.stats.profile

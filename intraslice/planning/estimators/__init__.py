@@ -3,7 +3,7 @@
 To add one, write a file here that registers an `Estimator`, and name it below; or register it from outside.
 """
 
-from intraslice.planning.estimators import pca, fisher, uniform  # noqa: F401, I001  in the order they are listed
+from intraslice.planning.estimators import pca, output_error, fisher, uniform  # noqa: F401, I001  in the order they are listed
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration
 from intraslice.core.registry import ESTIMATORS
 

@@ -131,13 +131,13 @@ def test_the_usual_units_are_the_ends_of_the_fraction(family_case):
         assert plans[0].reasons == plans[1].reasons
 
 
-@pytest.mark.parametrize("estimator", ["fisher", "pca"])
+@pytest.mark.parametrize("estimator", ["fisher", "output-error", "pca"])
 @pytest.mark.parametrize("gradient_group", [1, 3, 16])
 def test_a_plan_of_any_unit_removes_what_was_asked(tiny_case, estimator, gradient_group):
     stats = tiny_case("llama-gqa").stats
     config = SliceConfig(0.3, estimator, head_fraction=0.5, gradient_group=gradient_group)
     profile = stats.profile_for(config)
-    assert [len(profile.importances(name, "attention")[0]) for name in ("fisher", "pca")] == [2 * 9, 2 * 9]
+    assert [len(profile.importances(name, "attention")[0]) for name in ("fisher", "output-error", "pca")] == 3 * [2 * 9]
     assert make_plan(profile, config).removed_fraction == pytest.approx(0.3, abs=0.02)
 
 

@@ -35,7 +35,7 @@ def test_costs_are_in_multiples_of_the_medians(view) -> None:
     ]
     assert median(one.cost for one in view.modules) == pytest.approx(1)
     assert median(one.predicted["pca"] for one in view.modules) == pytest.approx(1)
-    assert {other.estimator for other in view.others} <= {"fisher", "uniform"}
+    assert {other.estimator for other in view.others} <= {"output-error", "fisher", "uniform"}
 
 
 def test_what_is_measured_is_known_to_another_page_and_not_of_another_slice(view, session, tiny) -> None:

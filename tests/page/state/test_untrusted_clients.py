@@ -174,7 +174,11 @@ def _sent(server: Server, name: str, content: str) -> dict:
         ("sweep_table", {"methods": ["intraslice"] * 1000}, "A sweep may have at most 100 points, got 8,000"),
         ("sweep_table", {"methods": "intraslice"}, "methods must be a list, got 'intraslice'"),
         ("sweep_table", {"methods": [["a"]]}, "Method must be one of intraslice, "),
-        ("sweep_table", {"estimators": ["none"]}, "Ratio estimator must be one of pca, fisher, uniform, got 'none'"),
+        (
+            "sweep_table",
+            {"estimators": ["none"]},
+            "Ratio estimator must be one of pca, output-error, fisher, uniform, got 'none'",
+        ),
         ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
         ("command_lines", {"locked": "1 mlp 5," * 10_000}, "may have at most 10,000 characters, got 80,000"),
     ],
