@@ -113,3 +113,4 @@ def test_what_it_answers_is_looked_at(place, tiny_case, body, words):
         _ = replace(tiny_case("llama-gqa").stats).profile
     assert words in str(caught.value)
     assert own.name in str(caught.value)
+    assert own.name not in replace(tiny_case("llama-gqa").stats).profile.estimators  # later calibrations work
