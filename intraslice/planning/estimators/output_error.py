@@ -72,11 +72,15 @@ def explained_energy(
         output: second moment of the dense output with them.
         owner: each head's key/value head, from 0: heads with the same one share their axes.
     """
-    of_heads = diagonal_blocks(moment, len(owner))
+    count = len(owner)
+    of_heads = diagonal_blocks(moment, count)
     of_owners = of_heads.new_zeros(int(owner.max()) + 1, *of_heads.shape[1:]).index_add_(0, owner, of_heads)
-    axes = torch.block_diag(*principal_axes(of_owners)[1][owner][..., :width])
-    factor = cholesky(damp(axes.T @ moment @ axes))
-    return torch.linalg.solve_triangular(factor, (output @ axes).T, upper=False).square().sum()
+    axes = principal_axes(of_owners)[1][owner][..., :width]
+    pairs_of_heads = moment.unflatten(1, (count, -1)).unflatten(0, (count, -1))
+    narrow = torch.einsum("hap,hakb,kbq->hpkq", axes, pairs_of_heads, axes).flatten(2).flatten(0, 1)
+    narrow_output = torch.einsum("nha,hap->nhp", output.unflatten(1, (count, -1)), axes).flatten(1)
+    factor = cholesky(damp(narrow))
+    return torch.linalg.solve_triangular(factor, narrow_output.T, upper=False).square().sum()
 
 
 def dropped_fisher(query_fisher: Float[Tensor, "heads dim"], owner: Int[Tensor, " heads"], width: int) -> float:
