@@ -17,6 +17,7 @@ from .slider import Moved
 
 UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
 SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
+LAST_LAYER = 29  # of the default model
 
 
 class Controls(NamedTuple):
@@ -177,7 +178,9 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(lazy_gettext("Results"))
     readout = gr.HTML(initial.readout, elem_id="readout", apply_default_css=False)
-    layer = gr.Slider(0, 29, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[])
+    layer = gr.Slider(
+        0, LAST_LAYER, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[]
+    )
     pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
     return Controls(
         model=model,

@@ -91,7 +91,7 @@ def connect(
     }
     fit: dict[str, Any] = {
         "fn": spread_settings(handlers.fit_layers, session, refuse=leave_unchanged),
-        "inputs": controls.settings,
+        "inputs": with_layer,
         "outputs": controls.layer,
         **CHEAP,
     }
@@ -106,7 +106,9 @@ def connect(
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
     restored = link.Restored(*linked, frame.tabs)
-    opened_page = page.load(link.restore, None, [*restored], api_name="restore", **CHEAP)
+    opened_page = page.load(
+        partial_handler(link.restore_existing, session), None, [*restored], api_name="restore", **CHEAP
+    )
     after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
     memory: dict[str, Any] = {
         "fn": partial_handler(handlers.memory, session),

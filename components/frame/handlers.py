@@ -56,10 +56,13 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[Prepare
         yield Prepared(formatting.status(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
 
 
-def fit_layers(session: Session, request: Request) -> dict[str, Any]:
-    """Set the layer slider's maximum to the model's last layer."""
-    plan = session.plan(request)
-    return gr.update(maximum=len(plan.layers) - 1) if plan else gr.skip()
+def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]:
+    """Set the layer slider's maximum to the model's last layer, and move the slider there if it is beyond."""
+    source = session.source(request)
+    if source is None:
+        return gr.skip()
+    last = len(source.profile.layers) - 1
+    return gr.update(maximum=last, value=min(layer, last))
 
 
 def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str) -> tuple[Any, ...]:

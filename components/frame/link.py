@@ -12,11 +12,12 @@ from ..jobs import limits
 from ..lesson.steps import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
+from ..state.session import Session
 from ..state.settings import PROMPT, Settings
 from ..ui.handlers import CHECKS
 from ..ui.pinned import text as pinned_text
 from ..ui.pinned.text import typed
-from .controls import SLIDERS
+from .controls import LAST_LAYER, SLIDERS
 
 
 def _record(name: str, fields: Sequence[str]) -> Any:
@@ -47,6 +48,21 @@ def restore(caller: gr.Request) -> Any:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
     return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=query.get("tab", FIRST_TAB)))
+
+
+def restore_existing(session: Session, caller: gr.Request) -> Any:
+    """`restore`, without a layer that the model lacks.
+
+    Before a model is calibrated its number of layers is unknown: the layer slider then reaches as far as the link.
+    """
+    restored = restore(caller)
+    try:
+        source = session.source(parse(Settings(**{name: getattr(restored, name) for name in Settings._fields})))
+    except ValueError:  # settings that are only invalid together
+        source = None
+    last = len(source.profile.layers) - 1 if source else max(restored.layer, LAST_LAYER)
+    layer = restored.layer if restored.layer <= last else default_link().layer
+    return restored._replace(layer=layer if last == LAST_LAYER else gr.update(value=layer, maximum=last))
 
 
 def read(query: Mapping[str, str]) -> Any:

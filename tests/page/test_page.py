@@ -197,10 +197,29 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
     assert link.restore(SimpleNamespace(query_params=query)).bias == bias
 
 
+@pytest.mark.parametrize("layer", ["30", "2.5", "-1", "1e400"])
+def test_a_layer_that_the_model_lacks_is_left_out_of_a_link(session, layer) -> None:
+    layers = [
+        link.restore_existing(session, SimpleNamespace(query_params={"layer": text})).layer for text in (layer, "29")
+    ]
+    assert layers == [0, 29]
+
+
+def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
+    query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
+    query |= {"dtype": tiny.calibration.dtype, "layer": "3"}
+    opened = link.restore_existing(session, SimpleNamespace(query_params=query)).layer
+    assert (opened["value"], opened["maximum"]) == (0, 2)
+    unknown = link.restore_existing(session, SimpleNamespace(query_params={"model": "a/b", "layer": "31"})).layer
+    assert (unknown["value"], unknown["maximum"]) == (31, 31)
+    fitted = handlers.fit_layers(session, tiny, unknown["value"])
+    assert (fitted["value"], fitted["maximum"]) == (2, 2)
+
+
 def test_the_api_names_every_parameter(session) -> None:
     parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
     assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
-    for handler in (link.restore, slider.preview, slider.measure, slider.on_release, slider.stop):
+    for handler in (link.restore_existing, slider.preview, slider.measure, slider.on_release, slider.stop):
         assert handler.__doc__
     for handler in (handlers.prepare, handlers.memory):
         assert handler.__doc__

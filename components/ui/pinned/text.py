@@ -46,15 +46,16 @@ def comparable_request(text: Any, request: Request) -> Request | None:
 
 
 def typed(text: str | None, default: Any) -> Any:
-    """A link's text as a value of the default's type; the default if there is no text, or an invalid one."""
+    """A link's text as a text, truth value or number, whichever the default is; otherwise the default."""
     if text is None or isinstance(default, str):
         return default if text is None else text
     if isinstance(default, bool):
         return text.lower() == "true"
     try:
-        return float(text) if default is None else type(default)(float(text))
-    except (ValueError, OverflowError):  # a mistyped link still opens the page
+        number = float(text)
+    except ValueError:  # a mistyped link still opens the page
         return default
+    return int(number) if number.is_integer() else number  # whether it must be whole is checked with its range
 
 
 def _upload_hash(upload: str | None) -> str:
