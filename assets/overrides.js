@@ -1,6 +1,7 @@
 // The table of ratios by hand. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
 // from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
-// locks as text ("7 attention 25, 3 mlp 0"), and an edit goes back as the event `select`, whose data is `locked`.
+// locks as text ("7 attention 25, 3 mlp 0"), and an edit goes back as the event `select`, whose data is `locked`. Once it
+// is answered, the window's event `isx-locks` comes: the table shows the value again, without an edit that was refused.
 const body = element.querySelector("tbody");
 const fold = element.querySelector("details");
 const count = element.querySelector(".isx-count");
@@ -9,14 +10,15 @@ const say = window.isxSay;
 const names = { attention: say("attention"), mlp: say("MLP") };
 const locks = new Map(); // "7 attention" -> per cent
 let cells = [];
+let edited = null; // the field of the edit that is not answered yet
 
-function read() {
+function read(field) {
   locks.clear();
   for (const part of (props.value || "").split(",").filter((text) => text.trim())) {
     const [layer, module, percent] = part.trim().split(/\s+/);
     locks.set(`${layer} ${module}`, Number(percent));
   }
-  paint();
+  paint(field);
 }
 
 function build(layers) {
@@ -30,8 +32,8 @@ function build(layers) {
       const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 100, step: 0.5, ariaLabel: say("{name}: per cent removed", { name }) });
       const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: say("{name}: locked", { name }) });
       const cell = { key: `${layer} ${module}`, layer, module, ratio, lock };
-      ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send()));
-      lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send()));
+      ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send(ratio)));
+      lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send(ratio)));
       row.insertCell().append(ratio);
       row.insertCell().append(lock);
       cells.push(cell);
@@ -39,7 +41,8 @@ function build(layers) {
   }
 }
 
-function paint() {
+// A field in which somebody types keeps its text, except for `field`, whose edit is answered.
+function paint(field) {
   count.textContent = locks.size ? say(" ({count} locked)", { count: locks.size }) : "";
   if (!fold.open) return; // dragging the slider does not pay for it
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
@@ -49,21 +52,23 @@ function paint() {
   if (cells.length !== modules.length * layers) build(layers);
   cells.forEach(({ key, layer, module, ratio, lock }) => {
     const locked = locks.get(key);
-    if (document.activeElement !== ratio) ratio.value = (locked ?? 100 * ratios[module][layer]).toFixed(1);
+    if (document.activeElement !== ratio || ratio === field) ratio.value = (locked ?? 100 * ratios[module][layer]).toFixed(1);
     lock.checked = locked !== undefined;
     ratio.classList.toggle("isx-locked", lock.checked);
   });
 }
 
-function send() {
+function send(field) {
+  edited = field;
   const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
   const parts = [...locks].sort(([a], [b]) => order(a) - order(b)).map(([key, percent]) => `${key} ${percent}`);
   paint();
   trigger("select", { locked: parts.join(", ") });
 }
 
-element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send()));
-window.addEventListener("isx-chart", paint);
-fold.addEventListener("toggle", paint);
-watch("value", read);
+element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send(null)));
+window.addEventListener("isx-chart", () => paint());
+window.addEventListener("isx-locks", () => read(edited));
+fold.addEventListener("toggle", () => paint());
+watch("value", () => read());
 read();

@@ -232,7 +232,8 @@ def flag(name: str, value: Any) -> bool:
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
-    Words of the page's own are `Words` again.
+    It is a sentence, although the library's errors, as Python's, lack the capital and the full stop. A lazy string
+    remains one.
     """
     text = str(problem) or type(problem).__name__
     return LazyString(lambda: _bounded(translate(text))) if isinstance(text, LazyString) else _bounded(text)
@@ -242,6 +243,9 @@ def _bounded(text: str) -> str:
     text = text.encode(errors="backslashreplace").decode()  # an answer with an unpaired surrogate cannot be sent
     if hosted():
         text = _FOLDERS.sub("", text)
+    text = _FIRST_WORD.sub(lambda word: word[0].capitalize(), text)
+    if text[-1:].isalnum() or text.endswith((")", "'", '"', "%")):
+        text += "."
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]} …"
 
 
@@ -255,6 +259,7 @@ _FOLDERS = re.compile(
     r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*""",
     re.VERBOSE,
 )
+_FIRST_WORD = re.compile(r"^[a-z]+(?=[ '])")  # a word of English, and no name of a file or a model
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 

@@ -50,9 +50,10 @@ class OverridesPanel(NamedTuple):
 
 
 class Edited(NamedTuple):
-    """Outputs of `edit` and `load`."""
+    """Outputs of `edit` and `load`: the locks as the page's setting and in the table, and what is wrong with others."""
 
     locked: Any
+    table: Any
     problem: Any
 
 
@@ -62,7 +63,7 @@ def edit(session: Session, request: Request, event: gr.EventData) -> Edited:
         session.plan(request.with_settings(locked=event.locked))
     except ValueError as problem:
         return unchanged(Edited)._replace(problem=formatting.problem(problem))
-    return Edited(event.locked, "")
+    return Edited(event.locked, event.locked, "")
 
 
 def load(session: Session, request: Request, ratios_file: str) -> Edited:
@@ -75,7 +76,7 @@ def load(session: Session, request: Request, ratios_file: str) -> Edited:
         session.plan(request)
     except ValueError as problem:
         return unchanged(Edited)._replace(problem=formatting.problem(problem))
-    return Edited(request.settings.locked, "")
+    return Edited(request.settings.locked, request.settings.locked, "")
 
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
@@ -106,9 +107,10 @@ def build() -> OverridesPanel:
 def connect(panel: OverridesPanel, context: Context) -> None:
     """Attach the handlers: an edit of the table changes the setting, and a change of the setting updates the table."""
     controls = context.controls
-    edited = Edited(controls.locked, panel.problem)
+    edited = Edited(controls.locked, panel.table, panel.problem)
     edit_table = spread_settings(edit, context.session)
-    panel.table.select(edit_table, controls.settings, [*edited], trigger_mode="multiple", **PRIVATE, **CHEAP)
+    answered = panel.table.select(edit_table, controls.settings, [*edited], trigger_mode="multiple", **PRIVATE, **CHEAP)
+    answered.then(None, js="() => (dispatchEvent(new Event('isx-locks')), [])", **PRIVATE, **CHEAP)
     outputs = [panel.table, panel.problem]
     on_latest(
         [controls.locked.change],

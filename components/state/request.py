@@ -20,6 +20,7 @@ from intraslice.core.config import (
     SHAPES,
     CalibrationConfig,
     EvaluationConfig,
+    Lock,
     Order,
     SliceConfig,
     parse_lock,
@@ -204,8 +205,18 @@ def _text(settings: Settings) -> str:
     return text
 
 
+def _locks(text: Any) -> tuple[Lock, ...]:
+    """The locks of a text such as "7 attention 25, 3 mlp 0". Raises UserError for anything else."""
+    text = limits.words(lazy_gettext("Ratios set manually"), text, limits.LOCKED.value)
+    locks = tuple(parse_lock(part) for part in text.split(",") if part.strip())
+    for layer, module, ratio in locks:
+        percent = float(f"{100 * ratio:.12g}")  # as it was typed
+        name = lazy_gettext("The percentage of “{layer} {module}”", layer=layer, module=module)
+        limits.number(name, int(percent) if percent.is_integer() else percent, 0, 100)
+    return locks
+
+
 def _slicing(settings: Settings) -> SliceConfig:
-    locked = limits.words(lazy_gettext("Ratios set manually"), settings.locked, limits.LOCKED.value)
     order = cast(Order, limits.choice(lazy_gettext("Order"), settings.order, ORDERS))
     return SliceConfig(
         limits.number(lazy_gettext("Sparsity"), settings.sparsity, 0, 80) / 100,
@@ -214,7 +225,7 @@ def _slicing(settings: Settings) -> SliceConfig:
         limits.number(lazy_gettext("Cap"), settings.cap, 0, 100) / 100,
         order,
         limits.flag("iterative", settings.iterative) and order == "sequential",
-        locked=tuple(parse_lock(part) for part in locked.split(",") if part.strip()),
+        locked=_locks(settings.locked),
         shapes=limits.choice(lazy_gettext("Shapes"), settings.shapes, SHAPES),
         recovery=limits.choice(lazy_gettext("Recovery"), settings.recovery, (NO_RECOVERY, *RECOVERIES)),
     )

@@ -53,6 +53,19 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     assert opened.bars() == before
     assert "locked" not in page.url
 
+    # It is undone in the table, and does not spoil the next one.
+    page.wait_for_function("document.querySelector('#overrides summary').textContent === 'Lock ratios manually'")
+    assert float(cell(page, 3, "MLP", "per cent removed").input_value()) == pytest.approx(100 * before[1][3], abs=0.06)
+    assert not cell(page, 3, "MLP", "locked").is_checked()
+    cell(page, 0, "attention", "per cent removed").fill("150")
+    cell(page, 0, "attention", "per cent removed").press("Enter")
+    opened.says("#overrides-problem", "The percentage of “0 attention” must be a number from 0 to 100, got 150.")
+    cell(page, 0, "attention", "per cent removed").fill("2")
+    opened.moved_by(lambda: cell(page, 0, "attention", "per cent removed").press("Enter"))
+    opened.addressed("locked=0+attention+2")
+    opened.says("#overrides", "(1 locked)")
+    opened.moved_by(lambda: page.click("#overrides .isx-unlock"))
+
 
 def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, page_session) -> None:
     opened, page, auto = plain, plain.page, plain.page.locator("#bias-auto input")

@@ -95,7 +95,7 @@ def test_bad_input_comes_back_in_words(client) -> None:
 def test_on_a_desktop_a_file_of_ones_own_may_be_named(client, tmp_path) -> None:
     for values in ({"upload": str(tmp_path / "a.txt")}, {"text": str(tmp_path / "a.txt")}):
         assert "a.txt" in client.predict(**values, api_name="/command_lines")
-        with pytest.raises(AppError, match=r"text .*a.txt' not found"):
+        with pytest.raises(AppError, match=r"Text .*a.txt' not found"):
             client.predict(**values, api_name="/evaluate")
 
 

@@ -46,7 +46,7 @@ def test_plain_gradio_answers_errors_without_a_text_and_prints_a_traceback(launc
 def test_ours_come_back_as_messages_and_only_the_pages_own_are_logged(launch, capfd, caplog) -> None:
     client = launch(make_page(PatchedBlocks))
     kind, answer = client.ask("refuse", 7)
-    assert (kind, answer["error"]) == ("error", "7 is too much; lower it")
+    assert (kind, answer["error"]) == ("error", "7 is too much; lower it.")
     assert "Traceback" not in "".join(capfd.readouterr())
     assert not caplog.text
     kind, answer = client.ask("fail", 7)

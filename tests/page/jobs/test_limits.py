@@ -62,11 +62,11 @@ def test_sequences_and_length_are_bounded_together() -> None:
 
 def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
     error = (
-        "no text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; expected owner/name, 3/4"
+        "No text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; expected owner/name, 3/4."
     )
     assert Status(error, "error").text == error
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    told = "no text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; expected owner/name, 3/4"
+    told = "No text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; expected owner/name, 3/4."
     assert Status(error, "error").text == limits.error_text(ValueError(error)) == told
     assert Status(error).text == error
     assert len(limits.error_text("x" * 10**6)) < 1000
@@ -100,6 +100,18 @@ def test_no_model_lies_on_a_hosted_pages_server(monkeypatch) -> None:
             parse(Settings(model=name))
     for name in ("default", "owner/name", "gpt2"):
         assert parse(Settings(model=name)).calibration.model == name
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("layer 9 does not exist; layers are 0 to 2", "Layer 9 does not exist; layers are 0 to 2."),
+        ("mine.csv, row 2: no layer", "mine.csv, row 2: no layer."),  # a file keeps its name
+        ("Stop it!", "Stop it!"),
+    ],
+)
+def test_an_error_of_the_library_is_shown_as_a_sentence(error, sentence) -> None:
+    assert limits.error_text(UserError(error)) == limits.error_text(sentence) == sentence
 
 
 def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:

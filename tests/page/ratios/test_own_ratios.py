@@ -25,7 +25,7 @@ def test_a_saved_plan_is_the_plan_again(session, tiny, tmp_path, monkeypatch):
     settings = next(one for one in every if abs(session.plan(one).removed - one.slicing.sparsity) < 0.005)
     downloads = Downloads()  # whose files go with it
     file = overrides.save(session, downloads, settings)
-    locked, problem = overrides.load(session, settings.with_settings(estimator="uniform"), file)
+    locked, _, problem = overrides.load(session, settings.with_settings(estimator="uniform"), file)
     assert not problem
     again = settings.with_settings(estimator="uniform", locked=locked)
     for layer, before in zip(session.slice_plan(again).layers, session.slice_plan(settings).layers, strict=True):
@@ -42,7 +42,7 @@ def test_a_file_takes_the_place_of_all_locks_and_the_total_holds(session, tiny, 
     (tmp_path / "few.json").write_text(json.dumps([{"layer": 2, "mlp_ratio": 0.125}]))
     settings = tiny.with_settings(sparsity=40, locked="0 mlp 10")
     edited = overrides.load(session, settings, str(tmp_path / "few.json"))
-    assert edited == ("2 mlp 12.5", "")
+    assert edited == ("2 mlp 12.5", "2 mlp 12.5", "")
     plan = session.slice_plan(settings.with_settings(locked=edited.locked))
     assert plan.layers[2].mlp_ratio == 0.125
     assert plan.removed_fraction == pytest.approx(0.4, abs=0.02)
@@ -52,7 +52,7 @@ def test_a_file_takes_the_place_of_all_locks_and_the_total_holds(session, tiny, 
     ("text", "words"),
     [
         (HEAD + "0,0.1,0.1\n1,0.1,lots\n", "row 2 (layer 1): mlp_ratio must be a number or empty, got 'lots'"),
-        (HEAD + "9,0.1,0.1\n", "layer 9 does not exist, so it cannot be locked; layers are 0 to 2"),
+        (HEAD + "9,0.1,0.1\n", "Layer 9 does not exist, so it cannot be locked; layers are 0 to 2"),
         (HEAD + "".join(f"{layer},0.9,0.9\n" for layer in range(3)), "more than the sparsity"),
         ("nothing", "no column layer"),
     ],

@@ -172,7 +172,7 @@ def _sent(server: Server, name: str, content: str) -> dict:
         ("sweep_table", {"sparsities": list(range(1000))}, "A sweep may have at most 100 points, got 4,000"),
         ("sweep_table", {"sparsities": [NAN]}, "Sparsity must be a number from 0 to 80, got nan"),
         ("sweep_table", {"methods": ["intraslice"] * 1000}, "A sweep may have at most 100 points, got 8,000"),
-        ("sweep_table", {"methods": "intraslice"}, "methods must be a list, got 'intraslice'"),
+        ("sweep_table", {"methods": "intraslice"}, "Methods must be a list, got 'intraslice'"),
         ("sweep_table", {"methods": [["a"]]}, "Method must be one of intraslice, "),
         (
             "sweep_table",
