@@ -59,6 +59,21 @@
     if (button) document.querySelector(`#${button.dataset.press}`).click();
   });
 
+  // Gradio sends what is typed beside a slider at once, and clamps it later. A number that the slider does not have
+  // waits here until it is entered; then it is the nearest that the slider has, or for an empty field the one before.
+  const clamp = (event) => {
+    const field = event.target;
+    const range = field.type === "number" && field.closest(".block")?.querySelector("input[type=range]");
+    if (!range) return;
+    const { rangeUnderflow, rangeOverflow } = field.validity;
+    if (field.value !== "" && !rangeUnderflow && !rangeOverflow) return;
+    event.stopImmediatePropagation();
+    if (event.type !== "change") return;
+    field.value = rangeUnderflow ? field.min : rangeOverflow ? field.max : range.value;
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+  };
+  for (const type of ["input", "change"]) addEventListener(type, clamp, true);
+
   // On a small screen the controls start folded: the slider's bar stays, and the charts get the width.
   // gradio opens the sidebar by itself and listens to clicks only some moments later, hence the tries.
   let seen = false;

@@ -63,6 +63,18 @@ def test_dragging_the_slider_draws_the_librarys_ratios(plain, page_session) -> N
     page.wait_for_function(f"{COLOUR} === '{light}'")
 
 
+def test_a_number_that_a_slider_does_not_have_becomes_its_end_or_the_one_before(plain) -> None:
+    opened, page = plain, plain.page
+    opened.settle_at(30)
+    for typed, percent in (("150", 60), ("-3", 0), ("", 0), ("30", 30)):
+        page.focus("#sparsity input[type=number]")
+        for key in ("Control+A", "Delete", *typed, "Enter"):
+            page.keyboard.press(key)
+        opened.says("#removed", f"target{percent}.0%")
+        assert page.input_value("#sparsity input[type=number]") == str(percent)
+        assert page.input_value("#sparsity input[type=range]") == str(percent)
+
+
 def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plain, page_session) -> None:
     opened, page = plain, plain.page
     opened.settle_at(30)
