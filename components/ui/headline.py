@@ -27,8 +27,11 @@ def headline(
     `hint` replaces an unknown sliced perplexity; `action` is a button after the sentence.
     """
     if plan is None:
-        waiting = gettext("Loading the model. Its ratios appear here as soon as it is calibrated.")
-        return f'<p class="isx-headline">{waiting}</p>'
+        waiting = gettext(
+            "There is nothing to show for this model with this calibration yet. Its ratios appear here once it is "
+            "calibrated."
+        )
+        return f'<p class="isx-headline isx-nothing">{waiting}</p>'
     change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, formatting.millions)
     dense, sliced = formatting.millions(plan.parameters_dense), formatting.millions(plan.parameters_sliced)
     perplexity = _perplexity(measured, hint)

@@ -61,3 +61,9 @@ def test_a_measurement_appears_at_once(session, tiny, made) -> None:
     assert "data-sliced" in after[2]
     assert "data-sliced" not in before[2]
     assert made.count("ratio_chart") == 1
+
+
+def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> None:
+    """It may have been refused: the status says what happens."""
+    words = slider.texts_of(session, tiny.with_settings(model="nobody/nothing")).headline
+    assert "There is nothing to show for this model" in words
