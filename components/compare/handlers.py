@@ -169,8 +169,16 @@ def costs(
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
-    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML)."""
+    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML).
+
+    Does nothing if the client stopped its last answer.
+    """
     yield unchanged(Result)
+    if not columns.was_stopped(client):
+        yield from _next_tokens(columns, request, prompt, raw, client)
+
+
+def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
     for event in passages.next_tokens(columns, request, prompt, bool(raw), client):
         yield _result(event, lambda candidates: html.candidates(candidates, prompt))
 
@@ -187,15 +195,16 @@ def after_slice(
 ) -> Iterator[AfterSlice]:
     """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
     if columns.is_ready(request):
-        for event in next_tokens(columns, request, prompt, raw, client):
+        for event in _next_tokens(columns, request, prompt, raw, client):
             yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.value)
         for event in passage(columns, request, sample, client):
             yield unchanged(AfterSlice)._replace(status=event.status, scored=event.value)
 
 
 def stop(columns: Columns, client: str) -> str:
-    """Stop the answer at its next token; returns the status (HTML)."""
-    columns.session.jobs.halt(client, "answer")
+    """Stop the answer, and what follows it, at the next token; returns the status (HTML)."""
+    for kind in ("answer", "next tokens", "costs"):
+        columns.session.jobs.halt(client, kind)
     return formatting.status(Status(answers.STOPPED, "ready"))
 
 

@@ -32,9 +32,8 @@ def next_tokens(
         models = columns.pair(job, request)
         tokenizer = columns.dense(job, request).tokenizer
         job.emit(Status(lazy_gettext("Reading the prompt")))
-        tokens = compare_next_tokens(
-            models["dense"], models["intraslice"], tokenizer, prompt, MAX_CANDIDATES, chat=not raw
-        )
+        pair, pause = (models["dense"], models["intraslice"]), job.checkpoint
+        tokens = compare_next_tokens(*pair, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
         job.emit(tuple(map(_candidate, tokens)))
         job.emit(columns.session.ready(request))
 

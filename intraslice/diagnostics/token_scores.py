@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
+from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.divergence import divergences
-from intraslice.evaluation.generation import prompt_tokens, text_of
+from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
 from intraslice.modeling.logits import logits_in_chunks
 
 
@@ -115,12 +116,14 @@ def compare_next_tokens(
     prompt: str,
     count: int = 10,
     chat: bool = True,
+    pause: Pause = no_pause,
 ) -> tuple[NextToken, ...]:
     """The `count` most likely next tokens of either model with both probabilities, the dense model's best first.
 
-    Raises UserError for a prompt without tokens, or with more than the model has positions.
+    `pause` is called between chunks of a long prompt. Raises UserError for a prompt without tokens, or with more than
+    the model has positions.
     """
-    of_dense, of_sliced = (_next_log_probabilities(model, tokenizer, prompt, chat) for model in (dense, sliced))
+    of_dense, of_sliced = (_next_log_probabilities(model, tokenizer, prompt, chat, pause) for model in (dense, sliced))
     return _best(tokenizer, of_dense, of_sliced, count)
 
 
@@ -140,7 +143,7 @@ def _best(
 
 
 def _next_log_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool, pause: Pause
 ) -> Float[Tensor, " vocabulary"]:
     ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
     count, positions = ids.shape[1], model.config.max_position_embeddings
@@ -150,4 +153,5 @@ def _next_log_probabilities(
         raise UserError(
             f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's maximum context length"
         )
-    return model.lm_head(_hidden(model, ids)[-1:]).float().log_softmax(-1)[0]
+    logits, _ = prefill(model, ids.to(model.device), {}, pause)
+    return logits.float().log_softmax(-1)[0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -77,18 +77,26 @@ def stream_tokens(
             f"as the model's maximum context length is {positions:,} tokens"
         )
     sample, ends = _sampler(sampling), end_tokens(model)
-    chunks = list(ids.split(PREFILL_TOKENS, dim=1))
     cache: dict[str, Any] = {}
     for _ in range(min(sampling.max_new_tokens, positions - count)):
-        for index, chunk in enumerate(chunks):
-            if index:
-                pause()
-            logits, cache = next_token_logits(model, chunk, cache)
+        logits, cache = prefill(model, ids, cache, pause)
         token = sample(logits[0])
         yield token
         if token in ends:
             return
-        chunks = [torch.tensor([[token]], device=model.device)]
+        ids = torch.tensor([[token]], device=model.device)
+
+
+def prefill(
+    model: PreTrainedModel, ids: Int[Tensor, "batch tokens"], cache: dict[str, Any], pause: Pause = no_pause
+) -> tuple[Float[Tensor, "batch vocabulary"], dict[str, Any]]:
+    """`next_token_logits` in chunks of `PREFILL_TOKENS` tokens, between which `pause` is called."""
+    first, *others = ids.split(PREFILL_TOKENS, dim=1)
+    logits, cache = next_token_logits(model, first, cache)
+    for chunk in others:
+        pause()
+        logits, cache = next_token_logits(model, chunk, cache)
+    return logits, cache
 
 
 def _sampler(sampling: Sampling) -> Callable[[Tensor], int]:

@@ -168,7 +168,7 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     [
         ({"prompt": "  "}, "prompt is empty"),
         ({"tokens": 0}, "max_new_tokens must be 1 or more, got 0"),
-        ({"temperature": -1.0}, "temperature must be 0 (greedy) or more, got -1.0"),
+        ({"temperature": -1.0}, "Temperature must be 0 (greedy) or more, got -1.0."),
         ({"prompt": "w10 " * 600}, "600 tokens; expected at most 511"),
     ],
 )
@@ -190,6 +190,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert last
     assert all(", stopped" in html and "aria-busy" not in html for html in last)
     assert list(handlers.costs(columns, tiny, None, "", SOMEBODY))[1:] == []  # no more work follows
+    assert list(handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY))[1:] == []
     *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY)
     assert "Calibrated on" in end[0]
 

@@ -11,6 +11,7 @@ from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.ui.handlers import only_if_active, unchanged
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
+from intraslice.evaluation import generation
 
 PROMPT = "w10 w20 w30"
 
@@ -27,6 +28,17 @@ def test_candidates_are_the_librarys(columns, session, tiny) -> None:
     rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
     percentage = compare_words.percentage
     assert rows == [(escape(one.text), percentage(one.dense), percentage(one.sliced)) for one in expected]
+
+
+def test_stop_also_ends_the_reading_of_a_long_prompt(columns, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(generation, "PREFILL_TOKENS", 1)
+    read = []
+    for status, candidates in handlers.next_tokens(columns, tiny, "w10 " * 400, False, SOMEBODY):
+        read.append(isinstance(candidates, str))
+        if "Reading the prompt" in str(status):
+            handlers.stop(columns, SOMEBODY)
+    assert len(read) > 1
+    assert not any(read)
 
 
 def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None:
