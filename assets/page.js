@@ -61,15 +61,17 @@
 
   // Gradio sends what is typed beside a slider at once, and clamps it later. A number that the slider does not have
   // waits here until it is entered; then it is the nearest that the slider has, or for an empty field the one before.
+  // Layers have no fractions.
   const clamp = (event) => {
     const field = event.target;
     const range = field.type === "number" && field.closest(".block")?.querySelector("input[type=range]");
     if (!range) return;
-    const { rangeUnderflow, rangeOverflow } = field.validity;
-    if (field.value !== "" && !rangeUnderflow && !rangeOverflow) return;
+    const { rangeUnderflow, rangeOverflow, stepMismatch } = field.validity;
+    const isFraction = stepMismatch && field.closest("#layer");
+    if (field.value !== "" && !rangeUnderflow && !rangeOverflow && !isFraction) return;
     event.stopImmediatePropagation();
     if (event.type !== "change") return;
-    field.value = rangeUnderflow ? field.min : rangeOverflow ? field.max : range.value;
+    field.value = rangeUnderflow ? field.min : rangeOverflow ? field.max : isFraction ? Math.round(field.value) : range.value;
     field.dispatchEvent(new Event("input", { bubbles: true }));
   };
   for (const type of ["input", "change"]) addEventListener(type, clamp, true);

@@ -80,7 +80,14 @@ def build(session: Session, first: Request) -> ComparePanel:
                 0, 1.5, 0, step=0.1, label=lazy_gettext("Temperature (0: greedy)"), elem_id="temperature"
             )
             seed = gr.Number(
-                0, label=lazy_gettext("Seed"), precision=0, minimum=0, min_width=90, scale=0, elem_id="sample-seed"
+                0,
+                label=lazy_gettext("Seed"),
+                precision=0,
+                minimum=0,
+                maximum=limits.MAX_SEED,
+                min_width=90,
+                scale=0,
+                elem_id="sample-seed",
             )
             raw = gr.Checkbox(
                 False,

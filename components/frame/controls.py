@@ -179,7 +179,14 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     _heading(lazy_gettext("Results"))
     readout = gr.HTML(initial.readout, elem_id="readout", apply_default_css=False)
     layer = gr.Slider(
-        0, LAST_LAYER, value=0, step=1, label=lazy_gettext("Layer shown in detail"), elem_id="layer", buttons=[]
+        0,
+        LAST_LAYER,
+        value=0,
+        step=1,
+        precision=0,
+        label=lazy_gettext("Layer shown in detail"),
+        elem_id="layer",
+        buttons=[],
     )
     pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
     return Controls(

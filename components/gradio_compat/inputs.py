@@ -5,6 +5,7 @@ Gradio itself
 - answers a call with too few values, or a slider's value of another type, with an error without a message;
 - downloads any `http` address given as a file into memory;
 - hands a dictionary with a `path` outside of the uploads to a handler that takes no file;
+- rounds a fraction where a field is for whole numbers;
 - takes a path for a file only as the dictionary that its own client sends.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
@@ -61,6 +62,8 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
         current = state[component._id] if state and component._id in state else component
         if isinstance(current, gr.Slider) or (isinstance(current, gr.Number) and value is not None):
             low = -math.inf if current.minimum is None else current.minimum
-            limits.number(str(current.label), value, low, math.inf if current.maximum is None else current.maximum)
+            high = math.inf if current.maximum is None else current.maximum
+            require = limits.whole if current.precision == 0 else limits.number
+            require(str(current.label), value, low, high)
         if isinstance(current, gr.File) and not (value is None or is_file_obj_with_meta(value)):
             raise ValueError(NOT_UPLOADED)

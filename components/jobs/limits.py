@@ -158,7 +158,7 @@ def table() -> str:
     return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
 
 
-def whole(name: str, value: Any, low: int, high: int) -> int:
+def whole(name: str, value: Any, low: float, high: float) -> int:
     """A whole number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
         raise UserError(

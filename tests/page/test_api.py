@@ -103,7 +103,7 @@ def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
     fields = {one["props"].get("label"): one["props"] for one in client.config["components"]}
     for label, limit in (("Sequences", limits.SEQUENCES), ("Length", limits.LENGTH)):
         assert fields[label]["maximum"] == limit.desktop
-        with pytest.raises(AppError, match=f"{label} must be a number from .*, got {limit.desktop + 1}"):
+        with pytest.raises(AppError, match=f"{label} must be a whole number from .*, got {limit.desktop + 1}"):
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/prepare")
         with pytest.raises(AppError, match=f"{label} must be a whole number from .*, got {limit.desktop + 1}"):
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")

@@ -68,7 +68,7 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
     move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=refuse)
     for change, words in (
         ({"sparsity": 75, "cap": 60}, "raise the cap"),
-        ({"locked": "9 mlp 5"}, "layer 9 does not exist"),
+        ({"locked": "9 mlp 5"}, "Layer 9 does not exist"),
     ):
         settings = tiny.settings._replace(**change)
         *charts, readout, headline, _, _, _, again, _ = move(*settings, 0, "ratios", "", SOMEBODY)

@@ -33,6 +33,8 @@ def client(request, launch_once):
         gr.api(text, api_name="text")
         slider, file, answer = gr.Slider(0, 10, label="of ten"), gr.File(label="upload"), gr.Textbox()
         gr.on([slider.change], lambda value: str(value), slider, answer, api_name="slider")
+        number = gr.Number(0, minimum=0, maximum=10, precision=0, label="whole")
+        gr.on([number.change], lambda value: str(value), number, answer, api_name="whole")
         gr.on([file.change], lambda value: str(value), file, answer, api_name="file")
     client = launch_once(page)
     client.is_plain = request.param is gr.Blocks
@@ -68,6 +70,14 @@ def test_plain_gradio_hands_on_a_path_outside_of_the_uploads_and_ours_refuses(cl
     else:
         assert kind == "error"
         assert "was not uploaded to this page" in answer["error"]
+
+
+def test_plain_gradio_rounds_a_fraction_and_ours_refuses_it(client) -> None:
+    kind, answer = client.ask("whole", 1.5)
+    if client.is_plain:
+        assert (kind, answer) == ("complete", ["2"])
+    else:
+        assert "whole must be a whole number from 0 to 10, got 1.5" in answer["error"].lower()
 
 
 def test_readable_values_arrive(client) -> None:
