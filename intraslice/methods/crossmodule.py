@@ -224,6 +224,7 @@ class CrossModule(SlicingMethod[CrossModulePlan]):
     uses_order = True
     uses_shapes = False  # all heads and neurons are kept
     uses_cap = False
+    slices_residual_stream = True
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats | None, config: SliceConfig) -> CrossModulePlan:
         return self._with_recovery(plan_crossmodule(model, config.sparsity, order=config.order), config)

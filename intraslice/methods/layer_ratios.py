@@ -24,7 +24,7 @@ from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.budget import bisect_count
-from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios
+from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, require_locked_layers
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import neurons_kept
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
@@ -54,8 +54,9 @@ class LayerRatioMethod(OneShotMethod):
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
         """Heads and neurons of every layer. Uses sparsity, cap and locks of `config`.
 
-        Raises UserError for a sparsity that is out of reach.
+        Raises UserError for a sparsity that is out of reach, or a locked layer that does not exist.
         """
+        require_locked_layers(config, len(stats.sizes))
         sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
         cap = config.cap if self.uses_cap else 1.0

@@ -40,6 +40,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
     uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
     uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
     uses_cap: ClassVar[bool] = True  # the cap of the config limits its ratios
+    slices_residual_stream: ClassVar[bool] = False  # instead of single modules, whose ratios can be locked
     narrows_queries: ClassVar[bool] = True  # queries and keys become as narrow as the values
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
     can_be_saved: ClassVar[bool] = True  # its models can be saved to a folder
@@ -82,6 +83,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
         unused += [] if self.uses_order else ["iterative"]
         unused += [] if self.uses_shapes else ["shapes"]
         unused += [] if self.uses_cap else ["cap"]
+        unused += ["locked"] if self.slices_residual_stream else []
         return [name for name in unused if getattr(config, name) != getattr(SliceConfig, name)]
 
     def recovery(self, config: SliceConfig) -> str:

@@ -180,6 +180,12 @@ def _uncapped_ratios(
     return profile.ranking(config.estimator, module).ratios(fraction)
 
 
+def require_locked_layers(config: SliceConfig, layers: int) -> None:
+    """Raise UserError if a locked layer does not exist."""
+    if absent := [layer for layer, _, _ in config.locked if layer >= layers]:
+        raise UserError(f"layer {absent[0]} does not exist, so it cannot be locked; layers are 0 to {layers - 1}")
+
+
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     """Ratios and sizes that remove `config.sparsity` of the decoder layers' parameters (paper §4).
 
@@ -198,9 +204,7 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             f"head_fraction and gradient_group of the profile, {units}, differ from those of the config; "
             "use stats.profile_for(config)"
         )
-    last = len(profile.layers) - 1
-    if absent := [layer for layer, _, _ in config.locked if layer > last]:
-        raise UserError(f"layer {absent[0]} does not exist, so it cannot be locked; layers are 0 to {last}")
+    require_locked_layers(config, len(profile.layers))
     layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     decoder = sum(
         layer.sizes.parameters(len(layer_plan.heads), layer_plan.kv_heads, layer_plan.dim, layer_plan.neurons)

@@ -205,6 +205,7 @@ def test_text_for_people_is_printed_without_json(words, capsys):
     [
         ("wanda", ["--estimator", "fisher", "--bias", "1.3", "--order", "one-shot"], "estimator"),
         ("shortgpt", ["--bias", "1.3", "--cap", "0.7", "--shapes", "runtime"], "bias, shapes, cap"),
+        ("crossmodule", ["--lock", "1", "mlp", "25"], "locked"),
     ],
 )
 def test_settings_that_a_method_does_not_use_are_named(run, caplog, method, settings, ignored):
@@ -240,6 +241,7 @@ def test_a_reader_may_leave_before_the_end(words, monkeypatch):
         ("sensitivity", ["--ratio", "0"], "ratio"),
         ("evaluate", ["--lock", "1", "mlp", "much"], "1 mlp much"),
         ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
+        ("ratios", ["--method", "flatllm", "--lock", "3", "mlp", "30"], "layer 3 does not exist"),
         ("sweep", ["--prompt-tokens", "0"], "prompt"),
         ("sweep", ["--csv", "/no/such/folder/rows.csv"], "does not exist"),
         ("sweep", ["--also-eval", "a/one.txt", "b/one.txt"], "same name"),
