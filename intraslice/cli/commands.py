@@ -63,7 +63,12 @@ def ratios(run: Run) -> CommandResult:
 
 def evaluate(run: Run) -> CommandResult:
     """Perplexity, dense and sliced, and the KL divergence between the two."""
-    loaded = run.load()
+    if run.arguments.answers and checkpoints.is_checkpoint(run.recipe.model):
+        raise UserError(
+            "--answers compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
+            "or pass the dense model and the options of the slice"
+        )
+    loaded = run.load_any()
     windows = run.windows(loaded)
     if loaded.made is not None:
         return _evaluate_checkpoint(run, loaded, windows)
@@ -229,7 +234,7 @@ def export(run: Run) -> CommandResult:
         require_new_file(file, ".gguf")
     if folder is not None:
         checkpoints.require_free(folder)
-    loaded = run.load()
+    loaded = run.load_any()
     if not is_main_process():
         return {}, ""
     result: dict[str, Any] = {"model": loaded.name}
@@ -264,7 +269,7 @@ def generate(run: Run) -> CommandResult:
         raise UserError(f"--max-new-tokens must be 1 or more, got {a.max_new_tokens}")
     if not a.temperature >= 0:
         raise UserError(f"--temperature must be 0 or more, got {a.temperature}")
-    loaded = run.load()
+    loaded = run.load_any()
     models = {"sliced": loaded.model}
     if loaded.made is None:
         models = {"dense": loaded.model, "sliced": compress_loaded(run, loaded).model}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its t
 SINGLE_PROCESS = ("sweep", "sensitivity", "paper")
 SEARCHING = ("ratios", "evaluate", "slice", "generate", "prices")  # commands that take --ratios search
 
+log = logging.getLogger(__name__)
+
 
 class Run(Pipeline):
     """A validated command line, and the stages of its command."""
@@ -75,6 +78,17 @@ class Run(Pipeline):
             print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
+    def load_any(self) -> LoadedModel:
+        """As `load`, and for a sliced checkpoint log the options of slicing, which it does not use."""
+        loaded, recipe = self.load(), self.recipe
+        options = {"method": recipe.method != Recipe.method, "slicing": self.slicing, "ratios": self.ratio_search}
+        ignored = [name for name, value in options.items() if value]
+        calibration = replace(recipe.calibration, length=CalibrationConfig.length, seed=CalibrationConfig.seed)
+        ignored += [*_changed(recipe.slicing), *(f"calibration {name}" for name in _changed(calibration))]
+        if loaded.made is not None and ignored:
+            log.warning("a sliced model does not use %s; ignored", ", ".join(ignored))
+        return loaded
+
     def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
         """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
 
@@ -87,6 +101,11 @@ class Run(Pipeline):
         for text in self.arguments.also_eval:
             data.require_held_out(text, calibration, self.recipe.evaluation.text)
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
+
+
+def _changed(config: SliceConfig | CalibrationConfig) -> list[str]:
+    """Names of the fields whose values are not their defaults."""
+    return [field.name for field in fields(config) if getattr(config, field.name) != field.default]
 
 
 def searches(arguments: argparse.Namespace) -> bool:

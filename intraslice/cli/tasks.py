@@ -58,7 +58,7 @@ def tasks(run: Run) -> CommandResult:
     if size() > 1:
         raise UserError(f"the tasks command runs in one process, got {size()}; start it without torchrun")
     manager = require_tasks(config)
-    loaded = run.load()
+    loaded = run.load_any()
     if loaded.made is not None:
         models, removed = {"sliced": loaded.model}, {"sliced": loaded.made.get("removed_fraction")}
     else:

@@ -102,6 +102,16 @@ def test_the_protocol_says_in_which_precision_it_was(run, dtype):
     assert result["protocol"]["dtype"] == choose_dtype(dtype, choose_device())
 
 
+def test_a_sliced_folder_names_the_options_of_slicing_that_it_ignores(run, words, tmp_path, caplog, capsys):
+    folder = str(tmp_path / "sliced")
+    run("slice", "--out", folder)
+    run("evaluate", "--model", folder, "--sparsity", "0.4", "--method", "wanda", "--lock", "1", "mlp", "5")
+    ignored = "method, sparsity, locked, calibration text, calibration sequences"
+    assert caplog.messages[-1] == f"a sliced model does not use {ignored}; ignored"
+    assert main(["evaluate", *words, "--model", folder, "--answers"]) == 2
+    assert "no dense model" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule", "modegpt"])
 def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, method, tmp_path):
     folder = str(tmp_path / "sliced")
