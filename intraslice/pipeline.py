@@ -24,6 +24,7 @@ from intraslice.core.progress import ProgressCallback
 from intraslice.distributed.sharing import broadcast
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
+from intraslice.modeling.hidden_states import require_length
 from intraslice.modeling.offload import Placement
 from intraslice.recovery.cost import RecoveryCost
 from intraslice.recovery.registry import cost_of
@@ -86,8 +87,10 @@ class Pipeline:
     def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
         """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of.
 
-        Raises UserError if the text cannot be read, is too short, or was read whole by the calibration.
+        Raises UserError if the text cannot be read, is too short, or was read whole by the calibration, or if the
+        windows are longer than the model's context.
         """
+        require_length(self.recipe.evaluation.window, loaded.model.config)
         recorded = (loaded.made or {}).get("protocol", {})
         text, evaluation = recorded.get("calibration", self.recipe.calibration.text), self.recipe.evaluation
         data.require_held_out(evaluation.text, text, recorded.get("eval", evaluation.text))
@@ -164,6 +167,7 @@ class Pipeline:
         return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
+        require_length(self.recipe.calibration.length, loaded.model.config)
         text = self.recipe.evaluation.text
         return calibration_sequences(loaded, self.recipe.calibration, text, progress=self.progress)
 

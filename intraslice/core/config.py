@@ -24,7 +24,8 @@ def _require_range(field: str, value: float, low: float, high: float, hint: str 
         raise UserError(f"{field} must be between {low:g} and {high:g}{hint and ' (' + hint + ')'}, got {value!r}")
 
 
-def _require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
+def require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
+    """Raise UserError unless `value` is a whole number in this range."""
     if not (isinstance(value, int) and low <= value <= high):
         raise UserError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
 
@@ -96,10 +97,10 @@ class CalibrationConfig:
 
     def __post_init__(self) -> None:
         _require_text(self.text)
-        _require_count("sequences", self.sequences, 1)
-        _require_count("samples", self.samples, 0)
-        _require_count("length", self.length, 2)
-        _require_count("seed", self.seed, 0)
+        require_count("sequences", self.sequences, 1)
+        require_count("samples", self.samples, 0)
+        require_count("length", self.length, 2)
+        require_count("seed", self.seed, 0)
         _require_choice("targets", self.targets, get_args(Targets))
 
 
@@ -113,8 +114,8 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         _require_text(self.text)
-        _require_count("window", self.window, 2)
-        _require_count("tokens", self.tokens, self.window)
+        require_count("window", self.window, 2)
+        require_count("tokens", self.tokens, self.window)
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ class SliceConfig:
         _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
         object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
-        _require_count("gradient_group", self.gradient_group, 1)
-        _require_count("epochs", self.epochs, 0)
+        require_count("gradient_group", self.gradient_group, 1)
+        require_count("epochs", self.epochs, 0)
         if self.head_fraction is not None:
             _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
         if self.iterative and self.order != "sequential":
@@ -168,7 +169,7 @@ class SliceConfig:
                 "iterative requires order 'sequential', got 'one-shot'; change the order, or set iterative to False"
             )
         for layer, module, ratio in self.locked:
-            _require_count("a locked layer", layer, 0)
+            require_count("a locked layer", layer, 0)
             _require_choice("a locked module", module, MODULE_KINDS)
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):

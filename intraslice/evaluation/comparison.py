@@ -65,7 +65,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure both models on held-out windows. The first token of a window is not scored.
 
-    Takes one forward pass of each model, and memory for one hidden state per token.
+    Takes one forward pass of each model, and memory for one hidden state per token. Raises UserError as
+    `measure_losses` does.
     """
     report, states = progress_callback(progress), DenseStates(dense)
     dense_losses = measure_losses(dense, tokens, "perplexity dense", states, progress=report)

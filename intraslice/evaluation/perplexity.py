@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import all_gather, shard_of
 from intraslice.evaluation.divergence import DenseStates, head_losses
-from intraslice.modeling.hidden_states import embed, last_states
+from intraslice.modeling.hidden_states import embed, last_states, require_windows
 
 TOKENS_PER_BATCH = 512
 BLOCK = 64  # tokens; losses of neighbouring tokens are correlated, those of such blocks hardly
@@ -118,7 +118,11 @@ def measure_losses(
         dense: the dense model's states, computed if they are not cached. The divergence from the dense model is then
             measured in the same pass; that of the dense model itself is zero.
         progress: called after each layer; `partial()` returns the losses of this process's windows so far.
+
+    Raises:
+        UserError: `tokens` has no windows of two or more tokens, or they are longer than the model's context.
     """
+    require_windows(tokens, model.config)
     report = progress_callback(progress)
     shard, scored = shard_of(len(tokens)), tokens.shape[1] - 1
     count = max(1, round(scored / BLOCK))
@@ -157,5 +161,8 @@ def perplexity(
     *,
     progress: ProgressCallback | bool = True,
 ) -> float:
-    """`exp` of the mean loss over all windows. The first token of a window is not scored."""
+    """`exp` of the mean loss over all windows. The first token of a window is not scored.
+
+    Raises UserError as `measure_losses` does.
+    """
     return measure_losses(model, tokens, stage, progress=progress).perplexity().value

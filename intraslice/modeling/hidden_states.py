@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import DenseModule, family_of
 from intraslice.modeling.surgery import replace_modules
@@ -18,6 +19,27 @@ from intraslice.modeling.surgery import replace_modules
 TOKENS_PER_BATCH = 2048
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
+
+
+def require_length(length: int, config: PreTrainedConfig) -> None:
+    """Raise UserError if a sequence of `length` tokens has more tokens than the model has positions."""
+    if length > config.max_position_embeddings:
+        raise UserError(
+            f"length must be at most {config.max_position_embeddings:,}, the model's maximum context length, "
+            f"got {length:,}"
+        )
+
+
+def require_windows(tokens: Tensor, config: PreTrainedConfig) -> None:
+    """Raise UserError unless `tokens` has windows of two or more tokens, and the model has positions for them."""
+    expected = (
+        "expected a tensor of whole numbers with shape (windows, tokens), one window or more of two tokens or more"
+    )
+    if not isinstance(tokens, Tensor):
+        raise UserError(f"{expected}, got {type(tokens).__name__}")
+    if tokens.is_floating_point() or tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
+        raise UserError(f"{expected}, got shape {tuple(tokens.shape)} of {tokens.dtype}")
+    require_length(tokens.shape[1], config)
 
 
 class _Recorder(torch.nn.Module):

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from intraslice.core.errors import NoRoomError, UserError, first_line
 from intraslice.modeling.families import head_width
+from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.reader import Weights, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
@@ -98,11 +99,7 @@ def require_calibration_memory(
 
     Call it once the model is loaded.
     """
-    if length > config.max_position_embeddings:
-        raise UserError(
-            f"length must be at most {config.max_position_embeddings:,}, the model's maximum context length, "
-            f"got {length:,}"
-        )
+    require_length(length, config)
     needed, free = calibration_bytes(config, sequences, length, dtype, copies), available_bytes(device)
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)

@@ -9,11 +9,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.config import NO_RECOVERY
+from intraslice.core.config import NO_RECOVERY, require_count
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
+from intraslice.modeling.hidden_states import require_windows
 from intraslice.modeling.offload import is_offloaded
 from intraslice.recovery.cost import RecoveryCost, recovery_cost
 
@@ -75,10 +76,11 @@ def recover(
         dense: the dense model of `sliced`; it is not changed.
         tokens: to train on, such as the calibration tokens and more of the text.
         recovery: a name in `RECOVERIES`, or "none", which returns `sliced` as it is.
-        epochs: passes over `tokens`.
+        epochs: passes over `tokens`; 0 trains nothing.
 
     Raises:
-        UserError: the name is unknown, a model has offloaded or quantised weights, or memory does not suffice.
+        UserError: the name is unknown, `epochs` is negative, `tokens` are no windows within the model's context, a
+            model has offloaded or quantised weights, or memory does not suffice.
         NumericalError: the training diverged. `sliced` is as before then, and where `progress` raises.
     """
     if recovery == NO_RECOVERY:
@@ -86,6 +88,8 @@ def recover(
     for model in (dense, sliced):
         require_trainable(model)
     entry: Recovery = RECOVERIES.require(recovery)
+    require_count("epochs", epochs, 0)
+    require_windows(tokens, dense.config)
     return entry.recover(dense, sliced, tokens, epochs, progress=progress)
 
 

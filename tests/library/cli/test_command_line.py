@@ -246,6 +246,7 @@ def test_a_reader_may_leave_before_the_end(words, monkeypatch):
         ("ratios", ["--gradient-group", "0"], "gradient_group"),
         ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
         ("evaluate", ["--eval-tokens", "9000"], "tokens"),
+        ("evaluate", ["--length", "513", "--eval-tokens", "513"], "length must be at most 512"),
         ("evaluate", ["--threads", "0"], "threads"),
         ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
         ("sensitivity", ["--ratio", "0"], "ratio"),

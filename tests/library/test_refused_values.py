@@ -1,0 +1,38 @@
+"""Values that the public functions refuse at once, with one line that says what was expected."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import intraslice
+from intraslice import UserError
+
+
+@pytest.mark.parametrize(
+    ("tokens", "received"),
+    [
+        (torch.zeros(0, 8, dtype=torch.long), r"got shape \(0, 8\) of torch.int64"),
+        (torch.zeros(8, dtype=torch.long), r"got shape \(8,\)"),
+        (torch.zeros(2, 1, dtype=torch.long), r"got shape \(2, 1\)"),
+        (torch.zeros(2, 8), "of torch.float32"),
+        ([[1, 2]], "got list"),
+        (torch.zeros(1, 513, dtype=torch.long), "length must be at most 512.*got 513"),
+    ],
+)
+def test_tokens_without_windows_that_fit_the_model(tiny_case, tokens, received):
+    model = tiny_case("llama-gqa").loaded.model
+    for call in (
+        lambda: intraslice.perplexity(model, tokens),
+        lambda: intraslice.evaluate(model, model, tokens),
+        lambda: intraslice.recover(model, model, tokens),
+    ):
+        with pytest.raises(UserError, match=received):
+            call()
+
+
+@pytest.mark.parametrize("epochs", [-1, 0.5])
+def test_epochs_of_a_recovery(tiny_case, epochs):
+    case = tiny_case("llama-gqa")
+    with pytest.raises(UserError, match="epochs must be a whole number from 0"):
+        intraslice.recover(case.loaded.model, case.loaded.model, case.tokens, epochs=epochs)
