@@ -18,7 +18,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes
 from intraslice.core.cache import cache_path
 from intraslice.core.config import NO_RECOVERY, SliceConfig
-from intraslice.core.errors import NoRoomError, UserError
+from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
@@ -110,9 +110,9 @@ def sweep(
     Bias, cap and order come from `base`; speed is measured if its config is not None, except of rounded weights, which
     compute in float32. Every text has the columns of `LOSSES`. `bytes` is the size of the point's GGUF file, or of its
     weights in memory if it is not rounded. Finished points are cached, so a cancelled sweep continues where it stopped
-    and a larger one reuses them. A point that a method cannot reach, or that has no GGUF file, has a `note` and no
-    perplexity; so has one for which too little memory is free now, and that is not cached. With several processes, each
-    measures a shard of the points, and all return every row.
+    and a larger one reuses them. A point that a method cannot reach, whose moments are singular, or that has no GGUF
+    file, has a `note` and no perplexity; so has one for which too little memory is free now, and that is not cached.
+    With several processes, each measures a shard of the points, and all return every row.
     Callers that sweep point by point pass the same `states` each time, so that the dense model runs only once over
     the evaluation text.
     `progress` receives the events of each step, and counts points in the stage "sweep".
@@ -256,7 +256,7 @@ def _measure(
         model, note = slices.of(point, progress)
         size = _bytes_on_disk(model, loaded.tokenizer, point.quantise)
         evaluated = model if point.quantise == "none" else rounded_model(model, point.quantise, progress=progress)
-    except UserError as problem:
+    except (UserError, NumericalError) as problem:
         columns = [f"{column}{name}" for name in held_out for column in LOSSES]
         failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
         return failed, not isinstance(problem, NoRoomError)

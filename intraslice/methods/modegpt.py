@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.calibration.stats import LayerStats
-from intraslice.core.linalg import damp, principal_axes
+from intraslice.core.linalg import cholesky, damp, principal_axes
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
@@ -81,12 +81,12 @@ def narrow_values(
     """Values, their bias and output maps of `dim` channels whose product is nearest to the dense one (type III).
 
     Minimises the error of each head's output for values with this second `moment`: singular vectors of `W_o L`, where
-    `L L^T` is the moment.
+    `L L^T` is the moment. Raises NumericalError where it is singular.
     """
     values, biases, outputs = [], [], torch.zeros_like(weights.output[..., :dim])
     for group, group_moment in enumerate(moment.double()):
         readers = (weights.kv_head == group).nonzero().flatten()
-        root = torch.linalg.cholesky(damp(group_moment, 1e-6))
+        root = cholesky(damp(group_moment, 1e-6))
         output = weights.output[:, readers].double() @ root  # (written, readers, d)
         _, axes = principal_axes(torch.einsum("whp,whq->pq", output, output))
         back = torch.linalg.solve_triangular(root.T, axes[:, :dim], upper=True).T  # axes^T root^-1

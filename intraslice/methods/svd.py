@@ -16,7 +16,7 @@ from intraslice.calibration.inputs import find_input_moments
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.linalg import damp, principal_axes
+from intraslice.core.linalg import cholesky, damp, principal_axes
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.modeling.families import Block, blocks
@@ -26,7 +26,7 @@ from intraslice.planning.budget import LowRankPlan, bisect_count, map_shapes, ra
 from intraslice.planning.ratios import LayerPlan, Reasons
 from intraslice.planning.sizes import Parameters
 
-DAMPING = 1e-6  # of the mean of the diagonal, so that moments of few tokens have a Cholesky factor
+DAMPING = 1e-6  # of the mean of the diagonal
 
 
 class SVD(SlicingMethod[LowRankPlan]):
@@ -122,14 +122,14 @@ def low_rank(weight: Float[Tensor, "rows columns"], moment: Float[Tensor, "colum
     """The best two factors of the weight for inputs with this second moment, in the weight's precision.
 
     Uses singular vectors on the smaller side of `W S`: `U_k U_k^T W` on the left, where `S` cancels, or
-    `W S V_k V_k^T S^-1` on the right.
+    `W S V_k V_k^T S^-1` on the right. Raises NumericalError where the moment is singular.
     """
     exact, moment = weight.double(), damp(moment.double(), DAMPING)
     if len(weight) <= weight.shape[1]:
         left = principal_axes(exact @ moment @ exact.T)[1][:, :rank]
         right = left.T @ exact
     else:
-        root = torch.linalg.cholesky(moment)
+        root = cholesky(moment)
         white = exact @ root
         axes = principal_axes(white.T @ white)[1][:, :rank]
         left, right = white @ axes, torch.linalg.solve_triangular(root.T, axes, upper=True).T

@@ -13,7 +13,7 @@ from tiny_models import FAMILIES
 
 from intraslice.checkpoints.to_gguf import gguf_bytes
 from intraslice.core.config import SliceConfig
-from intraslice.core.errors import NoRoomError, UserError
+from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.divergence import DenseStates
@@ -210,6 +210,20 @@ def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count
     for shapes in ("free", "runtime"):
         sweep(case.loaded, texts(case), wanted, SliceConfig(order="one-shot", shapes=shapes), progress=False)
     assert [method for method, _ in count_measurements] == ["intraslice", "crossmodule", "intraslice"]
+
+
+def test_singular_moments_of_one_method_are_a_note(tiny_case, monkeypatch):
+    def slice_by(method: str, *values, **options):
+        if method == "svd":
+            raise NumericalError("a 64 x 64 second-moment matrix is singular")
+        return real(method, *values, **options)
+
+    real = module.slice_by
+    monkeypatch.setattr(module, "slice_by", slice_by)
+    case = tiny_case("llama-gqa")
+    frame = sweep(case.loaded, texts(case), points(["svd", "magnitude"], [], [0.3]), progress=False)
+    assert frame["note"].tolist() == ["a 64 x 64 second-moment matrix is singular", ""]
+    assert frame["perplexity"].isna().tolist() == [True, False]
 
 
 def test_a_sparsity_out_of_reach_is_a_note(tiny_case):

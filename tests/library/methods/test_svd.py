@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from intraslice.checkpoints.format import save
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import SliceConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.methods.svd import low_rank
 from intraslice.modeling.families import blocks
@@ -50,6 +50,12 @@ def test_the_error_is_the_tail_of_the_singular_values(shape):
     assert_close(error, values[3:].square().sum(), rtol=1e-5, atol=0)
     u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
     assert error < (rows @ (weight - (u[:, :3] * s[:3]) @ v[:3]).double().T).square().sum()
+
+
+def test_a_moment_that_is_not_positive_is_named():
+    """As rounding leaves those of few tokens."""
+    with pytest.raises(NumericalError, match="second-moment matrix is singular"):
+        low_rank(torch.ones(3, 2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 1)
 
 
 def test_ranks_by_hand():
