@@ -34,6 +34,7 @@ from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import (
     SearchResult,
     require_in_memory,
+    require_searchable,
     search_ratios,
     search_windows,
     searched_importances,
@@ -41,6 +42,8 @@ from intraslice.search.ratio_search import (
 from intraslice.untrusted.importance_files import importances_json
 
 log = logging.getLogger(__name__)
+
+WINDOWS_PER_SEQUENCE = 2  # of a search, for each calibration sequence: half of them text, half samples
 
 
 @dataclass
@@ -62,7 +65,12 @@ class Pipeline:
     recovery_cost: RecoveryCost | None = field(default=None, init=False)  # of the last slice
 
     def __post_init__(self) -> None:
-        if ignored := METHODS.require(self.recipe.method).ignored(self.recipe.slicing):
+        method = METHODS.require(self.recipe.method)
+        if self.slicing is not None:
+            method.require_slicing(self.slicing)
+        if self.ratio_search is not None:
+            self.require_searchable(self.recipe.slicing, self.ratio_search)
+        if ignored := method.ignored(self.recipe.slicing):
             log.warning("method %s does not use %s; ignored", self.recipe.method, ", ".join(ignored))
 
     @contextmanager
@@ -122,8 +130,14 @@ class Pipeline:
             calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
             text = self.training_tokens(loaded)[count : 2 * count]
             skip = calibration.samples
-            windows = search_windows(loaded, text, 2 * count, calibration.seed, skip, progress=self.progress)
+            windows = search_windows(
+                loaded, text, WINDOWS_PER_SEQUENCE * count, calibration.seed, skip, progress=self.progress
+            )
             return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
+
+    def require_searchable(self, slicing: SliceConfig, search: SearchConfig) -> None:
+        """Raise UserError if `search` would refuse these settings, before anything is loaded."""
+        require_searchable(slicing, WINDOWS_PER_SEQUENCE * self.recipe.calibration.sequences, search)
 
     def _with_searched_ratios(
         self, loaded: LoadedModel, stats: CalibrationStats, config: SearchConfig

@@ -10,7 +10,7 @@ import torch
 from pandas.api.types import is_numeric_dtype
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.cli.run import CommandResult, Run, require_folder
+from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
@@ -30,6 +30,7 @@ from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
+from intraslice.methods.registry import METHODS
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 from intraslice.reporting import records
@@ -91,7 +92,12 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
 
 def sensitivity(run: Run) -> CommandResult:
     """Damage of slicing each module alone, or in context, compared with the ranks of the estimators."""
-    a = run.arguments
+    a, ratios = run.arguments, _ratios(run.arguments.ratio)
+    if a.context and METHODS[run.recipe.method].slices_residual_stream:
+        raise UserError(
+            f"--context needs a method that prunes individual modules, got {run.recipe.method}; choose another "
+            "--method, or leave --context out"
+        )
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     windows = run.windows(loaded)
@@ -99,7 +105,7 @@ def sensitivity(run: Run) -> CommandResult:
         if a.context:
             sensitivities = [_in_context(run, loaded, stats, tokens, windows)]
         else:
-            sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in _ratios(a.ratio)]
+            sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in ratios]
     profile = stats.profile_for(run.recipe.slicing)
     agreements = [compare_ranks(sensitivity, profile, a.measure) for sensitivity in sensitivities]
     pairs = list(zip(sensitivities, agreements, strict=True))
@@ -123,11 +129,7 @@ def _in_context(
 ) -> Sensitivity:
     method = run.recipe.method
     sliced, plan = run.slice(loaded, stats, tokens)
-    if not isinstance(plan, SlicePlan):
-        raise UserError(
-            f"--context needs a method that prunes individual modules, got {method}; choose another --method, or leave "
-            "--context out"
-        )
+    assert isinstance(plan, SlicePlan)
     return measure_in_context(loaded, stats, sliced, plan, windows, method)
 
 
@@ -171,10 +173,12 @@ def sweep_(run: Run) -> CommandResult:
     """Perplexity, KL from the dense model, size and speed of methods x estimators x sparsities x types."""
     a = run.arguments
     if a.csv is not None:
-        require_folder(a.csv)
+        require_writable(a.csv)
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     recipe = run.recipe
     calibrations = [replace(recipe.calibration, seed=seed) for seed in dict.fromkeys(a.seeds)] or [recipe.calibration]
+    for sparsity in a.sparsities:
+        replace(recipe.slicing, sparsity=sparsity)  # validates it before any work
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
     prompts = tokens_of_prompts(loaded.tokenizer) if a.answers else []

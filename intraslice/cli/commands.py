@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.checkpoints.to_vllm import to_vllm
-from intraslice.cli.run import CommandResult, Run, peak_memory, require_folder, searches
+from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
@@ -43,9 +44,9 @@ def ratios(run: Run) -> CommandResult:
     """Pruning ratios of every layer, also as a file."""
     file = run.arguments.csv
     if file is not None:
-        require_folder(file)
-        if run.recipe.method == "crossmodule":
+        if METHODS[run.recipe.method].slices_residual_stream:
             raise UserError("crossmodule has one width for all layers and no ratios to write; leave --csv out")
+        require_writable(file)
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
@@ -267,8 +268,10 @@ def generate(run: Run) -> CommandResult:
     a = run.arguments
     if a.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be 1 or more, got {a.max_new_tokens}")
-    if not a.temperature >= 0:
-        raise UserError(f"--temperature must be 0 or more, got {a.temperature}")
+    if not 0 <= a.temperature < math.inf:
+        raise UserError(f"--temperature must be a finite number, 0 or more, got {a.temperature}")
+    if not a.prompt.strip():
+        raise UserError("--prompt is empty; expected some text")
     loaded = run.load_any()
     models = {"sliced": loaded.model}
     if loaded.made is None:

@@ -31,11 +31,12 @@ SHOWN = 8  # modules in which two plans differ most
 def prices(run: Run) -> CommandResult:
     """Marginal cost per parameter in every module of the sliced model, measured and predicted by each estimator."""
     method, against = run.recipe.method, run.arguments.against
+    if METHODS[method].slices_residual_stream or not METHODS[method].narrows_queries:
+        raise UserError(f"{method} does not cut single modules as intraslice does; choose --method intraslice")
     loaded = run.load_dense()
     stats, tokens = run.calibrate(loaded)
     sliced, plan = run.slice(loaded, stats, tokens)
-    if not isinstance(plan, SlicePlan) or not METHODS[method].narrows_queries:
-        raise UserError(f"{method} does not cut single modules as intraslice does; choose --method intraslice")
+    assert isinstance(plan, SlicePlan)
     profile = stats.profile_for(plan.config)
     differences = None
     if against is not None:  # before anything is measured

@@ -6,6 +6,7 @@ import argparse
 import logging
 import re
 import sys
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -52,14 +53,13 @@ class Run(Pipeline):
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         device = choose_device(arguments.device)
-        super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing)
-        if searches(arguments):
-            self.ratio_search = SearchConfig(arguments.passes, seed=arguments.seed)
-            if arguments.command not in SEARCHING:
-                raise UserError(
-                    f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
-                    f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
-                )
+        search = SearchConfig(arguments.passes, seed=arguments.seed) if searches(arguments) else None
+        if search is not None and arguments.command not in SEARCHING:
+            raise UserError(
+                f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
+                f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
+            )
+        super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
         require_enough(self.recipe.calibration.sequences)
         if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
@@ -150,10 +150,17 @@ def _shapes(arguments: argparse.Namespace) -> str:
     return align
 
 
-def require_folder(file: Path) -> None:
-    """Raise UserError if the folder of a file to write does not exist."""
+def require_writable(file: Path) -> None:
+    """Raise UserError unless the file can be written. Does not change it."""
     if not file.parent.is_dir():
         raise UserError(f"the folder {file.parent} for {file.name} does not exist; create it first")
+    try:
+        if file.is_file() or file.is_dir():
+            file.open("a").close()
+        elif not file.exists():
+            tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise UserError(f"cannot write {file} ({error.strerror or error}); name another file") from error
 
 
 def peak_memory() -> int | None:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from intraslice.cli.run import CommandResult, Run
+from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
 from intraslice.search.evolution import SearchConfig
@@ -44,12 +44,16 @@ def search(run: Run) -> CommandResult:
         if a.exchanges < 1:
             raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
+    configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
+    for each in configs:
+        run.require_searchable(each, config)
+    require_writable(a.out)
     loaded = run.load_dense()
     require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
     results: list[SearchResult] = []
-    for sparsity in dict.fromkeys(a.sparsities):
-        results.append(run.search(loaded, stats, replace(slicing, sparsity=sparsity), results, config))
+    for each in configs:
+        results.append(run.search(loaded, stats, each, results, config))
     importances = searched_importances(stats.profile, results, slicing.estimator)
     if is_main_process():
         a.out.write_text(importances_json(importances), encoding="utf-8")

@@ -38,7 +38,7 @@ class Sampling:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens!r}")
         if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be 0 (greedy) or more, got {self.temperature!r}")
+            raise UserError(f"temperature must be a finite number, 0 (greedy) or more, got {self.temperature!r}")
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:

@@ -119,6 +119,8 @@ def sweep(
     """
     report = progress_callback(progress)
     base, states = base or SliceConfig(), states or DenseStates(loaded.model)
+    for point in grid:  # all are valid before the first is measured
+        _config(point, base)
     windows = {"": texts.evaluation} | {f" {name}": windows for name, windows in texts.others.items()}
     states_of = {name: DenseStates(loaded.model) if name else states for name in windows}
     path = _path(loaded, texts, "dense")

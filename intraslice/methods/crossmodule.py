@@ -42,7 +42,7 @@ from intraslice.modeling.residual import (
     writing_map,
 )
 from intraslice.modeling.surgery import replace_modules
-from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
+from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan, require_below_one
 from intraslice.planning.sizes import Parameters
 
 
@@ -63,8 +63,7 @@ def plan_crossmodule(
         name, value = "slicing", slicing
     else:
         raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
-    if not 0 <= value < 1:
-        raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
+    require_below_one(name, value)
     hidden = model.lm_head.in_features
     require_no_output_norms(blocks(model), "crossmodule")
     if value == 0:

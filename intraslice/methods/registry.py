@@ -16,7 +16,7 @@ from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
 from intraslice.modeling.offload import is_offloaded
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.crossmodule_plan import CrossModulePlan, require_below_one
 from intraslice.planning.ratios import SlicePlan
 from intraslice.recovery.registry import recover, require_trainable, training_bytes
 
@@ -65,13 +65,16 @@ class SlicingMethod(ABC, Generic[PlanType]):
         """Build the model of `plan`, without recovery. `tokens` are those of the calibration."""
 
     def plan_width(self, model: PreTrainedModel, slicing: float, config: SliceConfig) -> PlanType:
-        """A plan that removes the fraction `slicing` of the residual stream's axes.
+        """A plan that removes the fraction `slicing` of the residual stream's axes, if the method slices it."""
+        raise NotImplementedError(f"method {self.name} slices the residual stream; expected its plan_width")
 
-        By default raises UserError, for methods that do not change the residual stream.
-        """
-        raise UserError(
-            f"method {self.name} does not slice the residual stream, got slicing {slicing:g}; use sparsity instead"
-        )
+    def require_slicing(self, slicing: float) -> None:
+        """Raise UserError unless the method can remove the fraction `slicing` of the residual stream's axes."""
+        if not self.slices_residual_stream:
+            raise UserError(
+                f"method {self.name} does not slice the residual stream, got slicing {slicing:g}; use sparsity instead"
+            )
+        require_below_one("slicing", slicing)
 
     def needs_statistics(self, config: SliceConfig) -> bool:
         """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
@@ -127,7 +130,10 @@ def plan_by(
     if entry.recovery(config) != NO_RECOVERY:
         require_trainable(model)
     stats = cast(CalibrationStats, stats)
-    return entry.plan(model, stats, config) if slicing is None else entry.plan_width(model, slicing, config)
+    if slicing is None:
+        return entry.plan(model, stats, config)
+    entry.require_slicing(slicing)
+    return entry.plan_width(model, slicing, config)
 
 
 def slice_by(

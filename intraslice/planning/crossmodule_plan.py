@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from intraslice.core.config import NO_RECOVERY, Order
+from intraslice.core.errors import UserError
 from intraslice.planning.sizes import Parameters
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
+
+
+def require_below_one(name: str, value: float) -> None:
+    """Raise UserError unless a fraction of parameters or axes to remove is from 0 to below 1."""
+    if not 0 <= value < 1:
+        raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
 
 
 @dataclass(frozen=True)

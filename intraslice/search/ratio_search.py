@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path
-from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
+from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.records import read_record, write_record
@@ -94,11 +94,11 @@ def search_ratios(
             sparsities, so that one file of importances reproduces all of them.
 
     Raises:
-        UserError: too few windows, locked ratios, runtime shapes, or an estimator without importances.
+        UserError: too few windows, or settings that `require_searchable` refuses.
     """
     report, search = progress_callback(progress), search or SearchConfig()
+    require_searchable(config, len(windows), search)
     groups = (len(windows) - JUDGED) // (3 * search.windows)
-    _require_searchable(config, len(windows), groups, search)
     require_in_memory(loaded)
     problem, start = problem_of(stats.profile_for(config), config, others)
     if stats.ranked_neurons is None:
@@ -191,19 +191,28 @@ def searched_importances(
     return importances_along(profile, path, estimator)
 
 
-def _require_searchable(config: SliceConfig, windows: int, groups: int, search: SearchConfig) -> None:
+def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) -> None:
+    """Raise UserError unless a search with these settings can run on so many windows."""
     least = 3 * search.windows + JUDGED
-    if groups < 1 or config.locked or config.shapes != "free" or config.bias is not None:
+    if windows < least:
         raise UserError(
-            f"the search requires {least} or more windows, shapes 'free', no bias and no locked ratios, got {windows} "
-            f"windows, shapes {config.shapes!r}, bias {config.bias} and {len(config.locked)} locked ratios"
+            f"the search requires {least} or more windows, got {windows}; there are two for each calibration sequence, "
+            f"so calibrate on {-(-least // 2)} or more (--sequences)"
         )
-    has_default_units = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
-    if ESTIMATORS[config.estimator].importance is None or not has_default_units:
+    if config.locked:
+        raise UserError(f"the search requires that no ratio is locked, got {len(config.locked)} locked; unlock them")
+    if config.shapes != FREE:
+        raise UserError(f"the search requires shapes {FREE!r}, got {config.shapes!r}; choose shapes afterwards")
+    if config.bias is not None:
+        raise UserError(f"the search requires that the importances decide the bias, got {config.bias:g}; leave it out")
+    if ESTIMATORS[config.estimator].importance is None:
         raise UserError(
-            "the search requires an estimator with importances, such as pca or fisher, and the default head_fraction "
-            f"and gradient_group; got estimator {config.estimator}, head_fraction {config.head_fraction}, "
-            f"gradient_group {config.gradient_group}"
+            f"the search requires an estimator with importances, such as pca or fisher, got {config.estimator}"
+        )
+    if config.head_fraction is not None or config.gradient_group != GRADIENT_GROUP:
+        raise UserError(
+            "the search requires the default head_fraction and gradient_group, got head_fraction "
+            f"{config.head_fraction}, gradient_group {config.gradient_group}; leave them out"
         )
 
 

@@ -1,11 +1,10 @@
-"""The command line on a tiny model and a text of one's own: one JSON object, one line for bad input."""
+"""The command line on a tiny model and a text of one's own: one JSON object."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -232,48 +231,6 @@ def test_a_reader_may_leave_before_the_end(words, monkeypatch):
         assert main(["ratios", *words]) == 0
 
 
-@pytest.mark.parametrize(
-    ("command", "wrong", "named"),
-    [
-        ("evaluate", ["--sparsity", "1.5"], "sparsity"),
-        ("evaluate", ["--slicing", "0.2"], "slicing"),
-        ("ratios", ["--head-fraction", "0"], "head_fraction"),
-        (
-            "ratios",
-            ["--head-fraction", "0.4"],
-            "head_fraction must be one of 0.125, 0.25, 0.5, 1 for heads of 8 channels, got 0.4",
-        ),
-        ("ratios", ["--gradient-group", "0"], "gradient_group"),
-        ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
-        ("evaluate", ["--eval-tokens", "9000"], "tokens"),
-        ("evaluate", ["--length", "513", "--eval-tokens", "513"], "length must be at most 512"),
-        ("evaluate", ["--threads", "0"], "threads"),
-        ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
-        ("sensitivity", ["--ratio", "0"], "ratio"),
-        ("evaluate", ["--lock", "1", "mlp", "much"], "1 mlp much"),
-        ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
-        ("ratios", ["--method", "flatllm", "--lock", "3", "mlp", "30"], "layer 3 does not exist"),
-        ("sweep", ["--prompt-tokens", "0"], "prompt"),
-        ("sweep", ["--csv", "/no/such/folder/rows.csv"], "does not exist"),
-        ("sweep", ["--also-eval", "a/one.txt", "b/one.txt"], "same name"),
-        ("slice", [], "--out FOLDER, --gguf FILE, or both"),
-        ("slice", ["--gguf", "there.gguf", "--method", "crossmodule"], "shortcut"),
-        ("slice", ["--gguf", "there.gguf"], "WordLevel"),
-        ("export", ["--gguf", "there.gguf"], "WordLevel"),
-        ("export", ["--gguf", "there"], ".gguf"),
-        ("export", [], "--gguf FILE, --vllm FOLDER, or both"),
-        ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
-    ],
-)
-def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert main([command, *words, *wrong]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert named in captured.err.splitlines()[-1]
-    assert not list(Path().iterdir())
-
-
 def test_a_slice_of_mlps_alone_goes_to_vllm_and_another_does_not(run, words, tmp_path, capsys):
     locks = [word for layer in range(3) for word in ("--lock", str(layer), "attention", "0")]
     run("slice", *locks, "--out", str(tmp_path / "mlps"))
@@ -295,11 +252,3 @@ def test_a_sliced_folder_without_its_tokenizer_is_no_gguf_file(run, words, tmp_p
     assert main(["export", *words, "--model", str(folder), "--gguf", str(file)]) == 2
     assert str(folder) in capsys.readouterr().err.splitlines()[-1]
     assert not file.exists()
-
-
-@pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])
-def test_what_argparse_refuses_is_one_line_and_two(words, wrong, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["sweep", *words, *wrong])
-    assert caught.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,92 @@
+"""Bad input: one line, exit code 2, and nothing written; before any work where the values alone decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intraslice.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "named"),
+    [
+        ("evaluate", ["--sparsity", "1.5"], "sparsity"),
+        ("ratios", ["--head-fraction", "0"], "head_fraction"),
+        (
+            "ratios",
+            ["--head-fraction", "0.4"],
+            "head_fraction must be one of 0.125, 0.25, 0.5, 1 for heads of 8 channels, got 0.4",
+        ),
+        ("ratios", ["--gradient-group", "0"], "gradient_group"),
+        ("evaluate", ["--method", "crossmodule", "--slicing", "1"], "slicing"),
+        ("evaluate", ["--eval-tokens", "9000"], "tokens"),
+        ("evaluate", ["--length", "513", "--eval-tokens", "513"], "length must be at most 512"),
+        ("evaluate", ["--threads", "0"], "threads"),
+        ("generate", ["--max-new-tokens", "0"], "max-new-tokens"),
+        ("evaluate", ["--lock", "1", "mlp", "much"], "1 mlp much"),
+        ("evaluate", ["--lock", "1", "head", "5"], "locked module"),
+        ("ratios", ["--method", "flatllm", "--lock", "3", "mlp", "30"], "layer 3 does not exist"),
+        ("sweep", ["--prompt-tokens", "0"], "prompt"),
+        ("sweep", ["--csv", "/no/such/folder/rows.csv"], "does not exist"),
+        ("sweep", ["--also-eval", "a/one.txt", "b/one.txt"], "same name"),
+        ("slice", [], "--out FOLDER, --gguf FILE, or both"),
+        ("slice", ["--gguf", "there.gguf", "--method", "crossmodule"], "shortcut"),
+        ("slice", ["--gguf", "there.gguf"], "WordLevel"),
+        ("export", ["--gguf", "there.gguf"], "WordLevel"),
+        ("export", ["--gguf", "there"], ".gguf"),
+        ("export", [], "--gguf FILE, --vllm FOLDER, or both"),
+        ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([command, *words, *wrong]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert named in captured.err.splitlines()[-1]
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong", "named"),
+    [
+        ("evaluate", ["--slicing", "0.2"], "method intraslice does not slice the residual stream"),
+        ("evaluate", ["--method", "crossmodule", "--slicing", "nan"], "slicing must be at least 0"),
+        ("ratios", ["--csv", "folder"], "cannot write folder (Is a directory)"),
+        ("sweep", ["--csv", "folder"], "cannot write folder (Is a directory)"),
+        ("sweep", ["--sparsities", "0.31", "0.99"], "sparsity must be between 0 and 0.8"),
+        ("search", ["--out", "there.json", "--sparsities", "0.99"], "sparsity must be between 0 and 0.8"),
+        ("search", ["--out", "there.json", "--sequences", "2"], "10 or more windows, got 4; there are two for each"),
+        ("search", ["--out", "there.json", "--lock", "1", "mlp", "5"], "requires that no ratio is locked"),
+        ("search", ["--out", "there.json", "--bias", "1.2"], "decide the bias, got 1.2"),
+        ("ratios", ["--ratios", "search", "--shapes", "runtime"], "requires shapes 'free'"),
+        ("ratios", ["--ratios", "search", "--estimator", "uniform"], "requires an estimator with importances"),
+        ("sensitivity", ["--ratio", "0.3", "0"], "ratio must be above 0"),
+        ("sensitivity", ["--context", "--method", "crossmodule"], "prunes individual modules"),
+        ("prices", ["--method", "crossmodule"], "crossmodule does not cut single modules"),
+        ("generate", ["--prompt", " "], "--prompt is empty"),
+        ("generate", ["--temperature", "inf"], "--temperature must be a finite number"),
+    ],
+)
+def test_values_are_refused_before_anything_is_loaded(words, command, wrong, named, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("intraslice.pipeline.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    assert main([command, *words, *wrong]) == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in Path().rglob("*")] == ["folder"]
+
+
+@pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])
+def test_what_argparse_refuses_is_one_line_and_two(words, wrong, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["sweep", *words, *wrong])
+    assert caught.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
