@@ -19,7 +19,7 @@ from intraslice.pretrained.precision import choose_device
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns 0, or 2 with one line on stderr for bad input."""
+    """Run one command. Returns 0, or with one line on stderr 2 for bad input or a file error, 130 if interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     arguments = parser().parse_args(argv)
     try:
@@ -27,9 +27,12 @@ def main(argv: list[str] | None = None) -> int:
             result, text = arguments.run(Run(arguments))
             if is_main_process():
                 _print(json.dumps(result) if arguments.json else text)
-    except (UserError, NumericalError) as error:
-        print(f"python -m intraslice: {error}", file=sys.stderr)
+    except (UserError, NumericalError, OSError) as error:
+        print(f"python -m intraslice: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m intraslice: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -84,6 +84,23 @@ def test_values_are_refused_before_anything_is_loaded(words, command, wrong, nam
     assert [path.name for path in Path().rglob("*")] == ["folder"]
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "python -m intraslice: interrupted"),
+        (OSError(28, "No space left on device"), 2, "python -m intraslice: [Errno 28] No space left on device"),
+        (OSError("first\nsecond"), 2, "python -m intraslice: first second"),
+    ],
+)
+def test_an_interruption_and_a_file_error_are_one_line(words, error, code, line, capsys, monkeypatch):
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr("intraslice.pipeline.load_model", load)
+    assert main(["evaluate", *words]) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
 @pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])
 def test_what_argparse_refuses_is_one_line_and_two(words, wrong, capsys):
     with pytest.raises(SystemExit) as caught:
