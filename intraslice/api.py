@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, cast, get_args
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from huggingface_hub import HfApi
@@ -32,7 +32,7 @@ from intraslice.modeling.counts import parameters_of
 from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.modeling.offload import Placement
 from intraslice.pipeline import Pipeline, require_dense
-from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
+from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
 from intraslice.search.evolution import SearchConfig
 
@@ -119,7 +119,7 @@ def compress(
         calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(calibration),
         evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(evaluation),
         method=METHODS.require(options.get("method", Recipe.method)).name,
-        dtype=choose_dtype(_precision(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype), device),
+        dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
     ratios = options.get("ratios", "estimator")
     if ratios not in ("estimator", "search"):
@@ -285,11 +285,3 @@ def _loaded(
     if tokenizer is None:
         raise UserError("a loaded transformers model needs its tokenizer; pass tokenizer=, or the model's id")
     return prepare_model(model, tokenizer)
-
-
-def _precision(dtype: str | torch.dtype) -> Precision | Literal["auto"]:
-    """A dtype or its name, as an argument for `choose_dtype`."""
-    name = str(dtype).removeprefix("torch.")
-    if name not in (AUTO, *get_args(Precision)):
-        raise UserError(f"dtype must be one of {', '.join((AUTO, *get_args(Precision)))}, got {name!r}")
-    return cast(Precision | Literal["auto"], name)

@@ -20,6 +20,7 @@ from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
+from intraslice.pretrained.precision import choose_dtype
 from intraslice.pretrained.reader import read_config, read_weights
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, fetch_weights, obtain_weights
 
@@ -55,7 +56,7 @@ class LoadedModel:
 
 def load_model(
     name: str = DEFAULT,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str = "cpu",
     device_map: Placement | None = None,
     *,
@@ -64,25 +65,28 @@ def load_model(
     """Load a Hub id, a folder in transformers format, a .gguf file, a folder that `save` wrote, or "default".
 
     The model is in eval mode, its parameters require no gradients, and its layers are canonical (see families.py). With
-    a `device_map` it may be larger than memory: "auto" offloads the layers that do not fit, "disk" every layer.
+    a `device_map` it may be larger than memory: "auto" offloads the layers that do not fit, "disk" every layer. `dtype`
+    is float32, bfloat16, the name of one of them, or "auto" (see `choose_dtype`).
 
     Raises:
-        UserError: there is no such model, it cannot be sliced, it does not fit, or the device is not available.
+        UserError: there is no such model, it cannot be sliced, it does not fit, the device is not available, or `dtype`
+            is another type.
     """
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
+    precision: torch.dtype = getattr(torch, choose_dtype(dtype, device))
     if device_map is not None:
-        return _load_offloaded(name, dtype, device, device_map, progress)
+        return _load_offloaded(name, precision, device, device_map, progress)
     if is_checkpoint(name):
-        model, tokenizer, made = load_checkpoint(name, device, dtype)
+        model, tokenizer, made = load_checkpoint(name, device, precision)
         return LoadedModel(model, tokenizer, name, f"{made.get('source', name)}, sliced", fingerprint(model), made)
-    weights = require_memory(name, dtype, device).weights or fetch_weights(name, progress=progress)
+    weights = require_memory(name, precision, device).weights or fetch_weights(name, progress=progress)
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
-    model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else dtype)
+    model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else precision)
     prepare_tokenizer_(tokenizer, model, name)
-    model = _convert_dtype_(model, dtype).eval().requires_grad_(False)
+    model = _convert_dtype_(model, precision).eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise(model)
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)

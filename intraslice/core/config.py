@@ -35,7 +35,8 @@ def _require_text(value: str) -> None:
         raise UserError(f"text must be the name of a text or of a file, got {value!r}")
 
 
-def _require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError unless `value` is one of the choices."""
     if value not in choices:
         raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
 
@@ -101,7 +102,7 @@ class CalibrationConfig:
         require_count("samples", self.samples, 0)
         require_count("length", self.length, 2)
         require_count("seed", self.seed, 0)
-        _require_choice("targets", self.targets, get_args(Targets))
+        require_choice("targets", self.targets, get_args(Targets))
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ class SliceConfig:
             _require_range("bias", self.bias, 0.2, 2.0)
         _require_range("cap", self.cap, 0.0, 1.0, "1 allows removing a whole module")
         ESTIMATORS.require(self.estimator)
-        _require_choice("order", self.order, get_args(Order))
-        _require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
+        require_choice("order", self.order, get_args(Order))
+        require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
         object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
         _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
         require_count("gradient_group", self.gradient_group, 1)
@@ -170,7 +171,7 @@ class SliceConfig:
             )
         for layer, module, ratio in self.locked:
             require_count("a locked layer", layer, 0)
-            _require_choice("a locked module", module, MODULE_KINDS)
+            require_choice("a locked module", module, MODULE_KINDS)
             _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
         if len({lock[:2] for lock in self.locked}) < len(self.locked):
             raise UserError("a module is locked twice; expected at most one ratio per module")
@@ -190,7 +191,7 @@ def parse_lock(text: str) -> Lock:
         raise UserError(
             f"{text.strip()!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25"
         ) from None
-    _require_choice("a locked module", module, MODULE_KINDS)
+    require_choice("a locked module", module, MODULE_KINDS)
     return index, cast(ModuleKind, module), ratio
 
 

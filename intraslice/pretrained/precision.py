@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
+
+from intraslice.core.config import require_choice
 
 Precision = Literal["float32", "bfloat16"]
 AUTO: Literal["auto"] = "auto"
@@ -18,13 +20,16 @@ def choose_device(name: str = AUTO) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def choose_dtype(name: Precision | Literal["auto"] = AUTO, device: str = "cpu") -> Precision:
-    """`name` itself, or for "auto" bfloat16 if the device multiplies it natively, else float32.
+def choose_dtype(dtype: str | torch.dtype = AUTO, device: str = "cpu") -> Precision:
+    """The name of `dtype`, or for "auto" bfloat16 if the device multiplies it natively, else float32.
 
-    Emulated bfloat16 is slower than float32. Moments, solves and losses are float32 or better in either case.
+    Emulated bfloat16 is slower than float32. Moments, solves and losses are float32 or better in either case. Raises
+    UserError for any other type.
     """
-    if name != "auto":
-        return name
+    name = str(dtype).removeprefix("torch.")
+    require_choice("dtype", name, (AUTO, *get_args(Precision)))
+    if name != AUTO:
+        return cast(Precision, name)
     return "bfloat16" if _multiplies_bfloat16(device.partition(":")[0]) else "float32"
 
 

@@ -7,6 +7,7 @@ import torch
 
 import intraslice
 from intraslice import UserError
+from intraslice.checkpoints.to_gguf import write_gguf
 
 
 @pytest.mark.parametrize(
@@ -36,3 +37,15 @@ def test_epochs_of_a_recovery(tiny_case, epochs):
     case = tiny_case("llama-gqa")
     with pytest.raises(UserError, match="epochs must be a whole number from 0"):
         intraslice.recover(case.loaded.model, case.loaded.model, case.tokens, epochs=epochs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, "float16", "int8"])
+def test_another_precision(dtype):
+    with pytest.raises(UserError, match="dtype must be one of auto, float32, bfloat16, got"):
+        intraslice.load_model("default", dtype)
+
+
+def test_an_unknown_gguf_type(tiny_case, tmp_path):
+    loaded = tiny_case("llama-gqa").loaded
+    with pytest.raises(UserError, match="the GGUF type must be one of f32, f16, q8_0, q5_0, q4_0, got 'q2_k'"):
+        write_gguf(loaded.model, loaded.tokenizer, tmp_path / "model.gguf", "q2_k")

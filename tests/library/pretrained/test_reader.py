@@ -36,9 +36,7 @@ def test_a_folder_gives_the_model_that_was_saved(family, request, tmp_path, word
 
 
 def test_dtype(folder):
-    assert {parameter.dtype for parameter in load_model(str(folder), torch.bfloat16).model.parameters()} == {
-        torch.bfloat16
-    }
+    assert {parameter.dtype for parameter in load_model(str(folder), "bfloat16").model.parameters()} == {torch.bfloat16}
 
 
 def test_a_tokenizer_without_padding_gets_some(folder, word_tokenizer):
