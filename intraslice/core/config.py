@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast, get_args
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
@@ -19,14 +21,32 @@ NO_RECOVERY = "none"
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
 
 
+def _as_plain(config: object) -> None:
+    """Numbers of numpy and others in the fields of a frozen config become Python's, paths become text."""
+    for name, value in vars(config).items():
+        object.__setattr__(config, name, _plain(value))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    return str(value) if isinstance(value, Path) else value
+
+
 def _require_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+    if isinstance(value, bool) or not (
+        isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
+    ):
         raise UserError(f"{field} must be between {low:g} and {high:g}{hint and ' (' + hint + ')'}, got {value!r}")
 
 
 def require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
     """Raise UserError unless `value` is a whole number in this range."""
-    if not (isinstance(value, int) and low <= value <= high):
+    if isinstance(value, bool) or not (isinstance(value, int) and low <= value <= high):
         raise UserError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
 
 
@@ -97,6 +117,7 @@ class CalibrationConfig:
     samples: int = 0
 
     def __post_init__(self) -> None:
+        _as_plain(self)
         _require_text(self.text)
         require_count("sequences", self.sequences, 1)
         require_count("samples", self.samples, 0)
@@ -114,6 +135,7 @@ class EvaluationConfig:
     window: int = 512
 
     def __post_init__(self) -> None:
+        _as_plain(self)
         _require_text(self.text)
         require_count("window", self.window, 2)
         require_count("tokens", self.tokens, self.window)
@@ -152,6 +174,8 @@ class SliceConfig:
         return Alignment(**{name: int(multiple) for name, multiple in pairs})
 
     def __post_init__(self) -> None:
+        _as_plain(self)
+        object.__setattr__(self, "locked", _locks(self.locked))
         _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
         if self.bias is not None:
             _require_range("bias", self.bias, 0.2, 2.0)
@@ -165,6 +189,8 @@ class SliceConfig:
         require_count("epochs", self.epochs, 0)
         if self.head_fraction is not None:
             _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
+        if not isinstance(self.iterative, bool):
+            raise UserError(f"iterative must be True or False, got {self.iterative!r}")
         if self.iterative and self.order != "sequential":
             raise UserError(
                 "iterative requires order 'sequential', got 'one-shot'; change the order, or set iterative to False"
@@ -180,6 +206,15 @@ class SliceConfig:
                 f"sparsity must be at most the cap, {100 * self.cap:g}%, got {100 * self.sparsity:g}%; "
                 "raise the cap or lower the sparsity"
             )
+
+
+def _locks(locked: Any) -> tuple[Lock, ...]:
+    try:
+        return tuple((_plain(layer), module, _plain(ratio)) for layer, module, ratio in locked)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"locked must have a layer, a module and a ratio for each lock, as in ((7, 'mlp', 0.25),), got {locked!r}"
+        ) from None
 
 
 def parse_lock(text: str) -> Lock:

@@ -46,7 +46,7 @@ class Registry(dict[str, Entry]):
 
     def require(self, name: str) -> Entry:
         """The entry with this name. Raises UserError, which lists all names, if there is none."""
-        if name not in self:
+        if not isinstance(name, str) or name not in self:
             raise UserError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}")
         return self[name]
 

@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import jaxtyping
+import numpy
 import pytest
 
 from intraslice.core.cache import cache_folder
@@ -26,6 +27,10 @@ from intraslice.core.errors import UserError
         (SliceConfig, "estimator", "magnitude"),
         (SliceConfig, "order", "parallel"),
         (SliceConfig, "shapes", "square"),
+        (SliceConfig, "sparsity", True),
+        (SliceConfig, "estimator", ["pca"]),
+        (SliceConfig, "iterative", "no"),
+        (SliceConfig, "epochs", False),
         (CalibrationConfig, "text", 4),
         (CalibrationConfig, "sequences", 0),
         (CalibrationConfig, "length", 1),
@@ -52,6 +57,21 @@ def test_sparsities_up_to_the_cap_are_accepted(sparsity):
 def test_a_sparsity_above_the_cap_is_refused():
     with pytest.raises(UserError, match=r"sparsity must be at most the cap, 50%, got 60%"):
         SliceConfig(0.6, cap=0.5)
+
+
+def test_numbers_of_numpy_and_paths_are_taken_as_pythons_own():
+    config = SliceConfig(
+        numpy.float64(0.5), epochs=numpy.int64(2), locked=[[numpy.int64(1), "mlp", numpy.float32(0.25)]]
+    )
+    assert repr(config) == repr(SliceConfig(0.5, epochs=2, locked=((1, "mlp", 0.25),)))
+    calibration = CalibrationConfig(Path("text.txt"), numpy.int64(16))
+    assert repr(calibration) == repr(CalibrationConfig("text.txt", 16))
+
+
+@pytest.mark.parametrize("locked", [None, 7, ((0, "mlp"),), "mlp"])
+def test_locks_without_layer_module_and_ratio_are_refused(locked):
+    with pytest.raises(UserError, match=r"locked must have a layer, a module and a ratio for each lock.*, got "):
+        SliceConfig(locked=locked)
 
 
 def test_settings_are_values():
