@@ -9,7 +9,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import load, save
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.comparison import Evaluation, evaluate
@@ -32,6 +32,7 @@ __all__ = [
     "Evaluation",
     "EvaluationConfig",
     "LoadedModel",
+    "NumericalError",
     "Progress",
     "SliceConfig",
     "SlicePlan",

@@ -75,8 +75,8 @@ def compress(
     sparsity: float = SliceConfig.sparsity,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    calibration: str | CalibrationConfig = CalibrationConfig.text,
-    evaluation: str | EvaluationConfig = EvaluationConfig.text,
+    calibration: str | Path | CalibrationConfig = CalibrationConfig.text,
+    evaluation: str | Path | EvaluationConfig = EvaluationConfig.text,
     progress: ProgressCallback | bool = True,
     **options: Unpack[Options],
 ) -> CompressedModel:
@@ -99,6 +99,7 @@ def compress(
     Raises:
         UserError: there is no such model, it cannot be sliced, the sparsity cannot be reached, or the estimator's file
             cannot be used.
+        NumericalError: moments are singular or not finite, or the recovery diverged.
         TypeError: an option is unknown.
     """
     if unknown := options.keys() - Options.__annotations__.keys():
@@ -116,15 +117,18 @@ def compress(
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
         slicing=SliceConfig(sparsity, **slicing),
-        calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(calibration),
-        evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(evaluation),
+        calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(str(calibration)),
+        evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(str(evaluation)),
         method=METHODS.require(options.get("method", Recipe.method)).name,
         dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
     ratios = options.get("ratios", "estimator")
     if ratios not in ("estimator", "search"):
         raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")
-    search = SearchConfig(options.get("passes", SearchConfig.passes)) if ratios == "search" else None
+    if ratios != "search" and "passes" in options:
+        raise UserError("passes is the budget of a search; pass ratios='search' too, or leave passes out")
+    passes, seed = options.get("passes", SearchConfig.passes), recipe.calibration.seed
+    search = SearchConfig(passes, seed=seed) if ratios == "search" else None
     pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=search)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
 

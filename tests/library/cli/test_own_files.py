@@ -12,6 +12,8 @@ import torch
 import intraslice
 from intraslice import CalibrationConfig, EvaluationConfig, UserError, compress
 from intraslice.__main__ import main
+from intraslice.cli.parser import parser
+from intraslice.cli.run import Run
 from intraslice.core.registry import ESTIMATORS
 
 WORDS = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt", "--sequences", "16", "--length", "24"]
@@ -141,6 +143,14 @@ def test_a_search_writes_importances_that_plan_as_it_found(run, refused, home):
     assert not (home / "there.json").exists()
 
 
+def test_compress_searches_with_the_seed_of_the_calibration_as_the_command_line_does(home, monkeypatch):
+    monkeypatch.setattr(intraslice.api, "compress_loaded", lambda pipeline, loaded: pipeline)
+    calibration = CalibrationConfig("text.txt", 16, 24, seed=1)
+    pipeline = compress(home / "tiny", 0.3, ratios="search", passes=4, calibration=calibration, progress=False)
+    words = ["evaluate", "--ratios", "search", "--passes", "4", "--seed", "1", "--sequences", "16"]
+    assert pipeline.ratio_search == Run(parser().parse_args(words)).ratio_search
+
+
 def test_compress_searches_for_better_ratios_at_the_same_size(home):
     text = CalibrationConfig("text.txt", 16, 24)
     options = {"order": "one-shot", "dtype": "float32", "device": "cpu", "progress": False, "calibration": text}
@@ -159,6 +169,8 @@ def test_compress_searches_for_better_ratios_at_the_same_size(home):
     assert divergences[0] < divergences[1]
     with pytest.raises(UserError, match="ratios must be"):
         compress(home / "tiny", 0.3, ratios="best", **options)
+    with pytest.raises(UserError, match="passes is the budget of a search"):
+        compress(home / "tiny", 0.3, passes=4, **options)
 
 
 @pytest.mark.parametrize(
