@@ -238,10 +238,9 @@ def problem_of(
     target = plan.parameters.sliced_decoder - (profile.dense_decoder - dense)
     problem = Problem(levels, tuple(zip(lowest, highest, strict=True)), target, dense)
     ratios = planned_ratios(profile, config)
-    for other in filter(None, (smaller, larger)):
+    if other := smaller or larger:
         before = planned_ratios(profile, replace(config, sparsity=other.sparsity))
         ratios = _moved(levels, other.ratios, {place: ratios[place] - before[place] for place in ratios}, problem)
-        break
     return problem, start_near(problem, levels.at_ratios(ratios))
 
 

@@ -22,27 +22,11 @@ def neuron_scores(
 def fitted_moment(
     weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
 ) -> Float[Tensor, "neurons neurons"]:
-    """The moment for scores and fit; centred if `down` has a bias, which compensates for the means."""
-    return moment if weights.down_bias is None else moment - tokens * torch.outer(mean, mean)
+    """The moment for scores and fit; centred if `down` has a bias, which compensates for the means.
 
-
-def slice_mlp(
-    weights: MLPWeights,
-    moment: Float[Tensor, "neurons neurons"],
-    mean: Float[Tensor, " neurons"],
-    tokens: int,
-    width: int,
-    damping: float = DAMPING,
-    fisher: Float[Tensor, " neurons"] | None = None,
-) -> MLPWeights:
-    """Keep the `width` best neurons, and compensate for the others by least squares.
-
-    `moment` is `A^T A` over `tokens` tokens of the input of `down`, `mean` its mean. With `S = damp(A^T A)`,
-    `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. If `down` has a bias, scores and fit are centred, and the
-    bias includes the constant part of the removed neurons.
+    `moment` is `A^T A` over `tokens` tokens of the input of `down`, `mean` its mean.
     """
-    fitted = fitted_moment(weights, moment, mean, tokens)
-    return keep_best(weights, rank_neurons(weights, fitted, damping, fisher), mean, width)
+    return moment if weights.down_bias is None else moment - tokens * torch.outer(mean, mean)
 
 
 def rank_neurons(
@@ -64,9 +48,11 @@ def rank_neurons(
 
 
 def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " neurons"], width: int) -> MLPWeights:
-    """Keep the `width` best neurons, and compensate for the others, as `slice_mlp` does.
+    """Keep the `width` best neurons, and compensate for the others by least squares.
 
-    The factor's first rows factor the moment of the kept neurons, for any width: `S_ck S_kk^-1 = L_ck L_kk^-1`.
+    With `S` the moment that is factored, `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. If `down` has a
+    bias, it includes the constant part of the removed neurons; `mean` is that of the input of `down`. The factor's
+    first rows factor the moment of the kept neurons, for any width: `S_ck S_kk^-1 = L_ck L_kk^-1`.
     """
     kept, cut = ranked.order[:width], ranked.order[width:]
     down = weights.down.to(ranked.factor.dtype)
@@ -88,9 +74,9 @@ def keep_neurons(
     kept: Int[Tensor, " kept"],
     damping: float = DAMPING,
 ) -> MLPWeights:
-    """Keep these neurons, and compensate for the others, as `slice_mlp` does.
+    """Keep these neurons, and compensate for the others, as `keep_best` does.
 
-    Raises NumericalError where the damped moment is not finite or singular.
+    `moment` is `A^T A` as for `fitted_moment`. Raises NumericalError where the damped moment is not finite or singular.
     """
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
     damped = damp(fitted_moment(weights, moment, mean, tokens), damping)

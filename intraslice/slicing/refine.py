@@ -95,7 +95,7 @@ def refine_mlp(
     config: RefineConfig = RefineConfig(),
     progress: ProgressCallback = ignore_progress,
 ) -> MLPWeights:
-    """Refine `selected`, the result of `slice_mlp` for the dense `weights`, to an MLP of the same width.
+    """Refine `selected`, the result of `keep_best` for the dense `weights`, to an MLP of the same width.
 
     `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is called after
     each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the

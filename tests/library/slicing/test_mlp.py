@@ -11,7 +11,7 @@ from intraslice.core.linalg import damp
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.widths import neurons_kept
-from intraslice.slicing.mlp import keep_neurons, neuron_scores, slice_mlp
+from intraslice.slicing.mlp import fitted_moment, keep_best, keep_neurons, neuron_scores, rank_neurons
 
 HIDDEN, NEURONS = 10, 24
 
@@ -33,7 +33,12 @@ def make_weights(bias: bool, gated: bool = True) -> MLPWeights:
 
 
 def sliced_on(weights: MLPWeights, rows: Tensor, width: int, **options) -> MLPWeights:
-    return slice_mlp(weights, rows.T @ rows, rows.mean(0), len(rows), width, **options)
+    return keep_best_of(weights, rows.T @ rows, rows.mean(0), len(rows), width, **options)
+
+
+def keep_best_of(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, width: int, **options) -> MLPWeights:
+    ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, tokens), **options)
+    return keep_best(weights, ranked, mean, width)
 
 
 def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
@@ -150,7 +155,7 @@ def test_choosing_by_variance_beats_choosing_by_energy_where_there_is_a_bias(tin
         weights, width = mlp.weights(), neurons_kept(mlp.neurons, 0.4)
         moments = stats.mlp_moment, stats.mlp_sum / case.stats.tokens, case.stats.tokens
         loud = neuron_scores(damp(moments[0]), weights.down).topk(width).indices.sort().values
-        choices = {"variance": slice_mlp(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
+        choices = {"variance": keep_best_of(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
         for choice, sliced in choices.items():
             kept = kept_neurons(sliced, weights)
             output = rows[..., kept] @ sliced.down.T + sliced.down_bias

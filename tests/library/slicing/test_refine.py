@@ -8,6 +8,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from stopping import Stopped, stop_at
+from test_mlp import sliced_on
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,7 +17,6 @@ from intraslice.core.progress import Progress
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.families import blocks, canonicalise
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.slicing.mlp import slice_mlp
 from intraslice.slicing.refine import RefineConfig, refine_mlp
 
 HIDDEN, KEPT = 24, 16
@@ -52,7 +52,7 @@ def hidden_states(tokens: int = TOKENS, seed: int = 7) -> Tensor:
 
 def select(weights: MLPWeights, tokens: Tensor, width: int = KEPT) -> MLPWeights:
     rows = SlicedMLP(weights).inner(tokens[None].to(weights.up.dtype))[0].float()
-    return slice_mlp(weights, rows.T @ rows, rows.mean(0), len(rows), width)
+    return sliced_on(weights, rows, width)
 
 
 def error(sliced: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:

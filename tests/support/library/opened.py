@@ -14,7 +14,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.slicing.mlp import slice_mlp
+from intraslice.slicing.mlp import keep_best, rank_neurons
 
 MADE = {"source": "random weights", "protocol": {}}
 KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("smollm3", "intraslice"), ("llama-biased", "crossmodule")]
@@ -43,8 +43,10 @@ def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
     """With MLPs of these widths, a layer each, and the heads as they are."""
     canonicalise(model)
     for layer, width in zip(model.model.layers, widths, strict=True):
-        neurons = layer.mlp.neurons
-        layer.mlp = SlicedMLP(slice_mlp(layer.mlp.weights(), torch.eye(neurons), torch.zeros(neurons), 64, width))
+        weights, neurons = layer.mlp.weights(), layer.mlp.neurons
+        layer.mlp = SlicedMLP(
+            keep_best(weights, rank_neurons(weights, torch.eye(neurons)), torch.zeros(neurons), width)
+        )
     return model
 
 
