@@ -251,7 +251,8 @@ class CompressedModel:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         counts, config = self.parameters, self.recipe.slicing
-        yield "model", f"{self.recipe.model}, sliced by {self.recipe.method} ({config.order})"
+        order = f" ({config.order})" if METHODS[self.recipe.method].uses_order else ""
+        yield "model", f"{self.recipe.model}, sliced by {self.recipe.method}{order}"
         yield "target sparsity", f"{config.sparsity:.1%} of the decoder layers' parameters"
         yield "actual sparsity", f"{self.removed_fraction:.1%}"
         yield "parameters", f"{counts['dense_total']:,} -> {counts['sliced_total']:,}"

@@ -17,6 +17,7 @@ from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.calibration.user_estimator import load_estimator
+from intraslice.checkpoints import is_checkpoint
 from intraslice.core.cache import cache_path, write_result
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
@@ -88,9 +89,8 @@ class Pipeline:
 
     def load_dense(self) -> LoadedModel:
         """As `load`, but raises UserError for a sliced checkpoint."""
-        loaded = self.load()
-        require_dense(loaded)
-        return loaded
+        require_dense_name(self.recipe.model)
+        return self.load()
 
     def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
         """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of.
@@ -189,4 +189,14 @@ class Pipeline:
 def require_dense(loaded: LoadedModel) -> None:
     """Raise UserError for a sliced checkpoint."""
     if loaded.made is not None:
-        raise UserError(f"{loaded.name} is sliced already; expected a dense model to slice")
+        raise _sliced_already(loaded.name)
+
+
+def require_dense_name(name: str) -> None:
+    """As `require_dense`, before the model is loaded."""
+    if is_checkpoint(name):
+        raise _sliced_already(name)
+
+
+def _sliced_already(name: str) -> UserError:
+    return UserError(f"{name} is sliced already; expected a dense model to slice")

@@ -12,7 +12,7 @@ import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Plan
+from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
@@ -117,8 +117,8 @@ def evaluation_statistics(dense: Losses, sliced: Losses) -> dict[str, Any]:
     }
 
 
-def summary(plan: Plan) -> str:
-    """A one-line summary of a plan."""
+def summary(plan: Plan, method: str) -> str:
+    """A one-line summary of a plan by `method`."""
     counts, target = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
     line = (
         f"removed {plan.removed_fraction:.4f} of the decoder layers' parameters "
@@ -127,7 +127,7 @@ def summary(plan: Plan) -> str:
     )
     if isinstance(plan, CrossModulePlan):
         return line + f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
-    return f"{line}; bias {plan.reasons.bias:.2f}"
+    return f"{line}; bias {plan.reasons.bias:.2f}" if METHODS[method].has_bias else line
 
 
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:

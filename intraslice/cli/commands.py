@@ -25,6 +25,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.linear import CANNOT_BE_SAVED
+from intraslice.pipeline import require_dense_name
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import (
@@ -59,7 +60,9 @@ def ratios(run: Run) -> CommandResult:
                 ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
             )
         texts.append(layer_table(plan))
-    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join([*texts, summary(plan)])
+    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join(
+        [*texts, summary(plan, run.recipe.method)]
+    )
 
 
 def evaluate(run: Run) -> CommandResult:
@@ -89,7 +92,7 @@ def evaluate(run: Run) -> CommandResult:
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    line = f"{summary(compressed.plan)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    line = f"{summary(compressed.plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
     if run.recovery_cost is not None:
         training, sampling = run.recovery_cost
         line += f"\nrecovery: {training:.1f} dense passes of training; {sampling:.1f} for its samples and states, kept"
@@ -150,6 +153,7 @@ def slice_(run: Run) -> CommandResult:
     """Write the sliced model to a folder, to a GGUF file, or both."""
     out, file = run.arguments.out, run.arguments.gguf
     _require_outputs(run)
+    require_dense_name(run.recipe.model)
     if run.arguments.stream or _should_stream(run):
         return _slice_streamed(run)
     loaded = run.load_dense()
@@ -159,7 +163,7 @@ def slice_(run: Run) -> CommandResult:
     if not is_main_process():
         return {}, ""
     plan = compressed.plan
-    result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan)]
+    result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan, run.recipe.method)]
     if out is not None:
         with run.timed("save"):
             compressed.save_pretrained(out)
@@ -208,7 +212,7 @@ def _slice_streamed(run: Run) -> CommandResult:
     size = sum(file.stat().st_size for file in out.iterdir())
     result = run.recipe.slice_options() | slice_statistics(plan) | {"out": str(out), "bytes": size}
     result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
-    return result, f"{summary(plan)}\nwrote {out} ({size / 1e6:.0f} MB)"
+    return result, f"{summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
 def _require_outputs(run: Run) -> None:

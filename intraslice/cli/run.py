@@ -116,6 +116,8 @@ def searches(arguments: argparse.Namespace) -> bool:
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """The recipe of a command line. Raises UserError for numbers out of range, or an invalid file of ratios."""
     a = arguments
+    if a.eval_tokens < a.length:
+        raise UserError(f"--eval-tokens must be at least --length, {a.length} tokens, got {a.eval_tokens}")
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
     return Recipe(

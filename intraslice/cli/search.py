@@ -30,7 +30,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
     add("--sparsities", nargs="+", type=float, default=[0.3, 0.2, 0.4, 0.5], metavar="F", help=explanation)
     add("--exchanges", type=int, metavar="N", help="number of candidates to measure, instead of --passes")
-    explanation = "number of calibration windows of 512 tokens that candidates are first compared on"
+    explanation = "number of windows of --length tokens that candidates are first compared on"
     add("--windows", type=int, default=SearchConfig().windows, metavar="N", help=explanation)
 
 

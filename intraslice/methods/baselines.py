@@ -36,6 +36,8 @@ Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
 class Baseline(OneShotMethod):
     """Keeps the heads and neurons with the highest scores, and repairs the output maps by least squares."""
 
+    uses_bias = True
+
     @abstractmethod
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         """Scores of a layer's heads and neurons; `stats` are sums over `tokens` tokens."""
@@ -43,10 +45,6 @@ class Baseline(OneShotMethod):
     def comparable(self, scores: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
         """A layer's scores on a common scale for all layers: their ranks, so that all layers have the same ratio."""
         return scores.argsort().argsort().float() / len(scores)
-
-    def ignored(self, config: SliceConfig) -> list[str]:
-        """As for all methods; the bias is used although there is no estimator."""
-        return [name for name in super().ignored(config) if name != "bias"]
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
         """Choose heads and neurons by scores. Uses the sparsity, bias (default 1) and cap of `config`.

@@ -37,6 +37,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
     explanation: ClassVar[str]  # one line of help
 
     uses_estimator: ClassVar[bool] = False  # ratios come from the estimator of the config
+    uses_bias: ClassVar[bool] = False  # uses `bias` of the config without an estimator
     uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
     uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
     uses_cap: ClassVar[bool] = True  # the cap of the config limits its ratios
@@ -82,12 +83,18 @@ class SlicingMethod(ABC, Generic[PlanType]):
 
     def ignored(self, config: SliceConfig) -> list[str]:
         """The settings that differ from their defaults although this method does not use them, by name."""
-        unused = [] if self.uses_estimator else ["estimator", "bias", "head_fraction", "gradient_group"]
+        unused = [] if self.uses_estimator else ["estimator", "head_fraction", "gradient_group"]
+        unused += [] if self.has_bias else ["bias"]
         unused += [] if self.uses_order else ["iterative"]
         unused += [] if self.uses_shapes else ["shapes"]
         unused += [] if self.uses_cap else ["cap"]
         unused += ["locked"] if self.slices_residual_stream else []
         return [name for name in unused if getattr(config, name) != getattr(SliceConfig, name)]
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether a bias divides the sparsity between attention and MLPs."""
+        return self.uses_estimator or self.uses_bias
 
     def recovery(self, config: SliceConfig) -> str:
         """The recovery after slicing, or "none"."""

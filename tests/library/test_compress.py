@@ -97,9 +97,8 @@ def test_the_defaults_are_the_command_lines(monkeypatch):
     monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
     pipeline, arguments = compress("default"), parser().parse_args(["evaluate"])
     assert pipeline.recipe == recipe_of(arguments)
-    assert compress("default", 0.2, order="one-shot", cap=0.5).recipe.slicing == SliceConfig(
-        0.2, order="one-shot", cap=0.5
-    )
+    options = {"order": "one-shot", "cap": 0.5}
+    assert compress("default", 0.2, **options).recipe.slicing == SliceConfig(0.2, **options)
 
 
 def test_every_field_of_the_slicing_config_is_an_option():
@@ -228,6 +227,7 @@ def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_
 
 def test_a_method_without_a_format_is_not_saved(home, texts, tmp_path):
     low_rank = compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
+    assert "sliced by svd\n" in str(low_rank)  # which has no order
     with pytest.raises(UserError, match="choose another method"):
         low_rank.save_pretrained(tmp_path / "sliced")
     assert not (tmp_path / "sliced").exists()

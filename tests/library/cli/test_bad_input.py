@@ -59,6 +59,7 @@ def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, mon
     [
         ("evaluate", ["--slicing", "0.2"], "method intraslice does not slice the residual stream"),
         ("evaluate", ["--method", "crossmodule", "--slicing", "nan"], "slicing must be at least 0"),
+        ("evaluate", ["--eval-tokens", "3"], "--eval-tokens must be at least --length, 24 tokens, got 3"),
         ("ratios", ["--csv", "folder"], "cannot write folder (Is a directory)"),
         ("sweep", ["--csv", "folder"], "cannot write folder (Is a directory)"),
         ("sweep", ["--sparsities", "0.31", "0.99"], "sparsity must be between 0 and 0.8"),

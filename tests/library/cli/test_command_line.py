@@ -109,6 +109,9 @@ def test_a_sliced_folder_names_the_options_of_slicing_that_it_ignores(run, words
     assert caplog.messages[-1] == f"a sliced model does not use {ignored}; ignored"
     assert main(["evaluate", *words, "--model", folder, "--answers"]) == 2
     assert "no dense model" in capsys.readouterr().err.splitlines()[-1]
+    for more in ([], ["--stream", "--order", "one-shot"]):
+        assert main(["slice", *words, "--model", folder, "--out", str(tmp_path / "again"), *more]) == 2
+        assert f"{folder} is sliced already; expected a dense model" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule", "modegpt"])
@@ -207,6 +210,9 @@ def test_text_for_people_is_printed_without_json(words, capsys):
     for command, part in (("ratios", "layer  attention"), ("inspect", "residual"), ("sensitivity", "Spearman")):
         assert main([command, *plain]) == 0
         assert part in capsys.readouterr().out
+    for method, has_bias in (("wanda", True), ("flatllm", False), ("shortgpt", False)):
+        assert main(["ratios", *plain, "--method", method]) == 0
+        assert ("bias 1.00" in capsys.readouterr().out) == has_bias
 
 
 @pytest.mark.parametrize(
