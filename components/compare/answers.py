@@ -162,13 +162,11 @@ class InterleavedDecoder:
                 continue
             if has_more:
                 tokens.extend(stream.tokens[len(tokens) :])
-                state = "growing"
-            else:
+            elif name == "dense" or "dense" not in self.running:  # else it is compared with a longer dense answer later
                 del self.running[name]
                 self._streams.keep(key, stream)
-                state = stream.state
             self._job.note_result()
-            self._show(name, self._view(name, state))
+            self._show(name, self._view(name, "growing" if has_more else stream.state))
 
     def _show(self, name: str, answer: Answer) -> None:
         self._answers[name] = answer
@@ -182,7 +180,8 @@ class InterleavedDecoder:
         common = min(count, len(dense))  # compare only positions that both answers have reached
         position = common_tokens(dense[:common], tokens[:common])
         if position == common:
-            return Answer(shared=text, count=count, state=state, loops=has_loop(tokens))
+            identical = state != "growing" and common == count
+            return Answer(shared=text, count=count, state=state, loops=has_loop(tokens), identical=identical)
         start, end = self._length(tokens, position), self._length(tokens, position + 1)
         dense_token = answer_text(self._tokenizer, dense[position : position + 1])
         parts = text[:start], text[start:end], text[end:]

@@ -92,8 +92,12 @@ def _state(name: str, content: Answer) -> str:
     suffix = translate(STATE_SUFFIXES[content.state])
     if name == "dense":
         return f"{counted}{suffix}."
-    if content.diverges_at is None:
+    if content.identical:
         return gettext("{counted}{suffix}. Identical to the dense answer.", counted=counted, suffix=suffix)
+    if not content.count:
+        return f"{counted}{suffix}."
+    if content.diverges_at is None:
+        return gettext("{counted}{suffix}. Identical to the dense answer so far.", counted=counted, suffix=suffix)
     token, dense = _token_name(content.token), _token_name(content.dense_token)
     return gettext(
         "{counted}{suffix}. Diverges from the dense answer at token {at}: {token} instead of {dense}.",

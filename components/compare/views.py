@@ -47,6 +47,7 @@ class Answer:
     dense_token: str = ""  # the dense model's token at that position
     problem: str = ""
     loops: bool = False  # four tokens in a row come three times
+    identical: bool = False  # to its end, with the dense answer
 
     @property
     def text(self) -> str:

@@ -119,6 +119,25 @@ def test_models_that_agree_draw_the_same(columns, tiny) -> None:
     answers = asked(columns, tiny.with_settings(sparsity=0), temperature=2.0)
     assert answers["dense"].text == answers["intraslice"].text == answers["crossmodule"].text
     assert answers["intraslice"].diverges_at is None
+    assert "Identical to the dense answer." in compare_words.answer("intraslice", answers["intraslice"])
+
+
+def test_only_a_whole_answer_is_called_identical(columns, tiny) -> None:
+    def words(count: int) -> str:
+        stopped = Answer("w10 " * count, count=count, state="stopped")
+        return compare_words.answer("intraslice", stopped).rpartition('isx-quiet">')[2].partition("<")[0]
+
+    assert words(0) == "0 tokens, stopped."
+    assert words(3) == "3 tokens, stopped. Identical to the dense answer so far."
+
+
+def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, tiny, monkeypatch) -> None:
+    finished, request = columns.streams._finished, tiny.with_settings(sparsity=5)
+    before = len(finished.entries())
+    first = asked(columns, request, prompt="w100")
+    assert first["intraslice"].diverges_at > 2
+    finished.drop(finished.entries()[before])  # the dense answer, which ended first
+    assert asked(columns, request, prompt="w100") == first
 
 
 def test_tokens_are_counted_as_they_come(columns, tiny) -> None:
