@@ -94,7 +94,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=lazy_gettext("Precision"), elem_id="dtype")
     with gr.Accordion(lazy_gettext("Calibration"), open=False, elem_id="calibration"):
         text = gr.Dropdown(list(session.texts), value=first.text, label=lazy_gettext("Text"), elem_id="text")
-        upload = gr.File(label=lazy_gettext("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=92)
+        upload = gr.File(label=lazy_gettext("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=64)
         with gr.Row():
             number = partial(gr.Number, precision=0, min_width=70)
             sequences = number(

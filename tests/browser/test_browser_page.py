@@ -144,6 +144,33 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
         page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons kept")
 
 
+def test_a_control_that_has_the_focus_has_a_ring_that_nothing_cuts_off(plain) -> None:
+    page = plain.page
+    ring = """() => {
+        const input = document.activeElement;
+        const { outlineStyle, outlineColor, outlineOffset } = getComputedStyle(input);
+        const reach = parseFloat(outlineOffset) + 2;
+        const box = input.getBoundingClientRect();
+        for (let parent = input.parentElement; parent.tagName !== 'BODY'; parent = parent.parentElement) {
+            if (getComputedStyle(parent).overflow === 'visible') continue;
+            const { left, right, top, bottom } = parent.getBoundingClientRect();
+            if (box.left - reach < left || box.right + reach > right) return [input.outerHTML, parent.outerHTML];
+            if (box.top - reach < top || box.bottom + reach > bottom) return [input.outerHTML, parent.outerHTML];
+        }
+        return [outlineStyle, outlineColor];
+    }"""
+    page.keyboard.press("Tab")  # after a click, a focus is not always shown
+    for dark, colour in ((False, "rgb(0, 114, 178)"), (True, "rgb(86, 180, 233)")):
+        page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
+        scheme = page.evaluate("getComputedStyle(document.documentElement).colorScheme")  # that of scrollbars
+        assert scheme == ("dark" if dark else "light")
+        for control in ("#dtype", "#bias-auto", "#bias", "#sparsity"):
+            for field in page.locator(f"{control} input").all():
+                field.focus()
+                assert page.evaluate(ring) == ["solid", colour], control
+    page.evaluate("document.body.classList.remove('dark')")
+
+
 def test_a_recovery_has_a_button_of_its_own(plain) -> None:
     page = plain.page
     assert not page.locator("#train").is_visible()
