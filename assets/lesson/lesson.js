@@ -41,7 +41,7 @@
 
   function build() {
     const name = (part, tag = "div") => make(tag, { className: `isx-lesson-${part}` });
-    parts = { links: make("ol"), title: make("h3", { id: "isx-lesson-title", tabIndex: -1 }), question: name("question"), control: name("control"), answer: name("answer"), notes: name("notes") };
+    parts = { links: make("ol"), title: make("h3", { id: "isx-lesson-title", tabIndex: -1 }), context: name("context"), question: make("p"), control: name("control"), answer: name("answer"), notes: name("notes") };
     Object.assign(parts, { bar: name("bar"), room: name("room"), class: name("class") });
     Object.assign(parts, { back: button("back", words.back), on: button("on", "", "isx-on"), more: button("notes", words.notes) });
     parts.answer.setAttribute("aria-live", "polite");
@@ -51,8 +51,10 @@
     nav.setAttribute("aria-label", words.steps);
     const top = name("top");
     top.append(nav, button("close", words.close));
+    const asked = name("ask"); // always in sight
+    asked.append(parts.question, parts.control);
     const body = name("body");
-    body.append(parts.bar, parts.title, parts.question, parts.control, parts.room, parts.answer, parts.notes, parts.class);
+    body.append(parts.bar, parts.title, parts.context, asked, parts.room, parts.answer, parts.notes, parts.class);
     const bottom = name("bottom");
     bottom.append(parts.more, parts.back, parts.on);
     panel = make("section", { className: "isx-lesson", title: "" }, top, body, bottom);
@@ -129,7 +131,8 @@
     window.isxAddress((wanted) => wanted.set("lesson", index + 1));
     const { title, question } = step();
     parts.title.textContent = `${index + 1}. ${title}`;
-    parts.question.replaceChildren(...question.map((textContent) => make("p", { textContent })));
+    parts.context.replaceChildren(...question.slice(0, -1).map((textContent) => make("p", { textContent })));
+    parts.question.textContent = question.at(-1);
     parts.links.replaceChildren(...steps.map(link));
     parts.back.disabled = index === 0;
     control = null;
@@ -159,6 +162,7 @@
     const { label = usual, disabled = false } = lesson.room?.button(at, shown()) ?? {};
     parts.on.textContent = label;
     parts.on.disabled = disabled;
+    panel.classList.toggle("isx-lesson-asks", !shown() && !lesson.room?.isLead);
     lesson.renderClass();
     parts.links.querySelectorAll("a")[at].classList.toggle("isx-done", shown());
     tellNotes();
