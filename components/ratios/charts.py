@@ -12,11 +12,13 @@ from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 
 
 def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
-    """Pruning ratio per layer: bars for the chosen estimator, a line for each other estimator, and the cap."""
+    """Planned ratio per layer: bars for the chosen estimator, a line for each other estimator, and the cap."""
     data: list[Json] = []
     for row, module in enumerate(MODULES, start=1):
         axes = figure.axes_of(row)
-        bars = bars_of([getattr(layer, module) for layer in plan.layers], module, axes, "<br>%{customdata}")
+        bars = bars_of(
+            [getattr(layer, module) for layer in plan.layers], module, axes, gettext("<br>kept: %{{customdata}}")
+        )
         # `assets/overrides.js` reads the module.
         meta, kept = {"module": module, **figure.GHOST_ALWAYS}, [_kept(layer, module) for layer in plan.layers]
         data.append({**bars, "meta": meta, "customdata": kept})
@@ -28,7 +30,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     top = min(1.0, plan.cap + 0.07)
     for row, name in enumerate(MODULES.values(), start=1):
         layout[f"yaxis{figure.suffix(row)}"].update(
-            title=figure.title(gettext("{module} removed", module=name)),
+            title=figure.title(gettext("{module}, planned ratio", module=name)),
             tickformat=".0%",
             range=[0, top],
             dtick=0.2,
@@ -41,8 +43,8 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     return Chart(
         title=gettext("Pruning ratio per layer"),
         note=gettext(
-            "Which layers are pruned, and how much? Bars: percentage of each module that is removed; "
-            "estimator: {estimator}.",
+            "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to whole "
+            "heads, channels and neurons; estimator: {estimator}.",
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
         hint=gettext("Click a layer."),
@@ -51,9 +53,9 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         layout=layout,
         columns=[
             gettext("Layer"),
-            gettext("Attention removed"),
+            gettext("Attention, planned ratio"),
             gettext("Attention kept"),
-            gettext("MLP removed"),
+            gettext("MLP, planned ratio"),
             gettext("MLP kept"),
         ],
         rows=[
@@ -72,8 +74,8 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
 
 
 def bars_of(ratios: Sequence[float], module: str, axes: Json, more: str = "") -> Json:
-    """The pruning ratios of a module in every layer; `more` is shown below a ratio."""
-    hover = gettext("<b>layer %{{x}}, {module}</b><br>%{{y:.1%}} removed", module=MODULES[module])
+    """The planned ratios of a module in every layer; `more` is shown below a ratio."""
+    hover = gettext("<b>layer %{{x}}, {module}</b><br>planned ratio: %{{y:.1%}}", module=MODULES[module])
     return {
         "type": "bar",
         "name": MODULES[module],

@@ -10,7 +10,7 @@ from ..i18n.language import lazy_gettext
 
 @dataclass(frozen=True)
 class LayerView:
-    """One layer: its pruning ratios (fractions removed), and its sizes after slicing and in the dense model."""
+    """One layer: its planned ratios (fractions to remove, before rounding), its sizes after slicing and when dense."""
 
     attention: float
     mlp: float

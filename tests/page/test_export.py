@@ -188,7 +188,7 @@ def test_the_report_stands_alone(session, tiny) -> None:
     )
     assert not re.search(r"(src|href)=|https?://", text)
     assert "</script><b>" not in text
-    assert "Bars: percentage of each module that is removed" in text
+    assert "Bars: planned ratio of each module" in text
     assert "Click" not in text
     for said in (f"{measured.sliced:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
         assert said in text

@@ -26,7 +26,9 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
         line = line_of([ratios[row - 1] for ratios in start], estimator, label, figure.axes_of(row))
         data.append({**line, "legendgroup": "start"})
         axis = layout[f"yaxis{figure.suffix(row)}"]
-        axis.update(title=figure.title(gettext("{module} removed", module=name)), tickformat=".0%", rangemode="tozero")
+        axis.update(
+            title=figure.title(gettext("{module}, planned ratio", module=name)), tickformat=".0%", rangemode="tozero"
+        )
         if not view:
             axis.update(showticklabels=False, range=[0, 1])
     figure.layer_axes(layout, 2, layers)
@@ -46,7 +48,7 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
         layout=layout,
         columns=[
             gettext("Layer"),
-            *(gettext("{module} removed", module=name) for name in MODULES.values()),
+            *(gettext("{module}, planned ratio", module=name) for name in MODULES.values()),
             *(gettext("{module}, start", module=name) for name in MODULES.values()),
         ],
         rows=[

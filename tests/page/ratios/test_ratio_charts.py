@@ -60,8 +60,8 @@ def test_bars_say_in_machine_words_which_module_they_are() -> None:
 def test_what_a_click_does_stands_on_the_page_alone() -> None:
     chart = charts.ratio_chart(replace(plan_view(), provisional="Snapshot: A label."))
     shown = (
-        "Which layers are pruned, and how much? Bars: percentage of each module that is removed; "
-        "estimator: PCA-aware. Click a layer. Snapshot: A label."
+        "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to "
+        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Snapshot: A label."
     )
     assert json.loads(chart.to_json())["note"] == shown
     assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")
@@ -78,6 +78,18 @@ def test_a_method_keeps_its_colour_and_dash() -> None:
 def test_table_says_what_the_bars_say() -> None:
     row = charts.ratio_chart(plan_view()).rows[3]
     assert row == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
+
+
+def test_a_ratio_that_rounding_leaves_without_effect_is_shown_as_planned() -> None:
+    plan = plan_view(layers=1)
+    chart = charts.ratio_chart(replace(plan, layers=(replace(plan.layers[0], mlp=0.001, neurons=1536),)))
+    assert dict(zip(chart.columns, chart.rows[0], strict=True)) | {
+        "MLP, planned ratio": "0.1%",
+        "MLP kept": "1,536 of 1,536 neurons",
+    } == dict(zip(chart.columns, chart.rows[0], strict=True))
+    bars = next(trace for trace in chart.data if trace["name"] == "MLP")
+    assert "planned ratio: %{y:.1%}<br>kept: %{customdata}" in bars["hovertemplate"]
+    assert chart.layout["yaxis2"]["title"]["text"] == "MLP, planned ratio"
 
 
 def test_a_module_that_goes_whole_is_named() -> None:
