@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from operator import itemgetter
 
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..state.views import Perplexities, PinnedView, PlanView
@@ -42,12 +43,14 @@ def headline(
             perplexity=perplexity,
         )
         return f'<p class="isx-headline">{nothing}{action}{change}</p>'
-    ranked = sorted(
+    ratios = [
         (getattr(layer, module), name, index)
         for index, layer in enumerate(plan.layers)
         for module, name in MODULES_IN_WORDS.items()
-    )
-    (min_ratio, min_name, min_layer), (max_ratio, max_name, max_layer) = ranked[0], ranked[-1]
+    ]
+    # of equal ones the first, in every language
+    min_ratio, min_name, min_layer = min(ratios, key=itemgetter(0))
+    max_ratio, max_name, max_layer = max(ratios, key=itemgetter(0))
     if max_ratio - min_ratio < 0.005:
         extremes = gettext("every layer is pruned by {most:.0%}", most=max_ratio)
     else:

@@ -5,6 +5,7 @@ import html
 import inspect
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from tiny_page import SOMEBODY, plan_view, stepwise
 
 from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
+from components.i18n.language import use_language
 from components.jobs.status import Status
 from components.page import build_app
 from components.ratios import panel as ratios
@@ -280,6 +282,11 @@ def test_a_cache_forgets_what_was_used_least() -> None:
 def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
     words = headline(plan_view(), Perplexities())
     assert "layer 0's MLP is pruned most (50%), layer 0's attention least (0%)" in words
+    plan = plan_view()
+    ties = replace(plan, layers=(plan.layers[1], replace(plan.layers[2], attention=0.0, mlp=0.0), *plan.layers[2:]))
+    assert "layer 1's attention least" in headline(ties, Perplexities())
+    with use_language("de"):
+        assert "am wenigsten Schicht 1 (Attention: 0\u00a0%)" in headline(ties, Perplexities())
 
 
 def test_words_escape_what_they_quote() -> None:
