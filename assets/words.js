@@ -6,8 +6,8 @@
 
   window.isxSay = (text, values = {}) => fill(words[text] ?? text, values);
 
-  // "12,345.6" as JavaScript or Python write it, in the language's own way.
-  window.isxWritten = (number) => String(number).replace(/[.,%]/g, (mark) => ({ ".": decimal, ",": thousands, "%": percent })[mark]);
+  // "-12,345.6" as JavaScript or Python write it, in the language's own way, with a minus sign.
+  window.isxWritten = (number) => String(number).replace(/^-/, "−").replace(/[.,%]/g, (mark) => ({ ".": decimal, ",": thousands, "%": percent })[mark]);
 
   // The switch beside the title: the same page, with whatever it is set to.
   document.addEventListener("click", (event) => {

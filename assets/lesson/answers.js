@@ -9,7 +9,7 @@
   const fixed = (value, digits) => window.isxWritten(value.toFixed(digits));
   const percent = (share, digits = 0) => `${fixed(100 * share, digits)}${window.isxLanguage.percent}`;
   const signed = (value, digits) => `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole))).replace(/(\d) %/g, "$1\u00a0%");
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => (typeof values[name] === "number" ? window.isxWritten(values[name]) : (values[name] ?? whole))).replace(/(\d) %/g, "$1\u00a0%").replace(/(\p{L})\.\.(?!\.)/gu, "$1."); // "Mio." ends a sentence
   const slider = () => Number(find("#sparsity input[type=range]")?.value);
 
   // Whether the page's numbers belong to its controls: they follow a moment later.
@@ -70,7 +70,7 @@
     const most = truth.indexOf(Math.max(...truth));
     const least = truth.indexOf(Math.min(...truth));
     const rho = said ? rankCorrelation(said, truth) : NaN;
-    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2).replace("-", "−") }) };
+    const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2) }) };
     return { values, truth, close: rho > 0.6 };
   }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..i18n.language import gettext, requested_language, translate
+from ..i18n.language import gettext, requested_language, term, translate
 from ..jobs import limits
 from ..jobs.jobs import EXPECTED
 
@@ -29,16 +29,21 @@ def translate_errors() -> Iterator[None]:
         yield
     except gr.Error as problem:
         problem.message, problem.print_exception = translate(limits.error_text(problem.message)), False
+        problem.title = term(problem.title)
         raise
     except (ValueError, *EXPECTED) as problem:
-        raise gr.Error(translate(limits.error_text(problem)), print_exception=False) from problem
+        raise _error(translate(limits.error_text(problem))) from problem
     except Exception as problem:
         log.exception("a handler failed")
         words = gettext(
             "An internal error occurred ({kind}). The server's log has the details.",
             kind=type(problem).__name__,
         )
-        raise gr.Error(words, print_exception=False) from problem
+        raise _error(words) from problem
+
+
+def _error(words: str) -> gr.Error:
+    return gr.Error(words, title=gettext("Error"), print_exception=False)
 
 
 def language_of(request: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from numbers import Number
+from numbers import Number, Real
 from string import Formatter
 from typing import Any, NamedTuple
 
@@ -98,7 +98,7 @@ def gettext(text: str, /, **values: Any) -> str:
 
     Numbers take Python's format codes and the language's separators: `gettext("{ratio:.1%}", ratio=0.3)`.
     """
-    if language() == ENGLISH and not any(isinstance(value, LazyString) for value in values.values()):
+    if language() == ENGLISH and not any(map(_is_localised, values.values())):
         return text.format(**values)
     return _FORMATTER.vformat(catalogue(language()).get(text, text), (), values)
 
@@ -114,8 +114,13 @@ def term(text: str) -> str:
 
 
 def number(value: float | Number, code: str) -> str:
-    """A number formatted by Python's format `code`, such as ".1f" or ".0%", with the language's separators."""
+    """A number formatted by Python's format `code`, such as ".1f" or ".0%", with the language's separators.
+
+    A negative one begins with a minus sign, not with a hyphen.
+    """
     formatted, current = format(value, code), LANGUAGES[language()]
+    if formatted.startswith("-"):
+        formatted = f"−{formatted[1:]}"
     if language() == ENGLISH:
         return formatted
     marks: dict[str, str | int | None] = {",": current.thousands, ".": current.decimal, "%": current.percent}
@@ -161,6 +166,11 @@ def _read(code: str, file: str) -> str:
 def long_text(file: str, code: str = "") -> str:
     """A file of `assets/texts/` in the given or the current language."""
     return _read(code or language(), file)
+
+
+def _is_localised(value: Any) -> bool:
+    """Whether English, too, writes the value in another way than Python."""
+    return isinstance(value, LazyString) or (isinstance(value, Real) and value < 0)
 
 
 class _Localised(Formatter):

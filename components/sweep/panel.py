@@ -13,7 +13,7 @@ import gradio as gr
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
-from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..i18n.language import LazyString, gettext, lazy_gettext, percentage, translate
 from ..jobs.limits import error_text
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
@@ -92,7 +92,7 @@ def build(session: Session, first: Request) -> SweepPanel:
             label=LazyString(lambda: _estimators(with_estimator)),
             min_width=260,
         )
-        percents = [(f"{percent}%", percent) for percent in SPARSITIES]
+        percents = [(LazyString(partial(percentage, percent)), percent) for percent in SPARSITIES]
         sparsities = gr.CheckboxGroup(
             percents, value=list(default.sparsities), label=lazy_gettext("Sparsity"), min_width=260
         )

@@ -110,6 +110,7 @@ def test_in_german_the_first_answers_are_found_and_predictions_judged(lesson) ->
     page.wait_for_selector(".isx-lesson .isx-found")
     found = page.inner_text(".isx-found")
     assert f"auf das {times:.2f}-Fache".replace(".", ",") in found
+    assert ".." not in found
     assert page.inner_text(".isx-close").startswith("Ihre Vorhersage: ")
     for number in (2, 4):
         page.click(f".isx-lesson nav a >> nth={number - 1}")

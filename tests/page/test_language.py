@@ -160,13 +160,14 @@ def test_the_tour_opens_tabs_that_there_are() -> None:
     [
         (0.298, ".1%", "29,8\u00a0%"),
         (1234567, ",", "1.234.567"),
-        (-1234.5, "+,.2f", "-1.234,50"),
+        (-1234.5, "+,.2f", "−1.234,50"),
         (30, "g", "30"),
         (3.2e-5, ".1e", "3,2e-05"),
     ],
 )
 def test_numbers_are_written_as_the_language_has_them(value, form, german) -> None:
-    assert number(value, form) == format(value, form)
+    assert number(value, form) == format(value, form).replace("-1", "−1")
+    assert gettext(f"{{value:{form}}}", value=value) == number(value, form)
     with use_language("de"):
         assert number(value, form) == german
         assert (

@@ -2,9 +2,12 @@
 
 import gradio as gr
 import httpx
+import pytest
 from gradio_pages import Client
 
 from components.gradio_compat.blocks import PatchedBlocks
+from components.gradio_compat.errors import translate_errors
+from components.i18n.language import use_language
 
 
 def make_page(kind: type[gr.Blocks]) -> gr.Blocks:
@@ -54,3 +57,10 @@ def test_ours_come_back_as_messages_and_only_the_pages_own_are_logged(launch, ca
     assert "RuntimeError" in answer["error"]
     assert "of no interest" not in answer["error"]
     assert "of no interest" in caplog.text
+
+
+@pytest.mark.parametrize("problem", [ValueError("too much"), RuntimeError("a mistake"), gr.Error("too much")])
+def test_the_title_of_a_message_is_translated(problem) -> None:
+    with use_language("de"), pytest.raises(gr.Error) as shown, translate_errors():
+        raise problem
+    assert shown.value.title == "Fehler"

@@ -74,7 +74,7 @@ def test_the_summary_names_a_swap_and_differences_of_plans(view) -> None:
     summary = catalogue(view, "pca")
     best = view.best_swap
     assert f"Pruning layer {best.source.layer}'s" in summary
-    assert f"{best.change:+.4f} ± {best.error:.4f}" in summary
+    assert f"−{-best.change:.4f} ± {best.error:.4f}" in summary
     assert best.change < 0
     assert "At equal model size, the Uniform plan differs most from this one in layer" in summary
 

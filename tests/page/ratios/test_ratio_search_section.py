@@ -83,7 +83,7 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     assert len(sent["table"]["rows"]) == len(views[-1].found)
     assert f"{views[-1].after:.3f}" in summary(views[-1], "pca")
     running = replace(views[-1], before=None, after=None, changes=(-0.1, 0.0, -0.1))
-    assert "changed by <b>-19%</b>" in summary(running, "pca")
+    assert "changed by <b>−19%</b>" in summary(running, "pca")
     assert summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
 
