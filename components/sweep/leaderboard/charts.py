@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from ...i18n.language import gettext, lazy_gettext, number
@@ -19,7 +20,7 @@ TEXTS = Terms(
         "source": lazy_gettext("Python source"),
     }
 )
-MARKS = {"training-free": "", "searched": "-open-dot", "recovered": "-open"}  # of the symbols
+DASHES = {"searched": "dot", "recovered": "longdash"}  # of the lines; otherwise the method's
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
@@ -69,7 +70,7 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
                 *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
                 _optional(cell.loops, ".0%"),
                 _optional(cell.answer_tokens, ".1f"),
-                f"{cell.date.replace('-', NO_BREAK)} {cell.commit}",
+                cell.date.replace("-", NO_BREAK),
             ]
             for cell in ranked
         ],
@@ -138,6 +139,8 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
     for panel, value in ((1, "divergence"), (2, "perplexity_ratio")):
         for (method, stage), points in groups.items():
             line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
+            line["dash"] = DASHES.get(stage, line["dash"])
+            symbol = {"searched": "triangle-down", "recovered": f"{symbol}-open"}.get(stage, symbol)
             errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
             traces.append(
                 {
@@ -151,7 +154,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
                     "text": [point.model_name for point in points],
                     "error_y": {"type": "data", "array": errors, "color": line["color"], "thickness": 0.8, "width": 0},
                     "line": line,
-                    "marker": {"size": 8, "color": line["color"], "symbol": symbol + MARKS[stage]},
+                    "marker": {"size": 8, "color": line["color"], "symbol": symbol},
                     "hovertemplate": f"<b>{_name(points[0])}</b><br>{hover}<br>%{{y:.3g}}<extra></extra>",
                     **figure.axes_of(panel),
                 }
@@ -191,9 +194,15 @@ def _damage(cell: Cell) -> tuple[str, str, str]:
     """Perplexity, its ratio to the dense one, and KL, as text."""
     return (
         number(cell.perplexity, ",.2f"),
-        f"{number(cell.perplexity_ratio, ',.2f')} ± {number(cell.perplexity_ratio_error, ',.2f')}",
-        f"{number(cell.divergence, '.3f')} ± {number(cell.divergence_error, '.3f')}",
+        _with_error(cell.perplexity_ratio, cell.perplexity_ratio_error),
+        _with_error(cell.divergence, cell.divergence_error),
     )
+
+
+def _with_error(value: float, error: float) -> str:
+    """Both rounded to the first two digits of the error."""
+    digits = 1 - math.floor(math.log10(error))
+    return " ± ".join(number(round(shown, digits), f",.{max(digits, 0)}f") for shown in (value, error))
 
 
 def _optional(value: float | None, code: str) -> str:

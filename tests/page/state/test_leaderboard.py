@@ -149,6 +149,22 @@ def test_both_charts_draw_every_cell_that_they_are_given(text) -> None:
     assert panel.show("someone/else", "no text") == ("", "")
 
 
+def test_stages_of_a_method_differ_in_dash_and_symbol() -> None:
+    of_stages = [CELL, CELL._replace(ratios=leaderboard.SEARCH), CELL._replace(recovery="distill")]
+    traces = charts.sparsity_chart(of_stages).data[:3]
+    assert len({trace["line"]["dash"] for trace in traces}) == 3
+    assert len({trace["marker"]["symbol"].removesuffix("-dot") for trace in traces}) == 3
+
+
+def test_the_table_has_as_many_digits_as_the_error_allows_and_the_date_alone() -> None:
+    cell = CELL._replace(
+        perplexity_ratio=1479.10, perplexity_ratio_error=292.74, divergence_error=0.0037, commit="b-dirty"
+    )
+    row = charts.sparsity_chart([cell]).rows[0]
+    assert row[4:6] == ["1,480 ± 290", "0.5900 ± 0.0037"]
+    assert row[-1].replace(charts.NO_BREAK, "-") == "2026-11-29"
+
+
 @pytest.mark.parametrize("model", ["Qwen/Qwen2.5-Coder-0.5B-Instruct"])
 def test_the_model_list_says_what_slicing_costs_a_measured_model(session, model) -> None:
     (cell,) = (
