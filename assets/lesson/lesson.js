@@ -117,9 +117,14 @@
     if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
     else if (along[key]) along[key] > 0 ? forward(true) : back();
     else if (key.toLowerCase() === "n") toggleNotes();
-    else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? panel.classList.remove("isx-lesson-wide") : close();
+    else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? narrow() : close();
     else return;
     event.preventDefault();
+  }
+
+  function narrow() {
+    panel.classList.remove("isx-lesson-wide");
+    lesson.renderClass();
   }
 
   // `set`: whether the page is still to be set to the step's state; a link has set it already.
@@ -187,7 +192,7 @@
     tell();
     look();
     const body = parts.answer.parentElement; // a small screen shows the prediction and the answer, not the question
-    const seen = lesson.room ? parts.room : parts.control; // of a class, its predictions
+    const seen = parts.room.hidden ? parts.control : parts.room; // of a class, its predictions
     body.scrollTop = panel.classList.contains("isx-lesson-wide") ? 0 : seen.offsetTop - body.offsetTop;
   }
 

@@ -146,10 +146,11 @@
     const qr = make("div", { className: "isx-room-qr" });
     const address = make("p", { className: "isx-room-link", textContent: link() });
     const invite = make("div", { className: "isx-room-invite" }, make("div", { className: "isx-room-words" }, make("p", {}, say("Class code"), " ", code), address, make("div", { className: "isx-room-tools" }, button("copy", say("Copy link")), button("secret", say("Copy presenter's link"))), copied), qr);
-    const sure = make("div", { className: "isx-room-sure", hidden: true }, make("p", { textContent: say("Delete the class with all its predictions?") }), button("sure", say("Delete now")));
-    const files = make("div", { className: "isx-room-tools" }, button("invite", say("Code and link")), button("large", say("Large view")), button("csv", "CSV"), button("report", say("Report (HTML)")), button("delete", say("Delete class")));
+    const sure = make("div", { className: "isx-room-sure", hidden: true }, make("p", { textContent: say("Delete the class with all its predictions?") }), button("sure", say("Delete now")), button("delete", say("Cancel")));
+    const large = button("large", "");
+    const files = make("div", { className: "isx-room-tools" }, button("invite", say("Code and link")), large, button("csv", "CSV"), button("report", say("Report (HTML)")), button("delete", say("Delete class")));
     parts.room.replaceChildren(invite, counts, heard, plot.element, files, sure);
-    return { isLead: true, counts, heard, plot, invite, copied, qr, sure, address };
+    return { isLead: true, counts, heard, plot, invite, copied, qr, sure, address, large };
   }
 
   function buildStudent() {
@@ -173,7 +174,7 @@
   }
 
   function renderBar(now) {
-    const question = now.state && !now.isLead ? say("question {step} of {steps}", { step: now.state.step, steps: steps.length }) : "";
+    const question = now.over ? say("ended") : now.state && !now.isLead ? say("question {step} of {steps}", { step: now.state.step, steps: steps.length }) : "";
     const words = [`${say("Class")} ${now.code}`, question].filter(Boolean).join(" · ");
     if (!parts.bar.firstChild) {
       const problem = make("p", { className: "isx-room-problem" });
@@ -189,6 +190,7 @@
     const revealed = state.revealed[at() + 1];
     const words = say("Students: {students} · Predictions: {count}", { students: state.students, count: shape?.count ?? 0 });
     set(view.counts, "textContent", words);
+    set(view.large, "textContent", parts.bar.closest(".isx-lesson-wide") ? say("Close large view") : say("Large view"));
     if (Date.now() > spoken + SPOKEN) {
       spoken = Date.now();
       set(view.heard, "textContent", words);
@@ -221,7 +223,9 @@
     set(parts.problem, "textContent", now ? "" : error);
     parts.outside.hidden = Boolean(now);
     parts.record.hidden = Boolean(now?.isLead) || !Object.keys(lesson.kept().shown).length;
-    parts.bar.hidden = parts.room.hidden = !now;
+    const ended = now?.over && !now.isLead; // the lesson goes on alone; a presenter may still save the report
+    parts.bar.hidden = !now;
+    parts.room.hidden = !now || ended;
     const panel = parts.bar.closest(".isx-lesson");
     panel?.classList.toggle("isx-lesson-led", Boolean(now?.isLead));
     if (!now) {
@@ -232,7 +236,7 @@
       return;
     }
     renderBar(now);
-    if (!now.state || at() < 0) return;
+    if (ended || !now.state || at() < 0) return;
     if (view?.isLead !== now.isLead) view = now.isLead ? buildLead(now) : buildStudent();
     if (now.isLead) renderLead(now);
     else renderStudent(now);

@@ -130,7 +130,8 @@
   }
 
   function end(words) {
-    [over, problem] = [true, words]; // the lesson goes on alone, with what was predicted in the class
+    // The lesson goes on alone, with what was predicted in the class. The server cannot tell who was in a class that is gone.
+    [over, problem] = [true, state ? say("The class has ended. The lesson goes on without it.") : words];
     lesson.tell();
     changed();
   }

@@ -158,11 +158,23 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     rows = list(csv.reader(io.StringIO(saved(presenter, "csv"))))
     assert len(rows) == 1 + questions * len(students)
     assert saved(presenter, "report").count("<h2") == questions
-    presenter.page.click("[data-room=delete]")
+    large = presenter.page.locator("[data-room=large]")
+    large.click()
+    assert large.inner_text() == "Close large view"
+    presenter.page.keyboard.press("Escape")
+    assert large.inner_text() == "Large view"
+    presenter.page.click("[data-room=delete] >> text=Delete class")
+    presenter.page.click("[data-room=delete] >> text=Cancel")
+    assert presenter.page.locator("[data-room=sure]").is_hidden()
+    presenter.page.click("[data-room=delete] >> text=Delete class")
     presenter.page.click("[data-room=sure]")
     presenter.page.wait_for_selector(".isx-room-outside", state="visible")
     for student in students:
         student.page.wait_for_selector(".isx-room-bar + p:not(:empty)")
+        words = student.page.inner_text(".isx-lesson-bar")
+        assert ("beendet" if student is german else "The class has ended") in words
+        assert "10" not in words.replace(code, "")  # no question of the class
+        assert student.page.locator(".isx-lesson-room").is_hidden()
     for one in (presenter, *students):
         one.page.close()  # what went wrong on it may be told late
         one.forgive("410")  # of who asked for the class while it was deleted
