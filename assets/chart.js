@@ -84,17 +84,25 @@ function halved(words) {
   return words.length < 10 || middle === undefined ? words : `${words.slice(0, middle)}<br>${words.slice(middle + 1)}`;
 }
 
-// Panels that stand side by side on a wide screen stand one above the other on a narrow one.
+const LETTER = 7; // px of an axis' words
+
+// Panels that stand side by side on a wide screen stand one above the other on a narrow one, and long words have two lines.
 function stack(layout) {
   layout.margin = { ...layout.margin, l: 46, r: 6 };
   const panels = Object.keys(layout).filter((key) => key.startsWith("xaxis")).length;
-  if (!chart.side_by_side) return;
   const gap = 0.2;
   const share = (1 - gap * (panels - 1)) / panels;
-  for (let index = 0; index < panels; index++) {
+  for (let index = 0; chart.side_by_side && index < panels; index++) {
     const mark = index ? index + 1 : "";
     layout[`xaxis${mark}`].domain = [0, 1];
     layout[`yaxis${mark}`].domain = [1 - share - index * (share + gap), 1 - index * (share + gap)];
+  }
+  const { l, r, t, b } = layout.margin;
+  const lengths = { x: layout.width - l - r, y: layout.height - t - b };
+  for (const [name, axis] of Object.entries(layout).filter(([name]) => /^[xy]axis/.test(name))) {
+    const [start, end] = axis.domain ?? [0, 1];
+    const isLong = axis.title?.text?.length * LETTER > lengths[name[0]] * (end - start);
+    if (isLong) layout[name] = { ...axis, title: { ...axis.title, text: halved(axis.title.text) } };
   }
 }
 

@@ -93,3 +93,19 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
     assert page.inner_text("#calibrate") == "Load and calibrate"
     assert "Settings" in page.inner_text("footer")
     assert page.inner_text(".isx-languages [aria-current]") == "English"
+
+
+def test_long_german_words_fit_on_a_small_screen(visit) -> None:
+    page = visit(width=390, height=844, language="de-DE").page
+    page.locator("#verdict-chart").scroll_into_view_if_needed()
+    page.wait_for_selector("#verdict-chart .main-svg")
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.infolayer text[class$=title]')].filter((words) => {
+            const [own, plot] = [words, words.closest(".isx-plot")].map((one) => one.getBoundingClientRect());
+            const isOut = own.left < plot.left - 1 || own.right > plot.right + 1 || own.top < plot.top - 1;
+            return own.width && (isOut || own.bottom > plot.bottom + 1);
+        }).map((words) => words.textContent)"""
+    )
+    assert page.locator(".infolayer text[class$=title]").count() > 4
+    assert cut == []
+    assert page.locator("#slider-bar").bounding_box()["height"] < 120
