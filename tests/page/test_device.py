@@ -205,5 +205,5 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
 
     monkeypatch.setattr(files_module, "require_deci", refuse)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
-    assert json.loads(last.view)["problem"] == "llama.cpp does not support it"
+    assert json.loads(last.view)["problem"] == "llama.cpp does not support it."
     assert device_panel.describe_if_chosen(session, tiny, "server", "q8_0", SOMEBODY) == {"__type__": "update"}

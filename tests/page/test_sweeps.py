@@ -205,7 +205,7 @@ def test_a_lack_of_memory_is_said_and_the_point_is_tried_again(session, tiny, mo
     with monkeypatch.context() as patch:
         patch.setattr(library, "slice_by", fails)
         *_, last = run(session, tiny, choice)
-    assert (last.kind, last.text) == ("error", "only 1 GiB is free")
+    assert (last.kind, last.text) == ("error", "Only 1 GiB is free.")
     assert views(run(session, tiny, choice))[-1].points[0].perplexity > 1
 
 
