@@ -9,6 +9,7 @@ from tiny_page import SOMEBODY, in_job
 from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
+from components.i18n.language import number
 from components.ui.handlers import only_if_active, unchanged
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation import generation
@@ -50,7 +51,7 @@ def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None
     assert len(said) == 5
     for line, one in zip(said, expected.tokens, strict=True):
         assert line.startswith(one.text)
-        assert f"{one.extra_loss:+.2f} nats" in line
+        assert f"{number(one.extra_loss, '+.2f')} nats" in line
     assert f"{expected.agreement:.0%} of the positions" in html
     assert html.count('tabindex="0"') == 2  # the first token, and the table
 
