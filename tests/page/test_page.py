@@ -201,10 +201,8 @@ def test_a_link_carries_a_bias_where_one_was_given(query, bias) -> None:
 
 @pytest.mark.parametrize("layer", ["30", "2.5", "-1", "1e400"])
 def test_a_layer_that_the_model_lacks_is_left_out_of_a_link(session, layer) -> None:
-    layers = [
-        link.restore_existing(session, SimpleNamespace(query_params={"layer": text})).layer for text in (layer, "29")
-    ]
-    assert layers == [0, 29]
+    for text, kept in ((layer, 0), ("29", 29)):
+        assert link.restore_existing(session, SimpleNamespace(query_params={"layer": text})).layer == kept
 
 
 def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
