@@ -48,7 +48,7 @@ def test_the_folder_has_the_bits_of_an_ordinary_slice(family_case, recipe_for, o
     assert left_over(folder, own_cache) == []
 
 
-@pytest.mark.parametrize("estimator", ["uniform", pytest.param("fisher", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("estimator", ["uniform", "output-error", pytest.param("fisher", marks=pytest.mark.slow)])
 def test_the_plan_is_that_of_memory_for_every_estimator(tiny_case, recipe_for, folder, estimator):
     recipe = recipe_for(tiny_case("llama-gqa"), estimator=estimator)
     pipeline = Pipeline(recipe, progress=False)
