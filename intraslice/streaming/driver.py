@@ -41,7 +41,7 @@ from intraslice.streaming.shards import Shards
 from intraslice.streaming.weights import StreamedModel, open_model
 
 FORMAT = "1"  # of the journal
-ESTIMATORS = ("uniform", "pca", "fisher")
+ESTIMATORS = ("uniform", "pca", "output-error", "fisher")
 
 
 def require_streamable(recipe: Recipe) -> None:
