@@ -73,9 +73,7 @@ def explained_energy(
         owner: each head's key/value head, from 0: heads with the same one share their axes.
     """
     count = len(owner)
-    of_heads = diagonal_blocks(moment, count)
-    of_owners = of_heads.new_zeros(int(owner.max()) + 1, *of_heads.shape[1:]).index_add_(0, owner, of_heads)
-    axes = principal_axes(of_owners)[1][owner][..., :width]
+    axes = principal_axes(_by_owner(diagonal_blocks(moment, count), owner))[1][owner][..., :width]
     pairs_of_heads = moment.unflatten(1, (count, -1)).unflatten(0, (count, -1))
     narrow = torch.einsum("hap,hakb,kbq->hpkq", axes, pairs_of_heads, axes).flatten(2).flatten(0, 1)
     narrow_output = torch.einsum("nha,hap->nhp", output.unflatten(1, (count, -1)), axes).flatten(1)
@@ -85,9 +83,13 @@ def explained_energy(
 
 def dropped_fisher(query_fisher: Float[Tensor, "heads dim"], owner: Int[Tensor, " heads"], width: int) -> float:
     """Fisher information of the rotary pairs that are dropped where queries and keys have `width` channels."""
-    pairs = query_fisher.unflatten(1, (2, -1)).sum(1)
-    of_owners = pairs.new_zeros(int(owner.max()) + 1, pairs.shape[1]).index_add_(0, owner, pairs)
-    return (of_owners.sum() - of_owners.topk(width // 2, dim=1).values.sum()).item()
+    pairs = _by_owner(query_fisher.unflatten(1, (2, -1)).sum(1), owner)
+    return (pairs.sum() - pairs.topk(width // 2, dim=1).values.sum()).item()
+
+
+def _by_owner(values: Tensor, owner: Int[Tensor, " heads"]) -> Tensor:
+    """Sums over the heads of each key/value head: (heads, ...) to (key/value heads, ...)."""
+    return values.new_zeros(int(owner.max()) + 1, *values.shape[1:]).index_add_(0, owner, values)
 
 
 def unit_importances(ratios: Sequence[float], damages: Sequence[float], units: int) -> Float[Tensor, " units"]:
