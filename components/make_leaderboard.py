@@ -22,8 +22,9 @@ from filelock import FileLock
 
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.core.config import NO_RECOVERY
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.sweep import LOSSES
 from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
@@ -33,14 +34,18 @@ from .state.snapshots.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WI
 COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
+LONGER = CalibrationConfig(sequences=128, samples=16)
 DIGITS = 5  # significant
 
 
 def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
     """The cells of a stage, of all texts, a sparsity at a time."""
     a = arguments
-    about = {"model": a.name or a.model, "weights": a.weights, "commit": commit}
+    calibration = LONGER if stage == "longer calibration" else CalibrationConfig()
+    sizes = {"sequences": calibration.sequences, "samples": calibration.samples}
+    about = {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes}
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
+    common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     common += ["--threads", str(a.threads)] if a.threads else []
     sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
     sweep += ["--no-speed"] if a.losses_only else ["--answers"]
@@ -54,7 +59,8 @@ def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[
             yield list(cells(result, about | {"ratios": SEARCH, "passes": plan["passes"]}))
         else:
             recovery = ["--recover", "distill"] if stage == "recovered" else []
-            yield list(cells(run([*sweep, *at, *recovery, "--methods", *a.methods, "--estimators", "pca"]), about))
+            sliced = ["--methods", *a.methods, "--estimators", *a.estimators]
+            yield list(cells(run([*sweep, *at, *recovery, *sliced]), about))
 
 
 def run(words: list[str]) -> dict[str, Any]:
@@ -114,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
     add("--stages", nargs="+", default=STAGES, choices=STAGES)
     add("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
+    add("--estimators", nargs="+", default=["pca"], choices=list(ESTIMATORS), help="of intraslice, but for searches")
     add("--sparsities", nargs="+", type=float, default=SPARSITIES)
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
     add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")

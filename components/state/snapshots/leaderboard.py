@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pandas
 
+from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
 
 from ...assets import ASSETS
@@ -22,7 +23,7 @@ FILE = ASSETS / "leaderboard.csv"
 WIKIPEDIA = "wikipedia"  # the text of the readings on the page
 SEARCH = "search"  # in place of an estimator: ratios that a search found
 TOKENS, DTYPE = 2048, "bfloat16"  # of every cell; the tokens are four windows of 512
-STAGES = ("training-free", "searched", "recovered")
+STAGES = ("training-free", "longer calibration", "searched", "recovered")
 
 
 class Cell(NamedTuple):
@@ -34,6 +35,8 @@ class Cell(NamedTuple):
     method: str
     ratios: str  # the estimator, SEARCH, or "" for a method that uses none
     recovery: str
+    sequences: int  # of calibration text, 512 tokens each
+    samples: int  # such sequences that the dense model sampled
     sparsity: float
     text: str
     dense_perplexity: float
@@ -61,7 +64,16 @@ class Cell(NamedTuple):
         """What was done besides slicing: one of `STAGES`."""
         if self.recovery != NO_RECOVERY:
             return "recovered"
-        return "searched" if self.ratios == SEARCH else "training-free"
+        if self.ratios == SEARCH:
+            return "searched"
+        default = CalibrationConfig()
+        is_default = (self.sequences, self.samples) == (default.sequences, default.samples)
+        return "training-free" if is_default else "longer calibration"
+
+    @property
+    def other_estimator(self) -> str:
+        """The estimator, unless it is the default or there is none."""
+        return "" if self.ratios in (SEARCH, SliceConfig().estimator) else self.ratios
 
     @property
     def day(self) -> str:
@@ -71,7 +83,7 @@ class Cell(NamedTuple):
 
 OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losses were measured
 STRINGS = ("model", "weights", "method", "ratios", "recovery", "text", "date", "commit")  # columns
-KEY = ("model", "method", "ratios", "recovery", "sparsity", "text")
+KEY = ("model", "method", "ratios", "recovery", "sequences", "samples", "sparsity", "text")
 
 
 def read(path: Path = FILE) -> tuple[Cell, ...]:

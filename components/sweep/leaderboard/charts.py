@@ -9,9 +9,15 @@ from ...i18n.language import gettext, lazy_gettext, number
 from ...state.snapshots.leaderboard import DTYPE, STAGES, TOKENS, Cell
 from ...ui import figure
 from ...ui.figure import Chart, Json
-from ...ui.labels import METHOD_COLOURS, METHODS, SYMBOLS, Terms
+from ...ui.labels import ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS, Terms
 
-LABELS = Terms({"searched": lazy_gettext("ratios by search"), "recovered": lazy_gettext("recovered")})
+LABELS = Terms(
+    {
+        "longer calibration": lazy_gettext("longer calibration"),
+        "searched": lazy_gettext("ratios by search"),
+        "recovered": lazy_gettext("recovered"),
+    }
+)
 TEXTS = Terms(
     {
         "wikipedia": lazy_gettext("Wikipedia"),
@@ -20,7 +26,7 @@ TEXTS = Terms(
         "source": lazy_gettext("Python source"),
     }
 )
-DASHES = {"searched": "dot", "recovered": "longdash"}  # of the lines; otherwise the method's
+DASHES = {"longer calibration": "dashdot", "searched": "dot", "recovered": "longdash"}  # else the method's
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
@@ -40,7 +46,8 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
         title=gettext("Leaderboard: damage against sparsity"),
         note=gettext(
             "Which method damages the model least, at about equal parameters? Untrained slices compete with each "
-            "other, recovered ones with each other."
+            "other, recovered ones with each other. The longer calibration reads four times the text, and sequences "
+            "that the dense model samples; click the other methods in the legend to show theirs."
         ),
         protocol=_protocol(cells),
         data=data,
@@ -140,7 +147,9 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
         for (method, stage), points in groups.items():
             line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
             line["dash"] = DASHES.get(stage, line["dash"])
-            symbol = {"searched": "triangle-down", "recovered": f"{symbol}-open"}.get(stage, symbol)
+            of_stage = {"longer calibration": "triangle-right", "searched": "triangle-down"}
+            symbol = of_stage.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
+            is_crowding = stage == "longer calibration" and method != "intraslice"
             errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
             traces.append(
                 {
@@ -149,6 +158,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
                     "name": _name(points[0]),
                     "legendgroup": f"{method} {stage}",
                     "showlegend": panel == 1,
+                    "visible": "legendonly" if is_crowding else True,
                     "x": [x_of(point) for point in points],
                     "y": [figure.rounded(getattr(point, value)) for point in points],
                     "text": [point.model_name for point in points],
@@ -187,6 +197,8 @@ def _protocol(cells: Sequence[Cell]) -> str:
 
 def _name(cell: Cell) -> str:
     name = METHODS.get(cell.method, cell.method)
+    if cell.other_estimator:
+        name = f"{name} ({ESTIMATORS[cell.other_estimator]})"
     return name if cell.stage == "training-free" else f"{name}, {LABELS[cell.stage]}"
 
 

@@ -19,7 +19,7 @@ from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
 
 CELL = Cell(
-    *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 0.3, "wikipedia"),
+    *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 32, 0, 0.3, "wikipedia"),
     *(15.3, 24.8, 1.62, 0.05, 0.59, 0.03, 0.3, 0.0, None, None, None, None, "2026-11-29", "abc1234"),
 )
 
@@ -57,7 +57,8 @@ def test_a_cell_measured_anew_replaces_the_old_one_and_one_read_from_the_cache_k
     assert merged((CELL,), (anew,)) == (anew,)
     searched = CELL._replace(ratios=leaderboard.SEARCH)
     assert merged((CELL,), (searched,)) == (CELL, searched)
-    assert tuple(cell.stage for cell in (CELL, searched, CELL._replace(recovery="distill"))) == leaderboard.STAGES
+    longer, recovered = CELL._replace(samples=16), CELL._replace(recovery="distill")
+    assert tuple(cell.stage for cell in (CELL, longer, searched, recovered)) == leaderboard.STAGES
 
 
 def test_a_run_without_speeds_keeps_those_of_the_same_slice() -> None:
@@ -129,6 +130,11 @@ def test_the_command_searches_and_recovers(command) -> None:
     assert passes["recovered"] == pytest.approx(recovery["rows"][0]["recovery_training_passes"], rel=1e-4)
 
 
+def test_the_command_calibrates_longer(command) -> None:
+    written, _ = command("--methods", "flap", "--sparsities", "0.3", "--stages", "longer calibration")
+    assert {(cell.stage, cell.sequences, cell.samples) for cell in written} == {("longer calibration", 128, 16)}
+
+
 def test_the_command_says_what_is_missing(command, capsys, tmp_path) -> None:
     (tmp_path / "lee.txt").unlink()
     with pytest.raises(SystemExit):
@@ -150,10 +156,10 @@ def test_both_charts_draw_every_cell_that_they_are_given(text) -> None:
 
 
 def test_stages_of_a_method_differ_in_dash_and_symbol() -> None:
-    of_stages = [CELL, CELL._replace(ratios=leaderboard.SEARCH), CELL._replace(recovery="distill")]
-    traces = charts.sparsity_chart(of_stages).data[:3]
-    assert len({trace["line"]["dash"] for trace in traces}) == 3
-    assert len({trace["marker"]["symbol"].removesuffix("-dot") for trace in traces}) == 3
+    changes = {"samples": 16}, {"ratios": leaderboard.SEARCH}, {"recovery": "distill"}
+    traces = charts.sparsity_chart([CELL, *(CELL._replace(**change) for change in changes)]).data[:4]
+    assert len({trace["line"]["dash"] for trace in traces}) == 4
+    assert len({trace["marker"]["symbol"].removesuffix("-dot") for trace in traces}) == 4
 
 
 def test_the_table_has_as_many_digits_as_the_error_allows_and_the_date_alone() -> None:
