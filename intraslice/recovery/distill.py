@@ -49,7 +49,7 @@ class Distillation(Recovery):
     warm_up: int = 6  # steps
     ce_weight: float = 0.0  # weight of the cross-entropy; that of the KL divergence is 1
     tokens_per_step: int = 512
-    samples: float = 0.4  # fraction of the training tokens that the dense model samples
+    samples: float = 0.32  # fraction of the training tokens that the dense model samples
     temperature: float = 1.0  # of the samples
     seed: int = 0  # of the samples, the updates and the order of the training
 
