@@ -35,14 +35,16 @@ COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "cr
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 LONGER = CalibrationConfig(sequences=128, samples=16)
+SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant
 
 
 def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
     """The cells of a stage, of all texts, a sparsity at a time."""
     a = arguments
-    calibration = LONGER if stage == "longer calibration" else CalibrationConfig()
+    calibration = LONGER if stage in ("longer calibration", "searched") else CalibrationConfig()
     sizes = {"sequences": calibration.sequences, "samples": calibration.samples}
+    relative = sum(sizes.values()) / CalibrationConfig().sequences  # dense passes are over the default calibration
     about = {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes}
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
@@ -54,9 +56,10 @@ def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[
         if stage == "searched":
             with tempfile.TemporaryDirectory() as folder:
                 file = str(Path(folder) / "importances.json")
-                (plan,) = run(["search", *common, *at, "--out", file])["plans"]
+                budget = ["--passes", str(SEARCH_PASSES / relative), "--estimator", SEARCH_START]
+                (plan,) = run(["search", *common, *at, *budget, "--out", file])["plans"]
                 result = run([*sweep, *at, "--methods", "intraslice", "--estimators", file])
-            yield list(cells(result, about | {"ratios": SEARCH, "passes": plan["passes"]}))
+            yield list(cells(result, about | {"ratios": SEARCH, "passes": relative * plan["passes"]}))
         else:
             recovery = ["--recover", "distill"] if stage == "recovered" else []
             sliced = ["--methods", *a.methods, "--estimators", *a.estimators]
