@@ -35,7 +35,8 @@ TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of
 def sparsity_chart(cells: Sequence[Cell]) -> Chart:
     """KL and relative perplexity against sparsity, of one model's cells on one text."""
     layout = figure.layout_of(2, revision=f"{cells[0].model} {cells[0].text}", vertical=False)
-    data = _lines(cells, lambda cell: cell.sparsity, gettext("target %{{x:.0%}}"))
+    drawn = [cell for cell in cells if cell.method == "intraslice" or cell.stage != "longer calibration"]
+    data = _lines(drawn, lambda cell: cell.sparsity, gettext("target %{{x:.0%}}"))
     for axis in ("xaxis", "xaxis2"):
         layout[axis].update(
             title=figure.title(gettext("target sparsity")), tickformat=".0%", tickvals=_values(cells, "sparsity")
@@ -47,7 +48,7 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
         note=gettext(
             "Which method damages the model least, at about equal parameters? Untrained slices compete with each "
             "other, recovered ones with each other. The longer calibration reads four times the text, and sequences "
-            "that the dense model samples; click the other methods in the legend to show theirs."
+            "that the dense model samples; the other methods with it are in the table."
         ),
         protocol=_protocol(cells),
         data=data,
@@ -149,7 +150,6 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
             line["dash"] = DASHES.get(stage, line["dash"])
             of_stage = {"longer calibration": "triangle-right", "searched": "triangle-down"}
             symbol = of_stage.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
-            is_crowding = stage == "longer calibration" and method != "intraslice"
             errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
             traces.append(
                 {
@@ -158,7 +158,6 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
                     "name": _name(points[0]),
                     "legendgroup": f"{method} {stage}",
                     "showlegend": panel == 1,
-                    "visible": "legendonly" if is_crowding else True,
                     "x": [x_of(point) for point in points],
                     "y": [figure.rounded(getattr(point, value)) for point in points],
                     "text": [point.model_name for point in points],
