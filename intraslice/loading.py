@@ -33,6 +33,7 @@ __all__ = [
     "fingerprint",
     "load_model",
     "prepare_model",
+    "require_loaded",
     "require_memory",
 ]
 
@@ -52,6 +53,14 @@ class LoadedModel:
     source: str
     fingerprint: str
     made: dict[str, Any] | None = None
+
+
+def require_loaded(loaded: object) -> None:
+    """Raise UserError unless it is a `LoadedModel`."""
+    if not isinstance(loaded, LoadedModel):
+        raise UserError(
+            f"expected a LoadedModel, got {type(loaded).__name__}; make one with `prepare_model(model, tokenizer)`"
+        )
 
 
 def load_model(

@@ -34,7 +34,7 @@ from intraslice.distributed.sharing import (
     shard_of,
     size,
 )
-from intraslice.loading import LoadedModel
+from intraslice.loading import LoadedModel, require_loaded
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import call_layer, embed
@@ -109,8 +109,9 @@ def calibrate(
 
     Raises:
         NumericalError: gradients are not finite.
-        UserError: there are fewer sequences than processes.
+        UserError: `loaded` is no LoadedModel, or there are fewer sequences than processes.
     """
+    require_loaded(loaded)
     require_enough(len(tokens))
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = _cache_path(loaded, tokens, targets)

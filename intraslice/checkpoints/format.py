@@ -32,6 +32,7 @@ from intraslice.checkpoints.auto_class import (
 from intraslice.checkpoints.model_card import CARD, model_card
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
+from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
 from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers, weight_files
@@ -76,6 +77,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
 
     The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
     """
+    require_model(model)
     folder = Path(folder).expanduser()
     require_free(folder)
     tensors = {

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks, head_width, write_layer_
+from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import resident
 
 
@@ -21,6 +22,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises UserError, naming the layer, if layers have different shapes or heads are narrower.
     """
+    require_model(model)
     if isinstance(model.model.layers[0], CrossModuleLayer):
         raise UserError(
             "a cross-module model has shortcut matrices, which transformers' classes do not support; "

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.chat_template import render_chat, require_short
+from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.logits import next_token_logits
 
 PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel
@@ -65,6 +66,7 @@ def stream_tokens(
     Stops at the model's last position. A long prompt is processed in chunks of `PREFILL_TOKENS` tokens, between which
     `pause` is called. Raises UserError for a prompt that is empty or leaves no position for an answer.
     """
+    require_model(model)
     sampling, positions = sampling or Sampling(), model.config.max_position_embeddings
     require_short(prompt, positions)
     ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import all_gather, shard_of
 from intraslice.evaluation.divergence import DenseStates, head_losses
-from intraslice.modeling.hidden_states import embed, last_states, require_windows
+from intraslice.modeling.hidden_states import embed, last_states, require_model, require_windows
 
 TOKENS_PER_BATCH = 512
 BLOCK = 64  # tokens; losses of neighbouring tokens are correlated, those of such blocks hardly
@@ -122,6 +122,7 @@ def measure_losses(
     Raises:
         UserError: `tokens` has no windows of two or more tokens, or they are longer than the model's context.
     """
+    require_model(model)
     require_windows(tokens, model.config)
     report = progress_callback(progress)
     shard, scored = shard_of(len(tokens)), tokens.shape[1] - 1

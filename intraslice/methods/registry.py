@@ -15,6 +15,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
+from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.crossmodule_plan import CrossModulePlan, require_below_one
 from intraslice.planning.ratios import SlicePlan
@@ -128,6 +129,7 @@ def plan_by(
     With `slicing`, the cross-module method removes that fraction of the residual stream's axes instead. Raises
     UserError for settings that the method does not support.
     """
+    require_model(model)
     entry = METHODS.require(method)
     require_shareable(method, config)
     if not entry.supports_offload and is_offloaded(model):

@@ -21,6 +21,12 @@ Arguments = dict[str, Any]  # what a layer is called with besides the hidden sta
 LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
 
 
+def require_model(model: object) -> None:
+    """Raise UserError unless `model` is a transformers model; a `LoadedModel` is not, but has one."""
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"expected a transformers model, got {type(model).__name__}; of a LoadedModel pass its `model`")
+
+
 def require_length(length: int, config: PreTrainedConfig) -> None:
     """Raise UserError if a sequence of `length` tokens has more tokens than the model has positions."""
     if length > config.max_position_embeddings:

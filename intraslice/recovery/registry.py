@@ -14,7 +14,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.hidden_states import require_windows
+from intraslice.modeling.hidden_states import require_model, require_windows
 from intraslice.modeling.offload import is_offloaded
 from intraslice.recovery.cost import RecoveryCost, recovery_cost
 
@@ -86,6 +86,7 @@ def recover(
     if recovery == NO_RECOVERY:
         return sliced
     for model in (dense, sliced):
+        require_model(model)
         require_trainable(model)
     entry: Recovery = RECOVERIES.require(recovery)
     require_count("epochs", epochs, 0)

@@ -23,7 +23,7 @@ from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.distributed.sharing import all_reduce_, require_enough, shard_of
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.hidden_states import HiddenStates, embed, require_model
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import is_offloaded, offload_like_, resident
 from intraslice.modeling.residual import SlicedModule, output_of
@@ -56,6 +56,7 @@ def slice_model(
     modules are shared with the dense model. Pass all tokens in every process: each runs its shard of them through the
     model, and all build the sliced one. Raises NumericalError where a moment is not finite or singular.
     """
+    require_model(model)
     one_shot, total = plan.config.order == "one-shot", len(plan.layers)
     if not one_shot and tokens is None:
         raise ValueError("order 'sequential' requires tokens, got None; pass those of the calibration")

@@ -49,3 +49,25 @@ def test_an_unknown_gguf_type(tiny_case, tmp_path):
     loaded = tiny_case("llama-gqa").loaded
     with pytest.raises(UserError, match="the GGUF type must be one of f32, f16, q8_0, q5_0, q4_0, got 'q2_k'"):
         write_gguf(loaded.model, loaded.tokenizer, tmp_path / "model.gguf", "q2_k")
+
+
+def test_a_loaded_model_in_place_of_its_model_and_the_other_way_round(tiny_case, tmp_path):
+    case = tiny_case("llama-gqa")
+    loaded, model = case.loaded, case.loaded.model
+    plan = intraslice.make_plan(case.stats.profile, intraslice.SliceConfig(sparsity=0.3))
+    for call in (
+        lambda: intraslice.plan_by("intraslice", loaded, case.stats, plan.config),
+        lambda: intraslice.slice_model(loaded, plan, case.stats, case.tokens),
+        lambda: intraslice.perplexity(loaded, case.tokens),
+        lambda: intraslice.evaluate(model, loaded, case.tokens),
+        lambda: intraslice.recover(model, loaded, case.tokens),
+        lambda: next(intraslice.generate_text(loaded, loaded.tokenizer, "w4")),
+        lambda: intraslice.plain_model(loaded),
+        lambda: intraslice.save(loaded, loaded.tokenizer, tmp_path / "saved", {}),
+    ):
+        with pytest.raises(
+            UserError, match="expected a transformers model, got LoadedModel; of a LoadedModel pass its"
+        ):
+            call()
+    with pytest.raises(UserError, match=r"expected a LoadedModel, got .*; make one with `prepare_model"):
+        intraslice.calibrate(model, case.tokens)
