@@ -10,7 +10,7 @@ import gradio as gr
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
-from ..i18n.language import LazyString, lazy_gettext
+from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs import limits
 from ..state.request import Request
 from ..state.session import Session
@@ -73,6 +73,16 @@ def build(session: Session, first: Request) -> ComparePanel:
                 generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
                 stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
         gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Examples"), elem_id="examples")
+        with gr.Row(elem_id="answers"):
+            for name in (*COLUMNS, PINNED, OTHER):
+                empty = "" if name == OTHER else LazyString(partial(html.answer, name))
+                answers[name] = gr.HTML(
+                    empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
+                )
+                costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
+        perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
+        costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
+        gr.HTML(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"), apply_default_css=False)
         with gr.Row(elem_id="sampling"):
             slider = partial(gr.Slider, min_width=160, buttons=[])
             tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")
@@ -105,15 +115,6 @@ def build(session: Session, first: Request) -> ComparePanel:
             elem_id="other-model",
         )
         device = device_panel.build()
-        with gr.Row(elem_id="answers"):
-            for name in (*COLUMNS, PINNED, OTHER):
-                empty = "" if name == OTHER else LazyString(partial(html.answer, name))
-                answers[name] = gr.HTML(
-                    empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
-                )
-                costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
-    perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
-    costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
     return ComparePanel(
         columns=Columns(session),
         prompt=prompt,
