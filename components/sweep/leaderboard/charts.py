@@ -35,6 +35,7 @@ TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of
 def sparsity_chart(cells: Sequence[Cell]) -> Chart:
     """KL and relative perplexity against sparsity, of one model's cells on one text."""
     layout = figure.layout_of(2, revision=f"{cells[0].model} {cells[0].text}", vertical=False)
+    # The longer calibrations of other methods are in the table alone: the legend would fill a phone's screen.
     drawn = [cell for cell in cells if cell.method == "intraslice" or cell.stage != "longer calibration"]
     data = _lines(drawn, lambda cell: cell.sparsity, gettext("target %{{x:.0%}}"))
     for axis in ("xaxis", "xaxis2"):
