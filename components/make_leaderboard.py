@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.core.config import NO_RECOVERY, CalibrationConfig
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.sweep import LOSSES
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
     add("--stages", nargs="+", default=STAGES, choices=STAGES)
     add("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
-    add("--estimators", nargs="+", default=["pca"], choices=list(ESTIMATORS), help="of intraslice, but for searches")
+    add("--estimators", nargs="+", default=[SliceConfig().estimator], choices=list(ESTIMATORS), help="of intraslice, but for searches")
     add("--sparsities", nargs="+", type=float, default=SPARSITIES)
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
     add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")

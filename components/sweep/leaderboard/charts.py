@@ -27,6 +27,7 @@ TEXTS = Terms(
     }
 )
 DASHES = {"longer calibration": "dashdot", "searched": "dot", "recovered": "longdash"}  # else the method's
+STAGE_SYMBOLS = {"longer calibration": "triangle-right", "searched": "triangle-down"}  # likewise
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
@@ -149,8 +150,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
         for (method, stage), points in groups.items():
             line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
             line["dash"] = DASHES.get(stage, line["dash"])
-            of_stage = {"longer calibration": "triangle-right", "searched": "triangle-down"}
-            symbol = of_stage.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
+            symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
             errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
             traces.append(
                 {
