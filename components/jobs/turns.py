@@ -137,12 +137,13 @@ class Turns:
         job.weighted_seconds += seconds / WEIGHT if job.urgency is Urgency.FIRST else seconds
         for key in _keys(job):
             self._used[key] = self._used.get(key, self._level[key[0]]) + seconds
+        # Who has taken more than was owed waits for the next turn until that is made up for.
         if job.urgency is Urgency.BACKGROUND:
-            self._owed = max(0.0, self._owed - seconds)
+            self._owed = max(-LONG, self._owed - seconds)
         else:
             self._owed = min(self._owed + seconds / SHARE, LONG)
             owed = self._owed_to_seen + (-seconds if job.has_result else seconds / SEEN_SHARE)
-            self._owed_to_seen = max(0.0, min(owed, LONG))
+            self._owed_to_seen = max(-LONG, min(owed, LONG))
 
     def _has_used(self, job: Account) -> tuple[float, float, float]:
         of_address, of_client = map(self._use, _keys(job))

@@ -8,7 +8,7 @@ from test_scheduler import counting
 from components.jobs.job import Caller
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
-from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, Urgency
+from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, Account, Turns, Urgency
 
 CLASS = Caller("127.0.0.2")
 MANY = FEW + 2
@@ -61,6 +61,22 @@ def test_in_a_crowd_a_first_result_comes_before_the_rest_of_others_which_does_no
     for _ in range(100):
         scheduler.step()
     assert log.count("seen") == pytest.approx(100 / (1 + SEEN_SHARE), abs=5)
+
+
+def test_in_a_crowd_one_short_turn_does_not_lengthen_the_share_of_what_is_seen():
+    turns, seen = Turns(), [Account(str(client), "class", seconds_to_result=0.0) for client in range(MANY)]
+    accounts = [*seen, Account("new", "class")]
+    for account in accounts:
+        turns.admit(account, [])
+        turns.count(account, STEP)
+    for seconds in (60.0, 1e-3):  # has used so much that it gets no turn soon, and the last one was short
+        turns.count(seen[0], seconds)
+    used_by_seen = 0
+    for _ in range(100):
+        chosen = turns.choose(accounts)
+        turns.count(chosen, STEP)
+        used_by_seen += chosen.has_result
+    assert used_by_seen == pytest.approx(100 / (1 + SEEN_SHARE), abs=5)
 
 
 def test_in_a_crowd_the_first_token_of_an_answer_comes_first(scheduler, clock):
