@@ -37,7 +37,7 @@ from intraslice.slicing.attention import (
     fuse,
     value_axes,
 )
-from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
+from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons, with_product
 from intraslice.slicing.refine import refine_mlp
 
 
@@ -155,7 +155,9 @@ def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer:
     moments, rankings = stats.layers[layer], stats.ranked_neurons
     if rankings is not None and layer not in rankings and width < dense.neurons:
         mean = moments.mlp_sum / stats.tokens
-        rankings[layer] = _ranked(dense.weights(), moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+        weights = dense.weights()
+        ranked = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+        rankings[layer] = with_product(ranked, weights)
     return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))
 
 
