@@ -20,7 +20,7 @@ from .job import Caller, Job
 from .scheduler import Scheduler
 from .status import Status
 from .turns import Urgency
-from .waiting import PATIENCE, Line, Waiting
+from .waiting import AGAIN, PATIENCE, Line
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +118,13 @@ class Jobs:
             yield Status(refusal, "error")
             return
         began = time.monotonic()
-        shown: Waiting | None = None
+        shown, shown_at = None, -math.inf
         try:
             for events in job.events(PATIENCE):
-                if not events:
+                if not events and time.monotonic() >= shown_at + AGAIN:
                     waiting = self._line.status(job, self.scheduler, self._kinds())
                     if waiting not in (None, shown):
-                        shown = waiting
+                        shown, shown_at = waiting, time.monotonic()
                         yield waiting
                 for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
                     if type(event) is not type(following):

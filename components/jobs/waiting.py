@@ -13,7 +13,8 @@ from .job import Job
 from .scheduler import Scheduler
 from .status import Status
 
-PATIENCE = 1.0  # seconds without an event, after which a job that waits says so, and between two such statuses
+PATIENCE = 1.0  # seconds without an event, after which a job that waits says so
+AGAIN = 4.0  # seconds between two such statuses: each costs the page some milliseconds, and many may wait
 LINE_SECONDS = 0.5  # for which a line is used for all who ask
 NEWEST = 0.3  # weight of the newest job in the mean of its kind
 STEP = 5  # seconds to which an estimate is rounded up

@@ -14,12 +14,13 @@ from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.core.records import read_record, write_record
 from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import BLOCK, Losses, measure_losses
+from intraslice.evaluation.perplexity import BLOCK, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
 
 from ..i18n.language import LazyString, lazy_gettext, term
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
+from ..jobs.status import Status
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
 from .choices import METHODS, RECOVERIES, describe_text
@@ -73,6 +74,8 @@ class Readings:
         is_whole = cached_losses is not None and _is_whole(cached_losses)
         if cached_losses is not None and is_whole and (cached_losses.divergences or not compared):
             return cached_losses  # possibly from more calibration sequences than `calibrated`
+        if cached_losses is not None and not is_dense:
+            job.note_result()  # its client sees them
         dense = calibrated.loaded
         model = dense.model if is_dense else self._sliced(job, key, calibrated)
 
@@ -87,13 +90,26 @@ class Readings:
                 report(event)
 
             states = self.dense_states(key.calibration, dense.model) if compared else None
-            losses = measure_losses(model, calibrated.windows, dense=states, progress=progress)
+            so_far = self._partial(key, sequences, compared)
+            if not (is_dense or compared or cached_losses) and calibrated.windows.shape[1] > 2 * BLOCK:
+                half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
+                self._store(key, CachedEntry(half, sequences))
+                job.note_result()
+                job.emit(Status(_status_text(key.method), "busy", 0, half.total))
+            losses = measure_losses(model, calibrated.windows, dense=states, so_far=so_far, progress=progress)
             if is_dense or calibrated.is_whole:
                 write_record(_path(key, calibrated), asdict(losses), "the losses")
             self._store(key, CachedEntry(losses, sequences))
             return losses
 
         return job.share(("losses", key, sequences, compared), measure)
+
+    def _partial(self, key: SliceKey, sequences: int, compared: bool) -> Losses | None:
+        """The losses of just this slice on the first windows, which a stopped job has left behind."""
+        cached = self._caches.losses.get(key)
+        if cached is None or cached.sequences != sequences or bool(cached.value.divergences) != compared:
+            return None
+        return cached.value if cached.value.done else None
 
     def _recall(self, key: SliceKey, calibrated: Calibrated) -> None:
         """Read whole losses that were measured earlier from the disk, unless memory has them."""
@@ -165,7 +181,7 @@ class Readings:
         dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
         ratio = None
         if dense and sliced:
-            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.done, sliced.value.total)
+            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total)
         return Perplexities(
             dense=self.perplexity(dense_key),
             sliced=self.perplexity(sliced_key),
@@ -255,7 +271,7 @@ def _is_whole(losses: Losses) -> bool:
 
 
 def _reading(losses: Losses) -> Reading:
-    return Reading(*losses.perplexity(), losses.done, losses.total)
+    return Reading(*losses.perplexity(), losses.windows, losses.total)
 
 
 def _paired(sliced: Losses, dense: Losses | None) -> Reading:
@@ -267,7 +283,7 @@ def _paired(sliced: Losses, dense: Losses | None) -> Reading:
         return _reading(sliced)
     whole, ratio = dense.perplexity().value, sliced.ratio(dense)
     error = None if ratio.standard_error is None else whole * ratio.standard_error
-    return Reading(whole * ratio.value, error, sliced.done, sliced.total)
+    return Reading(whole * ratio.value, error, sliced.windows, sliced.total)
 
 
 def _path(key: SliceKey, calibrated: Calibrated) -> Path:

@@ -69,7 +69,7 @@ class Reading:
 
     value: float
     error: float | None
-    windows: int
+    windows: float
     all_windows: int
 
 

@@ -97,7 +97,7 @@ def _progress(measured: Perplexities) -> str:
     """How much of the windows and of the calibration a sliced perplexity is from; empty if it is from all."""
     sliced, text = measured.sliced_reading, ""
     if sliced and sliced.windows < sliced.all_windows:
-        text += gettext(" after {windows} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
+        text += gettext(" after {windows:g} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
     if sliced and measured.sequences < measured.all_sequences:
         text += gettext(
             ", calibrated on {sequences} of {all_sequences} sequences",

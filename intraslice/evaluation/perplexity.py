@@ -33,7 +33,8 @@ class Estimate(NamedTuple):
 class Losses:
     """A model's losses on the first `done` of `total` windows: sums over blocks of tokens, in nats.
 
-    Every window has blocks of the same sizes, so that the losses of two models on the same text can be paired.
+    Every window has blocks of the same sizes, so that the losses of two models on the same text can be paired. Before
+    the first window is done, they may be those of its first half alone.
     """
 
     done: int
@@ -41,6 +42,11 @@ class Losses:
     sums: tuple[tuple[float, ...], ...] = ()  # (windows, blocks)
     sizes: tuple[int, ...] = ()  # tokens of each block
     divergences: tuple[float, ...] = ()  # from the dense model, summed over each window; empty if not measured
+
+    @property
+    def windows(self) -> float:
+        """Number of windows that the losses are of: a half, or `done`."""
+        return self.done or len(self.sums) / 2
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Losses:
@@ -53,10 +59,15 @@ class Losses:
         return _exponential(self.sums, self.sizes)
 
     def ratio(self, dense: Losses) -> Estimate:
-        """Ratio of this perplexity to the dense model's on the same windows, with its (much smaller) paired error."""
-        pairs = zip(self.sums, dense.sums, strict=False)  # one of them may have more windows
-        differences = [[this - other for this, other in zip(*pair, strict=True)] for pair in pairs]
-        return _exponential(differences, self.sizes)
+        """Ratio of this perplexity to the dense model's on the same windows, with its (much smaller) paired error.
+
+        Raises ValueError if the windows have other blocks.
+        """
+        sizes = min(self.sizes, dense.sizes, key=len)  # one of them may have half a window, or more windows
+        if any(losses.sizes[: len(sizes)] != sizes for losses in (self, dense)):
+            raise ValueError(f"expected windows with the same blocks, got {self.sizes} and {dense.sizes} tokens")
+        pairs = zip(self.sums, dense.sums, strict=False)
+        return _exponential([[this - other for this, other in zip(*pair, strict=False)] for pair in pairs], sizes)
 
     def divergence(self) -> Estimate | None:
         """Mean KL divergence from the dense model in nats per token, with its standard error; None if not measured."""
@@ -75,6 +86,12 @@ def mean_over_windows(means: Sequence[float]) -> Estimate:
     windows = torch.tensor(means, dtype=torch.float64)
     error = windows.std().item() / len(windows) ** 0.5 if len(windows) > 1 else None
     return Estimate(windows.mean().item(), error)
+
+
+def _block_sizes(scored: int) -> tuple[int, ...]:
+    """Tokens of each block of a window of which so many tokens are scored."""
+    count = max(1, round(scored / BLOCK))
+    return tuple(len(block) for block in torch.arange(scored).tensor_split(count))
 
 
 def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estimate:
@@ -107,6 +124,7 @@ def measure_losses(
     tokens: Int[Tensor, "windows window"],
     stage: str = "evaluate",
     dense: DenseStates | None = None,
+    so_far: Losses | None = None,
     *,
     progress: ProgressCallback | bool = True,
 ) -> Losses:
@@ -117,6 +135,8 @@ def measure_losses(
     Args:
         dense: the dense model's states, computed if they are not cached. The divergence from the dense model is then
             measured in the same pass; that of the dense model itself is zero.
+        so_far: losses of the same model on the first windows, with divergences if `dense` is not None: what a
+            `partial()` of this process returned. Only the other windows are measured.
         progress: called after each layer; `partial()` returns the losses of this process's windows so far.
 
     Raises:
@@ -125,16 +145,15 @@ def measure_losses(
     require_model(model)
     require_windows(tokens, model.config)
     report = progress_callback(progress)
-    shard, scored = shard_of(len(tokens)), tokens.shape[1] - 1
-    count = max(1, round(scored / BLOCK))
-    sizes = tuple(len(block) for block in torch.arange(scored).tensor_split(count))
-    losses = Losses(0, shard.stop - shard.start, sizes=sizes)
+    shard, sizes = shard_of(len(tokens)), _block_sizes(tokens.shape[1] - 1)
+    losses = so_far or Losses(0, shard.stop - shard.start, sizes=sizes)
 
     def event() -> Progress:
         return Progress(stage, losses.done, losses.total, partial=partial(replace, losses))
 
     report(event())
-    for batch in tokens[shard].split(max(1, TOKENS_PER_BATCH // tokens.shape[1])) if losses.total else ():
+    left = tokens[shard][losses.done :]
+    for batch in left.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])) if len(left) else ():
         first, pause = shard.start + losses.done, partial(report, event())
         token_losses, token_kl = _token_losses(model, batch, dense, first, pause)
         sums = torch.stack([block.sum(1) for block in token_losses.split(sizes, dim=1)], dim=1).tolist()
@@ -153,6 +172,20 @@ def measure_losses(
         sums=tuple(all_gather(losses.sums)),
         divergences=tuple(all_gather(losses.divergences)),
     )
+
+
+@torch.no_grad()
+def measure_half_window(
+    model: PreTrainedModel, tokens: Int[Tensor, "windows window"], *, progress: ProgressCallback | bool = True
+) -> Losses:
+    """Losses on the first half of the first window, for a first number soon: its tokens see no later ones.
+
+    Raises UserError as `measure_losses` does.
+    """
+    sizes = _block_sizes(tokens.shape[1] - 1)
+    sizes = sizes[: max(1, len(sizes) // 2)]
+    half = measure_losses(model, tokens[:1, : 1 + sum(sizes)], progress=progress)
+    return Losses(0, len(tokens), half.sums, half.sizes)
 
 
 def perplexity(

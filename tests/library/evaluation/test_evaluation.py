@@ -14,7 +14,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.divergence import DenseStates, divergences
-from intraslice.evaluation.perplexity import Losses, measure_losses, perplexity
+from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -88,6 +88,8 @@ def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkey
     assert sorted({len(part.sums) for part in known}) == [*range(len(case.tokens) + 1)]
     assert [event.done for event in events] == [part.done for part in known] == sorted(len(part.sums) for part in known)
     assert known[-1] == losses
+    for part in known[:: len(known) // 3]:
+        assert measure_losses(case.loaded.model, case.tokens, so_far=part, progress=False) == losses
     assert sum(losses.sizes) == case.tokens.shape[1] - 1
     by_token = losses_at_once(case.loaded.model, case.tokens)
     assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
@@ -95,6 +97,22 @@ def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkey
     middle = next(part for part in known if part.done == 8)
     assert middle.perplexity().value == pytest.approx(half.mean().exp().item(), rel=1e-5)
     assert losses.ratio(losses) == (1.0, 0.0)
+
+
+def test_half_a_window_has_the_first_blocks_of_the_first(case, sliced, monkeypatch):
+    monkeypatch.setattr(perplexity_module, "BLOCK", 7)
+    model = sliced[1]
+    half, whole = measure_half_window(model, case.tokens, progress=False), measure_losses(model, case.tokens)
+    blocks = len(whole.sizes) // 2
+    assert half.sizes == whole.sizes[:blocks]
+    assert half.sums == (pytest.approx(whole.sums[0][:blocks], rel=1e-5),)
+    assert (half.done, half.windows, half.total) == (0, 0.5, len(case.tokens))
+    dense = measure_losses(case.loaded.model, case.tokens)
+    pairs = zip(half.sums[0], dense.sums[0][:blocks], strict=True)
+    expected = math.exp(sum(this - other for this, other in pairs) / sum(half.sizes))
+    assert half.ratio(dense).value == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="expected windows with the same blocks"):
+        half.ratio(measure_losses(case.loaded.model, case.tokens[:, 16:]))
 
 
 def test_the_paired_error_is_smaller_and_honest(case, sliced):

@@ -16,7 +16,7 @@ import intraslice as sl
 from components.state.request import Request, parse
 from components.state.settings import Settings
 from components.state.snapshots import measurements
-from intraslice.evaluation.perplexity import Losses, measure_losses
+from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Notes
 from tests.load.lecture.students import NEW_TOKENS, Answered, Lecture, Measured
@@ -44,11 +44,12 @@ class Oracle:
         plan = sl.make_plan(self.stats.profile_for(request.slicing), request.slicing)
         return sl.slice_model(self.loaded.model, plan, self.stats, self.tokens, progress=False)
 
-    def numbers(self, model: PreTrainedModel) -> dict[int, float]:
+    def numbers(self, model: PreTrainedModel) -> dict[float, float]:
         """The perplexity that the page shows after so many windows; after all of them under 0."""
         losses = measure_losses(model, self.windows, progress=False)
         whole = self.dense.perplexity().value
-        found = {0: losses.perplexity().value}
+        half = measure_half_window(model, self.windows, progress=False)
+        found = {0: losses.perplexity().value, 0.5: whole * half.ratio(self.dense).value}
         for count in range(1, losses.total):
             first = Losses(count, losses.total, losses.sums[:count], losses.sizes)
             found[count] = whole * first.ratio(self.dense).value

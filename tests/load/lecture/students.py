@@ -42,7 +42,7 @@ PROMPTS = [
 ]
 NEW_TOKENS = 64
 NUMBER = re.compile(r"perplexity <b>[\d.]+</b> → <b>([\d.]+)(?: ± [\d.]+)?</b>")
-WINDOWS = re.compile(r"after (\d+) of \d+ windows")
+WINDOWS = re.compile(r"after ([\d.]+) of \d+ windows")
 FINAL = re.compile(r'data-sliced="([\d.]+)"')
 TOKENS = re.compile(r"\b\d+ tokens?\b")
 STOPPED = re.compile(r'class="isx-quiet">[^<]*, stopped')  # by the student's next question
@@ -57,7 +57,7 @@ class Measured:
     kept: float | None = None
     live: float | None = None
     until: float | None = None  # the next move, which ends it
-    numbers: dict[int, float] = field(default_factory=dict)  # by windows, 0 for all
+    numbers: dict[float, float] = field(default_factory=dict)  # by windows, 0 for all
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Student:
             measured.live = time.monotonic()
         windows, final = WINDOWS.search(headline), FINAL.search(str(readout))
         if windows:
-            measured.numbers[int(windows[1])] = float(number[1])
+            measured.numbers[float(windows[1])] = float(number[1])
         elif final:
             measured.numbers[0] = float(final[1])
 

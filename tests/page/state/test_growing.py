@@ -12,10 +12,11 @@ from components.export import files
 from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
-from components.state import calibrations, job_memory
+from components.state import calibrations, job_memory, readings
 from components.state.request import Request
 from components.state.session import Session
 from components.state.views import Perplexities
+from components.ui.headline import headline
 from intraslice.calibration import driver
 from intraslice.core.errors import UserError
 from intraslice.evaluation import perplexity as perplexity_module
@@ -45,6 +46,26 @@ def measured(session: Session, settings: Request) -> list[Perplexities]:
         if not seen or known != seen[-1]:
             seen.append(known)
     return seen
+
+
+def test_a_stopped_measurement_goes_on_after_the_windows_that_it_has(fresh, tiny, monkeypatch) -> None:
+    measure_window, windows = perplexity_module.head_losses, []
+
+    def counted(*arguments):
+        windows.append(1)
+        return measure_window(*arguments)
+
+    monkeypatch.setattr(perplexity_module, "head_losses", counted)
+    for _ in fresh.prepare(tiny, "somebody"):
+        pass
+    for _ in fresh.measure(tiny, "somebody"):
+        known = fresh.perplexities(tiny).sliced_reading
+        if known is not None and known.windows >= 3:
+            break
+    assert 3 <= known.windows < known.all_windows
+    last = measured(fresh, tiny)[-1]
+    assert last.is_final
+    assert len(windows) <= 2 * known.all_windows + 1  # of both models once, and one that was being measured
 
 
 def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> None:
@@ -90,6 +111,16 @@ def test_both_perplexities_grow_with_their_errors(fresh, tiny) -> None:
     assert first.sliced_reading.error == pytest.approx(first.dense * first.ratio.error)
     assert last.sliced == last.sliced_reading.value == pytest.approx(last.dense * last.ratio.value)
     assert 0 < last.ratio.error < first.ratio.value
+
+
+def test_the_first_number_is_of_half_a_window(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(perplexity_module, "BLOCK", 7)
+    monkeypatch.setattr(readings, "BLOCK", 7)
+    known = [known for known in measured(fresh, tiny) if known.sliced_reading]
+    assert known[0].sliced_reading.windows == 0.5
+    assert " after 0.5 of 8 windows" in headline(fresh.plan(tiny), known[0])
+    assert known[0].sliced_reading.error > 0
+    assert known[-1].is_final
 
 
 def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) -> None:
