@@ -70,14 +70,14 @@ class Readings:
         sequences = 0 if is_dense else calibrated.sequences
         self._recall(key, calibrated)
         cached = self._caches.losses.get(key)
-        cached_losses = cached.value if cached is not None and cached.sequences >= sequences else None
-        is_whole = cached_losses is not None and _is_whole(cached_losses)
-        if cached_losses is not None and is_whole and (cached_losses.divergences or not compared):
-            return cached_losses  # possibly from more calibration sequences than `calibrated`
-        if cached_losses is not None and not is_dense:
+        known = cached.value if cached is not None and cached.sequences >= sequences else None
+        is_whole = known is not None and _is_whole(known)
+        if known is not None and is_whole and (known.divergences or not compared):
+            return known  # possibly from more calibration sequences than `calibrated`
+        if known is not None and not is_dense:
             job.note_result()  # its client sees them
-        dense = calibrated.loaded
-        model = dense.model if is_dense else self._sliced(job, key, calibrated)
+        dense = calibrated.loaded.model
+        model = dense if is_dense else self._sliced(job, key, calibrated)
 
         def measure(job: Job) -> Losses:
             report = job_progress(job, _status_text(key.method), when_done=True)
@@ -89,14 +89,14 @@ class Readings:
                     job.note_result()
                 report(event)
 
-            states = self.dense_states(key.calibration, dense.model) if compared else None
-            so_far = self._partial(key, sequences, compared)
-            if not (is_dense or compared or cached_losses) and calibrated.windows.shape[1] > 2 * BLOCK:
+            states = self.dense_states(key.calibration, dense) if compared else None
+            if not (is_dense or compared or known) and calibrated.windows.shape[1] > 2 * BLOCK:
                 half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
                 self._store(key, CachedEntry(half, sequences))
                 job.note_result()
                 job.emit(Status(_status_text(key.method), "busy", 0, half.total))
-            losses = measure_losses(model, calibrated.windows, dense=states, so_far=so_far, progress=progress)
+            partial = self._partial(key, sequences, compared)
+            losses = measure_losses(model, calibrated.windows, dense=states, so_far=partial, progress=progress)
             if is_dense or calibrated.is_whole:
                 write_record(_path(key, calibrated), asdict(losses), "the losses")
             self._store(key, CachedEntry(losses, sequences))
@@ -116,9 +116,9 @@ class Readings:
         if self._looked_up.get(key):
             return
         self._looked_up.put(key, True)
-        losses = _read_losses(_path(key, calibrated))
-        if losses is not None:
-            self._store(key, CachedEntry(losses, 0 if key.method == DENSE else len(calibrated.tokens)))
+        if record := read_record(_path(key, calibrated)):
+            sequences = 0 if key.method == DENSE else len(calibrated.tokens)
+            self._store(key, CachedEntry(Losses.from_record(record), sequences))
 
     def dense_states(self, key: CalibrationKey, dense: PreTrainedModel) -> DenseStates:
         """The dense states with which all models of a calibration are compared."""
@@ -295,8 +295,3 @@ def _path(key: SliceKey, calibrated: Calibrated) -> Path:
             sliced = *sliced, settings
     dense = calibrated.loaded
     return cache_path("losses", ".json", FORMAT, dense.fingerprint, dense.model.dtype, calibrated.windows, *sliced)
-
-
-def _read_losses(path: Path) -> Losses | None:
-    record = read_record(path)
-    return Losses.from_record(record) if record else None
