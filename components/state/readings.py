@@ -70,11 +70,11 @@ class Readings:
         sequences = 0 if is_dense else calibrated.sequences
         self._recall(key, calibrated)
         cached = self._caches.losses.get(key)
-        known = cached.value if cached is not None and cached.sequences >= sequences else None
-        is_whole = known is not None and _is_whole(known)
-        if known is not None and is_whole and (known.divergences or not compared):
-            return known  # possibly from more calibration sequences than `calibrated`
-        if known is not None and not is_dense:
+        earlier = cached.value if cached is not None and cached.sequences >= sequences else None
+        is_whole = earlier is not None and _is_whole(earlier)
+        if earlier is not None and is_whole and (earlier.divergences or not compared):
+            return earlier  # possibly from more calibration sequences than `calibrated`
+        if earlier is not None and not is_dense:
             job.note_result()  # its client sees them
         dense = calibrated.loaded.model
         model = dense if is_dense else self._sliced(job, key, calibrated)
@@ -90,7 +90,7 @@ class Readings:
                 report(event)
 
             states = self.dense_states(key.calibration, dense) if compared else None
-            if not (is_dense or compared or known) and calibrated.windows.shape[1] > 2 * BLOCK:
+            if not (is_dense or compared or earlier) and calibrated.windows.shape[1] > 2 * BLOCK:
                 half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
                 self._store(key, CachedEntry(half, sequences))
                 job.note_result()
