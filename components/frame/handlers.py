@@ -42,12 +42,13 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[Prepare
     """Load the model and calibrate it, unless both are cached.
 
     Yields the status line (HTML), and a new text whenever the calibration has grown, or a perplexity is measured
-    on the first window, then on all.
+    on half a window, on the first, then on all.
     """
 
-    def progress() -> tuple[int, bool, bool]:
+    def progress() -> tuple[int, float, bool]:
         so_far = session.perplexities(request).so_far or Perplexities()
-        return session.sequences(request), so_far.sliced_reading is not None, so_far.sliced is not None
+        windows = so_far.sliced_reading.windows if so_far.sliced_reading else 0
+        return session.sequences(request), min(windows, 1), so_far.sliced is not None
 
     before = progress()
     for event in session.prepare(request, client):
