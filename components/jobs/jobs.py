@@ -121,7 +121,9 @@ class Jobs:
         shown, shown_at = None, -math.inf
         try:
             for events in job.events(PATIENCE):
-                if not events and time.monotonic() >= shown_at + AGAIN:
+                if events:
+                    shown = None
+                elif time.monotonic() >= shown_at + AGAIN:
                     waiting = self._line.status(job, self.scheduler, self._kinds())
                     if waiting not in (None, shown):
                         shown, shown_at = waiting, time.monotonic()
@@ -173,15 +175,17 @@ def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallba
     As often as somebody can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
     """
     start, moment, done = time.monotonic(), -math.inf, -1
+    first: int | None = None  # what was done before
 
     def progress(event: Progress) -> None:
-        nonlocal moment, done
+        nonlocal moment, done, first
+        first = event.done if first is None else first
         if event.done == done if when_done else time.monotonic() < moment + status.EVERY:
             job.checkpoint()
             return
         moment, done = time.monotonic(), event.done
         spent = moment - start
-        left = spent / event.done * (event.total - event.done) if event.done else None
+        left = spent / (event.done - first) * (event.total - event.done) if event.done > first else None
         job.emit(Status(text, "busy", event.done, event.total, left))
 
     return progress

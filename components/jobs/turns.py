@@ -21,7 +21,7 @@ WEIGHT = 4  # times as many of a client's seconds go to a job that comes first
 LONG = 0.5  # seconds of a turn that others notice
 SHORTEST = 1e-4  # seconds that a turn counts at least
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait a client keeps the turn
-KEPT = 10.0  # seconds for which it is kept: a slice and its first window, on a busy machine too
+KEPT = 10.0  # seconds for which it is kept: a slice and its first number, on a busy machine too
 SEEN_SHARE = 4  # seconds of work whose client sees no result yet, to one of work whose client does
 SOON = 1.0  # first seconds of a job of the urgency FIRST, which come before all others: the first token of an answer
 BRIEF = 0.02  # first seconds of any other job, which do so too: what is cached does not wait in line
@@ -47,6 +47,7 @@ class Account:
     weighted_seconds: float = 0.0  # the same, less for a job that comes first
     last_seconds: float = LONG  # of its last turn
     seconds_to_result: float | None = None  # of its turns until its client saw a first result
+    to_seen: float = 0.0  # what each second of its turn adds to the debt to jobs whose clients see a result
 
     @property
     def has_result(self) -> bool:
@@ -65,7 +66,8 @@ class Turns:
         # Seconds of each ("address", name) and ("client", name), and of those whose turn was the last.
         self._used: OrderedDict[Key, float] = OrderedDict()
         self._level = dict.fromkeys(("address", "client"), 0.0)  # nobody begins with less
-        self._owed = self._owed_to_seen = 0.0  # seconds to the background, and to jobs whose clients see a result
+        self._owed = 0.0  # seconds to the background; negative where that has taken more than its share
+        self._owed_to_seen: dict[Key, float] = {}  # by address: likewise, to jobs whose clients see a result
         # Who keeps the turn, of those who see a result and of the others: turns in between do not take it away.
         self._keeps: dict[bool, tuple[Key, ...]] = {True: (), False: ()}
 
@@ -77,7 +79,7 @@ class Turns:
             self._used[key] = max(self._used.get(key, 0.0), self._level[key[0]])
             self._used.move_to_end(key)
         while len(self._used) > REMEMBERED:
-            self._used.popitem(last=False)
+            self._owed_to_seen.pop(self._used.popitem(last=False)[0], None)
 
     def choose(self, jobs: Sequence[AnAccount]) -> AnAccount | None:
         """Which of the jobs comes next: by urgency, then by the least use of its address, its client, and itself."""
@@ -100,12 +102,17 @@ class Turns:
         return [*sorted(urgent, key=self._rank_among(urgent)), *sorted(background, key=self._has_used)]
 
     def _choose_urgent(self, jobs: Sequence[AnAccount]) -> AnAccount:
-        first = min(jobs, key=self._rank_among(jobs))
-        beside = [job for job in jobs if _keys(job)[0] == _keys(first)[0]]
-        seen = [] if first.has_result or not _is_crowd(beside) else [job for job in beside if job.has_result]
-        if seen and self._owed_to_seen >= min(min(job.last_seconds for job in seen), LONG):
-            return min(seen, key=self._rank_among(jobs))
-        return first
+        rank = self._rank_among(jobs)
+        chosen = min(jobs, key=rank)
+        address = _keys(chosen)[0]
+        beside = [job for job in jobs if _keys(job)[0] == address]
+        seen = [] if chosen.has_result or not _is_crowd(beside) else [job for job in beside if job.has_result]
+        if seen:
+            chosen.to_seen = 1 / SEEN_SHARE
+            if self._owed_to_seen.get(address, 0.0) >= min(min(job.last_seconds for job in seen), LONG):
+                chosen = min(seen, key=rank)
+                chosen.to_seen = -1.0
+        return chosen
 
     def _rank_among(self, jobs: Sequence[Account]) -> Callable[[Account], tuple[float, ...]]:
         """The order: by the use of the address, there by who sees no result yet, then by the use of client and job."""
@@ -137,13 +144,14 @@ class Turns:
         job.weighted_seconds += seconds / WEIGHT if job.urgency is Urgency.FIRST else seconds
         for key in _keys(job):
             self._used[key] = self._used.get(key, self._level[key[0]]) + seconds
-        # Who has taken more than was owed waits for the next turn until that is made up for.
         if job.urgency is Urgency.BACKGROUND:
             self._owed = max(-LONG, self._owed - seconds)
         else:
             self._owed = min(self._owed + seconds / SHARE, LONG)
-            owed = self._owed_to_seen + (-seconds if job.has_result else seconds / SEEN_SHARE)
-            self._owed_to_seen = max(-LONG, min(owed, LONG))
+            address = _keys(job)[0]
+            owed = self._owed_to_seen.get(address, 0.0) + seconds * job.to_seen
+            self._owed_to_seen[address] = max(-LONG, min(owed, LONG))
+        job.to_seen = 0.0
 
     def _has_used(self, job: Account) -> tuple[float, float, float]:
         of_address, of_client = map(self._use, _keys(job))

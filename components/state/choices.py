@@ -10,7 +10,7 @@ from typing import get_args
 
 from intraslice import data
 from intraslice.calibration.user_estimator import load_estimator
-from intraslice.core.config import NO_RECOVERY
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
@@ -27,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "RECOVERIES",
     "TEXTS",
+    "describe_slicing",
     "describe_text",
     "offer_own_estimators",
 ]
@@ -34,6 +35,13 @@ __all__ = [
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TEXTS = ("default", "wikitext2")
 OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # environment variable: path.py:function, several separated by blanks
+
+SLICING_NAMES = {  # by order and shapes
+    ("one-shot", "free"): lazy_gettext("one-shot slicing"),
+    ("one-shot", "runtime"): lazy_gettext("one-shot slicing, runtime shapes"),
+    ("sequential", "free"): lazy_gettext("sequential slicing"),
+    ("sequential", "runtime"): lazy_gettext("sequential slicing, runtime shapes"),
+}
 
 
 def offer_own_estimators() -> None:
@@ -56,3 +64,15 @@ def describe_text(text: str) -> LazyString:
         return lazy_gettext("{name}, your own file", name=name)
     title, bracket, source = description.partition(" (")
     return LazyString(lambda: term(title) + bracket + source)
+
+
+def describe_slicing(config: SliceConfig) -> LazyString:
+    """How a model is sliced, for a protocol."""
+    name = SLICING_NAMES[config.order, config.shapes]
+    if config.recovery == NO_RECOVERY:
+        return name
+    return lazy_gettext(
+        "{slicing}, recovery: {recovery}",
+        slicing=name,
+        recovery=LazyString(lambda: term(RECOVERIES[config.recovery].label)),
+    )

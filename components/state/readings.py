@@ -10,20 +10,19 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path
-from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.core.records import read_record, write_record
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import BLOCK, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
 
-from ..i18n.language import LazyString, lazy_gettext, term
+from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
-from .choices import METHODS, RECOVERIES, describe_text
+from .choices import METHODS, describe_slicing, describe_text
 from .request import DENSE, CalibrationKey, Request, SliceKey
 from .snapshots.measurements import Measurements
 from .views import Perplexities, Reading, StoredMeasurement
@@ -31,12 +30,6 @@ from .views import Perplexities, Reading, StoredMeasurement
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
 FORMAT = "1"  # of the losses: raise it when changed code alters them
-SLICING_NAMES = {  # by order and shapes
-    ("one-shot", "free"): lazy_gettext("one-shot slicing"),
-    ("one-shot", "runtime"): lazy_gettext("one-shot slicing, runtime shapes"),
-    ("sequential", "free"): lazy_gettext("sequential slicing"),
-    ("sequential", "runtime"): lazy_gettext("sequential slicing, runtime shapes"),
-}
 
 
 class Readings:
@@ -69,17 +62,23 @@ class Readings:
         is_dense = key.method == DENSE
         sequences = 0 if is_dense else calibrated.sequences
         self._recall(key, calibrated)
-        cached = self._caches.losses.get(key)
-        earlier = cached.value if cached is not None and cached.sequences >= sequences else None
-        is_whole = earlier is not None and _is_whole(earlier)
-        if earlier is not None and is_whole and (earlier.divergences or not compared):
-            return earlier  # possibly from more calibration sequences than `calibrated`
-        if earlier is not None and not is_dense:
-            job.note_result()  # its client sees them
+        if (whole := self._whole(key, sequences, compared)) is not None:
+            return whole
+        if self._caches.losses.get(key) is not None and not is_dense:
+            job.note_result()  # its client sees it
         dense = calibrated.loaded.model
         model = dense if is_dense else self._sliced(job, key, calibrated)
 
         def measure(job: Job) -> Losses:
+            if (whole := self._whole(key, sequences, compared)) is not None:  # measured while this was sliced
+                return whole
+            is_whole = self._whole(key, sequences, compared=False) is not None
+            states = self.dense_states(key.calibration, dense) if compared else None
+            if not (is_dense or self._caches.losses.get(key)) and calibrated.windows.shape[1] > 2 * BLOCK:
+                half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
+                self._store(key, CachedEntry(half, sequences))
+                job.note_result()
+                job.emit(Status(_status_text(key.method), "busy", 0, half.total))
             report = job_progress(job, _status_text(key.method), when_done=True)
 
             def progress(event: Progress) -> None:
@@ -89,12 +88,6 @@ class Readings:
                     job.note_result()
                 report(event)
 
-            states = self.dense_states(key.calibration, dense) if compared else None
-            if not (is_dense or compared or earlier) and calibrated.windows.shape[1] > 2 * BLOCK:
-                half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
-                self._store(key, CachedEntry(half, sequences))
-                job.note_result()
-                job.emit(Status(_status_text(key.method), "busy", 0, half.total))
             partial = self._partial(key, sequences, compared)
             losses = measure_losses(model, calibrated.windows, dense=states, so_far=partial, progress=progress)
             if is_dense or calibrated.is_whole:
@@ -104,12 +97,21 @@ class Readings:
 
         return job.share(("losses", key, sequences, compared), measure)
 
+    def _whole(self, key: SliceKey, sequences: int, compared: bool) -> Losses | None:
+        """Cached losses on all windows of a slice from so many calibration sequences, or more."""
+        cached = self._caches.losses.get(key)
+        if cached is None or cached.sequences < sequences or not _is_whole(cached.value):
+            return None
+        return cached.value if cached.value.divergences or not compared else None
+
     def _partial(self, key: SliceKey, sequences: int, compared: bool) -> Losses | None:
         """The losses of just this slice on the first windows, which a stopped job has left behind."""
         cached = self._caches.losses.get(key)
-        if cached is None or cached.sequences != sequences or bool(cached.value.divergences) != compared:
+        if cached is None or cached.sequences != sequences or not cached.value.done:
             return None
-        return cached.value if cached.value.done else None
+        if compared:
+            return cached.value if cached.value.divergences else None
+        return replace(cached.value, divergences=())
 
     def _recall(self, key: SliceKey, calibrated: Calibrated) -> None:
         """Read whole losses that were measured earlier from the disk, unless memory has them."""
@@ -216,18 +218,6 @@ class Readings:
         return float(np.exp(np.interp(sparsity, removed, np.log(measured))))
 
 
-def _slicing_name(config: SliceConfig) -> LazyString:
-    """How the model is sliced, for the protocol."""
-    name = SLICING_NAMES[config.order, config.shapes]
-    if config.recovery == NO_RECOVERY:
-        return name
-    return lazy_gettext(
-        "{slicing}, recovery: {recovery}",
-        slicing=name,
-        recovery=LazyString(lambda: term(RECOVERIES[config.recovery].label)),
-    )
-
-
 def _status_text(method: str) -> LazyString:
     """The text of the status while a method's perplexity is measured."""
     texts = {
@@ -257,7 +247,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
         sequences=config.sequences,
         length=config.length,
         seed=config.seed,
-        slicing=_slicing_name(request.slicing),
+        slicing=describe_slicing(request.slicing),
     )
 
 

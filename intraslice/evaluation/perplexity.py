@@ -34,7 +34,7 @@ class Losses:
     """A model's losses on the first `done` of `total` windows: sums over blocks of tokens, in nats.
 
     Every window has blocks of the same sizes, so that the losses of two models on the same text can be paired. Before
-    the first window is done, they may be those of its first half alone.
+    the first window is done, they may be those of about its first half alone.
     """
 
     done: int
@@ -45,7 +45,7 @@ class Losses:
 
     @property
     def windows(self) -> float:
-        """Number of windows that the losses are of: a half, or `done`."""
+        """Number of windows that the losses are of: about a half, or `done`."""
         return self.done or len(self.sums) / 2
 
     @classmethod
@@ -63,10 +63,11 @@ class Losses:
 
         Raises ValueError if the windows have other blocks.
         """
-        sizes = min(self.sizes, dense.sizes, key=len)  # one of them may have half a window, or more windows
-        if any(losses.sizes[: len(sizes)] != sizes for losses in (self, dense)):
+        first, other = sorted((self, dense), key=lambda losses: len(losses.sizes))
+        sizes = first.sizes
+        if other.sizes[: len(sizes)] != sizes or (first.done and other.sizes != sizes):
             raise ValueError(f"expected windows with the same blocks, got {self.sizes} and {dense.sizes} tokens")
-        pairs = zip(self.sums, dense.sums, strict=False)
+        pairs = zip(self.sums, dense.sums, strict=False)  # one of them may have more windows, or the half of one
         return _exponential([[this - other for this, other in zip(*pair, strict=False)] for pair in pairs], sizes)
 
     def divergence(self) -> Estimate | None:
@@ -141,12 +142,15 @@ def measure_losses(
 
     Raises:
         UserError: `tokens` has no windows of two or more tokens, or they are longer than the model's context.
+        ValueError: `so_far` is not of whole windows of these.
     """
     require_model(model)
     require_windows(tokens, model.config)
     report = progress_callback(progress)
     shard, sizes = shard_of(len(tokens)), _block_sizes(tokens.shape[1] - 1)
     losses = so_far or Losses(0, shard.stop - shard.start, sizes=sizes)
+    if (losses.total, losses.sizes, len(losses.sums)) != (shard.stop - shard.start, sizes, losses.done):
+        raise ValueError(f"so_far must be of whole windows with blocks of {sizes} tokens, got {so_far}")
 
     def event() -> Progress:
         return Progress(stage, losses.done, losses.total, partial=partial(replace, losses))
@@ -178,7 +182,7 @@ def measure_losses(
 def measure_half_window(
     model: PreTrainedModel, tokens: Int[Tensor, "windows window"], *, progress: ProgressCallback | bool = True
 ) -> Losses:
-    """Losses on the first half of the first window, for a first number soon: its tokens see no later ones.
+    """Losses on half of the first window's blocks, or its only one, for a first number soon: tokens see no later ones.
 
     Raises UserError as `measure_losses` does.
     """

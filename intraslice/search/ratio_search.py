@@ -149,7 +149,7 @@ def search_ratios(
 
 
 def search_bytes(model: PreTrainedModel) -> int:
-    """Memory of a search, at most: the slices that it keeps. The dense distributions are small beside them."""
+    """Memory of the slices that a search keeps, at most; without the neurons' rankings and the dense distributions."""
     return KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
 
 

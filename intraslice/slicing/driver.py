@@ -153,11 +153,13 @@ def mlp_from_moments(
 def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
     """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
     moments, rankings = stats.layers[layer], stats.ranked_neurons
-    if rankings is not None and layer not in rankings and width < dense.neurons:
-        mean = moments.mlp_sum / stats.tokens
+    if rankings is not None and width < dense.neurons:
         weights = dense.weights()
-        ranked = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-        rankings[layer] = with_product(ranked, weights)
+        if (ranked := rankings.get(layer)) is None:
+            mean = moments.mlp_sum / stats.tokens
+            rankings[layer] = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
+        elif ranked.product is None:  # it takes longer than it saves before the third width or so
+            rankings[layer] = with_product(ranked, weights)
     return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))
 
 

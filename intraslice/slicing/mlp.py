@@ -71,7 +71,7 @@ def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " 
 
 
 def with_product(ranked: OrderedFactor, weights: MLPWeights) -> OrderedFactor:
-    """The same with `W_down L`, from which `keep_best` takes two thirds of the time, at every width."""
+    """The same with `W_down L`: then `keep_best` needs one triangular solve and no matrix product."""
     down = weights.down.to(ranked.factor.dtype).index_select(1, ranked.order)
     return ranked._replace(product=down @ ranked.factor)
 

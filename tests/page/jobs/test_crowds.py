@@ -79,6 +79,43 @@ def test_in_a_crowd_one_short_turn_does_not_lengthen_the_share_of_what_is_seen()
     assert used_by_seen == pytest.approx(100 / (1 + SEEN_SHARE), abs=5)
 
 
+@pytest.mark.parametrize("turns_to_result", [1, 5, 30])
+def test_in_a_crowd_the_share_of_what_is_seen_holds_while_others_come_and_get_results(turns_to_result):
+    turns, seen = Turns(), [Account(f"seen {client}", "class", seconds_to_result=0.0) for client in range(3)]
+    unseen = {Account(f"new {client}", "class"): 0 for client in range(MANY)}
+    for account in [*seen, *unseen]:
+        turns.admit(account, [])
+        turns.count(account, STEP)
+    used_by_seen = 0
+    for step in range(400):
+        chosen = turns.choose([*seen, *unseen])
+        used_by_seen += chosen.has_result
+        if chosen in unseen:
+            unseen[chosen] += 1
+            if unseen[chosen] == turns_to_result:  # its client sees a result, and another one comes
+                chosen.seconds_to_result = chosen.seconds
+                del unseen[chosen]
+                unseen[follower := Account(f"later {step}", "class")] = 0
+                turns.admit(follower, [])
+        turns.count(chosen, STEP)
+    assert used_by_seen == pytest.approx(400 / (1 + SEEN_SHARE), abs=16)
+
+
+def test_what_a_crowd_sees_has_its_share_beside_another_address():
+    turns, alone = Turns(), Account("alone", "elsewhere", seconds_to_result=0.0)
+    seen = [Account(f"seen {client}", "class", seconds_to_result=0.0) for client in range(3)]
+    accounts = [alone, *seen, *(Account(f"new {client}", "class") for client in range(MANY))]
+    for account in accounts:
+        turns.admit(account, [])
+        turns.count(account, STEP)
+    chosen = []
+    for _ in range(400):
+        chosen.append(turns.choose(accounts))
+        turns.count(chosen[-1], STEP)
+    assert chosen.count(alone) == pytest.approx(200, abs=4)
+    assert sum(job in seen for job in chosen) == pytest.approx(200 / (1 + SEEN_SHARE), abs=8)
+
+
 def test_in_a_crowd_the_first_token_of_an_answer_comes_first(scheduler, clock):
     log = []
     for client in range(MANY):

@@ -206,6 +206,21 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     assert "third" not in taken
 
 
+def test_the_time_left_of_work_that_goes_on_is_of_what_is_done_now(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def work(job: Job) -> None:
+        progress = job_progress(job, "window", when_done=True)
+        for done in (5, 6, 7):
+            progress(Progress("evaluate", done, 8))
+            now[0] += 3.0
+
+    job = (scheduler := Stepped()).start("a", work)
+    scheduler.run()
+    assert [event.seconds_left for events in job.events() for event in events] == [None, 6.0, 3.0]
+
+
 def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_checkpoint(monkeypatch) -> None:
     now, turns = [0.0], []
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

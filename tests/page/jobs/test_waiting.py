@@ -104,6 +104,29 @@ def test_the_page_tells_it_once_in_a_while_and_then_what_the_job_does(monkeypatc
     assert [event.text for event in events] == ["working"]
 
 
+def test_the_page_tells_it_again_after_the_job_has_done_something(monkeypatch):
+    monkeypatch.setattr(running, "PATIENCE", 0.01)
+    monkeypatch.setattr(running, "AGAIN", 0.0)
+    monkeypatch.setattr(waiting, "LINE_SECONDS", -1.0)
+    jobs = Jobs()
+    jobs.scheduler = scheduler = Stepped()
+    scheduler.start("other", counting([], "", 20))
+
+    def work(job):
+        job.emit(Status("working"))
+        for _ in range(9):
+            job.checkpoint()
+
+    events = jobs.run("me", "answer", work)
+    assert next(events) == Waiting("Waiting; jobs ahead: 1")
+    for _ in range(4):
+        scheduler.step()
+    assert next(events).text == "working"
+    assert next(events) == Waiting("Waiting; jobs ahead: 1")
+    scheduler.run()
+    assert list(events) == []
+
+
 def test_the_words_are_those_of_the_language() -> None:
     status = Waiting("", seconds_left=30)
     with use_language("de"):

@@ -121,6 +121,9 @@ def test_the_first_number_is_of_half_a_window(fresh, tiny, monkeypatch) -> None:
     assert " after 0.5 of 8 windows" in headline(fresh.plan(tiny), known[0])
     assert known[0].sliced_reading.error > 0
     assert known[-1].is_final
+    # Not where a number is shown already, such as that of an earlier part of the calibration.
+    halves = [index for index, k in enumerate(known) if k.sliced_reading.windows == 0.5]
+    assert {known[index].sequences for index in halves} == {calibrations.MIN_SEQUENCES}
 
 
 def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) -> None:
