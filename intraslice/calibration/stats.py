@@ -134,7 +134,7 @@ class CalibrationStats:
     # Caches, filled on first use.
     # Principal axes at each read of the residual stream: the first columns are the basis for any width.
     residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, init=False, repr=False)
-    # Neurons of every layer, best first: the first ones are kept, for any width. Larger than the MLPs' moments, so only
+    # Neurons of every layer, best first: the first ones are kept, for any width. As large as the MLPs' moments, so only
     # cached if a caller that slices often sets it to a dictionary.
     ranked_neurons: dict[int, OrderedFactor] | None = field(default=None, init=False, repr=False)
     # Modules of one-shot slices, by layer and sizes, while a model has them: later slices share those of equal sizes.

@@ -95,7 +95,6 @@ class OrderedFactor(NamedTuple):
 
     order: Int[Tensor, " n"]
     factor: Float[Tensor, "n n"]  # lower (Cholesky)
-    product: Float[Tensor, "rows n"] | None = None  # of a matrix with its columns in this order and `factor`
 
 
 def factor_in_order(damped: Float[Tensor, "n n"], order: Int[Tensor, " n"]) -> OrderedFactor:

@@ -37,7 +37,7 @@ from intraslice.slicing.attention import (
     fuse,
     value_axes,
 )
-from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons, with_product
+from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.refine import refine_mlp
 
 
@@ -153,13 +153,9 @@ def mlp_from_moments(
 def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
     """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
     moments, rankings = stats.layers[layer], stats.ranked_neurons
-    if rankings is not None and width < dense.neurons:
-        weights = dense.weights()
-        if (ranked := rankings.get(layer)) is None:
-            mean = moments.mlp_sum / stats.tokens
-            rankings[layer] = _ranked(weights, moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-        elif ranked.product is None:  # it takes longer than it saves before the third width or so
-            rankings[layer] = with_product(ranked, weights)
+    if rankings is not None and layer not in rankings and width < dense.neurons:
+        mean = moments.mlp_sum / stats.tokens
+        rankings[layer] = _ranked(dense.weights(), moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
     return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))
 
 

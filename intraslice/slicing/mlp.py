@@ -52,28 +52,18 @@ def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " 
 
     With `S` the moment that is factored, `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. If `down` has a
     bias, it includes the constant part of the removed neurons; `mean` is that of the input of `down`. The factor's
-    first rows factor the moment of the kept neurons, for any width: `S_ck S_kk^-1 = L_ck L_kk^-1`. So the new map is
-    also the first columns of `W_down L`, where `ranked` has that, times `L_kk^-1`.
+    first rows factor the moment of the kept neurons, for any width: `S_ck S_kk^-1 = L_ck L_kk^-1`.
     """
     kept, cut = ranked.order[:width], ranked.order[width:]
-    down, factor = weights.down.to(ranked.factor.dtype), ranked.factor[:width, :width]
-    if ranked.product is not None:
-        repaired = torch.linalg.solve_triangular(factor, ranked.product[:, :width], upper=False, left=False)
-    else:
-        cut_output = down.index_select(1, cut) @ ranked.factor[width:, :width]
-        repair = torch.linalg.solve_triangular(factor, cut_output, upper=False, left=False)
-        repaired = down.index_select(1, kept) + repair
+    down = weights.down.to(ranked.factor.dtype)
+    cut_output = down.index_select(1, cut) @ ranked.factor[width:, :width]
+    repair = torch.linalg.solve_triangular(ranked.factor[:width, :width], cut_output, upper=False, left=False)
     bias = weights.down_bias
     if bias is not None:
-        bias = (bias + down @ mean - repaired @ mean[kept]).to(weights.down.dtype)
+        bias = (bias + down[:, cut] @ mean[cut] - repair @ mean[kept]).to(weights.down.dtype)
     kept, order = kept.sort()
-    return select_neurons(weights, kept, repaired.index_select(1, order).to(weights.down.dtype), bias)
-
-
-def with_product(ranked: OrderedFactor, weights: MLPWeights) -> OrderedFactor:
-    """The same with `W_down L`: then `keep_best` needs one triangular solve and no matrix product."""
-    down = weights.down.to(ranked.factor.dtype).index_select(1, ranked.order)
-    return ranked._replace(product=down @ ranked.factor)
+    repaired = down.index_select(1, kept) + repair.index_select(1, order)
+    return select_neurons(weights, kept, repaired.to(weights.down.dtype), bias)
 
 
 def keep_neurons(

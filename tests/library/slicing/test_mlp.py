@@ -11,7 +11,7 @@ from intraslice.core.linalg import damp
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.widths import neurons_kept
-from intraslice.slicing.mlp import fitted_moment, keep_best, keep_neurons, neuron_scores, rank_neurons, with_product
+from intraslice.slicing.mlp import fitted_moment, keep_best, keep_neurons, neuron_scores, rank_neurons
 
 HIDDEN, NEURONS = 10, 24
 
@@ -55,16 +55,6 @@ def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
 )
 def test_neurons_go_in_eights_rounded_down(neurons, ratio, kept):
     assert neurons_kept(neurons, ratio) == kept
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_kept_product_gives_the_same_output_map(bias):
-    weights, rows = make_weights(bias), random(200, NEURONS, seed=7)
-    moment, mean = rows.T @ rows, rows.mean(0)
-    ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, len(rows)))
-    for width in (NEURONS - 1, 16, 1):
-        expected, found = (keep_best(weights, r, mean, width) for r in (ranked, with_product(ranked, weights)))
-        assert_close((found.up, found.down, found.down_bias), (expected.up, expected.down, expected.down_bias))
 
 
 def test_neuron_score_is_energy_times_squared_column_norm():
