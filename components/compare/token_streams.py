@@ -21,6 +21,21 @@ POLL = 0.05  # seconds between two looks whether another job has read the prompt
 MAX_FINISHED = 1000  # answers of a few kB
 
 
+class _Writer:
+    """The job that generates a token now, and hands on the turn between chunks of the prompt.
+
+    No part of the stream: the generator refers to it, and a stream in a cycle would keep its model until Python looks
+    for cycles, which an idle server does not.
+    """
+
+    job: Job | None = None
+
+    def pause(self) -> None:
+        """Hand on the turn."""
+        if self.job is not None:
+            self.job.checkpoint()
+
+
 class TokenStream:
     """An answer's tokens so far; the job that needs the next one first generates it.
 
@@ -35,12 +50,12 @@ class TokenStream:
         self._begin: Callable[[Pause], Iterator[int]] | None = begin
         self._ends = ends
         self._generator: Iterator[int] | None = None
-        self._job: Job | None = None  # that generates a token now, and hands on the turn between chunks of the prompt
+        self._writer = _Writer()
 
     def reach(self, job: Job, count: int) -> bool:
         """Return whether there are more than `count` tokens, once that is certain. Raises as `stream_tokens` does."""
         while len(self.tokens) <= count and self._begin is not None:
-            if self._job is not None:
+            if self._writer.job is not None:
                 job.sleep(POLL)
             else:
                 self._generate(job, self._begin)
@@ -48,24 +63,20 @@ class TokenStream:
 
     def _generate(self, job: Job, begin: Callable[[Pause], Iterator[int]]) -> None:
         if self._generator is None:
-            self._generator = islice(begin(self._pause), len(self.tokens), None)
-        self._job = job
+            self._generator = islice(begin(self._writer.pause), len(self.tokens), None)
+        self._writer.job = job
         try:
             token = next(self._generator, None)
         except BaseException:
             self._generator = None  # it cannot go on
             raise
         finally:
-            self._job = None
+            self._writer.job = None
         if token is not None:
             self.tokens.append(token)
         else:
             self.state = "ended" if self.tokens and self.tokens[-1] in self._ends else "cut"
             self._begin = self._generator = None  # and the model and the cache that they hold
-
-    def _pause(self) -> None:
-        if self._job is not None:
-            self._job.checkpoint()
 
 
 class TokenStreams:

@@ -1,5 +1,8 @@
 """Answers that several jobs ask for: generated once, and as if for each of them alone."""
 
+import gc
+import weakref
+
 import pytest
 from stepping import Stepped
 from tiny_page import in_job
@@ -52,6 +55,33 @@ def test_an_answer_is_generated_once_for_all_and_who_comes_late_has_the_first_to
     assert first.result == late.result == [0, 1, 2, 3]
     assert begun == [4]
     assert stream.state == "ended"
+
+
+def test_an_answer_that_nobody_reads_any_more_leaves_no_cycle_that_would_keep_its_model() -> None:
+    class Model:
+        pass
+
+    def beginning(model):
+        def begin(pause):
+            pause()
+            while model:
+                yield 0
+
+        return begin
+
+    scheduler, model = Stepped(), Model()
+    stream, freed = TokenStream(beginning(model), ends=set()), weakref.ref(model)
+    job = scheduler.start("a", reading(stream))
+    for _ in range(3):
+        scheduler.step()
+    gc.disable()
+    try:
+        job.stop()
+        scheduler.run()
+        del job, stream, model
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_an_answer_without_an_end_token_is_cut() -> None:
