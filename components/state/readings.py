@@ -74,7 +74,8 @@ class Readings:
                 return whole
             is_whole = self._whole(key, sequences, compared=False) is not None
             states = self.dense_states(key.calibration, dense) if compared else None
-            if not (is_dense or self._caches.losses.get(key)) and calibrated.windows.shape[1] > 2 * BLOCK:
+            is_first = not (is_dense or compared or self._caches.losses.get(key))
+            if is_first and calibrated.windows.shape[1] > 2 * BLOCK:
                 half = measure_half_window(model, calibrated.windows, progress=lambda _: job.checkpoint())
                 self._store(key, CachedEntry(half, sequences))
                 job.note_result()
