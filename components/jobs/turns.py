@@ -108,10 +108,9 @@ class Turns:
         beside = [job for job in jobs if _keys(job)[0] == address]
         seen = [] if chosen.has_result or not _is_crowd(beside) else [job for job in beside if job.has_result]
         if seen:
-            chosen.to_seen = 1 / SEEN_SHARE
-            if self._owed_to_seen.get(address, 0.0) >= min(min(job.last_seconds for job in seen), LONG):
-                chosen = min(seen, key=rank)
-                chosen.to_seen = -1.0
+            is_owed = self._owed_to_seen.get(address, 0.0) >= min(min(job.last_seconds for job in seen), LONG)
+            chosen = min(seen, key=rank) if is_owed else chosen
+            chosen.to_seen = -1.0 if is_owed else 1 / SEEN_SHARE
         return chosen
 
     def _rank_among(self, jobs: Sequence[Account]) -> Callable[[Account], tuple[float, ...]]:

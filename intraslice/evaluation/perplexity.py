@@ -63,9 +63,9 @@ class Losses:
 
         Raises ValueError if the windows have other blocks.
         """
-        first, other = sorted((self, dense), key=lambda losses: len(losses.sizes))
-        sizes = first.sizes
-        if other.sizes[: len(sizes)] != sizes or (first.done and other.sizes != sizes):
+        shorter, longer = sorted((self, dense), key=lambda losses: len(losses.sizes))
+        sizes = shorter.sizes
+        if longer.sizes[: len(sizes)] != sizes or (shorter.done and longer.sizes != sizes):
             raise ValueError(f"expected windows with the same blocks, got {self.sizes} and {dense.sizes} tokens")
         pairs = zip(self.sums, dense.sums, strict=False)  # one of them may have more windows, or the half of one
         return _exponential([[this - other for this, other in zip(*pair, strict=False)] for pair in pairs], sizes)
