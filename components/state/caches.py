@@ -49,6 +49,7 @@ class _Entry(Generic[Value]):
     inflation: float
     last_used: float
     is_kept: bool = False
+    parts: dict[int, int] | None = None  # bytes by address of a value that does not grow
 
 
 class BoundedCache(Generic[Key, Value]):
@@ -56,10 +57,11 @@ class BoundedCache(Generic[Key, Value]):
 
     Args:
         seconds: approximate time to recompute a value.
+        grows: whether a value may take more memory later; otherwise its bytes are counted once.
     """
 
-    def __init__(self, max_entries: float = math.inf, seconds: float = 1.0) -> None:
-        self.max_entries, self.seconds = max_entries, seconds
+    def __init__(self, max_entries: float = math.inf, seconds: float = 1.0, grows: bool = True) -> None:
+        self.max_entries, self.seconds, self.grows = max_entries, seconds, grows
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry[Value]] = OrderedDict()
         BUDGET.caches.add(self)
@@ -76,10 +78,12 @@ class BoundedCache(Generic[Key, Value]):
 
     def put(self, key: Key, value: Value) -> Value:
         """Store `value` and return it; may evict the least recently used entry, and entries of other caches."""
-        size = sum(bytes_in(value).values())
+        parts = bytes_in(value)
+        size = sum(parts.values())
+        entry = _Entry(value, size, BUDGET.inflation, time.monotonic(), parts=None if self.grows else parts)
         with self._lock:
             self._entries.pop(key, None)
-            self._entries[key] = _Entry(value, size, BUDGET.inflation, time.monotonic())
+            self._entries[key] = entry
             if len(self._entries) > self.max_entries:
                 self._entries.popitem(last=False)
         if size >= LARGE:
@@ -186,9 +190,13 @@ class Budget:
         return [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
 
     def _large_entries(self) -> tuple[list[tuple[BoundedCache[Any, Any], _Entry[Any], dict[int, int]]], int]:
-        """The large entries with their current bytes by address (some entries grow), and the bytes of all others."""
+        """The large entries with their current bytes by address, and the bytes of all others."""
         entries = self._entries()
-        large = [(cache, entry, bytes_in(entry.value)) for cache, entry in entries if entry.size >= LARGE]
+        large = [
+            (cache, entry, bytes_in(entry.value) if entry.parts is None else entry.parts)
+            for cache, entry in entries
+            if entry.size >= LARGE
+        ]
         return large, sum(entry.size for _, entry in entries if entry.size < LARGE)
 
 
@@ -214,7 +222,7 @@ class Caches:
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
         self.partial_sources: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
-        self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3)
+        self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3, grows=False)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)

@@ -60,6 +60,16 @@ def test_bytes_are_those_of_tensors_wherever_they_are(as_loaded, tiny_llama_gqa)
     assert weights <= sum(bytes_in((loaded, loaded.model)).values()) < weights + 2**18
 
 
+def test_only_what_may_grow_is_counted_again(budget, monkeypatch) -> None:
+    fixed, growing, counted = BoundedCache(grows=False), BoundedCache(), []
+    monkeypatch.setattr(caches, "bytes_in", lambda value: counted.append(value) or bytes_in(value))
+    first, second = fixed.put("a", [megabytes(1)]), growing.put("b", [megabytes(1)])
+    assert counted == [first, second, second]
+    second.append(megabytes(1))
+    assert BUDGET.held_bytes() > 3 * 2**20
+    assert counted[3:] == [second]
+
+
 def test_what_nobody_uses_goes_after_a_while(budget, monkeypatch) -> None:
     now, looks = [100.0], []
 
