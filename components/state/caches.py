@@ -11,7 +11,7 @@ import ctypes
 import math
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -63,16 +63,16 @@ class BoundedCache(Generic[Key, Value]):
     def __init__(self, max_entries: float = math.inf, seconds: float = 1.0, grows: bool = True) -> None:
         self.max_entries, self.seconds, self.grows = max_entries, seconds, grows
         self._lock = threading.Lock()
-        self._entries: OrderedDict[Key, _Entry[Value]] = OrderedDict()
+        self._entries: dict[Key, _Entry[Value]] = {}  # the least recently used first
         BUDGET.caches.add(self)
 
     def get(self, key: Key) -> Value | None:
         """The value, which is marked as used now, or None."""
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._entries.pop(key, None)
             if entry is None:
                 return None
-            self._entries.move_to_end(key)
+            self._entries[key] = entry
             entry.inflation, entry.last_used = BUDGET.inflation, time.monotonic()
             return entry.value
 
@@ -85,7 +85,7 @@ class BoundedCache(Generic[Key, Value]):
             self._entries.pop(key, None)
             self._entries[key] = entry
             if len(self._entries) > self.max_entries:
-                self._entries.popitem(last=False)
+                del self._entries[next(iter(self._entries))]
         if size >= LARGE:
             BUDGET.make_room(value)
         return value
