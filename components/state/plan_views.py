@@ -102,6 +102,21 @@ class Plans:
             raise UserError(*plan.args)
         return plan
 
+    def simplest(self, source: Source, config: SliceConfig) -> SliceConfig:
+        """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.
+
+        Refining depends on the ratios themselves, so a config with it is returned as it is.
+        """
+        simpler = replace(config, cap=SliceConfig.cap, locked=())
+        if simpler == config or config.iterative:
+            return config
+        try:
+            plans = [self.plan(source, each).layers for each in (config, simpler)]
+        except UserError:
+            return config
+        sizes = [[(layer.heads, layer.dim, layer.neurons) for layer in layers] for layers in plans]
+        return simpler if sizes[0] == sizes[1] else config
+
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
         """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
 

@@ -7,6 +7,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -133,11 +134,11 @@ class Session:
     def perplexities(self, request: Request) -> Perplexities:
         """The perplexities measured for this setting, and an interpolated one."""
         best = self.calibrations.best(request.calibration)
-        return self.readings.perplexities(request, best)
+        return self.readings.perplexities(self._simplest(request), best)
 
     def has_stored(self, request: Request) -> bool:
-        """Whether the repository has measurements of this setting."""
-        return self.readings.stored(request) is not None
+        """Whether the repository has measurements of this setting's slice."""
+        return self.readings.stored(self._simplest(request)) is not None
 
     def memory(self, model: str) -> str:
         """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
@@ -162,7 +163,7 @@ class Session:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole=False)
                 is_first = not calibrated.is_whole and self.has_stored(request)  # a first number measured here
                 if is_first and request.is_live and request.slicing.sparsity:
-                    self.readings.losses(job, request.slice_key("intraslice"), calibrated)
+                    self.readings.losses(job, self._simplest(request).slice_key("intraslice"), calibrated)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
             job.emit(self.ready(request))
@@ -189,7 +190,7 @@ class Session:
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
         can_measure = request.is_live and self.is_calibrated(request) and not self.has_stored(request)
-        if can_measure and self.readings.perplexity(request.slice_key("intraslice")) is None:
+        if can_measure and self.readings.perplexity(self._simplest(request).slice_key("intraslice")) is None:
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
 
@@ -264,22 +265,22 @@ class Session:
     def _measure(self, job: Job, request: Request, calibrated: Calibrated) -> None:
         self.readings.losses(job, request.slice_key(DENSE), calibrated)
         if request.slicing.sparsity:
-            self.readings.losses(job, request.slice_key("intraslice"), calibrated)
+            self.readings.losses(job, self._simplest(request).slice_key("intraslice"), calibrated)
+
+    def _simplest(self, request: Request) -> Request:
+        """The request whose measurements are this one's: without settings that change no module's size."""
+        source = self.source(request)
+        return request if source is None else replace(request, slicing=self.plans.simplest(source, request.slicing))
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
-        loaded, stats, method = calibrated.loaded, calibrated.stats, key.method
+        loaded, stats, tokens, method = calibrated.loaded, calibrated.stats, calibrated.tokens, key.method
         if key.config.sparsity == 0:
             return loaded.model
 
         def slice_model(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key.config)
-            is_default_method = method == "intraslice"
-            slicing_text = (
-                lazy_gettext("Slicing, layer")
-                if is_default_method
-                else lazy_gettext("Slicing ({method}), layer", method=method)
-            )
-            tokens, training = calibrated.tokens, calibrated.training
+            named = lazy_gettext("Slicing ({method}), layer", method=method)
+            slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
             reports: dict[str, ProgressCallback] = {}  # by their text; each times from its first event
 
             def progress(event: Progress) -> None:
@@ -289,7 +290,7 @@ class Session:
                 reports[text](event)
 
             with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
-                sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
+                sliced = slice_by(method, loaded.model, plan, stats, tokens, calibrated.training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 

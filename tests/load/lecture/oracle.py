@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import unescape
 from math import isclose
@@ -16,6 +16,7 @@ import intraslice as sl
 from components.state.request import Request, parse
 from components.state.settings import Settings
 from components.state.snapshots import measurements
+from components.state.views import StoredMeasurement
 from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Notes
@@ -41,8 +42,21 @@ class Oracle:
 
     def model(self, request: Request) -> PreTrainedModel:
         """The sliced model of a setting."""
-        plan = sl.make_plan(self.stats.profile_for(request.slicing), request.slicing)
+        plan = self.plan(request.slicing)
         return sl.slice_model(self.loaded.model, plan, self.stats, self.tokens, progress=False)
+
+    def plan(self, slicing: sl.SliceConfig) -> sl.SlicePlan:
+        """The plan of a setting."""
+        return sl.make_plan(self.stats.profile_for(slicing), slicing)
+
+    def kept(self, slicing: sl.SliceConfig) -> StoredMeasurement | None:
+        """The measurement in the repository, also that of a cap or locks with which all modules have the same sizes."""
+        default = replace(slicing, cap=sl.SliceConfig.cap, locked=())
+        sizes = [
+            [(layer.heads, layer.dim, layer.neurons) for layer in self.plan(each).layers] for each in (slicing, default)
+        ]
+        stored = measurements.load()
+        return stored.at(default) if stored and sizes[0] == sizes[1] else None
 
     def numbers(self, model: PreTrainedModel) -> dict[float, float]:
         """The perplexity that the page shows after so many windows; after all of them under 0."""
@@ -76,9 +90,8 @@ def load_oracle() -> Oracle:
 def check(lecture: Lecture, max_settings: int) -> int:
     """Check what students saw, the live numbers and the answers of at most so many settings; returns their number."""
     oracle, notes = load_oracle(), lecture.notes
-    kept = measurements.load()
     for settings, headline in lecture.kept:
-        stored = kept and kept.at(parse(settings).slicing)
+        stored = oracle.kept(parse(settings).slicing)
         shown = float(re.findall(r"→ <b>([\d.]+)(?: ± [\d.]+)?</b>", headline)[0])
         right = stored is not None and isclose(shown, stored.perplexity.value, abs_tol=0.051)
         notes.check("kept", right, f"{shown} at {settings}")
