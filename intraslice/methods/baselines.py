@@ -27,8 +27,8 @@ from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
-from intraslice.slicing.driver import attention_from_moments
 from intraslice.slicing.mlp import keep_neurons, select_neurons
+from intraslice.slicing.one_shot import attention_from_moments
 
 Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
 

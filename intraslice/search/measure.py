@@ -22,7 +22,7 @@ from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, 
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan
 from intraslice.search.levels import Allocation, Levels
-from intraslice.slicing.driver import attention_from_moments, mlp_from_stats
+from intraslice.slicing.one_shot import attention_from_moments, mlp_from_stats
 
 LARGEST = 128  # stored entries of every dense distribution
 WINDOWS_PER_BATCH = 2

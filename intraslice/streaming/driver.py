@@ -33,7 +33,7 @@ from intraslice.pretrained.memory import calibration_bytes, estimate_memory
 from intraslice.pretrained.reader import read_config, read_tokenizer
 from intraslice.pretrained.sources import obtain_weights
 from intraslice.reporting import Recipe, slice_record
-from intraslice.slicing.driver import attention_from_moments, mlp_from_moments
+from intraslice.slicing.one_shot import attention_from_moments, mlp_from_moments
 from intraslice.streaming.calibrate import StreamedCalibration
 from intraslice.streaming.estimate import StreamEstimate, StreamSizes, estimate_stream, measure_speeds, stream_sizes
 from intraslice.streaming.journal import Journal

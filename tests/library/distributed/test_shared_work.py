@@ -29,7 +29,7 @@ from intraslice.modeling.offload import offload_
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.measure import Candidates
 from intraslice.search.ratio_search import SearchResult, search_ratios
-from intraslice.slicing import driver as slicing_driver
+from intraslice.slicing import sequential
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,7 @@ def embedded(monkeypatch) -> list[int]:
         counts.append(len(tokens))
         return hidden_states.embed(model, tokens)
 
-    for user in (slicing_driver, crossmodule_bases, ablation):
+    for user in (sequential, crossmodule_bases, ablation):
         monkeypatch.setattr(user, "embed", embed)
     return counts
 

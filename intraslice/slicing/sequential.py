@@ -1,0 +1,140 @@
+"""Sequential slicing of a layer: fitted on activations of the layers before it, which are sliced already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from intraslice.calibration.stats import LayerStats
+from intraslice.core.config import SliceConfig
+from intraslice.core.linalg import add_moment_
+from intraslice.core.progress import Pause
+from intraslice.distributed.sharing import all_reduce_, require_enough, shard_of
+from intraslice.modeling.attention import SlicedAttention, attend
+from intraslice.modeling.families import Block
+from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.residual import SlicedModule, output_of
+from intraslice.planning.ratios import LayerPlan
+from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys
+from intraslice.slicing.mlp import keep_best
+from intraslice.slicing.one_shot import fit_attention, is_unchanged, rank_mlp
+from intraslice.slicing.refine import refine_mlp
+
+Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to the hidden states, by batch
+
+
+def embed_shard(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
+    require_enough(len(tokens))
+    return embed(model, tokens[shard_of(len(tokens))])
+
+
+@dataclass(frozen=True)
+class SequentialFit:
+    """One dense layer, its plan, and the hidden states that enter it. `tokens` are those of all processes."""
+
+    block: Block
+    plan: LayerPlan
+    stats: LayerStats
+    hidden_states: HiddenStates
+    tokens: int
+    config: SliceConfig
+
+    def slice_(self, pause: Pause) -> tuple[SlicedAttention, SlicedMLP]:
+        """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
+        block = self.block
+        attention, attention_outputs = self._slice_attention(pause)
+        if not block.parallel:
+            self._add_(attention_outputs, block.attention_output_norm)
+        mlp, mlp_outputs = self._slice_mlp(pause)
+        if block.parallel:
+            self._add_(attention_outputs, block.attention_output_norm)
+        self._add_(mlp_outputs, block.mlp_output_norm)
+        return attention, mlp
+
+    def _add_(self, outputs: Outputs, norm: nn.Module | None) -> None:
+        self.hidden_states.add_(outputs if norm is None else map(norm, outputs))
+
+    def _outputs(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Outputs:
+        outputs = []
+        for hidden, arguments in self.hidden_states.normed(norm):
+            outputs.append(output_of(module, hidden, arguments))
+            pause()
+        return outputs
+
+    def _slice_attention(self, pause: Pause) -> tuple[SlicedAttention, Outputs]:
+        """Recompute the head outputs with the kept query and key channels, and fit values and output map to them."""
+        dense, plan, norm = self.block.attention, self.plan, self.block.attention_norm
+        if is_unchanged(dense, plan):
+            return dense, self._outputs(dense, norm, pause)
+        weights = dense.weights()
+        heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
+        channels, frequency = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
+        cut = cut_queries_and_keys(weights, heads, channels, frequency)
+        owners = weights.kv_head[heads]
+        kept_channels = weights.query.new_zeros(len(channels), dense.dim).scatter_(1, channels, 1)[cut.kv_head, None]
+
+        kept_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
+        moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
+        sums = [torch.zeros(size, device=heads.device) for size in (kept_size, dense_size)]
+        head_outputs = []
+        for hidden, layer_arguments in self.hidden_states.normed(norm):
+            arguments = layer_arguments[dense.layer_idx]
+            query, key, value = dense.project(hidden, arguments["position_embeddings"])
+            mask = arguments["attention_mask"]
+            dense_outputs = dense.attend(query, key, value, mask)
+            if channels.shape[1] == dense.dim:
+                kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
+            else:  # masking channels of the query suffices for scores without them
+                narrow = query[:, heads] * kept_channels
+                kept_outputs = attend(narrow, key[:, owners], value[:, owners], dense.scale, mask)
+            add_moment_(moments[0], kept_outputs)
+            add_moment_(moments[1], kept_outputs, dense_outputs)
+            for total, rows in zip(sums, (kept_outputs, dense_outputs), strict=True):
+                total += rows.flatten(0, 1).float().sum(0)
+            head_outputs.append(kept_outputs)
+            pause()
+        all_reduce_(*moments, *sums)
+        fitted = OutputMoments(moments[0], moments[1], sums[0] / self.tokens, sums[1] / self.tokens, self.tokens)
+        attention, axes = fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
+        pause()
+        axes = axes.to(weights.value.dtype)
+        outputs = []
+        for heads_of_batch in head_outputs:
+            narrow = torch.einsum("bthd,hdp->bthp", heads_of_batch.unflatten(-1, axes.shape[:2]), axes)
+            outputs.append(attention.o_proj(narrow.flatten(-2)))
+            pause()
+        return attention, outputs
+
+    def _slice_mlp(self, pause: Pause) -> tuple[SlicedMLP, Outputs]:
+        """Fit the output map to inputs of the dense one; the sliced MLP has the kept neurons among them."""
+        dense, plan, norm = self.block.mlp, self.plan, self.block.mlp_norm
+        if plan.neurons == dense.neurons:
+            return dense, self._outputs(dense, norm, pause)
+        weights, device = dense.weights(), self.hidden_states.hidden[0].device
+        moment, total = (torch.zeros(*shape, device=device) for shape in (2 * [dense.neurons], [dense.neurons]))
+        neurons = []
+        for hidden, _ in self.hidden_states.normed(norm):
+            neurons.append(dense.inner(hidden))
+            add_moment_(moment, neurons[-1])
+            total += neurons[-1].flatten(0, 1).float().sum(0)
+            pause()
+        all_reduce_(moment, total)
+        mean = total / self.tokens
+        ranked = rank_mlp(weights, moment, mean, self.tokens, self.stats.mlp_fisher)
+        mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
+        pause()
+        if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:
+            inputs = (hidden for hidden, _ in self.hidden_states.normed(norm))
+            mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
+            return mlp, self._outputs(mlp, norm, pause)
+        kept = ranked.order[: plan.neurons].sort().values
+        outputs = []
+        for rows in neurons:
+            outputs.append(mlp.down_proj(rows[..., kept]))
+            pause()
+        return mlp, outputs
