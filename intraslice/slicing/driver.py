@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import closing
 
 import torch
 from jaxtyping import Int
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import NO_RECOVERY
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.modeling.families import blocks
+from intraslice.core.threads import map_in_threads
+from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded, offload_like_, resident
 from intraslice.modeling.surgery import replace_modules
-from intraslice.planning.ratios import SlicePlan
-from intraslice.slicing.one_shot import slice_layer
-from intraslice.slicing.sequential import SequentialFit, embed_shard
+from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.slicing.one_shot import Modules, one_shot
+from intraslice.slicing.sequential import sequential
+
+MAX_NEURONS = 3072  # of layers that are sliced at once, each in a thread; larger products use several threads well
+MAX_WORKERS = 4  # bounds the memory of layers that are sliced at once
 
 
 @torch.no_grad()
@@ -41,25 +44,35 @@ def slice_model(
     model, and all build the sliced one. Raises NumericalError where a moment is not finite or singular.
     """
     require_model(model)
-    one_shot, total = plan.config.order == "one-shot", len(plan.layers)
-    if not one_shot and tokens is None:
+    total, report = len(plan.layers), progress_callback(progress)
+    is_one_shot = plan.config.order == "one-shot"
+    if not is_one_shot and tokens is None:
         raise ValueError("order 'sequential' requires tokens, got None; pass those of the calibration")
-    report = progress_callback(progress)
     report(Progress("slice", 0, total))
-    hidden_states = None if one_shot or tokens is None else embed_shard(model, tokens)
-    token_count = 0 if tokens is None else tokens.numel()
-    parts: dict[nn.Module, nn.Module] = {}
-    shares = plan.recovery == NO_RECOVERY and not is_offloaded(model)  # a recovery trains the modules
-    for index, (block, layer) in enumerate(zip(blocks(model), plan.layers, strict=True)):
+    if is_one_shot or tokens is None:
+        slice_modules, workers = one_shot(model, plan, stats), _workers(model, stats)
+    else:
+        slice_modules, workers = sequential(model, plan, stats, tokens, report), 1
+
+    def slice_layer(block: Block, layer: LayerPlan, index: int) -> Modules:
         with resident(block.attention), resident(block.mlp):
-            if hidden_states is None:
-                shared = stats.sliced_modules if shares else None
-                attention, mlp = slice_layer(block, layer, stats, index, shared)
-            else:
-                fit = SequentialFit(block, layer, stats.layers[index], hidden_states, token_count, plan.config)
-                attention, mlp = fit.slice_(partial(report, Progress("slice", index, total)))
-        for dense, sliced in ((block.attention, attention), (block.mlp, mlp)):
-            offload_like_(sliced, dense)
-            parts[dense] = sliced
-        report(Progress("slice", index + 1, total))
+            attention, mlp = slice_modules(block, layer, index)
+        offload_like_(attention, block.attention)
+        offload_like_(mlp, block.mlp)
+        return attention, mlp
+
+    layers = zip(blocks(model), plan.layers, range(total), strict=True)
+    parts: dict[nn.Module, nn.Module] = {}
+    with closing(map_in_threads(slice_layer, layers, workers)) as sliced_layers:
+        for index, (block, sliced) in enumerate(zip(blocks(model), sliced_layers, strict=True)):
+            parts.update(zip((block.attention, block.mlp), sliced, strict=True))
+            report(Progress("slice", index + 1, total))
     return replace_modules(model, parts)
+
+
+def _workers(model: PreTrainedModel, stats: CalibrationStats) -> int:
+    """How many layers are sliced at once from the calibration alone."""
+    neurons = max(sizes.neurons for sizes in stats.sizes)
+    if model.device.type != "cpu" or is_offloaded(model) or neurons > MAX_NEURONS:
+        return 1
+    return min(torch.get_num_threads(), MAX_WORKERS)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from weakref import ref
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.linalg import OrderedFactor, typical_damping
 from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.ratios import LayerPlan
+from intraslice.modeling.offload import is_offloaded
+from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import (
     OutputMoments,
     choose_channels,
@@ -25,22 +29,27 @@ from intraslice.slicing.attention import (
 )
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
-SharedModules = dict[tuple[int, ...], ref[nn.Module]]  # see `CalibrationStats.sliced_modules`
+Modules = tuple[SlicedAttention, SlicedMLP]
+SliceModules = Callable[[Block, LayerPlan, int], Modules]  # of a layer, with its index
 
 
-def slice_layer(
-    block: Block, plan: LayerPlan, stats: CalibrationStats, index: int, shared: SharedModules | None
-) -> tuple[SlicedAttention, SlicedMLP]:
-    """The modules of one layer; those of `shared` that have the same sizes, else new ones, which are added to it."""
-    keys = (index, 0, plan.dim, *plan.heads), (index, 1, plan.neurons)
-    attention, mlp = (shared[key]() if shared and key in shared else None for key in keys)
-    if not isinstance(attention, SlicedAttention):
-        attention = attention_from_moments(block.attention, plan, stats.layers[index], stats.tokens)
-    if not isinstance(mlp, SlicedMLP):
-        mlp = mlp_from_stats(block.mlp, plan.neurons, stats, index)
-    if shared is not None:
-        shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
-    return attention, mlp
+def one_shot(model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats) -> SliceModules:
+    """Slices a layer: takes the modules of `stats.sliced_modules` that have the same sizes, and adds new ones to it."""
+    shares = plan.recovery == NO_RECOVERY and not is_offloaded(model)  # a recovery trains the modules
+    shared = stats.sliced_modules if shares else None
+
+    def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
+        keys = (index, 0, layer.dim, *layer.heads), (index, 1, layer.neurons)
+        attention, mlp = (shared[key]() if shared and key in shared else None for key in keys)
+        if not isinstance(attention, SlicedAttention):
+            attention = attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens)
+        if not isinstance(mlp, SlicedMLP):
+            mlp = mlp_from_stats(block.mlp, layer.neurons, stats, index)
+        if shared is not None:
+            shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
+        return attention, mlp
+
+    return slice_modules
 
 
 def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:

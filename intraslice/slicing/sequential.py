@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.calibration.stats import LayerStats
+from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import add_moment_
-from intraslice.core.progress import Pause
+from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.distributed.sharing import all_reduce_, require_enough, shard_of
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block
 from intraslice.modeling.hidden_states import HiddenStates, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
-from intraslice.planning.ratios import LayerPlan
+from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys
 from intraslice.slicing.mlp import keep_best
-from intraslice.slicing.one_shot import fit_attention, is_unchanged, rank_mlp
+from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged, rank_mlp
 from intraslice.slicing.refine import refine_mlp
 
 Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to the hidden states, by batch
 
 
-def embed_shard(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
+def sequential(
+    model: PreTrainedModel,
+    plan: SlicePlan,
+    stats: CalibrationStats,
+    tokens: Int[Tensor, "sequences length"],
+    report: ProgressCallback,
+) -> SliceModules:
+    """Slices a layer, after those before it."""
     require_enough(len(tokens))
-    return embed(model, tokens[shard_of(len(tokens))])
+    hidden_states = embed(model, tokens[shard_of(len(tokens))])
+
+    def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config)
+        return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
+
+    return slice_modules
 
 
 @dataclass(frozen=True)
-class SequentialFit:
+class _SequentialFit:
     """One dense layer, its plan, and the hidden states that enter it. `tokens` are those of all processes."""
 
     block: Block
@@ -44,7 +58,7 @@ class SequentialFit:
     tokens: int
     config: SliceConfig
 
-    def slice_(self, pause: Pause) -> tuple[SlicedAttention, SlicedMLP]:
+    def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
         block = self.block
         attention, attention_outputs = self._slice_attention(pause)

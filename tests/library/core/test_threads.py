@@ -1,0 +1,85 @@
+"""Work on tensors in several threads: as in one, in order, and never far ahead of whoever takes the results."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+import torch
+
+from intraslice.core.config import SliceConfig
+from intraslice.core.threads import map_in_threads
+from intraslice.methods.registry import plan_by
+from intraslice.slicing import mlp, one_shot
+from intraslice.slicing.driver import slice_model
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_results_come_in_order_without_gradients(four_threads, workers) -> None:
+    weight, seen = torch.ones(1, requires_grad=True), set()
+
+    def work(number: int) -> tuple[float, bool]:
+        seen.add(torch.get_num_threads())
+        time.sleep(0.002 * (number % 3))
+        product = weight * number
+        return float(product.detach()), product.requires_grad
+
+    assert list(map_in_threads(work, zip(range(10)), workers)) == [(float(n), False) for n in range(10)]
+    assert seen == {4 // workers}
+    with ThreadPoolExecutor(2) as pool:  # their number stays that of others, too
+        assert {torch.get_num_threads(), pool.submit(torch.get_num_threads).result()} == {4}
+
+
+def test_who_leaves_early_waits_only_for_what_has_begun() -> None:
+    running, begun = threading.Semaphore(0), []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.02)
+        running.release()
+        return number
+
+    with closing(map_in_threads(work, zip(range(100)), 2)) as results:
+        assert next(results) == 0
+    ended = running._value
+    assert ended == len(begun) <= 4
+    time.sleep(0.05)
+    assert len(begun) == ended
+
+
+def test_an_error_comes_in_the_place_of_its_result() -> None:
+    results = map_in_threads(lambda number: 1 / number, zip([2, 1, 0, 4]), 2)
+    assert [next(results), next(results)] == [0.5, 1.0]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_layers_that_are_sliced_at_once_are_those_sliced_alone(family_case, four_threads, monkeypatch) -> None:
+    config = SliceConfig(0.4, order="one-shot")
+    plan = plan_by("intraslice", family_case.loaded.model, family_case.stats, config)
+    threads: set[int] = set()
+
+    def keep_best(*arguments):
+        threads.add(threading.get_ident())
+        return mlp.keep_best(*arguments)
+
+    monkeypatch.setattr(one_shot, "keep_best", keep_best)
+    several = slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+    assert threading.get_ident() not in threads
+    torch.set_num_threads(1)
+    alone = slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+    assert threading.get_ident() in threads
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(several.state_dict()[name], weight, rtol=0, atol=0)
