@@ -120,6 +120,11 @@ class Job(Account):
         """Whether its function is to end at its next checkpoint."""
         return self.stopped or self.error is not None
 
+    @property
+    def sharers(self) -> int:
+        """As of every account: who wait for the shared work that it waits for."""
+        return 1 if self.wait is None else len(self.wait.work.takers)
+
     # For the work itself, while it has the turn
 
     def checkpoint(self) -> None:

@@ -5,7 +5,7 @@ new client starts with the use of the client that was scheduled last, so that it
 
 Where many clients wait, short turns would let everybody wait for the sum of all work, and the next move of the slider
 would cancel most of it. There a client keeps the turn for some seconds, and of an address's clients those come
-first who do not see a result yet.
+first who do not see a result yet, and of these those that wait for the same as others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ LONG = 0.5  # seconds of a turn that others notice
 SHORTEST = 1e-4  # seconds that a turn counts at least
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait a client keeps the turn
 KEPT = 10.0  # seconds for which it is kept: a slice and its first number, on a busy machine too
+SHARED = 1.0  # seconds of use by which a client comes sooner for each of at most FEW others that wait for the same work
 SEEN_SHARE = 4  # seconds of work whose client sees no result yet, to one of work whose client does
 SOON = 1.0  # first seconds of a job of the urgency FIRST, which come before all others: the first token of an answer
 BRIEF = 0.02  # first seconds of any other job, which do so too: what is cached does not wait in line
@@ -53,6 +54,11 @@ class Account:
     def has_result(self) -> bool:
         """Whether its client sees a first result."""
         return self.seconds_to_result is not None
+
+    @property
+    def sharers(self) -> int:
+        """How many jobs, with this one, wait for the same work."""
+        return 1
 
 
 Key = tuple[str, str]
@@ -123,10 +129,11 @@ class Turns:
             address, client = _keys(job)
             is_crowd, keeps = of_address[address] > FEW, self._keeps[job.has_result]
             comes_later = (job.has_result, not _is_soon(job)) if is_crowd else (False, False)
+            comes_sooner = (KEPT if client in keeps else 0) + SHARED * min(job.sharers - 1, FEW) if is_crowd else 0
             return (
                 self._use(address) - (KEPT if len(of_address) > FEW and address in keeps else 0),
                 *comes_later,
-                self._use(client) - (KEPT if is_crowd and client in keeps else 0),
+                self._use(client) - comes_sooner,
                 job.weighted_seconds,
             )
 

@@ -49,6 +49,27 @@ def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
     assert min(map(log.count, range(MANY))) > 0
 
 
+def test_in_a_crowd_what_most_wait_for_comes_first_and_the_others_do_not_starve(scheduler, clock):
+    log, askers = [], {"rare": 1, "usual": 2, "frequent": MANY}
+
+    def asking(key, steps):
+        return lambda job: job.share(key, counting(log, key, steps, clock, STEP))
+
+    for key, clients in askers.items():
+        for client in range(clients):
+            scheduler.start(f"{client} of {key}", asking(key, 20), caller=CLASS)
+    for _ in range(60):
+        scheduler.step()
+    last = {key: max(turn for turn, name in enumerate(log) if name == key) for key in askers}
+    assert last["frequent"] < last["usual"] < last["rare"]
+    for client in range(MANY):
+        scheduler.start(f"{client} of a long one", asking("long", 10_000), caller=CLASS)
+    scheduler.start("alone", counting(log, "alone", 20, clock, STEP), caller=CLASS)
+    while log.count("alone") < 20:
+        assert scheduler.step()
+        assert log.count("long") < 500
+
+
 def test_in_a_crowd_a_first_result_comes_before_the_rest_of_others_which_does_not_starve(scheduler, clock):
     log = []
     for client in range(MANY):
