@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from .turns import Account, Urgency
+from .turns import SHARED_SECONDS, Account, Urgency
 
 Result = TypeVar("Result")
 
@@ -122,8 +122,12 @@ class Job(Account):
 
     @property
     def sharers(self) -> int:
-        """As of every account: who wait for the shared work that it waits for."""
-        return 1 if self.wait is None else len(self.wait.work.takers)
+        """As of every account."""
+        work = None if self.wait is None else self.wait.work
+        if work is None or work.seconds > SHARED_SECONDS:
+            return 1
+        waiting = [taker for taker in work.takers if taker.wait is not None and taker.wait.work is work]
+        return len({taker.client for taker in waiting if taker.urgency is not Urgency.BACKGROUND} | {self.client})
 
     # For the work itself, while it has the turn
 
@@ -218,7 +222,10 @@ class Job(Account):
 
 
 class SharedWork(Job):
-    """Work that several jobs wait for. It has no turns of its own: those who wait give it theirs."""
+    """Work that several jobs wait for. It has no turns of its own: those who wait give it theirs.
+
+    Its `seconds` are those of the turns that it was given.
+    """
 
     def __init__(self, scheduler: Runner, key: Hashable, work: Callable[[Job], Any]) -> None:
         super().__init__(scheduler, "", work)

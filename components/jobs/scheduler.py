@@ -161,6 +161,8 @@ class Scheduler:
         seconds, payer = self._clock() - self._since, self._payer
         if payer is not None:
             self._turns.count(payer, seconds)
+        if payer is not job:
+            job.seconds += seconds
         if seconds > LONG:
             log.info("a step of %s took %.2f s", getattr(job.work, "__qualname__", "a job"), seconds)
         return payer

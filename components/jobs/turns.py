@@ -23,6 +23,7 @@ SHORTEST = 1e-4  # seconds that a turn counts at least
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait a client keeps the turn
 KEPT = 10.0  # seconds for which it is kept: a slice and its first number, on a busy machine too
 SHARED = 1.0  # seconds of use by which a client comes sooner for each of at most FEW others that wait for the same work
+SHARED_SECONDS = 5.0  # first seconds of the work for which it does so: a slice and its first number, likewise
 SEEN_SHARE = 9  # seconds of work whose client sees no result yet, to one of work whose client does
 SOON = 1.0  # first seconds of a job of the urgency FIRST, which come before all others: the first token of an answer
 BRIEF = 0.02  # first seconds of any other job, which do so too: what is cached does not wait in line
@@ -57,7 +58,7 @@ class Account:
 
     @property
     def sharers(self) -> int:
-        """How many jobs, with this one, wait for the same work."""
+        """How many clients, with this one, wait for the same work that has just begun."""
         return 1
 
 

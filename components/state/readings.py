@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path
+from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.core.records import read_record, write_record
 from intraslice.evaluation.divergence import DenseStates
@@ -134,16 +135,18 @@ class Readings:
             return None
         return Reading(*divergence, cached.value.done, cached.value.total)
 
-    def perplexities(self, request: Request, best: Calibrated | None) -> Perplexities:
+    def perplexities(
+        self, request: Request, best: Calibrated | None, measured: StoredMeasurement | None
+    ) -> Perplexities:
         """The perplexities measured for a setting, and an interpolated one.
 
         The default model's stored ones replace what is measured here on part of the calibration or of the windows.
 
         Args:
             best: the setting's calibration on the sequences seen so far.
+            measured: what the repository has of the setting's slice.
         """
-        here = self._measured_here(request, best)
-        stored, measured = self._stored, self.stored(request)
+        here, stored = self._measured_here(request, best), self._stored
         if stored is None or measured is None:
             return replace(here, expected=self._expected(request))
         if here.is_final:
@@ -166,11 +169,9 @@ class Readings:
             so_far=here,
         )
 
-    def stored(self, request: Request) -> StoredMeasurement | None:
-        """The measurement of a setting that the repository has, or None."""
-        if self._stored is None or not request.is_default_calibration:
-            return None
-        return self._stored.at(request.slicing)
+    def stored(self, slicing: SliceConfig) -> StoredMeasurement | None:
+        """The measurement that the repository has of the default model, or None."""
+        return None if self._stored is None else self._stored.at(slicing)
 
     def _measured_here(self, request: Request, best: Calibrated | None) -> Perplexities:
         """What this process has measured."""

@@ -7,7 +7,6 @@ clients share work and cannot change each other's slices. All heavy work runs in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
+from intraslice.core.threads import set_threads
 from intraslice.loading import SUGGESTED_MODELS, require_memory
 from intraslice.methods.crossmodule_bases import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
@@ -40,7 +40,7 @@ from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision, model_name
 from .snapshots import measurements
 from .snapshots import plan as snapshot
-from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView
+from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, StoredMeasurement
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "samples": lazy_gettext("Sampling text from the dense model, token"),
@@ -65,7 +65,7 @@ class Session:
             verify_weights(DEFAULT)
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
-        self.jobs = Jobs(Scheduler(initialise=partial(torch.set_num_threads, torch.get_num_threads())))
+        self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
         memory = JobMemory(self._caches, self.device)
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
@@ -134,11 +134,11 @@ class Session:
     def perplexities(self, request: Request) -> Perplexities:
         """The perplexities measured for this setting, and an interpolated one."""
         best = self.calibrations.best(request.calibration)
-        return self.readings.perplexities(self._simplest(request), best)
+        return self.readings.perplexities(request, best, self._stored(request))
 
     def has_stored(self, request: Request) -> bool:
         """Whether the repository has measurements of this setting's slice."""
-        return self.readings.stored(self._simplest(request)) is not None
+        return self._stored(request) is not None
 
     def memory(self, model: str) -> str:
         """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
@@ -163,7 +163,7 @@ class Session:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole=False)
                 is_first = not calibrated.is_whole and self.has_stored(request)  # a first number measured here
                 if is_first and request.is_live and request.slicing.sparsity:
-                    self.readings.losses(job, self._simplest(request).slice_key("intraslice"), calibrated)
+                    self.readings.losses(job, request.slice_key("intraslice"), calibrated)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
             job.emit(self.ready(request))
@@ -190,7 +190,7 @@ class Session:
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
         can_measure = request.is_live and self.is_calibrated(request) and not self.has_stored(request)
-        if can_measure and self.readings.perplexity(self._simplest(request).slice_key("intraslice")) is None:
+        if can_measure and self.readings.perplexity(request.slice_key("intraslice")) is None:
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
 
@@ -218,8 +218,7 @@ class Session:
 
     def calibrated(self, request: Request) -> Calibrated:
         """The model and its whole calibration. Raises UserError before that is in memory."""
-        calibrated = self.calibrations.whole(request.calibration)
-        if calibrated is None:
+        if (calibrated := self.calibrations.whole(request.calibration)) is None:
             raise UserError(NOT_CALIBRATED)
         return calibrated
 
@@ -265,15 +264,15 @@ class Session:
     def _measure(self, job: Job, request: Request, calibrated: Calibrated) -> None:
         self.readings.losses(job, request.slice_key(DENSE), calibrated)
         if request.slicing.sparsity:
-            self.readings.losses(job, self._simplest(request).slice_key("intraslice"), calibrated)
+            self.readings.losses(job, request.slice_key("intraslice"), calibrated)
 
-    def _simplest(self, request: Request) -> Request:
-        """The request whose measurements are this one's: without settings that change no module's size."""
-        source = self.source(request)
-        return request if source is None else replace(request, slicing=self.plans.simplest(source, request.slicing))
+    def _stored(self, request: Request) -> StoredMeasurement | None:
+        source, slicing = self.source(request), request.slicing
+        simplest = slicing if source is None else self.plans.simplest(source, slicing)
+        return self.readings.stored(simplest) if request.is_default_calibration else None
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
-        loaded, stats, tokens, method = calibrated.loaded, calibrated.stats, calibrated.tokens, key.method
+        loaded, stats, method = calibrated.loaded, calibrated.stats, key.method
         if key.config.sparsity == 0:
             return loaded.model
 
@@ -281,6 +280,7 @@ class Session:
             plan = plan_by(method, loaded.model, stats, key.config)
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
+            tokens, training = calibrated.tokens, calibrated.training
             reports: dict[str, ProgressCallback] = {}  # by their text; each times from its first event
 
             def progress(event: Progress) -> None:
@@ -290,7 +290,7 @@ class Session:
                 reports[text](event)
 
             with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
-                sliced = slice_by(method, loaded.model, plan, stats, tokens, calibrated.training, progress=progress)
+                sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 

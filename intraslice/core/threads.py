@@ -27,15 +27,30 @@ def map_in_threads(
         yield from (function(*items) for items in arguments)
         return
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=partial(torch.set_num_threads, max(1, threads // workers)))
+    pool = ThreadPoolExecutor(workers, initializer=partial(set_threads, max(1, threads // workers)))
     begun: deque[Future[Result]] = deque()
+
+    def first() -> Result:
+        result = begun.popleft().result()
+        torch.set_num_threads(threads)  # others' new threads begin with the number that was set last, in any thread
+        return result
+
     try:
         for items in arguments:
             begun.append(pool.submit(function, *items))
             if len(begun) > workers:
-                yield begun.popleft().result()
+                yield first()
         while begun:
-            yield begun.popleft().result()
+            yield first()
     finally:
+        torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # for threads that others start, which begin with the number that was set last
+
+
+def set_threads(count: int) -> None:
+    """Set the number of PyTorch's threads for the calling thread, for good.
+
+    `torch.set_num_threads` alone does not last: a thread's first operation takes the number that any thread set last.
+    """
+    torch.set_num_threads(count)
+    torch.get_num_threads()  # counts as the first operation

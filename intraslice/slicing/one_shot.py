@@ -106,9 +106,11 @@ def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer:
 
 
 def rank_mlp(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:
+    """The neurons of an MLP, best first, from `A^T A` over `tokens` tokens of the inputs of its output map."""
     fitted = fitted_moment(weights, moment, mean, tokens)
     return rank_neurons(weights, fitted, typical_damping(fitted), fisher)
 
 
 def is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:
+    """Whether the plan removes nothing from an attention module."""
     return len(plan.heads) == attention.heads and plan.dim == attention.dim

@@ -7,15 +7,18 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 import pytest
 import torch
 
 from intraslice.core.config import SliceConfig
-from intraslice.core.threads import map_in_threads
+from intraslice.core.threads import map_in_threads, set_threads
 from intraslice.methods.registry import plan_by
 from intraslice.slicing import mlp, one_shot
 from intraslice.slicing.driver import slice_model
+
+PATIENCE = 30.0  # seconds after which a test fails that would wait for ever
 
 
 @pytest.fixture
@@ -28,9 +31,11 @@ def four_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_results_come_in_order_without_gradients(four_threads, workers) -> None:
-    weight, seen = torch.ones(1, requires_grad=True), set()
+    weight, seen, together = torch.ones(1, requires_grad=True), set(), threading.Barrier(workers)
 
     def work(number: int) -> tuple[float, bool]:
+        if number < workers:
+            together.wait(PATIENCE)
         seen.add(torch.get_num_threads())
         time.sleep(0.002 * (number % 3))
         product = weight * number
@@ -38,25 +43,36 @@ def test_results_come_in_order_without_gradients(four_threads, workers) -> None:
 
     assert list(map_in_threads(work, zip(range(10)), workers)) == [(float(n), False) for n in range(10)]
     assert seen == {4 // workers}
-    with ThreadPoolExecutor(2) as pool:  # their number stays that of others, too
-        assert {torch.get_num_threads(), pool.submit(torch.get_num_threads).result()} == {4}
+    assert torch.get_num_threads() == 4
 
 
-def test_who_leaves_early_waits_only_for_what_has_begun() -> None:
-    running, begun = threading.Semaphore(0), []
+def test_other_threads_keep_their_numbers_while_work_is_paused(four_threads) -> None:
+    with ThreadPoolExecutor(1, initializer=partial(set_threads, 3)) as earlier, ThreadPoolExecutor(1) as later:
+        earlier.submit(int).result()
+        with closing(map_in_threads(lambda number: number, zip(range(9)), 2)) as results:
+            next(results)
+            assert earlier.submit(torch.get_num_threads).result() == 3
+            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 4
+
+
+def test_who_pauses_or_leaves_waits_only_for_what_has_begun() -> None:
+    begun, ended = [], []
 
     def work(number: int) -> int:
         begun.append(number)
         time.sleep(0.02)
-        running.release()
+        ended.append(number)
         return number
 
     with closing(map_in_threads(work, zip(range(100)), 2)) as results:
         assert next(results) == 0
-    ended = running._value
-    assert ended == len(begun) <= 4
+        time.sleep(0.2)
+        assert len(begun) <= 3
+        assert next(results) == 1
+    assert sorted(begun) == sorted(ended)
+    assert len(begun) <= 4
     time.sleep(0.05)
-    assert len(begun) == ended
+    assert len(begun) == len(ended)
 
 
 def test_an_error_comes_in_the_place_of_its_result() -> None:

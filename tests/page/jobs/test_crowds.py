@@ -3,12 +3,14 @@
 import threading
 
 import pytest
+from stepping import Stepped
 from test_scheduler import counting
 
+from components.jobs import turns
 from components.jobs.job import Caller
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
-from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, SHARED, Account, Turns, Urgency
+from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, SHARED, SHARED_SECONDS, Account, Turns, Urgency
 
 CLASS = Caller("127.0.0.2")
 MANY = FEW + 2
@@ -49,25 +51,38 @@ def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
     assert min(map(log.count, range(MANY))) > 0
 
 
-def test_in_a_crowd_what_most_wait_for_comes_first_and_the_others_do_not_starve(scheduler, clock):
+def asking(log, key, steps, clock):
+    """A job that waits for the work under `key`."""
+    return lambda job: job.share(key, counting(log, key, steps, clock, STEP))
+
+
+def test_in_a_crowd_what_most_wait_for_comes_first(scheduler, clock):
     log, askers = [], {"rare": 1, "usual": 2, "frequent": MANY}
-
-    def asking(key, steps):
-        return lambda job: job.share(key, counting(log, key, steps, clock, STEP))
-
     for key, clients in askers.items():
         for client in range(clients):
-            scheduler.start(f"{client} of {key}", asking(key, 20), caller=CLASS)
+            scheduler.start(f"{client} of {key}", asking(log, key, 20, clock), caller=CLASS)
     for _ in range(60):
         scheduler.step()
     last = {key: max(turn for turn, name in enumerate(log) if name == key) for key in askers}
     assert last["frequent"] < last["usual"] < last["rare"]
-    for client in range(MANY):
-        scheduler.start(f"{client} of a long one", asking("long", 10_000), caller=CLASS)
-    scheduler.start("alone", counting(log, "alone", 20, clock, STEP), caller=CLASS)
-    while log.count("alone") < 20:
-        assert scheduler.step()
-        assert log.count("long") < MANY * (KEPT + FEW * SHARED) / STEP
+
+
+@pytest.mark.parametrize("clients", [MANY, 4 * MANY])
+def test_in_a_crowd_long_work_that_many_wait_for_delays_others_by_some_seconds_alone(clock, monkeypatch, clients):
+    def waited(shared):
+        monkeypatch.setattr(turns, "SHARED", shared)
+        scheduler, log = Stepped(clock), []
+        for client in range(clients):
+            scheduler.start(str(client), asking(log, "long", 100_000, clock), caller=CLASS)
+        scheduler.start("alone", counting(log, "alone", 20, clock, STEP), caller=CLASS)
+        while log.count("alone") < 20:
+            assert scheduler.step()
+        for job in list(scheduler.jobs):
+            job.stop()
+        scheduler.run()
+        return log.count("long") * STEP
+
+    assert waited(SHARED) <= waited(0.0) + SHARED_SECONDS + KEPT
 
 
 def test_in_a_crowd_a_first_result_comes_before_the_rest_of_others_which_does_not_starve(scheduler, clock):

@@ -51,16 +51,19 @@ def test_only_the_settings_that_were_measured_have_a_measurement() -> None:
     between = Session().perplexities(OPENING.with_settings(sparsity=20.5))
     ends = [STORED.at(replace(OPENING.slicing, sparsity=sparsity)).perplexity.value for sparsity in (0.2, 0.21)]
     assert between.expected == pytest.approx(math.sqrt(math.prod(ends)))
-    assert not Session().readings.stored(OPENING.with_settings(seed=1))
+    assert not Session().has_stored(OPENING.with_settings(seed=1))
 
 
 def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() -> None:
     session, slicing = Session(), {"sparsity": 25, "dtype": "bfloat16"}
     measured = STORED.at(OPENING.with_settings(**slicing).slicing).perplexity
-    for changes_nothing in ({"cap": 70}, {"cap": 67}):
+    ratio = session.plan(OPENING.with_settings(**slicing)).layers[7].mlp
+    for changes_nothing in ({"cap": 70}, {"cap": 67}, {"locked": f"7 mlp {100 * ratio}"}):
         assert session.perplexities(OPENING.with_settings(**slicing, **changes_nothing)).sliced_reading == measured
-    for changes in ({"cap": 60}, {"locked": "15 attention 0"}, {"estimator": "fisher", "cap": 60}):
+    for changes in ({"cap": 60}, {"locked": "15 attention 0"}, {"estimator": "fisher", "cap": 60}, {"cap": 26}):
         assert not session.has_stored(OPENING.with_settings(**slicing, **changes))
+    refined = OPENING.with_settings(**slicing, order="sequential", iterative=True, cap=70)
+    assert not session.has_stored(refined)
 
 
 def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
@@ -124,9 +127,7 @@ def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny,
     monkeypatch.setattr(again, "_sliced", None)
     in_job(again, again.calibrations.calibrate, tiny.calibration)
     assert again.perplexities(tiny) == measured
-    same = tiny.with_settings(cap=75)  # no ratio is as high
-    assert again.perplexities(same).sliced == measured.sliced
-    other = tiny.with_settings(sparsity=25)
+    other = tiny.with_settings(cap=75)
     assert again.perplexities(other).sliced is None
     assert again.perplexities(other).dense == measured.dense
 
