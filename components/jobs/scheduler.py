@@ -1,7 +1,8 @@
 """Runs everybody's jobs, each in a thread of a pool, one at a time: the others wait until they are given the turn.
 
-So jobs neither compete for the cores nor need locks among each other. `turns.py` says who comes next. No lock is held
-while a job's function runs. Knows nothing of models, and nothing of the page.
+So jobs neither compete for the cores nor need locks among each other; only the few layers that a slice has begun end in
+another job's turn. `turns.py` says who comes next. No lock is held while a job's function runs. Knows nothing of
+models, and nothing of the page.
 """
 
 from __future__ import annotations
