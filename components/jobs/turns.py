@@ -22,6 +22,7 @@ LONG = 0.5  # seconds of a turn that others notice
 SHORTEST = 1e-4  # seconds that a turn counts at least
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait a client keeps the turn
 KEPT = 10.0  # seconds for which it is kept: a slice and its first number, on a busy machine too
+KEPT_SEEN = 30.0  # likewise, of a client that sees a result: the rest of an answer
 SHARED = 1.0  # seconds of use by which a client comes sooner for each of at most FEW others that wait for the same work
 SHARED_SECONDS = 5.0  # first seconds of the work for which it does so: a slice and its first number, likewise
 SEEN_SHARE = 9  # seconds of work whose client sees no result yet, to one of work whose client does
@@ -130,7 +131,8 @@ class Turns:
             address, client = _keys(job)
             is_crowd, keeps = of_address[address] > FEW, self._keeps[job.has_result]
             comes_later = (job.has_result, not _is_soon(job)) if is_crowd else (False, False)
-            comes_sooner = (KEPT if client in keeps else 0) + SHARED * min(job.sharers - 1, FEW) if is_crowd else 0
+            kept = KEPT_SEEN if job.has_result else KEPT
+            comes_sooner = (kept if client in keeps else 0) + SHARED * min(job.sharers - 1, FEW) if is_crowd else 0
             return (
                 self._use(address) - (KEPT if len(of_address) > FEW and address in keeps else 0),
                 *comes_later,

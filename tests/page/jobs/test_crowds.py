@@ -10,7 +10,18 @@ from components.jobs import turns
 from components.jobs.job import Caller
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
-from components.jobs.turns import BRIEF, FEW, KEPT, SEEN_SHARE, SHARED, SHARED_SECONDS, Account, Turns, Urgency
+from components.jobs.turns import (
+    BRIEF,
+    FEW,
+    KEPT,
+    KEPT_SEEN,
+    SEEN_SHARE,
+    SHARED,
+    SHARED_SECONDS,
+    Account,
+    Turns,
+    Urgency,
+)
 
 CLASS = Caller("127.0.0.2")
 MANY = FEW + 2
@@ -37,6 +48,17 @@ def test_in_a_crowd_one_after_the_other_is_served_and_none_waits_for_the_work_of
     scheduler.run()
     assert sorted(log[:MANY]) == [*range(MANY)]  # the first turn of each comes first
     assert log[MANY:][:38] == [0] * 19 + [1] * 19  # until only a few are left
+
+
+def test_in_a_crowd_the_rest_of_one_answer_comes_after_the_other(scheduler, clock):
+    log, steps = [], round(0.8 * KEPT_SEEN / STEP)
+    for client in range(MANY):
+        scheduler.start(str(client), showing(log, client, steps, clock), caller=CLASS)
+    scheduler.run()
+    assert sorted(log[: 2 * MANY]) == sorted([*range(MANY)] * 2)  # each notes its result in its second turn
+    rest = log[2 * MANY :][: 2 * (steps - 2)]
+    assert rest == sorted(rest)
+    assert len(set(rest)) == 2  # until only a few are left
 
 
 def test_in_a_crowd_nobody_keeps_the_turn_for_long(scheduler, clock):
