@@ -123,8 +123,7 @@ class Job(Account):
     @property
     def sharers(self) -> int:
         """As of every account."""
-        work = None if self.wait is None else self.wait.work
-        if work is None or work.seconds > SHARED_SECONDS:
+        if self.wait is None or (work := self.wait.work).seconds > SHARED_SECONDS:
             return 1
         waiting = [taker for taker in work.takers if taker.wait is not None and taker.wait.work is work]
         return len({taker.client for taker in waiting if taker.urgency is not Urgency.BACKGROUND} | {self.client})
@@ -222,10 +221,7 @@ class Job(Account):
 
 
 class SharedWork(Job):
-    """Work that several jobs wait for. It has no turns of its own: those who wait give it theirs.
-
-    Its `seconds` are those of the turns that it was given.
-    """
+    """Work that several jobs wait for. It has no turns of its own: those who wait give it theirs; `seconds` counts them."""
 
     def __init__(self, scheduler: Runner, key: Hashable, work: Callable[[Job], Any]) -> None:
         super().__init__(scheduler, "", work)
