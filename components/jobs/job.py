@@ -221,7 +221,7 @@ class Job(Account):
 
 
 class SharedWork(Job):
-    """Work that several jobs wait for. It has no turns of its own: they give it theirs, and its `seconds` count them."""
+    """Work that several jobs wait for. It has no turns of its own: they give it theirs; its `seconds` count them."""
 
     def __init__(self, scheduler: Runner, key: Hashable, work: Callable[[Job], Any]) -> None:
         super().__init__(scheduler, "", work)
