@@ -102,13 +102,13 @@ class Plans:
             raise UserError(*plan.args)
         return plan
 
-    def simplest(self, source: Source, config: SliceConfig) -> SliceConfig:
+    def simplest(self, source: Source | None, config: SliceConfig) -> SliceConfig:
         """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.
 
-        Refining depends on the ratios themselves, so a config with it is returned as it is.
+        Refining depends on the ratios themselves, so a config with it is returned as it is; so is one without a source.
         """
         simpler = replace(config, cap=SliceConfig.cap, locked=())
-        if simpler == config or config.iterative:
+        if source is None or simpler == config or config.iterative:
             return config
         try:
             plans = [self.plan(source, each).layers for each in (config, simpler)]

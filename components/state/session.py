@@ -267,9 +267,9 @@ class Session:
             self.readings.losses(job, request.slice_key("intraslice"), calibrated)
 
     def _stored(self, request: Request) -> StoredMeasurement | None:
-        source, slicing = self.source(request), request.slicing
-        simplest = slicing if source is None else self.plans.simplest(source, slicing)
-        return self.readings.stored(simplest) if request.is_default_calibration else None
+        if not request.is_default_calibration:
+            return None
+        return self.readings.stored(self.plans.simplest(self.source(request), request.slicing))
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
         loaded, stats, method = calibrated.loaded, calibrated.stats, key.method

@@ -45,14 +45,13 @@ def slice_model(
     """
     require_model(model)
     total, report = len(plan.layers), progress_callback(progress)
-    is_one_shot = plan.config.order == "one-shot"
-    if not is_one_shot and tokens is None:
+    if plan.config.order == "one-shot":
+        slice_modules, workers = one_shot(model, plan, stats), _workers(model, stats)
+    elif tokens is not None:
+        slice_modules, workers = sequential(model, plan, stats, tokens, report), 1
+    else:
         raise ValueError("order 'sequential' requires tokens, got None; pass those of the calibration")
     report(Progress("slice", 0, total))
-    if is_one_shot or tokens is None:
-        slice_modules, workers = one_shot(model, plan, stats), _workers(model, stats)
-    else:
-        slice_modules, workers = sequential(model, plan, stats, tokens, report), 1
 
     def slice_layer(block: Block, layer: LayerPlan, index: int) -> Modules:
         with resident(block.attention), resident(block.mlp):
