@@ -113,11 +113,17 @@ function draw() {
   else later = setTimeout(drawNow, 500);
 }
 
+// Its script takes half a second to run: not before the page is on the screen, with its headline.
+function loadPlotly() {
+  window.isxPlotly ??= document.head.appendChild(Object.assign(document.createElement("script"), { src: "plotly.min.js" }));
+  window.isxPlotly.addEventListener("load", drawNow, { once: true });
+}
+
 function drawNow() {
   clearTimeout(later);
   later = null;
   if (!chart || !plot.clientWidth) return;
-  if (!window.Plotly) return void (later = setTimeout(drawNow, 50)); // its script is large and may still be loading
+  if (!window.Plotly) return loadPlotly();
   plot.style.height = `${chart.side_by_side && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
   if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls the page; plotly would zoom

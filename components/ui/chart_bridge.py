@@ -24,8 +24,8 @@ CARD = "isx-card"
 
 
 def plotly_head() -> str:
-    """The script tag that loads plotly.js, which `server.app.App` serves; for `launch(head=...)`."""
-    return f'<script src="{PLOTLY.name}"></script>'
+    """A tag that fetches plotly.js, which `server.app.App` serves, for the first chart; for `launch(head=...)`."""
+    return f'<link rel="preload" href="{PLOTLY.name}" as="script">'
 
 
 def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = False) -> gr.HTML:
