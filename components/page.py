@@ -70,6 +70,7 @@ def serve() -> None:
     choices.offer_own_estimators()
     limits.limit_cache()
     session = Session()
+    warming.load_weights(session)  # while the page is built
     app = build_app(session)
     for precision in choices.PRECISIONS:
         session.plan(parse(Settings(dtype=precision)))  # ranks the snapshot's units, before the first slider move

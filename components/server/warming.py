@@ -1,7 +1,8 @@
-"""Prepares the default model before anybody comes: its calibration, and the slices that are looked at most.
+"""Prepares the default model before anybody comes: its weights, its calibration, and the slices looked at most.
 
-A hosted page does so when its process starts, another one with `INTRASLICE_WARM=1`; `0` turns it off. All of it has
-background urgency. The results stay in memory although nobody uses them, until their memory is needed.
+Every page loads the weights when its process starts. A hosted one does the rest, too, another one with
+`INTRASLICE_WARM=1`; `0` turns it off. All of it has background urgency. The calibration and the slices stay in memory
+although nobody uses them, until their memory is needed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ def is_wanted() -> bool:
     """Whether the environment asks for it, or a hosted page does because the environment says nothing."""
     value = os.environ.get(VARIABLE, "").strip()
     return value != "0" if value else limits.hosted()
+
+
+def load_weights(session: Session) -> Job:
+    """Start a job that loads the default model. Where that fails, whoever opens the page is told so."""
+    key = parse(Settings()).calibration
+    return session.jobs.scheduler.start("nobody", lambda job: session.calibrations.load(job, key), Urgency.BACKGROUND)
 
 
 class Warming:

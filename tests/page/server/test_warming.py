@@ -10,6 +10,7 @@ from tiny_page import stepwise
 from components.jobs.status import Status
 from components.server import warming
 from components.server.health import Health
+from components.state import calibrations
 from components.state.caches import BUDGET
 from components.state.session import Session
 from intraslice.core.errors import UserError
@@ -46,6 +47,18 @@ def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monk
     assert fresh.is_calibrated(tiny)
     assert all(fresh.is_sliced(request) for request in prepared)
     assert not fresh.is_sliced(other)  # nobody has used it for long
+
+
+def test_the_weights_are_loaded_once_before_anybody_comes(fresh, tiny, monkeypatch) -> None:
+    loaded, load = [], calibrations.load_model
+    monkeypatch.setattr(
+        calibrations, "load_model", lambda *values, **options: (loaded.append(values), load(*values, **options))[1]
+    )
+    warming.load_weights(fresh).join()
+    assert len(loaded) == 1
+    list(fresh.prepare(tiny, "somebody"))
+    assert fresh.is_calibrated(tiny)
+    assert len(loaded) == 1
 
 
 def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, monkeypatch) -> None:
