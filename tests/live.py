@@ -26,7 +26,7 @@ MINUTES = 600_000  # ms, of patience
 YARDSTICK = 1.8  # s
 MOVES = 40
 READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
-STORED = "/perplexity [0-9.]+ → [0-9.]+ .*precomputed on/.test(document.querySelector('#headline').innerText)"
+STORED = "/perplexity [0-9.]+ → [0-9.]+ .*precomputed on/.test(document.querySelector('#headline')?.innerText)"
 SO_FAR = "document.querySelector('#headline').innerText.includes('here so far')"
 WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
 FINAL = f"/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText) && !{STORED}"
@@ -71,8 +71,7 @@ class Visitor:
     def __init__(self, browser: playwright.Browser, address: str) -> None:
         self.page = browser.new_page(viewport={"width": 1440, "height": 900})
         self.began = time.perf_counter()
-        self.page.goto(address)
-        self.until(READY)
+        self.page.goto(address, wait_until="commit")
 
     def until(self, condition: str) -> float:
         """Seconds from the last beginning until the page fulfils a condition."""
@@ -130,8 +129,8 @@ class Machine:
 def opening(machine: Machine, browser: playwright.Browser, address: str) -> Visitor:
     """Nothing is there but the weights."""
     visitor = Visitor(browser, address)
-    machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
     machine.report("opened: the stored perplexity", visitor.until(STORED), 3)
+    machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
     machine.report("opened: the first perplexity measured here", visitor.until(f"{SO_FAR} || {FINAL}"), 25)
     print(f"opened: the whole calibration, and its perplexity {visitor.until(f'{WHOLE} && {FINAL}'):31.1f} s")
     return visitor
@@ -181,6 +180,7 @@ def _filled(condition: str, percent: int, ending: str = "") -> str:
 def beside(machine: Machine, browser: playwright.Browser, address: str, busy: Visitor) -> None:
     """One visitor has something long running; another one moves the slider."""
     other = Visitor(browser, address)
+    other.until(READY)
     other.until(FINAL)
     busy.open("Sweep")
     busy.page.locator("#sweep-run").click()
