@@ -180,7 +180,8 @@ class Calibrations:
             calibrated = Calibrated(loaded, stats, training, tokens, windows, source, sequences)
             self._in_use[key] = self._caches.calibrations.put(key, calibrated)
 
-        next_count, last = 1, Progress("calibrate", 0, 0)  # published whenever the number of sequences has doubled
+        # Published whenever the number of sequences has doubled. Of the default one the snapshot has plans meanwhile.
+        next_count, last = MIN_SEQUENCES if key.is_default else 1, Progress("calibrate", 0, 0)
 
         def progress(event: Progress) -> None:
             nonlocal next_count, last

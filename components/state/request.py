@@ -47,6 +47,13 @@ class CalibrationKey(NamedTuple):
     dtype: Precision
     config: CalibrationConfig
 
+    @property
+    def is_default(self) -> bool:
+        """Whether model and calibration are the page's defaults, in any precision."""
+        default = Settings()
+        config = CalibrationConfig(default.text, default.sequences, default.length, default.seed)
+        return (self.model, self.config) == (default.model, config)
+
     def evaluation(self, tokens: int) -> EvaluationConfig:
         """Held-out text of the same source, in windows of the calibration's length; at least one window."""
         config = self.config
@@ -75,9 +82,7 @@ class Request:
     @property
     def is_default_calibration(self) -> bool:
         """Whether model and calibration are the page's defaults, in any precision."""
-        default = Settings()
-        config = CalibrationConfig(default.text, default.sequences, default.length, default.seed)
-        return (self.calibration.model, self.calibration.config) == (default.model, config)
+        return self.calibration.is_default
 
     @property
     def is_default(self) -> bool:

@@ -13,7 +13,7 @@ from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state import calibrations, job_memory, readings
-from components.state.request import Request
+from components.state.request import CalibrationKey, Request
 from components.state.session import Session
 from components.state.views import Perplexities
 from components.ui.headline import headline
@@ -75,6 +75,12 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> No
         if plan and (not said or plan.provisional != said[-1]):
             said.append(plan.provisional)
     assert said == [*(f"Calibrated on {count} of 8 sequences so far." for count in (1, 2, 4)), ""]
+
+
+def test_the_default_calibration_is_used_from_four_sequences_on(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(CalibrationKey, "is_default", True)
+    list(fresh.prepare(tiny, "somebody"))
+    assert [count for count, _ in fresh.calibrations.partial_sources(tiny.calibration)] == [4]
 
 
 def test_a_model_that_a_calibration_uses_is_not_loaded_again_once_its_cache_has_evicted_it(
