@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from weakref import ref
@@ -18,7 +17,6 @@ from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.core.linalg import BLOCK, OrderedFactor, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.core.threads import layers_at_once, map_in_threads
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -167,10 +165,8 @@ class CalibrationStats:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
-
-        def profile(
-            stats: LayerStats, sizes: LayerSizes, output_map: Tensor, kv_head: tuple[int, ...], index: int
-        ) -> LayerProfile:
+        layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
+        for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
             layer = LayerCalibration(
                 sizes,
                 group_gradients(stats.attention_gradients, gradient_group),
@@ -183,14 +179,8 @@ class CalibrationStats:
                 head_fraction,
                 index,
             )
-            return layer_profile(layer, estimators)
-
-        layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, range(len(self.layers)), strict=True)
-        workers = layers_at_once(self.layers[0].mlp_moment.device, max(neurons))
-        with closing(map_in_threads(profile, layer_data, workers)) as profiles:
-            for layer in profiles:
-                layers.append(layer)
-                progress(Progress("profile", len(layers), len(self.layers)))
+            layers.append(layer_profile(layer, estimators))
+            progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
 
 

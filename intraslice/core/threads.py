@@ -10,15 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-MAX_NEURONS = 3072  # of layers that are computed at once, each in a thread; larger products use several threads well
-MAX_WORKERS = 4  # bounds the memory of layers that are computed at once
-
 Result = TypeVar("Result")
-
-
-def layers_at_once(device: torch.device, neurons: int) -> int:
-    """How many independent layers to compute at once, each in a thread, with at most so many neurons."""
-    return min(torch.get_num_threads(), MAX_WORKERS) if device.type == "cpu" and neurons <= MAX_NEURONS else 1
 
 
 def map_in_threads(

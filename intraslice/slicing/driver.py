@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.threads import layers_at_once, map_in_threads
+from intraslice.core.threads import map_in_threads
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded, offload_like_, resident
@@ -23,6 +23,9 @@ from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.one_shot import Modules, one_shot
 from intraslice.slicing.sequential import sequential
+
+MAX_NEURONS = 3072  # of layers that are sliced at once, each in a thread; larger products use several threads well
+MAX_WORKERS = 4  # bounds the memory of layers that are sliced at once
 
 
 @torch.no_grad()
@@ -68,4 +71,7 @@ def slice_model(
 
 def _workers(model: PreTrainedModel, stats: CalibrationStats) -> int:
     """How many layers are sliced at once from the calibration alone."""
-    return 1 if is_offloaded(model) else layers_at_once(model.device, max(sizes.neurons for sizes in stats.sizes))
+    neurons = max(sizes.neurons for sizes in stats.sizes)
+    if model.device.type != "cpu" or is_offloaded(model) or neurons > MAX_NEURONS:
+        return 1
+    return min(torch.get_num_threads(), MAX_WORKERS)
