@@ -113,10 +113,11 @@ function draw() {
   else later = setTimeout(drawNow, 500);
 }
 
-// Its script takes half a second to run: not before the page is on the screen, with its headline.
+// plotly.js takes half a second to run: not before the page is on the screen, with its headline.
 function loadPlotly() {
-  window.isxPlotly ??= document.head.appendChild(Object.assign(document.createElement("script"), { src: "plotly.min.js" }));
-  window.isxPlotly.addEventListener("load", drawNow, { once: true });
+  const script = (window.isxPlotlyScript ??= document.head.appendChild(Object.assign(document.createElement("script"), { src: "plotly.min.js" })));
+  script.addEventListener("load", draw, { once: true });
+  script.addEventListener("error", () => (window.isxPlotlyScript = null), { once: true }); // the next drawing tries again
 }
 
 function drawNow() {
@@ -197,6 +198,7 @@ function receive() {
 }
 
 async function save() {
+  if (!chart || !window.Plotly) return; // the page is still being opened
   const { data, layout } = figure();
   const styles = getComputedStyle(plot);
   const titled = {

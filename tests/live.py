@@ -66,7 +66,7 @@ RELEASE = "document.querySelector('#sparsity input[type=range]').dispatchEvent(n
 
 
 class Visitor:
-    """An open page, and how long it takes to show something."""
+    """A page that is opened, and how long it takes to show something."""
 
     def __init__(self, browser: playwright.Browser, address: str) -> None:
         self.page = browser.new_page(viewport={"width": 1440, "height": 900})

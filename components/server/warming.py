@@ -1,7 +1,7 @@
 """Prepares the default model before anybody comes: its weights, its calibration, and the slices looked at most.
 
-Every page loads the weights when its process starts. A hosted one does the rest, too, another one with
-`INTRASLICE_WARM=1`; `0` turns it off. All of it has background urgency. The calibration and the slices stay in memory
+Every page loads the weights when its process starts. A hosted one does the rest, too, unless `INTRASLICE_WARM` is
+`0`; another one if it is `1`. All of it has background urgency. The calibration and the slices stay in memory
 although nobody uses them, until their memory is needed.
 """
 
@@ -36,9 +36,15 @@ def is_wanted() -> bool:
 
 
 def load_weights(session: Session) -> Job:
-    """Start a job that loads the default model. Where that fails, whoever opens the page is told so."""
-    key = parse(Settings()).calibration
-    return session.jobs.scheduler.start("nobody", lambda job: session.calibrations.load(job, key), Urgency.BACKGROUND)
+    """Start a job that loads the default model. Where that fails, whoever opens the page tries again, and is told."""
+
+    def work(job: Job) -> None:
+        try:
+            session.calibrations.load(job, parse(Settings()).calibration)
+        except EXPECTED as problem:
+            log.warning("the default model was not loaded: %s", problem)
+
+    return session.jobs.scheduler.start("nobody", work, Urgency.BACKGROUND)
 
 
 class Warming:

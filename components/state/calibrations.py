@@ -180,8 +180,10 @@ class Calibrations:
             calibrated = Calibrated(loaded, stats, training, tokens, windows, source, sequences)
             self._in_use[key] = self._caches.calibrations.put(key, calibrated)
 
-        # Published whenever the number of sequences has doubled. Of the default one the snapshot has plans meanwhile.
-        next_count, last = MIN_SEQUENCES if key.is_default else 1, Progress("calibrate", 0, 0)
+        # Published whenever the number of sequences has doubled. The default one, for which the repository has plans,
+        # waits until it is enough to slice from.
+        next_count = MIN_SEQUENCES if key.is_default else 1
+        last = Progress("calibrate", 0, 0)
 
         def progress(event: Progress) -> None:
             nonlocal next_count, last

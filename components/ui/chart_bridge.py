@@ -24,7 +24,10 @@ CARD = "isx-card"
 
 
 def plotly_head() -> str:
-    """A tag that fetches plotly.js, which `server.app.App` serves, for the first chart; for `launch(head=...)`."""
+    """A tag that fetches plotly.js, which `server.app.App` serves, for the first chart; for `launch(head=...)`.
+
+    A browser says in its console that the file was not used, if the page is opened on a tab without charts.
+    """
     return f'<link rel="preload" href="{PLOTLY.name}" as="script">'
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from browsing import Opened
 
 from components.state.request import parse
 from components.state.settings import Settings
@@ -153,3 +154,22 @@ def test_axe_finds_nothing_serious_on_any_tab(visit, axe, theme) -> None:
         opened.open_tab(tab)
         found[tab] = opened.found_by_axe("body" if tab == "ratios" else "#tabs")
     assert found == {tab: [] for tab in TABS}
+
+
+def test_the_headline_does_not_wait_for_plotly_which_is_fetched_again_after_an_error(browser_context, address) -> None:
+    opened, held = Opened(browser_context.new_page()), []
+    opened.page.route("**/plotly.min.js", lambda route: held.append(route))
+    opened.page.goto(address)
+    opened.until("document.querySelector('#headline')?.innerText.includes('perplexity')")
+    opened.until("window.isxPlotlyScript")
+    assert opened.page.locator(".main-svg").count() == 0
+    assert held
+    for route in held:
+        route.abort()
+    opened.page.unroute("**/plotly.min.js")
+    opened.until("window.isxPlotlyScript === null")
+    opened.slide(33)
+    opened.until("document.querySelector('#ratio-chart .main-svg')")
+    opened.forgive("plotly.min.js")
+    assert not opened.faults
+    opened.page.close()

@@ -12,7 +12,9 @@ from components.server import warming
 from components.server.health import Health
 from components.state import calibrations
 from components.state.caches import BUDGET
+from components.state.request import default_precision, parse
 from components.state.session import Session
+from components.state.settings import Settings
 from intraslice.core.errors import UserError
 
 
@@ -59,6 +61,19 @@ def test_the_weights_are_loaded_once_before_anybody_comes(fresh, tiny, monkeypat
     list(fresh.prepare(tiny, "somebody"))
     assert fresh.is_calibrated(tiny)
     assert len(loaded) == 1
+
+
+def test_what_is_loaded_is_what_the_page_opens_with() -> None:
+    assert parse(Settings()).calibration == parse(Settings(dtype=default_precision())).calibration
+
+
+def test_weights_that_cannot_be_loaded_are_reported_in_the_log(fresh, monkeypatch, caplog) -> None:
+    def fail(*values: object) -> None:
+        raise UserError("no weights")
+
+    monkeypatch.setattr(fresh.calibrations, "load", fail)
+    warming.load_weights(fresh).join()
+    assert "no weights" in caplog.text
 
 
 def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, monkeypatch) -> None:
