@@ -32,8 +32,8 @@ from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
 from intraslice.search.evolution import SearchConfig
+from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import (
-    SearchResult,
     require_in_memory,
     require_searchable,
     search_ratios,

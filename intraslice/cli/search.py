@@ -10,7 +10,8 @@ from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchResult, require_in_memory, searched_importances
+from intraslice.search.generations import SearchResult
+from intraslice.search.ratio_search import require_in_memory, searched_importances
 from intraslice.untrusted.importance_files import importances_json
 
 

@@ -131,27 +131,43 @@ class Problem:
 
 def next_state(problem: Problem, state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
     """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
-    first = state.generation % groups * 3 * config.windows
-    sets = [range(start, start + config.windows) for start in range(first, first + 3 * config.windows, config.windows)]
+    sets = _sets(state, config, groups)
     rng = random.Random(f"{config.seed} {state.generation}")
     parent, steps = state.allocation, problem.steps(state.allocation)
     alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
     costs = measures.costs(parent, alternatives, sets[0])
     rates = _averaged(state.rates, _rates(problem, parent, steps, costs))
     children = _children(problem, state, rates, config.children, rng)
-    first_set = _relative_changes(measures.divergence([parent, *children], sets[1]))
+    best, change, compared = _selected(parent, children, sets[1:], measures, config)
+    rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
+    moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
+    cost = (COST_TOKENS + 1) * config.windows + compared
+    return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
+
+
+def _sets(state: State, config: SearchConfig, groups: int) -> list[range]:
+    """The three sets of windows of a generation."""
+    first = state.generation % groups * 3 * config.windows
+    return [range(start, start + config.windows) for start in range(first, first + 3 * config.windows, config.windows)]
+
+
+def _selected(
+    parent: Allocation, children: Sequence[Allocation], sets: Sequence[range], measures: Measures, config: SearchConfig
+) -> tuple[Allocation, float, int]:
+    """The best child, and its relative change of KL; the parent and 0 if none is better on both sets of windows.
+
+    Also the number of windows that ran, in units of a dense forward.
+    """
+    first_set = _relative_changes(measures.divergence([parent, *children], sets[0]))
     ranked = sorted(range(len(children)), key=first_set.__getitem__)[: config.survivors]
-    second_set = _relative_changes(measures.divergence([parent, *(children[child] for child in ranked)], sets[2]))
-    best, change = parent, 0.0
+    second_set = _relative_changes(measures.divergence([parent, *(children[child] for child in ranked)], sets[1]))
+    windows = (len(first_set) + 2 + len(second_set) + 2) * config.windows
     pairs = [(first_set[child], second, child) for child, second in zip(ranked, second_set, strict=True)]
     if pairs:
         first_change, second_change, winner = min(pairs, key=lambda pair: pair[0] + pair[1])
         if first_change < 0 and second_change < 0:
-            best, change = children[winner], (first_change + second_change) / 2
-    rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
-    moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
-    cost = (COST_TOKENS + 1 + len(first_set) + 2 + len(second_set) + 2) * config.windows
-    return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
+            return children[winner], (first_change + second_change) / 2, windows
+    return parent, 0.0, windows
 
 
 def _relative_changes(divergences: Sequence[Sequence[float]]) -> list[float]:

@@ -7,8 +7,7 @@ starts from the estimator's plan and never changes the number of parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from statistics import fmean
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Int
@@ -19,10 +18,9 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.core.records import read_record, write_record
+from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
+from intraslice.distributed.sharing import broadcast, rank
 from intraslice.loading import LoadedModel
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.budget import bisect_count
@@ -30,45 +28,13 @@ from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
-from intraslice.search.evolution import Problem, SearchConfig, State, next_state, start_near
+from intraslice.search.evolution import Measures, Problem, SearchConfig, State, next_state, start_near
+from intraslice.search.generations import JUDGED, SearchResult, evolve
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 FORMAT = "3"
-JUDGED = 4  # windows that no generation reads, for the divergence before and after
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Ratios of every module, and the KL divergence before and after, in nats per token, on text the search never read.
-
-    `passes` counts dense passes over the calibration tokens; `changes` has the relative change of KL in each
-    generation, 0 where no child was better.
-    """
-
-    sparsity: float
-    ratios: Ratios
-    before: float
-    after: float
-    passes: float
-    changes: tuple[float, ...]
-
-    @property
-    def accepted(self) -> int:
-        """Generations that found a better allocation."""
-        return sum(change != 0 for change in self.changes)
-
-
-@dataclass(frozen=True)
-class SearchProgress:
-    """The search after some generations, for a live display."""
-
-    ratios: dict[ModuleId, float]
-    start: dict[ModuleId, float]  # of the estimator
-    generation: int
-    passes: float
-    changes: tuple[float, ...]
 
 
 def search_ratios(
@@ -110,42 +76,11 @@ def search_ratios(
         "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config, start,
         problem.bounds, settings,
     )  # fmt: skip
-    record = broadcast(read_record(path))
-    passes_per_window = windows.shape[1] / stats.tokens
-    journal: list[State] = []
-    for recorded in record.get("states", []):  # those of a larger budget may follow
-        if not journal or journal[-1].windows * passes_per_window < search.passes:
-            journal.append(State.parse(recorded))
-    state = journal[-1] if journal and search.passes > 0 else State(start)
 
-    def event() -> Progress:
-        done = min(search.passes, state.windows * passes_per_window)
-        return Progress("search", round(done), max(1, round(search.passes)), partial=live)
+    def step(state: State, measures: Measures) -> State:
+        return next_state(problem, state, measures, search, groups)
 
-    def live() -> SearchProgress:
-        return SearchProgress(
-            problem.levels.ratios(state.allocation),
-            problem.levels.ratios(start),
-            state.generation,
-            state.windows * passes_per_window,
-            state.changes,
-        )
-
-    def pause() -> None:
-        report(event())
-
-    measures = _Shared(candidates, pause)
-    pause()
-    while state.windows * passes_per_window < search.passes:
-        state = next_state(problem, state, measures, search, groups)
-        journal.append(state)
-        if rank() == 0:
-            write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
-        pause()
-    judged = range(len(windows) - JUDGED, len(windows))
-    before, after = map(fmean, measures.divergence([start, state.allocation], judged))
-    ratios = problem.levels.ratios(state.allocation)
-    return SearchResult(config.sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+    return evolve(candidates, start, step, (config.sparsity, search.passes), path, report)
 
 
 def search_bytes(model: PreTrainedModel) -> int:
@@ -264,20 +199,3 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
     return {
         (index, module): both[kind] for index, both in enumerate(ratios) for kind, module in enumerate(MODULE_KINDS)
     }
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Measurements of candidates, shared among all processes."""
-
-    candidates: Candidates
-    pause: Pause
-
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        mine = allocations[shard_of(len(allocations))]
-        return all_gather([self.candidates.divergence(one, windows, self.pause).tolist() for one in mine])
-
-    def costs(
-        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
-    ) -> dict[tuple[int, int], float]:
-        return broadcast(self.candidates.costs(allocation, alternatives, windows, self.pause))

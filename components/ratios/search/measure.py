@@ -11,7 +11,8 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.planning.measured import Ratios
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
+from intraslice.search.generations import SearchProgress
+from intraslice.search.ratio_search import search_bytes, search_ratios, search_windows
 
 from ...i18n.language import lazy_gettext
 from ...jobs.job import Job

@@ -27,8 +27,9 @@ from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import offload_
 from intraslice.search.evolution import SearchConfig
+from intraslice.search.generations import SearchResult
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import SearchResult, search_ratios
+from intraslice.search.ratio_search import search_ratios
 from intraslice.slicing import sequential
 
 
