@@ -31,6 +31,7 @@ from intraslice.recovery.cost import RecoveryCost
 from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
+from intraslice.search.depth import search_depth
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import (
@@ -130,13 +131,22 @@ class Pipeline:
     ) -> SearchResult:
         """Better ratios, found on calibration text after the calibration tokens, and on text that the model writes."""
         with self.timed("search"):
-            calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
-            text = self.training_tokens(loaded)[count : 2 * count]
-            skip = calibration.samples
-            windows = search_windows(
-                loaded, text, WINDOWS_PER_SEQUENCE * count, calibration.seed, skip, progress=self.progress
-            )
+            windows = self._search_windows(loaded)
             return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
+
+    def search_depth(
+        self, loaded: LoadedModel, stats: CalibrationStats, sparsity: float, search: SearchConfig
+    ) -> SearchResult:
+        """The modules to remove as a whole, found on the same texts as the ratios of `search`."""
+        with self.timed("search"):
+            windows = self._search_windows(loaded)
+            return search_depth(loaded, stats, windows, sparsity, search, progress=self.progress)
+
+    def _search_windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
+        calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
+        text = self.training_tokens(loaded)[count : 2 * count]
+        size, skip = WINDOWS_PER_SEQUENCE * count, calibration.samples
+        return search_windows(loaded, text, size, calibration.seed, skip, progress=self.progress)
 
     def require_searchable(self, slicing: SliceConfig, search: SearchConfig) -> None:
         """Raise UserError if `search` would refuse these settings, before anything is loaded."""

@@ -1,4 +1,7 @@
-"""The command `search` (also `exchange`): better ratios by measurement, as importances for `--estimator FILE.json`."""
+"""The command `search` (also `exchange`): better ratios by measurement, as importances for `--estimator FILE.json`.
+
+With `--depth` it searches for modules to remove as a whole, and writes their ratios for `--ratios FILE.csv`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
@@ -13,6 +17,7 @@ from intraslice.search.evolution import SearchConfig
 from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import require_in_memory, searched_importances
 from intraslice.untrusted.importance_files import importances_json
+from intraslice.untrusted.ratio_files import ratios_csv
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -26,6 +31,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="file to write the importances to; pass it to --estimator",
     )
     explanation = (
+        "search for modules to remove as a whole, instead of ratios (depth pruning); --out is then a .csv file for "
+        "--ratios, and --sparsities one number"
+    )
+    add("--depth", action="store_true", help=explanation)
+    explanation = (
         "sparsities to search at, in this order; each search constrains every ratio to lie between those found at the "
         "nearest smaller and larger sparsity; at other sparsities ratios are interpolated"
     )
@@ -38,14 +48,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def search(run: Run) -> CommandResult:
     """Move parameters between modules while KL decreases, and write importances that reproduce the found ratios."""
     a, slicing = run.arguments, run.recipe.slicing
-    if a.out.suffix != ".json" or not a.out.parent.is_dir():
-        raise UserError(f"--out must be a .json file in an existing folder, got {a.out}")
+    suffix = ".csv" if a.depth else ".json"
+    if a.out.suffix != suffix or not a.out.parent.is_dir():
+        raise UserError(f"--out must be a {suffix} file in an existing folder, got {a.out}")
     config = SearchConfig(a.passes, windows=a.windows, seed=a.seed)
     if a.exchanges is not None:
         if a.exchanges < 1:
             raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
+    if a.depth and len(configs) != 1:
+        raise UserError(f"--depth requires one number for --sparsities, got {len(configs)}")
     for each in configs:
         run.require_searchable(each, config)
     require_writable(a.out)
@@ -54,20 +67,21 @@ def search(run: Run) -> CommandResult:
     stats, _ = run.calibrate(loaded)
     results: list[SearchResult] = []
     for each in configs:
-        results.append(run.search(loaded, stats, each, results, config))
-    importances = searched_importances(stats.profile, results, slicing.estimator)
+        found = run.search_depth(loaded, stats, each.sparsity, config) if a.depth else None
+        results.append(found or run.search(loaded, stats, each, results, config))
     if is_main_process():
-        a.out.write_text(importances_json(importances), encoding="utf-8")
+        a.out.write_text(_file(stats, results, slicing.estimator, a.depth), encoding="utf-8")
     lines = [
         f"{result.sparsity:.0%} removed: KL {result.before:.4f} -> {result.after:.4f} nats per token, "
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
         for result in results
     ]
-    lines.append(f"wrote the importances to {a.out}, for --estimator {a.out}")
+    what, option = ("ratios", "--method shortgpt --ratios") if a.depth else ("importances", "--estimator")
+    lines.append(f"wrote the {what} to {a.out}, for {option} {a.out}")
     plans = [
         {
             "sparsity": result.sparsity,
-            "ratios": [(result.ratios[n, "attention"], result.ratios[n, "mlp"]) for n in range(len(stats.layers))],
+            "ratios": _by_layer(result),
             "before": result.before,
             "after": result.after,
             "stayed": result.accepted,
@@ -78,3 +92,15 @@ def search(run: Run) -> CommandResult:
     ]
     output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     return output, "\n".join(lines)
+
+
+def _file(stats: CalibrationStats, results: list[SearchResult], estimator: str, depth: bool) -> str:
+    """Importances that reproduce the found ratios, or the ratios of one result."""
+    if depth:
+        return ratios_csv(_by_layer(results[0]))
+    return importances_json(searched_importances(stats.profile, results, estimator))
+
+
+def _by_layer(result: SearchResult) -> list[tuple[float, float]]:
+    layers = range(len(result.ratios) // 2)
+    return [(result.ratios[layer, "attention"], result.ratios[layer, "mlp"]) for layer in layers]

@@ -13,7 +13,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from intraslice.core.errors import UserError
 from intraslice.search.levels import Allocation, Levels
@@ -33,11 +33,17 @@ Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of ea
 Rates = tuple[tuple[float, ...], ...]
 
 
-class Measures(Protocol):
-    """What the search asks for: divergences and predicted costs of allocations on some windows of a text."""
+@runtime_checkable
+class Compares(Protocol):
+    """What every search asks for."""
 
     def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
         """KL divergence of each allocation from the dense model in each window, in nats per token."""
+
+
+@runtime_checkable
+class Measures(Compares, Protocol):
+    """What a search with predictions asks for, on some windows of a text."""
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
@@ -131,28 +137,28 @@ class Problem:
 
 def next_state(problem: Problem, state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
     """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
-    sets = _sets(state, config, groups)
+    sets = sets_of(state, config, groups)
     rng = random.Random(f"{config.seed} {state.generation}")
     parent, steps = state.allocation, problem.steps(state.allocation)
     alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
     costs = measures.costs(parent, alternatives, sets[0])
     rates = _averaged(state.rates, _rates(problem, parent, steps, costs))
     children = _children(problem, state, rates, config.children, rng)
-    best, change, compared = _selected(parent, children, sets[1:], measures, config)
+    best, change, compared = selected(parent, children, sets[1:], measures, config)
     rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
     moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
     cost = (COST_TOKENS + 1) * config.windows + compared
     return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
 
 
-def _sets(state: State, config: SearchConfig, groups: int) -> list[range]:
+def sets_of(state: State, config: SearchConfig, groups: int) -> list[range]:
     """The three sets of windows of a generation."""
     first = state.generation % groups * 3 * config.windows
     return [range(start, start + config.windows) for start in range(first, first + 3 * config.windows, config.windows)]
 
 
-def _selected(
-    parent: Allocation, children: Sequence[Allocation], sets: Sequence[range], measures: Measures, config: SearchConfig
+def selected(
+    parent: Allocation, children: Sequence[Allocation], sets: Sequence[range], measures: Compares, config: SearchConfig
 ) -> tuple[Allocation, float, int]:
     """The best child, and its relative change of KL; the parent and 0 if none is better on both sets of windows.
 

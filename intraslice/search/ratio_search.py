@@ -126,14 +126,19 @@ def searched_importances(
     return importances_along(profile, path, estimator)
 
 
-def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) -> None:
-    """Raise UserError unless a search with these settings can run on so many windows."""
+def require_windows(windows: int, search: SearchConfig) -> None:
+    """Raise UserError unless there are enough windows for one generation."""
     least = 3 * search.windows + JUDGED
     if windows < least:
         raise UserError(
             f"the search requires {least} or more windows, got {windows}; there are two for each calibration sequence, "
             f"so calibrate on {-(-least // 2)} or more (--sequences)"
         )
+
+
+def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) -> None:
+    """Raise UserError unless a search with these settings can run on so many windows."""
+    require_windows(windows, search)
     if config.locked:
         raise UserError(f"the search requires that no ratio is locked, got {len(config.locked)} locked; unlock them")
     if config.shapes != FREE:

@@ -144,6 +144,17 @@ def test_a_search_writes_importances_that_plan_as_it_found(run, refused, home):
     assert not (home / "there.json").exists()
 
 
+def test_a_depth_search_writes_ratios_that_shortgpt_slices_with(run, refused, home):
+    depth = ["search", "--depth", "--passes", "2", "--windows", "1", "--out", "depth.csv"]
+    (found,) = run(*depth, "--sparsities", "0.4")["plans"]
+    assert {ratio for pair in found["ratios"] for ratio in pair} >= {0.0, 1.0}
+    planned = run("ratios", "--method", "shortgpt", "--ratios", "depth.csv", "--sparsity", "0.4")
+    assert planned["ratios"] == found["ratios"]
+    assert planned["removed_fraction"] == pytest.approx(0.4, abs=0.02)
+    assert "--out must be a .csv file" in refused("search", "--depth", "--out", "there.json", "--sparsities", "0.4")
+    assert "--depth requires one number for --sparsities, got 4" in refused(*depth)
+
+
 def test_compress_searches_with_the_seed_of_the_calibration_as_the_command_line_does(home, monkeypatch):
     monkeypatch.setattr(intraslice.api, "compress_loaded", lambda pipeline, loaded: pipeline)
     calibration = CalibrationConfig("text.txt", 16, 24, seed=1)

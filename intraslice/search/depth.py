@@ -1,0 +1,131 @@
+"""Depth pruning by search: which modules to remove as a whole (after EvoPress, arXiv 2410.14649).
+
+As many MLPs as attention modules are removed. A child removes up to three modules that its parent keeps, and keeps as
+many of the same kind instead. The search starts without the layers that change their input least, as ShortGPT.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from jaxtyping import Int
+from torch import Tensor
+
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.cache import cache_path
+from intraslice.core.config import MODULE_KINDS
+from intraslice.core.errors import UserError
+from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.loading import LoadedModel
+from intraslice.planning.sizes import LayerSizes
+from intraslice.search.evolution import Compares, SearchConfig, State, selected, sets_of
+from intraslice.search.generations import JUDGED, SearchResult, evolve
+from intraslice.search.levels import Allocation, Level, Levels
+from intraslice.search.measure import Candidates
+from intraslice.search.ratio_search import require_in_memory, require_windows
+
+FORMAT = "depth 1"
+SWAPPED = 3  # modules that a child exchanges at most
+KEPT, REMOVED = 0, 1  # the levels of each module
+
+
+def search_depth(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    windows: Int[Tensor, "windows window"],
+    sparsity: float,
+    search: SearchConfig,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> SearchResult:
+    """Search for the modules to remove; `progress` counts dense passes.
+
+    Ratios of the result are 1 for removed modules and 0 for others, but for one attention module and one MLP that are
+    narrowed by what whole modules leave of `sparsity`; the divergences are those without this narrowing. Recorded and
+    shared among processes as in `search_ratios`.
+
+    Args:
+        windows: text that decides, such as calibration text that follows the calibration tokens. The last four
+            windows only measure the result.
+
+    Raises:
+        UserError: too few windows, a sparsity that removes no layer or all of them, or an offloaded model.
+    """
+    report = progress_callback(progress)
+    require_windows(len(windows), search)
+    require_in_memory(loaded)
+    order = by_influence(stats)
+    count, rest = whole_layers(stats.sizes, order, sparsity)
+    candidates = Candidates(loaded.model, stats, whole_or_removed(stats.sizes), windows)
+    start = tuple(REMOVED if layer in order[:count] else KEPT for layer, _ in candidates.levels.modules)
+    calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
+    settings = asdict(replace(search, passes=0.0))
+    key = loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
+    groups = (len(windows) - JUDGED) // (3 * search.windows)
+
+    def step(state: State, measures: Compares) -> State:
+        return next_depth(state, measures, search, groups)
+
+    path = cache_path("search", ".json", FORMAT, *key)
+    result = evolve(candidates, start, step, (sparsity, search.passes), path, report)
+    narrowed = [next((n, kind) for n in order if result.ratios[n, kind] == 0) for kind in MODULE_KINDS]
+    return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed, rest)})
+
+
+def by_influence(stats: CalibrationStats) -> list[int]:
+    """The layers, those first that change their input least."""
+    return sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
+
+
+def whole_layers(sizes: Sequence[LayerSizes], order: Sequence[int], sparsity: float) -> tuple[int, float]:
+    """How many layers of `order` a sparsity removes as a whole, and the ratio by which it narrows another one."""
+    left = sparsity * sum(layer.dense_parameters for layer in sizes)
+    for count, layer in enumerate(order):
+        modules = sizes[layer].dense_parameters - sizes[layer].fixed
+        if left < modules:
+            if count == 0:
+                raise UserError(f"depth pruning requires a sparsity that removes a layer or more, got {sparsity:g}")
+            return count, left / modules
+        left -= modules
+    raise UserError(f"depth pruning requires a sparsity that keeps a layer or more, got {sparsity:g}")
+
+
+def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
+    """Two levels of every module."""
+    modules = tuple((layer, kind) for layer in range(len(sizes)) for kind in MODULE_KINDS)
+    levels = []
+    for layer in sizes:
+        attention = layer.parameters(layer.heads, layer.kv_heads, layer.dim, 0) - layer.fixed
+        heads = tuple(range(layer.heads))
+        levels.append((Level(0.0, attention, heads, layer.kv_heads, layer.dim), Level(1.0, 0, width=layer.dim)))
+        levels.append((Level(0.0, layer.neurons * layer.neuron_cost, width=layer.neurons), Level(1.0, 0)))
+    return Levels(modules, tuple(levels))
+
+
+def next_depth(state: State, measures: Compares, config: SearchConfig, groups: int) -> State:
+    """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
+    rng = random.Random(f"{config.seed} {state.generation}")
+    children: list[Allocation] = []
+    for _ in range(8 * config.children):
+        child = _exchanged(state.allocation, rng)
+        if child not in children and len(children) < config.children:
+            children.append(child)
+    _, *sets = sets_of(state, config, groups)
+    best, change, compared = selected(state.allocation, children, sets, measures, config)
+    changes = (*state.changes, change)
+    return replace(
+        state, allocation=best, generation=state.generation + 1, windows=state.windows + compared, changes=changes
+    )
+
+
+def _exchanged(parent: Allocation, rng: random.Random) -> Allocation:
+    """The parent with one to three modules removed, and as many of the same kind kept instead. Few are most likely."""
+    child = list(parent)
+    for _ in range(min(rng.randint(1, SWAPPED), rng.randint(1, SWAPPED))):
+        modules = [module for module in range(rng.randrange(2), len(child), 2) if child[module] == parent[module]]
+        kept, removed = ([module for module in modules if child[module] == level] for level in (KEPT, REMOVED))
+        if kept and removed:
+            child[rng.choice(kept)], child[rng.choice(removed)] = REMOVED, KEPT
+    return tuple(child)
