@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -35,35 +35,65 @@ COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "cr
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 LONGER = CalibrationConfig(sequences=128, samples=16)
+SEARCHED = ("intraslice", "shortgpt")  # methods with a search
 SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant
 
 
-def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
-    """The cells of a stage, of all texts, a sparsity at a time."""
+class Commands(NamedTuple):
+    """The words of the library's commands, and values of all cells that they measure."""
+
+    common: list[str]
+    sweep: list[str]
+    about: dict[str, Any]
+
+
+def commands(arguments: argparse.Namespace, calibration: CalibrationConfig, commit: str) -> Commands:
+    """The commands with this calibration."""
     a = arguments
-    calibration = LONGER if stage in ("longer calibration", "searched") else CalibrationConfig()
     sizes = {"sequences": calibration.sequences, "samples": calibration.samples}
-    relative = sum(sizes.values()) / CalibrationConfig().sequences  # dense passes are over the default calibration
-    about = {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes}
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     common += ["--threads", str(a.threads)] if a.threads else []
     sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
     sweep += ["--no-speed"] if a.losses_only else ["--answers"]
+    return Commands(common, sweep, {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes})
+
+
+def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
+    """The cells of a stage, of all texts, a sparsity at a time."""
+    a = arguments
+    if stage == "searched":
+        for method in (method for method in SEARCHED if method in a.methods):
+            yield from measure_searched(a, method, commit)
+        return
+    _, sweep, about = commands(a, LONGER if stage == "longer calibration" else CalibrationConfig(), commit)
+    recovery = ["--recover", "distill"] if stage == "recovered" else []
+    sliced = ["--methods", *a.methods, "--estimators", *a.estimators]
     for sparsity in a.sparsities:
+        yield list(cells(run([*sweep, "--sparsities", str(sparsity), *recovery, *sliced]), about))
+
+
+def measure_searched(arguments: argparse.Namespace, method: str, commit: str) -> Iterator[list[Cell]]:
+    """The cells of a method whose ratios are found by search, of all texts, a sparsity at a time.
+
+    For `shortgpt` the search decides which modules are removed; it reads the calibration for its start alone.
+    """
+    is_depth = method == "shortgpt"
+    calibration = CalibrationConfig() if is_depth else LONGER
+    common, sweep, about = commands(arguments, calibration, commit)
+    # Dense passes are over the default calibration.
+    relative = (calibration.sequences + calibration.samples) / CalibrationConfig().sequences
+    for sparsity in arguments.sparsities:
         at = ["--sparsities", str(sparsity)]
-        if stage == "searched":
-            with tempfile.TemporaryDirectory() as folder:
-                file = str(Path(folder) / "importances.json")
-                budget = ["--passes", str(SEARCH_PASSES / relative), "--estimator", SEARCH_START]
-                (plan,) = run(["search", *common, *at, *budget, "--out", file])["plans"]
-                result = run([*sweep, *at, "--methods", "intraslice", "--estimators", file])
-            yield list(cells(result, about | {"ratios": SEARCH, "passes": relative * plan["passes"]}))
-        else:
-            recovery = ["--recover", "distill"] if stage == "recovered" else []
-            sliced = ["--methods", *a.methods, "--estimators", *a.estimators]
-            yield list(cells(run([*sweep, *at, *recovery, *sliced]), about))
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(Path(folder) / ("ratios.csv" if is_depth else "importances.json"))
+            kind = ["--depth"] if is_depth else ["--estimator", SEARCH_START]
+            budget = ["--passes", str(SEARCH_PASSES / relative)]
+            (plan,) = run(["search", *common, *at, *kind, *budget, "--out", file])["plans"]
+            found = ["--ratios" if is_depth else "--estimators", file]
+            result = run([*sweep, *at, "--methods", method, *found])
+        yield list(cells(result, about | {"ratios": SEARCH, "passes": relative * plan["passes"]}))
 
 
 def run(words: list[str]) -> dict[str, Any]:

@@ -130,6 +130,16 @@ def test_the_command_searches_and_recovers(command) -> None:
     assert passes["recovered"] == pytest.approx(recovery["rows"][0]["recovery_training_passes"], rel=1e-4)
 
 
+def test_the_command_searches_for_modules_to_remove(command) -> None:
+    written, (search, swept) = command("--methods", "shortgpt", "--sparsities", "0.5", "--stages", "searched")
+    assert {(cell.method, cell.stage, cell.sequences, cell.samples) for cell in written} == {
+        ("shortgpt", "searched", 32, 0)
+    }
+    assert {cell.passes for cell in written} == {pytest.approx(search["plans"][0]["passes"], rel=1e-4)}
+    (row,) = swept["rows"]
+    assert row["removed_fraction"] == pytest.approx(0.5, abs=0.02)
+
+
 def test_the_command_calibrates_longer(command) -> None:
     written, _ = command("--methods", "flap", "--sparsities", "0.3", "--stages", "longer calibration")
     assert {(cell.stage, cell.sequences, cell.samples) for cell in written} == {("longer calibration", 128, 16)}
