@@ -95,10 +95,17 @@ def search(run: Run) -> CommandResult:
 
 
 def _file(stats: CalibrationStats, results: list[SearchResult], estimator: str, depth: bool) -> str:
-    """Importances that reproduce the found ratios, or the ratios of one result."""
+    """Importances that reproduce the found ratios; or which modules are removed and which kept.
+
+    The method narrows those that are neither, until the size is right.
+    """
     if depth:
-        return ratios_csv(_by_layer(results[0]))
+        return ratios_csv([(_if_whole(attention), _if_whole(mlp)) for attention, mlp in _by_layer(results[0])])
     return importances_json(searched_importances(stats.profile, results, estimator))
+
+
+def _if_whole(ratio: float) -> float | None:
+    return ratio if ratio in (0, 1) else None
 
 
 def _by_layer(result: SearchResult) -> list[tuple[float, float]]:

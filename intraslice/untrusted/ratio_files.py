@@ -62,12 +62,12 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     return tuple(locks)
 
 
-def ratios_csv(ratios: Sequence[tuple[float, float]]) -> str:
-    """Ratios of attention and MLP in every layer, in the format of `read_ratios`, at full precision."""
+def ratios_csv(ratios: Sequence[tuple[float | None, float | None]]) -> str:
+    """Ratios of attention and MLP in every layer, in the format of `read_ratios`, at full precision; None is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows((layer, *map(float, pair)) for layer, pair in enumerate(ratios))
+    writer.writerows((layer, *("" if one is None else float(one) for one in pair)) for layer, pair in enumerate(ratios))
     return file.getvalue()
 
 

@@ -149,8 +149,9 @@ def test_a_depth_search_writes_ratios_that_shortgpt_slices_with(run, refused, ho
     (found,) = run(*depth, "--sparsities", "0.4")["plans"]
     assert {ratio for pair in found["ratios"] for ratio in pair} >= {0.0, 1.0}
     planned = run("ratios", "--method", "shortgpt", "--ratios", "depth.csv", "--sparsity", "0.4")
-    assert planned["ratios"] == found["ratios"]
-    assert planned["removed_fraction"] == pytest.approx(0.4, abs=0.02)
+    for own, searched in zip(planned["ratios"], found["ratios"], strict=True):
+        assert [ratio for ratio in own if ratio in (0, 1)] == [ratio for ratio in searched if ratio in (0, 1)]
+    assert planned["removed_fraction"] == pytest.approx(0.4, abs=0.01)
     assert "--out must be a .csv file" in refused("search", "--depth", "--out", "there.json", "--sparsities", "0.4")
     assert "--depth requires one number for --sparsities, got 4" in refused(*depth)
 

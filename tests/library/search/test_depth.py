@@ -80,10 +80,11 @@ def test_the_result_is_a_model_of_the_required_size(tiny_case) -> None:
     assert found == search_depth(case.loaded, case.stats, case.tokens, 0.4, FEW, progress=False)
     assert found.passes >= 3
     assert found.after <= found.before
-    locked = tuple((layer, kind, ratio) for (layer, kind), ratio in found.ratios.items())
+    locked = tuple((layer, kind, ratio) for (layer, kind), ratio in found.ratios.items() if ratio in (0, 1))
+    assert len(locked) == 2 * len(case.stats.layers) - 2
     plan = plan_by("shortgpt", case.loaded.model, case.stats, SliceConfig(0.4, locked=locked))
     model = slice_by("shortgpt", case.loaded.model, plan, case.stats, case.tokens, progress=False)
-    assert plan.removed_fraction == pytest.approx(0.4, abs=0.02)
+    assert plan.removed_fraction == pytest.approx(0.4, abs=0.01)
     assert sum(p.numel() for p in model.parameters()) == plan.parameters.sliced_total
     assert model(case.tokens[:2]).logits.isfinite().all()
     count, _ = whole_layers(case.stats.sizes, by_influence(case.stats), 0.4)
