@@ -77,7 +77,8 @@ def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[
 def measure_searched(arguments: argparse.Namespace, method: str, commit: str) -> Iterator[list[Cell]]:
     """The cells of a method whose ratios are found by search, of all texts, a sparsity at a time.
 
-    For `shortgpt` the search decides which modules are removed; it reads the calibration for its start alone.
+    For `shortgpt` the search decides which modules are removed. The calibration decides where it starts, and how
+    another module is narrowed until the size is right.
     """
     is_depth = method == "shortgpt"
     calibration = CalibrationConfig() if is_depth else LONGER

@@ -31,10 +31,11 @@ from intraslice.recovery.cost import RecoveryCost
 from intraslice.recovery.registry import cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
-from intraslice.search.depth import search_depth
+from intraslice.search.depth import COMPARED, search_depth, whole_layers
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import (
+    groups_of,
     require_in_memory,
     require_searchable,
     search_ratios,
@@ -135,9 +136,12 @@ class Pipeline:
             return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
 
     def search_depth(
-        self, loaded: LoadedModel, stats: CalibrationStats, sparsity: float, search: SearchConfig
+        self, loaded: LoadedModel, stats: CalibrationStats, sparsity: float, search: SearchConfig | None = None
     ) -> SearchResult:
         """The modules to remove as a whole, found on the same texts as the ratios of `search`."""
+        # What is refused is refused before the text is sampled.
+        groups_of(WINDOWS_PER_SEQUENCE * self.recipe.calibration.sequences, search or SearchConfig(), COMPARED)
+        whole_layers(stats.sizes, sparsity)
         with self.timed("search"):
             windows = self._search_windows(loaded)
             return search_depth(loaded, stats, windows, sparsity, search, progress=self.progress)

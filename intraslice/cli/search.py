@@ -1,23 +1,30 @@
 """The command `search` (also `exchange`): better ratios by measurement, as importances for `--estimator FILE.json`.
 
-With `--depth` it searches for modules to remove as a whole, and writes their ratios for `--ratios FILE.csv`.
+With `--depth`: modules to remove as a whole, as ratios for `--method shortgpt --ratios FILE.csv`.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
+from intraslice.methods.registry import METHODS
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import require_in_memory, searched_importances
 from intraslice.untrusted.importance_files import importances_json
 from intraslice.untrusted.ratio_files import ratios_csv
+
+log = logging.getLogger(__name__)
+DEPTH = "shortgpt"  # the method that removes modules as a whole
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -27,13 +34,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         required=True,
-        metavar="FILE.json",
-        help="file to write the importances to; pass it to --estimator",
+        metavar="FILE",
+        help=".json file to write the importances to, for --estimator; with --depth a .csv file, for --ratios",
     )
-    explanation = (
-        "search for modules to remove as a whole, instead of ratios (depth pruning); --out is then a .csv file for "
-        "--ratios, and --sparsities one number"
-    )
+    explanation = "search for modules to remove as a whole instead of ratios (depth pruning), at one sparsity"
     add("--depth", action="store_true", help=explanation)
     explanation = (
         "sparsities to search at, in this order; each search constrains every ratio to lie between those found at the "
@@ -46,7 +50,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def search(run: Run) -> CommandResult:
-    """Move parameters between modules while KL decreases, and write importances that reproduce the found ratios."""
+    """Move parameters between modules while KL decreases, and write importances that reproduce the found ratios.
+
+    With `--depth`, exchange whole modules, and write which are removed.
+    """
     a, slicing = run.arguments, run.recipe.slicing
     suffix = ".csv" if a.depth else ".json"
     if a.out.suffix != suffix or not a.out.parent.is_dir():
@@ -57,18 +64,22 @@ def search(run: Run) -> CommandResult:
             raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
-    if a.depth and len(configs) != 1:
-        raise UserError(f"--depth requires one number for --sparsities, got {len(configs)}")
-    for each in configs:
-        run.require_searchable(each, config)
+    if a.depth:
+        _require_depth(configs)
+    else:
+        for each in configs:
+            run.require_searchable(each, config)
     require_writable(a.out)
     loaded = run.load_dense()
     require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
     results: list[SearchResult] = []
     for each in configs:
-        found = run.search_depth(loaded, stats, each.sparsity, config) if a.depth else None
-        results.append(found or run.search(loaded, stats, each, results, config))
+        results.append(
+            run.search_depth(loaded, stats, each.sparsity, config)
+            if a.depth
+            else run.search(loaded, stats, each, results, config)
+        )
     if is_main_process():
         a.out.write_text(_file(stats, results, slicing.estimator, a.depth), encoding="utf-8")
     lines = [
@@ -76,8 +87,11 @@ def search(run: Run) -> CommandResult:
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
         for result in results
     ]
-    what, option = ("ratios", "--method shortgpt --ratios") if a.depth else ("importances", "--estimator")
-    lines.append(f"wrote the {what} to {a.out}, for {option} {a.out}")
+    lines.append(
+        f"wrote the modules to {a.out}, for --method {DEPTH} --sparsity {configs[0].sparsity:g} --ratios {a.out}"
+        if a.depth
+        else f"wrote the importances to {a.out}, for --estimator {a.out}"
+    )
     plans = [
         {
             "sparsity": result.sparsity,
@@ -92,6 +106,16 @@ def search(run: Run) -> CommandResult:
     ]
     output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     return output, "\n".join(lines)
+
+
+def _require_depth(configs: Sequence[SliceConfig]) -> None:
+    """Raise UserError for settings that a search for whole modules cannot have; warn of those that it does not use."""
+    if len(configs) != 1:
+        raise UserError(f"--depth requires one sparsity, such as --sparsities 0.3, got {len(configs)}")
+    if locked := configs[0].locked:
+        raise UserError(f"the search requires that no ratio is locked, got {len(locked)} locked; unlock them")
+    if ignored := METHODS.require(DEPTH).ignored(configs[0]):
+        log.warning("--depth does not use %s; ignored", ", ".join(ignored))
 
 
 def _file(stats: CalibrationStats, results: list[SearchResult], estimator: str, depth: bool) -> str:

@@ -27,8 +27,8 @@ from intraslice.planning.budget import bisect_count
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, require_locked_layers
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import neurons_kept
-from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 from intraslice.slicing.mlp import keep_neurons
+from intraslice.slicing.one_shot import attention_from_moments
 
 
 class LayerRatioMethod(OneShotMethod):
@@ -111,7 +111,7 @@ class LayerRatioMethod(OneShotMethod):
         parts = dict[nn.Module, nn.Module]()
         attention, mlp = block.attention, block.mlp
         if not plan.heads:
-            parts[attention] = SlicedAttention(_without_heads(attention), attention.layer_idx)
+            parts[attention] = attention_from_moments(attention, plan, stats, tokens)  # its bias, if it has one
         elif plan.dim < attention.dim:
             parts[attention] = SlicedAttention(self.narrow_attention(attention, plan, stats), attention.layer_idx)
         if plan.neurons < mlp.neurons:
@@ -119,13 +119,6 @@ class LayerRatioMethod(OneShotMethod):
             weights, mean = mlp.weights(), stats.mlp_sum / tokens
             parts[mlp] = SlicedMLP(keep_neurons(weights, stats.mlp_moment, mean, tokens, kept))
         return parts
-
-
-def _without_heads(dense: SlicedAttention) -> AttentionWeights:
-    weights = dense.weights()
-    none = torch.empty(0, dtype=torch.long, device=weights.query.device)
-    no_scores = weights.query.new_zeros(dense.heads, dense.dim)
-    return cut_queries_and_keys(weights, none, *choose_channels(no_scores, weights, none, dense.dim))
 
 
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:

@@ -1,7 +1,8 @@
 """Depth pruning by search: which modules to remove as a whole (after EvoPress, arXiv 2410.14649).
 
-As many MLPs as attention modules are removed. A child removes up to three modules that its parent keeps, and keeps as
-many of the same kind instead. The search starts without the layers that change their input least, as ShortGPT.
+As many MLPs as attention modules are removed; of each only its output bias is left, if it has one. A child removes up
+to three modules that its parent keeps, and keeps as many of the same kind instead. The search starts without the layers
+that change their input least, as ShortGPT.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from intraslice.core.config import MODULE_KINDS
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import LoadedModel
+from intraslice.planning.measured import ModuleId, Ratios
 from intraslice.planning.sizes import LayerSizes
 from intraslice.search.evolution import Compares, SearchConfig, State, selected, sets_of
-from intraslice.search.generations import JUDGED, SearchResult, evolve
+from intraslice.search.generations import SearchResult, evolve
 from intraslice.search.levels import Allocation, Level, Levels
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import require_in_memory, require_windows
+from intraslice.search.ratio_search import groups_of, require_in_memory
 
 FORMAT = "depth 1"
+COMPARED = 2  # sets of windows in each generation, on which children are compared
 SWAPPED = 3  # modules that a child exchanges at most
 KEPT, REMOVED = 0, 1  # the levels of each module
 
@@ -36,42 +39,43 @@ def search_depth(
     stats: CalibrationStats,
     windows: Int[Tensor, "windows window"],
     sparsity: float,
-    search: SearchConfig,
+    search: SearchConfig | None = None,
     *,
     progress: ProgressCallback | bool = True,
 ) -> SearchResult:
-    """Search for the modules to remove; `progress` counts dense passes.
+    """Search for the modules to remove, at a fraction `sparsity` of the decoder layers' parameters.
 
-    Ratios of the result are 1 for removed modules and 0 for others, but for one attention module and one MLP that are
-    narrowed by what whole modules leave of `sparsity`; the divergences are those without this narrowing. Recorded and
-    shared among processes as in `search_ratios`.
+    Ratios of the result are 1 for removed modules and 0 for others. One attention module and one MLP, of the same layer
+    if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
+    token, are those without this narrowing. Recorded and shared among processes as in `search_ratios`; `progress`
+    counts dense passes.
 
     Args:
         windows: text that decides, such as calibration text that follows the calibration tokens. The last four
             windows only measure the result.
 
     Raises:
-        UserError: too few windows, a sparsity that removes no layer or all of them, or an offloaded model.
+        UserError: too few windows, a sparsity that `whole_layers` refuses, or an offloaded model.
     """
-    report = progress_callback(progress)
-    require_windows(len(windows), search)
+    report, search = progress_callback(progress), search or SearchConfig()
+    groups = groups_of(len(windows), search, COMPARED)
     require_in_memory(loaded)
     order = by_influence(stats)
-    count, rest = whole_layers(stats.sizes, order, sparsity)
+    count, rest = whole_layers(stats.sizes, sparsity)
     candidates = Candidates(loaded.model, stats, whole_or_removed(stats.sizes), windows)
     start = tuple(REMOVED if layer in order[:count] else KEPT for layer, _ in candidates.levels.modules)
-    calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
+    # Output biases include the means of what is removed.
+    calibrated = stats.tokens, stats.layers[-1].attention_sum
     settings = asdict(replace(search, passes=0.0))
-    key = loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
-    groups = (len(windows) - JUDGED) // (3 * search.windows)
+    path = cache_path(
+        "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
+    )
 
     def step(state: State, measures: Compares) -> State:
         return next_depth(state, measures, search, groups)
 
-    path = cache_path("search", ".json", FORMAT, *key)
-    result = evolve(candidates, start, step, (sparsity, search.passes), path, report)
-    narrowed = [next((n, kind) for n in order if result.ratios[n, kind] == 0) for kind in MODULE_KINDS]
-    return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed, rest)})
+    result = evolve(candidates, start, step, sparsity, search.passes, path, report)
+    return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed(result.ratios, order), rest)})
 
 
 def by_influence(stats: CalibrationStats) -> list[int]:
@@ -79,17 +83,27 @@ def by_influence(stats: CalibrationStats) -> list[int]:
     return sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
 
 
-def whole_layers(sizes: Sequence[LayerSizes], order: Sequence[int], sparsity: float) -> tuple[int, float]:
-    """How many layers of `order` a sparsity removes as a whole, and the ratio by which it narrows another one."""
-    left = sparsity * sum(layer.dense_parameters for layer in sizes)
-    for count, layer in enumerate(order):
-        modules = sizes[layer].dense_parameters - sizes[layer].fixed
-        if left < modules:
-            if count == 0:
-                raise UserError(f"depth pruning requires a sparsity that removes a layer or more, got {sparsity:g}")
-            return count, left / modules
-        left -= modules
-    raise UserError(f"depth pruning requires a sparsity that keeps a layer or more, got {sparsity:g}")
+def whole_layers(sizes: Sequence[LayerSizes], sparsity: float) -> tuple[int, float]:
+    """How many layers a sparsity removes as a whole, and the ratio by which it narrows another one.
+
+    Raises UserError if it removes no layer, or all of them, or if the layers have different sizes.
+    """
+    modules = {layer.dense_parameters - layer.fixed for layer in sizes}
+    if len(modules) > 1:
+        raise UserError(f"depth pruning requires layers of equal size, got {len(modules)} different sizes")
+    count, rest = divmod(sparsity * sum(layer.dense_parameters for layer in sizes) / modules.pop(), 1)
+    if not 1 <= count < len(sizes):
+        raise UserError(
+            f"depth pruning requires a sparsity that removes a layer or more and keeps one, got {sparsity:g} of "
+            f"{len(sizes)} layers"
+        )
+    return int(count), rest
+
+
+def narrowed(ratios: Ratios, order: Sequence[int]) -> list[ModuleId]:
+    """An attention module and an MLP that are kept, of the first layer in `order` that keeps both, if there is one."""
+    both = [layer for layer in order if not any(ratios[layer, kind] for kind in MODULE_KINDS)]
+    return [next((layer, kind) for layer in [*both, *order] if ratios[layer, kind] == 0) for kind in MODULE_KINDS]
 
 
 def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
@@ -105,14 +119,16 @@ def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
 
 
 def next_depth(state: State, measures: Compares, config: SearchConfig, groups: int) -> State:
-    """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
+    """One generation. `groups` is the number of groups of `COMPARED` sets of windows, which are used in turns."""
     rng = random.Random(f"{config.seed} {state.generation}")
     children: list[Allocation] = []
     for _ in range(8 * config.children):
         child = _exchanged(state.allocation, rng)
-        if child not in children and len(children) < config.children:
+        if child not in children:
             children.append(child)
-    _, *sets = sets_of(state, config, groups)
+        if len(children) == config.children:
+            break
+    sets = sets_of(state, config, groups, COMPARED)
     best, change, compared = selected(state.allocation, children, sets, measures, config)
     changes = (*state.changes, change)
     return replace(

@@ -25,6 +25,7 @@ MIN_MOVED = 0.002
 DECAY = 0.5  # of earlier predicted costs of an unchanged module, in their average over generations
 NOISE = 0.5  # of predicted costs, relative to their median size
 INCLUDED = 0.7  # probability that a child may change a module
+SETS = 3  # of windows in each generation: predictions, and two on which children are compared
 COST_TOKENS = 5  # a prediction of costs runs a token about as often as five dense passes: both ways, and alternatives
 MAX_PASSES = 10**6
 MAX_COUNT = 1000  # children, survivors or windows
@@ -136,7 +137,7 @@ class Problem:
 
 
 def next_state(problem: Problem, state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
-    """One generation. `groups` is the number of groups of three sets of windows, which are used in turns."""
+    """One generation. `groups` is the number of groups of `SETS` sets of windows, which are used in turns."""
     sets = sets_of(state, config, groups)
     rng = random.Random(f"{config.seed} {state.generation}")
     parent, steps = state.allocation, problem.steps(state.allocation)
@@ -151,10 +152,12 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
     return State(best, state.generation + 1, state.windows + cost, moved, rates, (*state.changes, change))
 
 
-def sets_of(state: State, config: SearchConfig, groups: int) -> list[range]:
-    """The three sets of windows of a generation."""
-    first = state.generation % groups * 3 * config.windows
-    return [range(start, start + config.windows) for start in range(first, first + 3 * config.windows, config.windows)]
+def sets_of(state: State, config: SearchConfig, groups: int, sets: int = SETS) -> list[range]:
+    """The sets of windows of a generation. There are `groups` of them, which are used in turns."""
+    first = state.generation % groups * sets * config.windows
+    return [
+        range(start, start + config.windows) for start in range(first, first + sets * config.windows, config.windows)
+    ]
 
 
 def selected(

@@ -44,7 +44,7 @@ class SearchProgress:
     """The search after some generations, for a live display."""
 
     ratios: dict[ModuleId, float]
-    start: dict[ModuleId, float]  # of the estimator
+    start: dict[ModuleId, float]  # with which it began
     generation: int
     passes: float
     changes: tuple[float, ...]
@@ -54,19 +54,16 @@ def evolve(
     candidates: Candidates,
     start: Allocation,
     step: Callable[[State, Measures], State],
-    budget: tuple[float, float],
+    sparsity: float,
+    passes: float,
     path: Path,
     report: ProgressCallback,
 ) -> SearchResult:
-    """Run generations of a search, each by `step`, that begins with the allocation `start`.
+    """Run generations of a search, each by `step`, from the allocation `start` on, within a budget of dense passes.
 
     Every generation is recorded in the file `path`, from which an interrupted search continues. The measurements of a
     generation are shared among all processes.
-
-    Args:
-        budget: the sparsity, which the result carries, and the dense passes over the calibration tokens.
     """
-    sparsity, passes = budget
     record = broadcast(read_record(path))
     passes_per_window = candidates.windows.shape[1] / candidates.stats.tokens
     journal: list[State] = []

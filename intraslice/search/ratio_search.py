@@ -28,7 +28,7 @@ from intraslice.planning.measured import ModuleId, Ratios, importances_along
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
-from intraslice.search.evolution import Measures, Problem, SearchConfig, State, next_state, start_near
+from intraslice.search.evolution import SETS, Measures, Problem, SearchConfig, State, next_state, start_near
 from intraslice.search.generations import JUDGED, SearchResult, evolve
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates
@@ -64,7 +64,7 @@ def search_ratios(
     """
     report, search = progress_callback(progress), search or SearchConfig()
     require_searchable(config, len(windows), search)
-    groups = (len(windows) - JUDGED) // (3 * search.windows)
+    groups = groups_of(len(windows), search)
     require_in_memory(loaded)
     problem, start = problem_of(stats.profile_for(config), config, others)
     if stats.ranked_neurons is None:
@@ -80,7 +80,7 @@ def search_ratios(
     def step(state: State, measures: Measures) -> State:
         return next_state(problem, state, measures, search, groups)
 
-    return evolve(candidates, start, step, (config.sparsity, search.passes), path, report)
+    return evolve(candidates, start, step, config.sparsity, search.passes, path, report)
 
 
 def search_bytes(model: PreTrainedModel) -> int:
@@ -126,19 +126,20 @@ def searched_importances(
     return importances_along(profile, path, estimator)
 
 
-def require_windows(windows: int, search: SearchConfig) -> None:
-    """Raise UserError unless there are enough windows for one generation."""
-    least = 3 * search.windows + JUDGED
+def groups_of(windows: int, search: SearchConfig, sets: int = SETS) -> int:
+    """How many groups of `sets` sets of windows there are. Raises UserError if there is none."""
+    least = sets * search.windows + JUDGED
     if windows < least:
         raise UserError(
             f"the search requires {least} or more windows, got {windows}; there are two for each calibration sequence, "
             f"so calibrate on {-(-least // 2)} or more (--sequences)"
         )
+    return (windows - JUDGED) // (sets * search.windows)
 
 
 def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) -> None:
     """Raise UserError unless a search with these settings can run on so many windows."""
-    require_windows(windows, search)
+    groups_of(windows, search)
     if config.locked:
         raise UserError(f"the search requires that no ratio is locked, got {len(config.locked)} locked; unlock them")
     if config.shapes != FREE:

@@ -92,6 +92,8 @@ def mlp_from_moments(
     if width == dense.neurons:
         return dense
     weights, mean = dense.weights(), stats.mlp_sum / tokens
+    if width == 0:  # in any order
+        ranked = OrderedFactor(torch.arange(dense.neurons, device=mean.device), mean.new_empty(dense.neurons, 0))
     ranked = ranked or rank_mlp(weights, stats.mlp_moment, mean, tokens, stats.mlp_fisher)
     return SlicedMLP(keep_best(weights, ranked, mean, width))
 
@@ -99,7 +101,7 @@ def mlp_from_moments(
 def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
     """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
     moments, rankings = stats.layers[layer], stats.ranked_neurons
-    if rankings is not None and layer not in rankings and width < dense.neurons:
+    if rankings is not None and layer not in rankings and 0 < width < dense.neurons:
         mean = moments.mlp_sum / stats.tokens
         rankings[layer] = rank_mlp(dense.weights(), moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
     return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))

@@ -149,11 +149,14 @@ def test_a_depth_search_writes_ratios_that_shortgpt_slices_with(run, refused, ho
     (found,) = run(*depth, "--sparsities", "0.4")["plans"]
     assert {ratio for pair in found["ratios"] for ratio in pair} >= {0.0, 1.0}
     planned = run("ratios", "--method", "shortgpt", "--ratios", "depth.csv", "--sparsity", "0.4")
-    for own, searched in zip(planned["ratios"], found["ratios"], strict=True):
-        assert [ratio for ratio in own if ratio in (0, 1)] == [ratio for ratio in searched if ratio in (0, 1)]
+    pairs = zip(planned["ratios"], found["ratios"], strict=True)
+    fixed = [(own, ratio) for plan, found in pairs for own, ratio in zip(plan, found, strict=True) if ratio in (0, 1)]
+    assert len(fixed) == 2 * len(planned["ratios"]) - 2
+    assert all(own == ratio for own, ratio in fixed)
     assert planned["removed_fraction"] == pytest.approx(0.4, abs=0.01)
     assert "--out must be a .csv file" in refused("search", "--depth", "--out", "there.json", "--sparsities", "0.4")
-    assert "--depth requires one number for --sparsities, got 4" in refused(*depth)
+    assert "--depth requires one sparsity, such as --sparsities 0.3, got 4" in refused(*depth)
+    assert "requires that no ratio is locked" in refused(*depth, "--sparsities", "0.4", "--lock", "1", "mlp", "5")
 
 
 def test_compress_searches_with_the_seed_of_the_calibration_as_the_command_line_does(home, monkeypatch):
