@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
+from intraslice.cli.search import DEPTH
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.registry import ESTIMATORS
@@ -35,7 +36,7 @@ COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "cr
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 LONGER = CalibrationConfig(sequences=128, samples=16)
-SEARCHED = ("intraslice", "shortgpt")  # methods with a search
+SEARCHED = ("intraslice", DEPTH)  # methods with a search
 SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant
 
@@ -80,7 +81,7 @@ def measure_searched(arguments: argparse.Namespace, method: str, commit: str) ->
     For `shortgpt` the search decides which modules are removed. The calibration decides where it starts, and how
     another module is narrowed until the size is right.
     """
-    is_depth = method == "shortgpt"
+    is_depth = method == DEPTH
     calibration = CalibrationConfig() if is_depth else LONGER
     common, sweep, about = commands(arguments, calibration, commit)
     # Dense passes are over the default calibration.

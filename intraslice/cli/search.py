@@ -16,15 +16,17 @@ from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
+from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.generations import SearchResult
-from intraslice.search.ratio_search import require_in_memory, searched_importances
+from intraslice.search.ratio_search import require_in_memory, require_unlocked, searched_importances
 from intraslice.untrusted.importance_files import importances_json
 from intraslice.untrusted.ratio_files import ratios_csv
 
 log = logging.getLogger(__name__)
 DEPTH = "shortgpt"  # the method that removes modules as a whole
+Found = tuple[list[SearchResult], str, str]  # with the file's text, and a sentence on its use
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -73,25 +75,15 @@ def search(run: Run) -> CommandResult:
     loaded = run.load_dense()
     require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
-    results: list[SearchResult] = []
-    for each in configs:
-        results.append(
-            run.search_depth(loaded, stats, each.sparsity, config)
-            if a.depth
-            else run.search(loaded, stats, each, results, config)
-        )
+    results, text, written = (_modules if a.depth else _ratios)(run, loaded, stats, configs, config)
     if is_main_process():
-        a.out.write_text(_file(stats, results, slicing.estimator, a.depth), encoding="utf-8")
+        a.out.write_text(text, encoding="utf-8")
     lines = [
         f"{result.sparsity:.0%} removed: KL {result.before:.4f} -> {result.after:.4f} nats per token, "
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
         for result in results
     ]
-    lines.append(
-        f"wrote the modules to {a.out}, for --method {DEPTH} --sparsity {configs[0].sparsity:g} --ratios {a.out}"
-        if a.depth
-        else f"wrote the importances to {a.out}, for --estimator {a.out}"
-    )
+    lines.append(written)
     plans = [
         {
             "sparsity": result.sparsity,
@@ -112,20 +104,33 @@ def _require_depth(configs: Sequence[SliceConfig]) -> None:
     """Raise UserError for settings that a search for whole modules cannot have; warn of those that it does not use."""
     if len(configs) != 1:
         raise UserError(f"--depth requires one sparsity, such as --sparsities 0.3, got {len(configs)}")
-    if locked := configs[0].locked:
-        raise UserError(f"the search requires that no ratio is locked, got {len(locked)} locked; unlock them")
+    require_unlocked(configs[0])
     if ignored := METHODS.require(DEPTH).ignored(configs[0]):
         log.warning("--depth does not use %s; ignored", ", ".join(ignored))
 
 
-def _file(stats: CalibrationStats, results: list[SearchResult], estimator: str, depth: bool) -> str:
-    """Importances that reproduce the found ratios; or which modules are removed and which kept.
+def _ratios(
+    run: Run, loaded: LoadedModel, stats: CalibrationStats, configs: Sequence[SliceConfig], config: SearchConfig
+) -> Found:
+    """Importances that reproduce the ratios found at each sparsity."""
+    results: list[SearchResult] = []
+    for each in configs:
+        results.append(run.search(loaded, stats, each, results, config))
+    importances = searched_importances(stats.profile, results, run.recipe.slicing.estimator)
+    out = run.arguments.out
+    return results, importances_json(importances), f"wrote the importances to {out}, for --estimator {out}"
 
-    The method narrows those that are neither, until the size is right.
-    """
-    if depth:
-        return ratios_csv([(_if_whole(attention), _if_whole(mlp)) for attention, mlp in _by_layer(results[0])])
-    return importances_json(searched_importances(stats.profile, results, estimator))
+
+def _modules(
+    run: Run, loaded: LoadedModel, stats: CalibrationStats, configs: Sequence[SliceConfig], config: SearchConfig
+) -> Found:
+    """Which modules are removed and which kept. The method narrows those that are neither, until the size is right."""
+    (each,) = configs
+    result = run.search_depth(loaded, stats, each.sparsity, config)
+    whole = [(_if_whole(attention), _if_whole(mlp)) for attention, mlp in _by_layer(result)]
+    out = run.arguments.out
+    use = f"--method {DEPTH} --sparsity {each.sparsity:g} --ratios {out}"
+    return [result], ratios_csv(whole), f"wrote the modules to {out}, for {use}"
 
 
 def _if_whole(ratio: float) -> float | None:

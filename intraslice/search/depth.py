@@ -22,7 +22,7 @@ from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import LoadedModel
 from intraslice.planning.measured import ModuleId, Ratios
 from intraslice.planning.sizes import LayerSizes
-from intraslice.search.evolution import Compares, SearchConfig, State, selected, sets_of
+from intraslice.search.evolution import Compares, SearchConfig, State, distinct, selected, sets_of
 from intraslice.search.generations import SearchResult, evolve
 from intraslice.search.levels import Allocation, Level, Levels
 from intraslice.search.measure import Candidates
@@ -121,13 +121,7 @@ def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
 def next_depth(state: State, measures: Compares, config: SearchConfig, groups: int) -> State:
     """One generation. `groups` is the number of groups of `COMPARED` sets of windows, which are used in turns."""
     rng = random.Random(f"{config.seed} {state.generation}")
-    children: list[Allocation] = []
-    for _ in range(8 * config.children):
-        child = _exchanged(state.allocation, rng)
-        if child not in children:
-            children.append(child)
-        if len(children) == config.children:
-            break
+    children = distinct(lambda: _exchanged(state.allocation, rng), config.children)
     sets = sets_of(state, config, groups, COMPARED)
     best, change, compared = selected(state.allocation, children, sets, measures, config)
     changes = (*state.changes, change)

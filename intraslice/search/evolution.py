@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -209,10 +209,22 @@ def _averaged(earlier: Rates, rates: Rates) -> Rates:
 
 def _children(problem: Problem, state: State, rates: Rates, count: int, rng: random.Random) -> list[Allocation]:
     """Different children of the parent, all of the required size."""
+    parent = state.allocation
+    return distinct(
+        lambda: _child(problem, state, rates, rng),
+        count,
+        lambda child: child != parent and problem.is_equal(child, parent),
+    )
+
+
+def distinct(
+    draw: Callable[[], Allocation], count: int, is_allowed: Callable[[Allocation], bool] = lambda child: True
+) -> list[Allocation]:
+    """Up to `count` different allowed children, from at most eight draws for each."""
     found: list[Allocation] = []
     for _ in range(8 * count):
-        child = _child(problem, state, rates, rng)
-        if child != state.allocation and child not in found and problem.is_equal(child, state.allocation):
+        child = draw()
+        if child not in found and is_allowed(child):
             found.append(child)
         if len(found) == count:
             break

@@ -137,11 +137,16 @@ def groups_of(windows: int, search: SearchConfig, sets: int = SETS) -> int:
     return (windows - JUDGED) // (sets * search.windows)
 
 
+def require_unlocked(config: SliceConfig) -> None:
+    """Raise UserError if a ratio is locked."""
+    if config.locked:
+        raise UserError(f"the search requires that no ratio is locked, got {len(config.locked)} locked; unlock them")
+
+
 def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) -> None:
     """Raise UserError unless a search with these settings can run on so many windows."""
     groups_of(windows, search)
-    if config.locked:
-        raise UserError(f"the search requires that no ratio is locked, got {len(config.locked)} locked; unlock them")
+    require_unlocked(config)
     if config.shapes != FREE:
         raise UserError(f"the search requires shapes {FREE!r}, got {config.shapes!r}; choose shapes afterwards")
     if config.bias is not None:
