@@ -48,7 +48,7 @@ NAMED_CORPORA: dict[str, str] = {
 _CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
 # Limits the memory for tokenising unusual texts, such as long runs of blanks.
 CHARACTERS_PER_TOKEN = 64
-TRAINING_TIMES = 4  # training tokens per calibration token
+TRAINING_TIMES = 5  # training tokens per calibration token
 
 
 def calibration_tokens(

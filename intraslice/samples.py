@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy
 import torch
 from jaxtyping import Float, Int, Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,13 +23,21 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 from intraslice.data import calibration_tokens
 from intraslice.distributed.sharing import broadcast, rank
 from intraslice.loading import LoadedModel, fingerprint
-from intraslice.modeling.logits import next_token_logits
+from intraslice.modeling.logits import logits_in_chunks, next_token_logits
 
-FORMAT = "1"
+FORMAT = "2"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on
 SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
 SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
 STATES_PER_FILE = 32  # sequences
+LIKELY_PER_TOKEN = 8  # likely tokens of a sequence; at 512 tokens of text, 4,096 have 96 % of the probability
+
+
+class DenseStates(NamedTuple):
+    """What a dense model makes of sequences."""
+
+    hidden: Float[Tensor, "sequences length hidden"]  # final hidden states, the inputs of the head
+    likely: Int[Tensor, "sequences likely"]  # tokens that it expects in each sequence, ascending
 
 
 def calibration_sequences(
@@ -65,13 +73,14 @@ def kept_samples(
     batches = -(-sequences * texts_per_sequence // SAMPLES_PER_BATCH)
     samples, model_key = [], (fingerprint(model), model.dtype)
     for batch in range(batches):
-        path = cache_path("samples", ".npz", FORMAT, *model_key, text_length, temperature, seed, batch)
-        texts = read_result(path, partial(_read, dtype=torch.int64))
-        if texts is None:
+        path = cache_path("samples", ".safetensors", FORMAT, *model_key, text_length, temperature, seed, batch)
+        if values := read_result(path, load_file):
+            texts = values["texts"]
+        else:
             report = partial(_report, progress, batch, batches)
             generator = torch.Generator().manual_seed(2**20 * seed + batch)
             texts = sample_texts(model, (SAMPLES_PER_BATCH, text_length), temperature, generator, report)
-            _write(path, texts, "samples of the dense model")
+            _write(path, "samples of the dense model", texts=texts)
         samples.append(texts)
     texts = torch.cat(samples)[: sequences * texts_per_sequence]
     return texts.view(sequences, -1)[:, :length]
@@ -79,23 +88,39 @@ def kept_samples(
 
 def kept_states(
     model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], progress: ProgressCallback
-) -> Float[Tensor, "sequences length hidden"]:
-    """The model's final hidden states, the inputs of its head, on the CPU; from the cache as far as possible."""
-    states: list[Tensor] = []
+) -> DenseStates:
+    """The model's states on the sequences, on the CPU; from the cache as far as possible."""
+    states: list[DenseStates] = []
     model_key = fingerprint(model), model.dtype
     for part in tokens.split(STATES_PER_FILE):
-        path = cache_path("states", ".npz", FORMAT, *model_key, part)
-        values = read_result(path, partial(_read, dtype=model.dtype))
-        if values is None:
+        path = cache_path("states", ".safetensors", FORMAT, *model_key, part)
+        if values := read_result(path, load_file):
+            states.append(DenseStates(**values))
+        else:
             rows = []
             for sequence in part:
-                with torch.no_grad():
-                    rows.append(last_hidden(model, sequence.to(model.device)).cpu())
+                rows.append(_dense_states(model, sequence.to(model.device)))
                 progress(Progress("dense states", STATES_PER_FILE * len(states) + len(rows), len(tokens)))
-            values = torch.stack(rows)
-            _write(path, values, "states of the dense model")
-        states.append(values)
-    return torch.cat(states)
+            states.append(DenseStates(*(torch.stack(column).cpu() for column in zip(*rows, strict=True))))
+            _write(path, "states of the dense model", **states[-1]._asdict())
+    return DenseStates(*(torch.cat(column) for column in zip(*states, strict=True)))
+
+
+@torch.no_grad()
+def _dense_states(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> tuple[Tensor, Tensor]:
+    """The hidden states of one sequence, and its own tokens with those of the highest probability in all."""
+    hidden = last_hidden(model, sequence)
+    expected = torch.zeros(model.lm_head.out_features, device=hidden.device)
+    for (logits,) in logits_in_chunks(model, hidden):
+        expected += logits.softmax(-1).sum(0)
+    expected[sequence] = torch.inf
+    likely = expected.topk(likely_size(model, len(sequence))).indices
+    return hidden, likely.sort().values.int()
+
+
+def likely_size(model: PreTrainedModel, length: int) -> int:
+    """The number of likely tokens of a sequence of this length."""
+    return min(LIKELY_PER_TOKEN * length, model.lm_head.out_features)
 
 
 def _report(progress: ProgressCallback, batch: int, batches: int, done: int, total: int) -> None:
@@ -141,18 +166,6 @@ def last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Flo
     return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
 
 
-def _write(path: Path, values: Tensor, what: str) -> None:
-    bits = values.view(torch.int16) if values.dtype == torch.bfloat16 else values  # numpy has no bfloat16
-
-    def write(file: Path) -> None:
-        with file.open("wb") as opened:
-            numpy.savez(opened, values=bits.numpy())
-
-    write_result(path, write, f"{what} ({values.nbytes / 1e6:.0f} MB)", values.nbytes + 1024)
-
-
-def _read(path: Path, dtype: torch.dtype) -> Tensor:
-    """Cached values. May raise any exception for a damaged file."""
-    with numpy.load(path, allow_pickle=False) as archive:
-        values = torch.from_numpy(archive["values"])
-    return values.view(dtype) if dtype == torch.bfloat16 else values.to(dtype)
+def _write(path: Path, what: str, **tensors: Tensor) -> None:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    write_result(path, partial(save_file, tensors), f"{what} ({size / 1e6:.0f} MB)", size + 1024)

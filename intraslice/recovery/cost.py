@@ -21,15 +21,14 @@ class RecoveryCost(NamedTuple):
 
 
 def recovery_cost(
-    dense: PreTrainedModel, layer_products: int, text: int, samples: int, epochs: int, calibration: int
+    dense: PreTrainedModel, token_products: int, text: int, samples: int, epochs: int, calibration: int
 ) -> RecoveryCost:
     """The cost of training on `text` + `samples` tokens, where a dense pass has `calibration` tokens.
 
-    A training token costs `layer_products` multiplications in the sliced layers, and three with every weight of the
-    head: on the dense states, forward, and backward for inputs alone.
+    A training token costs `token_products` multiplications with weights.
     """
-    head, tokens, layers = dense.lm_head.weight.numel(), text + samples, decoder_parameters(dense)
-    dense_pass = calibration * (layers + head)
-    training = epochs * tokens * (layer_products + 3 * head)
-    sampling = samples * (layers + head) + tokens * layers
+    token_pass = decoder_parameters(dense) + dense.lm_head.weight.numel()
+    dense_pass = calibration * token_pass
+    training = epochs * (text + samples) * token_products
+    sampling = (text + 2 * samples) * token_pass
     return RecoveryCost(training / dense_pass, sampling / dense_pass)

@@ -2,9 +2,9 @@
 
 Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution
 (Hinton et al., arXiv 1503.02531), on the calibration's text and on text that the dense model samples itself, which
-carries over better to other texts. The loss is the KL divergence from the dense model; the cross-entropy of the text's
-next tokens can be added. What is trained is a low-rank update of each linear map, which is added to its matrix in the
-end. Sizes, and tensors that the two models share, do not change.
+carries over better to other texts. The loss is the KL divergence from the dense model, on a sample of the vocabulary;
+the cross-entropy of the text's next tokens can be added. What is trained is a low-rank update of each linear map,
+which is added to its matrix in the end. Sizes, and tensors that the two models share, do not change.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.logits import LOGIT_TOKENS, logits_in_chunks
+from intraslice.modeling.logits import LOGIT_TOKENS
 from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token
 from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
-from intraslice.samples import kept_samples, kept_states, last_hidden
+from intraslice.recovery.sampled_head import SampledHead, sampled_head, sampled_size
+from intraslice.samples import DenseStates, kept_samples, kept_states, last_hidden, likely_size
 
-FORMAT = "4"  # of the training
+FORMAT = "5"  # of the training
 IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
 ALLOCATED = 1.5  # bytes of memory per byte of tensors; measured at 135 M: 1.3 in bfloat16, 0.8 in float32
@@ -49,7 +50,7 @@ class Distillation(Recovery):
     warm_up: int = 6  # steps
     ce_weight: float = 0.0  # weight of the cross-entropy; that of the KL divergence is 1
     tokens_per_step: int = 512
-    samples: float = 0.32  # fraction of the training tokens that the dense model samples
+    samples: float = 0.375  # fraction of the training tokens that the dense model samples
     temperature: float = 1.0  # of the samples
     seed: int = 0  # of the samples, the updates and the order of the training
 
@@ -59,7 +60,7 @@ class Distillation(Recovery):
 
     def training_bytes(self, dense: PreTrainedModel, weights: int, length: int) -> int:
         activations = length * backward_bytes_per_token(dense.config, dense.dtype)
-        logits = 8 * LOGIT_TOKENS * dense.config.vocab_size * 4
+        logits = 8 * LOGIT_TOKENS * sampled_size(dense.lm_head, likely_size(dense, length)) * 4
         # Of a matrix with one side as wide as the residual stream, and the other at least that.
         factors = 2 * self.rank * weights // dense.config.hidden_size
         return round(ALLOCATED * (activations + logits + BYTES_PER_FACTOR * factors))
@@ -93,22 +94,26 @@ class Distillation(Recovery):
         if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
-        dense_hidden = kept_states(dense, tokens, report)
+        states = kept_states(dense, tokens, report)
         requiring = [weight for weight in sliced.parameters() if weight.requires_grad]  # only the updates are trained
         try:
             for weight in requiring:
                 weight.requires_grad_(False)
             with low_rank_updates(modules, self.rank, self.seed) as factors:
-                self._train_(sliced, factors, tokens.to(sliced.device), dense_hidden, epochs, report)
+                self._train_(sliced, factors, tokens.to(sliced.device), states, epochs, report)
         finally:
             for weight in requiring:
                 weight.requires_grad_(True)
         return sliced
 
-    def layer_products(self, sliced: PreTrainedModel) -> int:
-        """Twice the layers, forward and backward for inputs, and three times the updates, as if every map had one."""
+    def token_products(self, dense: PreTrainedModel, sliced: PreTrainedModel, length: int) -> int:
+        """Of the layers two, forward and backward for inputs, and three with the updates, as if every map had one.
+
+        Of the head, three with each row of the sample: on the dense states, forward, and backward for inputs.
+        """
         updates = self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
-        return 2 * decoder_parameters(sliced) + 3 * updates
+        sampled = 3 * sampled_size(dense.lm_head, likely_size(dense, length)) * dense.config.hidden_size
+        return 2 * decoder_parameters(sliced) + 3 * updates + sampled
 
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sampled sequences that are added to `sequences` of the text."""
@@ -119,7 +124,7 @@ class Distillation(Recovery):
         model: PreTrainedModel,
         factors: list[Tensor],
         tokens: Int[Tensor, "sequences length"],
-        dense_hidden: Float[Tensor, "sequences length hidden"],
+        states: DenseStates,
         epochs: int,
         progress: ProgressCallback,
     ) -> None:
@@ -132,7 +137,8 @@ class Distillation(Recovery):
             for start in range(0, len(shuffled), batch):
                 indices = shuffled[start : start + batch]
                 for index in indices:
-                    self._add_gradients_(model, tokens[index], dense_hidden[index], 1 / len(indices))
+                    head = sampled_head(model.lm_head, states.likely[index], rng)
+                    self._add_gradients_(model, tokens[index], states.hidden[index], head, 1 / len(indices))
                     progress(Progress("distill", done, steps))
                 factor = min(1.0, (done + 1) / self.warm_up) * (1 - done / steps)
                 optimiser.param_groups[0]["lr"] = self.learning_rate * factor
@@ -148,24 +154,36 @@ class Distillation(Recovery):
         model: PreTrainedModel,
         sequence: Int[Tensor, " length"],
         dense_hidden: Float[Tensor, "length hidden"],
+        head: SampledHead,
         scale: float,
     ) -> None:
         """Add `scale` times the gradient of the sequence's mean loss, in nats per token, to the gradients."""
         with torch.enable_grad():
             hidden = last_hidden(model, sequence)
             leaf = hidden.detach().requires_grad_()
-            labels = functional.pad(sequence[1:], (0, 1), value=IGNORE_INDEX)
-            chunks = logits_in_chunks(model, leaf, dense_hidden.to(leaf.device), labels)
-            for logits, chunk_dense_hidden, chunk_labels in chunks:
-                with torch.no_grad():
-                    target = model.lm_head(chunk_dense_hidden).float().log_softmax(-1)
-                log_probs = logits.log_softmax(-1)
-                loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
-                if self.ce_weight:
-                    nll = functional.nll_loss(log_probs, chunk_labels, ignore_index=IGNORE_INDEX, reduction="sum")
-                    loss = loss + self.ce_weight * nll
+            labels = functional.pad(head.positions(sequence[1:]), (0, 1), value=IGNORE_INDEX)
+            aligned = (leaf, dense_hidden.to(leaf.device), labels)
+            for chunk in zip(*(rows.split(LOGIT_TOKENS) for rows in aligned), strict=True):
+                loss = self._loss(head, *chunk)
                 (scale / len(leaf) * loss).backward()
             hidden.backward(leaf.grad)
+
+    def _loss(
+        self,
+        head: SampledHead,
+        hidden: Float[Tensor, "tokens hidden"],
+        dense_hidden: Float[Tensor, "tokens hidden"],
+        labels: Int[Tensor, " tokens"],
+    ) -> Float[Tensor, ""]:
+        """The sum of the tokens' losses."""
+        with torch.no_grad():
+            target = head(dense_hidden).log_softmax(-1)
+        log_probs = head(hidden).log_softmax(-1)
+        loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
+        if self.ce_weight:
+            nll = functional.nll_loss(log_probs, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+            loss = loss + self.ce_weight * nll
+        return loss
 
 
 def _linear_maps(model: PreTrainedModel) -> list[nn.Linear]:

@@ -52,9 +52,12 @@ class Recovery(ABC):
         """
         return 0
 
-    def layer_products(self, sliced: PreTrainedModel) -> int:
-        """Multiplications with weights of the layers per training token; by default all weights are trained."""
-        return 3 * decoder_parameters(sliced)
+    def token_products(self, dense: PreTrainedModel, sliced: PreTrainedModel, length: int) -> int:
+        """Multiplications with weights per token of training sequences of this length.
+
+        By default all weights of the layers are trained, and all logits of both models are computed.
+        """
+        return 3 * (decoder_parameters(sliced) + dense.lm_head.weight.numel())
 
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sequences that the dense model writes, besides `sequences` of the text: none by default."""
@@ -120,8 +123,9 @@ def cost_of(
     if recovery == NO_RECOVERY:
         return None
     entry: Recovery = RECOVERIES.require(recovery)
-    samples = entry.sampled_sequences(len(tokens)) * tokens.shape[1]
-    return recovery_cost(dense, entry.layer_products(sliced), tokens.numel(), samples, epochs, calibration_tokens)
+    length = tokens.shape[1]
+    samples, products = entry.sampled_sequences(len(tokens)) * length, entry.token_products(dense, sliced, length)
+    return recovery_cost(dense, products, tokens.numel(), samples, epochs, calibration_tokens)
 
 
 def require_trainable(model: PreTrainedModel) -> None:

@@ -78,7 +78,7 @@ def test_calibration_follows_the_seed_alone(tmp_path, tokenizer):
     assert not torch.equal(first, other)
 
 
-@pytest.mark.parametrize(("sequences", "read"), [(1, 4), (3, 8), (8, 8)])
+@pytest.mark.parametrize(("sequences", "read"), [(1, 5), (3, 8), (8, 8)])
 def test_training_reads_on_where_calibration_ends_as_far_as_the_text_goes(tmp_path, tokenizer, sequences, read):
     config = CalibrationConfig(str(write(tmp_path, "own.txt")), sequences, length=25, seed=3)
     tokens = data.training_tokens(tokenizer, config)

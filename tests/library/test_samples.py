@@ -63,11 +63,23 @@ def test_samples_and_states_are_made_once_for_all_slices(tiny_case, cache):
     assert counts[0]["samples"] == case.tokens.shape[1] - 1
     assert counts[0]["dense states"]
     assert set(counts[1]) == {"distill"}
-    assert {path.parent.name for path in cache.glob("*/*.npz")} >= {"samples", "states"}
+    assert {path.parent.name for path in cache.glob("*/*.safetensors")} >= {"samples", "states"}
     samples = kept_samples(dense, (8, case.tokens.shape[1]), 1.0, 0, ignore_progress)
     with torch.no_grad():
         expected = dense.model(samples).last_hidden_state
-    assert_close(kept_states(dense, samples, ignore_progress), expected, atol=1e-5, rtol=1e-4)
+    assert_close(kept_states(dense, samples, ignore_progress).hidden, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_likely_tokens_are_those_of_the_sequence_and_those_that_the_model_expects(tiny_case, monkeypatch):
+    monkeypatch.setattr(samples_module, "LIKELY_PER_TOKEN", 2)
+    model, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:3, :5]
+    likely = kept_states(model, tokens, ignore_progress).likely
+    with torch.no_grad():
+        expected = model(tokens).logits.softmax(-1).sum(1)
+    for sequence, found, probabilities in zip(tokens, likely, expected, strict=True):
+        own = set(sequence.tolist())
+        others = [token for token in probabilities.argsort(descending=True).tolist() if token not in own]
+        assert found.tolist() == sorted(own | set(others[: 10 - len(own)]))
 
 
 def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(tiny_case, monkeypatch):
@@ -96,7 +108,7 @@ def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tin
 def test_a_damaged_file_is_made_anew(tiny_case, cache):
     model = tiny_case("llama-gqa").loaded.model
     first = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
-    (file,) = cache.glob("samples/*.npz")
+    (file,) = cache.glob("samples/*.safetensors")
     file.write_bytes(file.read_bytes()[:-40])
     assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), first)
 
@@ -115,7 +127,8 @@ def test_equal_seeds_train_equal_models_and_others_do_not(tiny_case):
 @pytest.mark.parametrize("name", ["distill", pytest.param("distill-ce", marks=pytest.mark.slow)])
 def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
     case = tiny_case("llama-gqa")
-    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 8)  # all that are sampled beside 16 sequences
+    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
+    monkeypatch.setattr(samples_module, "LIKELY_PER_TOKEN", 1)  # so that the head is sampled
     dense, sliced = case.loaded.model, copy.deepcopy(sliced_by(case))  # modules shared with `dense` are not trained
 
     def flops(run) -> int:

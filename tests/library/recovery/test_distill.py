@@ -17,6 +17,7 @@ from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
 from intraslice.recovery.distill import Distillation
 from intraslice.recovery.low_rank import low_rank_updates
+from intraslice.recovery.sampled_head import sampled_head
 from intraslice.slicing.driver import slice_model
 
 
@@ -113,7 +114,8 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
     weight.requires_grad_(True)
-    RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, scale=0.25)
+    head = sampled_head(dense.lm_head, torch.arange(dense.lm_head.out_features), torch.Generator())
+    RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, head, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
     log_probs = sliced(sequence[None]).logits[0].log_softmax(-1)
