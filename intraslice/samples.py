@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from jaxtyping import Float, Int, Int64
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,7 +25,7 @@ from intraslice.distributed.sharing import broadcast, rank
 from intraslice.loading import LoadedModel, fingerprint
 from intraslice.modeling.logits import logits_in_chunks, next_token_logits
 
-FORMAT = "2"
+SAMPLES_FORMAT, STATES_FORMAT = "1", "2"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on
 SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
 SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
@@ -73,14 +73,14 @@ def kept_samples(
     batches = -(-sequences * texts_per_sequence // SAMPLES_PER_BATCH)
     samples, model_key = [], (fingerprint(model), model.dtype)
     for batch in range(batches):
-        path = cache_path("samples", ".safetensors", FORMAT, *model_key, text_length, temperature, seed, batch)
-        if values := read_result(path, load_file):
-            texts = values["texts"]
+        path = cache_path("samples", ".npz", SAMPLES_FORMAT, *model_key, text_length, temperature, seed, batch)
+        if values := read_result(path, lambda file: _read(file, torch.int64)):
+            (texts,) = values
         else:
             report = partial(_report, progress, batch, batches)
             generator = torch.Generator().manual_seed(2**20 * seed + batch)
             texts = sample_texts(model, (SAMPLES_PER_BATCH, text_length), temperature, generator, report)
-            _write(path, "samples of the dense model", texts=texts)
+            _write(path, "samples of the dense model", texts)
         samples.append(texts)
     texts = torch.cat(samples)[: sequences * texts_per_sequence]
     return texts.view(sequences, -1)[:, :length]
@@ -93,16 +93,16 @@ def kept_states(
     states: list[DenseStates] = []
     model_key = fingerprint(model), model.dtype
     for part in tokens.split(STATES_PER_FILE):
-        path = cache_path("states", ".safetensors", FORMAT, *model_key, part)
-        if values := read_result(path, load_file):
-            states.append(DenseStates(**values))
+        path = cache_path("states", ".npz", STATES_FORMAT, *model_key, part)
+        if values := read_result(path, lambda file: _read(file, model.dtype, torch.int32)):
+            states.append(DenseStates(*values))
         else:
             rows = []
             for sequence in part:
                 rows.append(_dense_states(model, sequence.to(model.device)))
                 progress(Progress("dense states", STATES_PER_FILE * len(states) + len(rows), len(tokens)))
             states.append(DenseStates(*(torch.stack(column).cpu() for column in zip(*rows, strict=True))))
-            _write(path, "states of the dense model", **states[-1]._asdict())
+            _write(path, "states of the dense model", *states[-1])
     return DenseStates(*(torch.cat(column) for column in zip(*states, strict=True)))
 
 
@@ -166,6 +166,20 @@ def last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Flo
     return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
 
 
-def _write(path: Path, what: str, **tensors: Tensor) -> None:
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    write_result(path, partial(save_file, tensors), f"{what} ({size / 1e6:.0f} MB)", size + 1024)
+def _write(path: Path, what: str, *tensors: Tensor) -> None:
+    # numpy has no bfloat16
+    bits = [tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor for tensor in tensors]
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:
+            numpy.savez(opened, *(tensor.numpy() for tensor in bits))
+
+    size = sum(tensor.nbytes for tensor in tensors)
+    write_result(path, write, f"{what} ({size / 1e6:.0f} MB)", size + 1024)
+
+
+def _read(path: Path, *dtypes: torch.dtype) -> list[Tensor]:
+    """Cached tensors. May raise any exception for a damaged file."""
+    with numpy.load(path, allow_pickle=False) as archive:
+        arrays = [archive[name] for name in archive.files]
+    return [torch.from_numpy(array).view(dtype) for array, dtype in zip(arrays, dtypes, strict=True)]

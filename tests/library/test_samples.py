@@ -63,7 +63,7 @@ def test_samples_and_states_are_made_once_for_all_slices(tiny_case, cache):
     assert counts[0]["samples"] == case.tokens.shape[1] - 1
     assert counts[0]["dense states"]
     assert set(counts[1]) == {"distill"}
-    assert {path.parent.name for path in cache.glob("*/*.safetensors")} >= {"samples", "states"}
+    assert {path.parent.name for path in cache.glob("*/*.npz")} >= {"samples", "states"}
     samples = kept_samples(dense, (8, case.tokens.shape[1]), 1.0, 0, ignore_progress)
     with torch.no_grad():
         expected = dense.model(samples).last_hidden_state
@@ -108,7 +108,7 @@ def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tin
 def test_a_damaged_file_is_made_anew(tiny_case, cache):
     model = tiny_case("llama-gqa").loaded.model
     first = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
-    (file,) = cache.glob("samples/*.safetensors")
+    (file,) = cache.glob("samples/*.npz")
     file.write_bytes(file.read_bytes()[:-40])
     assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), first)
 
