@@ -1,4 +1,4 @@
-"""Text that the dense model writes itself, and the dense model's last hidden states.
+"""Text that the dense model writes itself, and the dense model's last hidden states with the tokens it expects.
 
 Both depend on the dense model and the text alone. They are kept on disk and shared by all slices, methods and
 sparsities of a model.
@@ -30,14 +30,14 @@ TEMPERATURE = 1.0  # of samples to calibrate and to search on
 SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
 SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
 STATES_PER_FILE = 32  # sequences
-LIKELY_PER_TOKEN = 8  # likely tokens of a sequence; at 512 tokens of text, 4,096 have 96 % of the probability
+LIKELY_TOKENS = 4096  # of a sequence; at 512 tokens of Wikipedia they have 96 % of SmolLM2's probability
 
 
-class DenseStates(NamedTuple):
-    """What a dense model makes of sequences."""
+class KeptStates(NamedTuple):
+    """What a dense model predicts in sequences."""
 
     hidden: Float[Tensor, "sequences length hidden"]  # final hidden states, the inputs of the head
-    likely: Int[Tensor, "sequences likely"]  # tokens that it expects in each sequence, ascending
+    likely: Int[Tensor, "sequences likely"]  # each sequence's own tokens and the most probable others, ascending
 
 
 def calibration_sequences(
@@ -88,39 +88,41 @@ def kept_samples(
 
 def kept_states(
     model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], progress: ProgressCallback
-) -> DenseStates:
-    """The model's states on the sequences, on the CPU; from the cache as far as possible."""
-    states: list[DenseStates] = []
+) -> KeptStates:
+    """The model's states in the sequences, on the CPU; from the cache as far as possible."""
+    states: list[KeptStates] = []
     model_key = fingerprint(model), model.dtype
     for part in tokens.split(STATES_PER_FILE):
         path = cache_path("states", ".npz", STATES_FORMAT, *model_key, part)
         if values := read_result(path, lambda file: _read(file, model.dtype, torch.int32)):
-            states.append(DenseStates(*values))
+            states.append(KeptStates(*values))
         else:
             rows = []
             for sequence in part:
-                rows.append(_dense_states(model, sequence.to(model.device)))
+                rows.append(_states(model, sequence.to(model.device)))
                 progress(Progress("dense states", STATES_PER_FILE * len(states) + len(rows), len(tokens)))
-            states.append(DenseStates(*(torch.stack(column).cpu() for column in zip(*rows, strict=True))))
+            states.append(KeptStates(*map(torch.stack, zip(*rows, strict=True))))
             _write(path, "states of the dense model", *states[-1])
-    return DenseStates(*(torch.cat(column) for column in zip(*states, strict=True)))
+    return KeptStates(*map(torch.cat, zip(*states, strict=True)))
 
 
 @torch.no_grad()
-def _dense_states(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> tuple[Tensor, Tensor]:
-    """The hidden states of one sequence, and its own tokens with those of the highest probability in all."""
+def _states(
+    model: PreTrainedModel, sequence: Int[Tensor, " length"]
+) -> tuple[Float[Tensor, "length hidden"], Int[Tensor, " likely"]]:
+    """Final hidden states of one sequence, and its own tokens with those of the highest summed probability."""
     hidden = last_hidden(model, sequence)
-    expected = torch.zeros(model.lm_head.out_features, device=hidden.device)
+    probability = torch.zeros(model.lm_head.out_features, device=hidden.device)
     for (logits,) in logits_in_chunks(model, hidden):
-        expected += logits.softmax(-1).sum(0)
-    expected[sequence] = torch.inf
-    likely = expected.topk(likely_size(model, len(sequence))).indices
-    return hidden, likely.sort().values.int()
+        probability += logits.softmax(-1).sum(0)
+    probability[sequence] = torch.inf
+    likely = probability.topk(likely_size(model, len(sequence))).indices
+    return hidden.cpu(), likely.sort().values.int().cpu()
 
 
 def likely_size(model: PreTrainedModel, length: int) -> int:
     """The number of likely tokens of a sequence of this length."""
-    return min(LIKELY_PER_TOKEN * length, model.lm_head.out_features)
+    return min(max(LIKELY_TOKENS, length), model.lm_head.out_features)
 
 
 def _report(progress: ProgressCallback, batch: int, batches: int, done: int, total: int) -> None:

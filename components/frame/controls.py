@@ -164,10 +164,10 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         label=lazy_gettext("Recovery"),
         info=lazy_gettext(
             "Distillation trains the sliced model to match the dense one's predictions, on the calibration text and "
-            "on text that the dense model writes. It costs about as much as 11 dense forward passes over the "
-            "calibration text, plus 6 the first time. Distillation with cross-entropy uses the calibration text alone, "
-            "adds the cross-entropy on that text's next tokens, and costs about 7 such passes, plus 2 the first time. "
-            "Either takes minutes."
+            "on text that the dense model writes. It costs about as much as 12 dense forward passes over the "
+            "calibration text, plus 11 the first time. Distillation with cross-entropy uses the calibration text "
+            "alone, adds the cross-entropy on that text's next tokens, and costs about 7 such passes, plus 5 the "
+            "first time. Either takes minutes."
         ),
         elem_id="recovery",
     )

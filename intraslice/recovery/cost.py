@@ -13,7 +13,7 @@ class RecoveryCost(NamedTuple):
     """Dense passes of a recovery, by multiplications with weights; attention scores are not counted.
 
     `training` is what each slice costs. `sampling` is spent once per model and text, and kept on disk: the dense
-    model's own samples, and its hidden states of all training tokens.
+    model's own samples, and its hidden states and likely tokens in all training sequences.
     """
 
     training: float

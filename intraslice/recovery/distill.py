@@ -26,7 +26,7 @@ from intraslice.pretrained.memory import available_bytes, backward_bytes_per_tok
 from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
 from intraslice.recovery.sampled_head import SampledHead, sampled_head, sampled_size
-from intraslice.samples import DenseStates, kept_samples, kept_states, last_hidden, likely_size
+from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidden, likely_size
 
 FORMAT = "5"  # of the training
 IGNORE_INDEX = -100  # label of the last token
@@ -124,20 +124,21 @@ class Distillation(Recovery):
         model: PreTrainedModel,
         factors: list[Tensor],
         tokens: Int[Tensor, "sequences length"],
-        states: DenseStates,
+        states: KeptStates,
         epochs: int,
         progress: ProgressCallback,
     ) -> None:
         batch = max(1, self.tokens_per_step // tokens.shape[1])
         steps = epochs * -(-len(tokens) // batch)
         optimiser = torch.optim.Adam(factors)
-        rng, done = torch.Generator().manual_seed(self.seed), 0
+        order, draws = (torch.Generator().manual_seed(self.seed) for _ in range(2))
+        done = 0
         for _ in range(epochs):
-            shuffled = torch.randperm(len(tokens), generator=rng).tolist()
+            shuffled = torch.randperm(len(tokens), generator=order).tolist()
             for start in range(0, len(shuffled), batch):
                 indices = shuffled[start : start + batch]
                 for index in indices:
-                    head = sampled_head(model.lm_head, states.likely[index], rng)
+                    head = sampled_head(model.lm_head, states.likely[index], draws)
                     self._add_gradients_(model, tokens[index], states.hidden[index], head, 1 / len(indices))
                     progress(Progress("distill", done, steps))
                 factor = min(1.0, (done + 1) / self.warm_up) * (1 - done / steps)

@@ -71,7 +71,8 @@ def test_samples_and_states_are_made_once_for_all_slices(tiny_case, cache):
 
 
 def test_likely_tokens_are_those_of_the_sequence_and_those_that_the_model_expects(tiny_case, monkeypatch):
-    monkeypatch.setattr(samples_module, "LIKELY_PER_TOKEN", 2)
+    monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 10)
+    monkeypatch.setattr(samples_module, "STATES_PER_FILE", 2)
     model, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:3, :5]
     likely = kept_states(model, tokens, ignore_progress).likely
     with torch.no_grad():
@@ -105,12 +106,20 @@ def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tin
     assert len(torch.cat([tokens[4:], searched[1::2]]).unique(dim=0)) == 7
 
 
-def test_a_damaged_file_is_made_anew(tiny_case, cache):
+@pytest.mark.parametrize("damage", ["cut off", "one bit"])
+def test_a_damaged_file_is_made_anew(tiny_case, cache, damage):
     model = tiny_case("llama-gqa").loaded.model
-    first = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
-    (file,) = cache.glob("samples/*.npz")
-    file.write_bytes(file.read_bytes()[:-40])
-    assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), first)
+    samples = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
+    states = kept_states(model, samples, ignore_progress)
+    files = [*cache.glob("samples/*.npz"), *cache.glob("states/*.npz")]
+    assert len(files) == 2
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[300] ^= 1  # in the first member
+        file.write_bytes(content if damage == "one bit" else file.read_bytes()[:-40])
+    assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), samples)
+    assert all(map(torch.equal, kept_states(model, samples, ignore_progress), states))
+    assert len([*cache.glob("s*/*.damaged")]) == 2
 
 
 def test_equal_seeds_train_equal_models_and_others_do_not(tiny_case):
@@ -128,7 +137,7 @@ def test_equal_seeds_train_equal_models_and_others_do_not(tiny_case):
 def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
     case = tiny_case("llama-gqa")
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
-    monkeypatch.setattr(samples_module, "LIKELY_PER_TOKEN", 1)  # so that the head is sampled
+    monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 160)  # so that the head is sampled
     dense, sliced = case.loaded.model, copy.deepcopy(sliced_by(case))  # modules shared with `dense` are not trained
 
     def flops(run) -> int:
@@ -138,12 +147,14 @@ def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, 
 
     with torch.no_grad():
         dense_pass = flops(lambda: dense(case.tokens))
+    entry = replace(RECOVERIES[name], rank=1)  # the products with the head are a larger part
+    monkeypatch.setitem(RECOVERIES, name, entry)
     cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
 
     def train(epochs: int) -> int:
-        return flops(lambda: RECOVERIES[name].recover(dense, sliced, case.tokens, epochs, progress=False))
+        return flops(lambda: entry.recover(dense, sliced, case.tokens, epochs, progress=False))
 
     sampling_and_training = train(2)  # the samples and states are kept now
     training = train(2)
-    assert training / dense_pass == pytest.approx(cost.training, rel=0.04)  # the first layer's input has no gradient
+    assert training / dense_pass == pytest.approx(cost.training, rel=0.05)  # the first layer's input has no gradient
     assert (sampling_and_training - training) / dense_pass == pytest.approx(cost.sampling, rel=0.05)

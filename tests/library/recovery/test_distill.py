@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from tiny_models import VOCABULARY
 from torch import nn
 from torch.testing import assert_close
 
@@ -103,9 +104,12 @@ def test_weights_that_require_gradients_get_none(tiny_case) -> None:
     assert all(weight.requires_grad and weight.grad is None for weight in sliced.parameters())
 
 
+@pytest.mark.parametrize("size", [60, VOCABULARY])
 @pytest.mark.parametrize("recovery", ["distill", "distill-ce"])
-def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_the_text(tiny_case, recovery) -> None:
-    """Against autograd over all logits at once."""
+def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_the_text(
+    tiny_case, recovery, size
+) -> None:
+    """Against autograd over all logits at once, with a part of the vocabulary or all of it as likely tokens."""
     case = tiny_case("llama-gqa")
     dense, sequence = case.loaded.model, case.tokens[0]
     plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
@@ -114,14 +118,23 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     with torch.no_grad():
         hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
     weight.requires_grad_(True)
-    head = sampled_head(dense.lm_head, torch.arange(dense.lm_head.out_features), torch.Generator())
+    others = torch.tensor([token for token in range(VOCABULARY) if token not in sequence])
+    likely = torch.cat([sequence.unique(), others])[:size].sort().values
+    head = sampled_head(dense.lm_head, likely, torch.Generator().manual_seed(0))
     RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, head, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
-    log_probs = sliced(sequence[None]).logits[0].log_softmax(-1)
-    target = dense(sequence[None]).logits[0].log_softmax(-1)
+    tokens = torch.cdist(head.weight, dense.lm_head.weight).argmin(-1)
+    assert tokens[:size].tolist() == likely.tolist()
+    assert len(tokens.unique()) == min(3 * size // 2, VOCABULARY)
+    stand_for = torch.ones(len(tokens))
+    stand_for[size:] = (VOCABULARY - size) / max(len(tokens) - size, 1)
+    log_probs, target = (
+        (model(sequence[None]).logits[0, :, tokens] + stand_for.log()).log_softmax(-1) for model in (sliced, dense)
+    )
     divergence = (target.exp() * (target - log_probs)).sum(-1).mean()
-    hard = -log_probs[:-1].gather(1, sequence[1:, None]).sum() / len(sequence)
+    columns = torch.tensor([tokens.tolist().index(token) for token in sequence[1:]])
+    hard = -log_probs[:-1].gather(1, columns[:, None]).sum() / len(sequence)
     (0.25 * (divergence + (0.5 if recovery == "distill-ce" else 0.0) * hard)).backward()
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
