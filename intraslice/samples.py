@@ -93,7 +93,7 @@ def kept_states(
     states: list[KeptStates] = []
     model_key = fingerprint(model), model.dtype
     for part in tokens.split(STATES_PER_FILE):
-        path = cache_path("states", ".npz", STATES_FORMAT, *model_key, part)
+        path = cache_path("states", ".npz", STATES_FORMAT, *model_key, LIKELY_TOKENS, part)
         if values := read_result(path, lambda file: _read(file, model.dtype, torch.int32)):
             states.append(KeptStates(*values))
         else:

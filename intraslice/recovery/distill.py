@@ -28,7 +28,7 @@ from intraslice.recovery.registry import Recovery
 from intraslice.recovery.sampled_head import SampledHead, sampled_head, sampled_size
 from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidden, likely_size
 
-FORMAT = "5"  # of the training
+FORMAT = "5"  # of the training, including what is drawn in sampled_head.py
 IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
 # Bytes of memory per byte of tensors. At 135 M it was 0.9 in bfloat16 and 0.7 in float32, without the kept states.

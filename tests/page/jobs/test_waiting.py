@@ -92,11 +92,11 @@ def test_an_estimate_is_of_the_last_jobs_until_their_first_result(scheduler, clo
     assert line.status(jobs[1], scheduler, kinds).seconds_left == 15  # of 10 and 20 s, the newest with less weight
 
 
-def test_the_page_tells_it_once_in_a_while_and_then_what_the_job_does(monkeypatch):
+def test_the_page_tells_it_once_in_a_while_and_then_what_the_job_does(scheduler, monkeypatch):
     monkeypatch.setattr(running, "PATIENCE", 0.01)
     monkeypatch.setattr(waiting, "LINE_SECONDS", -1.0)
     jobs = Jobs()
-    jobs.scheduler = scheduler = Stepped()
+    jobs.scheduler = scheduler
     scheduler.start("other", lambda job: None)
     events = jobs.run("me", "answer", lambda job: job.emit(Status("working")))
     assert next(events) == Waiting("Waiting; jobs ahead: 1")
@@ -104,12 +104,12 @@ def test_the_page_tells_it_once_in_a_while_and_then_what_the_job_does(monkeypatc
     assert [event.text for event in events] == ["working"]
 
 
-def test_the_page_tells_it_again_after_the_job_has_done_something(monkeypatch):
+def test_the_page_tells_it_again_after_the_job_has_done_something(scheduler, monkeypatch):
     monkeypatch.setattr(running, "PATIENCE", 0.01)
     monkeypatch.setattr(running, "AGAIN", 0.0)
     monkeypatch.setattr(waiting, "LINE_SECONDS", -1.0)
     jobs = Jobs()
-    jobs.scheduler = scheduler = Stepped()
+    jobs.scheduler = scheduler
     scheduler.start("other", counting([], "", 20))
 
     def work(job):
