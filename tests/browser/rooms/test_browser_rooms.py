@@ -177,4 +177,4 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
         assert student.page.locator(".isx-lesson-room").is_hidden()
     for one in (presenter, *students):
         one.page.close()  # what went wrong on it may be told late
-        one.forgive("410")  # of who asked for the class while it was deleted
+        one.forgive("403" if one is presenter else "410")  # of who asked for the class while it was deleted
