@@ -113,7 +113,7 @@ def _states(
     """Final hidden states of one sequence, and its own tokens with those of the highest summed probability."""
     hidden = last_hidden(model, sequence)
     probability = torch.zeros(model.lm_head.out_features, device=hidden.device)
-    for (logits,) in logits_in_chunks(model, hidden):
+    for (logits,) in logits_in_chunks(model.lm_head, hidden):
         probability += logits.softmax(-1).sum(0)
     probability[sequence] = torch.inf
     likely = probability.topk(likely_size(model, len(sequence))).indices

@@ -87,7 +87,8 @@ def score_passage(
     if not 2 <= count <= positions:
         raise UserError(f"the passage has {count} tokens; expected 2 to {positions} (the first token is not scored)")
     hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token predicts no token of the passage
-    dense_chunks, sliced_chunks = logits_in_chunks(dense, hidden[0], ids[0, 1:]), logits_in_chunks(sliced, hidden[1])
+    dense_chunks = logits_in_chunks(dense.lm_head, hidden[0], ids[0, 1:])
+    sliced_chunks = logits_in_chunks(sliced.lm_head, hidden[1])
     scores: list[TokenScore] = []
     for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
         tables = dense_table, sliced_table = dense_logits.log_softmax(-1), sliced_logits.log_softmax(-1)

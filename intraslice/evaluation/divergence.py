@@ -67,8 +67,8 @@ def head_losses(
     """
     losses: list[Tensor] = []
     kl: list[Tensor] = []
-    dense_chunks = logits_in_chunks(*dense) if dense else None
-    for logits, labels in logits_in_chunks(model, states, targets.to(states.device)):
+    dense_chunks = logits_in_chunks(dense[0].lm_head, dense[1]) if dense else None
+    for logits, labels in logits_in_chunks(model.lm_head, states, targets.to(states.device)):
         losses.append(functional.cross_entropy(logits, labels, reduction="none"))
         if dense_chunks is not None:
             (dense_logits,) = next(dense_chunks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -15,11 +15,11 @@ LOGIT_TOKENS = 128
 
 
 def logits_in_chunks(
-    model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
+    head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Float32 logits (tokens, vocabulary) in chunks of `LOGIT_TOKENS` tokens, with the same rows of each `aligned`."""
+    """Float32 logits of a head, in chunks of `LOGIT_TOKENS` tokens, with the same rows of each `aligned`."""
     for rows, *aligned_rows in zip(*(tensor.split(LOGIT_TOKENS) for tensor in (hidden, *aligned)), strict=True):
-        yield model.lm_head(rows).float(), *aligned_rows
+        yield head(rows).float(), *aligned_rows
 
 
 def next_token_logits(

@@ -21,7 +21,7 @@ from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.logits import LOGIT_TOKENS
+from intraslice.modeling.logits import LOGIT_TOKENS, logits_in_chunks
 from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token
 from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
@@ -61,7 +61,7 @@ class Distillation(Recovery):
 
     def training_bytes(self, dense: PreTrainedModel, weights: int, length: int) -> int:
         activations = length * backward_bytes_per_token(dense.config, dense.dtype)
-        logits = 8 * LOGIT_TOKENS * sampled_size(dense.lm_head, likely_size(dense, length)) * 4
+        logits = 8 * LOGIT_TOKENS * _sampled_tokens(dense, length) * 4
         # Of a matrix with one side as wide as the residual stream, and the other at least that.
         factors = 2 * self.rank * weights // dense.config.hidden_size
         return round(ALLOCATED * (activations + logits + BYTES_PER_FACTOR * factors))
@@ -113,7 +113,7 @@ class Distillation(Recovery):
         Of the head, three with each row of the sample: on the dense states, forward, and backward for inputs.
         """
         updates = self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
-        sampled = 3 * sampled_size(dense.lm_head, likely_size(dense, length)) * dense.config.hidden_size
+        sampled = 3 * _sampled_tokens(dense, length) * dense.config.hidden_size
         return 2 * decoder_parameters(sliced) + 3 * updates + sampled
 
     def sampled_sequences(self, sequences: int) -> int:
@@ -164,28 +164,22 @@ class Distillation(Recovery):
             hidden = last_hidden(model, sequence)
             leaf = hidden.detach().requires_grad_()
             labels = functional.pad(head.positions(sequence[1:]), (0, 1), value=IGNORE_INDEX)
-            aligned = (leaf, dense_hidden.to(leaf.device), labels)
-            for chunk in zip(*(rows.split(LOGIT_TOKENS) for rows in aligned), strict=True):
-                loss = self._loss(head, *chunk)
+            chunks = logits_in_chunks(head, leaf, dense_hidden.to(leaf.device), labels)
+            for logits, chunk_dense_hidden, chunk_labels in chunks:
+                with torch.no_grad():
+                    target = head(chunk_dense_hidden).log_softmax(-1)
+                log_probs = logits.log_softmax(-1)
+                loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
+                if self.ce_weight:
+                    nll = functional.nll_loss(log_probs, chunk_labels, ignore_index=IGNORE_INDEX, reduction="sum")
+                    loss = loss + self.ce_weight * nll
                 (scale / len(leaf) * loss).backward()
             hidden.backward(leaf.grad)
 
-    def _loss(
-        self,
-        head: SampledHead,
-        hidden: Float[Tensor, "tokens hidden"],
-        dense_hidden: Float[Tensor, "tokens hidden"],
-        labels: Int[Tensor, " tokens"],
-    ) -> Float[Tensor, ""]:
-        """The sum of the tokens' losses."""
-        with torch.no_grad():
-            target = head(dense_hidden).log_softmax(-1)
-        log_probs = head(hidden).log_softmax(-1)
-        loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
-        if self.ce_weight:
-            nll = functional.nll_loss(log_probs, labels, ignore_index=IGNORE_INDEX, reduction="sum")
-            loss = loss + self.ce_weight * nll
-        return loss
+
+def _sampled_tokens(dense: PreTrainedModel, length: int) -> int:
+    """The size of the vocabulary's sample for a sequence."""
+    return sampled_size(dense.lm_head, likely_size(dense, length))
 
 
 def _linear_maps(model: PreTrainedModel) -> list[nn.Linear]:
