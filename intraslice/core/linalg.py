@@ -11,6 +11,7 @@ from torch import Tensor
 from intraslice.core.errors import NumericalError
 
 DAMPING = 0.01
+CHANNEL_DAMPING = 0.1
 BLOCK = 256  # rows of a symmetric moment that are added at once
 
 
@@ -55,13 +56,16 @@ def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor
     return damped
 
 
-def typical_damping(moment: Float[Tensor, "n n"]) -> float:
-    """A damping for `damp` that adds a tenth of the median of the diagonal instead of a fraction of its mean.
+def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = CHANNEL_DAMPING) -> Float[Tensor, "n n"]:
+    """`M + damping * (diag(M) + median(diag M) * Id)`: noise in each channel, in proportion to it and to a typical one.
 
-    With massive activations one channel dominates the mean, and damping by it would suppress the least-squares repair.
+    Unlike `damp`, it is not dominated by a massive channel. If the median is 0, a ten-thousandth of the mean is added.
+    Raises NumericalError where the diagonal is not finite.
     """
     diagonal = moment.diagonal()
-    return max(0.1 * float(diagonal.median() / diagonal.mean().clamp_min(torch.finfo(moment.dtype).tiny)), 1e-5)
+    damped = damp(moment, 1e-4 * damping)
+    damped.diagonal().add_(diagonal + diagonal.median(), alpha=damping)
+    return damped
 
 
 def cholesky(system: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig
+from intraslice.core.linalg import damp_by_channel
 from intraslice.methods.one_shot import OneShotMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
@@ -27,7 +28,7 @@ from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
-from intraslice.slicing.mlp import keep_neurons, select_neurons
+from intraslice.slicing.mlp import fitted_moment, keep_neurons, select_neurons
 from intraslice.slicing.one_shot import attention_from_moments
 
 Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
@@ -77,7 +78,9 @@ class Baseline(OneShotMethod):
     def _mlp(self, dense: SlicedMLP, kept: Int[Tensor, " kept"], stats: LayerStats, tokens: int) -> SlicedMLP:
         if len(kept) == dense.neurons:
             return dense
-        return SlicedMLP(keep_neurons(dense.weights(), stats.mlp_moment, stats.mlp_sum / tokens, tokens, kept))
+        weights, mean = dense.weights(), stats.mlp_sum / tokens
+        damped = damp_by_channel(fitted_moment(weights, stats.mlp_moment, mean, tokens))
+        return SlicedMLP(keep_neurons(weights, damped, mean, kept))
 
 
 class Magnitude(Baseline):

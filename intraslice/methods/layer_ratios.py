@@ -27,7 +27,7 @@ from intraslice.planning.budget import bisect_count
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, require_locked_layers
 from intraslice.planning.sizes import Parameters
 from intraslice.planning.widths import neurons_kept
-from intraslice.slicing.mlp import keep_neurons
+from intraslice.slicing.mlp import fitted_moment, keep_neurons
 from intraslice.slicing.one_shot import attention_from_moments
 
 
@@ -117,7 +117,8 @@ class LayerRatioMethod(OneShotMethod):
         if plan.neurons < mlp.neurons:
             kept = leverage_scores(stats.mlp_moment).topk(plan.neurons).indices.sort().values
             weights, mean = mlp.weights(), stats.mlp_sum / tokens
-            parts[mlp] = SlicedMLP(keep_neurons(weights, stats.mlp_moment, mean, tokens, kept))
+            damped = damp(fitted_moment(weights, stats.mlp_moment, mean, tokens))
+            parts[mlp] = SlicedMLP(keep_neurons(weights, damped, mean, kept))
         return parts
 
 

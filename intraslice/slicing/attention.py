@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import DAMPING, damp, diagonal_blocks, principal_axes, solve
+from intraslice.core.linalg import damp, diagonal_blocks, principal_axes, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
+
+RIDGE = 0.02  # of the output map's fit, relative to the mean of the diagonal of its inputs' second moment
 
 
 def choose_channels(
@@ -72,11 +74,16 @@ def cut_queries_and_keys(
 
 
 def value_axes(
-    moment: Float[Tensor, "channels channels"], kv_head: Int[Tensor, " heads"], dim: int
+    moment: Float[Tensor, "channels channels"],
+    output: Float[Tensor, "hidden heads d"],
+    kv_head: Int[Tensor, " heads"],
+    dim: int,
 ) -> Float[Tensor, "kv_heads d dim"]:
-    """Principal axes of the head outputs, one basis per key/value head, since its queries share the value head.
+    """Axes of the head outputs, one basis per key/value head, since its queries share the value head.
 
-    At full width the basis is the identity. It is empty if no head is kept.
+    They are principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. The paper's are those of
+    the moment alone, which keep directions that are strong in the calibration text, and lose others that matter in
+    other texts. At full width the basis is the identity. It is empty if no head is kept.
     """
     if not len(kv_head):
         return moment.new_zeros(0, dim, dim)
@@ -84,8 +91,15 @@ def value_axes(
     groups = int(kv_head.max()) + 1
     if dim == head_moments.shape[-1]:
         return torch.eye(dim, dtype=moment.dtype, device=moment.device).expand(groups, -1, -1)
-    shared = head_moments.new_zeros(groups, *head_moments.shape[1:]).index_add_(0, kv_head, head_moments)
-    return principal_axes(shared)[1][..., :dim]
+    output = output.to(moment.dtype)
+    energies = torch.einsum("oha,ohb->hab", output, output)
+
+    def shared(matrices: Tensor) -> Tensor:
+        total = matrices.new_zeros(groups, *matrices.shape[1:]).index_add_(0, kv_head, matrices)
+        trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+        return total / trace.clamp_min(torch.finfo(total.dtype).tiny)
+
+    return principal_axes(shared(head_moments) + shared(energies))[1][..., :dim]
 
 
 @dataclass(frozen=True)
@@ -100,13 +114,20 @@ class OutputMoments:
 
 
 def fit_output(
-    moments: OutputMoments, axes: Float[Tensor, "heads d dim"], weights: AttentionWeights, damping: float = DAMPING
+    moments: OutputMoments,
+    axes: Float[Tensor, "heads d dim"],
+    weights: AttentionWeights,
+    kept_output: Float[Tensor, "hidden heads d"],
+    ridge: float = RIDGE,
 ) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
-    Solves for the fused output map at once (D right-hand sides): `W = W_o X^T Z damp(Z^T Z)^-1`. If the layer has an
-    output bias, the fit is centred and the bias compensates for the difference of the means; otherwise it is None. If
-    no head is kept, only the bias is left. Raises NumericalError where the damped moment is not finite or singular.
+    Solves for the fused output map at once (D right-hand sides): `W = (W_o X^T Z + r W_k V) (Z^T Z + r I)^-1`, where
+    `W_k`, `kept_output`, has the dense output map's columns of the kept heads, and r is `ridge` times the mean of the
+    diagonal of `Z^T Z`. So the penalty is on changes of the map, while the paper's (section 3) is on the map itself.
+    If the layer has an output bias, the fit is centred and the bias compensates for the difference of the means;
+    otherwise it is None. If no head is kept, only the bias is left. Raises NumericalError where the damped moment is
+    not finite or singular.
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
@@ -117,7 +138,9 @@ def fit_output(
     moment = moment.view(heads, width, heads, width)
     moment = torch.einsum("hap,hakb,kbq->hpkq", axes, moment, axes).reshape(heads * dim, heads * dim)
     right = torch.einsum("hap,had->hpd", axes, right.unflatten(0, (heads, width))).flatten(0, 1)
-    output = solve(damp(moment, damping), right).T
+    damped = damp(moment, ridge)
+    projected_output = torch.einsum("hap,oha->hpo", axes, kept_output.to(axes.dtype)).flatten(0, 1)
+    output = solve(damped, right + (damped - moment).diagonal()[:, None] * projected_output).T
     bias = None
     if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()

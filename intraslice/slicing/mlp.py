@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import DAMPING, OrderedFactor, damp, factor_in_order
+from intraslice.core.linalg import CHANNEL_DAMPING, OrderedFactor, damp_by_channel, factor_in_order
 from intraslice.core.weights import MLPWeights
 
 
@@ -32,7 +32,7 @@ def fitted_moment(
 def rank_neurons(
     weights: MLPWeights,
     fitted: Float[Tensor, "neurons neurons"],
-    damping: float = DAMPING,
+    damping: float = CHANNEL_DAMPING,
     fisher: Float[Tensor, " neurons"] | None = None,
 ) -> OrderedFactor:
     """Rank neurons by their score from the `fitted_moment` (the paper's).
@@ -40,7 +40,7 @@ def rank_neurons(
     With `fisher`, `sum_t (a_tj dL/da_tj)^2`, the score is multiplied by it: energy times sensitivity of the loss.
     Raises NumericalError where the damped moment is not finite or singular.
     """
-    damped = damp(fitted, damping)
+    damped = damp_by_channel(fitted, damping)
     scores = neuron_scores(damped, weights.down)
     if fisher is not None:
         scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
@@ -68,18 +68,15 @@ def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " 
 
 def keep_neurons(
     weights: MLPWeights,
-    moment: Float[Tensor, "neurons neurons"],
+    damped: Float[Tensor, "neurons neurons"],
     mean: Float[Tensor, " neurons"],
-    tokens: int,
     kept: Int[Tensor, " kept"],
-    damping: float = DAMPING,
 ) -> MLPWeights:
     """Keep these neurons, and compensate for the others, as `keep_best` does.
 
-    `moment` is `A^T A` as for `fitted_moment`. Raises NumericalError where the damped moment is not finite or singular.
+    `damped` is the damped `fitted_moment`. Raises NumericalError where it is not finite or singular.
     """
     cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
-    damped = damp(fitted_moment(weights, moment, mean, tokens), damping)
     return keep_best(weights, factor_in_order(damped, torch.cat([kept, cut])), mean, len(kept))
 
 

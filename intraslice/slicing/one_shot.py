@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY
-from intraslice.core.linalg import OrderedFactor, typical_damping
+from intraslice.core.linalg import OrderedFactor
 from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
@@ -77,8 +77,8 @@ def fit_attention(
     dense: AttentionWeights, cut: AttentionWeights, moments: OutputMoments, dim: int, layer: int
 ) -> tuple[SlicedAttention, Float[Tensor, "heads d dim"]]:
     """The sliced attention, and the axes of its heads' outputs."""
-    axes = value_axes(moments.kept, cut.kv_head, dim)
-    output, bias = fit_output(moments, axes[cut.kv_head], dense)
+    axes = value_axes(moments.kept, cut.output, cut.kv_head, dim)
+    output, bias = fit_output(moments, axes[cut.kv_head], dense, cut.output)
     return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
@@ -109,8 +109,7 @@ def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer:
 
 def rank_mlp(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:
     """The neurons of an MLP, best first, from `A^T A` over `tokens` tokens of the inputs of its output map."""
-    fitted = fitted_moment(weights, moment, mean, tokens)
-    return rank_neurons(weights, fitted, typical_damping(fitted), fisher)
+    return rank_neurons(weights, fitted_moment(weights, moment, mean, tokens), fisher=fisher)
 
 
 def is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:

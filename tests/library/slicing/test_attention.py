@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.core.linalg import damp
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.slicing.attention import (
@@ -114,20 +113,30 @@ def test_cut_attention_is_dense_attention_with_the_rest_zeroed(heads, frequency)
 # Values and output
 
 
-def test_queries_of_a_group_share_the_axes_of_their_summed_moments():
-    rows = random(50, 12)
-    moment = rows.T @ rows
-    axes = value_axes(moment, torch.tensor([0, 1, 1]), 2)
-    blocks = [moment[4 * h : 4 * h + 4, 4 * h : 4 * h + 4] for h in range(3)]
+def test_queries_of_a_group_share_the_axes_of_their_moments_and_output_maps():
+    """Principal axes of the two sums over the group, each divided by its trace."""
+    rows, output = random(50, 12), random(HIDDEN, 3, 4, seed=1)
+    moment, energies = rows.T @ rows, torch.einsum("oha,ohb->hab", output, output)
+    axes = value_axes(moment, output, torch.tensor([0, 1, 1]), 2)
+    blocks = torch.stack([moment[4 * h : 4 * h + 4, 4 * h : 4 * h + 4] for h in range(3)])
     assert axes.shape == (2, 4, 2)
-    for basis, shared in zip(axes, (blocks[0], blocks[1] + blocks[2]), strict=True):
+    for basis, heads in zip(axes, (slice(0, 1), slice(1, 3)), strict=True):
         assert_close(basis.T @ basis, torch.eye(2, dtype=torch.float64))
-        captured = torch.trace(basis.T @ shared @ basis)
-        assert_close(captured, torch.linalg.eigvalsh(shared)[-2:].sum())
+        mixture = sum(part / part.trace() for part in (blocks[heads].sum(0), energies[heads].sum(0)))
+        captured = torch.trace(basis.T @ mixture @ basis)
+        assert_close(captured, torch.linalg.eigvalsh(mixture)[-2:].sum())
+
+
+def test_values_that_are_never_active_get_the_axes_of_the_output_map():
+    output = torch.zeros(HIDDEN, 1, 4)
+    output[0, 0, 2], output[1, 0, 1] = 3.0, 2.0
+    axes = value_axes(torch.zeros(4, 4), output, torch.tensor([0]), 2)
+    assert_close(axes[0].abs(), torch.eye(4)[:, [2, 1]])
 
 
 def test_full_width_values_are_not_rotated():
-    assert torch.equal(value_axes(random(8, 8), torch.tensor([0, 1]), 4), torch.eye(4).double().expand(2, 4, 4))
+    axes = value_axes(random(8, 8), random(HIDDEN, 2, 4, seed=1), torch.tensor([0, 1]), 4)
+    assert torch.equal(axes, torch.eye(4).double().expand(2, 4, 4))
 
 
 def moments_of(kept: Tensor, dense: Tensor) -> OutputMoments:
@@ -146,7 +155,7 @@ def test_output_map_is_least_squares_of_the_dense_output(bias):
     if bias:
         inputs = torch.cat([inputs, torch.ones(200, 1).double()], 1)
     expected = torch.linalg.lstsq(inputs, target).solution
-    output, output_bias = fit_output(moments_of(kept, dense), axes, weights, damping=0.0)
+    output, output_bias = fit_output(moments_of(kept, dense), axes, weights, weights.output[:, 1:], ridge=0.0)
     assert_close(output.flatten(1).T, expected[:12], atol=1e-8, rtol=1e-8)
     if bias:
         assert_close(output_bias, expected[12], atol=1e-8, rtol=1e-8)
@@ -154,14 +163,29 @@ def test_output_map_is_least_squares_of_the_dense_output(bias):
         assert output_bias is None
 
 
-def test_damped_output_map_is_the_methods_formula():
-    """`W_o A^T` with `A = damp(Z^T Z)^-1 Z^T X`."""
+def test_the_ridge_penalises_changes_of_the_output_map():
+    """Least squares on the tokens and a row for every input, on which the map should be what it was."""
     weights, dense = make_weights(bias=False), random(60, 32)
-    axes = torch.linalg.qr(random(4, 8, 8, seed=2)).Q[..., :6]
-    projected = torch.cat([dense[:, 8 * h : 8 * h + 8] @ axes[h] for h in range(4)], 1)
-    regression = torch.linalg.solve(damp(projected.T @ projected), projected.T @ dense)
-    output, _ = fit_output(moments_of(dense, dense), axes, weights)
-    assert_close(output.flatten(1), weights.output.flatten(1) @ regression.T)
+    heads, axes = torch.tensor([0, 1, 3]), torch.linalg.qr(random(3, 8, 8, seed=2)).Q[..., :6]
+    kept = dense.view(60, 4, 8)[:, heads]
+    projected = torch.einsum("nha,hap->nhp", kept, axes).flatten(1)
+    before = torch.einsum("oha,hap->ohp", weights.output[:, heads], axes).flatten(1).T
+    rows = (0.1 * projected.square().sum(0).mean()).sqrt() * torch.eye(18).double()
+    target = torch.cat([dense @ weights.output.flatten(1).T, rows @ before])
+    expected = torch.linalg.lstsq(torch.cat([projected, rows]), target).solution
+    output, _ = fit_output(moments_of(kept.flatten(1), dense), axes, weights, weights.output[:, heads], ridge=0.1)
+    assert_close(output.flatten(1).T, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_uncut_attention_keeps_its_output_map_whatever_the_ridge(bias):
+    weights, dense = make_weights(bias=bias), random(10, 32)  # fewer tokens than channels
+    axes = torch.eye(8).double().expand(4, -1, -1)
+    output, output_bias = fit_output(moments_of(dense, dense), axes, weights, weights.output, ridge=0.5)
+    assert_close(output, weights.output)
+    assert (output_bias is None) is (not bias)
+    if bias:
+        assert_close(output_bias, weights.output_bias)
 
 
 def test_fused_attention_is_projection_then_output_map():
@@ -187,8 +211,8 @@ def test_error_falls_with_rank(bias):
     target = dense @ weights.output.flatten(1).T + (weights.output_bias if bias else 0)
     errors = []
     for dim in (2, 4, 6, 8):
-        axes = value_axes(dense.T @ dense, weights.kv_head, dim)[weights.kv_head]
-        output, output_bias = fit_output(moments_of(dense, dense), axes, weights, damping=1e-9)
+        axes = value_axes(dense.T @ dense, weights.output, weights.kv_head, dim)[weights.kv_head]
+        output, output_bias = fit_output(moments_of(dense, dense), axes, weights, weights.output, ridge=1e-9)
         projected = torch.einsum("nha,hap->nhp", dense.view(100, 4, 8), axes).flatten(1)
         result = projected @ output.flatten(1).T + (output_bias if bias else 0)
         errors.append((result - target).square().mean().item())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
@@ -58,15 +59,15 @@ def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Te
 
 
 def ridge(
-    rows: Tensor, target: Tensor, damped_like: Tensor, centred: bool, share: float = 0.01
+    rows: Tensor, target: Tensor, before: Tensor, centred: bool, penalty: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of `rows -> target`, damped by a share of the moment of `damped_like`, in float64."""
-    rows, target, damped_like = rows.double(), target.double(), damped_like.double()
+    """Weight and bias of `rows -> target`; `penalty`, from the energies of the inputs, is on changes of `before`."""
+    rows, target, before = rows.double(), target.double(), before.double()
     means = rows.mean(0), target.mean(0)
     if centred:
-        rows, target, damped_like = rows - means[0], target - means[1], damped_like - damped_like.mean(0)
-    step = share * damped_like.square().sum(0).mean()
-    weight = torch.linalg.solve(rows.T @ rows + step * torch.eye(rows.shape[1]).double(), rows.T @ target).T
+        rows, target = rows - means[0], target - means[1]
+    extra = penalty(rows.square().sum(0)).expand(rows.shape[1]).sqrt().diag()
+    weight = torch.linalg.lstsq(torch.cat([rows, extra]), torch.cat([target, extra @ before.T])).solution.T
     return weight.float(), (means[1] - weight @ means[0]).float() if centred else None
 
 
@@ -76,12 +77,16 @@ def ridge(
 @pytest.mark.parametrize("layer", [0, 2])
 def test_attention_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
     """Ridge of the dense layer's output, for the very states that the finished sliced model feeds this layer."""
-    model = run(family_case, plan_for(family_case))
+    plan = plan_for(family_case)
+    model = run(family_case, plan)
     rows, call = watch(model, layer, "self_attn", "o_proj", family_case.tokens)
     sliced, dense = model.model.layers[layer].self_attn, family_case.loaded.model.model.layers[layer].self_attn
     assert sliced is not dense
     target = dense(**call)[0].flatten(0, 1)
-    weight, bias = ridge(rows, target, rows, sliced.o_proj.bias is not None)
+    kept, weights, values = torch.tensor(plan.layers[layer].heads), dense.weights(), sliced.weights().value.double()
+    axes = values @ torch.linalg.pinv(weights.value[weights.kv_head[kept].unique()].double())  # V^T of each group
+    before = torch.einsum("ohd,hpd->ohp", weights.output[:, kept].double(), axes[sliced.kv_head]).flatten(1)
+    weight, bias = ridge(rows, target, before, sliced.o_proj.bias is not None, lambda energies: 0.02 * energies.mean())
     assert_close(sliced.o_proj.weight, weight, atol=2e-3, rtol=2e-3)
     if bias is not None:
         assert_close(sliced.o_proj.bias, bias, atol=2e-3, rtol=2e-3)
@@ -97,16 +102,13 @@ def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, lay
     dense_weights, weights = dense.weights(), sliced.weights()
     kept = torch.tensor([int((dense_weights.up == row).all(1).nonzero()) for row in weights.up])
     assert_close(inner[:, kept], rows, atol=1e-5, rtol=1e-4)
-    cut = torch.ones(dense.neurons, dtype=torch.bool)
-    cut[kept] = False
-    energy = (inner if weights.down_bias is None else inner - inner.mean(0)).square().sum(0)
-    share = float(0.1 * energy.median() / energy.mean())  # a tenth of what a typical neuron has
-    repair, bias = ridge(
-        rows, inner[:, cut] @ dense_weights.down[:, cut].T, inner, weights.down_bias is not None, share
-    )
-    assert_close(weights.down, dense_weights.down[:, kept] + repair, atol=2e-3, rtol=2e-3)
+    target, before = dense.down_proj(inner), dense_weights.down[:, kept]
+    centred = inner if weights.down_bias is None else inner - inner.mean(0)
+    median = centred.square().sum(0).median().double()
+    down, bias = ridge(rows, target, before, weights.down_bias is not None, lambda energies: 0.1 * (energies + median))
+    assert_close(weights.down, down, atol=2e-3, rtol=2e-3)
     if bias is not None:
-        assert_close(weights.down_bias, dense_weights.down_bias + bias, atol=2e-3, rtol=2e-3)
+        assert_close(weights.down_bias, bias, atol=2e-3, rtol=2e-3)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.core.linalg import damp
+from intraslice.core.linalg import damp_by_channel
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.widths import neurons_kept
@@ -66,7 +66,7 @@ def test_neurons_that_the_loss_does_not_feel_go_first():
     """Scores times Fisher's information: a loud neuron of no consequence goes, a quiet one that matters stays."""
     weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7)
-    scores = damp(rows.T @ rows).diagonal() * weights.down.square().sum(0)
+    scores = damp_by_channel(rows.T @ rows).diagonal() * weights.down.square().sum(0)
     fisher = torch.ones(NEURONS, dtype=torch.float64)
     fisher[scores.argmax()], fisher[scores.argmin()] = 0, 1e9
     kept = kept_neurons(sliced_on(weights, rows, 16, fisher=fisher), weights)
@@ -81,7 +81,7 @@ def test_the_neurons_that_carry_most_stay_in_order():
     weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7) * torch.linspace(0.1, 2, NEURONS).roll(5)
     moment = rows.T @ rows
-    scores = damp(moment).diagonal() * weights.down.square().sum(0)
+    scores = damp_by_channel(moment).diagonal() * weights.down.square().sum(0)
     kept = scores.topk(16).indices.sort().values
     sliced = sliced_on(weights, rows, 16)
     assert kept_neurons(sliced, weights) == kept.tolist()
@@ -118,12 +118,12 @@ def test_merging_is_least_squares_of_the_dense_output(bias):
 
 
 def test_damped_merging_is_the_methods_formula():
-    """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T` with `S = damp(A^T A)`."""
+    """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T` with `S = damp_by_channel(A^T A)`."""
     weights, rows = make_weights(bias=False), random(60, NEURONS, seed=7)
     sliced = sliced_on(weights, rows, 16)
     kept = kept_neurons(sliced, weights)
     cut = [neuron for neuron in range(NEURONS) if neuron not in kept]
-    damped = damp(rows.T @ rows)
+    damped = damp_by_channel(rows.T @ rows)
     repair = torch.linalg.solve(damped[kept][:, kept], damped[kept][:, cut])
     assert_close(sliced.down, weights.down[:, kept] + weights.down[:, cut] @ repair.T)
 
@@ -154,8 +154,10 @@ def test_choosing_by_variance_beats_choosing_by_energy_where_there_is_a_bias(tin
     for mlp, stats, rows in zip(mlps, case.stats.layers, inputs, strict=True):
         weights, width = mlp.weights(), neurons_kept(mlp.neurons, 0.4)
         moments = stats.mlp_moment, stats.mlp_sum / case.stats.tokens, case.stats.tokens
-        loud = neuron_scores(damp(moments[0]), weights.down).topk(width).indices.sort().values
-        choices = {"variance": keep_best_of(weights, *moments, width), "energy": keep_neurons(weights, *moments, loud)}
+        loud = neuron_scores(moments[0], weights.down).topk(width).indices.sort().values
+        damped = damp_by_channel(fitted_moment(weights, *moments), 0.01)
+        by_variance = keep_best_of(weights, *moments, width, damping=0.01)
+        choices = {"variance": by_variance, "energy": keep_neurons(weights, damped, moments[1], loud)}
         for choice, sliced in choices.items():
             kept = kept_neurons(sliced, weights)
             output = rows[..., kept] @ sliced.down.T + sliced.down_bias
