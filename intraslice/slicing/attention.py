@@ -122,12 +122,11 @@ def fit_output(
 ) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
-    Solves for the fused output map at once (D right-hand sides): `W = (W_o X^T Z + r W_k V) (Z^T Z + r I)^-1`, where
-    `W_k`, `kept_output`, has the dense output map's columns of the kept heads, and r is `ridge` times the mean of the
-    diagonal of `Z^T Z`. So the penalty is on changes of the map, while the paper's (section 3) is on the map itself.
-    If the layer has an output bias, the fit is centred and the bias compensates for the difference of the means;
-    otherwise it is None. If no head is kept, only the bias is left. Raises NumericalError where the damped moment is
-    not finite or singular.
+    Solves for the fused output map at once (D right-hand sides): `W = W_k V + (W_o X^T - W_k V Z^T) Z damp(Z^T Z)^-1`,
+    where `W_k`, `kept_output`, has the dense output map's columns of the kept heads. So the penalty is on changes of
+    the map, while the paper's (section 3) is on the map itself. If the layer has an output bias, the fit is centred
+    and the bias compensates for the difference of the means; otherwise it is None. If no head is kept, only the bias
+    is left. Raises NumericalError where the damped moment is not finite or singular.
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
@@ -138,9 +137,8 @@ def fit_output(
     moment = moment.view(heads, width, heads, width)
     moment = torch.einsum("hap,hakb,kbq->hpkq", axes, moment, axes).reshape(heads * dim, heads * dim)
     right = torch.einsum("hap,had->hpd", axes, right.unflatten(0, (heads, width))).flatten(0, 1)
-    damped = damp(moment, ridge)
-    projected_output = torch.einsum("hap,oha->hpo", axes, kept_output.to(axes.dtype)).flatten(0, 1)
-    output = solve(damped, right + (damped - moment).diagonal()[:, None] * projected_output).T
+    before = torch.einsum("hap,oha->hpo", axes, kept_output.to(axes.dtype)).flatten(0, 1)
+    output = (before + solve(damp(moment, ridge), right - moment @ before)).T
     bias = None
     if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()
