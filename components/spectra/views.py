@@ -41,7 +41,7 @@ class LayerCurves:
     """One layer's curves. The wide ones are None until they are computed, which can take seconds."""
 
     heads: tuple[Curve, ...]  # the input of o_proj, by query head
-    groups: tuple[Curve, ...]  # the same by value head, all its query heads together: the basis that slicing uses
+    groups: tuple[Curve, ...]  # the same by value head, all its query heads together, as slicing does
     mlp: Curve | None = None  # the input of down_proj
     residual: Curve | None = None  # the layer's input
     directions: Curve | None = None  # the same, with every token scaled to length 1

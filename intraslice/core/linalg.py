@@ -57,13 +57,12 @@ def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor
 
 
 def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = CHANNEL_DAMPING) -> Float[Tensor, "n n"]:
-    """`M + damping * (diag(M) + median(diag M) * Id)`: noise in each channel, in proportion to it and to a typical one.
+    """`M + damping * (diag(M) + (median + 1e-4 mean) Id)`: noise in proportion to each channel and to a typical one.
 
-    Unlike `damp`, it is not dominated by a massive channel. If the median is 0, a ten-thousandth of the mean is added.
-    Raises NumericalError where the diagonal is not finite.
+    Median and mean are those of the diagonal. Unlike `damp`, it is not dominated by a massive channel. The identity is
+    added to an all-zero moment. Raises NumericalError where the diagonal is not finite.
     """
-    diagonal = moment.diagonal()
-    damped = damp(moment, 1e-4 * damping)
+    damped, diagonal = damp(moment, 1e-4 * damping), moment.diagonal()
     damped.diagonal().add_(diagonal + diagonal.median(), alpha=damping)
     return damped
 

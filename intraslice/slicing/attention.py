@@ -81,12 +81,12 @@ def value_axes(
 ) -> Float[Tensor, "kv_heads d dim"]:
     """Axes of the head outputs, one basis per key/value head, since its queries share the value head.
 
-    They are principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. The paper's are those of
-    the moment alone, which keep directions that are strong in the calibration text, and lose others that matter in
-    other texts. At full width the basis is the identity. It is empty if no head is kept.
+    They are the first principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. The paper takes
+    the moment alone; its axes fit the calibration text, and lose directions that other texts use. At full width the
+    basis is the identity. It is empty if no head is kept. Raises NumericalError where the moment is not finite.
     """
     if not len(kv_head):
-        return moment.new_zeros(0, dim, dim)
+        return moment.new_zeros(0, output.shape[-1], dim)
     head_moments = diagonal_blocks(moment, len(kv_head))
     groups = int(kv_head.max()) + 1
     if dim == head_moments.shape[-1]:

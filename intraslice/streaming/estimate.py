@@ -133,7 +133,7 @@ def _seconds(sizes: StreamSizes, sparsity: float, speeds: Speeds) -> float:
     moments = sum(width * (width + BLOCK) for width in (sizes.channels, sizes.neurons))
     kept = (1 - sparsity) * sizes.neurons
     solves = sizes.neurons**3 / 3 + 2 * kept * sizes.neurons * sizes.hidden + kept**2 * sizes.hidden
-    solves += sizes.channels**3 / 3 + 2 * sizes.channels**2 * sizes.hidden
+    solves += sizes.channels**3 / 3 + 3 * sizes.channels**2 * sizes.hidden
     # Weights are read in three sweeps and for the plan; moments are cleared, packed, written, read and unpacked.
     copied = 4 * sizes.layer_parameters * sizes.value_bytes + 16 * sizes.moment_values
     layer = tokens * moments / speeds.moment + solves / speeds.solve + copied / COPY_SPEED

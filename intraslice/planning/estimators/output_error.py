@@ -2,8 +2,9 @@
 
 A second-order estimate of the damage when one attention module alone is sliced: the mean square of the gradient of the
 loss times the change of the module's output, with gradient and change taken as independent, as in K-FAC (Martens and
-Grosse, arXiv 1503.05671). The change is what remains after the refit of the output map; dropped query and key channels
-are added by their Fisher information. All terms are in the unit of squared mask gradients, the importances of neurons.
+Grosse, arXiv 1503.05671). The change is what remains after a refit of the output map, with the paper's axes and ridge;
+dropped query and key channels are added by their Fisher information. All terms are in the unit of squared mask
+gradients, the importances of neurons.
 """
 
 from __future__ import annotations

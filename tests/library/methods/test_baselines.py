@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
+from intraslice.core.linalg import damp, damp_by_channel
 from intraslice.methods.baselines import magnitude_scores, whole_head_table
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.families import blocks, canonicalise
@@ -81,6 +83,22 @@ def test_the_repair_beats_zeroing_on_the_first_layer(tiny_case, baseline: str):
     wanted, inner = dense(caught[0]), dense.inner(caught[0])
     bare = inner[..., kept] @ dense.down_proj.weight[:, kept].T
     assert (cut(caught[0]) - wanted).square().mean() < (bare - wanted).square().mean()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "damped"), [("wanda", damp_by_channel), ("flap", damp_by_channel), ("modegpt", damp)]
+)
+def test_mlps_are_refitted_with_the_ridge_of_their_method(tiny_case, method: str, damped: Callable[[Tensor], Tensor]):
+    """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T`; baselines have the ridge of `intraslice`."""
+    case = tiny_case("llama-gqa")
+    _, model = made(case, method, 0.4)
+    dense, sliced = (blocks(each)[0].mlp.weights() for each in (case.loaded.model, model))
+    is_kept = (dense.up[:, None] == sliced.up).all(-1).any(1)
+    moment = damped(case.stats.layers[0].mlp_moment).double()
+    repair = torch.linalg.solve(moment[is_kept][:, is_kept], moment[is_kept][:, ~is_kept])
+    expected = dense.down[:, is_kept].double() + dense.down[:, ~is_kept].double() @ repair.T
+    assert_close(sliced.down.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.driver import CalibrationStats, calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
+from intraslice.core.linalg import diagonal_blocks
 from intraslice.core.progress import Progress
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
@@ -109,6 +110,23 @@ def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, lay
     assert_close(weights.down, down, atol=2e-3, rtol=2e-3)
     if bias is not None:
         assert_close(weights.down_bias, bias, atol=2e-3, rtol=2e-3)
+
+
+@torch.no_grad()
+def test_value_axes_are_those_of_the_kept_heads_moments_and_output_maps(family_case):
+    plan = plan_for(family_case, order="one-shot")
+    layer, kept = plan.layers[1], torch.tensor(plan.layers[1].heads)
+    weights = family_case.loaded.model.model.layers[1].self_attn.weights()
+    values = run(family_case, plan).model.layers[1].self_attn.weights().value.double()
+    moments = diagonal_blocks(family_case.stats.layers[1].attention_moment.double(), len(weights.kv_head))[kept]
+    output = weights.output[:, kept].double()
+    energies = torch.einsum("oha,ohb->hab", output, output)
+    for sliced, group in zip(values, weights.kv_head[kept].unique(), strict=True):
+        heads = weights.kv_head[kept] == group
+        mixture = sum(part / part.trace() for part in (moments[heads].sum(0), energies[heads].sum(0)))
+        first = torch.linalg.eigh(mixture).eigenvectors[:, -layer.dim :]
+        axes = sliced @ torch.linalg.pinv(weights.value[group].double())  # V^T
+        assert_close(axes.T @ axes, first @ first.T, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import distill
-from intraslice.slicing import driver
+from intraslice.slicing import one_shot
 
 SETTINGS = (
     SliceConfig(0.4, bias=1.0, order="sequential", recovery="distill"),
@@ -37,7 +37,7 @@ SETTINGS = (
 )
 PLANTED = {
     "calibration": (hooks, "channel_products"),
-    "slicing": (driver, "value_axes"),
+    "slicing": (one_shot, "value_axes"),
     "recovery": (distill, "last_hidden"),
 }
 
