@@ -10,8 +10,8 @@ from torch import Tensor
 
 from intraslice.core.errors import NumericalError
 
-DAMPING = 0.01
-CHANNEL_DAMPING = 0.1
+DAMPING = 0.01  # relative to the mean of the diagonal
+CHANNEL_DAMPING = 0.1  # relative to each entry of the diagonal, and to their median
 BLOCK = 256  # rows of a symmetric moment that are added at once
 
 
