@@ -11,10 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import damp, diagonal_blocks, principal_axes, solve
+from intraslice.core.linalg import damp, solve
+from intraslice.core.output_fit import RIDGE, output_fit
 from intraslice.core.weights import UNROTATED, AttentionWeights
-
-RIDGE = 0.02  # of the output map's fit, relative to the mean of the diagonal of its inputs' second moment
 
 
 def choose_channels(
@@ -73,35 +72,6 @@ def cut_queries_and_keys(
     )
 
 
-def value_axes(
-    moment: Float[Tensor, "channels channels"],
-    output: Float[Tensor, "hidden heads d"],
-    kv_head: Int[Tensor, " heads"],
-    dim: int,
-) -> Float[Tensor, "kv_heads d dim"]:
-    """Axes of the head outputs, one basis per key/value head, since its queries share the value head.
-
-    They are the first principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. The paper takes
-    the moment alone; its axes fit the calibration text, and lose directions that other texts use. At full width the
-    basis is the identity. It is empty if no head is kept. Raises NumericalError where the moment is not finite.
-    """
-    if not len(kv_head):
-        return moment.new_zeros(0, output.shape[-1], dim)
-    head_moments = diagonal_blocks(moment, len(kv_head))
-    groups = int(kv_head.max()) + 1
-    if dim == head_moments.shape[-1]:
-        return torch.eye(dim, dtype=moment.dtype, device=moment.device).expand(groups, -1, -1)
-    output = output.to(moment.dtype)
-    energies = torch.einsum("oha,ohb->hab", output, output)
-
-    def shared(matrices: Tensor) -> Tensor:
-        total = matrices.new_zeros(groups, *matrices.shape[1:]).index_add_(0, kv_head, matrices)
-        trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        return total / trace.clamp_min(torch.finfo(total.dtype).tiny)
-
-    return principal_axes(shared(head_moments) + shared(energies))[1][..., :dim]
-
-
 @dataclass(frozen=True)
 class OutputMoments:
     """Moments for fitting the output map over N tokens: `X'` from kept heads (C' channels), `X` from dense ones."""
@@ -130,15 +100,12 @@ def fit_output(
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
-    moment, right = moments.kept, moments.cross @ dense_output.T
+    moment, cross = moments.kept, moments.cross @ dense_output.T
     if weights.output_bias is not None:
         moment = moment - moments.tokens * torch.outer(moments.kept_mean, moments.kept_mean)
-        right = right - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
-    moment = moment.view(heads, width, heads, width)
-    moment = torch.einsum("hap,hakb,kbq->hpkq", axes, moment, axes).reshape(heads * dim, heads * dim)
-    right = torch.einsum("hap,had->hpd", axes, right.unflatten(0, (heads, width))).flatten(0, 1)
-    before = torch.einsum("hap,oha->hpo", axes, kept_output.to(axes.dtype)).flatten(0, 1)
-    output = (before + solve(damp(moment, ridge), right - moment @ before)).T
+        cross = cross - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
+    fit = output_fit(moment, cross, axes, kept_output)
+    output = (fit.before + solve(damp(fit.moment, ridge), fit.missing)).T
     bias = None
     if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()

@@ -13,20 +13,14 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.linalg import OrderedFactor
+from intraslice.core.output_fit import value_axes
 from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.slicing.attention import (
-    OutputMoments,
-    choose_channels,
-    cut_queries_and_keys,
-    fit_output,
-    fuse,
-    value_axes,
-)
+from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys, fit_output, fuse
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
 Modules = tuple[SlicedAttention, SlicedMLP]

@@ -9,16 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.core.output_fit import value_axes
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.slicing.attention import (
-    OutputMoments,
-    choose_channels,
-    cut_queries_and_keys,
-    fit_output,
-    fuse,
-    value_axes,
-)
+from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys, fit_output, fuse
 
 HIDDEN = 12
 
