@@ -40,7 +40,7 @@ from intraslice.streaming.journal import Journal
 from intraslice.streaming.shards import Shards
 from intraslice.streaming.weights import StreamedModel, open_model
 
-FORMAT = "2"  # of the journal
+FORMAT = "3"  # of the journal
 ESTIMATORS = ("uniform", "pca", "output-error", "fisher")
 
 

@@ -2,9 +2,8 @@
 
 A second-order estimate of the damage when one attention module alone is sliced: the mean square of the gradient of the
 loss times the change of the module's output, with gradient and change taken as independent, as in K-FAC (Martens and
-Grosse, arXiv 1503.05671). The change is what remains after a refit of the output map, with the paper's axes and ridge;
-dropped query and key channels are added by their Fisher information. All terms are in the unit of squared mask
-gradients, the importances of neurons.
+Grosse, arXiv 1503.05671). The change is what remains after the refit of the output map; dropped query and key channels
+are added by their Fisher information. All terms are in the unit of squared mask gradients, the importances of neurons.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import cholesky, damp, diagonal_blocks, principal_axes
+from intraslice.core.linalg import cholesky, damp
+from intraslice.core.output_fit import RIDGE, by_kv_head, output_fit, value_axes
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
 
@@ -31,9 +31,9 @@ def attention_damages(layer: LayerCalibration, ratios: Iterable[float]) -> list[
     At ratio 1 the module has no output. Raises NumericalError where the moment is not finite or singular.
     """
     weight = squared_gradient(layer)
-    output_map = layer.output_map.float().flatten(1)
-    output = output_map @ layer.attention_moment  # the sum over tokens of output times input, transposed
-    energy = (output * output_map).sum()
+    output_map = layer.output_map.float()
+    cross = layer.attention_moment @ output_map.flatten(1).T  # X^T Y, of the module's inputs X and outputs Y
+    energy = (cross.T * output_map.flatten(1)).sum()
     dim, damages = layer.sizes.dim, []
     for ratio in ratios:
         if ratio == 1:
@@ -44,7 +44,7 @@ def attention_damages(layer: LayerCalibration, ratios: Iterable[float]) -> list[
         owner = layer.kv_head[heads].unique(return_inverse=True)[1]
         kept = (heads[:, None] * dim + torch.arange(dim, device=heads.device)).flatten()
         moment = layer.attention_moment.index_select(0, kept).index_select(1, kept)
-        error = energy - explained_energy(moment, output.index_select(1, kept), owner, width)
+        error = energy - explained_energy(moment, cross.index_select(0, kept), output_map[:, heads], owner, width)
         narrowed = not layer.sizes.whole_queries and width < dim
         dropped = dropped_fisher(layer.query_fisher[heads], owner, width) if narrowed else 0.0
         damages.append(max(0.0, weight * error.item()) + dropped)
@@ -64,33 +64,29 @@ def squared_gradient(layer: LayerCalibration) -> float:
 
 
 def explained_energy(
-    moment: Float[Tensor, "kept kept"], output: Float[Tensor, "hidden kept"], owner: Int[Tensor, " heads"], width: int
+    moment: Float[Tensor, "kept kept"],
+    cross: Float[Tensor, "kept hidden"],
+    kept_output: Float[Tensor, "hidden heads d"],
+    owner: Int[Tensor, " heads"],
+    width: int,
 ) -> Float[Tensor, ""]:
-    """Energy of the output that a refitted output map reproduces from `width` principal axes of each kept head.
+    """Energy of the output that the refitted output map reproduces from `width` axes of each kept head.
 
-    Args:
-        moment: second moment of the kept heads' outputs.
-        output: second moment of the dense output with them.
-        owner: each head's key/value head, from 0: heads with the same one share their axes.
+    The ridge penalty on the map's change counts as not reproduced. The arguments are those of `output_fit`; `owner` has
+    each head's key/value head, from 0: heads with the same one share their axes.
     """
-    count = len(owner)
-    axes = principal_axes(_by_owner(diagonal_blocks(moment, count), owner))[1][owner][..., :width]
-    pairs_of_heads = moment.unflatten(1, (count, -1)).unflatten(0, (count, -1))
-    narrow = torch.einsum("hap,hakb,kbq->hpkq", axes, pairs_of_heads, axes).flatten(2).flatten(0, 1)
-    narrow_output = torch.einsum("nha,hap->nhp", output.unflatten(1, (count, -1)), axes).flatten(1)
-    factor = cholesky(damp(narrow))
-    return torch.linalg.solve_triangular(factor, narrow_output.T, upper=False).square().sum()
+    axes = value_axes(moment, kept_output, owner, width)[owner]
+    fit = output_fit(moment, cross, axes, kept_output)
+    by_dense_map = (fit.before * (2 * fit.missing + fit.moment @ fit.before)).sum()
+    factor = cholesky(damp(fit.moment, RIDGE))
+    by_change = torch.linalg.solve_triangular(factor, fit.missing, upper=False).square().sum()
+    return by_dense_map + by_change
 
 
 def dropped_fisher(query_fisher: Float[Tensor, "heads dim"], owner: Int[Tensor, " heads"], width: int) -> float:
     """Fisher information of the rotary pairs that are dropped where queries and keys have `width` channels."""
-    pairs = _by_owner(query_fisher.unflatten(1, (2, -1)).sum(1), owner)
+    pairs = by_kv_head(query_fisher.unflatten(1, (2, -1)).sum(1), owner)
     return (pairs.sum() - pairs.topk(width // 2, dim=1).values.sum()).item()
-
-
-def _by_owner(values: Tensor, owner: Int[Tensor, " heads"]) -> Tensor:
-    """Sums over the heads of each key/value head: (heads, ...) to (key/value heads, ...)."""
-    return values.new_zeros(int(owner.max()) + 1, *values.shape[1:]).index_add_(0, owner, values)
 
 
 def unit_importances(ratios: Sequence[float], damages: Sequence[float], units: int) -> Float[Tensor, " units"]:

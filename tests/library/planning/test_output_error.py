@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.output_fit import value_axes
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.output_error import (
     attention_damages,
@@ -51,23 +52,20 @@ def layer_of(inputs: Tensor, gradients: Tensor) -> LayerCalibration:
 
 
 @pytest.mark.parametrize(("heads", "width"), [([0, 1, 2, 3], 4), ([1, 3], 6), ([0, 1, 3], 2)])
-def test_the_error_is_that_of_least_squares_on_the_axes(inputs, heads, width):
-    """Axes are those of a key/value head: the singular vectors of its kept heads' outputs together."""
-    output_map = random(HIDDEN, HEADS * DIM, seed=2)
+def test_the_error_is_that_of_the_fit_that_slicing_makes(inputs, heads, width):
+    """Least squares on the tokens, on the axes of `value_axes`; rows for the ridge keep the map what it was."""
+    output_map = random(HIDDEN, HEADS, DIM, seed=2)
     owner = (torch.tensor(heads) // (HEADS // KV_HEADS)).unique(return_inverse=True)[1]
-    kept = inputs.view(TOKENS, HEADS, DIM)[:, heads]
-    narrow = []
-    for place, group in enumerate(owner.tolist()):
-        together = kept[:, owner == group].transpose(0, 1).flatten(0, 1)
-        narrow.append(kept[:, place] @ torch.linalg.svd(together, full_matrices=False).Vh[:width].T)
-    features, target = torch.cat(narrow, 1), inputs @ output_map.T
-    penalty = 0.01 * features.square().sum(0).mean()  # as further rows, whose target is 0
-    features = torch.cat([features, penalty.sqrt() * torch.eye(features.shape[1])])
-    padded = torch.cat([target, torch.zeros(features.shape[1], HIDDEN)])
-    fitted = features @ torch.linalg.lstsq(features, padded).solution
-    rows, cross = kept.flatten(1), target.T @ kept.flatten(1)
-    explained = explained_energy(rows.T @ rows, cross, owner, width)
-    assert_close(explained, padded.square().sum() - (padded - fitted).square().sum(), rtol=1e-3, atol=0)
+    kept, kept_map = inputs.view(TOKENS, HEADS, DIM)[:, heads], output_map[:, heads]
+    moment, target = kept.flatten(1).T @ kept.flatten(1), inputs @ output_map.flatten(1).T
+    axes = value_axes(moment, kept_map, owner, width)[owner]
+    features = torch.einsum("nha,hap->nhp", kept, axes).flatten(1)
+    before = torch.einsum("oha,hap->hpo", kept_map, axes).flatten(0, 1)
+    penalty = (0.02 * features.square().sum(0).mean()).sqrt() * torch.eye(features.shape[1])
+    rows, wanted = torch.cat([features, penalty]), torch.cat([target, penalty @ before])
+    error = (wanted - rows @ torch.linalg.lstsq(rows, wanted).solution).square().sum()
+    explained = explained_energy(moment, kept.flatten(1).T @ target, kept_map, owner, width)
+    assert_close(explained, target.square().sum() - error, rtol=1e-3, atol=0)
 
 
 def test_the_squared_gradient_is_found_from_the_masks(inputs):
@@ -78,11 +76,12 @@ def test_the_squared_gradient_is_found_from_the_masks(inputs):
 
 
 def test_a_whole_module_does_the_damage_of_its_output(inputs):
-    """And nothing removed does none, but for the ridge penalty of the fit."""
+    """And nothing removed does none."""
     layer = layer_of(inputs, 0.05 * random(TOKENS, HIDDEN, seed=4))
     whole = squared_gradient(layer) * (inputs @ layer.output_map.flatten(1).T).square().sum().item()
     none, some, all_ = attention_damages(layer, (0.0, 0.5, 1.0))
-    assert none < 0.02 * whole < some < all_
+    assert none == pytest.approx(0, abs=1e-4 * whole)
+    assert 0.02 * whole < some < all_
     assert all_ == pytest.approx(whole, rel=1e-3)
 
 
