@@ -45,7 +45,8 @@ from .state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WID
 
 REMADE = (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_cost.FILE)
 FILES = {file.stem: file for file in (*REMADE, measurements.FILE)}
-ORDERS = ("one-shot", "sequential")  # the first is the page's default
+# The page's default order first. The coarsest steps first, in percentage points; sequential slices take longer.
+STEPS = {"one-shot": (10, 5, 1), "sequential": (10, 5)}
 MAX_PERCENT = 60  # as on the slider
 SPEED = SpeedConfig(prompt=256, new=16, repeats=9)
 SPEED_STEP = 5  # percentage points: between neighbours the speed changes by less than its noise
@@ -147,7 +148,7 @@ def hidden_files(*files: Path) -> Iterator[None]:
 
 
 def measure_percentages(calibrated: Calibrated, request: Request, path: Path = measurements.FILE) -> None:
-    """Measure the settings that the file lacks, the coarsest steps first, and write the file after each."""
+    """Measure the settings of `STEPS` that the file lacks, and write the file after each."""
     dense, key = calibrated.loaded.model, request.calibration
     windows, window = calibrated.windows.shape
     states = DenseStates(dense)
@@ -159,7 +160,8 @@ def measure_percentages(calibrated: Calibrated, request: Request, path: Path = m
         command = "python -m components.make_snapshots --only measured"
         record = about | {"command": command, "dense": dense_losses.perplexity(), "series": []}
     lines = {(part["estimator"], part["order"]): part["lines"] for part in record["series"]}
-    for order, step, estimator in product(ORDERS, (10, 5, 1), ESTIMATORS):
+    passes = [(order, step) for order, steps in STEPS.items() for step in steps]
+    for (order, step), estimator in product(passes, ESTIMATORS):
         if (estimator, order) not in lines:
             record["series"].append({"estimator": estimator, "order": order, "lines": []})
             lines[estimator, order] = record["series"][-1]["lines"]
