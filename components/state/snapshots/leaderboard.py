@@ -132,10 +132,10 @@ def cells() -> tuple[Cell, ...]:
 
 
 def measured(model: str, sparsity: float = 0.3) -> LazyString | None:
-    """What slicing a model costs at a sparsity, in a sentence; None for a model that is not on the leaderboard."""
+    """What slicing a model by the defaults costs, in a sentence; None for a model that is not on the leaderboard."""
     for cell in cells():
-        asked = cell.method, cell.stage, cell.text, cell.sparsity
-        if cell.model == model and asked == ("intraslice", "training-free", WIKIPEDIA, sparsity):
+        asked = cell.method, cell.stage, cell.other_estimator, cell.text, cell.sparsity
+        if cell.model == model and asked == ("intraslice", "training-free", "", WIKIPEDIA, sparsity):
             return lazy_gettext(
                 "Measured with {weights} weights: if {sparsity:.0%} is removed, perplexity on Wikipedia rises from "
                 "{dense:.1f} to {sliced:.1f}.",

@@ -28,6 +28,7 @@ TEXTS = Terms(
 )
 DASHES = {"longer calibration": "dashdot", "searched": "dot", "recovered": "longdash"}  # else the method's
 STAGE_SYMBOLS = {"longer calibration": "triangle-right", "searched": "triangle-down"}  # likewise
+OTHER_ESTIMATOR_SYMBOL = "pentagon"  # else the method's
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
 SPARSITY = 0.3  # of the chart against model size
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
@@ -90,9 +91,10 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
 def size_chart(cells: Sequence[Cell]) -> Chart | None:
     """KL and relative perplexity at `SPARSITY` against the size of the dense model, of untrained slices on one text.
 
-    None if there are no such cells.
+    With the default estimator, which every model has. None if there are no such cells.
     """
-    shown = [cell for cell in cells if cell.stage == "training-free" and cell.sparsity == SPARSITY]
+    untrained = [cell for cell in cells if cell.stage == "training-free" and not cell.other_estimator]
+    shown = [cell for cell in untrained if cell.sparsity == SPARSITY]
     if not shown:
         return None
     shown.sort(key=lambda cell: cell.parameters)
@@ -141,14 +143,15 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
 
 
 def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> list[Json]:
-    """A line per method and stage: KL in the left panel, relative perplexity in the right one."""
-    order, groups = list(METHODS), dict[tuple[str, str], list[Cell]]()
-    for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage))):
-        groups.setdefault((cell.method, cell.stage), []).append(cell)
+    """A line per method, stage and estimator: KL in the left panel, relative perplexity in the right one."""
+    order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
+    for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
+        groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
     traces = []
     for panel, value in ((1, "divergence"), (2, "perplexity_ratio")):
-        for (method, stage), points in groups.items():
-            line, symbol = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6), SYMBOLS.get(method, "circle")
+        for (method, stage, estimator), points in groups.items():
+            line = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6)
+            symbol = OTHER_ESTIMATOR_SYMBOL if estimator else SYMBOLS.get(method, "circle")
             line["dash"] = DASHES.get(stage, line["dash"])
             symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
             errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
@@ -157,7 +160,7 @@ def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> 
                     "type": "scatter",
                     "mode": "lines+markers",
                     "name": _name(points[0]),
-                    "legendgroup": f"{method} {stage}",
+                    "legendgroup": f"{method} {stage} {estimator}",
                     "showlegend": panel == 1,
                     "x": [x_of(point) for point in points],
                     "y": [figure.rounded(getattr(point, value)) for point in points],
