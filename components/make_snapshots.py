@@ -160,8 +160,8 @@ def measure_percentages(calibrated: Calibrated, request: Request, path: Path = m
         command = "python -m components.make_snapshots --only measured"
         record = about | {"command": command, "dense": dense_losses.perplexity(), "series": []}
     lines = {(part["estimator"], part["order"]): part["lines"] for part in record["series"]}
-    passes = [(order, step) for order, steps in STEPS.items() for step in steps]
-    for (order, step), estimator in product(passes, ESTIMATORS):
+    rounds = [(order, step) for order, steps in STEPS.items() for step in steps]
+    for (order, step), estimator in product(rounds, ESTIMATORS):
         if (estimator, order) not in lines:
             record["series"].append({"estimator": estimator, "order": order, "lines": []})
             lines[estimator, order] = record["series"][-1]["lines"]

@@ -17,9 +17,8 @@ RIDGE = 0.02  # of the output map's fit, relative to the mean of the diagonal of
 
 
 def by_kv_head(values: Float[Tensor, "heads ..."], kv_head: Int[Tensor, " heads"]) -> Float[Tensor, "kv_heads ..."]:
-    """Sums over the query heads of each key/value head; `kv_head` numbers them from 0."""
-    count = int(kv_head.max()) + 1 if len(kv_head) else 0
-    return values.new_zeros(count, *values.shape[1:]).index_add_(0, kv_head, values)
+    """Sums over the query heads of each key/value head; `kv_head` numbers them from 0, and is not empty."""
+    return values.new_zeros(int(kv_head.max()) + 1, *values.shape[1:]).index_add_(0, kv_head, values)
 
 
 def value_axes(
@@ -58,6 +57,7 @@ class OutputFit(NamedTuple):
     """
 
     moment: Float[Tensor, "inputs inputs"]  # Z^T Z
+    cross: Float[Tensor, "inputs hidden"]  # Z^T Y
     before: Float[Tensor, "inputs hidden"]  # the dense map in these axes
     missing: Float[Tensor, "inputs hidden"]  # Z^T (Y - Z before)
 
@@ -82,4 +82,4 @@ def output_fit(
     narrow = torch.einsum("hap,hakb,kbq->hpkq", axes, pairs_of_heads, axes).flatten(2).flatten(0, 1)
     narrow_cross = torch.einsum("hap,had->hpd", axes, cross.unflatten(0, (heads, width))).flatten(0, 1)
     before = torch.einsum("hap,oha->hpo", axes, kept_output.to(axes.dtype)).flatten(0, 1)
-    return OutputFit(narrow, before, narrow_cross - narrow @ before)
+    return OutputFit(narrow, narrow_cross, before, narrow_cross - narrow @ before)

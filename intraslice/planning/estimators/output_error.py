@@ -77,7 +77,7 @@ def explained_energy(
     """
     axes = value_axes(moment, kept_output, owner, width)[owner]
     fit = output_fit(moment, cross, axes, kept_output)
-    by_dense_map = (fit.before * (2 * fit.missing + fit.moment @ fit.before)).sum()
+    by_dense_map = (fit.before * (fit.cross + fit.missing)).sum()
     factor = cholesky(damp(fit.moment, RIDGE))
     by_change = torch.linalg.solve_triangular(factor, fit.missing, upper=False).square().sum()
     return by_dense_map + by_change
