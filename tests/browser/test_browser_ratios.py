@@ -141,7 +141,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     page.unroute("**/healthz")
     with page.expect_navigation():
         page.click(".isx-awake button")
-    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '20'")
+    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '25'")
     opened.forgive("net::ERR_FAILED", "AbortError", "errored out")  # failed requests, and what was on its way
 
 

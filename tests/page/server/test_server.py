@@ -47,15 +47,15 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.fixture
 def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
-    """A page of one endpoint, which takes the seconds that it is given, two calls at a time."""
+    """A page of one endpoint, which waits the given seconds, or until `released`; two calls run at a time."""
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
     monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
     monkeypatch.setattr(serving_queue, "EVERY", 0.05)
     pages = []
 
-    def open_page(scheduler: Scheduler | None = None) -> tuple[App, Caller]:
+    def open_page(scheduler: Scheduler | None = None, released: threading.Event | None = None) -> tuple[App, Caller]:
         def work(seconds: float) -> float:
-            time.sleep(seconds)
+            (released or threading.Event()).wait(seconds)
             return seconds
 
         with App(scheduler or Scheduler()) as page:
@@ -83,14 +83,15 @@ def test_calls_that_nobody_reads_keep_nobody_waiting(serve) -> None:
 
 def test_messages_of_those_who_wait_are_kept(serve) -> None:
     """Whatever others leave behind meanwhile."""
-    page, caller = serve()
-    answers = []
-    waiting = [threading.Thread(target=lambda: answers.append(caller.ask(1.0))) for _ in range(4)]
+    released, answers = threading.Event(), []
+    page, caller = serve(released=released)
+    waiting = [threading.Thread(target=lambda: answers.append(caller.ask(60.0))) for _ in range(4)]
     for thread in waiting:
         thread.start()
     until(lambda: page.calls.open_calls == 4)
     for _ in range(60):
         caller.join(0.0)
+    released.set()
     for thread in waiting:
         thread.join()
     assert len(answers) == 4
