@@ -56,4 +56,6 @@ class ThreadPool:
 def lower_priority() -> None:
     """Make this thread, and those that it will start, nicer than the rest of the process, where a thread can be."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        thread = threading.get_native_id()
+        # A process may be nicer already, and nobody but root may make a thread less nice.
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

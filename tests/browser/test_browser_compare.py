@@ -3,6 +3,8 @@
 import pytest
 from browsing import Opened
 
+from components.compare.answers import InterleavedDecoder
+
 COLUMNS = ("dense", "intraslice", "crossmodule")
 
 
@@ -53,8 +55,15 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare
     )
 
 
-def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) -> None:
+def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare, monkeypatch) -> None:
     opened, page = compare, compare.page
+    step = InterleavedDecoder.step
+
+    def slow_step(decoder: InterleavedDecoder) -> None:
+        decoder._job.sleep(0.1)  # so that the first answer does not end before it is stopped
+        step(decoder)
+
+    monkeypatch.setattr(InterleavedDecoder, "step", slow_step)
     ask_for(opened, 256)
     answered(opened, "so far", "crossmodule")
     page.fill("#prompt textarea", "w40 w50")
@@ -71,6 +80,7 @@ def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare) ->
     )
     page.click("#stop")
     page.wait_for_function("window.halted")
+    monkeypatch.undo()
     answered(opened, "8 tokens, truncated", *COLUMNS)
     opened.says("#next-tokens", "w40 w50")
 
@@ -90,7 +100,7 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     page.click("#score")
     page.wait_for_function("document.querySelectorAll('#passage .isx-token').length === 3")
     page.fill("#passage-text textarea", "w7")
-    page.click("#score")
+    opened.call("#score")
     page.wait_for_selector("#passage [role=alert]")
     assert "must have 2 to" in page.inner_text("#passage")
 

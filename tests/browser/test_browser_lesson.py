@@ -7,7 +7,8 @@ from components.lesson.steps import texts
 
 STEPS = texts()["steps"]
 TITLE = "([number, title]) => document.querySelector('#isx-lesson-title')?.textContent === `${number}. ${title}`"
-MEASURED = "/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"
+MEASURED = """document.querySelector('#removed dd')?.dataset.percent === '30.0'
+    && /→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"""
 
 
 @pytest.fixture

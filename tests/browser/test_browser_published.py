@@ -31,6 +31,7 @@ def file(published, tmp_path_factory) -> Path:
 def offline(chromium):
     """A context without a network; one for all tests, since a new one would compile the scripts again."""
     with chromium.new_context(offline=True) as context:
+        context.set_default_timeout(PATIENCE)
         context.new_page().goto("file:///dev/null")  # keeps the process
         yield context
 

@@ -31,7 +31,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page.wait_for_function(
         "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
     )
-    page.click("#sweep-run")
+    opened.call("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
     data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
     assert [name for name, *_ in data] == ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module"]
@@ -80,6 +80,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
 
     assert page.input_value("#export-link input") == page.url
+    opened.hurry(1600, 600_000)  # that long stands what follows
     page.click("#export-link button")
     opened.says("#export-link", "Copied")
     assert "bias=1.05" in page.url

@@ -213,11 +213,14 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
         assert translate("an error of {the} library") == "an error of {the} library"
 
 
-def test_two_visitors_hear_of_one_job_each_in_their_language() -> None:
+def test_two_visitors_hear_of_one_job_each_in_their_language(monkeypatch) -> None:
     """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
+    monkeypatch.setattr("components.jobs.jobs.PATIENCE", 60.0)  # a busy machine's pauses are not told
     jobs, both = Jobs(), threading.Barrier(2)
 
     def work(job):
+        while len(job.takers) < 2:
+            job.checkpoint()
         for done in range(40):
             job.emit(Status(lazy_gettext("Slicing, layer"), "busy", done, 40, 0.5))
 

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browsing import Opened
+from browsing import PATIENCE, Opened
 from tiny_page import in_job, publisher
 
 from components.export.published import site
@@ -55,6 +55,7 @@ def until(opened: Opened, condition: str) -> None:
 
 def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder) -> None:
     with chromium.new_context(offline=True) as context:
+        context.set_default_timeout(PATIENCE)
         for name, heading in {"index.html": "How much of", "de.html": "Wie viel von"}.items():
             opened = Opened(context.new_page())
             opened.faults.clear()
@@ -79,6 +80,7 @@ def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder
 )
 def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, width, answer) -> None:
     with chromium.new_context(viewport={"width": width, "height": 900}) as context:
+        context.set_default_timeout(PATIENCE)
         opened = Opened(context.new_page())
         page = opened.page
         page.goto(f"{site_address}/{name}")

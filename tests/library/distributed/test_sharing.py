@@ -119,7 +119,7 @@ def test_who_is_done_waits_for_all_to_be(together):
 
 
 def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
-    monkeypatch.setattr(launch, "TIMEOUT", timedelta(seconds=4))  # they have to meet within it, too
+    monkeypatch.setattr(launch, "TIMEOUT", timedelta(seconds=8))  # they have to meet within it, too
     stopped = multiprocessing.get_context("fork").Event()
 
     def work() -> None:

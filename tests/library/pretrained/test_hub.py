@@ -36,6 +36,7 @@ def test_what_counts_as_an_answer(status, answers, monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(hub, "TIMEOUT", 60.0)
     try:
         assert hub.hub_is_reachable() is answers
     finally:

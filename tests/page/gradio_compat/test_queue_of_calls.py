@@ -115,7 +115,8 @@ def test_plain_gradio_loses_a_call_when_the_stream_ends(launch, gate) -> None:
         assert '"session_not_found":true' in next(stream.iter_lines())
 
 
-def test_a_call_survives_the_end_of_the_stream(launch, gate) -> None:
+def test_a_call_survives_the_end_of_the_stream(launch, gate, monkeypatch) -> None:
+    monkeypatch.setattr(steady, "GRACE", 60.0)
     client = leave_a_call(launch, PatchedBlocks, gate, lambda queue: "one" in queue._left)
     gate.set()
     assert '"msg":"process_completed"' in client.http.get(f"{client.api}/{MESSAGES}").text

@@ -1,6 +1,8 @@
 """Many jobs at once, on toy jobs: threads, memory, and random ones."""
 
 import gc
+import os
+import sys
 import threading
 import time
 import weakref
@@ -13,6 +15,24 @@ import pytest
 from components.jobs import threads
 from components.jobs.scheduler import Scheduler
 from components.jobs.turns import Urgency
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
+@pytest.mark.parametrize(("before", "after"), [(0, threads.NICENESS), (10, 10)])
+def test_a_thread_of_jobs_is_at_least_as_nice_as_before(before, after) -> None:
+    """Without root it must not try to be less nice: its first job would never run."""
+    found = []
+
+    def look() -> None:
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(before, os.getpriority(os.PRIO_PROCESS, thread)))
+        threads.lower_priority()
+        found.append(os.getpriority(os.PRIO_PROCESS, thread))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [max(after, os.getpriority(os.PRIO_PROCESS, 0))]
 
 
 def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch):

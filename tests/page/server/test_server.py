@@ -88,7 +88,7 @@ def test_messages_of_those_who_wait_are_kept(serve) -> None:
     waiting = [threading.Thread(target=lambda: answers.append(caller.ask(60.0))) for _ in range(4)]
     for thread in waiting:
         thread.start()
-    until(lambda: page.calls.open_calls == 4)
+    until(lambda: page.calls.open_calls == 4 and not page.calls._unread_calls)
     for _ in range(60):
         caller.join(0.0)
     released.set()
@@ -120,14 +120,16 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
 
 
 def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     page, caller = serve()
     event = page.calls.event_ids_to_events[caller.join(0.0).json()["event_id"]]
+    monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     until(lambda: not page.calls.event_ids_to_events)
     assert event.session_hash not in page.calls.pending_messages_per_session
+    monkeypatch.delenv("INTRASLICE_MAX_UNREAD_SECONDS")
     running = caller.join(30.0)
     event = page.calls.event_ids_to_events[running.json()["event_id"]]
     page.calls.pending_messages_per_session[event.session_hash]._on_read()  # begins as if somebody read
+    monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     until(lambda: not event.alive)
 
 
@@ -135,9 +137,10 @@ def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
     page, caller = serve()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(page.calls, "get_events", lambda: 1 / 0)
+        joined = caller.join(0.0)
         caller.http.timeout = 0.5
         with pytest.raises(httpx.ReadTimeout):
-            caller.ask()
+            caller.read(joined)
         until(lambda: "is started again" in caplog.text)
     caller.http.timeout = 60
     assert "complete" in caller.ask()
@@ -156,6 +159,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     scheduler, ended = Scheduler(), threading.Event()
     page, caller = serve(scheduler)
     address = caller.api.replace("gradio_api", "healthz")
+    until(lambda: caller.http.get(address).json()["worker"] == "free")
     answer = caller.http.get(address)
     assert answer.status_code == 200
     assert answer.json() | {"ok": True, "queue": "running", "calls": 0, "worker": "free"} == answer.json()
@@ -167,7 +171,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     answer = caller.http.get(address)
     assert answer.json()["worker"].startswith("in one step for")
     ended.set()
-    assert caller.http.get(address).status_code == 200
+    until(lambda: caller.http.get(address).status_code == 200)
     page.calls.close()
     assert (caller.http.get(address).status_code, caller.http.get(address).json()["queue"]) == (503, "stopped")
 
@@ -191,7 +195,7 @@ def test_after_thousands_of_sessions_a_new_one_is_served(monkeypatch) -> None:
                 memory.append(psutil.Process().memory_info().rss)
     start = time.monotonic()
     assert "135 M" in Client(url, verbose=False).predict("default", api_name="/memory")
-    assert time.monotonic() < start + 5
+    assert time.monotonic() < start + 60
     assert memory[-1] < memory[0] + 200 * 2**20
     assert len(page.server_app.state_holder.session_data) <= 200
     page.close(verbose=False)

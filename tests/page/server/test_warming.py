@@ -34,7 +34,7 @@ def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monk
     )
     warm = warming.Warming(fresh)
     assert warm.progress == ""
-    warm.start().join(60)
+    warm.start().join()
     assert warm.progress == "done"
     slices = [f"slice at {percent}%" for percent in (20, 30, 40, 10, 50)]
     assert begun == ["calibration", "measurement", *slices, *(f"recovery at {percent}%" for percent in (20, 30, 40))]
@@ -80,7 +80,7 @@ def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, 
     monkeypatch.setattr(warming.BUDGET, "max_bytes", 1.0)
     monkeypatch.setattr(warming.BUDGET, "make_room", lambda *values: None)
     warm = warming.Warming(fresh)
-    warm.start().join(60)
+    warm.start().join()
     assert warm.progress == "done"
     assert fresh.is_calibrated(tiny)
     assert not fresh.is_sliced(tiny.with_settings(sparsity=10))
@@ -89,7 +89,7 @@ def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, 
 def test_training_that_leaves_other_jobs_too_little_memory_is_left_out(fresh, tiny, monkeypatch) -> None:
     monkeypatch.setattr(fresh._caches, "job_bytes", 1e5)
     warm = warming.Warming(fresh)
-    warm.start().join(60)
+    warm.start().join()
     assert warm.progress == "done"
     assert fresh.is_sliced(tiny.with_settings(sparsity=50))
     assert not fresh.is_sliced(tiny.with_settings(sparsity=20, recovery="distill"))
@@ -101,7 +101,7 @@ def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch) -> None:
 
     monkeypatch.setattr(fresh.calibrations, "calibrate", fail)
     warm = warming.Warming(fresh)
-    warm.start().join(60)
+    warm.start().join()
     assert warm.progress == "failed: no weights"
 
 
@@ -124,7 +124,7 @@ def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
     assert (report["ok"], report["warming"]) == (True, "calibration, 12 of 32")
     for job in list(fresh.jobs.scheduler.jobs):
         job.stop()
-    thread.join(60)
+    thread.join()
     assert health.warming.progress == "stopped"
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 from huggingface_hub import constants
+from stepping import Clock, OnlyWhileAwaited
 from tiny_page import in_job, stepwise
 
 from components.export import files
@@ -174,6 +175,7 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
 
 
 def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_while(fresh, tiny, monkeypatch) -> None:
+    fresh.jobs.scheduler = OnlyWhileAwaited(clock=Clock())  # turns alternate, however long each takes
     monkeypatch.setattr(job_memory, "LOOK", 0.01)
     list(fresh.prepare(tiny, "somebody"))
     fresh._caches.job_bytes = 0

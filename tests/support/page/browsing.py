@@ -95,6 +95,20 @@ class Opened:
                 f"the page: {shown[:6000]}"
             ) from error
 
+    def call(self, button: str) -> None:
+        """Click a button until its call is sent: gradio ignores a click while the button's last call ends."""
+        sent: list[str] = []
+
+        def note(request: "playwright.Request") -> None:
+            if "/queue/join" in request.url:
+                sent.append(request.url)
+
+        self.page.on("request", note)
+        while not sent:
+            self.page.click(button)
+            self.page.wait_for_timeout(100)
+        self.page.remove_listener("request", note)
+
     def bars(self) -> list[list[float]]:
         """The bars of the ratios' chart, by trace."""
         script = (

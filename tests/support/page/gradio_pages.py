@@ -8,6 +8,10 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from gradio import networking
+
+# Gradio asks a page that it launches for a sign of life within 3 seconds, which a busy machine may need.
+networking.url_ok = lambda _: True
 
 
 class Client:
@@ -42,8 +46,6 @@ def launcher(home: Path) -> Iterator[Callable[..., Client]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
-        # Gradio asks a page that it launches for a sign of life within 3 seconds, which a busy machine may need.
-        patch.setattr("gradio.networking.url_ok", lambda _: True)
         yield launch_page
         for page in pages:
             page.close(verbose=False)

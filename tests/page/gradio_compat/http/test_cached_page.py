@@ -101,7 +101,7 @@ def test_a_host_that_is_none_is_not_in_the_page(client, name, host) -> None:
 
 def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, monkeypatch) -> None:
     size = len(ask(client, accept_encoding="identity").content)
-    monkeypatch.setattr(cached_page, "RATE", 40 * size)
+    monkeypatch.setattr(cached_page, "RATE", 8 * size)
 
     def seconds(address: str, count: int) -> float:
         transport = httpx.HTTPTransport(local_address=address)
@@ -112,7 +112,8 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
             return time.monotonic() - start
 
     with ThreadPoolExecutor() as pool:
-        flood = pool.submit(seconds, "127.0.0.2", 60)
-        other = seconds("127.0.0.3", 1)
-    assert (flood.result() > 1) is not client.is_plain
-    assert other < 1
+        flood = pool.submit(seconds, "127.0.0.2", 20)
+        seconds("127.0.0.3", 1)
+        was_first = not flood.done()
+    assert (flood.result() > 2) is not client.is_plain
+    assert was_first or client.is_plain

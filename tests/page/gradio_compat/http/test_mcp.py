@@ -60,7 +60,7 @@ def call_from(address: str, server: str, until: Any) -> None:
 
 
 def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
