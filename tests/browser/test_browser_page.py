@@ -218,10 +218,9 @@ def test_a_finger_on_a_chart_scrolls_the_page(browser_context, address) -> None:
     context = browser_context.browser.new_context(
         has_touch=True, is_mobile=True, viewport={"width": 390, "height": 844}
     )
-    context.set_default_timeout(PATIENCE)
     page = context.new_page()
-    page.goto(address)
-    page.wait_for_selector("body.isx-begun #ratio-chart .nsewdrag", state="attached")
+    page.goto(address, timeout=PATIENCE)
+    page.wait_for_selector("body.isx-begun #ratio-chart .nsewdrag", state="attached", timeout=PATIENCE)
     assert page.evaluate(TOUCHED)
     context.close()
 

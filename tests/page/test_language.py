@@ -6,7 +6,6 @@ import copy
 import html.parser
 import json
 import re
-import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -216,7 +215,7 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
 def test_two_visitors_hear_of_one_job_each_in_their_language(monkeypatch) -> None:
     """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
     monkeypatch.setattr("components.jobs.jobs.PATIENCE", 60.0)  # a busy machine's pauses are not told
-    jobs, both = Jobs(), threading.Barrier(2)
+    jobs = Jobs()
 
     def work(job):
         while len(job.takers) < 2:
@@ -226,7 +225,6 @@ def test_two_visitors_hear_of_one_job_each_in_their_language(monkeypatch) -> Non
 
     def hears(code: str) -> list[str]:
         with use_language(code):
-            both.wait()
             events = jobs.run(code, "measure", lambda job: job.share("slice", work))
             return [formatting.status_text(event) for event in events]
 
