@@ -97,17 +97,14 @@ class Opened:
 
     def call(self, button: str) -> None:
         """Click a button until its call is sent: gradio ignores a click while the button's last call ends."""
-        sent: list[str] = []
-
-        def note(request: "playwright.Request") -> None:
-            if "/queue/join" in request.url:
-                sent.append(request.url)
-
-        self.page.on("request", note)
-        while not sent:
-            self.page.click(button)
-            self.page.wait_for_timeout(100)
-        self.page.remove_listener("request", note)
+        for _ in range(PATIENCE // 1000):
+            try:
+                with self.page.expect_request("**/queue/join*", timeout=1000):
+                    self.page.click(button)
+                return
+            except playwright.TimeoutError:
+                continue
+        raise AssertionError(f"a click on {button} sends no call")
 
     def bars(self) -> list[list[float]]:
         """The bars of the ratios' chart, by trace."""
