@@ -4,7 +4,8 @@ Writes five files in `assets/`: the snapshot of the estimator's profile (`state/
 activation shifts (`state/snapshots/diagnostics.py`), each module's measured sensitivity
 (`ratios/estimator_check/measure.py`), its marginal cost per parameter (`ratios/marginal_cost/measure.py`), and the
 perplexity at every percentage of sparsity (`state/snapshots/measurements.py`). Four of them take an hour; the last
-takes four, and continues where it stopped: delete the file to measure everything again.
+takes four, and continues where it stopped: delete the file to measure everything again. `assets/weights.json` has the
+digests of the weights that all of them belong to.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
+from intraslice.loading import DEFAULT, load_model
 from intraslice.methods.registry import plan_by, slice_by
 
 from .activations.measure import ShiftViews
@@ -34,8 +36,8 @@ from .ratios.estimator_check import measure as estimator_check
 from .ratios.marginal_cost import measure as marginal_cost
 from .spectra.measure import CalibratedSpectra
 from .state.calibrations import Calibrated
-from .state.choices import ESTIMATORS
-from .state.request import Request, parse
+from .state.choices import ESTIMATORS, PRECISIONS
+from .state.request import WEIGHTS_FILE, Request, parse, stored_weights
 from .state.session import Session
 from .state.settings import Settings
 from .state.snapshots import diagnostics as diagnostics_file
@@ -213,6 +215,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
     parser.add_argument("--only", nargs="+", default=list(FILES), choices=FILES, help="files to write; default: all")
     names = parser.parse_args().only
+    weights = {dtype: load_model(DEFAULT, dtype, progress=False).weights_digest for dtype in PRECISIONS}
+    if names == list(FILES):
+        WEIGHTS_FILE.write_text(json.dumps(weights, indent=1) + "\n", encoding="utf-8")
+    elif set(weights.values()) != stored_weights():
+        parser.error("the files of --only would be of other weights than the rest; measure all, without --only")
     if "measured" in names:
         session, request = Session(), parse(Settings(dtype="bfloat16"))
         list(session.prepare(request, "snapshot"))

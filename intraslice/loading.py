@@ -5,23 +5,30 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
+from intraslice.core.cache import cache_path
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
+from intraslice.core.records import read_record, write_record
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers
 from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
 from intraslice.pretrained.precision import choose_dtype
-from intraslice.pretrained.reader import read_config, read_weights
+from intraslice.pretrained.reader import Weights, read_config, read_weights, weight_files
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, fetch_weights, obtain_weights
 
 __all__ = [
@@ -31,20 +38,23 @@ __all__ = [
     "MemoryEstimate",
     "estimate_memory",
     "fingerprint",
+    "fingerprint_of",
     "load_model",
     "prepare_model",
     "require_loaded",
     "require_memory",
 ]
 
-SAMPLES = 1024  # values of each parameter in the fingerprint
+FORMAT = "1"  # of the kept digests of weight files
+_fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of the models in every LoadedModel
 
 
 @dataclass
 class LoadedModel:
     """A canonicalised model. `name` is the requested name; `source` is a human-readable description of the weights.
 
-    `made` is None for a dense model, and for a sliced checkpoint the record of how it was made.
+    `fingerprint` is that of the model as it was loaded: do not change its weights in place. `made` is None for a dense
+    model, and for a sliced checkpoint the record of how it was made.
     """
 
     model: PreTrainedModel
@@ -53,6 +63,25 @@ class LoadedModel:
     source: str
     fingerprint: str
     made: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _fingerprints[self.model] = self.fingerprint
+
+    @property
+    def weights_digest(self) -> str:
+        """The part of the fingerprint that covers the tensors alone; it is the same with every transformers release."""
+        return self.fingerprint.partition("-")[0]
+
+    @cached_property
+    def identity(self) -> str:
+        """The fingerprint and a digest of the tokenizer, for results that are kept by the name of their text."""
+        tokenizer: Any = self.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        # Padding and truncation belong to the last call.
+        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None} if backend else {}
+        parts = rules or tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.special_tokens_map
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+        return f"{self.fingerprint}-{digest.hexdigest()}"
 
 
 def require_loaded(loaded: object) -> None:
@@ -165,27 +194,63 @@ def _load_offloaded(
     model, tokenizer = read_weights(weights, dtype, places)
     prepare_tokenizer_(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
-    digest = fingerprint(model)
+    digest = fingerprint(model, _file_digests(weights, dtype))
     canonicalise_offloaded_(model, places, device)
     return LoadedModel(model, tokenizer, name, weights.source, digest)
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hex digest of the configuration and a sample of every parameter. It does not depend on the model's location.
+def fingerprint(model: PreTrainedModel, kept: Mapping[str, str] | None = None) -> str:
+    """SHA-256 digests, in hexadecimal, of all tensors and of the configuration, joined by a hyphen.
 
-    Reads a few hundred values of each parameter, which takes a fraction of a second for any model.
+    All bytes of every parameter and buffer count; where they are does not. Takes a second for some gigabytes.
+
+    Args:
+        kept: digests of tensors by name, used for offloaded ones instead of reading these.
     """
+    kept = kept or {}
+
+    def digest(named: tuple[str, Tensor]) -> str:
+        name, tensor = named
+        if tensor.is_meta and (known := kept.get(name) or kept.get(name.removeprefix("model."))):
+            return f"{name} {known}\n"
+        return f"{name} {_tensor_digest(fetch_tensor(model, name, tensor))}\n"
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing needs no interpreter lock
+        tensors = "".join(sorted(pool.map(digest, [*model.named_parameters(), *model.named_buffers()])))
     config = model.config.to_dict()
     for field in ("_name_or_path", "architectures", "transformers_version"):
         config.pop(field, None)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        values = fetch_tensor(model, name, parameter).detach().flatten()
-        # An odd stride does not sample a single column of a matrix.
-        sample = values[:: max(1, len(values) // SAMPLES) | 1].float().cpu()
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
+    parts = tensors, json.dumps(config, sort_keys=True, default=str)
+    return "-".join(hashlib.sha256(part.encode()).hexdigest() for part in parts)
+
+
+def fingerprint_of(model: PreTrainedModel) -> str:
+    """The fingerprint, computed once for the model in a `LoadedModel`."""
+    return _fingerprints.get(model) or fingerprint(model)
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(values.shape)} {values.dtype} ".encode())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
+    """Digests of all tensors in the weight files, converted to `dtype`; kept in the cache until a file changes."""
+    digests: dict[str, str] = {}
+    for file in weight_files(weights.folder):
+        stat = file.stat()
+        identity = file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino
+        path = cache_path("digests", ".json", FORMAT, *identity, dtype)
+        record = read_record(path)
+        if not record:
+            with safe_open(file, framework="pt") as opened:
+                names = opened.keys()
+                record = {name: _tensor_digest(opened.get_tensor(name).to(dtype)) for name in names}
+            write_record(path, record, "digests of the weights")
+        digests |= record
+    return digests
 
 
 def prepare_tokenizer_(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

@@ -22,10 +22,10 @@ from intraslice.core.config import CalibrationConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.data import calibration_tokens
 from intraslice.distributed.sharing import broadcast, rank
-from intraslice.loading import LoadedModel, fingerprint
+from intraslice.loading import LoadedModel, fingerprint_of
 from intraslice.modeling.logits import logits_in_chunks, next_token_logits
 
-SAMPLES_FORMAT, STATES_FORMAT = "1", "2"
+SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on
 SAMPLE_TOKENS = 256  # of each sampled text; as the calibration's, texts are joined to sequences
 SAMPLES_PER_BATCH = 64  # texts sampled together and kept in one file
@@ -71,7 +71,7 @@ def kept_samples(
     texts_per_sequence = -(-length // SAMPLE_TOKENS)
     text_length = -(-length // texts_per_sequence)
     batches = -(-sequences * texts_per_sequence // SAMPLES_PER_BATCH)
-    samples, model_key = [], (fingerprint(model), model.dtype)
+    samples, model_key = [], (fingerprint_of(model), model.dtype)
     for batch in range(batches):
         path = cache_path("samples", ".npz", SAMPLES_FORMAT, *model_key, text_length, temperature, seed, batch)
         if values := read_result(path, lambda file: _read(file, torch.int64)):
@@ -91,7 +91,7 @@ def kept_states(
 ) -> KeptStates:
     """The model's states in the sequences, on the CPU; from the cache as far as possible."""
     states: list[KeptStates] = []
-    model_key = fingerprint(model), model.dtype
+    model_key = fingerprint_of(model), model.dtype
     for part in tokens.split(STATES_PER_FILE):
         path = cache_path("states", ".npz", STATES_FORMAT, *model_key, LIKELY_TOKENS, part)
         if values := read_result(path, lambda file: _read(file, model.dtype, torch.int32)):

@@ -57,7 +57,8 @@ def write_answers(
 
     def key(of: Request, name: str) -> str:
         if name == OTHER:  # never that of a page whose model it is: nobody has compared the tokenizers there
-            named = of.slice_key(DENSE)._replace(method=f"{OTHER} {other}")
+            identity = of.calibration._replace(model=other).identity
+            named = of.slice_key(DENSE)._replace(method=f"{OTHER} {other} {identity}")
             return stream_key(named, loaded.tokenizer, question)
         method = name if of.slicing.sparsity else DENSE
         return stream_key(of.slice_key(method), loaded.tokenizer, question)
@@ -100,7 +101,9 @@ def write_answers(
                 try:
                     if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
                         break
-                    decoder.start(name, models.pop(name).result(), keys[name])
+                    model = models.pop(name).result()
+                    # The key again, since it names the weights, which have been loaded only now.
+                    decoder.start(name, model, keys[name] and key(*sources[name]))
                     job.emit(Status(lazy_gettext("Answering")))
                 except CANNOT_ANSWER as problem:
                     decoder.refuse(name, str(problem))

@@ -32,6 +32,7 @@ from .views import OTHER, Cost, Costs
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
+Other = CalibrationKey | None  # another model, or none: in keys, for its identity
 
 
 class Columns:
@@ -42,8 +43,8 @@ class Columns:
         self.streams = TokenStreams()
         self._stopped: set[str] = set()
         self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
-        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, str], dict[str, Speed]] = BoundedCache(1000)
-        self._others: BoundedCache[tuple[CalibrationKey, str], Cost] = BoundedCache(1000)  # without speeds
+        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, Other], dict[str, Speed]] = BoundedCache(1000)
+        self._others: BoundedCache[tuple[CalibrationKey, Other], Cost] = BoundedCache(1000)  # without speeds
 
     def is_ready(self, request: Request) -> bool:
         """Whether the dense and the sliced model are in memory."""
@@ -127,9 +128,9 @@ class Columns:
                 # Cross-module slicing cuts the inputs and outputs of the heads, not their keys and values.
                 kv_bytes = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
-        if cost := self._others.get((key, other)):
+        if cost := self._others.get((key, _other_key(request, other))):
             columns[OTHER] = cost
-        cached = (self._speeds.get((key, request.slicing, named)) for named in (other, ""))
+        cached = (self._speeds.get((key, request.slicing, _other_key(request, named))) for named in (other, ""))
         speeds = next(filter(None, cached), {})
         for name in speeds.keys() & columns.keys():  # a cache may have dropped a column's costs
             columns[name] = replace(columns[name], prefill=speeds[name].prefill, decode=speeds[name].decode)
@@ -183,7 +184,7 @@ class Columns:
 
     def _measure_other(self, job: Job, request: Request, other: str, model: PreTrainedModel) -> None:
         """Measure another model's perplexity and KL divergence, unless they are cached."""
-        key = request.calibration, other
+        key = request.calibration, _other_key(request, other)
         if self._others.get(key):
             return
         calibrated = self.session.calibrations.calibrate(job, request.calibration)
@@ -204,13 +205,13 @@ class Columns:
     def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str = "") -> None:
         """Measure the speeds of a setting's models, unless they are cached; one that is the dense model has none."""
         models = {name: model for name, model in models.items() if name == DENSE or model is not models[DENSE]}
-        key, named = (request.calibration, request.slicing), other if OTHER in models else ""
+        key, named = (request.calibration, request.slicing), _other_key(request, other if OTHER in models else "")
         cached = self._speeds.get((*key, named)) or {}
         if len(models) > 1 and not models.keys() <= cached.keys():
             progress = job_progress(job, lazy_gettext("Measuring speed, alternating between models: round"))
             speeds = measure_speed(models, SPEED, progress=progress)
             self._speeds.put((*key, named), speeds)
-            self._speeds.put((*key, ""), {name: speed for name, speed in speeds.items() if name != OTHER})
+            self._speeds.put((*key, None), {name: speed for name, speed in speeds.items() if name != OTHER})
 
     def _speed_protocol(self) -> str:
         return lazy_gettext(
@@ -221,3 +222,7 @@ class Columns:
             prompt=SPEED.prompt,
             new=SPEED.new,
         )
+
+
+def _other_key(request: Request, other: str) -> Other:
+    return request.calibration._replace(model=other) if other else None

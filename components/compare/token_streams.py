@@ -115,4 +115,5 @@ def stream_key(model: SliceKey, tokenizer: PreTrainedTokenizerBase, question: Qu
     """What an answer depends on, as a digest: neither prompts nor templates are kept in memory."""
     template = None if question.raw else tokenizer.chat_template
     seed = question.seed if question.temperature else 0
-    return hashlib.sha256(repr((model, template, question._replace(raw=False, seed=seed))).encode()).hexdigest()
+    parts = model, model.calibration.identity, template, question._replace(raw=False, seed=seed)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -101,10 +101,10 @@ def require_type(value: object) -> None:
 
 
 def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> str:
-    """The file's name, which differs if a setting does; of a model that has changed on disk browsers see the ETag."""
+    """The file's name, which differs if a setting does, or the weights that were last loaded under the model's name."""
     calibration = request.calibration
     what = (calibration.model, calibration.dtype) if method == DENSE else request.slice_key(method)
-    key = repr((__version__, file_type, what))
+    key = repr((__version__, file_type, what, calibration.identity))
     return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.gguf"
 
 

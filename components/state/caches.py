@@ -52,8 +52,17 @@ class _Entry(Generic[Value]):
     parts: dict[int, int] | None = None  # bytes by address of a value that does not grow
 
 
+def identities_in(key: object) -> tuple[str, ...]:
+    """The identities of the loaded models that a cache key names."""
+    if isinstance(key, CalibrationKey):
+        return (key.identity,)
+    return tuple(identity for part in key for identity in identities_in(part)) if isinstance(key, tuple) else ()
+
+
 class BoundedCache(Generic[Key, Value]):
     """The `max_entries` most recently used values, as long as they fit into `BUDGET`. Thread-safe.
+
+    A value is found as long as the models that its key names have the weights with which it was stored.
 
     Args:
         seconds: approximate time to recompute a value.
@@ -63,16 +72,18 @@ class BoundedCache(Generic[Key, Value]):
     def __init__(self, max_entries: float = math.inf, seconds: float = 1.0, grows: bool = True) -> None:
         self.max_entries, self.seconds, self.grows = max_entries, seconds, grows
         self._lock = threading.Lock()
-        self._entries: dict[Key, _Entry[Value]] = {}  # the least recently used first
+        # By key and identities, the least recently used first.
+        self._entries: dict[tuple[Key, tuple[str, ...]], _Entry[Value]] = {}
         BUDGET.caches.add(self)
 
     def get(self, key: Key) -> Value | None:
         """The value, which is marked as used now, or None."""
+        identified = key, identities_in(key)
         with self._lock:
-            entry = self._entries.pop(key, None)
+            entry = self._entries.pop(identified, None)
             if entry is None:
                 return None
-            self._entries[key] = entry
+            self._entries[identified] = entry
             entry.inflation, entry.last_used = BUDGET.inflation, time.monotonic()
             return entry.value
 
@@ -81,9 +92,10 @@ class BoundedCache(Generic[Key, Value]):
         parts = bytes_in(value)
         size = sum(parts.values())
         entry = _Entry(value, size, BUDGET.inflation, time.monotonic(), parts=None if self.grows else parts)
+        identified = key, identities_in(key)
         with self._lock:
-            self._entries.pop(key, None)
-            self._entries[key] = entry
+            self._entries.pop(identified, None)
+            self._entries[identified] = entry
             if len(self._entries) > self.max_entries:
                 del self._entries[next(iter(self._entries))]
         if size >= LARGE:
@@ -93,8 +105,8 @@ class BoundedCache(Generic[Key, Value]):
     def keep(self, key: Key) -> None:
         """Do not evict the value for being unused, if it is cached."""
         with self._lock:
-            if key in self._entries:
-                self._entries[key].is_kept = True
+            if entry := self._entries.get((key, identities_in(key))):
+                entry.is_kept = True
 
     def drop(self, entry: _Entry[Any]) -> None:
         """Remove an entry, if it is still cached."""

@@ -7,7 +7,9 @@ are checked when the plan is computed (`Session`).
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -30,6 +32,7 @@ from intraslice.pretrained.precision import AUTO, Precision, choose_device, choo
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe
 
+from ..assets import ASSETS
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from .choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
@@ -38,21 +41,45 @@ from .settings import Settings
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 ORDERS: tuple[Order, ...] = get_args(Order)
+WEIGHTS_FILE = ASSETS / "weights.json"  # digests of the default model's weights, by precision
+_identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
+
+
+@cache
+def stored_weights() -> frozenset[str]:
+    """Digests of the weights that everything stored in the repository was measured on."""
+    return frozenset(json.loads(WEIGHTS_FILE.read_text(encoding="utf-8")).values())
 
 
 class CalibrationKey(NamedTuple):
-    """What a calibration depends on."""
+    """What a calibration depends on, but for the weights that the model's name stands for: see `identity`."""
 
     model: str
     dtype: Precision
     config: CalibrationConfig
 
     @property
+    def identity(self) -> str:
+        """The `LoadedModel.identity` of the model that was last loaded under this name; empty before.
+
+        Names outlive weights: a repository gets a commit, a folder a training step. Caches add it to their keys.
+        """
+        return _identities.get((self.model, self.dtype), "")
+
+    def note_identity(self, identity: str) -> None:
+        """Set `identity`. The caller guarantees that no other model of this name and precision is in use."""
+        _identities[self.model, self.dtype] = identity
+
+    @property
     def is_default(self) -> bool:
-        """Whether model and calibration are the page's defaults, in any precision."""
+        """Whether model and calibration are the page's defaults, in any precision, with the weights of what is stored.
+
+        Before the model is loaded, it is assumed to have these weights: its file is pinned.
+        """
         default = Settings()
         config = CalibrationConfig(default.text, default.sequences, default.length, default.seed)
-        return (self.model, self.config) == (default.model, config)
+        is_stored = not self.identity or self.identity.partition("-")[0] in stored_weights()
+        return is_stored and (self.model, self.config) == (default.model, config)
 
     def evaluation(self, tokens: int) -> EvaluationConfig:
         """Held-out text of the same source, in windows of the calibration's length; at least one window."""

@@ -40,7 +40,7 @@ from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import call_layer, embed
 from intraslice.modeling.offload import is_offloaded, resident
 
-FORMAT = "7"
+FORMAT = "8"
 TOKENS_PER_BATCH = 512  # bounds the activations of all layers for the backward pass, which need most of the memory
 LOSS_TOKENS = 128  # tokens whose logits are in memory at a time
 SEED = 0  # for sampled targets

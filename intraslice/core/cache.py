@@ -30,7 +30,9 @@ from intraslice.core.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
-Kind = Literal["calibration", "losses", "perplexity", "samples", "search", "sensitivity", "settling", "states", "sweep"]
+Kind = Literal[
+    "calibration", "digests", "losses", "perplexity", "samples", "search", "sensitivity", "settling", "states", "sweep"
+]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
 UNFINISHED = "unfinished"  # folder of the files with which killed runs go on: see resumable.py

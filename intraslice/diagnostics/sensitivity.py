@@ -30,7 +30,7 @@ from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
 from intraslice.planning.widths import neurons_kept
 from intraslice.slicing.driver import slice_model
 
-FORMAT = "5"
+FORMAT = "6"
 PARTS: dict[ModuleKind, str] = {"attention": "self_attn", "mlp": "mlp"}  # of a canonical layer
 Measure = Literal["kl", "loss"]
 

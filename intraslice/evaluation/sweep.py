@@ -33,7 +33,7 @@ from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.recovery.registry import cost_of, settings_of
 
-FORMAT = "11"
+FORMAT = "12"
 DENSE = "dense"  # the method of a point that is not sliced
 Quantise = Literal["none"] | GGUFType  # the type of the GGUF file whose weights are evaluated; none: no rounding
 QUANTISE: tuple[Quantise, ...] = ("none", *GGUF_TYPES)

