@@ -74,13 +74,15 @@ class LoadedModel:
 
     @cached_property
     def identity(self) -> str:
-        """The fingerprint and a digest of the tokenizer, for results that are kept by the name of their text."""
+        """The fingerprint and a digest of the tokenizer, for results that are kept by the name of their text.
+
+        Read it once before the tokenizer is used, which changes its padding and truncation.
+        """
         tokenizer: Any = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        # Padding and truncation belong to the last call.
-        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None} if backend else {}
-        parts = rules or tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.special_tokens_map
-        digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode())
+        rules = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
+        parts = rules, tokenizer.chat_template, tokenizer.special_tokens_map
+        digest = hashlib.sha256(repr(parts).encode())
         return f"{self.fingerprint}-{digest.hexdigest()}"
 
 
