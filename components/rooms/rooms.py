@@ -231,11 +231,11 @@ class Rooms:
 
     def _make_place(self, address: str) -> None:
         """Delete the oldest room without students where there is no place for one more. The lock is held."""
-        own = {code for code, room in self._rooms.items() if address and room.creator == address}
-        has_own_place = len(own) < limits.ADDRESS_ROOMS.value
-        if has_own_place and limits.has_room(limits.ROOMS, len(self._all_codes()), bool(own)):
+        of_address = {code for code, room in self._rooms.items() if address and room.creator == address}
+        may_add = len(of_address) < limits.ADDRESS_ROOMS.value
+        if may_add and limits.has_room(limits.ROOMS, len(self._all_codes()), bool(of_address)):
             return
-        empty = [code for code in self._store.codes(time.time() - EMPTY_SECONDS) if has_own_place or code in own]
+        empty = [code for code in self._store.codes(time.time() - EMPTY_SECONDS) if may_add or code in of_address]
         if not empty:
             words = lazy_gettext(
                 "There are too many classes on this server, or from your network address. Delete one that is no longer "
