@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from intraslice.core.cache import cache_folder
+
 from ..i18n.language import lazy_gettext
 from .questions import Value
 
@@ -42,6 +44,12 @@ CREATE TABLE IF NOT EXISTS students (number INTEGER PRIMARY KEY, code TEXT NOT N
 CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, code TEXT NOT NULL REFERENCES rooms ON DELETE CASCADE,
     student BLOB NOT NULL, step INTEGER NOT NULL, id TEXT NOT NULL, value TEXT, UNIQUE (code, student, id));
 """
+
+
+def rooms_folder() -> Path:
+    """INTRASLICE_ROOMS, or beside the cache folder, whose eviction never reaches the rooms."""
+    cache = cache_folder()
+    return Path(os.environ.get("INTRASLICE_ROOMS") or f"{cache}.rooms").expanduser()
 
 
 class StoreError(Exception):
