@@ -10,8 +10,8 @@ from .frame import controls, events, link, pinning, slider, theme
 from .gradio_compat.callers import current_caller
 from .jobs import limits
 from .rooms import routes as room_routes
-from .rooms.folder import rooms_folder
 from .rooms.rooms import Rooms
+from .rooms.store import rooms_folder
 from .server import warming
 from .server.app import App
 from .state import choices

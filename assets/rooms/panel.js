@@ -71,6 +71,7 @@
     csv: async () => save(await window.isxRoom.file("answers.csv"), "csv"),
     report: () => save(window.isxRecord.ofClass(), "html"),
     record: () => save(window.isxRecord.own(), "html"),
+    remove: () => window.isxRoom.lead("remove", {}),
     delete: () => (view.sure.hidden = !view.sure.hidden),
     sure: async () => {
       if (await window.isxRoom.lead("delete", {})) window.isxRoom.leave();
@@ -148,7 +149,9 @@
     const invite = make("div", { className: "isx-room-invite" }, make("div", { className: "isx-room-words" }, make("p", {}, say("Class code"), " ", code), address, make("div", { className: "isx-room-tools" }, button("copy", say("Copy link")), button("secret", say("Copy presenter's link"))), copied), qr);
     const sure = make("div", { className: "isx-room-sure", hidden: true }, make("p", { textContent: say("Delete the class with all its predictions?") }), button("sure", say("Delete now")), button("delete", say("Cancel")));
     const large = button("large", "");
-    const files = make("div", { className: "isx-room-tools" }, button("invite", say("Code and link")), large, button("csv", "CSV"), button("report", say("Report (HTML)")), button("delete", say("Delete class")));
+    const remove = button("remove", say("Remove students who have not answered"));
+    remove.title = say("Those who have made no prediction for any question of this class. They can join again.");
+    const files = make("div", { className: "isx-room-tools" }, button("invite", say("Code and link")), large, button("csv", "CSV"), button("report", say("Report (HTML)")), remove, button("delete", say("Delete class")));
     parts.room.replaceChildren(invite, counts, heard, plot.element, files, sure);
     return { isLead: true, counts, heard, plot, invite, copied, qr, sure, address, large };
   }

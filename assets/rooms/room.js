@@ -7,6 +7,7 @@
   const say = window.isxSay;
   const PAUSE = { lead: 400, student: 1500, away: 4000 }; // ms between two questions to the server
   const PATIENCE = 10_000; // ms for one answer
+  const SHORT = 60; // seconds that this page waits by itself where the server asks it to
   const query = new URLSearchParams(location.search);
   const fragment = new URLSearchParams(location.hash.slice(1));
   let room = null; // what this browser keeps of the class: { code, student, lead, waiting }
@@ -42,7 +43,7 @@
     history.replaceState(history.state, "", `${location.pathname}${location.search}`);
   }
 
-  // Throws an Error with the server's sentence, and its status; status 0 where there was no answer.
+  // Throws an Error with the server's sentence, its status, and the seconds to wait; status 0 where there was no answer.
   async function call(path, body, parse = "json") {
     const headers = room?.lead ? { "x-room-lead": room.lead } : room ? { "x-room-student": room.student } : {};
     const address = new URL(`${window.gradio_config?.root ?? location.origin}/rooms${path}`);
@@ -56,13 +57,13 @@
     } catch {
       throw Object.assign(new Error(say("The server is not responding. This page keeps trying.")), { status: 0 });
     }
-    if (!response.ok) throw Object.assign(new Error(found.error), { status: response.status });
+    if (!response.ok) throw Object.assign(new Error(found.error), { status: response.status, wait: Number(response.headers.get("retry-after")) });
     return found;
   }
 
   const path = (action) => `/${room.code}/${action}`;
   const changed = () => dispatchEvent(new Event("isx-room"));
-  const passes = ({ status }) => status === 0 || status >= 500; // it is worth another try
+  const passes = ({ status, wait }) => status === 0 || status >= 500 || (wait > 0 && wait <= SHORT); // it is worth another try
 
   async function start() {
     const made = await call("", {});
@@ -130,8 +131,11 @@
   }
 
   function end(words) {
-    // The lesson goes on alone, with what was predicted in the class. The server cannot tell who was in a class that is gone.
-    [over, problem] = [true, state ? say("The class has ended. The lesson goes on without it.") : words];
+    // The lesson goes on alone, with what was predicted in the class. The server cannot tell who was in a class that is gone,
+    // and whom the presenter has removed; nobody is who has made a prediction.
+    const hasPredicted = room.lead || Object.keys({ ...room.sent, ...state?.mine }).length;
+    const ended = hasPredicted ? say("The class has ended. The lesson goes on without it.") : say("The class has ended, or the presenter has removed the students without a prediction; to join again, reload the page. The lesson goes on without the class.");
+    [over, problem] = [true, state ? ended : words];
     lesson.tell();
     changed();
   }

@@ -41,7 +41,7 @@ class Columns:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.streams = TokenStreams()
-        self._stopped: set[str] = set()
+        self._stopped: BoundedCache[str, bool] = BoundedCache(1000)  # by client
         self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, Other], dict[str, Speed]] = BoundedCache(1000)
         self._others: BoundedCache[tuple[CalibrationKey, Other], Cost] = BoundedCache(1000)  # without speeds
@@ -153,11 +153,11 @@ class Columns:
 
     def note_end(self, client: str, stopped: bool) -> None:
         """Record whether a client's answer was stopped."""
-        (self._stopped.add if stopped else self._stopped.discard)(client)
+        self._stopped.put(client, stopped)
 
     def was_stopped(self, client: str) -> bool:
         """Whether a client's last answer was stopped."""
-        return client in self._stopped
+        return bool(self._stopped.get(client))
 
     def _measure(self, job: Job, request: Request, pinned: Request | None, other: str) -> None:
         self.session.measure_perplexities(job, request)

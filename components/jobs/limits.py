@@ -85,7 +85,9 @@ UNREAD_SECONDS = Limit(
 STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then answers 503")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 95 kB")
 ROOMS = Limit("ROOMS", "live classes that are kept", 200, 200, "each for 24 hours, on the disk")
+ADDRESS_ROOMS = Limit("ADDRESS_ROOMS", "live classes of one network address", 10, 10, "others need places, too")
 STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each polls every 1.5 seconds")
+JOINS = Limit("JOINS", "students who join a class from one address at once", 80, 80, "then one every five seconds")
 ROOM_ANSWERS = Limit(
     "ROOM_ANSWERS", "predictions of a class, replaced ones included", 20_000, 20_000, "all are in memory"
 )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
+from collections.abc import Iterable
 from threading import Lock
 from typing import Any
 from uuid import uuid4
 
+from ..jobs import limits
 from .questions import Value, questions
 from .store import Answer, StoredRoom
 
 LIFETIME = 24 * 3600.0  # seconds
 RUN = uuid4().hex[:8]  # so that versions of an earlier process are never taken for ours
+JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
+MAX_ADDRESSES = 500  # that are remembered
 
 
 class Room:
@@ -20,15 +26,17 @@ class Room:
     Attributes:
         numbers: the number of each student in the order of joining, by SHA-256 of the id.
         answers: the current answers by question and student.
-        addresses: network addresses from which somebody has created or joined it, in this process.
+        creator: the network address from which it was created in this process, or "".
     """
 
-    def __init__(self, stored: StoredRoom) -> None:
+    def __init__(self, stored: StoredRoom, creator: str = "") -> None:
         self.code, self.lead, self.created, self.step = stored[:4]
         self.revealed: dict[int, Value | None] = dict(stored.revealed)
-        self.numbers = {student: number for number, student in enumerate(stored.students, start=1)}
+        self.numbers = _numbered(stored.students)
         self.answers: dict[int, dict[bytes, Value]] = {number: {} for number in questions()}
-        self.addresses: set[str] = set()
+        self.creator = creator
+        # By address: the time at which its students so far would have joined, one every `JOIN_SECONDS`.
+        self._paced = {creator: 0.0}
         self._ids: dict[tuple[bytes, str], int] = {}  # the question of each answer, replaced ones included
         self._revisions: Counter[tuple[bytes, int]] = Counter()
         self._distributions: dict[int, dict[str, Any]] = {}
@@ -59,10 +67,29 @@ class Room:
         """Changes whenever the presenter, or a student, would see something else."""
         return f"{RUN}.{self._changes if is_lead else self._shown_changes}"
 
-    def add_student(self, student: bytes) -> None:
-        """Add a student who has joined."""
+    def is_from(self, address: str) -> bool:
+        """Whether somebody has created or joined it from an address, in this process; nobody has from ""."""
+        return bool(address) and address in self._paced
+
+    def join_wait(self, address: str) -> int:
+        """Seconds until a new student may join from an address; 0 where one may now."""
+        ahead = (limits.JOINS.value - 1) * JOIN_SECONDS
+        return max(0, math.ceil(self._paced.get(address, 0.0) - ahead - time.monotonic()))
+
+    def add_student(self, student: bytes, address: str) -> None:
+        """Add a student who has joined from an address."""
         with self._lock:
             self.numbers.setdefault(student, len(self.numbers) + 1)
+            self._paced[address] = max(self._paced.get(address, 0.0), time.monotonic()) + JOIN_SECONDS
+            if len(self._paced) > MAX_ADDRESSES:
+                del self._paced[next(iter(self._paced))]
+            self._changes += 1
+
+    def remove_without_answers(self) -> None:
+        """Remove the students who have answered no question; the others get new numbers, as after a restart."""
+        with self._lock:
+            answered = {student for student, _ in self._ids}
+            self.numbers = _numbered(student for student in self.numbers if student in answered)
             self._changes += 1
 
     def add_answer(self, answer: Answer) -> None:
@@ -116,3 +143,7 @@ class Room:
         if answer.value is not None and answer.step in self.answers:
             self.answers[answer.step][answer.student] = answer.value
             self._distributions.pop(answer.step, None)
+
+
+def _numbered(students: Iterable[bytes]) -> dict[bytes, int]:
+    return {student: number for number, student in enumerate(students, start=1)}

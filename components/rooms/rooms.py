@@ -1,7 +1,7 @@
 """All rooms: who may create, join, answer and lead, and in which bounds.
 
-One process serves a folder: rooms are kept in memory once somebody has asked for them, and every change is committed to
-the store before it is made there.
+One process serves a folder, on which it has a lock: rooms are kept in memory once somebody has asked for them, and
+every change is committed to the store before it is made there.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import hmac
 import re
 import secrets
 import time
-from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs import limits
-from .questions import questions, unknown_question
+from .questions import Question, questions, unknown_question
 from .room import LIFETIME, Room
-from .store import Answer, Store, StoreError
+from .store import Answer, Store, StoredRoom, StoreError
 from .wrong_codes import WrongCodes
 
 ALPHABET = "BCDFGHJKMNPQRSTVWXYZ"  # no letter that looks like another or like a digit, and no vowel: no words
@@ -28,8 +28,8 @@ LENGTH = 6
 STUDENT_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
 MAX_REVISIONS = 50  # answers of one student to one question
-MAX_ADDRESSES = 500  # of a room
-RETRY_SECONDS = 60.0  # until expired rooms are looked for again, where that failed
+EXPIRY_SECONDS = 60.0  # between two looks for expired rooms
+EMPTY_SECONDS = 900  # after which a room without students gives way to a new one, where there are too many
 
 
 class Refused(Exception):
@@ -52,47 +52,39 @@ class Rooms:
         self._store, self._wrong_codes = Store(folder), WrongCodes()
         self._rooms: dict[str, Room] = {}
         self._codes: set[str] | None = None  # of all rooms, kept from the store: wrong codes cost nothing
-        self._created: Counter[str] = Counter()  # rooms that an address has created in this process
         self._lock = Lock()  # held while something is changed, the commit included
         self._timer: Timer | None = None
-        if self._store.exists():
-            self.delete_expired()
+        self.delete_expired()
 
     def create(self, address: str) -> tuple[Room, str]:
         """A new room, and the secret of whoever leads it."""
         self.delete_expired()
         secret = secrets.token_urlsafe(24)
-        words = lazy_gettext("There are too many classes on this server. Try again later.")
         with self._lock:
-            if not limits.has_room(limits.ROOMS, len(self._all_codes()), self._created[address] > 0):
-                raise Refused(429, words, 3600)
-            created = time.time()
-            for _ in range(5):
+            self._make_place(address)
+            code = ""
+            while not code or code in self._all_codes():
                 code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
-                if self._store.create(code, _digest(secret), created, limits.ROOMS.value):
-                    break
-            else:
-                raise Refused(429, words, 3600)
+            stored = StoredRoom(code, _digest(secret), time.time(), 1, {}, [], [])
+            self._store.create(stored)
             self._all_codes().add(code)
-            self._created[address] += 1
-            room = self._loaded(code)
-            assert room is not None
-            room.addresses.add(address)
-        self._schedule(LIFETIME)
+            room = self._rooms[code] = Room(stored, address)
+        self._schedule()
         return room, secret
 
     def join(self, text: str, student: str, address: str) -> Room:
         """The room with this code, which the student has joined now or before.
 
         After `WRONG_CODES` wrong codes an address can only join rooms in which it takes part already: whoever tries
-        codes learns nothing more, and nobody can lock a class out by typing wrong codes in the same building.
+        codes learns nothing more, and nobody can lock a class out by typing wrong codes in the same building. New
+        students of an address join at a pace that lets a lecture hall in at once, and few invented ones.
         """
         code, digest = normalised(text), _digest(student)
         if not STUDENT_ID.fullmatch(student):
             raise Refused(400, lazy_gettext("This browser's id is not valid. Reload the page."))
         wait = self._wrong_codes.wait(address)
-        room = self.in_memory(code) if wait else self.find(code)
-        if wait and not (room and (address in room.addresses or digest in room.numbers)):
+        room = self.find(code, in_memory=wait > 0)
+        if wait and not (room and (room.is_from(address) or digest in room.numbers)):
             words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
             raise Refused(429, words, wait)
         if room is None:
@@ -101,14 +93,15 @@ class Rooms:
         with self._lock:
             self._require_current(room)
             if digest not in room.numbers:
-                if len(room.numbers) >= limits.STUDENTS.value:
-                    raise Refused(
-                        409, lazy_gettext("This class is full: it has {count} students.", count=len(room.numbers))
+                if (count := len(room.numbers)) >= limits.STUDENTS.value:
+                    raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
+                if wait := room.join_wait(address):
+                    words = lazy_gettext(
+                        "Many students from your network are joining this class. Try again in {count} s.", count=wait
                     )
+                    raise Refused(429, words, wait)
                 self._store.join(room.code, digest)
-                room.add_student(digest)
-            if len(room.addresses) < MAX_ADDRESSES:
-                room.addresses.add(address)
+                room.add_student(digest, address)
         return room
 
     def student_room(self, text: str, student: str) -> tuple[Room, bytes]:
@@ -135,9 +128,7 @@ class Rooms:
         """
         room, digest = self.student_room(text, student)
         id, step, value = body.get("id"), body.get("step"), body.get("value")
-        question = questions().get(step) if isinstance(step, int) and not isinstance(step, bool) else None
-        if question is None:
-            raise Refused(400, unknown_question(step))
+        question = _question(step)
         if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
             raise Refused(400, lazy_gettext("The prediction's id is not valid. Reload the page and send it again."))
         if not question.is_answer(value):
@@ -146,17 +137,15 @@ class Rooms:
             )
             raise Refused(400, words)
         with self._lock:
-            self._require_current(room)
-            if (earlier := room.question_of(digest, id)) is not None:
-                if earlier != question.number:
-                    raise Refused(
-                        409,
-                        lazy_gettext(
-                            "This prediction's id was already used for another question. Reload the page and send it "
-                            "again."
-                        ),
-                    )
+            self._require_current(room, digest)
+            earlier = room.question_of(digest, id)
+            if earlier == question.number:
                 return room  # a repeat
+            if earlier is not None:
+                words = lazy_gettext(
+                    "This prediction's id was already used for another question. Reload the page and send it again."
+                )
+                raise Refused(409, words)
             if question.number in room.revealed:
                 words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
                 raise Refused(409, words)
@@ -178,7 +167,7 @@ class Rooms:
     def go_to(self, text: str, secret: str, step: Any) -> Room:
         """Make a question the current one."""
         room = self.led_room(text, secret)
-        number = _question_number(step)
+        number = _question(step).number
         with self._lock:
             self._require_current(room)
             if number != room.step:
@@ -189,15 +178,23 @@ class Rooms:
     def reveal(self, text: str, secret: str, step: Any, truth: Any) -> Room:
         """Reveal a question, with what was measured, or None while that is not known; it may follow."""
         room = self.led_room(text, secret)
-        number = _question_number(step)
-        question = questions()[number]
+        question = _question(step)
         if not question.is_truth(truth):
             raise Refused(400, question.wrong_truth)
         with self._lock:
             self._require_current(room)
-            if number not in room.revealed or (truth is not None and truth != room.revealed[number]):
-                self._store.reveal(room.code, number, truth)
-                room.reveal(number, truth)
+            if step not in room.revealed or (truth is not None and truth != room.revealed[step]):
+                self._store.reveal(room.code, step, truth)
+                room.reveal(step, truth)
+        return room
+
+    def remove_without_answers(self, text: str, secret: str) -> Room:
+        """Remove the students who have answered no question; they may join again."""
+        room = self.led_room(text, secret)
+        with self._lock:
+            self._require_current(room)
+            self._store.remove_without_answers(room.code)
+            room.remove_without_answers()
         return room
 
     def delete(self, text: str, secret: str) -> None:
@@ -208,31 +205,22 @@ class Rooms:
             self._forget(room.code)
 
     def delete_expired(self) -> None:
-        """Delete the rooms that are 24 hours old, and schedule the next time."""
-        try:
-            with self._lock:
-                self._store.delete_before(time.time() - LIFETIME)
-                for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
-                    self._forget(code)
-                self._codes = None  # to be read again: those of rooms that nobody has asked for are deleted too
-            oldest = self._store.oldest()
-        except StoreError:  # the log has it
-            self._schedule(RETRY_SECONDS)
+        """Delete the rooms that are 24 hours old, now and every minute."""
+        if not self._store.exists():
             return
-        if oldest is not None:
-            self._schedule(max(1.0, oldest + LIFETIME - time.time()))
+        with suppress(StoreError), self._lock:  # the log has it
+            self._store.delete(created_before=time.time() - LIFETIME)
+            self._codes = None  # to be read again: those of rooms that nobody has asked for are deleted too
+            for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
+                self._forget(code)
+        self._schedule()
 
-    def find(self, code: str) -> Room | None:
-        """The room with this code, unless it has expired."""
-        room = self._rooms.get(code)
-        if room is None and len(code) == LENGTH and set(code) <= set(ALPHABET):
+    def find(self, code: str, in_memory: bool = False) -> Room | None:
+        """The room with this code, unless it has expired; `in_memory` looks only there, and never waits."""
+        if (room := self._rooms.get(code)) is None and not in_memory:
             with self._lock:
-                room = self._loaded(code)
-        return room if room is not None and room.expires > time.time() else None
-
-    def in_memory(self, text: str) -> Room | None:
-        """As `find`, but without a look into the store: it never waits."""
-        room = self._rooms.get(normalised(text))
+                if code in self._all_codes() and (stored := self._store.load(code)) is not None:
+                    room = self._rooms.setdefault(code, Room(stored))
         return room if room is not None and room.expires > time.time() else None
 
     def close(self) -> None:
@@ -241,15 +229,27 @@ class Rooms:
             self._timer.cancel()
         self._store.close()
 
-    def _loaded(self, code: str) -> Room | None:
-        """A room, from memory or from the store. The lock is held."""
-        if code not in self._rooms and code in self._all_codes() and (stored := self._store.load(code)) is not None:
-            self._rooms[code] = Room(stored)
-        return self._rooms.get(code)
+    def _make_place(self, address: str) -> None:
+        """Delete the oldest room without students where there is no place for one more. The lock is held."""
+        of_address = {code for code, room in self._rooms.items() if address and room.creator == address}
+        may_add = len(of_address) < limits.ADDRESS_ROOMS.value
+        if may_add and limits.has_room(limits.ROOMS, len(self._all_codes()), bool(of_address)):
+            return
+        empty = [code for code in self._store.codes(time.time() - EMPTY_SECONDS) if may_add or code in of_address]
+        if not empty:
+            words = lazy_gettext(
+                "There are too many classes on this server, or from your network address. Delete one that is no longer "
+                "needed, or try again later."
+            )
+            raise Refused(429, words, EMPTY_SECONDS)
+        self._store.delete(empty[0])
+        self._forget(empty[0])
 
     def _all_codes(self) -> set[str]:
         """The codes of all rooms. The lock is held."""
         if self._codes is None:
+            if not self._store.exists():
+                return set()  # until somebody creates a room: it may be another process
             self._codes = set(self._store.codes())
         return self._codes
 
@@ -258,17 +258,15 @@ class Rooms:
         self._rooms.pop(code, None)
         self._all_codes().discard(code)
 
-    def _require_current(self, room: Room) -> None:
-        """Refuse a room that was deleted a moment ago. The lock is held."""
-        if self._rooms.get(room.code) is not room:
+    def _require_current(self, room: Room, student: bytes | None = None) -> None:
+        """Refuse a room that was deleted, or a student who was removed, a moment ago. The lock is held."""
+        if self._rooms.get(room.code) is not room or (student and student not in room.numbers):
             raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
 
-    def _schedule(self, seconds: float) -> None:
-        if self._timer is not None and self._timer.is_alive() and seconds >= LIFETIME:
-            return  # an older room expires earlier
+    def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = Timer(min(seconds, LIFETIME), self.delete_expired)
+        self._timer = Timer(EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 
@@ -288,10 +286,10 @@ def is_lead(room: Room, secret: str) -> bool:
     return hmac.compare_digest(room.lead, _digest(secret))
 
 
-def _question_number(step: Any) -> int:
+def _question(step: Any) -> Question:
     if not isinstance(step, int) or isinstance(step, bool) or step not in questions():
         raise Refused(400, unknown_question(step))
-    return step
+    return questions()[step]
 
 
 def _digest(secret: str) -> bytes:

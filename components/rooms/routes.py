@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,10 +19,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..gradio_compat.http.addresses import address_of
+from ..gradio_compat.http.addresses import site_of
 from ..i18n.language import lazy_gettext, translate
 from . import table
-from .rooms import Refused, Rooms, is_lead, is_student
+from .rooms import Refused, Rooms, is_lead, is_student, normalised
 from .store import StoreError
 
 HOME = "rooms"  # below the page's address
@@ -37,11 +38,11 @@ def routes(rooms: Rooms) -> Sequence[Route]:
     """All routes of the rooms."""
 
     def create(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-        room, secret = rooms.create(address_of(request))
+        room, secret = rooms.create(site_of(request))
         return {"code": room.code, "lead": secret, "expires": room.expires}
 
     def join(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-        room = rooms.join(_code(request), _header(request, STUDENT), address_of(request))
+        room = rooms.join(_code(request), _header(request, STUDENT), site_of(request))
         return {"code": room.code, "step": room.step, "expires": room.expires}
 
     def answer(request: Request, body: dict[str, Any]) -> dict[str, Any]:
@@ -54,6 +55,9 @@ def routes(rooms: Rooms) -> Sequence[Route]:
     def reveal(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         secret, step, truth = _header(request, LEAD), body.get("step"), body.get("truth")
         return rooms.reveal(_code(request), secret, step, truth).seen_by_lead()
+
+    def remove(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+        return rooms.remove_without_answers(_code(request), _header(request, LEAD)).seen_by_lead()
 
     def delete(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         rooms.delete(_code(request), _header(request, LEAD))
@@ -96,7 +100,7 @@ def routes(rooms: Rooms) -> Sequence[Route]:
     async def state(request: Request) -> Response:
         """The state for a student, or for whoever leads the room; 204 where it has the version `since`."""
         secret, since = _header(request, LEAD), request.query_params.get("since")
-        room = rooms.in_memory(_code(request)) if since else None
+        room = rooms.find(normalised(_code(request)), in_memory=True) if since else None
         if room is not None and since == room.version(bool(secret)):
             takes_part = is_lead(room, secret) if secret else is_student(room, _header(request, STUDENT))
             if takes_part:
@@ -105,11 +109,11 @@ def routes(rooms: Rooms) -> Sequence[Route]:
 
     room = f"/{HOME}/{{code}}"
     posts = {f"/{HOME}": create, f"{room}/join": join, f"{room}/answer": answer, f"{room}/step": go_to}
-    posts |= {f"{room}/reveal": reveal, f"{room}/delete": delete, f"{room}/qr": qr_code}
+    posts |= {f"{room}/reveal": reveal, f"{room}/remove": remove, f"{room}/delete": delete, f"{room}/qr": qr_code}
     return [
-        *(Route(path, _endpoint(handler), methods=["POST"]) for path, handler in posts.items()),
+        *(Route(path, partial(_answered, handler), methods=["POST"]) for path, handler in posts.items()),
         Route(f"{room}/state", state),
-        Route(f"{room}/answers.csv", _endpoint(answers)),
+        Route(f"{room}/answers.csv", partial(_answered, answers)),
     ]
 
 
@@ -119,13 +123,6 @@ def _code(request: Request) -> str:
 
 def _header(request: Request, name: str) -> str:
     return request.headers.get(name, "")[:100]
-
-
-def _endpoint(handler: Handler) -> Callable[[Request], Any]:
-    async def endpoint(request: Request) -> Response:
-        return await _answered(handler, request)
-
-    return endpoint
 
 
 async def _answered(handler: Handler, request: Request) -> Response:

@@ -17,6 +17,10 @@ from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
 
+from filelock import FileLock, Timeout
+
+from intraslice.core.cache import cache_folder
+
 from ..i18n.language import lazy_gettext
 from .questions import Value
 
@@ -24,6 +28,11 @@ log = logging.getLogger(__name__)
 
 FILE = "rooms.sqlite"
 LOCK_TIMEOUT = 5.0  # seconds to wait for another process
+UNUSABLE = lazy_gettext("Classes cannot be saved at the moment: the server's disk is full, locked or damaged.")
+IN_USE = lazy_gettext(
+    "This server has no classes, since another one uses the same folder for them. Stop that server, or start this one "
+    "with another folder in INTRASLICE_ROOMS."
+)
 SCHEMA = """
 PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON; PRAGMA foreign_keys = ON;
 CREATE TABLE IF NOT EXISTS rooms (code TEXT PRIMARY KEY, lead BLOB NOT NULL, created REAL NOT NULL,
@@ -35,6 +44,12 @@ CREATE TABLE IF NOT EXISTS students (number INTEGER PRIMARY KEY, code TEXT NOT N
 CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, code TEXT NOT NULL REFERENCES rooms ON DELETE CASCADE,
     student BLOB NOT NULL, step INTEGER NOT NULL, id TEXT NOT NULL, value TEXT, UNIQUE (code, student, id));
 """
+
+
+def rooms_folder() -> Path:
+    """INTRASLICE_ROOMS, or beside the cache folder, whose eviction never reaches the rooms."""
+    cache = cache_folder()
+    return Path(os.environ.get("INTRASLICE_ROOMS") or f"{cache}.rooms").expanduser()
 
 
 class StoreError(Exception):
@@ -65,11 +80,13 @@ class StoredRoom(NamedTuple):
 class Store:
     """The rooms in a folder. Methods may be called from any thread, and raise StoreError.
 
-    The folder is created with the first room.
+    The folder is created with the first room. A process that has used it keeps a lock on it, since the rooms are in its
+    memory, too: another process gets StoreError.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path, self._lock = folder / FILE, RLock()
+        self._folder_lock = FileLock(folder / ".lock", thread_local=False)
         self._connection: sqlite3.Connection | None = None
 
     def exists(self) -> bool:
@@ -77,32 +94,31 @@ class Store:
         return self._path.is_file()
 
     def close(self) -> None:
-        """Close the database; the next call opens it again."""
+        """Close the database, and leave the folder to other processes; the next call opens it again."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._disconnect()
+            self._folder_lock.release()
 
-    def create(self, code: str, lead: bytes, created: float, max_rooms: int) -> bool:
-        """Add a room; False where there are `max_rooms` or the code is taken."""
-        with self._transaction() as database:
-            (count,) = database.execute("SELECT COUNT(*) FROM rooms").fetchone()
-            if count >= max_rooms or database.execute("SELECT 1 FROM rooms WHERE code = ?", [code]).fetchone():
-                return False
-            database.execute("INSERT INTO rooms VALUES (?, ?, ?, 1)", [code, lead, created])
-            return True
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def codes(self) -> list[str]:
-        """The codes of all rooms."""
-        if not self.exists():
-            return []
+    def create(self, room: StoredRoom) -> None:
+        """Add a room that has no students yet."""
         with self._transaction() as database:
-            return [code for (code,) in database.execute("SELECT code FROM rooms")]
+            database.execute("INSERT INTO rooms VALUES (?, ?, ?, ?)", room[:4])
+
+    def codes(self, empty_before: float | None = None) -> list[str]:
+        """The codes of all rooms, the oldest first; or of those without students that were created before a moment."""
+        query, values = "SELECT code FROM rooms", []
+        if empty_before is not None:
+            query, values = f"{query} WHERE created < ? AND code NOT IN (SELECT code FROM students)", [empty_before]
+        with self._transaction() as database:
+            return [code for (code,) in database.execute(f"{query} ORDER BY created", values)]
 
     def load(self, code: str) -> StoredRoom | None:
         """A room with its students and answers, or None."""
-        if not self.exists():
-            return None
         with self._transaction() as database:
             row = database.execute("SELECT lead, created, step FROM rooms WHERE code = ?", [code]).fetchone()
             if row is None:
@@ -125,6 +141,12 @@ class Store:
         with self._transaction() as database:
             database.execute("INSERT OR IGNORE INTO students (code, student) VALUES (?, ?)", [code, student])
 
+    def remove_without_answers(self, code: str) -> None:
+        """Remove the students of a room who have answered no question."""
+        with self._transaction() as database:
+            answered = "SELECT student FROM answers WHERE code = ?"
+            database.execute(f"DELETE FROM students WHERE code = ? AND student NOT IN ({answered})", [code, code])
+
     def answer(self, code: str, answer: Answer) -> None:
         """Add an answer; the student's earlier one to this question loses its value."""
         student, step, id, value = answer
@@ -145,25 +167,11 @@ class Store:
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO reveals VALUES (?, ?, ?)", [code, step, json.dumps(truth)])
 
-    def delete(self, code: str) -> None:
-        """Delete a room with all that belongs to it, also from the log."""
-        self._delete("code = ?", code)
-
-    def delete_before(self, created: float) -> None:
-        """Delete the rooms that were created before a moment."""
-        if self.exists():
-            self._delete("created < ?", created)
-
-    def oldest(self) -> float | None:
-        """When the oldest room was created, in seconds since 1970."""
-        if not self.exists():
-            return None
+    def delete(self, code: str = "", created_before: float = 0.0) -> None:
+        """Delete a room, or those created before a moment, with all that belongs to them, also from the log."""
         with self._transaction() as database:
-            return database.execute("SELECT MIN(created) FROM rooms").fetchone()[0]
-
-    def _delete(self, condition: str, value: str | float) -> None:
-        with self._transaction() as database:
-            deleted = database.execute(f"DELETE FROM rooms WHERE {condition}", [value]).rowcount
+            values = [code, created_before]
+            deleted = database.execute("DELETE FROM rooms WHERE code = ? OR created < ?", values).rowcount
         if deleted:
             with self._lock, suppress(sqlite3.Error):
                 self._open().execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -183,18 +191,19 @@ class Store:
                         database.execute("ROLLBACK")
                     raise
             except (sqlite3.Error, OSError, ValueError) as error:
-                log.warning("the rooms in %s cannot be used: %s", self._path, error)
+                words = IN_USE if isinstance(error, Timeout) else UNUSABLE
+                log.warning("the rooms in %s cannot be used: %s (%s)", self._path, words, error)
                 # If it is damaged, the next call opens it again and finds out.
                 if not isinstance(error, sqlite3.OperationalError):
                     with suppress(sqlite3.Error):
-                        self.close()
-                raise StoreError(
-                    lazy_gettext("Classes cannot be saved at the moment: the server's disk is full, locked or damaged.")
-                ) from error
+                        self._disconnect()
+                raise StoreError(words) from error
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._folder_lock.is_locked:
+                self._folder_lock.acquire(timeout=0)
             try:
                 self._connection = _connect(self._path)
             except sqlite3.DatabaseError as error:

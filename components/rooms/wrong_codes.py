@@ -23,10 +23,8 @@ class WrongCodes:
     def count(self, address: str) -> None:
         """Record a wrong code."""
         with self._lock:
-            times = self._times.pop(address, deque())
+            times = self._times.pop(address, deque(maxlen=limits.WRONG_CODES.value))
             times.append(time.monotonic())
-            while len(times) > limits.WRONG_CODES.value:
-                times.popleft()
             self._times[address] = times
             while len(self._times) > MAX_ADDRESSES:
                 del self._times[next(iter(self._times))]

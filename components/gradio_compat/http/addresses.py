@@ -19,6 +19,7 @@ from ...jobs import limits
 log = logging.getLogger(__name__)
 
 NETWORK = 64  # bits of an IPv6 address that name a subscriber, who has all addresses below
+SITE = 48  # bits that name a site, which may have all networks below
 
 
 def address_of(request: Any) -> str:
@@ -38,6 +39,12 @@ def address_of(request: Any) -> str:
     entries = forwarded.split(",")
     addresses = [_parsed(entry, require_global=True) for entry in entries[: len(entries) - (hops - 1)]]
     return next(filter(None, reversed(addresses)), "")
+
+
+def site_of(request: Any) -> str:
+    """As `address_of`, but IPv6 by its site: whoever has 65,536 networks counts once."""
+    address = address_of(request)
+    return str(ipaddress.ip_network(address).supernet(new_prefix=SITE)) if ":" in address else address
 
 
 def _parsed(text: str, require_global: bool = False) -> str:

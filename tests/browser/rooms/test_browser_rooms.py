@@ -158,6 +158,16 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     rows = list(csv.reader(io.StringIO(saved(presenter, "csv"))))
     assert len(rows) == 1 + questions * len(students)
     assert saved(presenter, "report").count("<h2") == questions
+    idle = open_alone(link.removeprefix(address))
+    idle.until("() => isxRoom.now?.state")
+    presenter.says(".isx-room-counts", f"Students: {len(students) + 1} ")
+    remove = presenter.page.get_by_role("button", name="Remove students who have not answered")
+    assert "no prediction for any question" in remove.get_attribute("title")
+    remove.click()
+    presenter.says(".isx-room-counts", f"Students: {len(students)} ")
+    idle.says(".isx-lesson-bar", "removed the students without a prediction; to join again, reload")
+    idle.leave_for(idle.page.url)
+    presenter.says(".isx-room-counts", f"Students: {len(students) + 1} ")
     large = presenter.page.locator("[data-room=large]")
     large.click()
     assert large.inner_text() == "Close large view"
@@ -174,6 +184,6 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
         words = student.page.inner_text(".isx-lesson-bar")
         assert "10" not in words.replace(code, "")  # no question of the class
         assert student.page.locator(".isx-lesson-room").is_hidden()
-    for one in (presenter, *students):
+    for one in (presenter, idle, *students):
         one.page.close()  # what went wrong on it may be told late
         one.forgive("403" if one is presenter else "410")  # of who asked for the class while it was deleted

@@ -47,6 +47,14 @@ def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[s
     return shown
 
 
+def test_who_has_stopped_an_answer_is_remembered_of_the_last_thousand_clients(session) -> None:
+    columns = Columns(session)
+    for number in range(1001):
+        columns.note_end(f"client {number}", stopped=True)
+    columns.note_end("client 1000", stopped=False)
+    assert [columns.was_stopped(f"client {number}") for number in (0, 1, 1000)] == [False, True, False]
+
+
 def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) -> None:
     shown = answered(session, tiny, other)
     loaded = load_model(other, getattr(torch, tiny.calibration.dtype))

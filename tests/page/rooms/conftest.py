@@ -27,9 +27,9 @@ class Class:
         started = self.http.post("/rooms", json={}).json()
         self.code, self.secret = started["code"], started["lead"]
 
-    def client(self, address: str = CAMPUS) -> TestClient:
-        """A client with a network address."""
-        app = Starlette(routes=list(routes(self.rooms)), middleware=[Middleware(LanguageMiddleware)])
+    def client(self, address: str = CAMPUS, rooms: Rooms | None = None) -> TestClient:
+        """A client with a network address, of this class's server or of another one."""
+        app = Starlette(routes=list(routes(rooms or self.rooms)), middleware=[Middleware(LanguageMiddleware)])
         return TestClient(app, client=(address, 50_000))
 
     def lead(self, action: str, secret: str | None = None, **body: object) -> httpx.Response:

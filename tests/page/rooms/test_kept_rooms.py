@@ -43,6 +43,7 @@ def test_a_room_is_deleted_by_its_owner_and_after_24_hours(klass, start_class, m
     assert klass.lead("delete").json() == {"deleted": True}
     assert klass.state(student).status_code == 410
     assert klass.answer(student, 2).status_code == 410
+    klass.rooms.close()
     later = start_class(klass.folder)
     student = later.join()
     later.answer(student, 2)
@@ -90,7 +91,8 @@ def answer_for_ever(folder: Path, acknowledge: Connection) -> None:
 
 
 def test_after_kill_9_every_acknowledged_answer_counts_once(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_STUDENTS", "100000")
+    for name in ("STUDENTS", "JOINS"):
+        monkeypatch.setenv(f"INTRASLICE_MAX_{name}", "100000")
     context = multiprocessing.get_context("fork")
     acknowledged, acknowledge = context.Pipe(duplex=False)
     writer = context.Process(target=answer_for_ever, args=(tmp_path, acknowledge), daemon=True)
@@ -135,6 +137,7 @@ def test_a_damaged_database_is_put_aside_and_classes_can_be_started(klass, start
 
 
 def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOINS", "200")
     student = klass.join()
     connection = klass.rooms._store._open()
     connection.execute("PRAGMA busy_timeout = 10")
@@ -153,6 +156,24 @@ def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkey
     connection.execute("PRAGMA max_page_count = 1000000")
     assert klass.answer(student, 2, id="kept-by-client").status_code == 200
     assert sum(klass.counts()) == 1
+
+
+def test_of_two_servers_in_one_folder_the_second_has_no_classes_and_says_so(klass, start_class, caplog) -> None:
+    second = Rooms(klass.folder)  # a page that starts
+    assert "another folder in INTRASLICE_ROOMS" in caplog.text
+    http = klass.client(rooms=second)
+    student = {"x-room-student": "a" * 32}
+    join = f"/rooms/{klass.code}/join"
+    for refused in (http.post("/rooms", json={}), http.post(join, headers=student, json={})):
+        assert refused.status_code == 503
+        assert refused.json()["error"].startswith("This server has no classes, since another one uses the same folder")
+    klass.answer(klass.join(), 2)
+    klass.rooms.close()
+    assert http.post(join, headers=student, json={}).status_code == 200  # the first has ended
+    state = http.get(f"/rooms/{klass.code}/state", headers={"x-room-lead": klass.secret}).json()
+    assert (state["students"], state["answers"]["1"]["count"]) == (2, 1)
+    assert klass.lead("step", step=2).status_code == 503
+    second.close()
 
 
 def test_rooms_that_expire_without_having_been_loaded_make_room_for_others(klass, start_class, monkeypatch) -> None:
@@ -174,6 +195,6 @@ def test_who_joins_a_class_that_is_ended_meanwhile_is_told_so(klass, monkeypatch
         klass.rooms.delete(klass.code, klass.secret)
         return room
 
-    monkeypatch.setattr(klass.rooms, "find", lambda code: monkeypatch.undo() or found_a_moment_ago(code))
+    monkeypatch.setattr(klass.rooms, "find", lambda code, **_: monkeypatch.undo() or found_a_moment_ago(code))
     answer = klass.http.post(f"/rooms/{klass.code}/join", headers={"x-room-student": "a" * 32}, json={})
     assert answer.status_code == 410

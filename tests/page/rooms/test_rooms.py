@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
+import time
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from components.jobs import limits
-from components.rooms.rooms import ALPHABET, LENGTH
+from components.rooms import room
+from components.rooms.room import JOIN_SECONDS
+from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, LENGTH, Rooms
 from components.rooms.store import FILE
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
-ELSEWHERE = "198.51.100.1"
+CAMPUS, ELSEWHERE = "192.0.2.1", "198.51.100.1"
 
 
 def test_the_class_is_pooled_revealed_and_goes_on(klass) -> None:
@@ -168,6 +173,71 @@ def test_ten_thousand_guesses_get_nowhere_and_lock_no_class_out(klass) -> None:
     assert all(klass.answer(one, 2).status_code == 200 for one in joined)
 
 
+def test_codes_cannot_be_guessed_where_addresses_are_unknown(start_class, tmp_path) -> None:
+    klass = start_class(tmp_path, address="a proxy's socket")
+    student = klass.join()
+    guess = {"headers": {"x-room-student": "f" * 32}, "json": {}}
+    wrong = [klass.http.post("/rooms/BBBBBB/join", **guess).status_code for _ in range(limits.WRONG_CODES.value)]
+    assert set(wrong) == {404}
+    assert klass.http.post(f"/rooms/{klass.code}/join", **guess).status_code == 429
+    assert klass.join(student) == student
+    klass.rooms.close()
+
+
+@pytest.mark.parametrize("addresses", [[CAMPUS], [f"2001:db8:7:{network:x}::1" for network in range(200)]])
+def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed(
+    addresses, klass, start_class, monkeypatch
+) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr(room, "time", clock)
+    hall = klass.client(addresses[0])
+    students = [klass.join(client=hall) for _ in range(60)]
+    path, clients = f"/rooms/{klass.code}/join", [klass.client(address) for address in addresses]
+
+    def join(number: int) -> httpx.Response:
+        client = clients[number % len(clients)]
+        return client.post(path, headers={"x-room-student": f"{number:032x}"}, json={})
+
+    invented = [join(number) for number in range(140)]
+    assert sum(answer.status_code == 200 for answer in invented) == limits.JOINS.value - len(students)
+    assert invented[-1].headers["retry-after"] == f"{JOIN_SECONDS:.0f}"
+    assert invented[-1].json()["error"].startswith("Many students from your network are joining this class.")
+    klass.join(students[0], hall)  # a reload
+    klass.join(client=klass.client(ELSEWHERE))
+    clock.monotonic = lambda: 1000.0 + JOIN_SECONDS
+    assert [join(200 + number).status_code for number in range(2)] == [200, 429]
+    klass.answer(students[2], 2)
+    klass.lead("step", step=HURTS)
+    klass.answer(students[1], 3, HURTS)
+    assert klass.lead("remove", "x").status_code == 403
+    assert klass.lead("state").json()["students"] == 82
+    assert klass.lead("remove").json()["students"] == klass.lead("state").json()["students"] == 2
+    assert klass.answer(students[0], 3, HURTS).status_code == klass.state(students[0]).status_code == 410
+    assert klass.state(students[2]).json()["mine"] == {"1": 2}
+    klass.join(students[0], klass.client(ELSEWHERE))  # again
+    klass.answer(students[0], 3, HURTS)
+    table = klass.lead("answers.csv").text
+    assert [row[:3] for row in table.splitlines()[1:]] == ["2,1", "1,3", "3,3"]
+    klass.rooms.close()  # and so it is after a restart
+    again = start_class(klass.folder)
+    again.code, again.secret = klass.code, klass.secret
+    assert again.lead("answers.csv").text == table
+    again.rooms.close()
+
+
+def test_a_student_who_is_removed_while_answering_is_told_so(klass, monkeypatch) -> None:
+    student, find = klass.join(), klass.rooms.student_room
+
+    def found_a_moment_ago(*arguments: str) -> object:
+        found = find(*arguments)
+        klass.lead("remove")
+        return found
+
+    monkeypatch.setattr(klass.rooms, "student_room", found_a_moment_ago)
+    assert klass.answer(student, 2).status_code == 410
+    assert klass.lead("state").json()["answers"] == {}
+
+
 def test_codes_are_read_as_people_type_them(klass) -> None:
     typed = f" {klass.code[:3].lower()}-{klass.code[3:].lower()} "
     joined = klass.http.post(f"/rooms/{typed}/join", headers={"x-room-student": "a" * 32}, json={})
@@ -190,7 +260,6 @@ def test_another_sites_page_is_refused(klass, headers) -> None:
 
 def test_limits_hold_and_refuse_with_a_sentence(klass, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_STUDENTS", "2")
-    monkeypatch.setenv("INTRASLICE_MAX_ROOMS", "5")
     monkeypatch.setenv("INTRASLICE_MAX_ROOM_ANSWERS", "3")
     student = klass.join()
     klass.join()
@@ -199,7 +268,27 @@ def test_limits_hold_and_refuse_with_a_sentence(klass, monkeypatch) -> None:
     klass.join(student)  # who has joined already is let in
     assert [klass.answer(student, 1 + index).status_code for index in range(4)] == [200, 200, 200, 429]
     assert klass.state(student).json()["mine"] == {"1": 3}
-    created = [klass.http.post("/rooms", json={}).status_code for _ in range(5)]
-    assert created == [200, 200, 200, 429, 429]  # one place is kept for other addresses
-    others = [klass.client(ELSEWHERE).post("/rooms", json={}).status_code for _ in range(2)]
-    assert others == [200, 429]
+
+
+def test_an_address_has_ten_classes_and_the_oldest_without_students_gives_way(klass, monkeypatch) -> None:
+    def start(*addresses: str) -> list[int]:
+        return [klass.client(address).post("/rooms", json={}).status_code for address in addresses]
+
+    networks = [f"2001:db8:7:{network:x}::1" for network in range(12)]
+    assert start(*networks) == [200] * 10 + [429] * 2  # one site
+    monkeypatch.setenv("INTRASLICE_MAX_ROOMS", "14")
+    assert start(*[CAMPUS] * 3) == [200, 429, 429]  # a fifth of the places is kept for other addresses
+    assert start(ELSEWHERE, "198.51.100.2", "198.51.100.3") == [200, 200, 429]
+    klass.join()
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + EMPTY_SECONDS + 1)
+    klass.rooms.close()  # the next server has none of the classes in memory
+    klass.rooms = Rooms(klass.folder)
+    kept = set(klass.rooms._store.codes())
+    assert start(*["198.51.100.3"] * 12) == [200] * 10 + [429] * 2
+    left = set(klass.rooms._store.codes())
+    assert klass.code in left
+    assert (len(left), len(kept - left)) == (14, 10)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * EMPTY_SECONDS + 2)
+    assert start("198.51.100.3") == [200]  # instead of its own oldest
+    assert len(kept - set(klass.rooms._store.codes())) == 10
