@@ -18,11 +18,8 @@ from components.ratios.estimator_check.measure import _stored_view
 from components.state.snapshots import plan as snapshot
 from components.state.snapshots.leaderboard import SEARCH, STAGES, Cell, read, write
 
-MODELS = {
-    "default": "135M",
-    "Qwen/Qwen2.5-Coder-0.5B-Instruct": "0.5B",
-    "Qwen/Qwen2.5-Coder-1.5B-Instruct": "1.5B",
-}
+QWEN = "Qwen/Qwen2.5-Coder-{}-Instruct"
+MODELS = {"default": "135M", QWEN.format("0.5B"): "0.5B", QWEN.format("1.5B"): "1.5B"}
 TEXTS = {"wikipedia": "Wikipedia", "news": "news", "help": "help topics", "source": "Python source"}
 FREE, LONGER, SEARCHED, RECOVERED = STAGES
 REFITTED, NEW_FITS = ("intraslice", "flap", "wanda"), "2026-11-30"  # methods whose fits changed on this day
@@ -169,30 +166,28 @@ def by_sparsity(first: str, entries: Iterable[tuple[str, float, str]]) -> str:
 
 def table(texts: Iterable[tuple[Cell, str]]) -> str:
     """A line for every model and text."""
-    named = (
-        (f"{MODELS[cell.model]}, {TEXTS[cell.text]} ({cell.dense_perplexity:.1f})", cell, text) for cell, text in texts
-    )
-    return by_sparsity("model, text (dense)", ((name, cell.sparsity, text) for name, cell, text in named))
+
+    def name(cell: Cell) -> str:
+        return f"{MODELS[cell.model]}, {TEXTS[cell.text]} ({cell.dense_perplexity:.1f})"
+
+    return by_sparsity("model, text (dense)", ((name(cell), cell.sparsity, text) for cell, text in texts))
 
 
 def steps(*stages: dict[Place, Cell]) -> str:
     """A table of KL in one stage after another, and its change in all."""
     places = [place for place in stages[0] if all(place in stage for stage in stages)]
     found = ([stage[place] for stage in stages] for place in places)
-    return table(
-        (cells[0], " -> ".join(f"{cell.divergence:.3f}" for cell in cells) + f", {percent(cells[0], cells[-1]):+d} %")
-        for cells in found
-    )
+    values = ((cells, " -> ".join(f"{cell.divergence:.3f}" for cell in cells)) for cells in found)
+    return table((cells[0], f"{text}, {percent(cells[0], cells[-1]):+d} %") for cells, text in values)
 
 
 def loops(board: Board) -> Iterator[tuple[str, float, str]]:
     """Answers that loop, and their mean length."""
-    for stage in STAGES:
-        for ratios in ("`pca`", "`output-error`")[: 1 if stage == SEARCHED else 2]:
-            name = stage if stage == SEARCHED else f"{stage}, {ratios}"
-            for cell in board.of("intraslice", stage, ratios.strip("`"), text="wikipedia").values():
-                if cell.loops is not None:
-                    yield name, cell.sparsity, f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
+    cells = [cell for cell in board.cells if (cell.method, cell.text) == ("intraslice", "wikipedia")]
+    for cell in sorted(cells, key=lambda cell: (STAGES.index(cell.stage), cell.other_estimator)):
+        if cell.loops is not None:
+            name = f"{cell.stage}, `{cell.ratios}`".replace(", `search`", "")
+            yield name, cell.sparsity, f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
 
 
 def readme(board: Board) -> Iterator[str]:
