@@ -63,7 +63,7 @@ def connect(panel: LeaderboardPanel, context: Context) -> None:
 
 def _heading() -> str:
     lead = gettext(
-        "Seven methods at about equal parameters, on several models and texts: measured in advance, and stored with "
-        "the page."
+        "Up to seven methods at about equal parameters, on several models and texts: measured in advance, and stored "
+        "with the page."
     )
     return f'<h2>{gettext("Leaderboard")}</h2><p class="isx-lead">{lead}</p>'

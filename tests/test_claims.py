@@ -1,0 +1,277 @@
+"""What README.md and docs/results.md say of `assets/leaderboard.csv` is computed here, and stands there word for word.
+
+Where a document says something else, the failing test prints the text that follows from the measurements.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import pytest
+from test_documents import ROOT, text_of
+
+from components.ratios.estimator_check.measure import _stored_view
+from components.state.snapshots import plan as snapshot
+from components.state.snapshots.leaderboard import SEARCH, STAGES, Cell, read, write
+
+QWEN = "Qwen/Qwen2.5-Coder-{}-Instruct"
+MODELS = {"default": "135M", QWEN.format("0.5B"): "0.5B", QWEN.format("1.5B"): "1.5B"}
+TEXTS = {"wikipedia": "Wikipedia", "news": "news", "help": "help topics", "source": "Python source"}
+FREE, LONGER, SEARCHED, RECOVERED = STAGES
+REFITTED, NEW_FITS = ("intraslice", "flap", "wanda"), "2026-11-30"  # methods whose fits changed on this day
+KL, PERPLEXITY = "divergence", "perplexity_ratio"  # columns; those of their standard errors end in `_error`
+# Comparisons that only a computed sentence may make.
+COMPARISON = re.compile(
+    r"lowest (?:KL|perplexity) in|\d+ of (?:the )?\d+ (?:case|row|cell)s|[io]n (?:every|all)(?: \w+)? (?:text|row|cell)"
+    r"|\d+ to \d+ % (?:lower|higher)|nothing was tuned"
+)
+
+Place = tuple[str, str, float]  # model, text, sparsity
+
+
+class Case(NamedTuple):
+    """`intraslice` and the other methods of the same stage, model, text and sparsity."""
+
+    own: Cell
+    rivals: list[Cell]
+
+    @property
+    def size(self) -> str:
+        return MODELS[self.own.model]
+
+    @property
+    def text(self) -> str:
+        return TEXTS[self.own.text]
+
+    def best(self, column: str = KL) -> Cell:
+        """The rival with the lowest value."""
+        return min(self.rivals, key=lambda cell: getattr(cell, column))
+
+    def leads(self, column: str = KL) -> bool:
+        return bool(getattr(self.own, column) < getattr(self.best(column), column))
+
+    def is_close(self, column: str = KL) -> bool:
+        """Whether it differs from the best rival by less than the standard error of the difference."""
+        own, best = self.own, self.best(column)
+        error = math.hypot(*(getattr(cell, f"{column}_error") for cell in (own, best)))
+        return abs(getattr(own, column) - getattr(best, column)) < error
+
+
+class Board:
+    """The cells of a leaderboard, by model, text and sparsity."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        order = [*MODELS, *TEXTS]
+        self.cells = sorted(cells, key=lambda cell: (order.index(cell.model), order.index(cell.text), cell.sparsity))
+
+    def of(self, method: str, stage: str, ratios: str = "pca", **equal: Any) -> dict[Place, Cell]:
+        """A method's cells in a stage, by the ratios if it has any; `equal` are values of further columns."""
+        return {
+            (cell.model, cell.text, cell.sparsity): cell
+            for cell in self.cells
+            if (cell.method, cell.stage) == (method, stage) and cell.ratios in ("", SEARCH, ratios)
+            if all(getattr(cell, name) == value for name, value in equal.items())
+        }
+
+    def cases(self, stage: str, ratios: str = "pca", **equal: Any) -> list[Case]:
+        """Those of a stage in which `intraslice` has these ratios."""
+        methods = {cell.method for cell in self.cells} - {"intraslice"}
+        others = [self.of(method, stage) for method in sorted(methods)]
+        own = self.of("intraslice", stage, ratios, **equal)
+        return [Case(cell, [cells[place] for cells in others if place in cells]) for place, cell in own.items()]
+
+    def changes(self, stage: str, model: str, ratios: str = "pca", **equal: Any) -> dict[str, str]:
+        """From the smallest to the largest change of KL by a stage, by method; of those whose fits are the same."""
+        ranges = {}
+        for method in sorted({cell.method for cell in self.cells}):
+            before, after = (self.of(method, name, ratios, model=model, **equal) for name in (FREE, stage))
+            if after and all(has_old_fits(before[place]) == has_old_fits(cell) for place, cell in after.items()):
+                percents = [percent(before[place], cell) for place, cell in after.items()]
+                ranges[method] = f"`{method}` {min(percents):+d} to {max(percents):+d} %".replace("+0 ", "0 ")
+        return ranges
+
+
+def percent(old: Cell, new: Cell) -> int:
+    return round(100 * (new.divergence / old.divergence - 1))
+
+
+def has_old_fits(cell: Cell) -> bool:
+    return cell.method in REFITTED and cell.date < NEW_FITS
+
+
+def joined(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def counted(cases: Sequence[Case], column: str = KL, of: str = "") -> str:
+    """Their number, and how many of them are close."""
+    close = sum(case.is_close(column) for case in cases)
+    return f"{len(cases)}{of}" + (f" ({close} within one standard error)" if close else "")
+
+
+def claim(cases: Sequence[Case]) -> str:
+    """In how many cases which method leads, and which methods are compared."""
+    behind = [case for case in cases if not case.leads()]
+    texts: dict[tuple[str, str, str], list[str]] = {}
+    for (method, size, text), found in groupby(behind, lambda case: (case.best().method, case.size, case.text)):
+        at = joined(str(case.own.sparsity) for case in found)
+        texts.setdefault((method, size, at), []).append(text)
+    where = (f"`{method}` at {size} and {at} on {joined(of)}" for (method, size, at), of in texts.items())
+    lower = f" Another method has the lowest KL in {counted(behind)}: {'; '.join(where)}." if behind else ""
+    names = {case.size: joined(f"`{cell.method}`" for cell in case.rivals) for case in cases}
+    compared = (f"{joined(sizes)} with {methods}" for methods, sizes in groupby(names, names.__getitem__))
+    leading = [[case for case in cases if case.leads(column)] for column in (KL, PERPLEXITY)]
+    return (
+        f"`intraslice` has the lowest KL in {counted(leading[0], of=f' of {len(cases)} cases')} and the lowest "
+        f"perplexity in {counted(leading[1], PERPLEXITY)}.{lower} It is compared at {'; at '.join(compared)}."
+    )
+
+
+def shown(cell: Cell, case: Case) -> str:
+    """Perplexity, and in brackets KL; bold where, as written, no method of the case has a lower one."""
+
+    def text(column: str, code: str) -> str:
+        least = min(getattr(each, column) for each in (case.own, case.best(column)))
+        value = format(getattr(cell, column), code)
+        return f"**{value}**" if value == format(least, code) else value
+
+    values = f"{text('perplexity', ',.1f' if cell.perplexity < 1000 else ',.0f')} ({text(KL, '.2f')})"
+    return values + "†" * has_old_fits(cell)
+
+
+def duel(case: Case) -> tuple[str, str]:
+    """`intraslice`, and the other method with the lowest KL."""
+    return shown(case.own, case), f"`{case.best().method}` {shown(case.best(), case)}"
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n{rows}"
+
+
+def by_sparsity(first: str, entries: Iterable[tuple[str, float, str]]) -> str:
+    """A table with a column for every sparsity; an entry has the name of its line, a sparsity and a text."""
+    lines: dict[str, dict[float, str]] = {}
+    for name, sparsity, text in entries:
+        lines.setdefault(name, {})[sparsity] = text
+    columns = sorted({sparsity for line in lines.values() for sparsity in line})
+    filled = ([name, *(line.get(sparsity, "") for sparsity in columns)] for name, line in lines.items())
+    return markdown([first, *map(str, columns)], filled)
+
+
+def table(texts: Iterable[tuple[Cell, str]]) -> str:
+    """A line for every model and text."""
+
+    def name(cell: Cell) -> str:
+        return f"{MODELS[cell.model]}, {TEXTS[cell.text]} ({cell.dense_perplexity:.1f})"
+
+    return by_sparsity("model, text (dense)", ((name(cell), cell.sparsity, text) for cell, text in texts))
+
+
+def steps(*stages: dict[Place, Cell]) -> str:
+    """A table of KL in one stage after another, and its change in all."""
+    places = [place for place in stages[0] if all(place in stage for stage in stages)]
+    found = ([stage[place] for stage in stages] for place in places)
+    values = ((cells, " -> ".join(f"{cell.divergence:.3f}" for cell in cells)) for cells in found)
+    return table((cells[0], f"{text}, {percent(cells[0], cells[-1]):+d} %") for cells, text in values)
+
+
+def loops(board: Board) -> Iterator[tuple[str, float, str]]:
+    """Answers that loop, and their mean length."""
+    cells = [cell for cell in board.cells if (cell.method, cell.text) == ("intraslice", "wikipedia")]
+    for cell in sorted(cells, key=lambda cell: (STAGES.index(cell.stage), cell.other_estimator)):
+        if cell.loops is not None:
+            name = f"{cell.stage}, `{cell.ratios}`".replace(", `search`", "")
+            yield name, cell.sparsity, f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
+
+
+def readme(board: Board) -> Iterator[str]:
+    """What README.md has to say."""
+    lines: dict[str, list[str]] = {}
+    times = []
+    for case in board.cases(FREE, sparsity=0.3):
+        own, best = duel(case)
+        lines.setdefault(case.text, [case.text]).extend((f"{case.own.dense_perplexity:.1f} -> {own}", best))
+        times += [cell.divergence / case.own.divergence for cell in case.rivals if cell.method == "crossmodule"]
+    head = [f"{size}: {name}" for size in MODELS.values() for name in ("`intraslice`", "best other")]
+    yield markdown(["text", *head], lines.values())
+    yield f"With its default estimator, `pca`, {claim(board.cases(FREE))}"
+    yield f"At 0.3 the KL of `crossmodule` is {min(times):.1f} to {max(times):.1f} times that of `intraslice`."
+    change = board.changes(LONGER, "default", "output-error", sparsity=0.3)["intraslice"].partition(" ")[2]
+    yield f"with the estimator `output-error`, KL at 30 % changes by {change} on four texts"
+
+
+def results(board: Board) -> Iterator[str]:
+    """What docs/results.md has to say."""
+    for stage, name in ((FREE, "`pca`"), (LONGER, "`pca`"), (SEARCHED, "ratios by search"), (RECOVERED, "`pca`")):
+        cases = board.cases(stage)
+        yield table((case.own, "; ".join(duel(case))) for case in cases)
+        yield f"With {name}, {claim(cases)}"
+    for stage, name in ((FREE, "With `output-error`"), (LONGER, "With it and the longer calibration")):
+        yield f"{name}, {claim(board.cases(stage, 'output-error'))}"
+    orders: dict[str, list[str]] = {}
+    for text, name in TEXTS.items():
+        cases = sorted(board.cases(FREE, sparsity=0.3, text=text), key=lambda case: case.own.divergence)
+        orders.setdefault(joined(case.size for case in cases), []).append(name)
+    ordered = "; ".join(f"{order} on {joined(texts)}" for order, texts in orders.items())
+    yield f"At 0.3, from the lowest KL to the highest: {ordered}."
+    for stage, name in ((LONGER, "The longer calibration"), (RECOVERED, "Recovery")):
+        ranges = {size: ", ".join(board.changes(stage, model).values()) for model, size in MODELS.items()}
+        yield f"{name} changes KL at {'; at '.join(f'{size}: {text}' for size, text in ranges.items() if text)}."
+    pca, other = (board.of("intraslice", FREE, ratios) for ratios in ("pca", "output-error"))
+    yield steps(pca, other)
+    yield steps(pca, board.of("intraslice", LONGER, "output-error"), board.of("intraslice", SEARCHED))
+    yield by_sparsity("stage", loops(board))
+    check = _stored_view(snapshot.load()[0])
+    rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
+    rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]
+    yield f"| Wikipedia | {' | '.join(f'{value:.2f}' for value in rho)} |"
+
+
+CLAIMS = {"README.md": readme, "docs/results.md": results}
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def missing(board: Board, name: str) -> list[str]:
+    """The computed texts that a document lacks."""
+    document = words(text_of(ROOT / name))
+    return [text for text in CLAIMS[name](board) if words(text) not in document]
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_a_document_says_what_the_measurements_say_and_compares_nothing_else(name) -> None:
+    board = Board(read())
+    texts = missing(board, name)
+    assert not texts, "\n\n".join([f"{name} has to say:", *texts])
+    rest = words(text_of(ROOT / name))
+    for text in CLAIMS[name](board):
+        rest = rest.replace(words(text), "")
+    assert COMPARISON.findall(rest) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"divergence": 0.5},  # of the best rival, which then leads
+        {"perplexity": 24.0, "perplexity_ratio": 1.57},
+        {"divergence_error": 0.3},  # the lead is within a standard error
+        {"date": "2026-11-29"},  # the fits are others
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_cell_that_changes_makes_both_documents_wrong(changed, tmp_path) -> None:
+    planted = ("default", "flap", FREE, "wikipedia", 0.3)
+    cells = [
+        cell._replace(**changed) if (cell.model, cell.method, cell.stage, cell.text, cell.sparsity) == planted else cell
+        for cell in read()
+    ]
+    write(tuple(cells), tmp_path / "cells.csv")
+    assert all(missing(Board(read(tmp_path / "cells.csv")), name) for name in CLAIMS)
