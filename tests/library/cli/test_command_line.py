@@ -47,7 +47,7 @@ def cache(tmp_path_factory, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", ["ratios", "evaluate", "slice", "export", "generate", "inspect", "sensitivity", "prices", "sweep"]
+    "command", ["ratios", "evaluate", "slice", "export", "generate", "inspect", "sensitivity", "sweep"]
 )
 def test_every_command_explains_itself(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "2000")  # no word is broken at its hyphen
@@ -196,13 +196,6 @@ def test_sensitivity_in_context_heals_a_sliced_model(run):
     assert result["ratio"] is None
     assert len(result["modules"]) == 6
     assert result["context"]["value"] > max(row["damage"] for row in result["modules"]) > 0
-
-
-def test_prices_of_every_module_and_where_two_plans_part(run):
-    result = run("prices", "--sparsity", "0.4", "--against", "uniform", "--eval-tokens", "48")
-    assert len(result["modules"]) == len(result["against"]["modules"]) == 6
-    assert result["exchange"]["value"] < 0 < result["exchange"]["parameters"]
-    assert sorted(row["times"] for row in result["modules"])[3] >= 1
 
 
 def test_text_for_people_is_printed_without_json(words, capsys):
