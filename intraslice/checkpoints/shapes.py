@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import DenseModule, family_of
-from intraslice.modeling.linear import CANNOT_BE_SAVED, LowRankMap
 from intraslice.modeling.mlp import SlicedMLP
 
 Shape = dict[str, Any]  # of one layer, as JSON
@@ -23,10 +21,8 @@ LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up
 
 
 def shape_of(layer: DenseModule) -> Shape:
-    """The shape of a canonical layer, dense or sliced. Raises UserError for maps with low-rank factors."""
+    """The shape of a canonical layer, dense or sliced."""
     attention, mlp = layer.self_attn, layer.mlp
-    if isinstance(attention.qkv_proj, LowRankMap):
-        raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
     shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,

@@ -24,7 +24,6 @@ from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.pipeline import require_dense_name
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.pretrained.sources import verify_weights
@@ -220,8 +219,6 @@ def _require_outputs(run: Run) -> None:
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
         raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
-    if not METHODS[run.recipe.method].can_be_saved:
-        raise UserError(f"{CANNOT_BE_SAVED}; choose another --method, or run `evaluate` instead")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:

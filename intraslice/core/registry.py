@@ -29,6 +29,7 @@ Entry = TypeVar("Entry", bound=Named)
 RETIRED = {
     "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
     "decreases",
+    "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
 }
 
 

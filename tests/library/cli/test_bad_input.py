@@ -101,7 +101,14 @@ def test_an_interruption_and_a_file_error_are_one_line(words, error, code, line,
     assert capsys.readouterr().err == f"{line}\n"
 
 
-@pytest.mark.parametrize(("removed", "replacement"), [(["prices"], "use search")])
+@pytest.mark.parametrize(
+    ("removed", "replacement"),
+    [
+        (["prices"], "use search"),
+        (["evaluate", "--method", "svd"], "use modegpt"),
+        (["sweep", "--methods", "intraslice", "svd"], "use modegpt"),
+    ],
+)
 def test_a_removed_name_is_answered_with_what_replaces_it(words, removed, replacement, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*removed, *words])

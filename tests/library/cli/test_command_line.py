@@ -80,7 +80,7 @@ def test_a_locked_ratio_stays_and_is_told(run):
     assert result["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["intraslice", "crossmodule", "svd"])
+@pytest.mark.parametrize("method", ["intraslice", "crossmodule", "modegpt"])
 def test_nothing_removed_is_the_dense_model(run, method):
     values = run("evaluate", "--method", method, "--sparsity", "0")["perplexity"]
     assert values["sliced"] == pytest.approx(values["dense"], rel=1e-3)
