@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import (
     RECORD,
@@ -86,16 +86,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     config = IntraSliceConfig.of(model, made)
-    with new_folder(folder, tensors) as temporary:
-        write_parts(temporary, model, tokenizer, config, model_card(config, folder.name))
-        write_record(temporary, made)
-
-
-def write_record(folder: Path, made: dict[str, Any]) -> None:
-    """Write how the model was made, with a checksum, once all other files are in the folder."""
-    record = {"format": FORMAT, "made": made}
-    record["sha256"] = _digest(folder, record)
-    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        temporary.mkdir()
+        write_tensors(tensors, temporary / WEIGHTS)
+        write_parts(temporary, model, tokenizer, config, folder.name)
 
 
 @contextmanager
@@ -118,15 +112,6 @@ def written_whole(target: Path, size: float) -> Iterator[Path]:
         ) from error
 
 
-@contextmanager
-def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
-    """A temporary folder with the tensors, for further files; see `written_whole`."""
-    with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        temporary.mkdir()
-        write_tensors(tensors, temporary / WEIGHTS)
-        yield temporary
-
-
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write a safetensors file with the permissions of any new file; safetensors would let its owner alone read it."""
     file.touch()
@@ -136,16 +121,19 @@ def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def write_parts(
-    temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
+    temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: IntraSliceConfig, name: str
 ) -> None:
-    """Write the files of a model folder except its tensors."""
+    """Write the files of the model folder `name` except its tensors, last the record, with a checksum of all."""
     tokenizer.save_pretrained(temporary)
     config.save_pretrained(temporary)
     generation = copy.deepcopy(model.generation_config)
     generation.compile_config = None  # which transformers does not read
     # `save_pretrained` refuses what many published models have, such as a temperature without sampling.
     generation.to_json_file(temporary / "generation_config.json")
-    (temporary / CARD).write_text(card, encoding="utf-8")
+    (temporary / CARD).write_text(model_card(config, name), encoding="utf-8")
+    record: dict[str, Any] = {"format": FORMAT, "made": config.made}
+    record["sha256"] = _digest(temporary, record)
+    (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def load(

@@ -14,7 +14,6 @@ from intraslice import checkpoints
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
-from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
@@ -228,28 +227,13 @@ def _require_outputs(run: Run) -> None:
 
 
 def export(run: Run) -> CommandResult:
-    """Write a saved model, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
-    file, folder = run.arguments.gguf, run.arguments.vllm
-    if file is None and folder is None:
-        raise UserError("expected --gguf FILE, --vllm FOLDER, or both, got neither")
-    if file is not None:
-        require_new_file(file, ".gguf")
-    if folder is not None:
-        checkpoints.require_free(folder)
+    """Write a saved model, sliced or dense, as a GGUF file."""
+    require_new_file(run.arguments.gguf, ".gguf")
     loaded = run.load_any()
     if not is_main_process():
         return {}, ""
-    result: dict[str, Any] = {"model": loaded.name}
-    lines = []
-    if folder is not None:
-        with run.timed("vllm"):
-            to_vllm(loaded.model, loaded.tokenizer, folder, loaded.made)
-        result["vllm"] = str(folder)
-        lines.append(f"wrote {folder}, which vLLM opens with --trust-remote-code")
-    if file is not None:
-        result["gguf"], line = _write_gguf(run, loaded)
-        lines.append(line)
-    return result | {"seconds": run.seconds}, "\n".join(lines)
+    report, line = _write_gguf(run, loaded)
+    return {"model": loaded.name, "gguf": report, "seconds": run.seconds}, line
 
 
 def _write_gguf(run: Run, loaded: LoadedModel) -> CommandResult:

@@ -66,6 +66,13 @@ class _Parser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
+class _Retired(argparse.Action):
+    """A removed option, which ends the command with what replaces it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(RETIRED[self.option_strings[0]])
+
+
 def _registry_help(description: str, registry: Registry[Any]) -> str:
     """Help for a choice among registered names, with per cent signs escaped for argparse."""
     return f"{description}. {registry.help()}".replace("%", "%%")
@@ -200,9 +207,9 @@ def parser() -> argparse.ArgumentParser:
         "(requires method intraslice, --order one-shot, --out and safetensors)"
     )
     slice_command.add_argument("--stream", action="store_true", help=explanation)
-    export = command("export", commands.export, "write a saved model for llama.cpp or vLLM")
-    export.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
-    export.add_argument("--vllm", type=Path, metavar="FOLDER", help="folder for vLLM, if only MLPs are sliced")
+    export = command("export", commands.export, "write a saved model for llama.cpp")
+    export.add_argument("--gguf", type=Path, metavar="FILE", required=True, help="file for llama.cpp")
+    export.add_argument("--vllm", action=_Retired, help=argparse.SUPPRESS)
     export.set_defaults(dtype="float32")  # represents the values of any saved dtype
     for subparser in (slice_command, export):
         subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="GGUF type of the weights")

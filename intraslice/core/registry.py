@@ -30,6 +30,7 @@ RETIRED = {
     "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
     "decreases",
     "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
+    "--vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
 }
 
 

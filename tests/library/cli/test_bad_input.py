@@ -41,7 +41,6 @@ def cache(tmp_path_factory, monkeypatch):
         ("slice", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there"], ".gguf"),
-        ("export", [], "--gguf FILE, --vllm FOLDER, or both"),
         ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
     ],
 )
@@ -107,6 +106,7 @@ def test_an_interruption_and_a_file_error_are_one_line(words, error, code, line,
         (["prices"], "use search"),
         (["evaluate", "--method", "svd"], "use modegpt"),
         (["sweep", "--methods", "intraslice", "svd"], "use modegpt"),
+        (["export", "--vllm", "folder"], "use --gguf"),
     ],
 )
 def test_a_removed_name_is_answered_with_what_replaces_it(words, removed, replacement, capsys):

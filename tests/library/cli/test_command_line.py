@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -228,19 +227,6 @@ def test_a_reader_may_leave_before_the_end(words, monkeypatch):
     with os.fdopen(writer, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(["ratios", *words]) == 0
-
-
-def test_a_slice_of_mlps_alone_goes_to_vllm_and_another_does_not(run, words, tmp_path, capsys):
-    locks = [word for layer in range(3) for word in ("--lock", str(layer), "attention", "0")]
-    run("slice", *locks, "--out", str(tmp_path / "mlps"))
-    made = run("export", "--model", str(tmp_path / "mlps"), "--vllm", str(tmp_path / "vllm"))
-    assert json.loads((tmp_path / "vllm" / "config.json").read_text())["block_configs"]
-    assert made["vllm"] == str(tmp_path / "vllm")
-    assert "intraslice" in (tmp_path / "mlps" / "README.md").read_text()
-    run("slice", "--lock", "0", "attention", "50", "--out", str(tmp_path / "heads"))
-    assert main(["export", *words, "--model", str(tmp_path / "heads"), "--vllm", str(tmp_path / "there")]) == 2
-    assert "the same heads in every layer" in capsys.readouterr().err
-    assert not (tmp_path / "there").exists()
 
 
 def test_a_sliced_folder_without_its_tokenizer_is_no_gguf_file(run, words, tmp_path, capsys):
