@@ -27,7 +27,6 @@ from intraslice.checkpoints.auto_class import (
     WEIGHTS,
     IntraSliceConfig,
     IntraSliceForCausalLM,
-    config_of_record,
 )
 from intraslice.checkpoints.model_card import CARD, model_card
 from intraslice.core.cache import temporary_sibling
@@ -38,7 +37,6 @@ from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers, weight_files
 
 FORMAT = 3
-PREVIOUS_FORMAT = 2  # its record also holds the shapes
 CONFIG = "config.json"
 
 
@@ -144,12 +142,9 @@ def load(
     Raises UserError if a file is missing, truncated, or not the one that was saved.
     """
     folder = Path(folder).expanduser()
-    record = _verified_record(folder)
+    _verify(folder)
     try:
-        if record["format"] == PREVIOUS_FORMAT:
-            config = config_of_record(record, folder / WEIGHTS)
-        else:
-            config = IntraSliceConfig.from_pretrained(folder)
+        config = IntraSliceConfig.from_pretrained(folder)
         with quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
@@ -172,18 +167,16 @@ def _read_json_or_empty(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _verified_record(folder: Path) -> dict[str, Any]:
-    """The record that `save` wrote, once its SHA-256 is verified. transformers' `save_pretrained` writes no record."""
+def _verify(folder: Path) -> None:
+    """Raise UserError unless the record and its SHA-256 are right; a folder that transformers wrote has no record."""
     if not is_checkpoint(folder):
         raise UserError(f"{folder} contains no sliced model; name a folder in which a sliced model was saved")
     if not (folder / RECORD).is_file():
-        return {"format": FORMAT}
+        return
     record = _read_json_or_empty(folder / RECORD)
-    version = record.get("format")
-    required = {FORMAT: {"made"}, PREVIOUS_FORMAT: {"made", "config", "layers"}}
-    if version not in required or not required[version] <= record.keys():
+    if record.get("format") != FORMAT or "made" not in record:
         raise UserError(
-            f"{folder / RECORD} cannot be read or is of format {version!r}, expected {FORMAT}; "
+            f"{folder / RECORD} cannot be read or is of format {record.get('format')!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"
         )
     try:
@@ -194,7 +187,6 @@ def _verified_record(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"the weights, {CONFIG} or {RECORD} in {folder} are not what was saved there; copy the folder again"
         )
-    return record
 
 
 def _digest(folder: Path, record: dict[str, Any]) -> str:
@@ -205,7 +197,6 @@ def _digest(folder: Path, record: dict[str, Any]) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     described = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
-    if record["format"] != PREVIOUS_FORMAT:
-        described["config"] = _read_json_or_empty(folder / CONFIG)
+    described["config"] = _read_json_or_empty(folder / CONFIG)
     digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()
