@@ -98,6 +98,8 @@ def test_a_removed_endpoint_or_method_says_what_replaces_it(client) -> None:
         client.predict(*Settings(), 0, api_name="/prices")
     with pytest.raises(AppError, match="vd was removed; use modegpt"):
         client.predict(methods=["svd"], api_name="/sweep_table")
+    with pytest.raises(AppError, match="vd was removed; use modegpt"):
+        client.predict(methods=["svd"], api_name="/sweep")
     assert "/prices" not in client.view_api(return_format="dict", print_info=False)["named_endpoints"]
 
 
