@@ -13,6 +13,8 @@ from typing import Any, cast, get_type_hints
 
 import gradio as gr
 
+from intraslice.core.registry import require_current
+
 from .export import files
 from .frame.context import HEAVY
 from .gradio_compat.signatures import is_given_by_gradio, with_signature
@@ -100,6 +102,11 @@ def command_lines(session: Session, request: Request, prompt: str = PROMPT) -> s
     return files.command_lines(session, request, prompt)
 
 
+def prices(session: Session, request: Request, layer: int = 0, client: str = "") -> None:
+    """Raise an error that says what replaces this removed endpoint, whose parameters it takes."""
+    require_current("prices")
+
+
 def build(session: Session) -> None:
     """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
     queued: tuple[Callable[..., Any], ...] = (evaluate, generate, sweep_table)
@@ -108,6 +115,7 @@ def build(session: Session) -> None:
         gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, **QUEUE)
     for endpoint in at_once:
         gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, queue=False)
+    gr.events.api(typed(prices, session), api_name=prices.__name__, queue=False, api_visibility="undocumented")
 
 
 def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:

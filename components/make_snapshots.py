@@ -1,11 +1,11 @@
 """Measures what the page shows before the default model is loaded: `python -m components.make_snapshots`.
 
-Writes five files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
+Writes four files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
 activation shifts (`state/snapshots/diagnostics.py`), each module's measured sensitivity
-(`ratios/estimator_check/measure.py`), its marginal cost per parameter (`ratios/marginal_cost/measure.py`), and the
-perplexity at every percentage of sparsity (`state/snapshots/measurements.py`). Four of them take an hour; the last
-takes four, and continues where it stopped: delete the file to measure everything again. `assets/weights.json` has the
-digests of the weights that all of them belong to.
+(`ratios/estimator_check/measure.py`), and the perplexity at every percentage of sparsity
+(`state/snapshots/measurements.py`). Three of them take less than an hour; the last takes four, and continues where it
+stopped: delete the file to measure everything again. `assets/weights.json` has the digests of the weights that all of
+them belong to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from intraslice.methods.registry import plan_by, slice_by
 from .activations.measure import ShiftViews
 from .activations.views import Histogram, PlaceShift, ShiftView
 from .ratios.estimator_check import measure as estimator_check
-from .ratios.marginal_cost import measure as marginal_cost
 from .spectra.measure import CalibratedSpectra
 from .state.calibrations import Calibrated
 from .state.choices import ESTIMATORS, PRECISIONS
@@ -45,7 +44,7 @@ from .state.snapshots import measurements
 from .state.snapshots import plan as snapshot
 from .state.snapshots.diagnostics import BYTE, FILE, FULL, MOMENTS, NUMBERS, WIDE
 
-REMADE = (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE, marginal_cost.FILE)
+REMADE = (snapshot.FILE, diagnostics_file.FILE, estimator_check.FILE)
 FILES = {file.stem: file for file in (*REMADE, measurements.FILE)}
 # The page's default order first. The coarsest steps first, in percentage points; sequential slices take longer.
 STEPS = {"one-shot": (10, 5, 1), "sequential": (10, 5)}
@@ -234,8 +233,6 @@ def main() -> None:
         calibrated = session.calibrated(request)
         if "sensitivity" in names:
             estimator_check.save(estimator_check.long_measurement(calibrated))
-        if "prices" in names:
-            marginal_cost.save(marginal_cost.first_measurement(calibrated))
         if "snapshot" in names:
             snapshot.save(calibrated.source.profile, snapshot.label())
         if "diagnostics" in names:

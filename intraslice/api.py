@@ -29,7 +29,6 @@ from intraslice.evaluation.generation import Sampling, answer_text, stream_token
 from intraslice.loading import LoadedModel, prepare_model
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
-from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.modeling.offload import Placement
 from intraslice.pipeline import Pipeline, require_dense
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
@@ -207,11 +206,8 @@ class CompressedModel:
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, can load.
 
-        The folder is created atomically. Raises UserError if it exists and is not empty, if the disk is full, or if
-        models of the method cannot be saved.
+        The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
         """
-        if not METHODS[self.recipe.method].can_be_saved:
-            raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
         checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
 
     def to_gguf(

@@ -103,7 +103,7 @@ class Pipeline:
         require_length(self.recipe.evaluation.window, loaded.model.config)
         recorded = (loaded.made or {}).get("protocol", {})
         evaluation = self.recipe.evaluation
-        # Older records have paths instead of digests.
+        # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
         evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
         data.require_held_out(evaluation.text, text, evaluated)

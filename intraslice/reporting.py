@@ -15,7 +15,6 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token
-from intraslice.planning.budget import LowRankPlan
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 
@@ -84,8 +83,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     if isinstance(plan, CrossModulePlan):
         absent = ("recovery", "epochs") if plan.recovery == NO_RECOVERY else ()
         return {key: value for key, value in asdict(plan).items() if key not in absent}
-    ranks = {"ranks": plan.ranks} if isinstance(plan, LowRankPlan) else {}
-    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)} | ranks
+    return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
 def plan_statistics(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:

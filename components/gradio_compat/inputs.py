@@ -6,6 +6,7 @@ Gradio itself
 - downloads any `http` address given as a file into memory;
 - hands a dictionary with a `path` outside of the uploads to a handler that takes no file;
 - rounds a fraction where a field is for whole numbers;
+- does not say what replaces a choice that was removed;
 - takes a path for a file only as the dictionary that its own client sends.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
@@ -65,5 +66,9 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
             high = math.inf if current.maximum is None else current.maximum
             require = limits.whole if current.precision == 0 else limits.number
             require(str(current.label), value, low, high)
+        if isinstance(current, gr.CheckboxGroup) and isinstance(value, list):
+            choices = [str(choice) for _, choice in current.choices]
+            for name in (each for each in value if isinstance(each, str)):
+                limits.choice(str(current.label), name, choices)
         if isinstance(current, gr.File) and not (value is None or is_file_obj_with_meta(value)):
             raise ValueError(NOT_UPLOADED)

@@ -15,6 +15,7 @@ from typing import Any
 
 from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
 from intraslice.core.errors import UserError
+from intraslice.core.registry import require_current
 
 from ..i18n.language import LazyString, lazy_gettext, translate
 
@@ -213,6 +214,7 @@ def words(name: str, value: Any, max_length: int) -> str:
 def choice(name: str, value: Any, choices: Collection[str]) -> Any:
     """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
+        require_current(value)
         raise UserError(
             lazy_gettext(
                 "{name} must be one of {choices}, got {value}.",

@@ -15,7 +15,6 @@ from ..ui.handlers import LiveOutput, initial_values, unchanged
 from . import convergence, overrides
 from .charts import importance_chart, ratio_chart
 from .estimator_check import panel as estimator_check
-from .marginal_cost import panel as marginal_cost
 from .measured_section import SectionPanel
 from .search import panel as search
 
@@ -34,7 +33,6 @@ class RatiosPanel(NamedTuple):
     live_output: LiveOutput  # updated on every move, on any tab: the table of manual ratios reads the bars too
     overrides: overrides.OverridesPanel
     estimator_check: SectionPanel
-    marginal_cost: SectionPanel
     search: search.RatioSearchPanel
     convergence: convergence.ConvergencePanel
 
@@ -72,7 +70,6 @@ def build(session: Session, first: Request) -> RatiosPanel:
         live_output,
         overrides_panel,
         estimator_check.build(session, first),
-        marginal_cost.build(session, first),
         search.build(session, first),
         convergence.build(session, first),
     )
@@ -84,6 +81,5 @@ def connect(panel: RatiosPanel, context: Context) -> None:
         context.choose_layer_by(clickable)
     overrides.connect(panel.overrides, context)
     estimator_check.connect(panel.estimator_check, context)
-    marginal_cost.connect(panel.marginal_cost, context)
     search.connect(panel.search, context)
     convergence.connect(panel.convergence, context)

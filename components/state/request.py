@@ -121,12 +121,6 @@ class Request:
         """Whether releasing the slider slices at once: one-shot and without recovery. Otherwise a button does."""
         return self.slicing.order == "one-shot" and self.slicing.recovery == NO_RECOVERY
 
-    @property
-    def without_recovery(self) -> Request:
-        """The same slice before recovery."""
-        slicing = replace(self.slicing, recovery=NO_RECOVERY)
-        return replace(self, settings=self.settings._replace(recovery=NO_RECOVERY), slicing=slicing)
-
     def slice_key(self, method: str) -> SliceKey:
         """The key of a method's model or of the "dense" one; settings that the method ignores have fixed values."""
         if method == DENSE:

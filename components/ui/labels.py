@@ -66,7 +66,6 @@ SYMBOLS = {
     "modegpt": "star",
     "flatllm": "hexagram",
     "shortgpt": "diamond-wide",
-    "svd": "cross",
     "wanda": "triangle-up",
     "flap": "x",
 }

@@ -140,8 +140,6 @@ class CalibrationStats:
     # Modules of one-shot slices, by layer and sizes, while a model has them: later slices share those of equal sizes.
     # Only if a caller that does not change its models sets it to a dictionary.
     sliced_modules: dict[tuple[int, ...], ref[nn.Module]] | None = field(default=None, init=False, repr=False)
-    # Moments of the inputs of attention and MLP, by layer: see `calibration.inputs`.
-    input_moments: list[tuple[Tensor, Tensor]] = field(default_factory=list, init=False, repr=False)
 
     @cached_property
     def profile(self) -> Profile:

@@ -6,13 +6,11 @@ Importing this module registers the model type. The class of a family is importe
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -20,9 +18,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
 
-from intraslice.checkpoints.shapes import Shape, fill_buffers_, per_layer_config, shape_layers_, shape_of, with_biases
+from intraslice.checkpoints.shapes import Shape, fill_buffers_, per_layer_config, shape_layers_, shape_of
 from intraslice.core.errors import UserError
 from intraslice.modeling.families import family_of
 
@@ -132,8 +129,6 @@ class IntraSliceForCausalLM(_Family):
         if not isinstance(config, IntraSliceConfig):
             source: Any = config or name
             config = IntraSliceConfig.from_pretrained(source, **hub)
-        if not config.layers:
-            config = _config_of_previous_format(name, hub)
         changes = {key: options.pop(key) for key in options.keys() & config.dense.keys()}
         dense = config.dense_config(attn_implementation=config._attn_implementation, **changes)
         opened = super(IntraSliceForCausalLM, _sliced_class(dense)).from_pretrained(
@@ -192,20 +187,6 @@ def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
             "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices must be on "
             "the device that runs them; use a device map without offloading, or leave it out"
         )
-
-
-def _config_of_previous_format(name: str | PathLike[str], hub: dict[str, Any]) -> IntraSliceConfig:
-    """The configuration of a folder that has its shapes in its record instead of its config.json."""
-    record, weights = (Path(str(cached_file(name, file, **hub))) for file in (RECORD, WEIGHTS))
-    return config_of_record(json.loads(record.read_text(encoding="utf-8")), weights)
-
-
-def config_of_record(record: dict[str, Any], weights: Path) -> IntraSliceConfig:
-    """The configuration in a record of format 2. Which maps have a bias is read from the weights."""
-    with safe_open(weights, framework="pt") as file:
-        layers = with_biases(record["layers"], set(file.keys()))
-    dense = {name: value for name, value in record["config"].items() if name not in EXCLUDED_FIELDS}
-    return IntraSliceConfig(dense=dense, layers=layers, made=record["made"])
 
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)

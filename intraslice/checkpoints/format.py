@@ -20,14 +20,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import (
     RECORD,
     WEIGHTS,
     IntraSliceConfig,
     IntraSliceForCausalLM,
-    config_of_record,
 )
 from intraslice.checkpoints.model_card import CARD, model_card
 from intraslice.core.cache import temporary_sibling
@@ -38,7 +37,6 @@ from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.reader import quiet_transformers, weight_files
 
 FORMAT = 3
-PREVIOUS_FORMAT = 2  # its record also holds the shapes
 CONFIG = "config.json"
 
 
@@ -86,16 +84,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     config = IntraSliceConfig.of(model, made)
-    with new_folder(folder, tensors) as temporary:
-        write_parts(temporary, model, tokenizer, config, model_card(config, folder.name))
-        write_record(temporary, made)
-
-
-def write_record(folder: Path, made: dict[str, Any]) -> None:
-    """Write how the model was made, with a checksum, once all other files are in the folder."""
-    record = {"format": FORMAT, "made": made}
-    record["sha256"] = _digest(folder, record)
-    (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
+        temporary.mkdir()
+        write_tensors(tensors, temporary / WEIGHTS)
+        write_parts(temporary, model, tokenizer, config, folder.name)
 
 
 @contextmanager
@@ -118,15 +110,6 @@ def written_whole(target: Path, size: float) -> Iterator[Path]:
         ) from error
 
 
-@contextmanager
-def new_folder(folder: Path, tensors: dict[str, Tensor]) -> Iterator[Path]:
-    """A temporary folder with the tensors, for further files; see `written_whole`."""
-    with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
-        temporary.mkdir()
-        write_tensors(tensors, temporary / WEIGHTS)
-        yield temporary
-
-
 def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write a safetensors file with the permissions of any new file; safetensors would let its owner alone read it."""
     file.touch()
@@ -136,16 +119,19 @@ def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
 
 
 def write_parts(
-    temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, card: str
+    temporary: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: IntraSliceConfig, name: str
 ) -> None:
-    """Write the files of a model folder except its tensors."""
+    """Write the files of the model folder `name` except its tensors, last the record, with a checksum of all."""
     tokenizer.save_pretrained(temporary)
     config.save_pretrained(temporary)
     generation = copy.deepcopy(model.generation_config)
     generation.compile_config = None  # which transformers does not read
     # `save_pretrained` refuses what many published models have, such as a temperature without sampling.
     generation.to_json_file(temporary / "generation_config.json")
-    (temporary / CARD).write_text(card, encoding="utf-8")
+    (temporary / CARD).write_text(model_card(config, name), encoding="utf-8")
+    record: dict[str, Any] = {"format": FORMAT, "made": config.made}
+    record["sha256"] = _digest(temporary, record)
+    (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def load(
@@ -156,12 +142,9 @@ def load(
     Raises UserError if a file is missing, truncated, or not the one that was saved.
     """
     folder = Path(folder).expanduser()
-    record = _verified_record(folder)
+    _verify(folder)
     try:
-        if record["format"] == PREVIOUS_FORMAT:
-            config = config_of_record(record, folder / WEIGHTS)
-        else:
-            config = IntraSliceConfig.from_pretrained(folder)
+        config = IntraSliceConfig.from_pretrained(folder)
         with quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
@@ -184,18 +167,16 @@ def _read_json_or_empty(file: Path) -> dict[str, Any]:
         return {}
 
 
-def _verified_record(folder: Path) -> dict[str, Any]:
-    """The record that `save` wrote, once its SHA-256 is verified. transformers' `save_pretrained` writes no record."""
+def _verify(folder: Path) -> None:
+    """Raise UserError unless the record and its SHA-256 are right; a folder that transformers wrote has no record."""
     if not is_checkpoint(folder):
         raise UserError(f"{folder} contains no sliced model; name a folder in which a sliced model was saved")
     if not (folder / RECORD).is_file():
-        return {"format": FORMAT}
+        return
     record = _read_json_or_empty(folder / RECORD)
-    version = record.get("format")
-    required = {FORMAT: {"made"}, PREVIOUS_FORMAT: {"made", "config", "layers"}}
-    if version not in required or not required[version] <= record.keys():
+    if record.get("format") != FORMAT or "made" not in record:
         raise UserError(
-            f"{folder / RECORD} cannot be read or is of format {version!r}, expected {FORMAT}; "
+            f"{folder / RECORD} cannot be read or is of format {record.get('format')!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"
         )
     try:
@@ -206,7 +187,6 @@ def _verified_record(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"the weights, {CONFIG} or {RECORD} in {folder} are not what was saved there; copy the folder again"
         )
-    return record
 
 
 def _digest(folder: Path, record: dict[str, Any]) -> str:
@@ -217,7 +197,6 @@ def _digest(folder: Path, record: dict[str, Any]) -> str:
             while block := file.read(2**20):
                 digest.update(block)
     described = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
-    if record["format"] != PREVIOUS_FORMAT:
-        described["config"] = _read_json_or_empty(folder / CONFIG)
+    described["config"] = _read_json_or_empty(folder / CONFIG)
     digest.update(json.dumps(described, sort_keys=True).encode())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID, SUGGESTED_MODELS
 
 CARD = "README.md"
-Form = Literal["folder", "gguf", "vllm"]
+Form = Literal["folder", "gguf"]
 # The paper of each method, and the options that it uses.
 METHODS = {
     "intraslice": ("2602.01975", ("order", "estimator")),
@@ -47,37 +47,8 @@ class Origin:
         return cls(hub_id or Path(model).name or "a dense model", hub_id, commit, licence)
 
 
-@dataclass(frozen=True)
-class DenseHeads:
-    """Numbers of query heads and key/value heads, and head width, in every layer of the dense model."""
-
-    queries: int
-    groups: int
-    width: int
-
-    @classmethod
-    def of(cls, dense: dict[str, Any]) -> DenseHeads:
-        """Read from the configuration of the dense model."""
-        queries = dense["num_attention_heads"]
-        width = dense.get("head_dim") or dense["hidden_size"] // queries
-        return cls(queries, dense.get("num_key_value_heads") or queries, width)
-
-
-def only_mlps(config: IntraSliceConfig) -> bool:
-    """Whether only MLPs are sliced: every layer has all heads at full width, and no shortcuts."""
-    heads = DenseHeads.of(config.dense)
-    group = heads.queries // heads.groups
-    dense_heads = {
-        "kv_head": [head // group for head in range(heads.queries)],
-        "dim": heads.width,
-        "value_dim": heads.width,
-        "shortcuts": [],
-    }
-    return all(dense_heads.items() <= layer.items() for layer in config.layers)
-
-
 def model_card(config: IntraSliceConfig, name: str, form: Form = "folder") -> str:
-    """The card, in Markdown, of the folder, GGUF file or folder for vLLM called `name`.
+    """The card, in Markdown, of the folder or GGUF file called `name`.
 
     Values that are not in the record `config.made`, such as perplexities before an evaluation, are shown as unknown.
     The record of a dense model has `source`, and `asked` with its `model`.
@@ -167,9 +138,6 @@ def _usage(config: IntraSliceConfig, name: str, form: Form) -> list[str]:
     quoted_name = shlex.quote(name)
     if form == "gguf":
         return [f"With llama.cpp and tools built on it (architecture `deci`):\n\n    llama-cli -m {quoted_name}"]
-    if form == "vllm":
-        command = f"vllm serve {quoted_name} --trust-remote-code"
-        return [f"With vLLM, as `nemotron_nas`; the remote code is the configuration class:\n\n    {command}"]
     ways = [
         "With transformers, if the library `intraslice` is installed:\n\n"
         "```python\n"
@@ -186,12 +154,9 @@ def _usage(config: IntraSliceConfig, name: str, form: Form) -> list[str]:
     layer = config.layers[0]
     if layer["shortcuts"] or not layer["gated"]:
         obstacle = "shortcut matrices" if layer["shortcuts"] else "plain MLPs and parallel modules"
-        return [*ways, f"Its {obstacle} keep it from running in llama.cpp (`deci`) and vLLM (`nemotron_nas`)."]
-    export = f"python -m intraslice export --model {quoted_name}"
-    ways.append(f"With llama.cpp, if it supports the family:\n\n    {export} --gguf {quoted_name}.gguf --type q8_0")
-    if only_mlps(config):
-        return [*ways, f"With vLLM, if it supports the family:\n\n    {export} --vllm {quoted_name}-vllm"]
-    return [*ways, "Not with vLLM, which requires the same heads in all layers; slice only the MLPs for vLLM."]
+        return [*ways, f"Its {obstacle} keep it from running in llama.cpp (`deci`)."]
+    export = f"python -m intraslice export --model {quoted_name} --gguf {quoted_name}.gguf --type q8_0"
+    return [*ways, f"With llama.cpp, if it supports the family:\n\n    {export}"]
 
 
 def _limits(made: dict[str, Any], origin: Origin) -> str:

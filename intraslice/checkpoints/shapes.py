@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import DenseModule, family_of
-from intraslice.modeling.linear import CANNOT_BE_SAVED, LowRankMap
 from intraslice.modeling.mlp import SlicedMLP
 
 Shape = dict[str, Any]  # of one layer, as JSON
@@ -23,10 +21,8 @@ LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up
 
 
 def shape_of(layer: DenseModule) -> Shape:
-    """The shape of a canonical layer, dense or sliced. Raises UserError for maps with low-rank factors."""
-    attention, mlp = layer.self_attn, layer.mlp
-    if isinstance(attention.qkv_proj, LowRankMap):
-        raise UserError(f"{CANNOT_BE_SAVED}; choose another method")
+    """The shape of a canonical layer, dense or sliced."""
+    attention, mlp, parameters = layer.self_attn, layer.mlp, {name for name, _ in layer.named_parameters()}
     shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
     return {
         "heads": attention.heads,
@@ -41,18 +37,8 @@ def shape_of(layer: DenseModule) -> Shape:
         "gated": mlp.gated,
         "activation": mlp.activation,
         "shortcuts": shortcuts,
-        "biases": _biased({name for name, _ in layer.named_parameters()}),
+        "biases": [name for name in LINEARS if f"{name}.bias" in parameters],
     }
-
-
-def _biased(parameters: Collection[str], prefix: str = "") -> list[str]:
-    """The linear maps of a layer that have a bias, found among the names of its parameters."""
-    return [name for name in LINEARS if f"{prefix}{name}.bias" in parameters]
-
-
-def with_biases(shapes: Iterable[Shape], tensors: Collection[str]) -> list[Shape]:
-    """Add the biases to shapes that lack them, from the names of the model's tensors."""
-    return [shape | {"biases": _biased(tensors, f"model.layers.{index}.")} for index, shape in enumerate(shapes)]
 
 
 def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
@@ -131,7 +117,7 @@ def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
 
 def _norms(shape: Shape) -> HeadNorms | None:
     """Norms that do nothing but normalise: transformers initialises linear maps, but not these."""
-    if not shape.get("norms"):  # folders of earlier versions lack the field
+    if not shape["norms"]:
         return None
     epsilon, offset = shape["norms"]
     query, key = (torch.full((shape["dim"],), 1 - offset) for _ in range(2))

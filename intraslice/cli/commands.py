@@ -14,7 +14,6 @@ from intraslice import checkpoints
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
-from intraslice.checkpoints.to_vllm import to_vllm
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import is_main_process
@@ -24,7 +23,6 @@ from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.modeling.linear import CANNOT_BE_SAVED
 from intraslice.pipeline import require_dense_name
 from intraslice.planning.crossmodule_plan import CrossModulePlan
 from intraslice.pretrained.sources import verify_weights
@@ -220,8 +218,6 @@ def _require_outputs(run: Run) -> None:
     out, file = run.arguments.out, run.arguments.gguf
     if out is None and file is None:
         raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
-    if not METHODS[run.recipe.method].can_be_saved:
-        raise UserError(f"{CANNOT_BE_SAVED}; choose another --method, or run `evaluate` instead")
     if out is not None:
         checkpoints.require_free(out)
     if file is not None:
@@ -231,28 +227,13 @@ def _require_outputs(run: Run) -> None:
 
 
 def export(run: Run) -> CommandResult:
-    """Write a saved model, sliced or dense, as a GGUF file, a folder for vLLM, or both."""
-    file, folder = run.arguments.gguf, run.arguments.vllm
-    if file is None and folder is None:
-        raise UserError("expected --gguf FILE, --vllm FOLDER, or both, got neither")
-    if file is not None:
-        require_new_file(file, ".gguf")
-    if folder is not None:
-        checkpoints.require_free(folder)
+    """Write a saved model, sliced or dense, as a GGUF file."""
+    require_new_file(run.arguments.gguf, ".gguf")
     loaded = run.load_any()
     if not is_main_process():
         return {}, ""
-    result: dict[str, Any] = {"model": loaded.name}
-    lines = []
-    if folder is not None:
-        with run.timed("vllm"):
-            to_vllm(loaded.model, loaded.tokenizer, folder, loaded.made)
-        result["vllm"] = str(folder)
-        lines.append(f"wrote {folder}, which vLLM opens with --trust-remote-code")
-    if file is not None:
-        result["gguf"], line = _write_gguf(run, loaded)
-        lines.append(line)
-    return result | {"seconds": run.seconds}, "\n".join(lines)
+    report, line = _write_gguf(run, loaded)
+    return {"model": loaded.name, "gguf": report, "seconds": run.seconds}, line
 
 
 def _write_gguf(run: Run, loaded: LoadedModel) -> CommandResult:

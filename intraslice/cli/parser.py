@@ -13,7 +13,6 @@ from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, paper, search, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
-from intraslice.cli.prices import prices
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.config import (
     NO_RECOVERY,
@@ -26,7 +25,7 @@ from intraslice.core.config import (
     Targets,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
+from intraslice.core.registry import ESTIMATORS, RECOVERIES, RETIRED, Registry
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import PROMPTS
 from intraslice.evaluation.speed import SpeedConfig
@@ -60,6 +59,18 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:  # one line, without argparse's usage message
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and value in RETIRED:
+            self.error(RETIRED[value])
+        super()._check_value(action, value)
+
+
+class _Retired(argparse.Action):
+    """A removed option, which ends the command with what replaces it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(RETIRED[self.option_strings[0]])
 
 
 def _registry_help(description: str, registry: Registry[Any]) -> str:
@@ -196,9 +207,9 @@ def parser() -> argparse.ArgumentParser:
         "(requires method intraslice, --order one-shot, --out and safetensors)"
     )
     slice_command.add_argument("--stream", action="store_true", help=explanation)
-    export = command("export", commands.export, "write a saved model for llama.cpp or vLLM")
-    export.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
-    export.add_argument("--vllm", type=Path, metavar="FOLDER", help="folder for vLLM, if only MLPs are sliced")
+    export = command("export", commands.export, "write a saved model for llama.cpp")
+    export.add_argument("--gguf", type=Path, metavar="FILE", required=True, help="file for llama.cpp")
+    export.add_argument("--vllm", action=_Retired, help=argparse.SUPPRESS)
     export.set_defaults(dtype="float32")  # represents the values of any saved dtype
     for subparser in (slice_command, export):
         subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="GGUF type of the weights")
@@ -229,12 +240,6 @@ def parser() -> argparse.ArgumentParser:
     explanation = "slice the model by --sparsity and --estimator, and restore one module at a time to dense"
     sensitivity.add_argument("--context", action="store_true", help=explanation)
     sensitivity.set_defaults(dtype="float32")  # bfloat16's rounding alone is 0.002 nats, as much as small modules cost
-    prices_command = command("prices", prices, "marginal cost per parameter in each module", FEW_TOKENS)
-    prices_command.set_defaults(dtype="float32")
-    explanation = (
-        "also list the modules where this estimator's plan, at equal size, differs most from that of --estimator"
-    )
-    prices_command.add_argument("--against", **_ESTIMATOR, help=explanation)
     explanation = "search for better ratios by measuring KL, and save them as importances"
     search.add_options(command("search", search.search, explanation))
     search.add_options(command("exchange", search.search))  # its former name

@@ -42,7 +42,7 @@ from intraslice.untrusted.ratio_files import read_ratios
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 # Commands that slice each model in a single process.
 SINGLE_PROCESS = ("sweep", "sensitivity", "paper")
-SEARCHING = ("ratios", "evaluate", "slice", "generate", "prices")  # commands that take --ratios search
+SEARCHING = ("ratios", "evaluate", "slice", "generate")  # commands that take --ratios search
 
 log = logging.getLogger(__name__)
 

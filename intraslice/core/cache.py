@@ -30,9 +30,7 @@ from intraslice.core.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
-Kind = Literal[
-    "calibration", "digests", "losses", "perplexity", "samples", "search", "sensitivity", "settling", "states", "sweep"
-]
+Kind = Literal["calibration", "digests", "losses", "samples", "search", "sensitivity", "settling", "states", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
 UNFINISHED = "unfinished"  # folder of the files with which killed runs go on: see resumable.py
@@ -40,23 +38,17 @@ MAX_CACHE_BYTES = 20 * 10**9  # bytes
 MAX_BYTES_VARIABLE = "INTRASLICE_MAX_CACHE_BYTES"
 MAX_RESULTS = 5_000  # files; listing them takes a tenth of a second
 LOCK_TIMEOUT = 10.0  # seconds to wait for a lock, which is only held for moments
-STALE_AFTER = 3600.0  # seconds; temporary folders of earlier versions have no lock
 DAMAGED = ".damaged"  # suffix of unreadable files, kept for inspection and removed like results
 
 _DIGEST = re.compile(r"[0-9a-f]{32}(\.\w+)?")
 _TEMPORARY_NAME = re.compile(r"(\d+)-[0-9a-f]{32}")
-_EARLIER_TEMPORARIES = ["models/.convert-*", "wheels/.download-*", "wheels/*/*.partial"]
-_EARLIER_TEMPORARIES += [f"{kind}/tmp????????" for kind in KINDS]
 _cleaned_folders: set[Path] = set()
 _warned: set[tuple[Path, int | None]] = set()
 _locks_of_parent: list[FileLock] = []
 
 
 def cache_path(kind: Kind, suffix: str, *parts: object) -> Path:
-    """Path of the result of this kind that depends on `parts`; of tensors, dtype, shape and all values count.
-
-    A kind has one suffix: `write_result` removes files with another one, which are of an earlier format.
-    """
+    """Path of the result of this kind that depends on `parts`; of tensors, dtype, shape and all values count."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
@@ -80,7 +72,6 @@ def write_result(path: Path, write: Callable[[Path], object], what: str, size: i
                 if (written := file.stat().st_size) > size:
                     free_space(written, folder)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _remove_earlier_formats(path)
                 os.replace(file, path)
     except OSError as error:
         # One warning for each cause: where one result cannot be written, no other can.
@@ -200,9 +191,6 @@ def remove_stale_folders() -> None:
         if (folder / "drafts").is_dir():
             with cache_lock():
                 _remove_unlocked(folder for folder, _ in _reserved_folders("drafts"))
-        for path in chain.from_iterable(folder.glob(pattern) for pattern in _EARLIER_TEMPORARIES):
-            if time.time() - path.stat().st_mtime > STALE_AFTER:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def cache_lock() -> FileLock:
@@ -286,11 +274,3 @@ def _stats(files: Iterable[Path]) -> list[tuple[Path, os.stat_result]]:
 
 def _bytes(folder: Path) -> int:
     return sum(stat.st_size for _, stat in _stats(_files(folder)))
-
-
-def _remove_earlier_formats(path: Path) -> None:
-    """Remove results of earlier formats, which no code reads any more, from the folder of `path`."""
-    for other in path.parent.iterdir():
-        if _DIGEST.fullmatch(other.name) and other.suffix not in (path.suffix, DAMAGED):
-            with suppress(OSError):
-                other.unlink()

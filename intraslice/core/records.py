@@ -27,7 +27,7 @@ def _parse_record(path: Path) -> dict[str, Any]:
     record = json.loads(content)
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
-    if checksum and checksum != _checksum(content):  # records of earlier versions have none
+    if checksum != _checksum(content):
         raise ValueError("the checksum does not match")
     return record
 

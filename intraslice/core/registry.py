@@ -1,4 +1,7 @@
-"""Registries of estimators, methods and recoveries by name. Entries are registered in the file that defines them."""
+"""Registries of estimators, methods and recoveries by name, and the names of what was removed.
+
+Entries are registered in the file that defines them.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,19 @@ class Named(Protocol):
 
 
 Entry = TypeVar("Entry", bound=Named)
+# Removed commands, endpoints, options and methods, each with what replaces it.
+RETIRED = {
+    "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
+    "decreases",
+    "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
+    "--vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
+}
+
+
+def require_current(name: object) -> None:
+    """Raise UserError, which says what replaces it, for the name of something that was removed."""
+    if isinstance(name, str) and name in RETIRED:
+        raise UserError(RETIRED[name])
 
 
 class Registry(dict[str, Entry]):
@@ -47,6 +63,7 @@ class Registry(dict[str, Entry]):
     def require(self, name: str) -> Entry:
         """The entry with this name. Raises UserError, which lists all names, if there is none."""
         if not isinstance(name, str) or name not in self:
+            require_current(name)
             raise UserError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}")
         return self[name]
 

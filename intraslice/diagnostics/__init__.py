@@ -1,1 +1,1 @@
-"""Diagnostics: explained variance, activation shift, marginal costs, and checks of the estimators."""
+"""Diagnostics: explained variance, activation shift, and checks of the estimators."""

@@ -45,7 +45,6 @@ class SlicingMethod(ABC, Generic[PlanType]):
     slices_residual_stream: ClassVar[bool] = False  # instead of single modules, whose ratios can be locked
     narrows_queries: ClassVar[bool] = True  # queries and keys become as narrow as the values
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
-    can_be_saved: ClassVar[bool] = True  # its models can be saved to a folder
 
     @abstractmethod
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> PlanType:

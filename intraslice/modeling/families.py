@@ -137,7 +137,7 @@ def rotary_frequencies(model: PreTrainedModel, layer: int) -> Float[Tensor, " fr
     return getattr(rotary, name).float().cpu()
 
 
-def linear_maps(block: Block) -> dict[str, Pair]:
+def _linear_maps(block: Block) -> dict[str, Pair]:
     """Weights and biases of a block's linear maps in transformers' channel order, under the names of Llama's layers."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
@@ -159,7 +159,7 @@ def linear_maps(block: Block) -> dict[str, Pair]:
 
 def write_layer_(layer: DenseModule, block: Block) -> None:
     """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
-    targets = linear_maps(block)
+    targets = _linear_maps(block)
     targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
     targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
     if "gate_proj" in targets:

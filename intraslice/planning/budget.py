@@ -1,15 +1,12 @@
-"""Planning of the other methods: entropic ratios per layer, ranks of low-rank maps, bisection to a budget. Pure."""
+"""Planning of the other methods: entropic ratios per layer, bisection to a budget. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 
 from intraslice.core.errors import UserError
-from intraslice.planning.ratios import SlicePlan
-from intraslice.planning.sizes import LayerSizes
 
 BISECTION_STEPS = 48
 TOLERANCE = 0.01  # allowed deviation of a plan, relative to the target number of parameters
@@ -55,31 +52,3 @@ def proportional_fractions(weights: Sequence[float], mean: float) -> list[float]
         free &= fractions < 1
         fractions[~free] = 1.0
     return fractions.tolist()
-
-
-@dataclass(frozen=True)
-class LowRankPlan(SlicePlan):
-    """A plan that keeps all sizes of a layer and sets the ranks of its linear maps."""
-
-    ranks: tuple[dict[str, int], ...] = ()  # of each layer, by the name of the map; empty where nothing is removed
-
-
-def map_shapes(sizes: LayerSizes) -> dict[str, tuple[int, int]]:
-    """Rows and columns of a dense layer's linear maps."""
-    hidden, keys, neurons = sizes.hidden, sizes.kv_heads * sizes.dim, sizes.neurons
-    attention = {"q": (sizes.channels, hidden), "k": (keys, hidden), "v": (keys, hidden), "o": (hidden, sizes.channels)}
-    gate = {"gate": (neurons, hidden)} if sizes.gated else {}
-    return attention | gate | {"up": (neurons, hidden), "down": (hidden, neurons)}
-
-
-def rank_for(shape: tuple[int, int], kept_fraction: float) -> int:
-    """The rank, at least 1, of two factors with about `kept_fraction` of a map's entries, and fewer than all."""
-    rows, columns = shape
-    exact = kept_fraction * rows * columns / (rows + columns)
-    return max(1, min(round(exact), (rows * columns - 1) // (rows + columns)))
-
-
-def saved_parameters(shape: tuple[int, int], rank: int) -> int:
-    """Entries of the map less those of the two factors; biases do not change."""
-    rows, columns = shape
-    return rows * columns - rank * (rows + columns)

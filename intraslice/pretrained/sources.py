@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder
 from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.records import read_record
+from intraslice.pretrained.headers import read_json
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.reader import (
     Weights,
@@ -213,15 +213,15 @@ def _is_intact(folder: Path, verify: bool = False) -> bool:
 
     Hashes of small files and of files changed since are always checked, with `verify` those of all files.
     """
-    record = read_record(folder / RECORD)
     try:
+        record = read_json(folder / RECORD)
         written = (folder / RECORD).stat().st_mtime_ns
         for name, (size, digest) in record.items():
             stat = (folder / name).stat()
             is_read = verify or size <= MAX_VERIFIED_BYTES or stat.st_mtime_ns > written
             if stat.st_size != size or (is_read and file_sha256(folder / name) != digest):
                 return False
-    except OSError:
+    except (OSError, ValueError):
         return False
     return bool(record)
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
-from intraslice.checkpoints.format import write_parts, write_record, write_tensors
-from intraslice.checkpoints.model_card import model_card
+from intraslice.checkpoints.format import write_parts, write_tensors
 from intraslice.checkpoints.shapes import Shape, shape_of
 from intraslice.core.errors import UserError
 from intraslice.modeling.families import DenseModule
@@ -67,8 +66,7 @@ class Shards:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
         config = IntraSliceConfig.with_shapes(self.dense.model, shapes, made)
-        write_parts(self.folder, self.dense.model, tokenizer, config, model_card(config, target.name))
-        write_record(self.folder, made)
+        write_parts(self.folder, self.dense.model, tokenizer, config, target.name)
         if target.exists():  # and is empty
             target.rmdir()
         os.replace(self.folder, target)

@@ -225,12 +225,10 @@ def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_
         result.save_pretrained(tmp_path / "sliced")
 
 
-def test_a_method_without_a_format_is_not_saved(home, texts, tmp_path):
-    low_rank = compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
-    assert "sliced by svd\n" in str(low_rank)  # which has no order
-    with pytest.raises(UserError, match="choose another method"):
-        low_rank.save_pretrained(tmp_path / "sliced")
-    assert not (tmp_path / "sliced").exists()
+def test_a_method_without_an_order_shows_none_and_a_removed_one_what_replaces_it(home, texts):
+    assert "sliced by wanda\n" in str(compress(home / "tiny", 0.3, method="wanda", progress=False, **texts))
+    with pytest.raises(UserError, match="svd was removed; use modegpt"):
+        compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
 
 
 def test_a_gguf_file_comes_with_its_card(tiny_llama_gqa, texts, tmp_path, monkeypatch):

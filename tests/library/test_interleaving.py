@@ -64,7 +64,6 @@ JOBS: dict[str, Job] = {
     "plus": slicing("intraslice+", epochs=1),
     "wanda": slicing("wanda"),
     "modegpt": slicing("modegpt"),
-    "svd": slicing("svd"),
     "shift": shift,
     "sensitivity": lambda case, progress: measure_sensitivity(
         case.loaded, case.stats, case.tokens[:4], 0.4, progress=progress

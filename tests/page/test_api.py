@@ -92,6 +92,17 @@ def test_bad_input_comes_back_in_words(client) -> None:
         client.predict(methods=[], api_name="/sweep_table")
 
 
+def test_a_removed_endpoint_or_method_says_what_replaces_it(client) -> None:
+    """To those who call it with the parameters that it had; it is not described."""
+    with pytest.raises(AppError, match="rices was removed; use search"):
+        client.predict(*Settings(), 0, api_name="/prices")
+    with pytest.raises(AppError, match="vd was removed; use modegpt"):
+        client.predict(methods=["svd"], api_name="/sweep_table")
+    with pytest.raises(AppError, match="vd was removed; use modegpt"):
+        client.predict(methods=["svd"], api_name="/sweep")
+    assert "/prices" not in client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+
+
 def test_on_a_desktop_a_file_of_ones_own_may_be_named(client, tmp_path) -> None:
     for values in ({"upload": str(tmp_path / "a.txt")}, {"text": str(tmp_path / "a.txt")}):
         assert "a.txt" in client.predict(**values, api_name="/command_lines")

@@ -161,7 +161,7 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
     told = [event.status for event in before]
     assert any("Training the sliced model, step" in status for status in told)
     assert "one-shot slicing, recovery: Distillation with cross-entropy" in last.perplexity
-    plain = request.without_recovery
+    plain = request.with_settings(recovery="none")
     list(session.measure(plain, "somebody"))
     assert session.perplexities(request).sliced < session.perplexities(plain).sliced
 

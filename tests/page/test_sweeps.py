@@ -159,7 +159,7 @@ SIZED = (
     SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, divergence=0.3, quantise="f16", bytes=200_000_000),
     SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 24.0, divergence=0.5, quantise="q4_0", bytes=60_000_000),
     SweepPoint("wanda", "", 0.2, 0.2, 100, math.inf, divergence=9.0, quantise="q4_0", bytes=50_000_000),
-    SweepPoint("svd", "", 0.2, None, None, None, note="no file", quantise="q4_0"),
+    SweepPoint("flap", "", 0.2, None, None, None, note="no file", quantise="q4_0"),
 )
 
 

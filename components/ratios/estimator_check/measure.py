@@ -5,8 +5,11 @@ The measurement of the default model is stored in the repository (`make_snapshot
 
 from __future__ import annotations
 
+import datetime
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.progress import ProgressCallback
@@ -16,7 +19,7 @@ from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, cached
 from intraslice.planning.profile import Profile
 
 from ...assets import ASSETS
-from ...i18n.language import lazy_gettext
+from ...i18n.language import lazy_day, lazy_gettext
 from ...jobs.job import Job
 from ...jobs.jobs import job_progress
 from ...jobs.status import Status
@@ -25,12 +28,12 @@ from ...state.caches import BoundedCache
 from ...state.calibrations import Calibrated
 from ...state.request import CalibrationKey, Request
 from ...state.session import Session
-from ...state.snapshots import modules as modules_file
 from .views import EstimatorCheckView, Misjudged, ModuleCheck
 
 JOB = "sensitivity"  # the job's kind, which is also the endpoint's name
 FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3
+DIGITS = 5  # significant, in the file
 STORED = EvaluationConfig(tokens=8192)  # of the measurement in the repository
 
 
@@ -116,12 +119,26 @@ def long_measurement(calibrated: Calibrated, progress: ProgressCallback | bool =
 
 
 def _stored_view(profile: Profile) -> EstimatorCheckView:
-    record = modules_file.load(FILE)
+    record: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     modules = tuple(ModuleDamage(**module) for module in record["modules"])
     sensitivity = Sensitivity(record["ratio"], record["base_loss"], record["tokens"], modules)
-    return estimator_check_view(sensitivity, profile, record["measured_on"])
+    measured_on = lazy_gettext(
+        "{tokens:,} held-out tokens, {day}",
+        tokens=record["tokens"],
+        day=lazy_day(record["measured_on"].split(", ")[-1]),
+    )
+    return estimator_check_view(sensitivity, profile, measured_on)
 
 
 def save(sensitivity: Sensitivity) -> None:
-    """Store the default model's measurement in the repository; the page opens with it."""
-    modules_file.save(FILE, asdict(sensitivity))
+    """Store the default model's measurement in the repository, a line per module; the page opens with it."""
+    measured_on = f"{sensitivity.tokens:,} held-out tokens, {datetime.date.today():%d %B %Y}"
+    record = asdict(sensitivity)
+    modules = record.pop("modules")
+    lines = [json.dumps({name: _rounded(value) for name, value in module.items()}) for module in modules]
+    head = json.dumps(record | {"measured_on": measured_on})[:-1]
+    FILE.write_text(head + ', "modules": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    return [float(f"{number:.{DIGITS}g}") for number in value] if isinstance(value, tuple) else value

@@ -20,7 +20,7 @@ from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.errors import UserError
 
-# Written before the library's files and classes moved to where they are now, with the logits of that day.
+# Written by an earlier commit in the format that `save` still writes, with the logits of that day.
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 

@@ -6,12 +6,10 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
-from opened import save_slice
 from tiny_models import FAMILIES
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
-from intraslice.checkpoints.model_card import Origin, model_card, only_mlps
-from intraslice.checkpoints.to_vllm import to_vllm
+from intraslice.checkpoints.model_card import Origin, model_card
 from intraslice.cli.parser import parser
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.perplexity import Losses
@@ -51,7 +49,7 @@ def sliced(tiny_case, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("form", ["folder", "gguf", "vllm"])
+@pytest.mark.parametrize("form", ["folder", "gguf"])
 @pytest.mark.parametrize("made", [None, {}, {"source": WHEEL}, {"source": WHEEL, "protocol": {}}])
 def test_a_record_of_next_to_nothing_makes_a_card_that_parses_back(form, made):
     text = model_card(dense(made=made), "mine", form)
@@ -59,7 +57,7 @@ def test_a_record_of_next_to_nothing_makes_a_card_that_parses_back(form, made):
     assert card.content == text
     assert card.data.tags == ["intraslice", "pruning"]
     assert card.data.pipeline_tag == "text-generation"
-    assert card.data.library_name == {"folder": "transformers", "gguf": "gguf", "vllm": "vllm"}[form]
+    assert card.data.library_name == {"folder": "transformers", "gguf": "gguf"}[form]
     assert (card.data.base_model, card.data.license) == (None, None)
     assert "base_model_relation" not in card.data.to_dict()
     assert "not known here" in card.text
@@ -127,20 +125,16 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
 
 
 def test_it_offers_the_runtimes_that_take_it(sliced):
-    config = sliced("intraslice", locked=tuple((layer, "attention", 0.0) for layer in range(3)))
-    made = (sliced("intraslice", bias=1.0), sliced("crossmodule"), config)
-    cut, crossmodule, whole = (model_card(one, "mine") for one in made)
-    assert only_mlps(config)
-    for card in (cut, crossmodule, whole):
+    config = sliced("intraslice", bias=1.0)
+    cut, crossmodule = (model_card(one, "mine") for one in (config, sliced("crossmodule")))
+    for card in (cut, crossmodule):
         assert "AutoModelForCausalLM.from_pretrained('mine')" in card
         assert {words.split()[0] for words in commands(card)} == {"python", "lm_eval"}
         assert any(" tasks " in line for line in commands(card))
-    offers = {option: [option in card for card in (cut, crossmodule, whole)] for option in ("--gguf", "--vllm")}
-    assert offers == {"--gguf": [True, False, True], "--vllm": [False, False, True]}
+    assert ["--gguf" in card for card in (cut, crossmodule)] == [True, False]
     assert "shortcut matrices keep it from" in crossmodule
     assert "plain MLPs and parallel modules keep it from" in model_card(dense("phi"), "mine")
     assert commands(model_card(config, "it's mine.gguf", "gguf")) == ["llama-cli -m 'it'\"'\"'s mine.gguf'"]
-    assert commands(model_card(config, "mine", "vllm")) == ["vllm serve mine --trust-remote-code"]
 
 
 def test_the_commands_are_ones_that_the_command_line_takes(sliced):
@@ -151,18 +145,3 @@ def test_the_commands_are_ones_that_the_command_line_takes(sliced):
         assert line.startswith(prefix)
         words = re.findall(r'"([^"]*)"|(\S+)', line.removeprefix(prefix))
         assert parser().parse_args([quoted or bare for quoted, bare in words]).model == "mine"
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_dense_model_has_all_its_heads_and_a_slice_has_not(family, tiny_case, tmp_path):
-    assert only_mlps(dense(family))
-    sliced, _ = save_slice(tiny_case(family), "intraslice", tmp_path / "sliced")
-    assert not only_mlps(IntraSliceConfig.of(sliced, None))
-
-
-def test_a_folder_for_vllm_has_its_card(tmp_path, word_tokenizer):
-    canonicalise(model := FAMILIES["llama-gqa"]())
-    to_vllm(model, word_tokenizer(), tmp_path / "mine", {"asked": {"model": "default"}})
-    card = ModelCard.load(tmp_path / "mine" / "README.md")
-    assert (card.data.base_model, card.data.library_name) == (DEFAULT_HUB_ID, "vllm")
-    assert "vllm serve mine" in card.text

@@ -41,7 +41,6 @@ def cache(tmp_path_factory, monkeypatch):
         ("slice", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there.gguf"], "WordLevel"),
         ("export", ["--gguf", "there"], ".gguf"),
-        ("export", [], "--gguf FILE, --vllm FOLDER, or both"),
         ("export", ["--gguf", "/no/such/folder/there.gguf"], "cannot write"),
     ],
 )
@@ -71,7 +70,6 @@ def test_bad_input_is_one_line_and_two(words, command, wrong, named, capsys, mon
         ("ratios", ["--ratios", "search", "--estimator", "uniform"], "requires an estimator with importances"),
         ("sensitivity", ["--ratio", "0.3", "0"], "ratio must be above 0"),
         ("sensitivity", ["--context", "--method", "crossmodule"], "prunes individual modules"),
-        ("prices", ["--method", "crossmodule"], "crossmodule does not cut single modules"),
         ("generate", ["--prompt", " "], "--prompt is empty"),
         ("generate", ["--temperature", "inf"], "--temperature must be a finite number"),
     ],
@@ -100,6 +98,23 @@ def test_an_interruption_and_a_file_error_are_one_line(words, error, code, line,
     monkeypatch.setattr("intraslice.pipeline.load_model", load)
     assert main(["evaluate", *words]) == code
     assert capsys.readouterr().err == f"{line}\n"
+
+
+@pytest.mark.parametrize(
+    ("removed", "replacement"),
+    [
+        (["prices"], "use search"),
+        (["evaluate", "--method", "svd"], "use modegpt"),
+        (["sweep", "--methods", "intraslice", "svd"], "use modegpt"),
+        (["export", "--vllm", "folder"], "use --gguf"),
+    ],
+)
+def test_a_removed_name_is_answered_with_what_replaces_it(words, removed, replacement, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*removed, *words])
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f" was removed; {replacement}" in line
 
 
 @pytest.mark.parametrize("wrong", [["--method", "other"], ["--estimators", "none"], ["--nonsense"]])

@@ -88,11 +88,6 @@ def test_bad_files_of_ratios_are_refused_by_their_row(refused, home):
     assert "does not exist" in refused("ratios", "--csv", "nowhere/there.csv")
 
 
-def test_what_no_format_holds_is_refused_before_any_work(refused, home):
-    assert "no supported format can store it" in refused("slice", "--out", "there", "--method", "svd")
-    assert not (home / "there").exists()
-
-
 def test_an_estimator_of_ones_own_plans_sweeps_and_is_judged(run, home):
     (home / "mine.py").write_text(ENERGY)
     try:

@@ -20,6 +20,7 @@ from intraslice.core.cache import (
     cache_path,
     mark_used,
     max_cache_bytes,
+    read_result,
     remove_stale_folders,
     set_max_cache_bytes,
     temporary_folder,
@@ -95,9 +96,8 @@ def test_the_longest_unused_goes_first(folder, told):
 def test_reading_is_using(folder):
     paths = filled()
     for path in paths[:2]:
-        path.write_text('{"a": 1}'.ljust(SIZE))
         age(path, 20)
-    assert read_record(paths[0]) == {"a": 1}
+    assert read_result(paths[0], Path.read_bytes) == bytes(SIZE)
     mark_used(paths[2])
     kept(10)
     assert [path.exists() for path in paths] == [True, False] + [True] * 8
@@ -167,19 +167,6 @@ def test_files_are_not_too_many_either(monkeypatch):
     assert len(list(path.parent.iterdir())) == 5
 
 
-def test_results_of_an_earlier_format_go(folder):
-    path = cache_path("calibration", ".npz", "it")
-    earlier, foreign = path.with_suffix(".safetensors"), path.with_name("notes.safetensors")
-    path.parent.mkdir(parents=True)
-    for file in (earlier, foreign):
-        file.write_bytes(b"x")
-    other = kept(0)  # of another kind
-    assert earlier.exists()
-    write_result(path, lambda draft: draft.write_bytes(b"x"), "it")
-    assert not earlier.exists()
-    assert all(file.exists() for file in (path, foreign, other))
-
-
 def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
     set_max_cache_bytes(5)
     assert max_cache_bytes() == 5
@@ -239,19 +226,6 @@ def test_a_draft_is_its_writers_until_that_is_dead(folder):
     process.join()
     kept(11)
     assert drafts(folder) == []
-
-
-def test_what_earlier_versions_left_is_swept_once_it_is_old(folder):
-    live, dead = [folder / "models" / ".convert-a", folder / "offload" / "tmp12345678"], []
-    for place in ("models/.convert-b", "wheels/.download-c", "calibration/tmp12345678"):
-        dead.append(folder / place)
-    for draft in (*live, *dead):
-        draft.mkdir(parents=True)
-        (draft / "half").write_bytes(b"x")
-    for draft in (live[1], *dead):
-        age(draft, 2)
-    remove_stale_folders()
-    assert [draft.exists() for draft in (*live, *dead)] == [True, True, False, False, False]
 
 
 def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(folder, monkeypatch):

@@ -214,14 +214,14 @@ def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count
 
 def test_singular_moments_of_one_method_are_a_note(tiny_case, monkeypatch):
     def slice_by(method: str, *values, **options):
-        if method == "svd":
+        if method == "modegpt":
             raise NumericalError("a 64 x 64 second-moment matrix is singular")
         return real(method, *values, **options)
 
     real = module.slice_by
     monkeypatch.setattr(module, "slice_by", slice_by)
     case = tiny_case("llama-gqa")
-    frame = sweep(case.loaded, texts(case), points(["svd", "magnitude"], [], [0.3]), progress=False)
+    frame = sweep(case.loaded, texts(case), points(["modegpt", "magnitude"], [], [0.3]), progress=False)
     assert frame["note"].tolist() == ["a 64 x 64 second-moment matrix is singular", ""]
     assert frame["perplexity"].isna().tolist() == [True, False]
 

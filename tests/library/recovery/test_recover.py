@@ -28,8 +28,8 @@ def same_weights(first, second) -> bool:
     return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
 
 
-# What is trained differs between the methods only where the residual stream is sliced or modules are merged.
-TELLING = ("intraslice", "crossmodule", "svd")
+# What is trained differs between the methods only where the residual stream is sliced.
+TELLING = ("intraslice", "crossmodule")
 
 
 @pytest.mark.parametrize(
@@ -56,9 +56,7 @@ def test_every_method_gets_nearer_to_the_dense_model(tiny_case, name):
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-@pytest.mark.parametrize(
-    "name", ["svd", *(pytest.param(name, marks=pytest.mark.slow) for name in ("crossmodule", "wanda"))]
-)
+@pytest.mark.parametrize("name", ["wanda", pytest.param("crossmodule", marks=pytest.mark.slow)])
 def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
     case = tiny_case("llama-gqa")
     more = torch.cat([case.tokens, case.tokens.flip(1)])

@@ -12,10 +12,10 @@ from stopping import Stopped, stop_when
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.marginal_costs import parameters_at
+from intraslice.diagnostics.sensitivity import cut_alone
 from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.perplexity import measure_losses
-from intraslice.planning.ratios import make_plan
+from intraslice.planning.ratios import LayerPlan, make_plan
 from intraslice.search import generations as module
 from intraslice.search import measure as measure_module
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state
@@ -63,6 +63,16 @@ def test_the_best_plan_of_a_rigged_table_is_found_with_and_without_hints(hints) 
         state = next_state(problem, state, measures, SearchConfig(), 1)
         assert levels.parameters(state.allocation) == problem.parameters
     assert state.allocation == best
+
+
+def parameters_at(layer, module, ratio) -> int:
+    """Parameters of one module after pruning it by `ratio`."""
+    sizes = layer.sizes
+    dense = LayerPlan(0.0, 0.0, tuple(range(sizes.heads)), sizes.kv_heads, sizes.dim, sizes.neurons)
+    cut = cut_alone(dense, layer, module, ratio)
+    if module == "mlp":
+        return cut.neurons * sizes.neuron_cost
+    return sizes.parameters(len(cut.heads), cut.kv_heads, cut.dim, 0) - sizes.fixed
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "phi", "gemma3"])

@@ -1,6 +1,7 @@
 """Estimator check: measured through the page's own code on a tiny model; chart and words say what was measured."""
 
 import json
+import re
 
 import plotly.graph_objects as go
 import pytest
@@ -50,17 +51,15 @@ def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) 
 
 
 def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
-    modules = [
-        {"layer": one.layer, "module": one.module, "ratio": 0.3, "removed": 1, "divergences": [1, 2], "increases": [0]}
-        for one in view.modules
-    ]
-    record = {"ratio": 0.3, "base_loss": 5.0, "tokens": 9, "modules": modules, "measured_on": "kept"}
-    (tmp_path / "kept.json").write_text(json.dumps(record))
+    calibrated = session.calibrated(tiny)
     monkeypatch.setattr(check, "FILE", tmp_path / "kept.json")
+    check.save(check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO))
     monkeypatch.setattr(check, "cached_sensitivity", lambda *_: None)
     assert EstimatorCheckCache(session).cached(tiny) is None
     monkeypatch.setattr(Request, "is_default_calibration", True)
-    assert EstimatorCheckCache(session).cached(tiny).measured_on == "kept"
+    kept = EstimatorCheckCache(session).cached(tiny)
+    assert re.fullmatch(rf"{view.tokens} held-out tokens, \d\d \w+ \d{{4}}", str(kept.measured_on))
+    assert [one.damage for one in kept.modules] == pytest.approx([one.damage for one in view.modules], rel=1e-3)
 
 
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
