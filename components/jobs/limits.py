@@ -21,6 +21,7 @@ from ..i18n.language import LazyString, lazy_gettext, translate
 MAX_SEED = 2**31 - 1  # as the library has it
 MAX_WORDS = 600  # characters of an error
 HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
+MODELS_VARIABLE = "INTRASLICE_MODELS"  # the models that the owner lists, separated by blanks
 KEPT_FREE = 5  # one of so many places is kept for network addresses that have none
 
 
@@ -232,8 +233,8 @@ def flag(name: str, value: Any) -> bool:
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
-    It is a sentence, although the library's errors, as Python's, lack the capital and the full stop. A lazy string
-    remains one.
+    Models that the owner lists keep their folders, since these are their names. It is a sentence, although the
+    library's errors, as Python's, lack the capital and the full stop. A lazy string remains one.
     """
     text = str(problem) or type(problem).__name__
     return LazyString(lambda: _bounded(translate(text))) if isinstance(text, LazyString) else _bounded(text)
@@ -242,7 +243,8 @@ def error_text(problem: object) -> str:
 def _bounded(text: str) -> str:
     text = text.encode(errors="backslashreplace").decode()  # an answer with an unpaired surrogate cannot be sent
     if hosted():
-        text = _FOLDERS.sub("", text)
+        listed = "".join(rf"(?!{re.escape(name)}(?![\w/]))" for name in os.environ.get(MODELS_VARIABLE, "").split())
+        text = re.sub(rf"{listed}(?:{_FOLDERS})", "", text, flags=re.VERBOSE)
     text = _FIRST_WORD.sub(lambda word: word[0].capitalize(), text)
     if text[-1:].isalnum() or text.endswith((")", "'", '"', "%")):
         text += "."
@@ -255,10 +257,7 @@ def shown(value: Any) -> str:
 
 
 # The folders of an absolute path; in quotes they may have blanks. An address (https://...) is none.
-_FOLDERS = re.compile(
-    r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*""",
-    re.VERBOSE,
-)
+_FOLDERS = r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.~])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*"""
 _FIRST_WORD = re.compile(r"^[a-z]+(?=[ '])")  # a word of English, and no name of a file or a model
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

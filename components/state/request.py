@@ -7,7 +7,9 @@ are checked when the plan is computed (`Session`).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast, get_args
 
@@ -27,7 +29,7 @@ from intraslice.core.config import (
 )
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.pretrained.sources import DEFAULT
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 from intraslice.reporting import Recipe
 
 from ..i18n.language import lazy_gettext
@@ -35,6 +37,7 @@ from ..jobs import limits
 from .choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
 from .settings import Settings
 
+ANY_MODEL = "*"  # in the list of models: any on the Hub
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -141,16 +144,16 @@ def parse(settings: Settings) -> Request:
 
 
 def model_name(model: Any) -> str:
-    """Check a model's name. Raises UserError if it is no text or, on a hosted page, no Hub id, such as a folder."""
+    """Check a model's name, before anything is read or fetched; every name from outside passes here.
+
+    Raises UserError if it is no text or, on a hosted page, none that the owner lists.
+    """
     name = limits.words(lazy_gettext("Model"), model, limits.NAME.value)
-    if limits.hosted() and name != DEFAULT:
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            is_id = False
-        else:
-            is_id = not Path(name).exists()  # the library would load the folder
-        if not is_id:
+    names, is_open = offered_models()
+    if limits.hosted() and name not in names:
+        if not is_open:
+            limits.choice(lazy_gettext("Model"), name, names)
+        if not _is_hub_id(name):
             raise UserError(
                 lazy_gettext(
                     "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
@@ -159,6 +162,33 @@ def model_name(model: Any) -> str:
                 )
             )
     return name
+
+
+def offered_models() -> tuple[list[str], bool]:
+    """The models that the page offers, and whether it loads others: on a desktop any, with `*` any on the Hub."""
+    listed = _listed_models(os.environ.get(limits.MODELS_VARIABLE, ""))
+    names = [name for name in listed if name != ANY_MODEL] or SUGGESTED_MODELS
+    return list(dict.fromkeys([DEFAULT, *names])), ANY_MODEL in listed or not limits.hosted()
+
+
+@cache
+def _listed_models(names: str) -> list[str]:
+    for name in names.split():
+        limits.words(limits.MODELS_VARIABLE, name, limits.NAME.value)
+        if not (name == ANY_MODEL or _is_hub_id(name) or Path(name).expanduser().exists()):
+            raise UserError(
+                f"{limits.MODELS_VARIABLE} must list Hub ids, folders, .gguf files or {ANY_MODEL}, separated by "
+                f"spaces, got {limits.shown(name)}, which is no Hub id and does not exist"
+            )
+    return names.split()
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).exists()  # the library would load the folder
 
 
 def default_slicing() -> SliceConfig:
