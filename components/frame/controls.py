@@ -90,7 +90,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         if not limits.hosted()
         else lazy_gettext("One of these, or the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model")
         if is_open
-        else lazy_gettext("Only these. For another, such as your own on the Hub, run the page on your own computer"),
+        else lazy_gettext("One of these. For another, such as your own on the Hub, run the page on your own computer"),
         elem_id="model",
         show_label=False,
     )

@@ -162,30 +162,16 @@ def table() -> str:
 def whole(name: str, value: Any, low: float, high: float) -> int:
     """A whole number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
-        raise UserError(
-            lazy_gettext(
-                "{name} must be a whole number from {low:,} to {high:,}, got {value}.",
-                name=name,
-                value=shown(value),
-                low=low,
-                high=high,
-            )
-        )
+        values = {"name": name, "value": shown(value), "low": low, "high": high}
+        raise UserError(lazy_gettext("{name} must be a whole number from {low:,} to {high:,}, got {value}.", **values))
     return int(value)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high):
-        raise UserError(
-            lazy_gettext(
-                "{name} must be a number from {low:,} to {high:,}, got {value}.",
-                name=name,
-                value=shown(value),
-                low=low,
-                high=high,
-            )
-        )
+        values = {"name": name, "value": shown(value), "low": low, "high": high}
+        raise UserError(lazy_gettext("{name} must be a number from {low:,} to {high:,}, got {value}.", **values))
     return value
 
 
@@ -212,14 +198,8 @@ def words(name: str, value: Any, max_length: int) -> str:
 def choice(name: str, value: Any, choices: Collection[str]) -> Any:
     """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
-        raise UserError(
-            lazy_gettext(
-                "{name} must be one of {choices}, got {value}.",
-                name=name,
-                value=shown(value),
-                choices=", ".join(choices),
-            )
-        )
+        values = {"name": name, "value": shown(value), "choices": ", ".join(choices)}
+        raise UserError(lazy_gettext("{name} must be one of {choices}, got {value}.", **values))
     return value
 
 

@@ -29,7 +29,7 @@ from intraslice.core.config import (
 )
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
 from intraslice.reporting import Recipe
 
 from ..i18n.language import lazy_gettext
@@ -150,10 +150,16 @@ def model_name(model: Any) -> str:
     """
     name = limits.words(lazy_gettext("Model"), model, limits.NAME.value)
     names, is_open = offered_models()
-    if limits.hosted() and name not in names:
-        if not is_open:
-            limits.choice(lazy_gettext("Model"), name, names)
-        if not _is_hub_id(name):
+    if not is_open:
+        limits.choice(lazy_gettext("Model"), name, names)
+    elif limits.hosted() and name not in names:
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            is_id = False
+        else:
+            is_id = not Path(name).exists()  # the library would load the folder
+        if not is_id:
             raise UserError(
                 lazy_gettext(
                     "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
@@ -173,22 +179,14 @@ def offered_models() -> tuple[list[str], bool]:
 
 @cache
 def _listed_models(names: str) -> list[str]:
-    for name in names.split():
-        limits.words(limits.MODELS_VARIABLE, name, limits.NAME.value)
-        if not (name == ANY_MODEL or _is_hub_id(name) or Path(name).expanduser().exists()):
-            raise UserError(
-                f"{limits.MODELS_VARIABLE} must list Hub ids, folders, .gguf files or {ANY_MODEL}, separated by "
-                f"spaces, got {limits.shown(name)}, which is no Hub id and does not exist"
-            )
-    return names.split()
-
-
-def _is_hub_id(name: str) -> bool:
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return not Path(name).exists()  # the library would load the folder
+    listed = names.split()
+    for name in listed:
+        try:
+            if name != ANY_MODEL:
+                find_weights(name)
+        except (UserError, OSError) as error:
+            raise UserError(f"{limits.MODELS_VARIABLE}: {error}; separate names by spaces") from error
+    return listed
 
 
 def default_slicing() -> SliceConfig:
