@@ -29,6 +29,7 @@ def build_app(session: Session) -> App:
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
+        notice = gr.HTML(elem_id="notice", apply_default_css=False)
         headline = gr.HTML(initial.headline, elem_id="headline", apply_default_css=False)
         status = gr.HTML(formatting.starting(), elem_id="status", apply_default_css=False)
         toolbar = pinning.build()
@@ -46,6 +47,7 @@ def build_app(session: Session) -> App:
             tab=gr.Textbox(link.FIRST_TAB, visible=False),
             status=status,
             headline=headline,
+            notice=notice,
             removed=removed,
             measure_here=gr.Button("measure", visible="hidden", elem_id="measure-here"),
             prompt=panels["compare"].prompt,

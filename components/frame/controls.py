@@ -10,6 +10,7 @@ import gradio as gr
 from ..i18n.language import LazyString, lazy_gettext, translate
 from ..jobs import limits
 from ..state.choices import NO_RECOVERY, PRECISIONS
+from ..state.request import offered_models
 from ..state.session import Session
 from ..state.settings import Settings
 from ..ui.labels import ESTIMATORS, RECOVERIES
@@ -77,16 +78,19 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
     """Fill the sidebar, with the initial readout and bias. Called inside `gr.Sidebar()`."""
     found_bias = initial.bias_found or 1
     _heading(lazy_gettext("Model"))
+    models, is_open = offered_models()
     model = gr.Dropdown(
-        list(session.models),
+        models,
         value=first.model,
-        allow_custom_value=True,
+        allow_custom_value=is_open,
         label=lazy_gettext("Model"),
-        info=lazy_gettext("One of these, or the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model")
-        if limits.hosted()
-        else lazy_gettext(
+        info=lazy_gettext(
             "One of these, the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model, or a folder"
-        ),
+        )
+        if not limits.hosted()
+        else lazy_gettext("One of these, or the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model")
+        if is_open
+        else lazy_gettext("One of these. For another, such as your own on the Hub, run the page on your own computer"),
         elem_id="model",
         show_label=False,
     )

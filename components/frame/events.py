@@ -28,6 +28,7 @@ class Frame(NamedTuple):
     tab: gr.Textbox  # the id of the active tab; hidden
     status: gr.HTML
     headline: gr.HTML
+    notice: gr.HTML  # of a link that names a model which the page does not load
     removed: gr.HTML
     measure_here: gr.Button  # hidden: a button in the headline clicks it
     prompt: gr.Textbox
@@ -105,7 +106,7 @@ def connect(
         measured.append(prepared[-1].then(**first_measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
-    restored = link.Restored(*linked, frame.tabs)
+    restored = link.Restored(*linked, frame.tabs, frame.notice)
     opened_page = page.load(
         partial_handler(link.restore_existing, session), None, [*restored], api_name="restore", **CHEAP
     )
@@ -157,6 +158,7 @@ def connect(
     released.append(on_latest(context.on_commit, **measure, api_name="measure_live"))
 
     on_latest([controls.model.change], **memory, api_name="memory")
+    controls.model.change(None, None, frame.notice, js="() => ''", **PRIVATE, **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}

@@ -8,12 +8,14 @@ from typing import Any
 
 import gradio as gr
 
+from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from ..lesson.steps import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
 from ..state.session import Session
 from ..state.settings import PROMPT, Settings
+from ..ui import formatting
 from ..ui.handlers import CHECKS
 from ..ui.pinned import text as pinned_text
 from ..ui.pinned.text import typed
@@ -27,7 +29,7 @@ def _record(name: str, fields: Sequence[str]) -> Any:
 
 # The query parameters of a link except the tab. `assets/page.js` takes their names and order from `default_link`.
 Linked = _record("Linked", [*Settings._fields, "layer", "prompt", "pinned"])
-Restored = _record("Restored", [*Linked._fields, "tabs"])
+Restored = _record("Restored", [*Linked._fields, "tabs", "notice"])
 FIRST_TAB = "ratios"
 
 
@@ -39,15 +41,17 @@ def default_link() -> Any:
 def restore(caller: gr.Request) -> Any:
     """Read the address bar into a `Restored`: settings, pinned setting, layer, prompt and tab of a link.
 
-    Invalid values are replaced by the defaults; a link that is too long is ignored. A link always names the precision,
-    so that other machines show the same numbers; without a link it is this machine's default. A step of the lesson
-    (`?lesson=3`) stands for its initial state.
+    Invalid values are replaced by the defaults, a model with a notice (HTML); a link that is too long is ignored.
+    A link always names the precision, so that other machines show the same numbers; without a link it is this
+    machine's default. A step of the lesson (`?lesson=3`) stands for its initial state.
     """
     query: Mapping[str, str] = dict(caller.query_params) if caller else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
-    return Restored(**read(query)._asdict(), tabs=gr.Tabs(selected=query.get("tab", FIRST_TAB)))
+    linked, model = read(query), query.get("model", "")
+    notice = _not_loaded(model) if model not in ("", linked.model) else ""
+    return Restored(**linked._asdict(), tabs=gr.Tabs(selected=query.get("tab", FIRST_TAB)), notice=notice)
 
 
 def restore_existing(session: Session, caller: gr.Request) -> Any:
@@ -88,6 +92,16 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     except ValueError:
         return default
     return value
+
+
+def _not_loaded(model: str) -> str:
+    text = lazy_gettext(
+        "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
+        "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
+        "repository) and choose it there.",
+        model=limits.shown(model),
+    )
+    return formatting.problem(ValueError(text))
 
 
 def _pinned(text: str) -> str:

@@ -22,6 +22,7 @@ from ..i18n.language import LazyString, lazy_gettext, translate
 MAX_SEED = 2**31 - 1  # as the library has it
 MAX_WORDS = 600  # characters of an error
 HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
+MODELS_VARIABLE = "INTRASLICE_MODELS"  # the models that the owner lists, separated by blanks
 KEPT_FREE = 5  # one of so many places is kept for network addresses that have none
 
 
@@ -164,30 +165,16 @@ def table() -> str:
 def whole(name: str, value: Any, low: float, high: float) -> int:
     """A whole number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
-        raise UserError(
-            lazy_gettext(
-                "{name} must be a whole number from {low:,} to {high:,}, got {value}.",
-                name=name,
-                value=shown(value),
-                low=low,
-                high=high,
-            )
-        )
+        values = {"name": name, "value": shown(value), "low": low, "high": high}
+        raise UserError(lazy_gettext("{name} must be a whole number from {low:,} to {high:,}, got {value}.", **values))
     return int(value)
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A number between the two. Raises UserError for anything else."""
     if not (_is_number(value) and low <= value <= high):
-        raise UserError(
-            lazy_gettext(
-                "{name} must be a number from {low:,} to {high:,}, got {value}.",
-                name=name,
-                value=shown(value),
-                low=low,
-                high=high,
-            )
-        )
+        values = {"name": name, "value": shown(value), "low": low, "high": high}
+        raise UserError(lazy_gettext("{name} must be a number from {low:,} to {high:,}, got {value}.", **values))
     return value
 
 
@@ -215,14 +202,8 @@ def choice(name: str, value: Any, choices: Collection[str]) -> Any:
     """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
     if not isinstance(value, str) or value not in choices:
         require_current(value)
-        raise UserError(
-            lazy_gettext(
-                "{name} must be one of {choices}, got {value}.",
-                name=name,
-                value=shown(value),
-                choices=", ".join(choices),
-            )
-        )
+        values = {"name": name, "value": shown(value), "choices": ", ".join(choices)}
+        raise UserError(lazy_gettext("{name} must be one of {choices}, got {value}.", **values))
     return value
 
 
@@ -236,8 +217,8 @@ def flag(name: str, value: Any) -> bool:
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
-    It is a sentence, although the library's errors, as Python's, lack the capital and the full stop. A lazy string
-    remains one.
+    Models that the owner lists keep their folders, since these are their names. It is a sentence, although the
+    library's errors, as Python's, lack the capital and the full stop. A lazy string remains one.
     """
     text = str(problem) or type(problem).__name__
     return LazyString(lambda: _bounded(translate(text))) if isinstance(text, LazyString) else _bounded(text)
@@ -246,7 +227,8 @@ def error_text(problem: object) -> str:
 def _bounded(text: str) -> str:
     text = text.encode(errors="backslashreplace").decode()  # an answer with an unpaired surrogate cannot be sent
     if hosted():
-        text = _FOLDERS.sub("", text)
+        listed = "".join(rf"(?!{re.escape(name)}(?![\w/]))" for name in os.environ.get(MODELS_VARIABLE, "").split())
+        text = re.sub(rf"{listed}(?:{_FOLDERS})", "", text, flags=re.VERBOSE)
     text = _FIRST_WORD.sub(lambda word: word[0].capitalize(), text)
     if text[-1:].isalnum() or text.endswith((")", "'", '"', "%")):
         text += "."
@@ -259,10 +241,7 @@ def shown(value: Any) -> str:
 
 
 # The folders of an absolute path; in quotes they may have blanks. An address (https://...) is none.
-_FOLDERS = re.compile(
-    r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*""",
-    re.VERBOSE,
-)
+_FOLDERS = r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.~])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*"""
 _FIRST_WORD = re.compile(r"^[a-z]+(?=[ '])")  # a word of English, and no name of a file or a model
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

@@ -8,6 +8,7 @@ are checked when the plan is computed (`Session`).
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ from intraslice.core.config import (
 )
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.pretrained.sources import DEFAULT
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
 from intraslice.reporting import Recipe
 
 from ..assets import ASSETS
@@ -38,6 +39,7 @@ from ..jobs import limits
 from .choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
 from .settings import Settings
 
+ANY_MODEL = "*"  # in the list of models: any on the Hub
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -162,9 +164,15 @@ def parse(settings: Settings) -> Request:
 
 
 def model_name(model: Any) -> str:
-    """Check a model's name. Raises UserError if it is no text or, on a hosted page, no Hub id, such as a folder."""
+    """Check a model's name, before anything is read or fetched; every name from outside passes here.
+
+    Raises UserError if it is no text or, on a hosted page, none that the owner lists.
+    """
     name = limits.words(lazy_gettext("Model"), model, limits.NAME.value)
-    if limits.hosted() and name != DEFAULT:
+    names, is_open = offered_models()
+    if not is_open:
+        limits.choice(lazy_gettext("Model"), name, names)
+    elif limits.hosted() and name not in names:
         try:
             validate_repo_id(name)
         except HFValidationError:
@@ -180,6 +188,25 @@ def model_name(model: Any) -> str:
                 )
             )
     return name
+
+
+def offered_models() -> tuple[list[str], bool]:
+    """The models that the page offers, and whether it loads others: on a desktop any, with `*` any on the Hub."""
+    listed = _listed_models(os.environ.get(limits.MODELS_VARIABLE, ""))
+    names = [name for name in listed if name != ANY_MODEL] or SUGGESTED_MODELS
+    return list(dict.fromkeys([DEFAULT, *names])), ANY_MODEL in listed or not limits.hosted()
+
+
+@cache
+def _listed_models(names: str) -> list[str]:
+    listed = names.split()
+    for name in listed:
+        try:
+            if name != ANY_MODEL:
+                find_weights(name)
+        except (UserError, OSError) as error:
+            raise UserError(f"{limits.MODELS_VARIABLE}: {error}; separate names by spaces") from error
+    return listed
 
 
 def default_slicing() -> SliceConfig:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
-from intraslice.loading import SUGGESTED_MODELS, require_memory
+from intraslice.loading import require_memory
 from intraslice.methods.crossmodule_bases import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
@@ -57,7 +57,6 @@ class Session:
         evaluation_tokens: number of tokens on which the page measures perplexity.
     """
 
-    models = SUGGESTED_MODELS
     texts = TEXTS
 
     def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:

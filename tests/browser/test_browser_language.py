@@ -109,3 +109,12 @@ def test_long_german_words_fit_on_a_small_screen(visit) -> None:
     assert page.locator(".infolayer text[class$=title]").count() > 4
     assert cut == []
     assert page.locator("#slider-bar").bounding_box()["height"] < 120
+
+
+def test_a_link_to_a_model_that_the_page_does_not_load_says_so_until_another_is_chosen(visit) -> None:
+    opened = visit(f"/?lang=de&sparsity=35&model={'x' * 1001}")  # on a desktop only names that are too long
+    opened.says("#notice", "Diese Seite lädt das Modell des Links", "pip install -r requirements.txt && python app.py")
+    assert opened.page.input_value("#sparsity input[type=number]") == "35"
+    opened.page.click("#model input")
+    opened.page.locator("#model [role=option]").last.click()
+    opened.page.wait_for_selector("#notice", state="hidden")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from components.gradio_compat.upload_folder import allocated_bytes
-from components.jobs.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, UPLOADS
+from components.jobs.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, MODELS_VARIABLE, UPLOADS
 from intraslice.core.cache import cache_folder
 from tests.load.inputs.models import write_models
 from tests.load.memory import MEBI
@@ -60,7 +60,7 @@ class Host(NamedTuple):
 
 @contextmanager
 def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
-    """A page as on a Space, in a folder of its own, that may take so many MiB; and the models that lie there."""
+    """A page as on a Space, in a folder of its own, that may take so many MiB; with so many models it loads any."""
     home, before = cache_folder(), dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -85,6 +85,7 @@ def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
             "HF_TOKEN": f"hf_{SECRET}",
             "PYTHONDONTWRITEBYTECODE": "1",
             MEMORY.variable: str(budget * MEBI),
+            MODELS_VARIABLE: "*" if count else "",
         }
         try:
             with (place / "log").open("w") as output, running_app(place / "server", output) as address:

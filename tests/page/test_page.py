@@ -187,7 +187,7 @@ def test_a_link_restores_the_page() -> None:
         "shapes": "runtime",
         "tab": "compare",
     }
-    *values, layer, prompt, _, tabs = link.restore(SimpleNamespace(query_params=query))
+    *values, layer, prompt, _, tabs, _ = link.restore(SimpleNamespace(query_params=query))
     settings = Settings(*values)
     assert (settings.sparsity, settings.estimator, settings.bias) == (45, "fisher", Settings().bias)
     assert settings.shapes == "runtime"

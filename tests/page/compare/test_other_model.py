@@ -132,6 +132,6 @@ def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> Non
     assert named(*tiny.settings, " ", "", None) == ("", "")
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
-    assert "Model must be a Hub id" in named(*default, other, "", None)[0]
-    with pytest.raises(UserError, match="Model must be a Hub id"):
+    assert "Model must be one of default, " in named(*default, other, "", None)[0]
+    with pytest.raises(UserError, match="Model must be one of default, "):
         list(spread_settings(handlers.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))

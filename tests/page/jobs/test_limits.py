@@ -1,6 +1,7 @@
 """Every bound of the page, and single values from outside that are held against them."""
 
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,11 +14,12 @@ from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.jobs import limits
 from components.jobs.status import Status
 from components.page import launch_options
-from components.state.request import parse
+from components.state.request import offered_models, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui.downloads import Downloads
 from intraslice.core.errors import UserError
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +72,9 @@ def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> 
     assert Status(error, "error").text == limits.error_text(ValueError(error)) == told
     assert Status(error).text == error
     assert len(limits.error_text("x" * 10**6)) < 1000
+    monkeypatch.setenv(limits.MODELS_VARIABLE, "owner/name /srv/mine ~/mine")  # which the owner has named
+    listed = "Must be one of owner/name, /srv/mine, ~/mine, got '/srv/mine'"
+    assert limits.error_text(f"{listed} in /srv/mine/config.json, ~/x") == f"{listed} in config.json, x."
 
 
 def test_the_oldest_uploads_make_room_and_what_the_page_hands_out_stays(tmp_path, monkeypatch) -> None:
@@ -92,14 +97,44 @@ def test_the_oldest_uploads_make_room_and_what_the_page_hands_out_stays(tmp_path
     assert sent.exists()
 
 
-def test_no_model_lies_on_a_hosted_pages_server(monkeypatch) -> None:
+NO_IDS = ("~", "..", "../server0", "tests/page", "/etc", "x" * 150, "a//b", "https://hub.co/a", "", "*")
+
+
+@pytest.mark.parametrize(
+    ("listed", "offered", "others", "refused"),
+    [
+        ("", [*SUGGESTED_MODELS], (), (*NO_IDS, "owner/name", "gpt2", "default ", "Microsoft/phi-2")),
+        (f" owner/name  {ROOT}", [DEFAULT, "owner/name", str(ROOT)], (), (*NO_IDS, "microsoft/phi-2", f"{ROOT}/docs")),
+        ("*", [*SUGGESTED_MODELS], ("owner/name", "gpt2"), NO_IDS),
+        (f"* {ROOT} gpt2", [DEFAULT, str(ROOT), "gpt2"], ("owner/name", "microsoft/phi-2"), NO_IDS),
+    ],
+)
+def test_a_hosted_page_loads_the_models_of_its_list_and_nothing_else(
+    listed, offered, others, refused, monkeypatch
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    for name in ("~", "..", "../server0", "tests/page", "/etc", "x" * 150, "a//b", "https://hub.co/a", ""):
-        with pytest.raises(UserError, match="must be a Hub id"):
-            parse(Settings(model=name))
-    for name in ("default", "owner/name", "gpt2"):
+    monkeypatch.setenv(limits.MODELS_VARIABLE, listed)
+    assert offered_models() == (offered, bool(others))
+    for name in (*offered, *others):
         assert parse(Settings(model=name)).calibration.model == name
+    seconds = []
+    for name in refused:
+        start = time.perf_counter()
+        with pytest.raises(UserError, match="must be a Hub id" if others else f"one of {', '.join(offered)}, got"):
+            parse(Settings(model=name))
+        seconds.append(time.perf_counter() - start)
+    assert sorted(seconds)[len(seconds) // 2] < 0.01
+    monkeypatch.setenv("INTRASLICE_HOSTED", "0")  # a desktop offers the list and loads whatever is named
+    assert offered_models() == (offered, True)
+    assert parse(Settings(model="/etc")).calibration.model == "/etc"
+
+
+@pytest.mark.parametrize("value", ["/none/such", "a//b", "owner/name,other/name", "owner/name mine.gguf", "x" * 300])
+def test_no_page_opens_with_a_list_of_models_that_is_none(value, monkeypatch) -> None:
+    monkeypatch.setenv(limits.MODELS_VARIABLE, value)
+    with pytest.raises(UserError, match=r"INTRASLICE_MODELS: .*; separate names by spaces"):
+        parse(Settings())
 
 
 @pytest.mark.parametrize(
@@ -124,8 +159,10 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
     others += ["square", "never", "-1", "x" * 17_000, "sparsity=1e9"]
     hostile = dict(zip(link.Linked._fields, [*files, *others], strict=True))
-    assert restored(**hostile)._replace(tabs=None) == usual._replace(tabs=None)
-    assert restored(model="owner/name", sparsity="45").sparsity == 45
+    found = restored(**hostile)
+    assert found._replace(tabs=None, notice="") == usual._replace(tabs=None)
+    assert "model" in found.notice
+    assert "/srv" not in found.notice
     assert restored(sparsity="45", unknown="x" * 20_000).sparsity == usual.sparsity
 
 

@@ -1,5 +1,6 @@
 """The page attacked by plain HTTP, as by untrusted clients: nothing of the server goes out, and all work ends."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import httpx
 import pytest
 from gradio import processing_utils
 from gradio_client import Client, handle_file
+from mcp import ClientSession
+from mcp.client.streamable_http import streamablehttp_client
 from refused_values import NAN, REFUSED
 from tiny_page import tiny_settings
 
@@ -20,9 +23,12 @@ from components.page import build_app, launch_options
 from components.state import calibrations
 from components.state.session import Session
 from components.state.settings import Settings
+from intraslice.pretrained import memory
+from intraslice.pretrained.sources import SUGGESTED_MODELS
 
 SECRET = "hunter2"
 EXPECTED = r" (must be|may have at most) .*, got | is not a locked ratio; expected "
+FOREIGN = "somebody/foreign"
 META = {"meta": {"_type": "gradio.FileData"}}
 
 
@@ -106,10 +112,55 @@ def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
     said = set()
     for name in ("tiny", "none", "tiny/config.json", "secret.csv"):
         answer = idle.ask(endpoint, model=str(idle.home / name))
-        assert "Model must be a Hub id" in answer
+        assert "microsoft/phi-2" in answer
         assert str(idle.home) not in answer
         said.add(answer.replace(Path(name).name, "NAME"))
     assert len(said) == 1
+
+
+@pytest.fixture
+def unread(idle, monkeypatch) -> Server:
+    """The same, where nobody may look for a model on disk or on the Hub either."""
+    for name in ("find_weights", "hub_is_reachable", "get_safetensors_metadata"):
+        monkeypatch.setattr(memory, name, None)
+    return idle
+
+
+def test_every_endpoint_and_tool_refuses_a_model_off_the_list(unread) -> None:
+    def require_refusal(answer: str) -> None:
+        assert all(text in answer for text in (FOREIGN, *SUGGESTED_MODELS)), answer
+
+    async def call_tools() -> int:
+        connection = streamablehttp_client(f"{unread.address}gradio_api/mcp/")
+        async with connection as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            tools = [tool for tool in (await session.list_tools()).tools if "model" in tool.inputSchema["properties"]]
+            for tool in tools:
+                require_refusal(str(await session.call_tool(tool.name, {"model": FOREIGN})))
+            return len(tools)
+
+    named = {"model": FOREIGN, "other": FOREIGN, "pinned": f"sparsity=20&model={FOREIGN}"}
+    endpoints = httpx.get(f"{unread.address}gradio_api/info").json()["named_endpoints"]
+    taken = {name: {one["parameter_name"] for one in about["parameters"]} for name, about in endpoints.items()}
+    entrances = [(endpoint, name) for endpoint, names in taken.items() for name in named if name in names]
+    for endpoint, name in entrances:
+        require_refusal(unread.ask(endpoint[1:], **{name: named[name]}))
+    assert endpoints["/plan"]["parameters"][0]["type"].get("enum") == [*SUGGESTED_MODELS]  # the dropdown's
+    assert (len(entrances) > 30, asyncio.run(call_tools()) > 20) == (True, True)
+
+
+@pytest.mark.parametrize(("language", "words"), [("en", "shows the default model"), ("de", "lädt das Modell")])
+def test_a_link_to_a_model_off_the_list_says_so_and_keeps_its_other_settings(unread, language, words) -> None:
+    def restored(model: str) -> tuple[Any, ...]:
+        url, headers = f"{unread.address}gradio_api/run/restore", {"accept-language": language}
+        answer = httpx.post(url, params={"model": model, "sparsity": 45}, json={"data": []}, headers=headers)
+        settings = answer.json()["data"]
+        return settings[0], settings[Settings._fields.index("sparsity")], settings[-1]
+
+    *kept, notice = restored(FOREIGN)
+    assert kept == ["default", 45]
+    assert all(text in notice for text in (words, FOREIGN, "pip install -r requirements.txt &amp;&amp; python app.py"))
+    assert restored("microsoft/phi-2") == ("microsoft/phi-2", 45, "")
 
 
 def test_the_page_itself_tells_no_folder_of_the_server(idle) -> None:
@@ -232,7 +283,7 @@ def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd
 
 def test_no_file_is_named_by_a_model_that_is_none(idle) -> None:
     for model in ([1], ["a", {"b": 1}]):
-        assert "Model must be text, got [" in idle.refusal("plan", model=model)
+        assert "Model must be text, got [" in idle.refusal("evaluate", model=model)
 
 
 def test_too_few_values_come_back_in_words(idle) -> None:
