@@ -1,8 +1,8 @@
 """Bounds for the size of requests.
 
 Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the files
-of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is a TypeError with
-a traceback.
+of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error with a
+traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser what its parts are.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_request_size.py`.
 """
@@ -13,19 +13,22 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from email.message import Message as Headed
 from pathlib import Path
 
+from gradio.route_utils import GradioMultiPartParser
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...i18n.language import gettext
 from ...jobs import limits
 from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
+from .routes import UPLOAD
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 MAX_FILES = 10  # of an upload; the page sends one
@@ -42,60 +45,75 @@ class BoundedRequests:
         """Hand the request on, bounded."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
-        uploads = headers.get("content-type", "").startswith("multipart/")
-        max_bytes = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
+        headers, parts = Headers(scope=scope), None
+        if UPLOAD.matches(scope)[0] is Match.FULL:
+            try:
+                parts = UploadParts(headers)
+            except (KeyError, ValueError):
+                words = gettext("An upload must be multipart/form-data with a valid boundary.")
+                return await PlainTextResponse(words, 400)(scope, receive, send)
+        max_bytes = limits.UPLOAD.value + ENVELOPE if parts else limits.REQUEST.value
         words = gettext(
             "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
         )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
-        if uploads:
+        if parts:
             self._arrived += (int(length) or max_bytes) + 2 * MAX_FILES * BYTES_PER_INODE  # each has a folder
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
                 reserved = int(length) + limits.UPLOADS.value // LOOKS
                 await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - reserved)
-        seen, files = 0, Delimiters(headers.get("content-type", ""))
+        seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if uploads and files.count(message.get("body", b"")) > MAX_FILES + 1:  # one delimiter is at the end
-                raise MultiPartException(
-                    gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
-                )
             if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
-                raise MultiPartException(words) if uploads else HTTPException(413, words)
+                raise MultiPartException(words) if parts else HTTPException(413, words)
+            if parts:
+                parts.read(message.get("body", b""))
             return message
 
-        try:
-            await self._app(scope, bounded, send)
-        except TypeError:  # what gradio raises for a part that is no file
-            if not uploads:
-                raise
-            words = gettext("A part of the upload is not a file or has no name.")
-            await PlainTextResponse(words, 400)(scope, receive, send)
+        await self._app(scope, bounded, send)
 
 
-class Delimiters:
-    """Counts the delimiters of a multipart body, which comes in pieces."""
+class UploadParts(GradioMultiPartParser):
+    """Gradio's parser of an upload, which refuses what gradio's own, behind it, must not see, and writes no file.
 
-    def __init__(self, content_type: str) -> None:
-        headed = Headed()
-        headed["content-type"] = content_type
-        self._delimiter, self._count, self._end = f"--{headed.get_boundary('')}".encode(), 0, b""
+    Raises KeyError or ValueError where the headers have no boundary that the parser takes.
+    """
 
-    def count(self, piece: bytes) -> int:
-        """The number of delimiters so far, with those of another piece."""
-        text = self._end + piece
-        self._count += text.count(self._delimiter)
-        # What a delimiter may begin in, but no whole one.
-        self._end = text[text.rfind(self._delimiter) + len(self._delimiter) :] if self._delimiter in text else text
-        self._end = self._end[-len(self._delimiter) + 1 :]
-        return self._count
+    def __init__(self, headers: Headers) -> None:
+        super().__init__(headers, None, max_file_size=0)  # type: ignore[arg-type]  # pieces come through `read`
+        _, options = parse_options_header(headers["content-type"])
+        self._parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self.on_part_begin,
+                "on_header_field": self.on_header_field,
+                "on_header_value": self.on_header_value,
+                "on_header_end": self.on_header_end,
+                "on_headers_finished": self.on_headers_finished,
+            },
+        )
+
+    def read(self, piece: bytes) -> None:
+        """Read the next piece. Raises MultiPartException or MultipartParseError, for which gradio answers 400."""
+        self._parser.write(piece)
+
+    def on_headers_finished(self) -> None:
+        """Refuse a part that is no file of the upload, and one too many."""
+        _, options = parse_options_header(self._current_part.content_disposition or b"")
+        if options.get(b"name") != b"files" or b"filename" not in options:
+            raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
+        self._current_files += 1
+        if self._current_files > MAX_FILES:
+            raise MultiPartException(
+                gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
+            )
 
 
 def make_room(folder: Path, max_bytes: int) -> None:
