@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,13 +27,15 @@ MODELS = f"{HOME}/models/"
 BYTES_PER_SECOND = 125e6  # a connection of a gigabit
 PART = 2**16  # bytes: what waits in memory for each client
 STALLED_SECONDS = 60.0
+SLOW_SECONDS = 5.0  # for a part: such a client gives way to others of its address
 
 
-class _Pace:
-    """Keeps all downloads together to `BYTES_PER_SECOND`, so that thirty of them leave the cores to the slider."""
+class _Downloads:
+    """All that are open; `BYTES_PER_SECOND` for all of them leave the cores to the slider."""
 
     def __init__(self) -> None:
-        self.downloads: Counter[str] = Counter()  # that are open, by network address
+        # By what ends each: its network address, and when its client took the last part.
+        self.open: dict[asyncio.Timeout, tuple[Hashable, float]] = {}
         self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
 
     async def wait(self, size: int) -> None:
@@ -41,14 +44,33 @@ class _Pace:
         self._free = max(self._free, now) + size / BYTES_PER_SECOND
         await asyncio.sleep(self._free - now)
 
+    def make_room(self, address: str) -> bool:
+        """Whether an address may have one more. If all places are taken, one is freed.
 
-PACE = _Pace()
+        The download that has waited longest for its client ends: of those of the address with the most; or, if this
+        address would have as many, of its own, once that takes `SLOW_SECONDS`.
+        """
+        if len(self.open) < limits.DOWNLOADS.value:
+            return True
+        counts = Counter(owner for owner, _ in self.open.values())
+        most, count = counts.most_common(1)[0]
+        crowd, seconds = (most, 0.0) if count > counts[address] + 1 else (address, SLOW_SECONDS)
+        waiting = ((moved, end) for end, (owner, moved) in self.open.items() if owner == crowd)
+        moved, end = min(waiting, key=lambda found: found[0], default=(math.inf, None))
+        if end is None or time.monotonic() - moved < seconds:
+            return False
+        del self.open[end]
+        end.reschedule(0.0)
+        return True
+
+
+DOWNLOADS = _Downloads()
 
 
 class _LargeFile(FileResponse):
     """A file that is read in large parts, each of which is a call in a thread, and sent in small ones at one pace.
 
-    A client who takes nothing for a minute, or whose file has been deleted, loses the connection.
+    A client who takes nothing for a minute, who gives way to another, or whose file was deleted, loses the connection.
     """
 
     chunk_size = 2**20
@@ -60,21 +82,26 @@ class _LargeFile(FileResponse):
             for part in parts:
                 is_last = part is parts[-1]
                 more = {"more_body": message.get("more_body", False) or not is_last} if body else {}
-                await asyncio.wait_for(send({**message, **({"body": part} if body else {}), **more}), STALLED_SECONDS)
-                await PACE.wait(len(part))
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await send({**message, **({"body": part} if body else {}), **more})
+                if end in DOWNLOADS.open:
+                    DOWNLOADS.open[end] = owner, time.monotonic()
+                await DOWNLOADS.wait(len(part))
             if body and not Path(self.path).exists():
                 raise ConnectionAbortedError("the file has been deleted")
 
-        address = address_of(Request(scope))
-        if not limits.has_room(limits.DOWNLOADS, PACE.downloads.total(), bool(address) and PACE.downloads[address] > 0):
+        if not DOWNLOADS.make_room(address := address_of(Request(scope))):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
-        PACE.downloads[address] += 1
+        end = asyncio.timeout(None)
+        owner = address or end  # an unknown address is nobody's
+        DOWNLOADS.open[end] = owner, time.monotonic()
         try:
             with suppress(TimeoutError, ConnectionAbortedError):
-                await super().__call__(scope, receive, send_at_pace)
+                async with end:
+                    await super().__call__(scope, receive, send_at_pace)
         finally:
-            PACE.downloads -= Counter([address])  # without those that have none
+            DOWNLOADS.open.pop(end, None)
 
 
 def routes(files: ModelFiles) -> Sequence[Route]:
