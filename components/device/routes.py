@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -34,8 +33,7 @@ class _Downloads:
     """All that are open; `BYTES_PER_SECOND` for all of them leave the cores to the slider."""
 
     def __init__(self) -> None:
-        # By what ends each: its network address, and when its client took the last part.
-        self.open: dict[asyncio.Timeout, tuple[Hashable, float]] = {}
+        self.open: dict[asyncio.Timeout, Hashable] = {}  # network addresses, by what ends each when its client stalls
         self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
 
     async def wait(self, size: int) -> None:
@@ -50,17 +48,18 @@ class _Downloads:
         The download that has waited longest for its client ends: of those of the address with the most; or, if this
         address would have as many, of its own, once that takes `SLOW_SECONDS`.
         """
-        if len(self.open) < limits.DOWNLOADS.value:
+        counts = Counter(self.open.values())
+        if counts.total() < limits.DOWNLOADS.value:
             return True
-        counts = Counter(owner for owner, _ in self.open.values())
         most, count = counts.most_common(1)[0]
         crowd, seconds = (most, 0.0) if count > counts[address] + 1 else (address, SLOW_SECONDS)
-        waiting = ((moved, end) for end, (owner, moved) in self.open.items() if owner == crowd)
-        moved, end = min(waiting, key=lambda found: found[0], default=(math.inf, None))
-        if end is None or time.monotonic() - moved < seconds:
+        ends = {end.when() or 0.0: end for end, owner in self.open.items() if owner == crowd}
+        now = asyncio.get_running_loop().time()
+        if not ends or min(ends) > now + STALLED_SECONDS - seconds:
             return False
-        del self.open[end]
-        end.reschedule(0.0)
+        del self.open[slowest := ends[min(ends)]]
+        if not slowest.expired():
+            slowest.reschedule(now)
         return True
 
 
@@ -78,14 +77,12 @@ class _LargeFile(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_at_pace(message: Message) -> None:
             body = message.get("body", b"")
-            parts = [body[start : start + PART] for start in range(0, len(body), PART)] or [body]
-            for part in parts:
-                is_last = part is parts[-1]
-                more = {"more_body": message.get("more_body", False) or not is_last} if body else {}
-                async with asyncio.timeout(STALLED_SECONDS):
-                    await send({**message, **({"body": part} if body else {}), **more})
+            for start in range(0, max(len(body), 1), PART):
+                part = body[start : start + PART]
+                more = message.get("more_body", False) or start + PART < len(body)
+                await send({**message, "body": part, "more_body": more} if body else message)
                 if end in DOWNLOADS.open:
-                    DOWNLOADS.open[end] = owner, time.monotonic()
+                    end.reschedule(asyncio.get_running_loop().time() + STALLED_SECONDS)
                 await DOWNLOADS.wait(len(part))
             if body and not Path(self.path).exists():
                 raise ConnectionAbortedError("the file has been deleted")
@@ -93,9 +90,8 @@ class _LargeFile(FileResponse):
         if not DOWNLOADS.make_room(address := address_of(Request(scope))):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
-        end = asyncio.timeout(None)
-        owner = address or end  # an unknown address is nobody's
-        DOWNLOADS.open[end] = owner, time.monotonic()
+        end = asyncio.timeout(STALLED_SECONDS)
+        DOWNLOADS.open[end] = address or end  # an unknown address is nobody's
         try:
             with suppress(TimeoutError, ConnectionAbortedError):
                 async with end:

@@ -34,10 +34,7 @@ def current_caller() -> Caller:
 
 
 def client_of(request: gr.Request | str | None) -> str:
-    """The id of the open page that calls; of an MCP client, and of a program without an id, its address.
-
-    It begins with the kind of client, since a session's name is whatever its client has chosen.
-    """
+    """The kind of client that calls, and an open page's session, named by its client; of other programs the address."""
     if isinstance(request, str):
         return request
     if (caller := mcp_caller(request)) is not None:

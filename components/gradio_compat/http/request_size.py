@@ -2,7 +2,7 @@
 
 Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the files
 of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error with a
-traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser what its parts are.
+traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has the limits.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_request_size.py`.
 """
@@ -15,20 +15,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from gradio import route_utils
 from gradio.route_utils import GradioMultiPartParser
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
+from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...i18n.language import gettext
 from ...jobs import limits
 from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
-from .routes import UPLOAD
+from .routes import API
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 MAX_FILES = 10  # of an upload; the page sends one
@@ -45,21 +45,16 @@ class BoundedRequests:
         """Hand the request on, bounded."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers, parts = Headers(scope=scope), None
-        if UPLOAD.matches(scope)[0] is Match.FULL:
-            try:
-                parts = UploadParts(headers)
-            except (KeyError, ValueError):
-                words = gettext("An upload must be multipart/form-data with a valid boundary.")
-                return await PlainTextResponse(words, 400)(scope, receive, send)
-        max_bytes = limits.UPLOAD.value + ENVELOPE if parts else limits.REQUEST.value
+        headers = Headers(scope=scope)
+        is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
+        max_bytes = limits.UPLOAD.value + ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
             "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
         )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
-        if parts:
+        if is_upload:
             self._arrived += (int(length) or max_bytes) + 2 * MAX_FILES * BYTES_PER_INODE  # each has a folder
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
@@ -72,48 +67,34 @@ class BoundedRequests:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
-                raise MultiPartException(words) if parts else HTTPException(413, words)
-            if parts:
-                parts.read(message.get("body", b""))
+                raise MultiPartException(words) if is_upload else HTTPException(413, words)
             return message
 
         await self._app(scope, bounded, send)
 
 
-class UploadParts(GradioMultiPartParser):
-    """Gradio's parser of an upload, which refuses what gradio's own, behind it, must not see, and writes no file.
+class UploadParser(GradioMultiPartParser):
+    """Gradio's parser of an upload, which refuses parts that are no files, and more than `MAX_FILES`."""
 
-    Raises KeyError or ValueError where the headers have no boundary that the parser takes.
-    """
-
-    def __init__(self, headers: Headers) -> None:
-        super().__init__(headers, None, max_file_size=0)  # type: ignore[arg-type]  # pieces come through `read`
-        _, options = parse_options_header(headers["content-type"])
-        self._parser = MultipartParser(
-            options[b"boundary"],
-            {
-                "on_part_begin": self.on_part_begin,
-                "on_header_field": self.on_header_field,
-                "on_header_value": self.on_header_value,
-                "on_header_end": self.on_header_end,
-                "on_headers_finished": self.on_headers_finished,
-            },
-        )
-
-    def read(self, piece: bytes) -> None:
-        """Read the next piece. Raises MultiPartException or MultipartParseError, for which gradio answers 400."""
-        self._parser.write(piece)
+    async def parse(self) -> FormData:
+        """As in gradio; a boundary that is too long is an error of the client's."""
+        try:
+            return await super().parse()
+        except FormParserError as problem:
+            raise MultiPartException(str(problem)) from problem
 
     def on_headers_finished(self) -> None:
-        """Refuse a part that is no file of the upload, and one too many."""
-        _, options = parse_options_header(self._current_part.content_disposition or b"")
-        if options.get(b"name") != b"files" or b"filename" not in options:
+        """As in gradio, for one part."""
+        super().on_headers_finished()
+        if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
-        self._current_files += 1
         if self._current_files > MAX_FILES:
             raise MultiPartException(
                 gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
             )
+
+
+route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]  # by which `upload_fn` finds it
 
 
 def make_room(folder: Path, max_bytes: int) -> None:

@@ -46,9 +46,6 @@ async def _unreachable(request: Request) -> PlainTextResponse:
     raise AssertionError("these routes are for matching only; none of them is ever called")
 
 
-UPLOAD = Route(f"{API}/upload", _unreachable, methods=WRITE)
-
-
 class NeededRoutes:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 

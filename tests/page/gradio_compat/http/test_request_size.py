@@ -5,9 +5,10 @@ from uuid import uuid4
 
 import gradio as gr
 import pytest
+from gradio import route_utils
 from starlette.middleware import Middleware
 
-from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests
+from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
 from components.gradio_compat.upload_folder import upload_folder
 from components.jobs import limits
 
@@ -20,10 +21,14 @@ def client(request, launch_once):
 
     with gr.Blocks() as page:
         gr.api(work, api_name="work")
-    middleware = [Middleware(BoundedRequests)] if request.param == "ours" else []
+    is_plain = request.param == "plain"
+    middleware = [] if is_plain else [Middleware(BoundedRequests)]
     client = launch_once(page, app_kwargs={"middleware": middleware}, max_file_size=2**16)
-    client.is_plain = request.param == "plain"
-    return client
+    client.is_plain = is_plain
+    with pytest.MonkeyPatch.context() as patch:
+        if is_plain:
+            patch.setattr(route_utils, "GradioMultiPartParser", UploadParser.__base__)
+        yield client
 
 
 def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses(client) -> None:
