@@ -39,9 +39,10 @@ class KnownHosts:
         """Hand the request on, or refuse it."""
         headers, problem = Headers(raw=scope.get("headers", ())), ""
         name = AROUND.sub("", (host := headers.get("host", "")).lower())
-        names = f"{os.environ.get(VARIABLE, '')} {self._share_url() or ''}".lower().split()
-        if not is_loopback(name) and name not in (AROUND.sub("", known) for known in names):
+        listed = f"{os.environ.get(VARIABLE, '')} {self._share_url() or ''}".lower().split()
+        if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
             problem = f"Host must be localhost, a loopback address or a name in {VARIABLE}, got {limits.shown(host)}."
+            problem += " If this page is yours, add the name there and start it again."
         elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
             problem = "A page of another site must not send anything to this one."
         if problem and scope["type"] != "lifespan":
