@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,13 +26,14 @@ MODELS = f"{HOME}/models/"
 BYTES_PER_SECOND = 125e6  # a connection of a gigabit
 PART = 2**16  # bytes: what waits in memory for each client
 STALLED_SECONDS = 60.0
+SLOW_SECONDS = 5.0  # for a part: such a client gives way to others of its address
 
 
-class _Pace:
-    """Keeps all downloads together to `BYTES_PER_SECOND`, so that thirty of them leave the cores to the slider."""
+class _Downloads:
+    """All that are open; `BYTES_PER_SECOND` for all of them leave the cores to the slider."""
 
     def __init__(self) -> None:
-        self.downloads: Counter[str] = Counter()  # that are open, by network address
+        self.open: dict[asyncio.Timeout, Hashable] = {}  # network addresses, by what ends each when its client stalls
         self._free = 0.0  # the moment at which everything that was sent would have been sent at this speed
 
     async def wait(self, size: int) -> None:
@@ -41,14 +42,34 @@ class _Pace:
         self._free = max(self._free, now) + size / BYTES_PER_SECOND
         await asyncio.sleep(self._free - now)
 
+    def make_room(self, address: str) -> bool:
+        """Whether an address may have one more. If all places are taken, one is freed.
 
-PACE = _Pace()
+        The download that has waited longest for its client ends: of those of the address with the most; or, if this
+        address would have as many, of its own, once that takes `SLOW_SECONDS`.
+        """
+        counts = Counter(self.open.values())
+        if counts.total() < limits.DOWNLOADS.value:
+            return True
+        most, count = counts.most_common(1)[0]
+        crowd, seconds = (most, 0.0) if count > counts[address] + 1 else (address, SLOW_SECONDS)
+        ends = {end.when() or 0.0: end for end, owner in self.open.items() if owner == crowd}
+        now = asyncio.get_running_loop().time()
+        if not ends or min(ends) > now + STALLED_SECONDS - seconds:
+            return False
+        del self.open[slowest := ends[min(ends)]]
+        if not slowest.expired():
+            slowest.reschedule(now)
+        return True
+
+
+DOWNLOADS = _Downloads()
 
 
 class _LargeFile(FileResponse):
     """A file that is read in large parts, each of which is a call in a thread, and sent in small ones at one pace.
 
-    A client who takes nothing for a minute, or whose file has been deleted, loses the connection.
+    A client who takes nothing for a minute, who gives way to another, or whose file was deleted, loses the connection.
     """
 
     chunk_size = 2**20
@@ -56,25 +77,27 @@ class _LargeFile(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_at_pace(message: Message) -> None:
             body = message.get("body", b"")
-            parts = [body[start : start + PART] for start in range(0, len(body), PART)] or [body]
-            for part in parts:
-                is_last = part is parts[-1]
-                more = {"more_body": message.get("more_body", False) or not is_last} if body else {}
-                await asyncio.wait_for(send({**message, **({"body": part} if body else {}), **more}), STALLED_SECONDS)
-                await PACE.wait(len(part))
+            for start in range(0, max(len(body), 1), PART):
+                part = body[start : start + PART]
+                more = message.get("more_body", False) or start + PART < len(body)
+                await send({**message, "body": part, "more_body": more} if body else message)
+                if end in DOWNLOADS.open:
+                    end.reschedule(asyncio.get_running_loop().time() + STALLED_SECONDS)
+                await DOWNLOADS.wait(len(part))
             if body and not Path(self.path).exists():
                 raise ConnectionAbortedError("the file has been deleted")
 
-        address = address_of(Request(scope))
-        if not limits.has_room(limits.DOWNLOADS, PACE.downloads.total(), bool(address) and PACE.downloads[address] > 0):
+        if not DOWNLOADS.make_room(address := address_of(Request(scope))):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
-        PACE.downloads[address] += 1
+        end = asyncio.timeout(STALLED_SECONDS)
+        DOWNLOADS.open[end] = address or end  # an unknown address is nobody's
         try:
             with suppress(TimeoutError, ConnectionAbortedError):
-                await super().__call__(scope, receive, send_at_pace)
+                async with end:
+                    await super().__call__(scope, receive, send_at_pace)
         finally:
-            PACE.downloads -= Counter([address])  # without those that have none
+            DOWNLOADS.open.pop(end, None)
 
 
 def routes(files: ModelFiles) -> Sequence[Route]:

@@ -34,10 +34,11 @@ def current_caller() -> Caller:
 
 
 def client_of(request: gr.Request | str | None) -> str:
-    """The id of the open page that calls; of an MCP client, and of a program without an id, its address."""
+    """The kind of client that calls, and an open page's session, named by its client; of other programs the address."""
     if isinstance(request, str):
         return request
     if (caller := mcp_caller(request)) is not None:
         return f"mcp {caller.address}"
-    session = getattr(request, "session_hash", None)
-    return session or f"somebody {address_of(request) if isinstance(request, gr.Request) else ''}".strip()
+    if session := getattr(request, "session_hash", None):
+        return f"session {session}"
+    return f"somebody {address_of(request) if isinstance(request, gr.Request) else ''}".strip()

@@ -30,6 +30,7 @@ from gradio.queueing import Event, Queue
 
 from ..i18n.language import gettext
 from ..jobs import limits
+from .callers import client_of
 from .http.addresses import address_of
 from .http.mailbox import Mailboxes
 from .http.mcp import mcp_caller
@@ -76,9 +77,8 @@ class SteadyQueue(Queue):
     ) -> tuple[bool, Any, Literal["success", "error", "queue_full", "validator_error"]]:
         """Accept a call, or say why not."""
         caller = mcp_caller(request)  # its session is one of gradio's own client
-        client, address = (
-            (f"mcp {caller.address}", caller.address) if caller else (body.session_hash, address_of(request))
-        )
+        client = client_of(request) if caller else body.session_hash and f"session {body.session_hash}"
+        address = caller.address if caller else address_of(request)
         if len(body.session_hash or "") > LONGEST_SESSION:
             words = gettext("The session's name may have at most {limit} characters.", limit=LONGEST_SESSION)
             return False, words, "error"

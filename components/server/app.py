@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -21,6 +22,7 @@ from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
 from . import shutdown
 from .health import Health
+from .hosts import KnownHosts, is_loopback
 from .language import LanguageMiddleware
 from .pacing import Pacing
 
@@ -63,10 +65,13 @@ class App(PatchedBlocks):
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
         kwargs = options.pop("app_kwargs", None) or {}
+        server = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+        is_guarded = is_loopback(server) and not limits.hosted()
         kwargs = {
             **kwargs,
             "routes": [*self.own_routes, *kwargs.get("routes", ())],
             "middleware": [
+                *([Middleware(KnownHosts, lambda: self.share_url)] if is_guarded else []),
                 Middleware(
                     NeededRoutes, {route.path: route.methods or () for route in self.own_routes}, self._has_called
                 ),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import tarfile
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +181,71 @@ def test_the_routes_serve_ranges_with_a_strong_etag_and_nothing_else(session, ti
     assert client.get(f"/{ENGINE}wllama.wasm").headers["content-type"] == "application/wasm"
     for path in (f"{MODELS}{'0' * 32}.gguf", f"{MODELS}..%2f..%2fetc%2fpasswd", f"{ENGINE}package.json"):
         assert client.get(f"/{path}").status_code == 404
+
+
+ATTACKER, CLASS = "10.0.0.1", "10.0.0.2"
+
+
+@pytest.fixture
+def crowd(session, tiny, written) -> Callable[..., Awaitable[list[asyncio.Task[bool]]]]:
+    """Begins downloads of a file whose clients take nothing until an event; each returns whether all of it came."""
+    files = ModelFiles()
+    dense, _ = in_job(session, files.prepare, session, tiny)
+    app = Starlette(routes=list(routes(files)))
+    scope = {"type": "http", "method": "GET", "path": f"/{MODELS}{dense.name}", "headers": [], "query_string": b""}
+
+    async def download(address: str, until: asyncio.Event, has_begun: asyncio.Event) -> bool:
+        async def send(message: dict) -> None:
+            nonlocal received
+            if message["type"] == "http.response.body":
+                has_begun.set()
+                await until.wait()
+            received += len(message.get("body", b""))
+
+        received = 0
+        await app(scope | {"client": (address, 1)}, asyncio.Event().wait, send)
+        return received == dense.size
+
+    async def begin(address: str, count: int, until: asyncio.Event) -> list[asyncio.Task[bool]]:
+        have_begun = [asyncio.Event() for _ in range(count)]
+        tasks = [asyncio.create_task(download(address, until, event)) for event in have_begun]
+        await asyncio.gather(*(event.wait() for event in have_begun))
+        return tasks
+
+    return begin
+
+
+@pytest.mark.parametrize("address", [CLASS, ATTACKER])
+def test_a_class_downloads_at_once_while_somebody_holds_many_slow_downloads(address, crowd, monkeypatch) -> None:
+    """Also where that is somebody at the address of the class."""
+    monkeypatch.setattr("components.device.routes.SLOW_SECONDS", 0.0)
+
+    async def attack() -> tuple[list[bool], list[bool]]:
+        begin, end = asyncio.Event(), asyncio.Event()
+        slow = await crowd(ATTACKER, 160, end)
+        students = await crowd(address, 60, begin)
+        begin.set()
+        complete = await asyncio.gather(*students)
+        end.set()
+        return complete, await asyncio.gather(*slow)
+
+    students, slow = asyncio.run(attack())
+    assert all(students)
+    assert Counter(slow) == {False: 20, True: 140}  # no more than had to give way
+
+
+def test_places_for_downloads_are_shared_among_addresses(crowd, monkeypatch) -> None:
+    """One at work gives way to those of an address with fewer, and to none of its own."""
+    monkeypatch.setenv("INTRASLICE_MAX_DOWNLOADS", "4")
+    monkeypatch.setattr("components.device.routes.SLOW_SECONDS", math.inf)
+
+    async def meet() -> list[int]:
+        end = asyncio.Event()
+        groups = [await crowd(address, 4, end) for address in (ATTACKER, ATTACKER, CLASS, "")]  # "" is nobody's
+        end.set()
+        return [sum(await asyncio.gather(*group)) for group in groups]
+
+    assert asyncio.run(meet()) == [1, 0, 1, 2]
 
 
 def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, written, monkeypatch) -> None:

@@ -1,8 +1,8 @@
 """Bounds for the size of requests.
 
 Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the files
-of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is a TypeError with
-a traceback.
+of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error with a
+traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has the limits.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_request_size.py`.
 """
@@ -13,11 +13,13 @@ import math
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
-from email.message import Message as Headed
 from pathlib import Path
 
+from gradio import route_utils
+from gradio.route_utils import GradioMultiPartParser
+from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
+from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
@@ -26,6 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ...i18n.language import gettext
 from ...jobs import limits
 from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
+from .routes import API
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 MAX_FILES = 10  # of an upload; the page sends one
@@ -43,59 +46,55 @@ class BoundedRequests:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        uploads = headers.get("content-type", "").startswith("multipart/")
-        max_bytes = limits.UPLOAD.value + ENVELOPE if uploads else limits.REQUEST.value
+        is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
+        max_bytes = limits.UPLOAD.value + ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
             "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
         )
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
-        if uploads:
+        if is_upload:
             self._arrived += (int(length) or max_bytes) + 2 * MAX_FILES * BYTES_PER_INODE  # each has a folder
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
                 reserved = int(length) + limits.UPLOADS.value // LOOKS
                 await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - reserved)
-        seen, files = 0, Delimiters(headers.get("content-type", ""))
+        seen = 0
 
         async def bounded() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if uploads and files.count(message.get("body", b"")) > MAX_FILES + 1:  # one delimiter is at the end
-                raise MultiPartException(
-                    gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
-                )
             if seen > max_bytes:  # more than its header said; of an upload gradio then deletes what it has written
-                raise MultiPartException(words) if uploads else HTTPException(413, words)
+                raise MultiPartException(words) if is_upload else HTTPException(413, words)
             return message
 
+        await self._app(scope, bounded, send)
+
+
+class UploadParser(GradioMultiPartParser):
+    """Gradio's parser of an upload, which refuses parts that are no files, and more than `MAX_FILES`."""
+
+    async def parse(self) -> FormData:
+        """As in gradio; a boundary that is too long is an error of the client's."""
         try:
-            await self._app(scope, bounded, send)
-        except TypeError:  # what gradio raises for a part that is no file
-            if not uploads:
-                raise
-            words = gettext("A part of the upload is not a file or has no name.")
-            await PlainTextResponse(words, 400)(scope, receive, send)
+            return await super().parse()
+        except FormParserError as problem:
+            raise MultiPartException(str(problem)) from problem
+
+    def on_headers_finished(self) -> None:
+        """As in gradio, for one part."""
+        super().on_headers_finished()
+        if self._current_part.file is None or self._current_part.field_name != "files":
+            raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
+        if self._current_files > MAX_FILES:
+            raise MultiPartException(
+                gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
+            )
 
 
-class Delimiters:
-    """Counts the delimiters of a multipart body, which comes in pieces."""
-
-    def __init__(self, content_type: str) -> None:
-        headed = Headed()
-        headed["content-type"] = content_type
-        self._delimiter, self._count, self._end = f"--{headed.get_boundary('')}".encode(), 0, b""
-
-    def count(self, piece: bytes) -> int:
-        """The number of delimiters so far, with those of another piece."""
-        text = self._end + piece
-        self._count += text.count(self._delimiter)
-        # What a delimiter may begin in, but no whole one.
-        self._end = text[text.rfind(self._delimiter) + len(self._delimiter) :] if self._delimiter in text else text
-        self._end = self._end[-len(self._delimiter) + 1 :]
-        return self._count
+route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]  # by which `upload_fn` finds it
 
 
 def make_room(folder: Path, max_bytes: int) -> None:

@@ -83,6 +83,10 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
         threading.Thread(target=call_from, args=(address, client.address, may_leave.is_set), daemon=True)
         for address in ADDRESSES
     ]
+    if ours:  # a session may have any name, and as many calls as are allowed
+        monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "1")
+        asked = {"data": [], "session_hash": f"mcp {ADDRESSES[0]}"}
+        client.http.post(f"{client.api}/call/work", json=asked).raise_for_status()
     try:
         for thread in threads:
             thread.start()
@@ -90,6 +94,8 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
         clients, callers = zip(*work.callers, strict=True)
         if ours:
             assert clients == tuple(f"mcp {caller.address}" for caller in callers)
+            of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "somebody")}
+            assert not of_names & {*clients, client_of(None), client_of(SimpleNamespace(headers={}))}
         assert {caller.address for caller in callers} == (set(ADDRESSES) if ours else {"127.0.0.1"})
         assert all(caller.is_connected() for caller in callers)
         may_leave.set()

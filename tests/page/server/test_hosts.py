@@ -1,0 +1,80 @@
+"""The names by which a page on loopback may be called: another site must not use it through its user's browser."""
+
+import socket
+from collections.abc import Callable
+
+import gradio as gr
+import pytest
+from gradio_client import Client
+
+from components.jobs.scheduler import Scheduler
+from components.server.app import App
+
+OTHERS = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example@", "")
+
+
+@pytest.fixture
+def ask(launch, monkeypatch) -> Callable[..., Callable[..., int]]:
+    """Opens a page on a desktop, and returns what asks it: the status of its answer to a Host header."""
+    for name in ("SPACE_ID", "INTRASLICE_HOSTED", "INTRASLICE_HOSTS", "GRADIO_SERVER_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def work(value: float) -> float:
+        return value
+
+    def open_page(**options: object) -> Callable[..., int]:
+        with App(Scheduler()) as page:
+            gr.api(work, api_name="work")
+        client = launch(page, **options)
+
+        def status(host: str | None = None, method: str = "GET", path: str = "", **headers: str) -> int:
+            headers |= {} if host is None else {"host": host}
+            answer = client.http.request(method, f"{client.address}{path}", headers=headers, json={"data": [1]})
+            assert answer.status_code != 403 or "INTRASLICE_HOSTS" in answer.text or "another site" in answer.text
+            return answer.status_code
+
+        status.page, status.client = page, client
+        return status
+
+    return open_page
+
+
+def test_a_page_on_a_desktop_answers_to_loopback_and_to_the_names_of_its_owner(ask, monkeypatch) -> None:
+    status = ask()
+    for host in (None, "localhost", "LOCALHOST:7860", "127.0.0.1", "127.8.9.10:80", "[::1]", "[::1]:7860"):
+        assert status(host) == 200, host
+    for path in ("", "config", "gradio_api/info", "healthz", "gradio_api/run/work"):
+        assert [status(host, path=path) for host in OTHERS] == [403] * len(OTHERS), path
+    monkeypatch.setenv("INTRASLICE_HOSTS", "jupyter.example  Box")
+    assert [status(host) for host in ("jupyter.example:443", "box", "evil.example")] == [200, 200, 403]
+    status.page.share_url = "https://abc.gradio.live"
+    assert [status(host) for host in ("abc.gradio.live", "xyz.gradio.live")] == [200, 403]
+    assert Client(status.client.address, verbose=False).predict(7, api_name="/work") == 7
+
+
+def test_no_page_of_another_site_sends_it_anything(ask) -> None:
+    status = ask()
+    sites = {"cross-site": 403, "same-site": 200, "same-origin": 200, "none": 200}
+    for site, expected in sites.items():
+        assert status(None, "POST", "gradio_api/run/work", **{"sec-fetch-site": site}) == expected
+    assert status(None, **{"sec-fetch-site": "cross-site"}) == 200  # a link to it
+
+
+@pytest.mark.parametrize("way", ["INTRASLICE_HOSTED", "GRADIO_SERVER_NAME", "server_name"])
+def test_a_page_for_others_answers_to_any_name(ask, way, monkeypatch) -> None:
+    if way == "INTRASLICE_HOSTED":
+        monkeypatch.setenv(way, "1")
+    elif way == "GRADIO_SERVER_NAME":
+        monkeypatch.setenv(way, "0.0.0.0")
+    status = ask(**({"server_name": "0.0.0.0"} if way == "server_name" else {}))
+    assert status("lab.example") == 200
+    assert status("lab.example", "POST", "gradio_api/run/work", **{"sec-fetch-site": "cross-site"}) == 200
+
+
+def test_on_the_loopback_of_ipv6_it_is_the_same(ask) -> None:
+    try:
+        socket.socket(socket.AF_INET6).bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    status = ask(server_name="[::1]")
+    assert [status(host) for host in (None, "evil.example")] == [200, 403]
