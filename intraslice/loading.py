@@ -213,9 +213,8 @@ def fingerprint(model: PreTrainedModel, kept: Mapping[str, str] | None = None) -
 
     def digest(named: tuple[str, Tensor]) -> str:
         name, tensor = named
-        if tensor.is_meta and (known := kept.get(name) or kept.get(name.removeprefix("model."))):
-            return f"{name} {known}\n"
-        return f"{name} {_tensor_digest(fetch_tensor(model, name, tensor))}\n"
+        value = tensor.is_meta and (kept.get(name) or kept.get(name.removeprefix("model.")))
+        return f"{name} {value or _tensor_digest(fetch_tensor(model, name, tensor))}\n"
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashing needs no interpreter lock
         tensors = "".join(sorted(pool.map(digest, [*model.named_parameters(), *model.named_buffers()])))
