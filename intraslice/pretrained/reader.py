@@ -33,6 +33,7 @@ from transformers import (
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
+from intraslice.pretrained.tokenizer import let_child_encode_if_slow, require_bounded
 
 MAX_LAYERS = 512
 MAX_LABELS = 1024  # of a classifier head, which none of these models has; transformers lists all labels
@@ -169,6 +170,7 @@ def read_weights(
     """
     config = read_config(weights)
     require_match(config, weights)
+    tokenizer = read_tokenizer(weights)
     options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
     with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, by `output_loading_info`
@@ -185,7 +187,6 @@ def read_weights(
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
         raise UserError(f"{weights.display_name} lacks tensors ({len(absent)}), such as {absent[0]}; fetch it again")
-    tokenizer = read_tokenizer(weights)
     if weights.gguf:
         # The tensors are dequantised; with a quantizer the model refuses to be saved.
         model.hf_quantizer = None
@@ -196,9 +197,14 @@ def read_weights(
 def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. Raises UserError if there is none that can be read."""
     remedy = "put tokenizer.json or tokenizer.model beside the weights"
-    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy), quiet_transformers():
-        options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
-        return AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
+    options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
+    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy):
+        if not weights.gguf:
+            require_bounded(weights.folder)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
+        let_child_encode_if_slow(tokenizer)
+    return tokenizer
 
 
 def require_gguf(file: Path) -> None:
