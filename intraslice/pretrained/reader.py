@@ -77,7 +77,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
     Raises:
         UserError: a file is missing, or its header is invalid or out of bounds.
     """
-    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
+    with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
             require_gguf(weights.folder / weights.gguf)
             return gguf_header(weights.folder / weights.gguf).shapes
@@ -87,7 +87,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
                 f"{weights.display_name} has no {missing[0]}; expected safetensors or GGUF (pickled .bin files are not "
                 "read). Choose another model, or convert this one with save_pretrained"
             )
-        return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
+        return safetensors_shapes(*files)
 
 
 def read_config(weights: Weights) -> transformers.PreTrainedConfig:
@@ -96,7 +96,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     Raises:
         UserError: there is none, it is invalid or out of bounds, or the model cannot be sliced.
     """
-    with _as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
+    with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         values = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
         if not isinstance(values.get("model_type"), str):
             raise ValueError("it has no model_type")
@@ -136,7 +136,7 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
             "again"
         )
     with (
-        _as_user_error(f"{name} has an invalid configuration", "fetch it again"),
+        as_user_error(f"{name} has an invalid configuration", "fetch it again"),
         torch.device("meta"),
         quiet_transformers(),
     ):
@@ -172,7 +172,7 @@ def read_weights(
     require_match(config, weights)
     tokenizer = read_tokenizer(weights)
     options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
-    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
+    with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, by `output_loading_info`
             weights.folder,
             config=config,
@@ -198,7 +198,7 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. Raises UserError if there is none that can be read."""
     remedy = "put tokenizer.json or tokenizer.model beside the weights"
     options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
-    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy):
+    with as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy):
         if not weights.gguf:
             require_bounded(weights.folder)
         with quiet_transformers():
@@ -217,7 +217,7 @@ def require_gguf(file: Path) -> None:
 
 
 @contextmanager
-def _as_user_error(problem: str, remedy: str) -> Iterator[None]:
+def as_user_error(problem: str, remedy: str) -> Iterator[None]:
     """Turn any exception inside into a UserError: untrusted files can make libraries raise anything."""
     try:
         yield

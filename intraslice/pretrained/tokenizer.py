@@ -15,10 +15,10 @@ from weakref import WeakKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
-from intraslice.pretrained.headers import MAX_JSON
 from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 MAX_BYTES = 2**25  # of a vocabulary file; tokenizer.json of Gemma 3, the largest of the families, has 33,384,568
+MAX_CONFIG = 2**22  # of each other file: its tokenizer_config.json has 1,155,375
 MAX_STEPS = 2**13  # bytes of the JSON of some steps
 LOADING = Bounds(memory=2**31, seconds=20)  # Gemma 3's takes 2 s
 SECONDS, CHARACTERS_PER_SECOND = 5, 50_000  # to load and encode
@@ -46,7 +46,7 @@ def require_bounded(folder: Path) -> None:
     Raises ValueError, with a clause about it, if it exceeds the bounds.
     """
     for file in folder.iterdir():
-        limit = MAX_BYTES if file.stem == "tokenizer" else MAX_JSON
+        limit = MAX_BYTES if file.stem == "tokenizer" else MAX_CONFIG
         if file.suffix in (".json", ".jinja", ".model", ".txt") and file.stat().st_size > limit:
             raise ValueError(f"{file.name} has more than {limit:,} bytes")
     run_in_subprocess("tokens", LOADING, path=str(folder))

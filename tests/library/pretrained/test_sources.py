@@ -12,17 +12,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import huggingface_hub
 import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save
 
 from intraslice.core import cache
+from intraslice.core.errors import UserError
 from intraslice.loading import DEFAULT, SUGGESTED_MODELS, load_model
 from intraslice.pretrained import memory, sources
+from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.reader import Weights
 from intraslice.pretrained.sources import find_weights, obtain_weights
 
@@ -36,6 +40,13 @@ def test_a_hub_id_without_the_hub(own_cache, refusal):
     message = refusal("someone/some-model")
     assert "the Hub is not reachable" in message
     assert "default" in message
+
+
+def on_hub(folder: Path, parameters: int | None = 1000) -> SimpleNamespace:
+    """What the Hub says of a repository with the files of a folder."""
+    files = [SimpleNamespace(rfilename=file.name, size=file.stat().st_size) for file in folder.iterdir()]
+    counted = parameters and SimpleNamespace(total=parameters)
+    return SimpleNamespace(sha=folder.name, siblings=files, safetensors=counted)
 
 
 @pytest.fixture
@@ -52,8 +63,7 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
 
     for module in (memory, sources):
         monkeypatch.setattr(module, "hub_is_reachable", lambda: True)
-    counted = SimpleNamespace(parameter_count={"F32": 1000})
-    monkeypatch.setattr(memory, "get_safetensors_metadata", lambda hub_id: counted)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder))
     monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
     monkeypatch.setattr(
         sources,
@@ -106,6 +116,47 @@ def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monke
     monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     assert "gpt2" in refusal("someone/tiny")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
+    sharded, hub, folder, monkeypatch, tiny_llama_gqa, refusal
+):
+    if sharded:
+        (folder / "model.safetensors").unlink()
+        tiny_llama_gqa().save_pretrained(folder, max_shard_size="50KB")
+    needed = {file.name for file in folder.iterdir()}
+    for name in ("model.fp16.safetensors", "model-9-of-2.safetensors", "tokenizer.model", "vocab.json", "any.json"):
+        (folder / name).write_bytes(bytes(10**6))
+    fetched: list[set[str]] = []
+
+    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        names = {file.name for file in folder.iterdir()}
+        fetched.append(set(filter_repo_objects(names, allow_patterns=options["allow_patterns"])))
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    needed_bytes = sum((folder / name).stat().st_size for name in needed)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder.parent / "hub"))
+    with fetched_for_others("someone/tiny", needed_bytes - 1):
+        assert f"someone/tiny takes {needed_bytes / 1e6:,.0f} MB of disk" in refusal("someone/tiny")
+    assert fetched == []
+    with fetched_for_others("someone/tiny", needed_bytes):
+        sources.fetch_weights("someone/tiny")
+    assert fetched == [needed]
+
+
+def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch):
+    weights = folder / "model.safetensors"
+    weights.write_bytes((2**22).to_bytes(8, "little") + bytes(2**22))
+    assert memory.estimate_memory("someone/tiny").parameters == 1000
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder, None))
+    assert memory.estimate_memory("someone/tiny").parameters == weights.stat().st_size // 2
+    weights.unlink()
+    with pytest.raises(UserError, match="has no safetensors weights"):
+        memory.estimate_memory("someone/tiny")
 
 
 # Weights that were whole once
