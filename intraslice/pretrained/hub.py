@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
+from intraslice.core.cache import folder_bytes
 from intraslice.core.errors import UserError
 from intraslice.pretrained.reader import as_user_error
 
@@ -142,14 +143,14 @@ def make_room(name: str, needed: int) -> None:
     max_bytes, folder = _max_bytes.get(), repo_folder_name(repo_id=name, repo_type="model")
     if math.isinf(max_bytes):
         return
-    takes = f"{name} takes {needed / 1e6:,.0f} MB of disk"
-    if needed > max_bytes:
-        raise UserError(f"{takes}; expected at most {max_bytes / 1e6:,.0f} MB; use a smaller model")
     with _lock:
         _fetched_bytes[folder] = needed
-        if _remove_fetched(max_bytes) > max_bytes:
+        if needed > max_bytes or _remove_fetched(max_bytes) > max_bytes:
             del _fetched_bytes[folder]
-            raise UserError(f"{takes}, which others that are being loaded have left no room for; try again later")
+            raise UserError(
+                f"{name} takes {needed / 1e6:,.0f} MB of disk, and models from the Hub may take "
+                f"{max_bytes / 1e6:,.0f} MB together; use a smaller model, or try again when no other is being loaded"
+            )
 
 
 def _remove_fetched(max_bytes: float) -> int:
@@ -160,8 +161,7 @@ def _remove_fetched(max_bytes: float) -> int:
     ]
     total = left = 0
     for is_unused, _, folder in sorted(fetched):
-        on_disk = sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
-        size = max(on_disk, _fetched_bytes.get(folder.name, 0))
+        size = max(folder_bytes(folder), _fetched_bytes.get(folder.name, 0))
         total += size
         if is_unused and total > max_bytes:
             shutil.rmtree(folder, ignore_errors=True)

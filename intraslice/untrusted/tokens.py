@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
+MAX_BYTES = 2**25  # of a vocabulary file; tokenizer.json of Gemma 3, the largest of the families, has 33,384,568
+MAX_CONFIG = 2**22  # of each other file: its tokenizer_config.json has 1,155,375
 MAX_TOKENS, MAX_TOKEN = 2**19, 2**10  # of the vocabulary; characters of one
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -32,12 +34,14 @@ def run(path: str, text: str | None = None, special: bool = False, split: bool =
 
 
 def _load(folder: Path) -> None:
+    for file in folder.iterdir():
+        limit = MAX_BYTES if file.stem == "tokenizer" else MAX_CONFIG
+        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.stat().st_size > limit:
+            raise ValueError(f"{file.name} has more than {limit:,} bytes")
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         _require_bounded(tokenizer.get_vocab())
-        for file in filter(
-            Path.exists, map(folder.joinpath, CONFIGS)
-        ):  # transformers adds tokens, normalised, of these
+        for file in filter(Path.exists, map(folder.joinpath, CONFIGS)):  # whose tokens transformers adds, normalised
             strings = set(map(json.loads, STRING.findall(file.read_text(encoding="utf-8"))))
             tokenizer.add_tokens([AddedToken(string, normalized=True) for string in strings])
     elif (folder / "tokenizer.model").exists():
