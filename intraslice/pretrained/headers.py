@@ -45,27 +45,21 @@ def safetensors_shapes(*files: Path) -> Shapes:
                 raise ValueError(
                     f"{file.name} is truncated, or the headers of the model have more than {MAX_JSON:,} bytes"
                 )
-            shapes |= _header_shapes(_json_object(opened.read(length), file.name), file.name, size - 8 - length)
-        left -= length
-    return shapes
-
-
-def _header_shapes(header: dict[str, Any], file: str, unclaimed: int) -> Shapes:
-    """The shapes in a header of a file that has so many bytes of tensors."""
-    header.pop("__metadata__", None)
-    shapes = {}
-    for name, entry in header.items():
-        try:
-            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-            valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-        except (TypeError, KeyError, ValueError):
-            valid = False
-        # No value takes less than half a byte.
-        if not valid or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
-            raise ValueError(f"{file} has an invalid header")
-        shapes[name], unclaimed = shape, unclaimed - (end - start)
-    if unclaimed < 0:
-        raise ValueError(f"{file} is shorter than its header says")
+            header = _json_object(opened.read(length), file.name)
+        header.pop("__metadata__", None)
+        left, unclaimed = left - length, size - 8 - length
+        for name, entry in header.items():
+            try:
+                shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+                valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+            except (TypeError, KeyError, ValueError):
+                valid = False
+            # No value takes less than half a byte.
+            if not valid or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
+                raise ValueError(f"{file.name} has an invalid header")
+            shapes[name], unclaimed = shape, unclaimed - (end - start)
+        if unclaimed < 0:
+            raise ValueError(f"{file.name} is shorter than its header says")
     return shapes
 
 

@@ -33,7 +33,8 @@ from transformers import (
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
-from intraslice.pretrained.tokenizer import let_child_encode_if_slow, require_bounded
+from intraslice.pretrained.tokenizer import LOADING, let_child_encode_if_slow
+from intraslice.untrusted.process import run_in_subprocess
 
 MAX_LAYERS = 512
 MAX_LABELS = 1024  # of a classifier head, which none of these models has; transformers lists all labels
@@ -200,7 +201,7 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
     with as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy):
         if not weights.gguf:
-            require_bounded(weights.folder)
+            run_in_subprocess("tokens", LOADING, path=str(weights.folder))  # what takes too much takes it there
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
         let_child_encode_if_slow(tokenizer)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from pathlib import Path
 from typing import IO, Any
 from weakref import WeakKeyDictionary
 
@@ -36,14 +35,6 @@ _LINEAR_STEPS += ["Metaspace", "Digits", "Punctuation", "Whitespace", "Whitespac
 _LINEAR_STEPS += ["ByteFallback", "Fuse", "WordPiece", "BPEDecoder"]
 
 _slow: WeakKeyDictionary[PreTrainedTokenizerBase, IO[str]] = WeakKeyDictionary()  # their files, for the child process
-
-
-def require_bounded(folder: Path) -> None:
-    """Load the tokenizer of a folder in a child process: what takes too much time or memory takes it there.
-
-    Raises ValueError, with a clause about it, if it exceeds the bounds.
-    """
-    run_in_subprocess("tokens", LOADING, path=str(folder))
 
 
 def let_child_encode_if_slow(tokenizer: PreTrainedTokenizerBase) -> None:
