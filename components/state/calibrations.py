@@ -19,7 +19,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.loading import LoadedModel, load_model
+from intraslice.loading import LoadedModel, estimate_memory, load_model
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
@@ -30,7 +30,7 @@ from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.places import Places
 from ..jobs.status import Status
-from .caches import Caches, return_freed_memory
+from .caches import BUDGET, Caches, return_freed_memory
 from .choices import describe_text
 from .job_memory import JobMemory
 from .plan_views import Source
@@ -131,11 +131,16 @@ class Calibrations:
         return loaded
 
     def _load_now(self, job: Job, key: CalibrationKey) -> LoadedModel:
-        job.emit(Status(lazy_gettext("Loading {model}", model=key.model)))
-        with job.waiting(), self._bounded_hub_cache(key.model):
-            return load_model(
-                key.model, getattr(torch, key.dtype), self._device, progress=lambda _: job.require_wanted()
-            )
+        loading, dtype = Status(lazy_gettext("Loading {model}", model=key.model)), getattr(torch, key.dtype)
+        job.emit(loading)
+        with job.waiting():
+            estimate = estimate_memory(key.model, dtype, self._device)
+        # One for which the caches' memory would not be enough is refused, and they keep theirs.
+        fits = estimate.needed <= estimate.available + BUDGET.held_bytes()
+        with self._memory.reserved(job, estimate.needed if fits else 0, None):
+            job.emit(loading)
+            with job.waiting(), self._bounded_hub_cache(key.model):
+                return load_model(key.model, dtype, self._device, progress=lambda _: job.require_wanted())
 
     def _calibrate(self, job: Job, key: CalibrationKey) -> None:
         if self.whole(key) is not None:

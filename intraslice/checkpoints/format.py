@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import (
     RECORD,
@@ -34,7 +34,7 @@ from intraslice.core.errors import UserError
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
 from intraslice.pretrained.headers import read_json
-from intraslice.pretrained.reader import quiet_transformers, weight_files
+from intraslice.pretrained.reader import Weights, quiet_transformers, read_tokenizer, weight_files
 
 FORMAT = 3
 CONFIG = "config.json"
@@ -149,7 +149,7 @@ def load(
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
             )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = read_tokenizer(Weights(folder, str(folder)))
         if wrong := sorted(str(name) for names in report.values() for name in names):
             raise ValueError(f"the tensors do not match the model's configuration: {wrong[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -16,21 +16,16 @@ from gguf import GGUFWriter, TokenType
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
+from intraslice.pretrained.tokenizer import LLAMA3, QWEN2, encode
 
-# How Llama 3 and Qwen 2 split text: they differ in the number of digits per token.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}TIMES| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3, _QWEN2 = _SPLIT.replace("TIMES", "{1,3}"), _SPLIT.replace("TIMES", "")
 GPT2, DIGITS = "the pattern of GPT-2", "single digits"
 # Steps of a byte-level pre-tokenizer, and `ignore_merges`: whether a word that is a token skips the merges.
 PRE_TOKENIZERS = {
     ((GPT2,), False): "gpt-2",
     ((DIGITS, GPT2), False): "smollm",
-    ((_LLAMA3,), True): "llama-bpe",
-    ((_LLAMA3,), False): "smaug-bpe",
-    ((_QWEN2,), False): "qwen2",
+    ((LLAMA3,), True): "llama-bpe",
+    ((LLAMA3,), False): "smaug-bpe",
+    ((QWEN2,), False): "qwen2",
 }
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -90,8 +85,8 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     tokens, types = _vocabulary(tokenizer_json, rows)
     if model["byte_fallback"] and tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
-    start = tokenizer("a").input_ids
-    common = {
+    start = encode(tokenizer, "a", special=True)
+    common: dict[str, Any] = {
         "tokens": tokens,
         "types": types,
         "special": _special(tokenizer, stops),

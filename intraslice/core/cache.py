@@ -238,8 +238,8 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
 def _used(folder: Path) -> int:
     """Bytes of all that is not a result, except `folder`; of folders with a reservation, at least what it says."""
     others = [pair for pair in _reserved_folders("drafts", UNFINISHED) if pair[0] != folder]
-    kept = sum(_bytes(cache_folder() / name) for name in NEVER_REMOVED)
-    return kept + sum(max(reserved, _bytes(other)) for other, reserved in others)
+    kept = sum(folder_bytes(cache_folder() / name) for name in NEVER_REMOVED)
+    return kept + sum(max(reserved, folder_bytes(other)) for other, reserved in others)
 
 
 def _reserved_folders(*parents: str) -> Iterator[tuple[Path, int]]:
@@ -272,5 +272,6 @@ def _stats(files: Iterable[Path]) -> list[tuple[Path, os.stat_result]]:
     return stats
 
 
-def _bytes(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """The bytes of all files in a folder; of a link those of its text."""
     return sum(stat.st_size for _, stat in _stats(_files(folder)))

@@ -15,6 +15,7 @@ from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.divergence import divergences
 from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
 from intraslice.modeling.logits import logits_in_chunks
+from intraslice.pretrained.tokenizer import encode
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ def score_passage(
     With `candidates`, each score includes that many of the most likely tokens of either model at its position. Raises
     UserError for fewer than two tokens, or more than the model has positions.
     """
-    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    count, positions = ids.shape[1], dense.config.max_position_embeddings
+    tokens = encode(tokenizer, text)
+    count, positions = len(tokens), dense.config.max_position_embeddings
     if not 2 <= count <= positions:
         raise UserError(f"the passage has {count} tokens; expected 2 to {positions} (the first token is not scored)")
+    ids = torch.tensor([tokens])
     hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token predicts no token of the passage
     dense_chunks = logits_in_chunks(dense.lm_head, hidden[0], ids[0, 1:])
     sliced_chunks = logits_in_chunks(sliced.lm_head, hidden[1])
@@ -124,7 +126,8 @@ def compare_next_tokens(
     `pause` is called between chunks of a long prompt. Raises UserError for a prompt without tokens, or with more than
     the model has positions.
     """
-    of_dense, of_sliced = (_next_log_probabilities(model, tokenizer, prompt, chat, pause) for model in (dense, sliced))
+    tokens = prompt_tokens(tokenizer, prompt, chat)
+    of_dense, of_sliced = (_next_log_probabilities(model, tokens, pause) for model in (dense, sliced))
     return _best(tokenizer, of_dense, of_sliced, count)
 
 
@@ -143,16 +146,13 @@ def _best(
     )
 
 
-def _next_log_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool, pause: Pause
-) -> Float[Tensor, " vocabulary"]:
-    ids = prompt_tokens(tokenizer, prompt, chat)["input_ids"]
-    count, positions = ids.shape[1], model.config.max_position_embeddings
+def _next_log_probabilities(model: PreTrainedModel, tokens: list[int], pause: Pause) -> Float[Tensor, " vocabulary"]:
+    count, positions = len(tokens), model.config.max_position_embeddings
     if not count:
         raise UserError("the prompt has no tokens; expected at least one word")
     if count > positions:
         raise UserError(
             f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's maximum context length"
         )
-    logits, _ = prefill(model, ids.to(model.device), {}, pause)
+    logits, _ = prefill(model, torch.tensor([tokens], device=model.device), {}, pause)
     return logits.float().log_softmax(-1)[0]

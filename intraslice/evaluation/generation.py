@@ -17,6 +17,7 @@ from intraslice.core.progress import Pause, no_pause
 from intraslice.evaluation.chat_template import render_chat, require_short
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.logits import next_token_logits
+from intraslice.pretrained.tokenizer import encode
 
 PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from a character whose last bytes are not generated yet
@@ -42,14 +43,11 @@ class Sampling:
             raise UserError(f"temperature must be a finite number, 0 (greedy) or more, got {self.temperature!r}")
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> dict[str, Tensor]:
-    """Input ids and attention mask of a prompt, through the chat template if there is one and `chat` is set."""
-    if chat and tokenizer.chat_template:
-        text = render_chat(tokenizer, [{"role": "user", "content": prompt}])
-        encoding = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template includes them
-    else:
-        encoding = tokenizer(prompt, return_tensors="pt")
-    return {name: encoding[name] for name in ("input_ids", "attention_mask")}  # some tokenizers add token types
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> list[int]:
+    """The token ids of a prompt, through the chat template if there is one and `chat` is set."""
+    if chat and tokenizer.chat_template:  # which includes the special tokens
+        return encode(tokenizer, render_chat(tokenizer, [{"role": "user", "content": prompt}]))
+    return encode(tokenizer, prompt, special=True)
 
 
 @torch.no_grad()
@@ -69,8 +67,8 @@ def stream_tokens(
     require_model(model)
     sampling, positions = sampling or Sampling(), model.config.max_position_embeddings
     require_short(prompt, positions)
-    ids = prompt_tokens(tokenizer, prompt, sampling.chat)["input_ids"].to(model.device).long()
-    count = ids.shape[1]
+    tokens = prompt_tokens(tokenizer, prompt, sampling.chat)
+    count = len(tokens)
     if not prompt.strip() or not count:
         raise UserError("the prompt is empty; expected some text")
     if count >= positions:
@@ -79,7 +77,7 @@ def stream_tokens(
             f"as the model's maximum context length is {positions:,} tokens"
         )
     sample, ends = _sampler(sampling), end_tokens(model)
-    cache: dict[str, Any] = {}
+    ids, cache = torch.tensor([tokens], device=model.device), dict[str, Any]()
     for _ in range(min(sampling.max_new_tokens, positions - count)):
         logits, cache = prefill(model, ids, cache, pause)
         token = sample(logits[0])

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 Shapes = dict[str, tuple[int, ...]]
 
-MAX_JSON = 2**22  # bytes of a safetensors header, an index of shards or a configuration: 30,000 tensors
+MAX_JSON = 2**20  # bytes of a model's safetensors headers, index of shards or configuration: 8,000 tensors
 MAX_TENSORS = 2**15
 MAX_VALUES = 2**20  # in all arrays of a GGUF file: vocabulary and merges. gguf-py takes a kilobyte for each
 MAX_TEXT = 2**20  # bytes of one string in a GGUF file
@@ -33,28 +33,33 @@ def read_json(file: Path) -> dict[str, Any]:
     return _json_object(file.read_bytes(), file.name)
 
 
-def safetensors_shapes(file: Path) -> Shapes:
-    """Shapes of all tensors, by name."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= min(size - 8, MAX_JSON):
-            raise ValueError(f"{file.name} is truncated, or has a header of more than {MAX_JSON:,} bytes")
-        header = _json_object(opened.read(length), file.name)
-    header.pop("__metadata__", None)
-    shapes, unclaimed = {}, size - 8 - length
-    for name, entry in header.items():
-        try:
-            shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
-            valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
-        except (TypeError, KeyError, ValueError):
-            valid = False
-        # No value takes less than half a byte.
-        if not valid or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
-            raise ValueError(f"{file.name} has an invalid header")
-        shapes[name], unclaimed = shape, unclaimed - (end - start)
-    if unclaimed < 0:
-        raise ValueError(f"{file.name} is shorter than its header says")
+def safetensors_shapes(*files: Path) -> Shapes:
+    """Shapes of all tensors of a model's files, by name."""
+    shapes: Shapes = {}
+    left = MAX_JSON  # for all: parsed, a header takes up to forty times its bytes
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if not 2 <= length <= min(size - 8, left):
+                raise ValueError(
+                    f"{file.name} is truncated, or the headers of the model have more than {MAX_JSON:,} bytes"
+                )
+            header = _json_object(opened.read(length), file.name)
+        header.pop("__metadata__", None)
+        left, unclaimed = left - length, size - 8 - length
+        for name, entry in header.items():
+            try:
+                shape, (start, end) = tuple(entry["shape"]), entry["data_offsets"]
+                valid = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+            except (TypeError, KeyError, ValueError):
+                valid = False
+            # No value takes less than half a byte.
+            if not valid or len(shape) > MAX_DIMENSIONS or math.prod(shape) > 2 * (end - start):
+                raise ValueError(f"{file.name} has an invalid header")
+            shapes[name], unclaimed = shape, unclaimed - (end - start)
+        if unclaimed < 0:
+            raise ValueError(f"{file.name} is shorter than its header says")
     return shapes
 
 

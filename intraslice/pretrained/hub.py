@@ -1,33 +1,48 @@
-"""The Hugging Face Hub: whether it can be reached, and a bound for the models that are fetched for others."""
+"""The Hugging Face Hub: whether it can be reached, what it has, and a bound for models that are fetched for others."""
 
 from __future__ import annotations
 
-import functools
+import math
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
+from intraslice.core.cache import folder_bytes
+from intraslice.core.errors import UserError
+from intraslice.pretrained.reader import as_user_error
+
 TIMEOUT = 4.0  # seconds
+RETRY_SECONDS = 30.0
+_answers: dict[bool, float] = {}  # when the Hub last answered, and when it last did not
 _lock = threading.Lock()
 _being_fetched: Counter[str] = Counter()  # names of models' folders, in this process
+_fetched_bytes: dict[str, int] = {}  # that some of them will have
+_max_bytes: ContextVar[float] = ContextVar("_max_bytes", default=math.inf)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
 FETCHED = ".fetched-for-others"  # an empty file in a model's folder; its time is that of the last use
 
 
-@functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the Hub (or the mirror in HF_ENDPOINT) answers within a few seconds, asked once per process.
+    """Whether the Hub (or the mirror in HF_ENDPOINT) answers within a few seconds.
 
-    Always False with HF_HUB_OFFLINE=1.
+    A "no" holds for `RETRY_SECONDS`, a "yes" for the process: should the Hub fail later, its own error says why. Always
+    False with HF_HUB_OFFLINE=1.
     """
     if constants.is_offline_mode():
         return False
+    if True in _answers or time.monotonic() < _answers.get(False, -math.inf) + RETRY_SECONDS:
+        return True in _answers
     reached = threading.Event()
 
     def request() -> None:
@@ -42,15 +57,54 @@ def hub_is_reachable() -> bool:
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(TIMEOUT)
+    _answers[reached.is_set()] = time.monotonic()
     return reached.is_set()
+
+
+class HubModel(NamedTuple):
+    """What the Hub says of a model: the bytes of its files by name, and the number of its parameters."""
+
+    commit: str
+    sizes: dict[str, int]
+    parameters: int
+
+
+def model_on_hub(hub_id: str) -> HubModel:
+    """Ask the Hub about a model; no file is read. Raises UserError if there is none, or none in safetensors."""
+    with hub_errors(hub_id):
+        info = huggingface_hub.model_info(hub_id, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if sizes.keys().isdisjoint(WEIGHTS):
+        raise UserError(
+            f"{hub_id!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
+            "Choose another model, or convert this one with save_pretrained"
+        )
+    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
+    return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
+
+
+@contextmanager
+def hub_errors(hub_id: str) -> Iterator[None]:
+    """Turn the errors of a request to the Hub into a UserError."""
+    with as_user_error(f"could not download {hub_id}", "try again, or name a local folder"):
+        try:
+            yield
+        except GatedRepoError as error:
+            raise UserError(
+                f"{hub_id} is gated; request access on its page, then run `hf auth login` or set HF_TOKEN"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise UserError(
+                f"the Hub has no model {hub_id!r} (or it is private); check the name, or set HF_TOKEN"
+            ) from error
 
 
 @contextmanager
 def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
-    """While open, the model `name` may be fetched into the Hub's cache; then the cache is bounded.
+    """While open, the model `name` may be fetched into the Hub's cache, by code that calls `make_room` before.
 
-    Models that were fetched so are removed, the least recently used first, until the others take at most `max_bytes`.
-    The last one stays whatever its size, and so does every model that was there before, or is being fetched.
+    Models that were fetched so are removed, the least recently used first, so that they take at most `max_bytes`.
+    Models that were there before stay.
     """
     # In the store that repositories may share, files would stay when their repository is removed.
     constants.HF_HUB_DISABLE_SHARED_BLOBS = True
@@ -63,29 +117,54 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
             marker.touch()
     with _lock:
         _being_fetched[folder.name] += 1
+    token = _max_bytes.set(max_bytes if is_fetched_here else math.inf)
     try:
         yield
     finally:
+        _max_bytes.reset(token)
         with _lock:
             _being_fetched[folder.name] -= 1
             if not _being_fetched[folder.name]:
                 del _being_fetched[folder.name]
-        if is_fetched_here and folder.is_dir():
-            if [*folder.iterdir()] == [marker]:  # nothing was fetched
-                shutil.rmtree(folder, ignore_errors=True)
-            else:
-                marker.touch()
-                _remove_fetched(max_bytes)
+                _fetched_bytes.pop(folder.name, None)
+            if is_fetched_here and folder.is_dir():
+                if [*folder.iterdir()] == [marker]:  # nothing was fetched
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    marker.touch()
+                    _remove_fetched(max_bytes)
 
 
-def _remove_fetched(max_bytes: int) -> None:
-    """Remove all but the most recently used of the fetched models that take at most `max_bytes`, one at least."""
-    repos = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE).repos
-    fetched = [(marker.stat().st_mtime_ns, repo) for repo in repos if (marker := repo.repo_path / FETCHED).exists()]
-    kept_bytes = 0
-    for place, (_, repo) in enumerate(sorted(fetched, key=lambda entry: -entry[0])):
-        kept_bytes += repo.size_on_disk
-        if (
-            place and kept_bytes > max_bytes and not _being_fetched[repo.repo_path.name]
-        ):  # not by `delete_revisions`: copies of a model have equal commit hashes
-            shutil.rmtree(repo.repo_path, ignore_errors=True)
+def make_room(name: str, needed: int) -> None:
+    """Before `needed` bytes of the model `name` are fetched: remove other fetched models, if there is a bound.
+
+    Raises UserError if they do not fit, or not beside those that are in use.
+    """
+    max_bytes, folder = _max_bytes.get(), repo_folder_name(repo_id=name, repo_type="model")
+    if math.isinf(max_bytes):
+        return
+    with _lock:
+        _fetched_bytes[folder] = needed
+        if needed > max_bytes or _remove_fetched(max_bytes) > max_bytes:
+            del _fetched_bytes[folder]
+            raise UserError(
+                f"{name} takes {needed / 1e6:,.0f} MB of disk, and models from the Hub may take "
+                f"{max_bytes / 1e6:,.0f} MB together; use a smaller model, or try again when no other is being loaded"
+            )
+
+
+def _remove_fetched(max_bytes: float) -> int:
+    """Remove the least recently used of the fetched models, as far as needed and possible. The bytes of the others."""
+    markers = Path(constants.HF_HUB_CACHE).glob(f"*/{FETCHED}")
+    fetched = [
+        (not _being_fetched[marker.parent.name], -marker.stat().st_mtime_ns, marker.parent) for marker in markers
+    ]
+    total = left = 0
+    for is_unused, _, folder in sorted(fetched):
+        size = max(folder_bytes(folder), _fetched_bytes.get(folder.name, 0))
+        total += size
+        if is_unused and total > max_bytes:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            left += size
+    return left

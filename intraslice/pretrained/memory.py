@@ -14,14 +14,12 @@ from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import get_safetensors_metadata
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import PreTrainedConfig
 
-from intraslice.core.errors import NoRoomError, UserError, first_line
+from intraslice.core.errors import NoRoomError, UserError
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
-from intraslice.pretrained.hub import hub_is_reachable
+from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
 from intraslice.pretrained.reader import Weights, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
 
@@ -164,12 +162,4 @@ def _count_parameters(name: str, weights: Weights | None) -> int:
         return DEFAULT_PARAMETERS
     if not hub_is_reachable():
         raise unreachable_error(name)
-    try:
-        return sum(get_safetensors_metadata(name).parameter_count.values())
-    except NotASafetensorsRepoError as error:
-        raise UserError(
-            f"{name!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
-            "Choose another model, or convert this one with save_pretrained"
-        ) from error
-    except (OSError, ValueError, IndexError, SafetensorsParsingError) as error:
-        raise UserError(f"the weights of {name!r} cannot be read ({first_line(error)}); fetch them again") from error
+    return model_on_hub(name).parameters

@@ -33,6 +33,8 @@ from transformers import (
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
 from intraslice.pretrained.headers import Shapes, gguf_header, read_json, safetensors_shapes
+from intraslice.pretrained.tokenizer import LOADING, let_child_encode_if_slow
+from intraslice.untrusted.process import run_in_subprocess
 
 MAX_LAYERS = 512
 MAX_LABELS = 1024  # of a classifier head, which none of these models has; transformers lists all labels
@@ -76,7 +78,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
     Raises:
         UserError: a file is missing, or its header is invalid or out of bounds.
     """
-    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
+    with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
             require_gguf(weights.folder / weights.gguf)
             return gguf_header(weights.folder / weights.gguf).shapes
@@ -86,7 +88,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
                 f"{weights.display_name} has no {missing[0]}; expected safetensors or GGUF (pickled .bin files are not "
                 "read). Choose another model, or convert this one with save_pretrained"
             )
-        return {name: shape for file in files for name, shape in safetensors_shapes(file).items()}
+        return safetensors_shapes(*files)
 
 
 def read_config(weights: Weights) -> transformers.PreTrainedConfig:
@@ -95,7 +97,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     Raises:
         UserError: there is none, it is invalid or out of bounds, or the model cannot be sliced.
     """
-    with _as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
+    with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         values = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
         if not isinstance(values.get("model_type"), str):
             raise ValueError("it has no model_type")
@@ -135,7 +137,7 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
             "again"
         )
     with (
-        _as_user_error(f"{name} has an invalid configuration", "fetch it again"),
+        as_user_error(f"{name} has an invalid configuration", "fetch it again"),
         torch.device("meta"),
         quiet_transformers(),
     ):
@@ -169,8 +171,9 @@ def read_weights(
     """
     config = read_config(weights)
     require_match(config, weights)
+    tokenizer = read_tokenizer(weights)
     options: dict[str, Any] = {"trust_remote_code": False} | ({"gguf_file": weights.gguf} if weights.gguf else {})
-    with _as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
+    with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"), quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # a pair, by `output_loading_info`
             weights.folder,
             config=config,
@@ -185,7 +188,6 @@ def read_weights(
     # transformers fills what is missing with random numbers and only warns.
     if absent := sorted(loading["missing_keys"]):
         raise UserError(f"{weights.display_name} lacks tensors ({len(absent)}), such as {absent[0]}; fetch it again")
-    tokenizer = read_tokenizer(weights)
     if weights.gguf:
         # The tensors are dequantised; with a quantizer the model refuses to be saved.
         model.hf_quantizer = None
@@ -196,9 +198,14 @@ def read_weights(
 def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     """The tokenizer beside the weights. Raises UserError if there is none that can be read."""
     remedy = "put tokenizer.json or tokenizer.model beside the weights"
-    with _as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy), quiet_transformers():
-        options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
-        return AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
+    options: dict[str, Any] = {"gguf_file": weights.gguf} if weights.gguf else {}
+    with as_user_error(f"{weights.display_name} has no tokenizer that can be read", remedy):
+        if not weights.gguf:
+            run_in_subprocess("tokens", LOADING, path=str(weights.folder))  # what takes too much takes it there
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
+        let_child_encode_if_slow(tokenizer)
+    return tokenizer
 
 
 def require_gguf(file: Path) -> None:
@@ -211,7 +218,7 @@ def require_gguf(file: Path) -> None:
 
 
 @contextmanager
-def _as_user_error(problem: str, remedy: str) -> Iterator[None]:
+def as_user_error(problem: str, remedy: str) -> Iterator[None]:
     """Turn any exception inside into a UserError: untrusted files can make libraries raise anything."""
     try:
         yield

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import constants, hf_hub_download, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder
 from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.pretrained.headers import read_json
-from intraslice.pretrained.hub import hub_is_reachable
+from intraslice.pretrained.headers import MAX_JSON, read_json
+from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
 from intraslice.pretrained.reader import (
     Weights,
     quiet_transformers,
@@ -53,7 +53,9 @@ CONVERTED_BYTES = 545_000_000  # in float32, and the tokenizer
 RECORD = "whole.json"  # sizes and hashes of the files of a converted folder
 MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 
-_FILE_PATTERNS = ["model*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+_CONFIGS = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
+_CONFIGS += ["special_tokens_map.json", "added_tokens.json"]
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # the first is read
 _EXPECTED_NAMES = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
 
 
@@ -124,7 +126,7 @@ def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
 
 def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_FILE_PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIGS, _TOKENIZERS[0]], local_files_only=True))
         # A snapshot without weights, such as that of a tokenizer alone, does not count.
         complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
     except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
@@ -133,18 +135,24 @@ def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
 
 
 def _download(hub_id: str, licence: str | None) -> Weights:
-    try:
-        # The small file first: a model that cannot be sliced is refused before gigabytes are downloaded.
-        read_config(Weights(Path(hf_hub_download(hub_id, "config.json")).parent, hub_id))
-        return _snapshot(hub_id, Path(snapshot_download(hub_id, allow_patterns=_FILE_PATTERNS)), licence)
-    except GatedRepoError as error:
-        raise UserError(
-            f"{hub_id} is gated; request access on its page, then run `hf auth login` or set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the Hub has no model {hub_id!r} (or it is private); expected {_EXPECTED_NAMES}") from error
-    except OSError as error:
-        raise UserError(f"could not download {hub_id} ({_reason(error)}); try again, or name a local folder") from error
+    model = model_on_hub(hub_id)
+
+    def fetch_small(name: str) -> Path:
+        if model.sizes.get(name, 0) > MAX_JSON:
+            raise ValueError(f"{name} has more than {MAX_JSON:,} bytes")
+        return Path(hf_hub_download(hub_id, name)).parent
+
+    with hub_errors(hub_id):
+        # The small files first: a model that cannot be sliced is refused before gigabytes are downloaded.
+        folder = fetch_small("config.json")
+        read_config(Weights(folder, hub_id))
+        if folder.name != model.commit:
+            raise ValueError("it has been changed meanwhile")
+        names = [*_CONFIGS, *(next(filter(model.sizes.get, group), "") for group in (_TOKENIZERS, WEIGHTS))]
+        if names[-1] == WEIGHTS[1]:
+            names += [shard.name for shard in weight_files(fetch_small(WEIGHTS[1]))]
+        make_room(hub_id, sum(model.sizes.get(name, 0) for name in names))
+        return _snapshot(hub_id, Path(snapshot_download(hub_id, revision=model.commit, allow_patterns=names)), licence)
 
 
 def _converted_folder() -> Path:

@@ -25,7 +25,7 @@ ANSWER_TOKENS = 64
 
 def tokens_of_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:
     """The tokens of each prompt, through the chat template if there is one."""
-    return [prompt_tokens(tokenizer, prompt)["input_ids"][0].tolist() for prompt in prompts]
+    return [prompt_tokens(tokenizer, prompt) for prompt in prompts]
 
 
 @torch.no_grad()

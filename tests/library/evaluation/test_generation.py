@@ -138,11 +138,11 @@ def test_a_character_of_several_tokens_comes_whole(never_ends, monkeypatch):
 def test_a_chat_template_is_used_where_there_is_one(word_tokenizer):
     tokenizer = word_tokenizer(["user", "hello", "assistant"])
     raw = prompt_tokens(tokenizer, "hello")
-    assert raw["input_ids"].tolist() == [tokenizer.convert_tokens_to_ids(["hello"])]
+    assert raw == tokenizer.convert_tokens_to_ids(["hello"])
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}assistant"
-    ids = prompt_tokens(tokenizer, "hello")["input_ids"][0]
+    ids = prompt_tokens(tokenizer, "hello")
     assert tokenizer.convert_ids_to_tokens(ids) == ["user", "hello", "assistant"]
-    assert prompt_tokens(tokenizer, "hello", chat=False)["input_ids"].tolist() == raw["input_ids"].tolist()
+    assert prompt_tokens(tokenizer, "hello", chat=False) == raw
 
 
 def test_leaving_early_ends_the_work(never_ends):

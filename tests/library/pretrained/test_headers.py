@@ -234,7 +234,7 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
         ({"model_type": ["llama"]}, "has no model_type"),
         ({"model_type": "x" * 10**6}, "cannot be sliced"),
         ({"transformers_weights": "other.safetensors"}, "has the field transformers_weights"),
-        ({"padding": "x" * MAX_JSON}, "config.json has more than 4,194,304 bytes"),
+        ({"padding": "x" * MAX_JSON}, "config.json has more than 1,048,576 bytes"),
     ],
     ids=lambda value: ",".join(value)[:40] if isinstance(value, dict) else "",
 )
@@ -278,6 +278,17 @@ def test_a_safetensors_file_without_a_header(content, folder):
     (folder / "model.safetensors").write_bytes(content)
     for work in (estimate_memory, load_model):
         assert "model.safetensors" in refusal(lambda work=work: work(str(folder)))
+
+
+def test_all_headers_of_a_model_together_are_bounded(folder):
+    (folder / "model.safetensors").unlink()
+    names = [f"model-{number}.safetensors" for number in range(5)]
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: name for name in names}}))
+    header = json.dumps({"__metadata__": {"a": "x" * (MAX_JSON // 5)}}).encode()
+    for name in names:
+        (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
+    message = refusal(lambda: estimate_memory(str(folder)))
+    assert "model-4.safetensors is truncated, or the headers of the model have more than 1,048,576 bytes" in message
 
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "", 7])

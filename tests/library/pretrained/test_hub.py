@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 
+from intraslice.core.errors import UserError
 from intraslice.pretrained import hub
 
 
 @pytest.fixture(autouse=True)
-def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def asked_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub.hub_is_reachable.cache_clear()
-    yield
-    hub.hub_is_reachable.cache_clear()
+    monkeypatch.setattr(hub, "_answers", {})
 
 
 @pytest.mark.parametrize(("status", "answers"), [(200, True), (403, False), (502, False)])
@@ -49,7 +49,22 @@ def test_a_silent_hub_is_not_waited_for(monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(hub, "TIMEOUT", 0.3)
         assert not hub.hub_is_reachable()
-        assert not hub.hub_is_reachable()  # and not asked again
+        assert not hub.hub_is_reachable()
+        monkeypatch.setattr(hub.threading, "Thread", lambda **_: pytest.fail("asked again"))
+        assert not hub.hub_is_reachable()
+
+
+def test_a_no_is_forgotten_after_a_while_and_a_yes_is_not(monkeypatch):
+    now, statuses = [1000.0], [503, 200, 503]
+    session = SimpleNamespace(head=lambda *_, **__: SimpleNamespace(status_code=statuses.pop(0)))
+    monkeypatch.setattr(hub.huggingface_hub, "get_session", lambda: session)
+    monkeypatch.setattr(hub.time, "monotonic", lambda: now[0])
+    answers = []
+    for seconds in (0, 29, 1, 3600):
+        now[0] += seconds
+        answers.append(hub.hub_is_reachable())
+    assert answers == [False, False, True, True]
+    assert statuses == [503]
 
 
 def test_offline_is_not_asked(monkeypatch):
@@ -60,7 +75,7 @@ def test_offline_is_not_asked(monkeypatch):
 
 @pytest.fixture
 def fetch(monkeypatch, tmp_path) -> Callable[[str], None]:
-    """Writes a model of ten bytes into an empty cache, as the Hub's library does."""
+    """Writes a model of a hundred bytes into an empty cache, as the Hub's library does."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
 
     def write(name: str) -> None:
@@ -68,7 +83,7 @@ def fetch(monkeypatch, tmp_path) -> Callable[[str], None]:
         for part in ("blobs", "refs", f"snapshots/{commit}"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "refs/main").write_text(commit)
-        (folder / "blobs/content").write_text("0123456789")
+        (folder / "blobs/content").write_text("x" * 41)
         (folder / "snapshots" / commit / "config.json").symlink_to("../../blobs/content")
 
     return write
@@ -88,19 +103,43 @@ def age() -> None:
 def test_the_least_recently_used_of_the_fetched_models_are_removed_and_no_other(fetch):
     fetch("theirs/first")
     for name in ("a/one", "a/two"):
-        with hub.fetched_for_others(name, 20):
+        with hub.fetched_for_others(name, 200):
             fetch(name)
         age()
     for name in ("a/one", "theirs/first"):  # used again
-        with hub.fetched_for_others(name, 20):
+        with hub.fetched_for_others(name, 200):
             pass
-    with hub.fetched_for_others("a/three", 20):
+    with hub.fetched_for_others("a/three", 200):
         fetch("a/three")
     assert cached() == {"theirs--first", "a--one", "a--three"}
     age()
-    with hub.fetched_for_others("a/large", 1):
-        fetch("a/large")
-    assert cached() == {"theirs--first", "a--large"}
+    with hub.fetched_for_others("a/one", 99):  # the limit is lower now
+        pass
+    assert cached() == {"theirs--first"}
+
+
+def test_room_is_made_before_a_model_is_fetched_and_a_model_too_large_is_refused(fetch):
+    for name in ("a/one", "a/two"):
+        with hub.fetched_for_others(name, 400):
+            fetch(name)
+        age()
+    with hub.fetched_for_others("a/three", 400):
+        with pytest.raises(
+            UserError, match="a/three takes 50,000,000 MB of disk, and models from the Hub may take 0 MB together"
+        ):
+            hub.make_room("a/three", 5 * 10**13)
+        assert cached() == {"a--one", "a--two", "a--three"}
+        hub.make_room("a/three", 220)
+        assert cached() == {"a--two", "a--three"}
+        with hub.fetched_for_others("a/four", 400):
+            with pytest.raises(UserError, match="try again when no other is being loaded"):
+                hub.make_room("a/four", 181)
+            hub.make_room("a/four", 80)
+        assert cached() == {"a--three"}
+    hub.make_room("a/five", 10**12)  # without a limit
+    with hub.fetched_for_others("a/four", 400):
+        (Path(constants.HF_HUB_CACHE) / "models--a--four" / "part.incomplete").write_text("x" * 401)
+    assert cached() == set()
 
 
 def test_a_fetch_that_fails_or_is_not_needed_removes_nothing_of_others(fetch):
@@ -113,12 +152,11 @@ def test_a_fetch_that_fails_or_is_not_needed_removes_nothing_of_others(fetch):
 
 
 def test_a_model_that_is_being_fetched_stays(fetch):
-    with hub.fetched_for_others("a/slow", 10):
+    with hub.fetched_for_others("a/slow", 100):
         fetch("a/slow")
         age()
-        with hub.fetched_for_others("a/quick", 10):
+        with hub.fetched_for_others("a/quick", 100):
             fetch("a/quick")
-        assert cached() == {"a--slow", "a--quick"}
-        age()
+        assert cached() == {"a--slow"}
     assert constants.HF_HUB_DISABLE_SHARED_BLOBS  # else removing a repository would leave its files
     assert cached() == {"a--slow"}

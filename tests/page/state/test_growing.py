@@ -1,16 +1,13 @@
 """Answers that grow: calibrations that are used while they are made, and perplexities window by window."""
 
 import math
-import os
 from functools import partial
 
 import pytest
-from huggingface_hub import constants
 from stepping import Clock, OnlyWhileAwaited
 from tiny_page import in_job, stepwise
 
 from components.export import files
-from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.state import calibrations, job_memory, readings
@@ -19,10 +16,9 @@ from components.state.session import Session
 from components.state.views import Perplexities
 from components.ui.headline import headline
 from intraslice.calibration import driver
-from intraslice.core.errors import UserError
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
-from intraslice.pretrained import hub, memory
+from intraslice.pretrained import memory
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +154,7 @@ def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> No
 
 @pytest.mark.parametrize("leaves", [False, True])
 def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fresh, tiny, leaves) -> None:
+    in_job(fresh, fresh.calibrations.load, tiny.calibration)  # which reserves memory, too
     fresh._caches.job_bytes = 0
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     while not fresh.calibrations._memory._needed:
@@ -276,25 +273,3 @@ def test_a_job_goes_on_with_what_the_caches_evict_meanwhile(work, fresh, tiny, m
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "other"))  # so that nothing measured is found there
     other = stepwise(Session(evaluation_tokens=256))
     assert job.result == in_job(other, work, other, tiny)
-
-
-@pytest.mark.parametrize(("hosted", "stay"), [("1", {"models--a--two"}), ("0", {"models--a--one", "models--a--two"})])
-def test_a_hosted_page_bounds_the_models_that_it_fetches(hosted, stay, fresh, tiny, monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
-    monkeypatch.setenv(limits.HUB_BYTES.variable, "10")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-    def fetch(name: str, *_: object, **__: object) -> None:
-        snapshot = tmp_path / "hub" / f"models--{name.replace('/', '--')}" / "snapshots" / "a"
-        snapshot.mkdir(parents=True)
-        (snapshot / "model.safetensors").write_bytes(bytes(10))
-        raise UserError("it cannot be sliced")
-
-    monkeypatch.setattr(calibrations, "load_model", fetch)
-    for name in ("a/one", "a/two"):
-        key = tiny.calibration._replace(model=name)
-        with pytest.raises(UserError, match="cannot be sliced"):
-            in_job(fresh, fresh.calibrations.load, key)
-        for marker in (tmp_path / "hub").glob(f"*/{hub.FETCHED}"):
-            os.utime(marker, (0, 0))
-    assert {path.name for path in (tmp_path / "hub").iterdir()} == stay
