@@ -42,7 +42,8 @@ def answer(
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
-    yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST, when_stopped=STOPPED)
+    ready = partial(columns.session.ready, request)
+    yield from columns.session.jobs.run(client, "answer", work, Urgency.FIRST, ready)
 
 
 def write_answers(
@@ -105,7 +106,6 @@ def write_answers(
                 except CANNOT_ANSWER as problem:
                     decoder.refuse(name, str(problem))
             decoder.step()
-    job.emit(columns.session.ready(request))
     return decoder.answers
 
 

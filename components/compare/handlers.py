@@ -15,7 +15,7 @@ from ..jobs.status import Status
 from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..ui import formatting
-from ..ui.handlers import unchanged
+from ..ui.handlers import status_line, unchanged
 from . import answers, html, passages
 from .models import Columns
 from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
@@ -114,7 +114,7 @@ def answer(
         status = gr.skip()
         if isinstance(event, Status):
             event = _with_offer(columns, request, event)
-            status, event = formatting.status(event), _with_slicing_progress(latest, event)
+            status, event = status_line(event), _with_slicing_progress(latest, event)
         latest = event
         is_named = columns.session.jobs.looked_at(client, "other", other) == other
         if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
@@ -165,7 +165,8 @@ def costs(
     if columns.was_stopped(client):
         return
     for event in columns.measure(request, client, pinned, other):
-        yield CostsMeasured(formatting.status(event), *_cost_texts(columns, request, pinned, other))
+        texts = unchanged(CostTexts) if event.stopped else _cost_texts(columns, request, pinned, other)
+        yield CostsMeasured(status_line(event), *texts)
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
@@ -204,7 +205,7 @@ def after_slice(
 def stop(columns: Columns, client: str) -> str:
     """Stop the answer, and what follows it, at the next token; returns the status (HTML)."""
     for kind in ("answer", "next tokens", "costs"):
-        columns.session.jobs.halt(client, kind)
+        columns.session.jobs.halt(client, kind, answers.STOPPED)
     return formatting.status(Status(answers.STOPPED, "ready"))
 
 
@@ -274,4 +275,4 @@ def _result(event: Status | passages.PassageResult, render: Callable[[Any], str]
         return unchanged(Result)._replace(value=render(event))
     if event.kind == "error":
         return unchanged(Result)._replace(value=formatting.problem(ValueError(event.text)))
-    return unchanged(Result)._replace(status=formatting.status(event))
+    return unchanged(Result)._replace(status=status_line(event))

@@ -16,7 +16,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.views import PinnedView, PlanView
 from ..ui import formatting
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, initial_values, status_line, unchanged
 from ..ui.headline import headline, measure_button
 from ..ui.pinned.differences import name_of
 
@@ -130,7 +130,7 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
     """
     shown = None
     for event in session.measure(request, client):
-        answer = unchanged(Measured)._replace(status=formatting.status(event))
+        answer = unchanged(Measured)._replace(status=status_line(event))
         perplexities = session.perplexities(request)
         is_in_view = session.jobs.looked_at(client, "request", request) == request
         if is_in_view and (perplexities != shown or event.kind == "ready"):
@@ -168,8 +168,8 @@ def measure_pinned(session: Session, request: Request, pinned: Request | None, c
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)
-        for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
-            yield formatting.status(event)
+        ready = partial(session.ready, request)
+        yield from map(status_line, session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, ready))
 
 
 def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:

@@ -6,8 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 
@@ -28,16 +29,31 @@ CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
+REPEAT = object()  # an event of a job that has to emit its last status again
 
 
-class _Running(NamedTuple):
-    """A client's job, its kind, what the client has to go on looking at for it to go on, and has looked at since."""
+@dataclass(eq=False)
+class _Running:
+    """A client's job of a kind, and what its client sees of it.
+
+    Attributes:
+        follows: what the client has to go on looking at for it to go on.
+        has_line: whether its statuses are shown in the page's status line, which all jobs of the client share.
+        seen: what the client has looked at since it began.
+        status: its last status; None before the first, and after the end.
+        is_covered: whether another job's error is shown instead.
+        when_stopped: the last status if it is stopped; empty where the client has moved on.
+    """
 
     client: str
     kind: str
     job: Job
     follows: dict[str, object]
-    seen: dict[str, object]
+    has_line: bool = False
+    seen: dict[str, object] = field(default_factory=dict)
+    status: Status | None = None
+    is_covered: bool = False
+    when_stopped: str = CANCELLED
 
 
 class Jobs:
@@ -50,10 +66,11 @@ class Jobs:
         self._lock = threading.Lock()
         self._line = Line()
 
-    def halt(self, client: str, kind: str = "") -> bool:
+    def halt(self, client: str, kind: str = "", when_stopped: str = CANCELLED) -> bool:
         """End a client's jobs, or the one of a kind, at their next checkpoint; returns whether there was any."""
         halted = [running for running in self._of(client) if kind in ("", running.kind)]
         for running in halted:
+            running.when_stopped = when_stopped
             running.job.stop()
         return bool(halted)
 
@@ -62,6 +79,7 @@ class Jobs:
         for running in self._of(client):
             running.seen.update(at)
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
+                running.when_stopped = ""
                 running.job.stop()
 
     def looked_at(self, client: str, what: str, default: Any) -> Any:
@@ -88,7 +106,7 @@ class Jobs:
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
             going_on = [running for running in self._running if not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, follows, {})]
+            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
 
     def run(
         self,
@@ -96,45 +114,39 @@ class Jobs:
         kind: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
-        when_stopped: str = CANCELLED,
+        ready: Callable[[], Status] | None = None,
         **follows: object,
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        While it waits for other clients' jobs, a status says for how many.
+        While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
+        at something else (`look`).
 
-        What is expected to fail ends in an error status. With `follows` it ends without a word when the client looks at
-        something else (`look`); else a stopped one ends with the status `when_stopped`.
+        Whatever ends it, the last event is a status that replaces what the job has said: an error; where it was stopped
+        that of `halt`; else the job's own of the kind ready, or `ready()`. Statuses of jobs with `ready` share the
+        page's line. While other jobs of the client go on there, it is `taken`, and they repeat their statuses.
         """
-        self.halt(client, kind)
+        self.halt(client, kind, when_stopped="")
         caller = self.caller()
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, follows, {})
+                running = _Running(client, kind, job, follows, has_line=ready is not None)
                 self._running.append(running)
         if refusal:
             yield Status(refusal, "error")
             return
         began = time.monotonic()
-        shown, shown_at = None, -math.inf
         try:
-            for events in job.events(PATIENCE):
-                if events:
-                    shown = None
-                elif time.monotonic() >= shown_at + AGAIN:
-                    waiting = self._line.status(job, self.scheduler, self._kinds())
-                    if waiting not in (None, shown):
-                        shown, shown_at = waiting, time.monotonic()
-                        yield waiting
-                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
-                    if type(event) is not type(following):
-                        yield event
-            if job.stopped and not follows:
-                yield Status(when_stopped, "ready")
-        except EXPECTED as problem:
-            yield Status(str(problem) or type(problem).__name__, "error")
+            try:
+                own = yield from self._events(running)
+                is_cancelled = job.stopped and running.when_stopped
+                last = Status(running.when_stopped, "ready") if is_cancelled else own or (ready and ready())
+            except Exception as problem:
+                last = failure(problem)
+            if last is not None:
+                yield self._last(running, last)
         finally:
             job.stop()
             self._line.note(kind, job)
@@ -144,6 +156,51 @@ class Jobs:
             line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
             memory = psutil.Process().memory_info().rss / 1e6
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
+
+    def _events(self, running: _Running) -> Generator[Any, None, Status | None]:
+        """Yields a job's events; returns its own status of the kind ready, if any. Raises what it failed with."""
+        job, own = running.job, None
+        shown, shown_at = None, -math.inf
+        for events in job.events(PATIENCE):
+            if events:
+                shown = None
+            elif time.monotonic() >= shown_at + AGAIN:
+                waiting = self._line.status(job, self.scheduler, self._kinds())
+                if waiting not in (None, shown):
+                    shown, shown_at = waiting, time.monotonic()
+                    events = [waiting]
+            for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
+                event = running.status if event is REPEAT else event
+                if type(event) is type(following):
+                    continue
+                if not isinstance(event, Status):
+                    yield event
+                elif event.kind == "ready":
+                    own = event
+                else:
+                    running.status = event
+                    yield event
+                    running.is_covered = False  # only now the client has it
+        return own
+
+    def _last(self, running: _Running, status: Status) -> Status:
+        """A job's last status, which leaves the page's line to what is newer; others that share it are asked to repeat.
+
+        Each job's statuses reach the client through its own events, which alone keep their order.
+        """
+        status = replace(status, stopped=running.job.stopped)
+        with self._lock:
+            running.status = None
+            others = [other for other in self._running if other.client == running.client and other.has_line]
+            others = [other for other in others if other.status is not None] if running.has_line else []
+            if status.kind == "error":
+                for other in others:
+                    other.is_covered = True
+                return status
+            if not running.is_covered:
+                for other in others:
+                    other.job.deliver(REPEAT)
+            return replace(status, taken=running.is_covered or bool(others))
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
@@ -167,6 +224,17 @@ class Jobs:
     def _of(self, client: str) -> list[_Running]:
         with self._lock:
             return [running for running in self._running if running.client == client]
+
+
+def failure(problem: BaseException) -> Status:
+    """The status of a failure. One that nobody expects is logged, and its text does not reach the client."""
+    if isinstance(problem, (ValueError, *EXPECTED)):
+        return Status(str(problem) or type(problem).__name__, "error")
+    log.error("an internal error", exc_info=problem)
+    text = lazy_gettext(
+        "An internal error occurred ({kind}). The server's log has the details.", kind=type(problem).__name__
+    )
+    return Status(text, "error")
 
 
 def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:

@@ -24,7 +24,7 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
+from ..ui.handlers import LiveOutput, only_if_active, spread_settings, status_line, unchanged
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
 from .charts import MARKERS, type_name
@@ -172,11 +172,11 @@ def sweep(
     view: SweepView | None = None
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
-    for event in session.jobs.run(client, "sweep", work, urgency=Urgency.BACKGROUND):
+    for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
         if isinstance(event, Status):
             line = formatting.status(event)
             progress = line if event.kind != "ready" or view is None else _done(view)
-            yield unchanged(Swept)._replace(status=line, progress=progress)
+            yield unchanged(Swept)._replace(status=status_line(event), progress=progress)
         else:
             view = event
             charts = _shown(view)
