@@ -239,7 +239,7 @@ def _changed(
 def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
     """The status; one of a long wait offers the user's own device, where that can run the models."""
     is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
-    if not is_long or not wllama.is_fetched() or columns.session.plan(request) is None:
+    if not is_long or not wllama.is_fetched() or columns.session.source(request) is None:
         return event
     waiting = formatting.status_text(event)
     return Status(gettext("{waiting}. Choose “Run on: This device” to have the models answer there.", waiting=waiting))

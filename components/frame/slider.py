@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -134,8 +135,9 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
         perplexities = session.perplexities(request)
         is_in_view = session.jobs.looked_at(client, "request", request) == request
         if is_in_view and (perplexities != shown or event.kind == "ready"):
-            texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
-            answer = answer._replace(**texts._asdict())
+            with suppress(ValueError):  # the job's own error says what is wrong with the setting
+                texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
+                answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
 
