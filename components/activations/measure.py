@@ -78,8 +78,7 @@ class ShiftViews:
         The job ends when the client changes the setting or leaves the tab.
         """
         work = partial(self.measure_both, request=request)
-        jobs = self._session.jobs
-        ready = partial(self._session.ready, request)
+        jobs, ready = self._session.jobs, partial(self._session.ready, request)
         yield from jobs.run(client, "shift", work, Urgency.FIRST, ready, request=request, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:

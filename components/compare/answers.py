@@ -28,7 +28,6 @@ from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
-STOPPED = lazy_gettext("Stopped.")
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
 SLICED_ANSWERS = Places(4, lazy_gettext("Waiting for other answers to end"))
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
@@ -42,8 +41,7 @@ def answer(
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
-    ready = partial(columns.session.ready, request)
-    yield from columns.session.jobs.run(client, "answer", work, Urgency.FIRST, ready)
+    yield from columns.session.jobs.run(client, "answer", work, Urgency.FIRST, partial(columns.session.ready, request))
 
 
 def write_answers(

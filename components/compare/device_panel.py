@@ -110,8 +110,6 @@ def prepare(
     def work(job: Job) -> None:
         written.extend(model_files.prepare(job, session, request, file_type))
 
-    yield unchanged(Prepared)
-    # A change of the settings ends the job.
     problem = lazy_gettext("The settings changed while the models were being prepared. Try again.")
     for event in session.jobs.run(client, "device", work, ready=partial(session.ready, request), request=request):
         if event.kind == "error":

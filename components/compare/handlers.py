@@ -111,14 +111,14 @@ def answer(
         return columns_changed if is_named else columns_changed._replace(other=gr.skip())
 
     for event in answers.answer(columns, request, question, client, pinned, other):
-        status = gr.skip()
+        status = None
         if isinstance(event, Status):
             event = _with_offer(columns, request, event)
             status, event = status_line(event), _with_slicing_progress(latest, event)
         latest = event
         is_named = columns.session.jobs.looked_at(client, "other", other) == other
-        if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            yield changed(shown, latest)._replace(status=status)
+        if status is not None or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
+            yield changed(shown, latest)._replace(status=status or gr.skip())
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
@@ -186,7 +186,6 @@ def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, cli
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[Result]:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
-    yield unchanged(Result)
     for event in passages.score(columns, request, passage, client):
         yield _result(event, html.passage)
 
@@ -200,13 +199,6 @@ def after_slice(
             yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.value)
         for event in passage(columns, request, sample, client):
             yield unchanged(AfterSlice)._replace(status=event.status, scored=event.value)
-
-
-def stop(columns: Columns, client: str) -> str:
-    """Stop the answer, and what follows it, at the next token; returns the status (HTML)."""
-    for kind in ("answer", "next tokens", "costs"):
-        columns.session.jobs.halt(client, kind, answers.STOPPED)
-    return formatting.status(Status(answers.STOPPED, "ready"))
 
 
 def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> CostTexts:

@@ -43,12 +43,9 @@ def next_tokens(
 
 def score(columns: Columns, request: Request, text: str, client: str) -> Iterator[Status | PassageView]:
     """Score every token of a text with both models; ends with a ready or an error status."""
-
-    def work(job: Job) -> None:
-        job.emit(score_tokens(job, columns, request, text))
-
-    ready = partial(columns.session.ready, request)
-    yield from columns.session.jobs.run(client, "passage", work, ready=ready, request=request)
+    run, ready = columns.session.jobs.run, partial(columns.session.ready, request)
+    work = partial(score_tokens, columns=columns, request=request, text=text)
+    yield from run(client, "passage", lambda job: job.emit(work(job)), ready=ready, request=request)
 
 
 def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> PassageView:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -129,19 +128,20 @@ def published(
 
 
 def _written(session: Session, request: Request, kind: str, write: Write, client: str) -> Iterator[Written]:
-    written: list[Path] = []
+    written: list[files.Export] = []
 
-    def work(job: Job) -> None:
-        path, remark = write(job)
-        written.append(path)
+    def ready() -> Status:
+        if not written:  # it was stopped
+            return session.ready(request)
+        path, remark = written[0]
         size = path.stat().st_size / 1e6
         megabytes = LazyString(lambda: number(size, ".0f" if size > 10 else ".1f"))
         done = lazy_gettext("{name}, {size} MB", name=path.name, size=megabytes)
-        job.emit(Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready"))
+        return Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready")
 
     yield unchanged(Written)._replace(file=None)  # clear the previous file
-    for event in session.jobs.run(client, kind, work, ready=partial(session.ready, request)):
-        yield Written(status_line(event), formatting.status(event), str(written[0]) if written else gr.skip())
+    for event in session.jobs.run(client, kind, lambda job: written.append(write(job)), ready=ready):
+        yield Written(status_line(event), formatting.status(event), str(written[0].path) if written else gr.skip())
 
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:

@@ -73,6 +73,7 @@ def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str
     return tuple(f"{time.time()}" if tab == active_tab else gr.skip() for tab in tabs)
 
 
-def leave(session: Session, client: str) -> None:
-    """Stop all jobs of a closed page."""
-    session.jobs.halt(client)
+def stop(session: Session, kinds: Sequence[str], client: str) -> None:
+    """Stop a page's jobs of some kinds at their next step, or all with the kind "". Their last statuses say so."""
+    for kind in kinds:
+        session.jobs.halt(client, kind)

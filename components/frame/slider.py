@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..i18n.language import gettext
-from ..jobs.jobs import CANCELLED
-from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import Request
 from ..state.session import Session
@@ -180,12 +178,6 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
         return unchanged(Compared)
     texts = _texts(session, request, session.plan(request), pinned)
     return Compared(texts.readout, texts.headline)
-
-
-def stop(session: Session, client: str) -> str:
-    """Stop all running jobs of this page. Returns the status line (HTML)."""
-    session.jobs.halt(client)
-    return formatting.status(Status(CANCELLED, "ready"))
 
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:

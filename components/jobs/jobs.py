@@ -34,26 +34,17 @@ REPEAT = object()  # an event of a job that has to emit its last status again
 
 @dataclass(eq=False)
 class _Running:
-    """A client's job of a kind, and what its client sees of it.
-
-    Attributes:
-        follows: what the client has to go on looking at for it to go on.
-        has_line: whether its statuses are shown in the page's status line, which all jobs of the client share.
-        seen: what the client has looked at since it began.
-        status: its last status; None before the first, and after the end.
-        is_covered: whether another job's error is shown instead.
-        when_stopped: the last status if it is stopped; empty where the client has moved on.
-    """
+    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
 
     client: str
     kind: str
     job: Job
     follows: dict[str, object]
-    has_line: bool = False
-    seen: dict[str, object] = field(default_factory=dict)
-    status: Status | None = None
-    is_covered: bool = False
-    when_stopped: str = CANCELLED
+    has_line: bool = False  # it shares the page's status line with the client's other jobs
+    seen: dict[str, object] = field(default_factory=dict)  # what the client has looked at since
+    status: Status | None = None  # its last in that line; None again at its end
+    is_covered: bool = False  # another job's error is there instead
+    is_superseded: bool = False  # its client has moved on, which says enough
 
 
 class Jobs:
@@ -66,20 +57,19 @@ class Jobs:
         self._lock = threading.Lock()
         self._line = Line()
 
-    def halt(self, client: str, kind: str = "", when_stopped: str = CANCELLED) -> bool:
-        """End a client's jobs, or the one of a kind, at their next checkpoint; returns whether there was any."""
-        halted = [running for running in self._of(client) if kind in ("", running.kind)]
-        for running in halted:
-            running.when_stopped = when_stopped
-            running.job.stop()
-        return bool(halted)
+    def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
+        """End a client's jobs, or the one of a kind, at their next checkpoint."""
+        for running in self._of(client):
+            if kind in ("", running.kind):
+                running.is_superseded = is_superseded
+                running.job.stop()
 
     def look(self, client: str, **at: object) -> None:
         """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
         for running in self._of(client):
             running.seen.update(at)
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
-                running.when_stopped = ""
+                running.is_superseded = True
                 running.job.stop()
 
     def looked_at(self, client: str, what: str, default: Any) -> Any:
@@ -105,7 +95,7 @@ class Jobs:
         self.halt(client, PREFETCH)
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
-            going_on = [running for running in self._running if not running.job.ended]
+            going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
             self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
 
     def run(
@@ -120,13 +110,11 @@ class Jobs:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
         While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
-        at something else (`look`).
-
-        Whatever ends it, the last event is a status that replaces what the job has said: an error; where it was stopped
-        that of `halt`; else the job's own of the kind ready, or `ready()`. Statuses of jobs with `ready` share the
-        page's line. While other jobs of the client go on there, it is `taken`, and they repeat their statuses.
+        at something else (`look`). The last event is a status that replaces what the job has said, whatever ends it: an
+        error, "Cancelled.", or `ready()`. Jobs with `ready` share the page's status line. Where others of the client
+        go on, the line is `taken`, and they repeat their statuses.
         """
-        self.halt(client, kind, when_stopped="")
+        self.halt(client, kind, is_superseded=True)
         caller = self.caller()
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
@@ -139,13 +127,10 @@ class Jobs:
             return
         began = time.monotonic()
         try:
-            try:
-                own = yield from self._events(running)
-                is_cancelled = job.stopped and running.when_stopped
-                last = Status(running.when_stopped, "ready") if is_cancelled else own or (ready and ready())
-            except Exception as problem:
-                last = failure(problem)
-            if last is not None:
+            last = yield from self._events(running)
+            if job.stopped and not running.is_superseded:
+                last = Status(CANCELLED, "ready")
+            if last := last or (ready and ready()):
                 yield self._last(running, last)
         finally:
             job.stop()
@@ -158,49 +143,44 @@ class Jobs:
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
 
     def _events(self, running: _Running) -> Generator[Any, None, Status | None]:
-        """Yields a job's events; returns its own status of the kind ready, if any. Raises what it failed with."""
-        job, own = running.job, None
-        shown, shown_at = None, -math.inf
-        for events in job.events(PATIENCE):
-            if events:
-                shown = None
-            elif time.monotonic() >= shown_at + AGAIN:
-                waiting = self._line.status(job, self.scheduler, self._kinds())
-                if waiting not in (None, shown):
-                    shown, shown_at = waiting, time.monotonic()
-                    events = [waiting]
-            for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
-                event = running.status if event is REPEAT else event
-                if type(event) is type(following):
-                    continue
-                if not isinstance(event, Status):
+        """Yields a job's events; returns the status of its failure, if it fails."""
+        job, shown, shown_at = running.job, None, -math.inf
+        try:
+            for events in job.events(PATIENCE):
+                if events:
+                    shown = None
+                elif time.monotonic() >= shown_at + AGAIN:
+                    waiting = self._line.status(job, self.scheduler, self._kinds())
+                    if waiting not in (None, shown):
+                        shown, shown_at = waiting, time.monotonic()
+                        events = [waiting]
+                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
+                    if type(event) is type(following):
+                        continue
+                    event = running.status if event is REPEAT else event
+                    is_in_line = running.has_line and isinstance(event, Status)
+                    running.status = event if is_in_line else running.status
                     yield event
-                elif event.kind == "ready":
-                    own = event
-                else:
-                    running.status = event
-                    yield event
-                    running.is_covered = False  # only now the client has it
-        return own
+                    running.is_covered &= not is_in_line  # only now the client has it
+        except Exception as problem:
+            return failure(problem)
+        return None
 
     def _last(self, running: _Running, status: Status) -> Status:
-        """A job's last status, which leaves the page's line to what is newer; others that share it are asked to repeat.
+        """A job's last status, which takes the page's line only from the job itself.
 
-        Each job's statuses reach the client through its own events, which alone keep their order.
+        The jobs that go on repeat theirs: only what comes through a job's own events arrives in order.
         """
-        status = replace(status, stopped=running.job.stopped)
         with self._lock:
             running.status = None
-            others = [other for other in self._running if other.client == running.client and other.has_line]
-            others = [other for other in others if other.status is not None] if running.has_line else []
-            if status.kind == "error":
-                for other in others:
+            others = [other for other in self._running if other.client == running.client and other.status is not None]
+            if status.kind == "error" or not running.has_line:
+                for other in others if running.has_line else ():
                     other.is_covered = True
                 return status
-            if not running.is_covered:
-                for other in others:
-                    other.job.deliver(REPEAT)
-            return replace(status, taken=running.is_covered or bool(others))
+            for other in others if not running.is_covered else ():
+                other.job.deliver(REPEAT)
+            return replace(status, stopped=running.job.stopped, taken=running.is_covered or bool(others))
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
@@ -231,9 +211,8 @@ def failure(problem: BaseException) -> Status:
     if isinstance(problem, (ValueError, *EXPECTED)):
         return Status(str(problem) or type(problem).__name__, "error")
     log.error("an internal error", exc_info=problem)
-    text = lazy_gettext(
-        "An internal error occurred ({kind}). The server's log has the details.", kind=type(problem).__name__
-    )
+    kind = type(problem).__name__
+    text = lazy_gettext("An internal error occurred ({kind}). The server's log has the details.", kind=kind)
     return Status(text, "error")
 
 

@@ -82,9 +82,7 @@ VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one client", 40, 40, "a page at
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )
-STUCK_SECONDS = Limit(
-    "STUCK_SECONDS", "seconds of one step of a job, or of reading a text", 600, 120, "`/healthz` then answers 503"
-)
+STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of a step, or to read a text", 600, 120, "`/healthz` then answers 503")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 95 kB")
 ROOMS = Limit("ROOMS", "live classes that are kept", 200, 200, "each for 24 hours, on the disk")
 STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each polls every 1.5 seconds")

@@ -257,18 +257,13 @@ class Scheduler:
         except Cancelled:
             pass
         except BaseException as problem:  # whoever listens is told; the others' work goes on
+            if not isinstance(problem, Exception):  # a panic of a tokenizer: for its callers an error as any other
+                problem = RuntimeError(repr(problem)).with_traceback(problem.__traceback__)
+            error = problem
             _forget_frames(problem)
-            error = problem if isinstance(problem, Exception) else _as_exception(problem)
         with self.lock:
             self._charge(job)
             self._end(job, result, error)
-
-
-def _as_exception(problem: BaseException) -> RuntimeError:
-    """A panic of a tokenizer, or a `SystemExit`, as an error that its callers answer as they do any other."""
-    error = RuntimeError(f"{type(problem).__name__}: {problem}")
-    error.__cause__ = problem
-    return error
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext, percentage, translate
@@ -198,11 +199,6 @@ def save(
     return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
 
 
-def stop(session: Session, client: str) -> None:
-    """Stop the sweep at its next step."""
-    session.jobs.halt(client, "sweep")
-
-
 def pick(event: gr.EventData) -> Picked:
     """The setting of the point that was clicked, for the controls."""
     percent, *estimator = event.pick.split()
@@ -229,7 +225,7 @@ def connect(panel: SweepPanel, context: Context) -> None:
     context.pinned_measured.append(
         panel.run.click(spread_settings(sweep, session), inputs, swept, api_name="sweep", **HEAVY)
     )
-    panel.cancel.click(partial_handler(stop, session), None, None, **CHEAP, **PRIVATE)
+    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
     saved = panel.csv.click(
         spread_settings(save, session, context.downloads), inputs, panel.file, api_name="sweep_csv", **CHEAP
     )

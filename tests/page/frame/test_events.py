@@ -67,9 +67,14 @@ def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_
 def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
     began, moved = tiny.with_settings(sparsity=17), tiny.with_settings(sparsity=18)
     costs = compare.costs(Columns(session), began, None, "", "ada")
-    for answers in (costs, activations.measure(ShiftViews(session), began, 0, "ada")):
+    shifts = activations.measure(ShiftViews(session), began, 0, "ada")
+    for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
         assert next(answer for answer in answers if "isx-busy" in str(answer.status))
+        job = session.jobs._running[-1].job
         session.jobs.look("ada", request=moved)
+        with job._changed:
+            assert job._changed.wait_for(lambda job=job: job.ended, 30)
+        session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does
         *_, last = answers
         assert "Calibrated" in last.status
         assert last == unchanged(type(last))._replace(status=last.status)

@@ -37,8 +37,6 @@ class Page:
                 done += 1
                 if isinstance(problem := self.ends.get(kind), BaseException):
                     raise problem
-            if kind == "checkpoint":
-                job.emit(Status("12 MB", "ready"))
 
         return self.jobs.run("ada", kind, work, ready=lambda: READY, **follows)
 
@@ -53,8 +51,6 @@ class Page:
             self.jobs.look("ada", request=31)
         elif how == "cancelled":
             self.jobs.halt("ada", kind)
-        elif how == "stopped":
-            self.jobs.halt("ada", kind, "Stopped.")
         elif how == "replaced":
             next(self.jobs.run("ada", kind, lambda job: job.emit(Status("newer"))))
         elif how == "gone":
@@ -73,7 +69,6 @@ INTERNAL = "An internal error occurred ({}). The server's log has the details."
         ("moved", "Ready"),
         ("replaced", "Ready"),
         ("cancelled", "Cancelled."),
-        ("stopped", "Stopped."),
         ("gone", "Cancelled."),
         (UserError("no such model"), "No such model."),
         (KeyError("a defect"), INTERNAL.format("KeyError")),
@@ -129,13 +124,6 @@ def test_an_error_stays_when_another_job_ends_that_has_said_nothing_since() -> N
     page.end("moved")
     assert [last.taken for last in silent] == [True]
     assert [last.taken for last in talking] == [False]
-
-
-def test_a_status_of_the_job_itself_is_its_last() -> None:
-    page = Page()
-    events = page.begin("checkpoint")
-    page.end("done", "checkpoint")
-    assert list(events)[-1] == Status("12 MB", "ready")
 
 
 @pytest.mark.parametrize("seed", range(100))
