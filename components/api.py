@@ -143,11 +143,8 @@ def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str
     """Run `work` as a job of the client and return its result. Raises gr.Error with the last status if it fails."""
     results: list[Any] = []
     call = f"{kind} {next(CALLS)}"  # unique, since a new job stops the client's job of the same kind
-
-    def keep_result(job: Job) -> None:
-        results.append(work(job))
-
-    *_, last = [Status(NO_RESULT, "error"), *session.jobs.run(client, call, keep_result)]
+    events = session.jobs.run(client, call, lambda job: results.append(work(job)))
+    *_, last = [Status(NO_RESULT, "error"), *events]
     if not results:
         raise gr.Error(translate(last.text if last.kind == "error" else NO_RESULT))
     return results[0]

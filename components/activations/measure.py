@@ -62,9 +62,9 @@ class ShiftViews:
         """Whether exactly this setting is measured, by IntraSlice at least."""
         return self._shifts.get(request.slice_key("intraslice")) is not None
 
-    def has_perplexity(self, request: Request) -> bool:
-        """Whether the sliced model's perplexity is measured."""
-        return self._session.perplexities(request).sliced is not None
+    def is_measuring_perplexity(self, request: Request, client: str) -> bool:
+        """Whether the client's job for the perplexity goes on."""
+        return self._session.jobs.is_running(client, "measure", request=request)
 
     def may_measure(self, request: Request) -> bool:
         """Whether a measurement may start automatically: slow slicing runs only on request."""
@@ -78,8 +78,8 @@ class ShiftViews:
         The job ends when the client changes the setting or leaves the tab.
         """
         work = partial(self.measure_both, request=request)
-        jobs = self._session.jobs
-        yield from jobs.run(client, "shift", work, urgency=Urgency.FIRST, request=request, tab="activations")
+        jobs, ready = self._session.jobs, partial(self._session.ready, request)
+        yield from jobs.run(client, "shift", work, Urgency.FIRST, ready, request=request, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
         """The work of `measure`, inside a job."""
@@ -98,7 +98,6 @@ class ShiftViews:
                 sliced = {}
         if sliced:
             self._compare(job, request, sliced)
-        job.emit(self._session.ready(request))
 
     def _is_unreachable(self, job: Job, request: Request, key: SliceKey) -> bool:
         """Whether the cross-module method cannot reach this sparsity; stores the reason."""

@@ -13,10 +13,10 @@ from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..state.request import Request
 from ..state.session import Session
-from ..ui import figure, formatting
+from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, initial_values, status_line, unchanged
 from .charts import TITLES, finding, histogram_chart, protocol, shift_chart
 from .measure import ShiftViews
 from .views import ShiftView
@@ -74,9 +74,10 @@ def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Ite
         return
     previous = None
     for event in views.measure(request, client):
-        current = show(views, request, layer, client)
+        current = unchanged(Shown) if event.stopped else show(views, request, layer, client)
         # The status line belongs to the perplexity job until that ends.
-        status = formatting.status(event) if event.kind != "busy" or views.has_perplexity(request) else gr.skip()
+        is_hidden = event.kind == "busy" and views.is_measuring_perplexity(request, client)
+        status = gr.skip() if is_hidden else status_line(event)
         yield Measured(status, *(unchanged(Shown) if current == previous else current))
         previous = current
 
@@ -88,7 +89,7 @@ def measure_pinned(
     if pinned is None or views.exact_view(pinned) is not None or not views.may_measure(pinned):
         return
     for event in views.measure(pinned, client):
-        yield unchanged(Measured)._replace(status=formatting.status(event))
+        yield unchanged(Measured)._replace(status=status_line(event))
 
 
 def build(session: Session, first: Request) -> ActivationsPanel:

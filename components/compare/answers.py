@@ -28,7 +28,6 @@ from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
-STOPPED = lazy_gettext("Stopped.")
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
 SLICED_ANSWERS = Places(4, lazy_gettext("Waiting for other answers to end"))
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
@@ -42,7 +41,7 @@ def answer(
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
-    yield from columns.session.jobs.run(client, "answer", work, urgency=Urgency.FIRST, when_stopped=STOPPED)
+    yield from columns.session.jobs.run(client, "answer", work, Urgency.FIRST, partial(columns.session.ready, request))
 
 
 def write_answers(
@@ -108,7 +107,6 @@ def write_answers(
                 except CANNOT_ANSWER as problem:
                     decoder.refuse(name, str(problem))
             decoder.step()
-    job.emit(columns.session.ready(request))
     return decoder.answers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -22,8 +23,7 @@ from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui import formatting
-from ..ui.handlers import spread_settings, unchanged
+from ..ui.handlers import spread_settings, status_line, unchanged
 
 SERVER, DEVICE = "server", "device"
 
@@ -109,15 +109,12 @@ def prepare(
 
     def work(job: Job) -> None:
         written.extend(model_files.prepare(job, session, request, file_type))
-        job.emit(session.ready(request))
 
-    yield unchanged(Prepared)
-    # A change of the settings ends the job without a word.
     problem = lazy_gettext("The settings changed while the models were being prepared. Try again.")
-    for event in session.jobs.run(client, "device", work, request=request):
+    for event in session.jobs.run(client, "device", work, ready=partial(session.ready, request), request=request):
         if event.kind == "error":
             problem = event.text
-        yield Prepared(formatting.status(event), gr.skip())
+        yield Prepared(status_line(event), gr.skip())
     answer = describe(session, request, file_type, written) if written else _problem(translate(problem), is_answer=True)
     yield unchanged(Prepared)._replace(view=answer)
 

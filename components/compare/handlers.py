@@ -15,7 +15,7 @@ from ..jobs.status import Status
 from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..ui import formatting
-from ..ui.handlers import unchanged
+from ..ui.handlers import status_line, unchanged
 from . import answers, html, passages
 from .models import Columns
 from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
@@ -111,14 +111,14 @@ def answer(
         return columns_changed if is_named else columns_changed._replace(other=gr.skip())
 
     for event in answers.answer(columns, request, question, client, pinned, other):
-        status = gr.skip()
+        status = None
         if isinstance(event, Status):
             event = _with_offer(columns, request, event)
-            status, event = formatting.status(event), _with_slicing_progress(latest, event)
+            status, event = status_line(event), _with_slicing_progress(latest, event)
         latest = event
         is_named = columns.session.jobs.looked_at(client, "other", other) == other
-        if isinstance(status, str) or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            yield changed(shown, latest)._replace(status=status)
+        if status is not None or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
+            yield changed(shown, latest)._replace(status=status or gr.skip())
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
@@ -165,7 +165,8 @@ def costs(
     if columns.was_stopped(client):
         return
     for event in columns.measure(request, client, pinned, other):
-        yield CostsMeasured(formatting.status(event), *_cost_texts(columns, request, pinned, other))
+        texts = unchanged(CostTexts) if event.stopped else _cost_texts(columns, request, pinned, other)
+        yield CostsMeasured(status_line(event), *texts)
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
@@ -185,7 +186,6 @@ def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, cli
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[Result]:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
-    yield unchanged(Result)
     for event in passages.score(columns, request, passage, client):
         yield _result(event, html.passage)
 
@@ -199,13 +199,6 @@ def after_slice(
             yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.value)
         for event in passage(columns, request, sample, client):
             yield unchanged(AfterSlice)._replace(status=event.status, scored=event.value)
-
-
-def stop(columns: Columns, client: str) -> str:
-    """Stop the answer, and what follows it, at the next token; returns the status (HTML)."""
-    for kind in ("answer", "next tokens", "costs"):
-        columns.session.jobs.halt(client, kind)
-    return formatting.status(Status(answers.STOPPED, "ready"))
 
 
 def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> CostTexts:
@@ -238,7 +231,7 @@ def _changed(
 def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
     """The status; one of a long wait offers the user's own device, where that can run the models."""
     is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
-    if not is_long or not wllama.is_fetched() or columns.session.plan(request) is None:
+    if not is_long or not wllama.is_fetched() or columns.session.source(request) is None:
         return event
     waiting = formatting.status_text(event)
     return Status(gettext("{waiting}. Choose “Run on: This device” to have the models answer there.", waiting=waiting))
@@ -274,4 +267,4 @@ def _result(event: Status | passages.PassageResult, render: Callable[[Any], str]
         return unchanged(Result)._replace(value=render(event))
     if event.kind == "error":
         return unchanged(Result)._replace(value=formatting.problem(ValueError(event.text)))
-    return unchanged(Result)._replace(status=formatting.status(event))
+    return unchanged(Result)._replace(status=status_line(event))

@@ -145,7 +145,8 @@ class Columns:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned, other=other)
         follows: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
-        yield from self.session.jobs.run(client, "costs", work, urgency=Urgency.BACKGROUND, **follows)
+        ready = partial(self.session.ready, request)
+        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **follows)
 
     def is_measuring(self, request: Request, client: str, pinned: Request | None, other: str = "") -> bool:
         """Whether `measure` runs for a client with these settings."""
@@ -180,7 +181,6 @@ class Columns:
             calibrated = self.session.calibrations.calibrate(job, pinned.calibration)
             self.session.readings.losses(job, pinned.slice_key("intraslice"), calibrated, compared=True)
             self._measure_speed(job, pinned, models)
-        job.emit(self.session.ready(request))
 
     def _measure_other(self, job: Job, request: Request, other: str, model: PreTrainedModel) -> None:
         """Measure another model's perplexity and KL divergence, unless they are cached."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext
@@ -151,7 +152,8 @@ def connect(panel: ComparePanel, context: Context) -> None:
         api_name="costs",
         **HEAVY,
     )
-    panel.stop.click(partial_handler(handlers.stop, columns), None, context.status, **PRIVATE, **CHEAP)
+    stopped = ["answer", "next tokens", "costs"]  # an answer, and what follows it
+    panel.stop.click(partial_handler(stop, columns.session, stopped), None, None, **PRIVATE, **CHEAP)
 
     cached_costs = partial_handler(handlers.cached_costs, columns)
     live_costs = LiveOutput("compare", cached_costs, panel.costs, inputs=(panel.other,))

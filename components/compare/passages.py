@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
@@ -36,19 +37,16 @@ def next_tokens(
         pair, pause = (models["dense"], models["intraslice"]), job.checkpoint
         tokens = compare_next_tokens(*pair, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
         job.emit(tuple(map(_candidate, tokens)))
-        job.emit(columns.session.ready(request))
 
-    yield from columns.session.jobs.run(client, "next tokens", work, request=request)
+    ready = partial(columns.session.ready, request)
+    yield from columns.session.jobs.run(client, "next tokens", work, ready=ready, request=request)
 
 
 def score(columns: Columns, request: Request, text: str, client: str) -> Iterator[Status | PassageView]:
     """Score every token of a text with both models; ends with a ready or an error status."""
-
-    def work(job: Job) -> None:
-        job.emit(score_tokens(job, columns, request, text))
-        job.emit(columns.session.ready(request))
-
-    yield from columns.session.jobs.run(client, "passage", work, request=request)
+    run, ready = columns.session.jobs.run, partial(columns.session.ready, request)
+    work = partial(score_tokens, columns=columns, request=request, text=text)
+    yield from run(client, "passage", lambda job: job.emit(work(job)), ready=ready, request=request)
 
 
 def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> PassageView:

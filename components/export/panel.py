@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -20,13 +19,15 @@ from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.chart_bridge import PLOTLY
 from ..ui.downloads import SAVE, Downloads
-from ..ui.handlers import only_if_active, spread_settings, unchanged
+from ..ui.handlers import only_if_active, spread_settings, status_line, unchanged
 from . import files
 from .parts import code_block, copyable, heading, link_field, note
 from .published.html import embed, page
 from .published.measure import Publisher
 from .published.views import Choice
 from .report import html
+
+Write = Callable[[Job], files.Export]  # the work of a job
 
 
 class Shown(NamedTuple):
@@ -93,7 +94,7 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     Yields two status lines (HTML), then the file.
     """
     write = partial(files.write_checkpoint, session=session, request=request, downloads=downloads)
-    yield from _written(session, "checkpoint", write, client)
+    yield from _written(session, request, "checkpoint", write, client)
 
 
 def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Iterator[Written]:
@@ -102,7 +103,7 @@ def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: st
     Yields two status lines (HTML), then the file.
     """
     write = partial(files.write_gguf_file, session=session, request=request, downloads=downloads, gguf_type=gguf_type)
-    yield from _written(session, "gguf", write, client)
+    yield from _written(session, request, "gguf", write, client)
 
 
 def published(
@@ -123,25 +124,24 @@ def published(
             downloads.put(f"{published_page.name}.html", lambda path: path.write_text(text, encoding="utf-8"))
         )
 
-    yield from _written(session, "page", write, client)
+    yield from _written(session, request, "page", write, client)
 
 
-def _written(session: Session, kind: str, write: Callable[[Job], files.Export], client: str) -> Iterator[Written]:
-    written: list[Path] = []
+def _written(session: Session, request: Request, kind: str, write: Write, client: str) -> Iterator[Written]:
+    written: list[files.Export] = []
 
-    def work(job: Job) -> None:
-        path, remark = write(job)
-        written.append(path)
+    def ready() -> Status:
+        if not written:  # it was stopped
+            return session.ready(request)
+        path, remark = written[0]
         size = path.stat().st_size / 1e6
-        done = lazy_gettext(
-            "{name}, {size} MB", name=path.name, size=LazyString(lambda: number(size, ".0f" if size > 10 else ".1f"))
-        )
-        job.emit(Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready"))
+        megabytes = LazyString(lambda: number(size, ".0f" if size > 10 else ".1f"))
+        done = lazy_gettext("{name}, {size} MB", name=path.name, size=megabytes)
+        return Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready")
 
     yield unchanged(Written)._replace(file=None)  # clear the previous file
-    for event in session.jobs.run(client, kind, work):
-        line = formatting.status(event)
-        yield Written(line, line, str(written[0]) if written else gr.skip())
+    for event in session.jobs.run(client, kind, lambda job: written.append(write(job)), ready=ready):
+        yield Written(status_line(event), formatting.status(event), str(written[0].path) if written else gr.skip())
 
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:

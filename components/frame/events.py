@@ -118,7 +118,7 @@ def connect(
         **CHEAP,
     }
     page.load(**memory, **PRIVATE)
-    page.unload(partial_handler(handlers.leave, session))
+    page.unload(partial_handler(handlers.stop, session, [""]))
     remember = "(...values) => window.isxRemember(values)"
     opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
@@ -172,7 +172,7 @@ def connect(
         **PRIVATE,
         **CHEAP,
     )
-    controls.cancel.click(partial_handler(slider.stop, session), None, frame.status, api_name="halt", **CHEAP)
+    controls.cancel.click(partial_handler(handlers.stop, session, [""]), None, None, api_name="halt", **CHEAP)
     return context
 
 

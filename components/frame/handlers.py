@@ -16,6 +16,7 @@ from ..state.settings import Settings
 from ..state.snapshots import leaderboard
 from ..state.views import Perplexities
 from ..ui import formatting
+from ..ui.handlers import status_line
 
 
 def memory(session: Session, model: str) -> str:
@@ -54,7 +55,7 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[Prepare
     for event in session.prepare(request, client):
         last, before = before, progress()
         has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
-        yield Prepared(formatting.status(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
+        yield Prepared(status_line(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
 
 
 def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]:
@@ -72,6 +73,7 @@ def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str
     return tuple(f"{time.time()}" if tab == active_tab else gr.skip() for tab in tabs)
 
 
-def leave(session: Session, client: str) -> None:
-    """Stop all jobs of a closed page."""
-    session.jobs.halt(client)
+def stop(session: Session, kinds: Sequence[str], client: str) -> None:
+    """Stop a page's jobs of some kinds at their next step, or all with the kind "". Their last statuses say so."""
+    for kind in kinds:
+        session.jobs.halt(client, kind)

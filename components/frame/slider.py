@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from ..i18n.language import gettext
-from ..jobs.jobs import CANCELLED
-from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import Request
 from ..state.session import Session
 from ..state.views import PinnedView, PlanView
 from ..ui import formatting
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, initial_values, status_line, unchanged
 from ..ui.headline import headline, measure_button
 from ..ui.pinned.differences import name_of
 
@@ -130,12 +129,13 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
     """
     shown = None
     for event in session.measure(request, client):
-        answer = unchanged(Measured)._replace(status=formatting.status(event))
+        answer = unchanged(Measured)._replace(status=status_line(event))
         perplexities = session.perplexities(request)
         is_in_view = session.jobs.looked_at(client, "request", request) == request
         if is_in_view and (perplexities != shown or event.kind == "ready"):
-            texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
-            answer = answer._replace(**texts._asdict())
+            with suppress(ValueError):  # the job's own error says what is wrong with the setting
+                texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
+                answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities
 
@@ -168,8 +168,8 @@ def measure_pinned(session: Session, request: Request, pinned: Request | None, c
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)
-        for event in session.jobs.run(client, "pinned", work, urgency=Urgency.BACKGROUND):
-            yield formatting.status(event)
+        ready = partial(session.ready, request)
+        yield from map(status_line, session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, ready))
 
 
 def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:
@@ -178,12 +178,6 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
         return unchanged(Compared)
     texts = _texts(session, request, session.plan(request), pinned)
     return Compared(texts.readout, texts.headline)
-
-
-def stop(session: Session, client: str) -> str:
-    """Stop all running jobs of this page. Returns the status line (HTML)."""
-    session.jobs.halt(client)
-    return formatting.status(Status(CANCELLED, "ready"))
 
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:

@@ -1,14 +1,15 @@
 """Errors of handlers as messages, in the language of the caller.
 
 Gradio answers an exception that is no `gr.Error` without a message, or with the full text of the exception
-(`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers.
+(`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers. What is no `Exception`,
+such as a panic of a tokenizer, it does not answer, and a `SystemExit` ends its event loop.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,7 @@ import gradio as gr
 
 from ..i18n.language import gettext, requested_language, term, translate
 from ..jobs import limits
-from ..jobs.jobs import EXPECTED
-
-log = logging.getLogger(__name__)
+from ..jobs.jobs import failure
 
 
 @contextmanager
@@ -31,19 +30,11 @@ def translate_errors() -> Iterator[None]:
         problem.message, problem.print_exception = translate(limits.error_text(problem.message)), False
         problem.title = term(problem.title)
         raise
-    except (ValueError, *EXPECTED) as problem:
-        raise _error(translate(limits.error_text(problem))) from problem
-    except Exception as problem:
-        log.exception("a handler failed")
-        words = gettext(
-            "An internal error occurred ({kind}). The server's log has the details.",
-            kind=type(problem).__name__,
-        )
-        raise _error(words) from problem
-
-
-def _error(words: str) -> gr.Error:
-    return gr.Error(words, title=gettext("Error"), print_exception=False)
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as problem:  # also a panic of a tokenizer, for which gradio gives no answer
+        text = translate(failure(problem).text)
+        raise gr.Error(text, title=gettext("Error"), print_exception=False) from problem
 
 
 def language_of(request: Any) -> str:

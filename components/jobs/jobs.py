@@ -6,8 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 
@@ -28,16 +29,22 @@ CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
+REPEAT = object()  # an event of a job that has to emit its last status again
 
 
-class _Running(NamedTuple):
-    """A client's job, its kind, what the client has to go on looking at for it to go on, and has looked at since."""
+@dataclass(eq=False)
+class _Running:
+    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
 
     client: str
     kind: str
     job: Job
     follows: dict[str, object]
-    seen: dict[str, object]
+    has_line: bool = False  # it shares the page's status line with the client's other jobs
+    seen: dict[str, object] = field(default_factory=dict)  # what the client has looked at since
+    status: Status | None = None  # its last in that line; None again at its end
+    is_covered: bool = False  # another job's error is there instead
+    is_superseded: bool = False  # its client has moved on, which says enough
 
 
 class Jobs:
@@ -50,18 +57,19 @@ class Jobs:
         self._lock = threading.Lock()
         self._line = Line()
 
-    def halt(self, client: str, kind: str = "") -> bool:
-        """End a client's jobs, or the one of a kind, at their next checkpoint; returns whether there was any."""
-        halted = [running for running in self._of(client) if kind in ("", running.kind)]
-        for running in halted:
-            running.job.stop()
-        return bool(halted)
+    def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
+        """End a client's jobs, or the one of a kind, at their next checkpoint."""
+        for running in self._of(client):
+            if kind in ("", running.kind):
+                running.is_superseded = is_superseded
+                running.job.stop()
 
     def look(self, client: str, **at: object) -> None:
         """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
         for running in self._of(client):
             running.seen.update(at)
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
+                running.is_superseded = True
                 running.job.stop()
 
     def looked_at(self, client: str, what: str, default: Any) -> Any:
@@ -87,8 +95,8 @@ class Jobs:
         self.halt(client, PREFETCH)
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
-            going_on = [running for running in self._running if not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, follows, {})]
+            going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
+            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
 
     def run(
         self,
@@ -96,45 +104,34 @@ class Jobs:
         kind: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
-        when_stopped: str = CANCELLED,
+        ready: Callable[[], Status] | None = None,
         **follows: object,
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        While it waits for other clients' jobs, a status says for how many.
-
-        What is expected to fail ends in an error status. With `follows` it ends without a word when the client looks at
-        something else (`look`); else a stopped one ends with the status `when_stopped`.
+        While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
+        at something else (`look`). The last event is a status that replaces what the job has said, whatever ends it: an
+        error, "Cancelled.", or `ready()`. Jobs with `ready` share the page's status line. Where others of the client
+        go on, the line is `taken`, and they repeat their statuses.
         """
-        self.halt(client, kind)
+        self.halt(client, kind, is_superseded=True)
         caller = self.caller()
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, follows, {})
+                running = _Running(client, kind, job, follows, has_line=ready is not None)
                 self._running.append(running)
         if refusal:
             yield Status(refusal, "error")
             return
         began = time.monotonic()
-        shown, shown_at = None, -math.inf
         try:
-            for events in job.events(PATIENCE):
-                if events:
-                    shown = None
-                elif time.monotonic() >= shown_at + AGAIN:
-                    waiting = self._line.status(job, self.scheduler, self._kinds())
-                    if waiting not in (None, shown):
-                        shown, shown_at = waiting, time.monotonic()
-                        yield waiting
-                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
-                    if type(event) is not type(following):
-                        yield event
-            if job.stopped and not follows:
-                yield Status(when_stopped, "ready")
-        except EXPECTED as problem:
-            yield Status(str(problem) or type(problem).__name__, "error")
+            last = yield from self._events(running)
+            if job.stopped and not running.is_superseded:
+                last = Status(CANCELLED, "ready")
+            if last := last or (ready and ready()):
+                yield self._last(running, last)
         finally:
             job.stop()
             self._line.note(kind, job)
@@ -144,6 +141,46 @@ class Jobs:
             line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
             memory = psutil.Process().memory_info().rss / 1e6
             log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
+
+    def _events(self, running: _Running) -> Generator[Any, None, Status | None]:
+        """Yields a job's events; returns the status of its failure, if it fails."""
+        job, shown, shown_at = running.job, None, -math.inf
+        try:
+            for events in job.events(PATIENCE):
+                if events:
+                    shown = None
+                elif time.monotonic() >= shown_at + AGAIN:
+                    waiting = self._line.status(job, self.scheduler, self._kinds())
+                    if waiting not in (None, shown):
+                        shown, shown_at = waiting, time.monotonic()
+                        events = [waiting]
+                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
+                    if type(event) is type(following):
+                        continue
+                    event = running.status if event is REPEAT else event
+                    is_in_line = running.has_line and isinstance(event, Status)
+                    running.status = event if is_in_line else running.status
+                    yield event
+                    running.is_covered &= not is_in_line  # only now the client has it
+        except Exception as problem:
+            return failure(problem)
+        return None
+
+    def _last(self, running: _Running, status: Status) -> Status:
+        """A job's last status, which takes the page's line only from the job itself.
+
+        The jobs that go on repeat theirs: only what comes through a job's own events arrives in order.
+        """
+        with self._lock:
+            running.status = None
+            others = [other for other in self._running if other.client == running.client and other.status is not None]
+            if status.kind == "error" or not running.has_line:
+                for other in others if running.has_line else ():
+                    other.is_covered = True
+                return status
+            for other in others if not running.is_covered else ():
+                other.job.deliver(REPEAT)
+            return replace(status, stopped=running.job.stopped, taken=running.is_covered or bool(others))
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
@@ -167,6 +204,16 @@ class Jobs:
     def _of(self, client: str) -> list[_Running]:
         with self._lock:
             return [running for running in self._running if running.client == client]
+
+
+def failure(problem: BaseException) -> Status:
+    """The status of a failure. One that nobody expects is logged, and its text does not reach the client."""
+    if isinstance(problem, (ValueError, *EXPECTED)):
+        return Status(str(problem) or type(problem).__name__, "error")
+    log.error("an internal error", exc_info=problem)
+    kind = type(problem).__name__
+    text = lazy_gettext("An internal error occurred ({kind}). The server's log has the details.", kind=kind)
+    return Status(text, "error")
 
 
 def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:

@@ -84,7 +84,7 @@ VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one client", 40, 40, "a page at
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )
-STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of one step of a job", 600, 120, "`/healthz` then answers 503")
+STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of a step, or to read a text", 600, 120, "`/healthz` then answers 503")
 PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 95 kB")
 ROOMS = Limit("ROOMS", "live classes that are kept", 200, 200, "each for 24 hours, on the disk")
 ADDRESS_ROOMS = Limit("ADDRESS_ROOMS", "live classes of one network address", 10, 10, "others need places, too")

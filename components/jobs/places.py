@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +22,13 @@ class Places:
 
     def __init__(self, count: int, words: str) -> None:
         self._free, self._words = threading.Semaphore(count), words
+        self._since: dict[Callable[[], bool], float] = {}
+
+    @property
+    def longest(self) -> float:
+        """Seconds for which the job that has had its place longest has had it; 0.0 where none has one."""
+        now = time.monotonic()
+        return now - min(self._since.copy().values(), default=now)
 
     @contextmanager
     def taken(self, job: Job) -> Iterator[None]:
@@ -39,17 +47,16 @@ class Places:
     @contextmanager
     def requested(self) -> Iterator[Callable[[], bool]]:
         """Yields a function that takes a place if one is free, and returns whether it has one; kept while open."""
-        has_place = False
 
         def take() -> bool:
-            nonlocal has_place
-            has_place = has_place or self._free.acquire(blocking=False)
-            return has_place
+            if take not in self._since and self._free.acquire(blocking=False):
+                self._since[take] = time.monotonic()
+            return take in self._since
 
         try:
             yield take
         finally:
-            if has_place:
+            if self._since.pop(take, None) is not None:
                 self._free.release()
 
     def wait(self, job: Job) -> None:

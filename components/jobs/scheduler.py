@@ -257,6 +257,8 @@ class Scheduler:
         except Cancelled:
             pass
         except BaseException as problem:  # whoever listens is told; the others' work goes on
+            if not isinstance(problem, Exception):  # a panic of a tokenizer: for its callers an error as any other
+                problem = RuntimeError(repr(problem)).with_traceback(problem.__traceback__)
             error = problem
             _forget_frames(problem)
         with self.lock:

@@ -13,7 +13,8 @@ EVERY = 0.5  # seconds between two statuses of a job: each costs the page some m
 class Status:
     """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
-    The text of an error is what a client may read of it.
+    The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`, and
+    whether the page's status line is `taken`: by a job that goes on, or by another one's error.
     """
 
     text: str
@@ -21,6 +22,8 @@ class Status:
     done: int = 0
     total: int = 0
     seconds_left: float | None = None
+    stopped: bool = False
+    taken: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "error":

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import gradio as gr
 
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.handlers import stop
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, lazy_gettext, translate
 from ..jobs.status import Status
@@ -124,11 +125,7 @@ class Section(Generic[View]):
             [*Measured(*panel.shown, panel.progress)],
         )
         panel.measure.click(spread_settings(measure, self), inputs, outputs, api_name=self.job, **HEAVY)
-        panel.cancel.click(partial_handler(self.stop), None, None, **PRIVATE, **CHEAP)
-
-    def stop(self, client: str) -> None:
-        """Stop the measurement at its next step."""
-        self.session.jobs.halt(client, self.job)
+        panel.cancel.click(partial_handler(stop, self.session, [self.job]), None, None, **PRIVATE, **CHEAP)
 
     def _is_unfinished(self, view: View | None) -> bool:
         return view is None or not self.is_complete(view)

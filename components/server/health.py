@@ -12,6 +12,7 @@ from ..gradio_compat.queue import SteadyQueue
 from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.scheduler import Scheduler
+from ..state.calibrations import READERS
 from .warming import Warming
 
 PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another job does not give up its turn
@@ -42,13 +43,14 @@ class Health:
 
     async def report(self, queue: SteadyQueue) -> dict[str, object]:
         """The state of queue and scheduler; `ok` summarises it."""
-        blocked = await self.blocked_seconds()
+        blocked, read = await self.blocked_seconds(), READERS.longest
         running = queue.is_running
         return {
-            "ok": running and blocked < limits.STUCK_SECONDS.value,
+            "ok": running and max(blocked, read) < limits.STUCK_SECONDS.value,
             "queue": "running" if running else "stopped",
             "calls": queue.open_calls,
             "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
+            "readers": "free" if not read else f"reading one text for {read:.1f} s",
             "began": START_TIME,
             **({"warming": self.warming.progress} if self.warming else {}),
         }

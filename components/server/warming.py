@@ -14,7 +14,7 @@ import threading
 from ..i18n.language import translate
 from ..jobs import limits
 from ..jobs.job import Job
-from ..jobs.jobs import EXPECTED
+from ..jobs.jobs import EXPECTED, failure
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.caches import BUDGET
@@ -75,8 +75,8 @@ class Warming:
                         done = f", {event.done} of {event.total}" if event.total else ""
                         self.progress = f"{self._step}{done}"
             self.progress = "stopped" if job.stopped else "done"
-        except EXPECTED as problem:
-            self.progress = f"failed: {translate(str(problem))}"
+        except Exception as problem:
+            self.progress = f"failed: {translate(failure(problem).text)}"
             log.warning("warming ended: %s", problem)
 
     def _work(self, job: Job) -> None:

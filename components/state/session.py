@@ -165,7 +165,6 @@ class Session:
                     self.readings.losses(job, request.slice_key("intraslice"), calibrated)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
-            job.emit(self.ready(request))
 
             def find(job: Job) -> None:
                 find_axes(calibrated.loaded.model, calibrated.stats, progress=lambda _: job.checkpoint())
@@ -174,17 +173,17 @@ class Session:
             axes = ("axes", request.calibration)
             self.jobs.scheduler.start("nobody", lambda job: job.share(axes, find), Urgency.BACKGROUND)
 
-        yield from self.jobs.run(client, "prepare", work)
+        yield from self.jobs.run(client, "prepare", work, ready=partial(self.ready, request))
 
     def measure(self, request: Request, client: str) -> Iterator[Status]:
-        """Slice, then measure dense and sliced perplexity; ends with a ready or an error status, or none if stopped.
+        """Slice, then measure dense and sliced perplexity; ends with a ready or an error status.
 
         Measures again whenever the running calibration includes more sequences.
         """
         live = request.is_live
         view: dict[str, Any] = {"request": request} if live else {}  # a live job ends when the request changes
         work = partial(self.measure_perplexities, request=request, whole=not live)
-        yield from self.jobs.run(client, "measure", work, **view)
+        yield from self.jobs.run(client, "measure", work, ready=partial(self.ready, request), **view)
 
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
@@ -194,7 +193,7 @@ class Session:
             self.jobs.prefetch(client, work, request=request)
 
     def ready(self, request: Request) -> Status:
-        """A job's last status: the loaded model and its calibration."""
+        """The last status of jobs: the loaded model and its calibration."""
         key = request.calibration
         best = self.calibrations.best(key)
         if best is None:  # the dense model needs no calibration
@@ -258,7 +257,6 @@ class Session:
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
                     job.urgency = Urgency.BACKGROUND
-        job.emit(self.ready(request))
 
     def _measure(self, job: Job, request: Request, calibrated: Calibrated) -> None:
         self.readings.losses(job, request.slice_key(DENSE), calibrated)

@@ -142,7 +142,6 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         job.emit(_view(session, request, plan))
         if set(same_slice) - set(plan.cached()):  # for want of memory, which the next run may have
             raise UserError(rows["note"].dropna().iloc[-1])
-    job.emit(session.ready(request))
 
 
 def _point_progress(job: Job, point_status: Status, expected_end: float) -> ProgressCallback:

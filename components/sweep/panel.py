@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext, percentage, translate
@@ -24,7 +25,7 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, only_if_active, spread_settings, unchanged
+from ..ui.handlers import LiveOutput, only_if_active, spread_settings, status_line, unchanged
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
 from .charts import MARKERS, type_name
@@ -172,11 +173,11 @@ def sweep(
     view: SweepView | None = None
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
-    for event in session.jobs.run(client, "sweep", work, urgency=Urgency.BACKGROUND):
+    for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
         if isinstance(event, Status):
             line = formatting.status(event)
             progress = line if event.kind != "ready" or view is None else _done(view)
-            yield unchanged(Swept)._replace(status=line, progress=progress)
+            yield unchanged(Swept)._replace(status=status_line(event), progress=progress)
         else:
             view = event
             charts = _shown(view)
@@ -196,11 +197,6 @@ def save(
     """The measured points of a sweep, as a CSV file."""
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
-
-
-def stop(session: Session, client: str) -> None:
-    """Stop the sweep at its next step."""
-    session.jobs.halt(client, "sweep")
 
 
 def pick(event: gr.EventData) -> Picked:
@@ -229,7 +225,7 @@ def connect(panel: SweepPanel, context: Context) -> None:
     context.pinned_measured.append(
         panel.run.click(spread_settings(sweep, session), inputs, swept, api_name="sweep", **HEAVY)
     )
-    panel.cancel.click(partial_handler(stop, session), None, None, **CHEAP, **PRIVATE)
+    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
     saved = panel.csv.click(
         spread_settings(save, session, context.downloads), inputs, panel.file, api_name="sweep_csv", **CHEAP
     )

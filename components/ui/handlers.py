@@ -27,8 +27,10 @@ from ..gradio_compat.signatures import (
 )
 from ..i18n.language import LazyString, language, lazy_gettext
 from ..jobs import limits
+from ..jobs.status import Status
 from ..state.request import model_name, parse
 from ..state.settings import Settings
+from . import formatting
 from .pinned import text as pinned_text
 
 Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
@@ -66,6 +68,11 @@ class LiveOutput(NamedTuple):
     outputs: tuple[gr.components.Component, ...]
     show_pinned: Callable[..., tuple[Any, ...]] | None = None
     inputs: tuple[gr.components.Component, ...] = ()
+
+
+def status_line(event: Status) -> Any:
+    """A status as the page's status line (HTML); unchanged where that is taken."""
+    return gr.skip() if event.taken else formatting.status(event)
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:

@@ -202,8 +202,9 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     answers = handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
     for _ in range(12):
         next(answers)
-    assert "Stopped" in handlers.stop(columns, SOMEBODY)
+    columns.session.jobs.halt(SOMEBODY, "answer")
     left = list(answers)
+    assert "Cancelled." in left[-2][0]
     assert 0 < len(left) < 6
     last = [html for html in left[-1][1:] if isinstance(html, str)]
     assert last

@@ -172,7 +172,7 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
     for status, *_ in slider.measure(session, settings, 0, None, SOMEBODY):
         seen.append(status)
         if "Slicing, layer 1 of" in status:
-            slider.stop(session, SOMEBODY)
+            handlers.stop(session, [""], SOMEBODY)
     assert "Cancelled." in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
 
@@ -219,7 +219,7 @@ def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
 def test_the_api_names_every_parameter(session) -> None:
     parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
     assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
-    for handler in (link.restore_existing, slider.preview, slider.measure, slider.on_release, slider.stop):
+    for handler in (link.restore_existing, slider.preview, slider.measure, slider.on_release, handlers.stop):
         assert handler.__doc__
     for handler in (handlers.prepare, handlers.memory):
         assert handler.__doc__

@@ -37,7 +37,7 @@ def test_stop_also_ends_the_reading_of_a_long_prompt(columns, tiny, monkeypatch)
     for status, candidates in handlers.next_tokens(columns, tiny, "w10 " * 400, False, SOMEBODY):
         read.append(isinstance(candidates, str))
         if "Reading the prompt" in str(status):
-            handlers.stop(columns, SOMEBODY)
+            columns.session.jobs.halt(SOMEBODY, "next tokens")
     assert len(read) > 1
     assert not any(read)
 

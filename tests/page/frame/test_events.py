@@ -4,9 +4,14 @@ from collections import Counter
 
 import gradio as gr
 
+from components.activations import panel as activations
+from components.activations.measure import ShiftViews
+from components.compare import handlers as compare
+from components.compare.models import Columns
 from components.frame import handlers, slider
 from components.jobs.job import Job
 from components.page import build_app
+from components.ui.handlers import unchanged
 
 
 def test_no_call_shows_gradios_progress_for_which_the_browser_copies_all_outputs(session) -> None:
@@ -57,6 +62,22 @@ def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_
     assert {str(answer.perplexity) for answer in lazy_gettext} == {str(gr.skip())}
     back = slider.measure(session, began, 0, None, "ada")
     assert list(back)[-1].headline != gr.skip()
+
+
+def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
+    began, moved = tiny.with_settings(sparsity=17), tiny.with_settings(sparsity=18)
+    costs = compare.costs(Columns(session), began, None, "", "ada")
+    shifts = activations.measure(ShiftViews(session), began, 0, "ada")
+    for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
+        assert next(answer for answer in answers if "isx-busy" in str(answer.status))
+        job = session.jobs._running[-1].job
+        session.jobs.look("ada", request=moved)
+        with job._changed:
+            assert job._changed.wait_for(lambda job=job: job.ended, 30)
+        session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does
+        *_, last = answers
+        assert "Calibrated" in last.status
+        assert last == unchanged(type(last))._replace(status=last.status)
 
 
 def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:

@@ -10,6 +10,10 @@ from components.gradio_compat.errors import translate_errors
 from components.i18n.language import use_language
 
 
+class Panic(BaseException):
+    """As tokenizers raise it; its real name is `pyo3_runtime.PanicException`."""
+
+
 def make_page(kind: type[gr.Blocks]) -> gr.Blocks:
     def refuse(value: float) -> float:
         raise ValueError(f"{value:g} is too much; lower it")
@@ -17,8 +21,12 @@ def make_page(kind: type[gr.Blocks]) -> gr.Blocks:
     def fail(value: float) -> float:
         raise RuntimeError("of no interest to callers")
 
+    def panic(value: float) -> float:
+        raise SystemExit(value) if value else Panic("called `Option::unwrap()`")
+
     with kind() as page:
         gr.api(refuse, api_name="refuse")
+        gr.api(panic, api_name="panic")
         gr.api(fail, api_name="fail")
         choice = gr.Dropdown(["one", "two"])
         choice.change(str, choice, gr.Textbox(), api_name="choose", queue=False)
@@ -57,6 +65,9 @@ def test_ours_come_back_as_messages_and_only_the_pages_own_are_logged(launch, ca
     assert "RuntimeError" in answer["error"]
     assert "of no interest" not in answer["error"]
     assert "of no interest" in caplog.text
+    for code, name in ((1, "SystemExit"), (0, "Panic"), (0, "Panic")):
+        kind, answer = client.ask("panic", code)
+        assert (kind, f"({name})" in answer["error"]) == ("error", True)
 
 
 @pytest.mark.parametrize("problem", [ValueError("too much"), RuntimeError("a mistake"), gr.Error("too much")])

@@ -27,6 +27,7 @@ def test_two_work_at_a_time_and_the_third_waits_in_words_until_one_is_done() -> 
     first, second = (scheduler.start(name, work) for name in ("one", "two"))
     for _ in range(2):
         assert begun.acquire(timeout=60)
+    assert 0 < places.longest < 60
     third, stopped = scheduler.start("three", work), scheduler.start("four", work)
     waiting = third.events()
     assert next(waiting)[0] == Status("waiting for a place")
@@ -40,7 +41,7 @@ def test_two_work_at_a_time_and_the_third_waits_in_words_until_one_is_done() -> 
     assert all(event == Status("waiting for a place") for events in waiting for event in events)
     first.join()
     second.join()
-    assert (third.error, inside, most) == (None, [], 2)
+    assert (third.error, inside, most, places.longest) == (None, [], 2, 0.0)
 
 
 def test_a_place_is_free_again_after_a_failure() -> None:

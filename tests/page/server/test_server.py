@@ -13,9 +13,11 @@ from gradio_client import Client
 from tiny_page import PageSession
 
 from components.gradio_compat import queue as serving_queue
+from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
 from components.page import build_app, launch_options
 from components.server.app import App
+from components.state.calibrations import READERS
 from components.state.settings import Settings
 
 
@@ -162,16 +164,34 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     until(lambda: caller.http.get(address).json()["worker"] == "free")
     answer = caller.http.get(address)
     assert answer.status_code == 200
-    assert answer.json() | {"ok": True, "queue": "running", "calls": 0, "worker": "free"} == answer.json()
+    free = {"ok": True, "queue": "running", "calls": 0, "worker": "free", "readers": "free"}
+    assert answer.json() | free == answer.json()
 
-    scheduler.start("somebody", lambda job: ended.wait())
-    assert caller.http.get(address).status_code == 200
-    monkeypatch.setenv("INTRASLICE_MAX_STUCK_SECONDS", "1")
-    until(lambda: caller.http.get(address).status_code == 503)
-    answer = caller.http.get(address)
-    assert answer.json()["worker"].startswith("in one step for")
-    ended.set()
-    until(lambda: caller.http.get(address).status_code == 200)
+    def read(job: Job) -> None:
+        with READERS.taken(job):
+            ended.wait()
+
+    def load(job: Job) -> None:
+        with job.waiting():  # for a model from the Hub, which may take its time
+            ended.wait()
+
+    for work, where, what in ((lambda job: ended.wait(), "worker", "in one step for"), (read, "readers", "reading")):
+        ended.clear()
+        monkeypatch.delenv("INTRASLICE_MAX_STUCK_SECONDS", raising=False)
+        for _ in range(2):
+            scheduler.start("somebody", load)
+        job = scheduler.start("somebody", work)
+        assert caller.http.get(address).status_code == 200
+        monkeypatch.setenv("INTRASLICE_MAX_STUCK_SECONDS", "1")
+        until(lambda: caller.http.get(address).status_code == 503)
+        job.stop()  # its client leaves, and it goes on
+        answer = caller.http.get(address)
+        assert answer.status_code == 503
+        stuck = {name: answer.json()[name] for name in ("worker", "readers") if answer.json()[name] != "free"}
+        assert stuck.keys() == {where}
+        assert stuck[where].startswith(what)
+        ended.set()
+        until(lambda: caller.http.get(address).status_code == 200)
     page.calls.close()
     assert (caller.http.get(address).status_code, caller.http.get(address).json()["queue"]) == (503, "stopped")
 

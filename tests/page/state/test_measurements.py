@@ -123,7 +123,7 @@ def test_a_release_measures_only_what_is_not_stored(fresh, tiny, stored) -> None
 def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
     events = fresh.prepare(tiny, "somebody")
     next(events)
-    slider.stop(fresh, "somebody")
+    fresh.jobs.halt("somebody")
     list(events)
     assert len(list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))) == 1
     assert not fresh.is_calibrated(tiny)

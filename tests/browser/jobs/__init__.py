@@ -1,0 +1,1 @@
+"""What jobs leave on the page in a real browser."""

@@ -1,0 +1,159 @@
+"""The status line in a real browser: whatever ends a job, nothing of what it said remains."""
+
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from browsing import Opened
+from playwright.sync_api import Browser
+from playwright.sync_api import TimeoutError as TooLate
+
+from components.i18n.language import translate
+from components.jobs.job import Job
+from components.jobs.jobs import PREFETCH
+from components.jobs.status import Status
+from components.page import build_app, launch_options
+from components.state.session import Session
+
+from ..conftest import USUAL_CACHE
+
+SECONDS = 5  # after which nothing of a job that has ended may be on the page
+NOTHING = "no words"
+# What jobs say, in the order in which they say it; those of the first row go on when the slider moves.
+PREPARING = ("Loading", "Calibrating")
+MEASURING = ("Perplexity of the dense model, window", "Slicing, layer", "Perplexity of the sliced model, window")
+ENDS = ("moved", "cancelled", "failed")
+
+
+class Gate:
+    """Where a job that has said something that begins with `words` goes no further, or fails."""
+
+    def __init__(self, emit: Callable[[Job, object], None]) -> None:
+        self.words, self.fails, self._emit = NOTHING, False, emit
+
+    def emit(self, job: Job, event: object) -> None:
+        self._emit(job, event)
+        while isinstance(event, Status) and translate(event.text).startswith(self.words):
+            if self.fails:
+                raise OSError("the disk is full")
+            job.sleep(0.02)
+
+
+@pytest.fixture
+def gate(monkeypatch, page_session: Session) -> Iterator[Gate]:
+    gate = Gate(Job.emit)
+    monkeypatch.setattr(Job, "emit", lambda job, event: gate.emit(job, event))
+    monkeypatch.setattr(page_session, "prefetch", lambda request, client: None)  # says nothing of what it makes
+    yield gate
+    gate.words = NOTHING
+
+
+SAYS = """([words, hasBar]) => {
+    const status = document.querySelector('#status');
+    return status.innerText.includes(words) && (hasBar || !status.querySelector('progress'));
+}"""
+
+
+def says(opened: Opened, words: str, has_bar: bool = False) -> None:
+    """Wait for the status, no longer than anything of a job that has ended may remain."""
+    try:
+        opened.page.wait_for_function(SAYS, arg=[words, has_bar], timeout=1000 * SECONDS)
+    except TooLate as error:
+        raise AssertionError(f"expected {words!r}, got {opened.page.inner_html('#status p')}") from error
+
+
+def prepare_again(opened: Opened, words: str) -> None:
+    """Click until the job says so: gradio ignores a click while the button's last call ends."""
+    for _ in range(20):
+        opened.page.click("#calibrate")
+        with contextlib.suppress(TooLate):
+            opened.page.wait_for_function(SAYS, arg=[words, True], timeout=1000)
+            return
+
+
+def test_the_status_ends_with_its_job_whatever_ends_that(visit, tiny_query, page_session: Session, gate) -> None:
+    chance = random.Random(0)
+    gate.words = PREPARING[0]
+    opened = visit(f"{tiny_query}&dtype=float32")  # which no other test loads
+    for words in (*PREPARING, *MEASURING):
+        gate.words, gate.fails = words, False
+        for end in chance.sample(ENDS, 2 if words in PREPARING else 3):
+            says(opened, words, has_bar=True)
+            if end == "moved":
+                opened.slide(chance.uniform(1, 60))  # nothing is measured there: the slider is not released
+                says(opened, *((words, True) if words in PREPARING else ("Calibrated on",)))
+            elif end == "cancelled":
+                opened.page.click("#cancel")
+                says(opened, "Cancelled.")
+            else:
+                gate.fails = True
+                says(opened, "The disk is full.")
+                gate.fails = False
+            if words in MEASURING:
+                opened.page.press("#sparsity input[type=range]", "ArrowRight")
+            elif end != "moved":
+                prepare_again(opened, words)
+    gate.words = NOTHING
+    says(opened, "Calibrated on")
+
+
+@contextlib.contextmanager
+def opened_on(session: Session, chromium: Browser) -> Iterator[Opened]:
+    """The page of a session of its own."""
+    app = build_app(session)
+    _, url, _ = app.queue().launch(prevent_thread_lock=True, quiet=True, **launch_options())
+    with chromium.new_page() as page:
+        page.goto(url)
+        page.wait_for_selector("body.isx-begun #sparsity input[type=range]")
+        yield Opened(page)
+    app.close(verbose=False)
+
+
+def watch(opened: Opened, session: Session, seconds: float) -> float:
+    """For so long, or until all has rested for long enough; returns after how long nothing ran any more.
+
+    A bar, or a text without one, has to be what a job says that runs, or that has run until a few seconds ago.
+    """
+    start = last = time.monotonic()
+    said: dict[str, float] = {}
+    while time.monotonic() < min(start + seconds, last + SECONDS + 2):
+        opened.page.wait_for_timeout(200)
+        running = [running for running in session.jobs._running if running.kind != PREFETCH]
+        last = time.monotonic() if running else last
+        said |= {translate(one.status.text): last for one in running if one.status is not None}
+        shown = opened.page.evaluate("document.querySelector('#status .isx-busy')?.innerText ?? 'Starting'")
+        if shown != "Starting":
+            assert any(shown.startswith(text) and last < then + SECONDS for text, then in said.items()), (shown, said)
+    return last - start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", ["wheels models", "wheels models calibration"], ids=["cold", "warm"])
+def test_ten_users_who_move_the_slider_at_some_moment(kept, chromium, tmp_path, monkeypatch, capsys) -> None:
+    """Each opens the default model's page of a process of its own, in which nothing is measured yet."""
+    chance, ends = random.Random(kept), 0.0
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
+    for folder in ("wheels", "models"):
+        (tmp_path / folder).symlink_to(USUAL_CACHE / folder)
+    with opened_on(session := Session(), chromium) as opened:
+        ends = watch(opened, session, 600)  # nobody moves
+    for user in range(10):
+        for folder in tmp_path.iterdir():
+            if folder.name not in kept.split():
+                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+        moment = chance.uniform(0, ends)
+        with opened_on(session := Session(), chromium) as opened:
+            watch(opened, session, moment)
+            if is_released := user % 2:
+                opened.page.press("#sparsity input[type=range]", chance.choice(["ArrowRight", "PageUp", "Home"]))
+            else:
+                opened.slide(chance.randrange(60))
+            after = opened.page.inner_text("#status")
+            watch(opened, session, 300)
+            with capsys.disabled():
+                at_last = opened.page.inner_text("#status")
+                print(f"\n{moment:.1f} of {ends:.1f} s, released: {bool(is_released)}: {after} -> {at_last}")
+            assert "Calibrated on" in at_last
