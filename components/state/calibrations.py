@@ -126,8 +126,8 @@ class Calibrations:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
             loaded = self._models_in_use.get(key[:2]) or self._load_now(job, key)
-            key.note_identity(loaded.identity)
             self._models_in_use[key[:2]] = self._caches.models.put(key[:2], loaded)
+        key.note_identity(loaded.identity)
         return loaded
 
     def _load_now(self, job: Job, key: CalibrationKey) -> LoadedModel:

@@ -159,7 +159,7 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     assert len(rows) == 1 + questions * len(students)
     assert saved(presenter, "report").count("<h2") == questions
     idle = open_alone(link.removeprefix(address))
-    idle.until("() => isxRoom.now?.state")
+    idle.until("() => window.isxRoom?.now?.state")
     presenter.says(".isx-room-counts", f"Students: {len(students) + 1} ")
     remove = presenter.page.get_by_role("button", name="Remove students who have not answered")
     assert "no prediction for any question" in remove.get_attribute("title")
