@@ -102,7 +102,7 @@ def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch) -> None:
     monkeypatch.setattr(fresh.calibrations, "calibrate", fail)
     warm = warming.Warming(fresh)
     warm.start().join()
-    assert warm.progress == "failed: no weights"
+    assert warm.progress == "failed: No weights."
 
 
 def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
