@@ -20,7 +20,7 @@ from tiny_page import tiny_settings
 from components.assets import ASSETS
 from components.jobs import limits
 from components.page import build_app, launch_options
-from components.state import calibrations
+from components.state import calibrations, request
 from components.state.session import Session
 from components.state.settings import Settings
 from intraslice.pretrained import memory
@@ -66,6 +66,7 @@ def server(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Server]
         patch.setenv("GRADIO_TEMP_DIR", str(home / "uploads"))
         patch.setattr(Settings.__new__, "__defaults__", tuple(tiny._replace(model="default", text="default")))
         patch.setattr(calibrations, "load_model", lambda name, *rest, **more: load(tiny.model, *rest, **more))
+        patch.setattr(request, "_identities", {})  # of this process, in which "default" has other weights elsewhere
         session = Session(evaluation_tokens=256)
         page = build_app(session).queue()
         _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
@@ -121,7 +122,7 @@ def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
 @pytest.fixture
 def unread(idle, monkeypatch) -> Server:
     """The same, where nobody may look for a model on disk or on the Hub either."""
-    for name in ("find_weights", "hub_is_reachable", "get_safetensors_metadata"):
+    for name in ("find_weights", "hub_is_reachable", "model_on_hub"):
         monkeypatch.setattr(memory, name, None)
     return idle
 

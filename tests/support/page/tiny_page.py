@@ -12,7 +12,6 @@ from components.compare.models import Columns
 from components.export.published.measure import Publisher
 from components.jobs import status
 from components.spectra.measure import SpectraViews
-from components.state import request
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -57,12 +56,6 @@ def stepwise(session: Session) -> Session:
 def in_job(session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
     """What `function(job, ...)` returns in a job of the session."""
     return session.jobs.scheduler.start("tests", lambda job: function(job, *arguments, **options)).join()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_loaded() -> None:
-    """The process knows what a model name stands for; the page of another file may have loaded other weights."""
-    request._identities.clear()
 
 
 @pytest.fixture(scope="module")
