@@ -132,9 +132,10 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
         answer = unchanged(Measured)._replace(status=status_line(event))
         perplexities = session.perplexities(request)
         is_in_view = session.jobs.looked_at(client, "request", request) == request
-        if is_in_view and (perplexities != shown or event.kind == "ready"):
+        if is_in_view and (perplexities != shown or event.kind != "busy"):
+            hint = gettext("… (being measured)") if event.kind == "busy" else ""
             with suppress(ValueError):  # the job's own error says what is wrong with the setting
-                texts = _texts(session, request, session.plan(request), pinned, gettext("… (being measured)"))
+                texts = _texts(session, request, session.plan(request), pinned, hint)
                 answer = answer._replace(**texts._asdict())
         yield answer
         shown = perplexities

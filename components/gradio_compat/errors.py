@@ -33,8 +33,7 @@ def translate_errors() -> Iterator[None]:
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as problem:  # also a panic of a tokenizer, for which gradio gives no answer
-        text = translate(failure(problem).text)
-        raise gr.Error(text, title=gettext("Error"), print_exception=False) from problem
+        raise gr.Error(translate(failure(problem).text), title=gettext("Error"), print_exception=False) from problem
 
 
 def language_of(request: Any) -> str:

@@ -80,6 +80,15 @@ def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny
         assert last == unchanged(type(last))._replace(status=last.status)
 
 
+def test_nothing_is_being_measured_once_that_is_cancelled(session, tiny) -> None:
+    answers = slider.measure(session, tiny.with_settings(sparsity=19), 0, None, "ada")
+    assert next(answer for answer in answers if "being measured" in str(answer.headline))
+    session.jobs.halt("ada")
+    *_, last = answers
+    assert "Cancelled." in last.status
+    assert "release the slider" in last.headline
+
+
 def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:
     job = next(iter(session.jobs.run("ada", "shifts", lambda job: job.emit(job) or job.sleep(60), tab="activations")))
     assert isinstance(job, Job)

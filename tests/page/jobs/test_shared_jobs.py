@@ -55,6 +55,24 @@ def test_who_pays_for_too_much_leaves_and_the_others_go_on(scheduler, clock):
     assert patient.result == len(log) == 30
 
 
+def test_a_panic_of_shared_work_is_an_error_for_all_who_wait_and_the_next_begins_anew(scheduler):
+    class Panic(BaseException):
+        """As tokenizers raise it."""
+
+    def panic(job):
+        job.checkpoint()
+        raise Panic("called `Option::unwrap()`")
+
+    jobs = [scheduler.start(name, taking("text", panic)) for name in ("a", "b")]
+    scheduler.run()
+    for job in jobs:
+        with pytest.raises(RuntimeError, match="Panic"):
+            events(job)
+    job = scheduler.start("c", taking("text", counting([], "read", 3)))
+    scheduler.run()
+    assert job.result == 3
+
+
 def test_shared_work_goes_on_while_anybody_wants_it_and_is_cancelled_after(scheduler):
     log, ended = [], []
 
