@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers.statistics import common_tokens, has_loop
-from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text
+from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
@@ -23,7 +23,7 @@ from ..jobs.places import Places
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import DENSE, Request
-from .models import CANNOT_ANSWER, Columns
+from .models import CANNOT_ANSWER, Columns, encode_off_turn
 from .token_streams import TokenStream, TokenStreams, stream_key
 from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
@@ -52,6 +52,7 @@ def write_answers(
         raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
+    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, sampling.chat))
     decoder = InterleavedDecoder(job, columns.streams, loaded.tokenizer, question.prompt, sampling)
 
     def key(of: Request, name: str) -> str:
@@ -64,7 +65,7 @@ def write_answers(
 
     def make(job: Job, of: Request, name: str) -> PreTrainedModel:
         if name == OTHER:
-            return columns.other(job, of, other)
+            return columns.other(job, of, other).model
         return columns.model(job, of, name, full_calibration=False)  # from the sequences read so far
 
     decoder.start("dense", loaded.model, key(request, DENSE))

@@ -262,9 +262,9 @@ def _stopped(column: Answer) -> Answer:
 
 
 def _result(event: Status | passages.PassageResult, render: Callable[[Any], str]) -> Result:
-    """The status, or the rendered result; an error takes the place of the result."""
+    """The status, or the rendered result; an error is both."""
     if not isinstance(event, Status):
         return unchanged(Result)._replace(value=render(event))
     if event.kind == "error":
-        return unchanged(Result)._replace(value=formatting.problem(ValueError(event.text)))
+        return Result(status_line(event), formatting.problem(ValueError(event.text)))
     return unchanged(Result)._replace(status=status_line(event))

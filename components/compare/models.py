@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
@@ -17,6 +17,7 @@ from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
 from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
@@ -70,7 +71,7 @@ class Columns:
             raise UserError(problem)
         return self.session.slice(job, request, name, full_calibration or not request.is_live)
 
-    def other(self, job: Job, request: Request, other: str) -> PreTrainedModel:
+    def other(self, job: Job, request: Request, other: str) -> LoadedModel:
         """Another model, dense or sliced. Raises UserError if it cannot be loaded or has other tokens."""
         dense = self.dense(job, request)
         loaded = self.session.calibrations.load_any(job, request.calibration._replace(model=other))
@@ -83,7 +84,7 @@ class Columns:
                     model=dense.name,
                 )
             )
-        return loaded.model
+        return loaded
 
     def _unreachable(self, request: Request, dense: PreTrainedModel) -> str:
         plan, is_close = self._nearest_plan(request, dense)
@@ -171,9 +172,9 @@ class Columns:
                 self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
         if other:
             with suppress(*CANNOT_ANSWER):  # its answer has the reason
-                model = self.other(job, request, other)
-                self._measure_other(job, request, other, model)
-                models[OTHER] = model
+                loaded = self.other(job, request, other)  # held until its numbers are stored, under its identity
+                self._measure_other(job, request, other, loaded.model)
+                models[OTHER] = loaded.model
         self._measure_speed(job, request, models, other)
         if pinned is not None and pinned.slicing.sparsity:
             self.session.measure_perplexities(job, pinned)
@@ -222,6 +223,13 @@ class Columns:
             prompt=SPEED.prompt,
             new=SPEED.new,
         )
+
+
+def encode_off_turn(job: Job, tokenizer: PreTrainedTokenizerBase, encode: Callable[[], object]) -> None:
+    """Encode a text while other jobs run, where that takes a child process, which remembers it."""
+    if encodes_in_child(tokenizer):
+        with job.waiting():
+            encode()
 
 
 def _other_key(request: Request, other: str) -> Other:

@@ -8,13 +8,14 @@ from functools import partial
 
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.evaluation.generation import prompt_tokens
 from intraslice.pretrained.tokenizer import encode
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request
-from .models import Columns
+from .models import Columns, encode_off_turn
 from .views import Candidate, PassageToken, PassageView
 
 MAX_CANDIDATES = 8  # of either model
@@ -34,6 +35,7 @@ def next_tokens(
         models = columns.pair(job, request)
         tokenizer = columns.dense(job, request).tokenizer
         job.emit(Status(lazy_gettext("Reading the prompt")))
+        encode_off_turn(job, tokenizer, lambda: prompt_tokens(tokenizer, prompt, not raw))
         pair, pause = (models["dense"], models["intraslice"]), job.checkpoint
         tokens = compare_next_tokens(*pair, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
         job.emit(tuple(map(_candidate, tokens)))
@@ -53,6 +55,7 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
     """The work of `score`, inside a job. Raises UserError for a text that is too short or too long."""
     models = columns.pair(job, request)
     tokenizer = columns.dense(job, request).tokenizer
+    encode_off_turn(job, tokenizer, lambda: encode(tokenizer, text.strip()))
     count = len(encode(tokenizer, text.strip()))
     if not 2 <= count <= MAX_TOKENS:  # the first has no score
         raise UserError(

@@ -77,9 +77,9 @@ class Jobs:
         return next((running.seen[what] for running in self._of(client) if what in running.seen), default)
 
     def is_running(self, client: str, kind: str, **follows: object) -> bool:
-        """Whether a client's job of a kind runs that follows just this, and nobody has stopped it."""
+        """Whether a client's job of a kind runs that follows just this, and has neither ended nor been stopped."""
         jobs = [running.job for running in self._of(client) if running.kind == kind and running.follows == follows]
-        return any(not job.stopped for job in jobs)
+        return any(not (job.stopped or job.ended) for job in jobs)
 
     def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.

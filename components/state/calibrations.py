@@ -69,6 +69,7 @@ class Calibrations:
 
     def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
         self._caches, self._memory, self._device = caches, memory, device
+        self._loads = JobMemory(caches, device)  # no load waits for calibrations that wait
         self._evaluation_tokens = evaluation_tokens
         # A job or a calibration may still use what the caches have evicted: its memory is in use, so others share it.
         self._in_use: WeakValueDictionary[CalibrationKey, Calibrated] = WeakValueDictionary()
@@ -127,7 +128,6 @@ class Calibrations:
         if loaded is None:
             loaded = self._models_in_use.get(key[:2]) or self._load_now(job, key)
             self._models_in_use[key[:2]] = self._caches.models.put(key[:2], loaded)
-        key.note_identity(loaded.identity)
         return loaded
 
     def _load_now(self, job: Job, key: CalibrationKey) -> LoadedModel:
@@ -137,10 +137,12 @@ class Calibrations:
             estimate = estimate_memory(key.model, dtype, self._device)
         # One for which the caches' memory would not be enough is refused, and they keep theirs.
         fits = estimate.needed <= estimate.available + BUDGET.held_bytes()
-        with self._memory.reserved(job, estimate.needed if fits else 0, None):
+        with self._loads.reserved(job, estimate.needed if fits else 0, None):
             job.emit(loading)
             with job.waiting(), self._bounded_hub_cache(key.model):
-                return load_model(key.model, dtype, self._device, progress=lambda _: job.require_wanted())
+                loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.require_wanted())
+                key.note_identity(loaded.identity)  # computed here, where others run
+                return loaded
 
     def _calibrate(self, job: Job, key: CalibrationKey) -> None:
         if self.whole(key) is not None:

@@ -55,7 +55,7 @@ MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 
 _CONFIGS = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
 _CONFIGS += ["special_tokens_map.json", "added_tokens.json"]
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # the first is read
+_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # the first is read
 _EXPECTED_NAMES = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
 
 
@@ -126,7 +126,7 @@ def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
 
 def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIGS, _TOKENIZERS[0]], local_files_only=True))
+        folder = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIGS, *_TOKENIZERS[0]], local_files_only=True))
         # A snapshot without weights, such as that of a tokenizer alone, does not count.
         complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
     except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
@@ -140,19 +140,23 @@ def _download(hub_id: str, licence: str | None) -> Weights:
     def fetch_small(name: str) -> Path:
         if model.sizes.get(name, 0) > MAX_JSON:
             raise ValueError(f"{name} has more than {MAX_JSON:,} bytes")
-        return Path(hf_hub_download(hub_id, name)).parent
+        return Path(hf_hub_download(hub_id, name, revision=model.commit)).parent
 
     with hub_errors(hub_id):
         # The small files first: a model that cannot be sliced is refused before gigabytes are downloaded.
-        folder = fetch_small("config.json")
-        read_config(Weights(folder, hub_id))
-        if folder.name != model.commit:
-            raise ValueError("it has been changed meanwhile")
-        names = [*_CONFIGS, *(next(filter(model.sizes.get, group), "") for group in (_TOKENIZERS, WEIGHTS))]
+        read_config(Weights(fetch_small("config.json"), hub_id))
+        tokenizer = next((group for group in _TOKENIZERS if all(map(model.sizes.get, group))), None)
+        if tokenizer is None:
+            raise ValueError(f"it has none of {', '.join(map(' and '.join, _TOKENIZERS))}")
+        names = [*_CONFIGS, *tokenizer, next(filter(model.sizes.get, WEIGHTS))]
         if names[-1] == WEIGHTS[1]:
             names += [shard.name for shard in weight_files(fetch_small(WEIGHTS[1]))]
         make_room(hub_id, sum(model.sizes.get(name, 0) for name in names))
-        return _snapshot(hub_id, Path(snapshot_download(hub_id, revision=model.commit, allow_patterns=names)), licence)
+        folder = Path(snapshot_download(hub_id, revision=model.commit, allow_patterns=names))
+        main = folder.parent.parent / "refs" / "main"  # by which `_cached_snapshot` finds what was asked for by commit
+        main.parent.mkdir(exist_ok=True)
+        main.write_text(folder.name, encoding="utf-8")
+        return _snapshot(hub_id, folder, licence)
 
 
 def _converted_folder() -> Path:

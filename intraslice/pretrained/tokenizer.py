@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import lru_cache
 from typing import IO, Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,8 @@ from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 MAX_STEPS = 2**13  # bytes of the JSON of some steps
 LOADING = Bounds(memory=2**31, seconds=20)  # Gemma 3's takes 2 s
-SECONDS, CHARACTERS_PER_SECOND = 5, 50_000  # to load and encode
+SECONDS, MAX_SECONDS, CHARACTERS_PER_SECOND = 5, 60, 200_000  # to load and encode
+REMEMBERED_CHARACTERS = 2**17  # of a text whose tokens are remembered
 
 # How Llama 3, Qwen 2, Phi-4-mini and Mistral Nemo split text.
 _ENDINGS, _START, _OTHER = "(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"[^\r\n\p{L}\p{N}]?", r"\p{Lm}\p{Lo}\p{M}]"
@@ -59,17 +61,30 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False)
 
     Raises UserError for a tokenizer that takes too long for the text.
     """
-    if tokenizer not in _slow:
+    if not encodes_in_child(tokenizer):
         return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    bounds = Bounds(LOADING.memory, SECONDS + len(text) // CHARACTERS_PER_SECOND)
-    options = {"special": special, "split": bool(tokenizer.split_special_tokens)}
+    run = _remembered_in_child if len(text) <= REMEMBERED_CHARACTERS else _in_child
     try:
-        return run_in_subprocess("tokens", bounds, path=_slow[tokenizer].name, text=text, **options)
+        return list(run(_slow[tokenizer].name, text, special, bool(tokenizer.split_special_tokens)))
     except ValueError as error:
         raise UserError(
             f"the tokenizer of this model is too slow for a text of {len(text):,} characters ({error}); use another "
             "model, or a shorter text"
         ) from error
+
+
+def encodes_in_child(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `encode` takes a child process, and so may take seconds; of the last short texts it remembers the ids."""
+    return tokenizer in _slow
+
+
+def _in_child(path: str, text: str, special: bool, split: bool) -> tuple[int, ...]:
+    seconds = min(MAX_SECONDS, SECONDS + len(text) // CHARACTERS_PER_SECOND)
+    bounds = Bounds(LOADING.memory, seconds)
+    return tuple(run_in_subprocess("tokens", bounds, path=path, text=text, special=special, split=split))
+
+
+_remembered_in_child = lru_cache(64)(_in_child)
 
 
 def _is_linear(part: Any) -> bool:
@@ -86,5 +101,5 @@ def _is_linear_step(step: dict[str, Any]) -> bool:
     if step["type"] == "Split" and "Regex" in pattern:
         return pattern["Regex"] in (LLAMA3, QWEN2, _PHI4, _NEMO)
     if step["type"] == "Replace":
-        return 1 <= len(content) <= len(pattern.get("String", ""))
+        return len(content) <= len(pattern.get("String", "")) > 0
     return step["type"] in _LINEAR_STEPS and len(step.get("prepend", "")) <= 1

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer
 
 MAX_BYTES = 2**25  # of a vocabulary file; tokenizer.json of Gemma 3, the largest of the families, has 33,384,568
 MAX_CONFIG = 2**22  # of each other file: its tokenizer_config.json has 1,155,375
-MAX_TOKENS, MAX_TOKEN = 2**19, 2**10  # of the vocabulary; characters of one
+MAX_TOKENS, MAX_TOKEN = 300_000, 2**10  # of the vocabulary (Gemma 3: 262,145); characters of one
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
@@ -35,8 +36,9 @@ def run(path: str, text: str | None = None, special: bool = False, split: bool =
 
 def _load(folder: Path) -> None:
     for file in folder.iterdir():
-        limit = MAX_BYTES if file.stem == "tokenizer" else MAX_CONFIG
-        if file.suffix in (".json", ".jinja", ".model", ".txt") and file.stat().st_size > limit:
+        limit = MAX_BYTES if file.name in VOCABULARIES else MAX_CONFIG
+        is_read = file.name in (*VOCABULARIES, *CONFIGS) or file.suffix == ".jinja"
+        if is_read and file.stat().st_size > limit:
             raise ValueError(f"{file.name} has more than {limit:,} bytes")
     if (folder / "tokenizer.json").exists():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -61,8 +61,11 @@ def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None
     [("w10", "must have 2 to 512 tokens, got 1."), ("w10 " * 600, "must have 2 to 512 tokens, got 600.")],
 )
 def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, text, words) -> None:
-    *_, (_, html) = handlers.passage(columns, tiny, text, SOMEBODY)
+    """And in the status line, where the job may have said how far it was."""
+    *_, (status, html) = handlers.passage(columns, tiny, text, SOMEBODY)
     assert words in html
+    assert words in status
+    assert "<progress" not in status
 
 
 def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(columns, tiny) -> None:

@@ -127,6 +127,27 @@ def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     assert fetched == [needed]
 
 
+def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(
+    hub, folder, monkeypatch, refusal
+):
+    fetched: list[list[str]] = []
+
+    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        fetched.append(options["allow_patterns"])
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    assert "vocab.json and merges.txt" in refusal("someone/tiny")
+    assert fetched == []
+    (folder / "merges.txt").write_text("#version: 0.2\n")  # an older form, from which transformers makes one
+    sources.fetch_weights("someone/tiny")
+    assert {"vocab.json", "merges.txt"} <= set(fetched[0])
+    assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
+
+
 def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch):
     weights = folder / "model.safetensors"
     weights.write_bytes((2**22).to_bytes(8, "little") + bytes(2**22))

@@ -3,6 +3,7 @@
 import os
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,11 +29,11 @@ def test_a_model_is_loaded_once_those_before_it_leave_memory_for_it(tiny, monkey
     begins, may_end = threading.Event(), threading.Event()
     session._caches.job_bytes = 0
 
-    def load_model(name: str, *_: object, **__: object) -> str:
+    def load_model(name: str, *_: object, **__: object) -> SimpleNamespace:
         names.append(name)
         begins.set()
         assert may_end.wait(60)
-        return name
+        return SimpleNamespace(identity=name)
 
     def start(name: str) -> Job:
         key = tiny.calibration._replace(model=name)
@@ -47,7 +48,7 @@ def test_a_model_is_loaded_once_those_before_it_leave_memory_for_it(tiny, monkey
     assert "Waiting for memory; jobs ahead: 1" in texts
     assert names == ["first"]
     may_end.set()
-    assert [list(job.events()) and job.result for job in (first, second)] == ["first", "second"]
+    assert [list(job.events()) and job.result.identity for job in (first, second)] == ["first", "second"]
 
 
 def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway(fresh, tiny, monkeypatch) -> None:
