@@ -24,8 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.config import SliceConfig
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import Losses, measure_losses
+from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import DEFAULT, load_model
 from intraslice.methods.registry import plan_by, slice_by

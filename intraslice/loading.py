@@ -19,10 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
-from intraslice.core.cache import cache_path
+from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.core.records import read_record, write_record
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers

@@ -27,14 +27,13 @@ from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.hidden_states import require_length
 from intraslice.modeling.offload import Placement
-from intraslice.recovery.cost import RecoveryCost
-from intraslice.recovery.registry import cost_of
+from intraslice.recovery.registry import RecoveryCost, cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
 from intraslice.search.depth import COMPARED, search_depth, whole_layers
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.generations import SearchResult
 from intraslice.search.ratio_search import (
+    SearchResult,
     groups_of,
     require_in_memory,
     require_searchable,
@@ -42,7 +41,7 @@ from intraslice.search.ratio_search import (
     search_windows,
     searched_importances,
 )
-from intraslice.untrusted.importance_files import importances_json
+from intraslice.untrusted.layer_files import importances_json
 
 log = logging.getLogger(__name__)
 

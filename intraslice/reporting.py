@@ -15,7 +15,7 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has

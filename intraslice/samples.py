@@ -23,7 +23,7 @@ from intraslice.core.progress import Progress, ProgressCallback, progress_callba
 from intraslice.data import calibration_tokens
 from intraslice.distributed.sharing import broadcast, rank
 from intraslice.loading import LoadedModel, fingerprint_of
-from intraslice.modeling.logits import logits_in_chunks, next_token_logits
+from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
 
 SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on

@@ -11,8 +11,7 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
-from intraslice.diagnostics.distributions import Distribution
-from intraslice.diagnostics.shift import PLACES, Shift, ShiftReport, measure_shift
+from intraslice.diagnostics.shift import PLACES, Distribution, Shift, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
 
 from ..i18n.language import LazyString, gettext, lazy_gettext, translate

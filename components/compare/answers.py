@@ -14,7 +14,7 @@ from functools import partial
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
-from intraslice.evaluation.answers.statistics import common_tokens, has_loop
+from intraslice.evaluation.answers import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
 
 from ..i18n.language import lazy_gettext

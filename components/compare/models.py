@@ -16,7 +16,7 @@ from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from intraslice.untrusted.ratio_files import ratios_csv, read_ratios
+from intraslice.untrusted.layer_files import ratios_csv, read_ratios
 
 from ..state.request import Request
 from ..state.session import Session

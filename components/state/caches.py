@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedModel
 
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import Losses
+from intraslice.evaluation.perplexity import DenseStates, Losses
 from intraslice.loading import LoadedModel
 
 from ..jobs import limits

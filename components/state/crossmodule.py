@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from intraslice.methods.crossmodule import plan_crossmodule
-from intraslice.planning.crossmodule_plan import MULTIPLE, CrossModulePlan
+from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan
 
 from ..i18n.language import LazyString, lazy_gettext
 

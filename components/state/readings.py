@@ -9,12 +9,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedModel
 
-from intraslice.core.cache import cache_path
+from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
-from intraslice.core.records import read_record, write_record
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import BLOCK, Losses, measure_half_window, measure_losses
+from intraslice.evaluation.perplexity import BLOCK, DenseStates, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
 
 from ..i18n.language import LazyString, lazy_gettext

@@ -18,7 +18,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import DENSE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intraslice.calibration.rotary_pair_scores import channel_products, query_fisher
-from intraslice.calibration.stats import LayerStats
+from intraslice.calibration.stats import LayerStats, channel_products, query_fisher
 from intraslice.core.linalg import add_lower_moment_
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block

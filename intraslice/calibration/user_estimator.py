@@ -1,6 +1,6 @@
 """Estimators from user files, by `path.py:function` or `path.json`.
 
-A JSON file contains the importances of every layer (`untrusted/importance_files.py`), such as the command `search`
+A JSON file contains the importances of every layer (`untrusted/layer_files.py`), such as the command `search`
 writes. A Python file is executed, so the caller must trust it. Its function receives the statistics of one layer,
 `LayerCalibration`, and returns the importance of its units, as `Importances` or as a pair of tensors:
 
@@ -30,7 +30,7 @@ from intraslice.core.config import ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators import Estimator, Importances, LayerCalibration
-from intraslice.untrusted.importance_files import read_importances
+from intraslice.untrusted.layer_files import read_importances
 
 
 def load_estimator(spec: str) -> Estimator:

@@ -23,7 +23,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
 from intraslice.modeling.families import blocks, head_width, rotary_frequencies
 from intraslice.modeling.offload import resident
-from intraslice.planning.widths import BLOCK  # values per quantised block: MLP widths are rounded up to whole blocks
+from intraslice.planning.sizes import BLOCK
 
 DECI = "llama.cpp's `deci` architecture (the only one with sizes per layer)"
 SAVE_AS_FOLDER = "save it as a folder, which transformers loads"

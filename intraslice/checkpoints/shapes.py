@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.crossmodule_layers import BasisEmbedding, BasisNorm, CrossModuleLayer
 from intraslice.modeling.families import DenseModule, family_of
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer
 
 Shape = dict[str, Any]  # of one layer, as JSON
 LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up_proj", "mlp.down_proj")

@@ -21,9 +21,9 @@ from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.config import require_choice
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks
-from intraslice.planning.widths import BLOCK
+from intraslice.modeling.residual import CrossModuleLayer
+from intraslice.planning.sizes import BLOCK
 
 GGUFType = Literal["f32", "f16", "q8_0", "q5_0", "q4_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)

@@ -11,10 +11,10 @@ import copy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.modeling.crossmodule_layers import CrossModuleLayer
 from intraslice.modeling.families import blocks, head_width, write_layer_
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import resident
+from intraslice.modeling.residual import CrossModuleLayer
 
 
 def plain_model(model: PreTrainedModel) -> PreTrainedModel:

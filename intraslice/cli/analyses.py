@@ -26,12 +26,12 @@ from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
 from intraslice.distributed.sharing import is_main_process
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
-from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.planning.ratios import SlicePlan
 from intraslice.reporting import records
 

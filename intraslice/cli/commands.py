@@ -24,7 +24,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.pipeline import require_dense_name
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import (
     CROSS_MODULE,
@@ -36,7 +36,7 @@ from intraslice.reporting import (
     summary,
 )
 from intraslice.streaming.driver import estimate, memory_is_short, require_streamable, slice_to_folder
-from intraslice.untrusted.ratio_files import ratios_csv
+from intraslice.untrusted.layer_files import ratios_csv
 
 
 def ratios(run: Run) -> CommandResult:

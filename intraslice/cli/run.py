@@ -37,7 +37,7 @@ from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import Recipe
 from intraslice.search.evolution import SearchConfig
-from intraslice.untrusted.ratio_files import read_ratios
+from intraslice.untrusted.layer_files import read_ratios
 
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 # Commands that slice each model in a single process.

@@ -19,10 +19,8 @@ from intraslice.distributed.sharing import is_main_process
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.generations import SearchResult
-from intraslice.search.ratio_search import require_in_memory, require_unlocked, searched_importances
-from intraslice.untrusted.importance_files import importances_json
-from intraslice.untrusted.ratio_files import ratios_csv
+from intraslice.search.ratio_search import SearchResult, require_in_memory, require_unlocked, searched_importances
+from intraslice.untrusted.layer_files import importances_json, ratios_csv
 
 log = logging.getLogger(__name__)
 DEPTH = "shortgpt"  # the method that removes modules as a whole

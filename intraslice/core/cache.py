@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 from uuid import uuid4
 
 import torch
@@ -275,3 +276,29 @@ def _stats(files: Iterable[Path]) -> list[tuple[Path, os.stat_result]]:
 def folder_bytes(folder: Path) -> int:
     """The bytes of all files in a folder; of a link those of its text."""
     return sum(stat.st_size for _, stat in _stats(_files(folder)))
+
+
+def write_record(path: Path, record: dict[str, Any], what: str) -> None:
+    """Write a JSON object to the cache, with a checksum in a second line. `what` names it in warnings."""
+    content = json.dumps(record)
+    lines = f"{content}\n{_checksum(content)}".encode()
+    write_result(path, lambda file: file.write_bytes(lines), what, len(lines))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object at `path`; empty if there is none, or a damaged one."""
+    return read_result(path, _parse_record) or {}
+
+
+def _parse_record(path: Path) -> dict[str, Any]:
+    content, _, checksum = path.read_text(encoding="utf-8").partition("\n")
+    record = json.loads(content)
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if checksum != _checksum(content):
+        raise ValueError("the checksum does not match")
+    return record
+
+
+def _checksum(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()

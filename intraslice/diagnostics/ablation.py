@@ -21,7 +21,6 @@ from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
-from intraslice.modeling.linear import frozen_linear
 from intraslice.modeling.residual import (
     SlicedModule,
     centre,
@@ -32,7 +31,7 @@ from intraslice.modeling.residual import (
     residual_branches,
     writer_name,
 )
-from intraslice.modeling.surgery import replace_modules
+from intraslice.modeling.surgery import frozen_linear, replace_modules
 
 Ablation = Literal["outputs", "reads", "reads and writes", "writes"]
 ABLATIONS: dict[Ablation, str] = {

@@ -16,10 +16,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.core.cache import read_record, write_record
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, size
-from intraslice.evaluation.divergence import head_losses
+from intraslice.evaluation.perplexity import head_losses
 from intraslice.modeling.hidden_states import embed, last_states
 
 

@@ -27,7 +27,7 @@ from intraslice.loading import LoadedModel
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.planning.widths import neurons_kept
+from intraslice.planning.sizes import neurons_kept
 from intraslice.slicing.driver import slice_model
 
 FORMAT = "6"

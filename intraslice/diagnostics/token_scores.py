@@ -12,9 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, no_pause
-from intraslice.evaluation.divergence import divergences
 from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
-from intraslice.modeling.logits import logits_in_chunks
+from intraslice.evaluation.perplexity import divergences
+from intraslice.modeling.hidden_states import logits_in_chunks
 from intraslice.pretrained.tokenizer import encode
 
 

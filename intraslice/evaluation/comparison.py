@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.progress import ProgressCallback, progress_callback
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import Estimate, Losses, measure_losses
+from intraslice.evaluation.perplexity import DenseStates, Estimate, Losses, measure_losses
 
 
 @dataclass(frozen=True, repr=False)

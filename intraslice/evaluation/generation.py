@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, no_pause
-from intraslice.evaluation.chat_template import render_chat, require_short
-from intraslice.modeling.hidden_states import require_model
-from intraslice.modeling.logits import next_token_logits
+from intraslice.data import CHARACTERS_PER_TOKEN
+from intraslice.modeling.hidden_states import next_token_logits, require_model
 from intraslice.pretrained.tokenizer import encode
+from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel
 REPLACEMENT_CHARACTER = "\ufffd"  # decoded from a character whose last bytes are not generated yet
@@ -152,3 +152,44 @@ def generate_text(
             emitted = text
     if rest := answer_text(tokenizer, tokens)[len(emitted) :]:
         yield rest
+
+
+BOUNDS = Bounds(memory=256 * 2**20, seconds=2)  # an ordinary template takes 20 MiB and 0.06 s, mostly Python's start
+MAX_RENDERED = 2**21  # characters
+MAX_PROMPT = 2**20  # characters, whatever the model's number of positions: tokenising takes 70 bytes per character
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
+    """The text of a chat with the generation prompt, the same as `tokenizer.apply_chat_template` returns.
+
+    Args:
+        messages: role and content of each, such as `{"role": "user", "content": "Hello"}`.
+
+    Raises:
+        UserError: the template is invalid, refuses the messages, or exceeds the bounds on memory, time or length.
+    """
+    try:
+        return run_in_subprocess(
+            "template",
+            BOUNDS,
+            template=tokenizer.get_chat_template(),
+            messages=[dict(message) for message in messages],
+            special_tokens={name: _plain(token) for name, token in tokenizer.special_tokens_map.items()},
+            max_characters=MAX_RENDERED,
+        )
+    except ValueError as error:
+        raise UserError(f"the model's chat template fails ({error}); turn it off, or use another model") from error
+
+
+def require_short(prompt: str, positions: int) -> None:
+    """Raise UserError for a prompt that cannot fit into a model's positions, without tokenising it."""
+    max_characters = min(CHARACTERS_PER_TOKEN * positions, MAX_PROMPT)
+    if len(prompt) > max_characters:
+        raise UserError(
+            f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
+            f"as the model's maximum context length is {positions:,} tokens"
+        )
+
+
+def _plain(token: object) -> str | list[str]:
+    return list(map(str, token)) if isinstance(token, list | tuple) else str(token)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.modeling.logits import next_token_logits
+from intraslice.modeling.hidden_states import next_token_logits
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes
-from intraslice.core.cache import cache_path
+from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.records import read_record, write_record
 from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns
-from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import end_tokens
-from intraslice.evaluation.perplexity import Losses, measure_losses
+from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.loading import LoadedModel

@@ -23,10 +23,9 @@ from intraslice.methods.one_shot import OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.budget import bisect_count
+from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, require_locked_layers
-from intraslice.planning.sizes import Parameters
-from intraslice.planning.widths import neurons_kept
+from intraslice.planning.sizes import Parameters, neurons_kept
 from intraslice.slicing.mlp import fitted_moment, keep_neurons
 from intraslice.slicing.one_shot import attention_from_moments
 

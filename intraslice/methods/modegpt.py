@@ -26,7 +26,7 @@ from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.planning.budget import entropic_ratios
+from intraslice.planning.baseline_plans import entropic_ratios
 from intraslice.planning.ratios import LayerPlan
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 

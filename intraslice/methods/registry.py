@@ -17,7 +17,7 @@ from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded
-from intraslice.planning.crossmodule_plan import CrossModulePlan, require_below_one
+from intraslice.planning.baseline_plans import CrossModulePlan, require_below_one
 from intraslice.planning.ratios import SlicePlan
 from intraslice.recovery.registry import recover, require_trainable, training_bytes
 

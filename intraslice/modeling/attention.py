@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import Cache
 
 from intraslice.core.weights import UNROTATED, AttentionWeights, HeadNorms
-from intraslice.modeling.linear import concatenated, frozen_linear
+from intraslice.modeling.surgery import concatenated, frozen_linear
 
 
 def rotate(

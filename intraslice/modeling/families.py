@@ -19,8 +19,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.linear import concatenated
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.surgery import concatenated
 
 Pair = tuple[Tensor, Tensor | None]  # a weight and its bias
 DenseModule = Any  # a transformers module, whose attributes have no static types

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from intraslice.core.weights import MLPWeights
-from intraslice.modeling.linear import concatenated, frozen_linear
+from intraslice.modeling.surgery import concatenated, frozen_linear
 
 
 class SlicedMLP(nn.Module):

@@ -16,11 +16,9 @@ from torch.nn import functional
 from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
-from intraslice.planning.even_heads import EvenHeads, even_heads
-from intraslice.planning.head_table import HeadTable
+from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads
 from intraslice.planning.ranking import Ranking, rank
-from intraslice.planning.sizes import LayerSizes
-from intraslice.planning.widths import block_widths
+from intraslice.planning.sizes import LayerSizes, block_widths
 
 # Fraction of a head's parameters that a mask on the input of o_proj accounts for: value and output weights are half of
 # them; the rest is for queries and keys. The best of 0.5, 0.6, 0.7, 0.8 and 1 on three texts.

@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.registry import ESTIMATORS
-from intraslice.planning.even_heads import EvenHeads, frontier
+from intraslice.planning.head_table import EvenHeads, frontier
 from intraslice.planning.profile import Profile
-from intraslice.planning.widths import block_widths
+from intraslice.planning.sizes import block_widths
 
 # As MASKED_FRACTION in profile.py, for whole heads. The best of 0.5, 0.6, 0.7 and 0.85 on three texts.
 WHOLE_HEAD_FRACTION = 0.6

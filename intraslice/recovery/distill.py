@@ -9,26 +9,124 @@ which is added to its matrix in the end. Sizes, and tensors that the two models 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.logits import LOGIT_TOKENS, logits_in_chunks
+from intraslice.modeling.hidden_states import LOGIT_TOKENS, logits_in_chunks
 from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token
-from intraslice.recovery.low_rank import low_rank_updates
 from intraslice.recovery.registry import Recovery
-from intraslice.recovery.sampled_head import SampledHead, sampled_head, sampled_size
 from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidden, likely_size
 
-FORMAT = "5"  # of the training, including what is drawn in sampled_head.py
+# Standard deviation of the right factors: the smaller, the faster Adam turns them. A recovery's results depend on it.
+INITIAL = 0.05
+
+
+class LowRankUpdate:
+    """Adds `scale * left @ right` to the matrix of a linear map. `left` is 0 at first.
+
+    With the scale, a change of all entries of `left` by 0.001 changes the matrix by 0.001 times its root mean square.
+    """
+
+    def __init__(self, module: nn.Linear, rank: int, generator: torch.Generator) -> None:
+        weight = module.weight
+        right = INITIAL * torch.randn(rank, weight.shape[1], generator=generator)
+        self.right = right.to(weight.device).requires_grad_()
+        self.left = torch.zeros(weight.shape[0], rank, device=weight.device, requires_grad=True)
+        self.scale = weight.float().square().mean().sqrt().item() / (INITIAL * rank**0.5)
+
+    def hook(
+        self, module: nn.Linear, inputs: tuple[Any, ...], output: Float[Tensor, "*tokens rows"]
+    ) -> Float[Tensor, "*tokens rows"]:
+        """Adds the update's product with the inputs to the output, as a forward hook."""
+        narrow = linear(inputs[0], (self.scale * self.right).to(output.dtype))
+        return output + linear(narrow, self.left.to(output.dtype))
+
+    @torch.no_grad()
+    def merge_(self, module: nn.Linear) -> None:
+        """Add the update to the matrix, rounding once."""
+        module.weight.copy_(torch.addmm(module.weight.float(), self.left, self.right, alpha=self.scale))
+
+
+@contextmanager
+def low_rank_updates(modules: Sequence[nn.Linear], rank: int, seed: int) -> Iterator[list[Tensor]]:
+    """Give every linear map an update while the context is open. Yields the factors, float32 tensors to train.
+
+    On exit the updates are added to the matrices; after an exception they are dropped. Each map must have a matrix of
+    its own, and be called with one positional argument.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    updates = [LowRankUpdate(module, rank, generator) for module in modules]
+    handles = [module.register_forward_hook(update.hook) for module, update in zip(modules, updates, strict=True)]
+    try:
+        yield [factor for update in updates for factor in (update.left, update.right)]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, update in zip(modules, updates, strict=True):
+        update.merge_(module)
+
+
+DRAWN_PER_LIKELY = 0.5  # tokens drawn from the rest of the vocabulary
+
+
+@dataclass(frozen=True)
+class SampledHead:
+    """Logits of some tokens whose softmax estimates, on these tokens, that of all.
+
+    The likely tokens stand for themselves. Each of the others, drawn uniformly from the rest of the vocabulary, stands
+    for several: the logarithm of their number is added to its logit. The sum of the exponentials is unbiased; of its
+    logarithm, the bias is small where the likely tokens have most of the probability. Where two models agree, the
+    gradient of their divergence is 0 on every sample.
+    """
+
+    likely: Int[Tensor, " likely"]  # ascending; the first tokens of the sample
+    weight: Float[Tensor, "sampled hidden"]
+    bias: Float[Tensor, " sampled"]
+
+    def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens sampled"]:
+        """Float32 logits of the sample."""
+        return linear(hidden, self.weight).float() + self.bias
+
+    def positions(self, tokens: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
+        """The columns of likely tokens."""
+        return torch.searchsorted(self.likely, tokens)
+
+
+def sampled_head(head: nn.Linear, likely: Int[Tensor, " likely"], generator: torch.Generator) -> SampledHead:
+    """The rows of `head` for the likely tokens (ascending, on the CPU), and for others that are drawn."""
+    likely = likely.long()
+    drawn_size, others = sampled_size(head, len(likely)) - len(likely), head.out_features - len(likely)
+    keys = torch.rand(head.out_features, generator=generator)
+    keys[likely] = -1.0
+    drawn = keys.topk(drawn_size).indices
+    tokens = torch.cat([likely, drawn]).to(head.weight.device)
+    stands_for = others / drawn_size if drawn_size else 1.0
+    bias = torch.cat([torch.zeros(len(likely)), torch.full((drawn_size,), math.log(stands_for))]).to(tokens.device)
+    if head.bias is not None:
+        bias = bias + head.bias[tokens]
+    return SampledHead(tokens[: len(likely)], head.weight[tokens], bias)
+
+
+def sampled_size(head: nn.Linear, likely: int) -> int:
+    """The size of the sample for so many likely tokens."""
+    return min(likely + round(DRAWN_PER_LIKELY * likely), head.out_features)
+
+
+FORMAT = "5"  # of the training, including what `SampledHead` draws
 IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
 # Bytes of memory per byte of tensors. At 135 M it was 0.9 in bfloat16 and 0.7 in float32, without the kept states.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -16,7 +16,31 @@ from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import require_model, require_windows
 from intraslice.modeling.offload import is_offloaded
-from intraslice.recovery.cost import RecoveryCost, recovery_cost
+
+
+class RecoveryCost(NamedTuple):
+    """Dense passes of a recovery, by multiplications with weights; attention scores are not counted.
+
+    `training` is what each slice costs. `sampling` is spent once per model and text, and kept on disk: the dense
+    model's own samples, and its hidden states and likely tokens in all training sequences.
+    """
+
+    training: float
+    sampling: float
+
+
+def recovery_cost(
+    dense: PreTrainedModel, token_products: int, text: int, samples: int, epochs: int, calibration: int
+) -> RecoveryCost:
+    """The cost of training on `text` + `samples` tokens, where a dense pass has `calibration` tokens.
+
+    A training token costs `token_products` multiplications with weights.
+    """
+    token_pass = decoder_parameters(dense) + dense.lm_head.weight.numel()
+    dense_pass = calibration * token_pass
+    training = epochs * (text + samples) * token_products
+    sampling = (text + 2 * samples) * token_pass
+    return RecoveryCost(training / dense_pass, sampling / dense_pass)
 
 
 class Recovery(ABC):

@@ -20,13 +20,12 @@ from intraslice.core.config import MODULE_KINDS
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import LoadedModel
-from intraslice.planning.measured import ModuleId, Ratios
+from intraslice.planning.ratios import ModuleId, Ratios
 from intraslice.planning.sizes import LayerSizes
 from intraslice.search.evolution import Compares, SearchConfig, State, distinct, selected, sets_of
-from intraslice.search.generations import SearchResult, evolve
 from intraslice.search.levels import Allocation, Level, Levels
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import groups_of, require_in_memory
+from intraslice.search.ratio_search import SearchResult, evolve, groups_of, require_in_memory
 
 FORMAT = "depth 2"
 COMPARED = 2  # sets of windows in each generation, on which children are compared

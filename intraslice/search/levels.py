@@ -9,9 +9,9 @@ from functools import cached_property
 from itertools import chain, pairwise
 
 from intraslice.core.config import MODULE_KINDS, ModuleKind
-from intraslice.planning.measured import ModuleId, Ratios
 from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.widths import MULTIPLE, neurons_kept
+from intraslice.planning.ratios import ModuleId, Ratios
+from intraslice.planning.sizes import MULTIPLE, neurons_kept
 
 Allocation = tuple[int, ...]  # the number of the level of each module
 

@@ -6,8 +6,10 @@ starts from the estimator's plan and never changes the number of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
 
 import torch
 from jaxtyping import Int
@@ -15,23 +17,125 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.cache import cache_path
+from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.distributed.sharing import broadcast, rank
+from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
 from intraslice.loading import LoadedModel
 from intraslice.modeling.offload import is_offloaded
-from intraslice.planning.budget import bisect_count
-from intraslice.planning.measured import ModuleId, Ratios, importances_along
+from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
-from intraslice.planning.ratios import make_plan
+from intraslice.planning.ratios import ModuleId, Ratios, importances_along, make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
 from intraslice.search.evolution import SETS, Measures, Problem, SearchConfig, State, next_state, start_near
-from intraslice.search.generations import JUDGED, SearchResult, evolve
 from intraslice.search.levels import Allocation, Levels, levels_of
 from intraslice.search.measure import KEPT_LEVELS, Candidates
+
+JUDGED = 4  # windows that no generation reads, for the divergence before and after
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Ratios of every module, and the KL divergence before and after, in nats per token, on text the search never read.
+
+    `passes` counts dense passes over the calibration tokens; `changes` has the relative change of KL in each
+    generation, 0 where no child was better.
+    """
+
+    sparsity: float
+    ratios: Ratios
+    before: float
+    after: float
+    passes: float
+    changes: tuple[float, ...]
+
+    @property
+    def accepted(self) -> int:
+        """Generations that found a better allocation."""
+        return sum(change != 0 for change in self.changes)
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """The search after some generations, for a live display."""
+
+    ratios: dict[ModuleId, float]
+    start: dict[ModuleId, float]  # with which it began
+    generation: int
+    passes: float
+    changes: tuple[float, ...]
+
+
+def evolve(
+    candidates: Candidates,
+    start: Allocation,
+    step: Callable[[State, Measures], State],
+    sparsity: float,
+    passes: float,
+    path: Path,
+    report: ProgressCallback,
+) -> SearchResult:
+    """Run generations of a search, each by `step`, from the allocation `start` on, within a budget of dense passes.
+
+    Every generation is recorded in the file `path`, from which an interrupted search continues. The measurements of a
+    generation are shared among all processes.
+    """
+    record = broadcast(read_record(path))
+    passes_per_window = candidates.windows.shape[1] / candidates.stats.tokens
+    journal: list[State] = []
+    for recorded in record.get("states", []):  # those of a larger budget may follow
+        if not journal or journal[-1].windows * passes_per_window < passes:
+            journal.append(State.parse(recorded))
+    state = journal[-1] if journal and passes > 0 else State(start)
+
+    def event() -> Progress:
+        done = min(passes, state.windows * passes_per_window)
+        return Progress("search", round(done), max(1, round(passes)), partial=live)
+
+    def live() -> SearchProgress:
+        return SearchProgress(
+            candidates.levels.ratios(state.allocation),
+            candidates.levels.ratios(start),
+            state.generation,
+            state.windows * passes_per_window,
+            state.changes,
+        )
+
+    def pause() -> None:
+        report(event())
+
+    measures = _Shared(candidates, pause)
+    pause()
+    while state.windows * passes_per_window < passes:
+        state = step(state, measures)
+        journal.append(state)
+        if rank() == 0:
+            write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
+        pause()
+    judged = range(len(candidates.windows) - JUDGED, len(candidates.windows))
+    before, after = map(fmean, measures.divergence([start, state.allocation], judged))
+    ratios = candidates.levels.ratios(state.allocation)
+    return SearchResult(sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Measurements of candidates, shared among all processes."""
+
+    candidates: Candidates
+    pause: Pause
+
+    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
+        mine = allocations[shard_of(len(allocations))]
+        return all_gather([self.candidates.divergence(one, windows, self.pause).tolist() for one in mine])
+
+    def costs(
+        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
+    ) -> dict[tuple[int, int], float]:
+        return broadcast(self.candidates.costs(allocation, alternatives, windows, self.pause))
+
 
 FORMAT = "5"
 MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from intraslice.core.config import SliceConfig
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.logits import cache_keyword
+from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import make_plan

@@ -23,7 +23,7 @@ from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.diagnostics.shift import ShiftReport, measure_shift
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import load_model
-from intraslice.methods.crossmodule_bases import find_axes
+from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import is_offloaded

@@ -23,8 +23,7 @@ from components.state.settings import Settings
 from components.ui.handlers import spread_settings, unchanged
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import measure_losses, perplexity
+from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
 PROMPT = "w10 w20 w30"

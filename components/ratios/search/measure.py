@@ -9,10 +9,9 @@ from math import prod
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.planning.measured import Ratios
+from intraslice.planning.ratios import Ratios
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.generations import SearchProgress
-from intraslice.search.ratio_search import search_bytes, search_ratios, search_windows
+from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
 from ...i18n.language import lazy_gettext
 from ...jobs.job import Job

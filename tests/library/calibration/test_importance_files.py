@@ -12,7 +12,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.ratios import make_plan
-from intraslice.untrusted.importance_files import importances_json, read_importances
+from intraslice.untrusted.layer_files import importances_json, read_importances
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, DynamicCache, PreTrainedModel, pipeline
 
-from intraslice.modeling.logits import cache_keyword
+from intraslice.modeling.hidden_states import cache_keyword
 
 STEPS = 8
 

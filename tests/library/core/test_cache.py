@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from intraslice.core.cache import cache_path, read_result, temporary_folder, temporary_sibling, write_result
-from intraslice.core.records import read_record, write_record
+from intraslice.core.cache import (
+    cache_path,
+    read_record,
+    read_result,
+    temporary_folder,
+    temporary_sibling,
+    write_record,
+    write_result,
+)
 
 
 def test_every_part_tells_paths_apart(own_cache):

@@ -20,14 +20,15 @@ from intraslice.core.cache import (
     cache_path,
     mark_used,
     max_cache_bytes,
+    read_record,
     read_result,
     remove_stale_folders,
     set_max_cache_bytes,
     temporary_folder,
+    write_record,
     write_result,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.records import read_record, write_record
 
 SIZE = 1_000
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from intraslice.diagnostics.distributions import Moments, distance, histogram_edges
+from intraslice.diagnostics.shift import Moments, distance, histogram_edges
 
 
 def described(values, edges, pieces: int = 3):

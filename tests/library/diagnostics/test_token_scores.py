@@ -27,7 +27,7 @@ def pair(family_case):
 @pytest.mark.parametrize("chunk", [2, 512])
 def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     loaded, sliced = pair
-    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", chunk)
+    monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", chunk)
     passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT)
     ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
     frame = passage.frame()

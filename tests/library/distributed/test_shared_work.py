@@ -21,15 +21,14 @@ from intraslice.diagnostics import ablation, sensitivity
 from intraslice.distributed.sharing import rank
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.methods import crossmodule_bases
+from intraslice.methods import crossmodule
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import offload_
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.generations import SearchResult
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import search_ratios
+from intraslice.search.ratio_search import SearchResult, search_ratios
 from intraslice.slicing import sequential
 
 
@@ -110,7 +109,7 @@ def embedded(monkeypatch) -> list[int]:
         counts.append(len(tokens))
         return hidden_states.embed(model, tokens)
 
-    for user in (sequential, crossmodule_bases, ablation):
+    for user in (sequential, crossmodule, ablation):
         monkeypatch.setattr(user, "embed", embed)
     return counts
 

@@ -9,7 +9,7 @@ import pytest
 
 from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_PER_TOKEN
-from intraslice.evaluation.chat_template import MAX_PROMPT, render_chat, require_short
+from intraslice.evaluation.generation import MAX_PROMPT, render_chat, require_short
 from intraslice.untrusted import process
 
 CHAT = [

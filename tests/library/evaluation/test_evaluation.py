@@ -13,8 +13,14 @@ from torch.testing import assert_close
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation import perplexity as perplexity_module
-from intraslice.evaluation.divergence import DenseStates, divergences
-from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses, perplexity
+from intraslice.evaluation.perplexity import (
+    DenseStates,
+    Losses,
+    divergences,
+    measure_half_window,
+    measure_losses,
+    perplexity,
+)
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -54,7 +60,7 @@ def test_losses_are_by_window_and_token(case, monkeypatch):
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = perplexity(case.loaded.model, case.tokens, progress=False)
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * case.tokens.shape[1])
-    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
+    monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
     events: list[Progress] = []
     assert perplexity(case.loaded.model, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
     assert (events[0].stage, events[0].done, events[0].total) == ("evaluate", 0, 16)
@@ -142,7 +148,7 @@ def test_divergences_by_hand():
 @pytest.mark.parametrize("batch", [5])
 def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch):
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * family_case.tokens.shape[1])
-    monkeypatch.setattr("intraslice.modeling.logits.LOGIT_TOKENS", 17)
+    monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
     dense, cut = (
         family_case.loaded.model,

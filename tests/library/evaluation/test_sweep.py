@@ -16,8 +16,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress
 from intraslice.evaluation import sweep as module
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import measure_losses, perplexity
+from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
 from intraslice.evaluation.weight_rounding import rounded_model

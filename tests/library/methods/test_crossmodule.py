@@ -16,9 +16,9 @@ from intraslice.diagnostics.ablation import ablated_model
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks, canonicalise
-from intraslice.modeling.logits import cache_keyword
+from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.residual import centre
-from intraslice.planning.crossmodule_plan import CrossModulePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
 
 ORDERS = ("sequential", "one-shot")
 TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")

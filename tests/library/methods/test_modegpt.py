@@ -14,7 +14,7 @@ from intraslice.methods.layer_ratios import leverage_scores
 from intraslice.methods.modegpt import narrow_values, pair_norms
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
-from intraslice.planning.budget import entropic_ratios
+from intraslice.planning.baseline_plans import entropic_ratios
 
 
 def made(case, sparsity: float, **config):

@@ -9,8 +9,7 @@ import torch
 
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.planning.estimators import Importances
-from intraslice.planning.measured import importances_along, removal_sparsities
-from intraslice.planning.ratios import make_plan
+from intraslice.planning.ratios import importances_along, make_plan, removal_sparsities
 
 
 def test_a_unit_falls_at_the_sparsity_where_its_modules_ratio_passes_it() -> None:

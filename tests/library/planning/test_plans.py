@@ -17,8 +17,7 @@ from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import head_energies, head_table
 from intraslice.planning.profile import MASKED_FRACTION, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.planning.sizes import LayerSizes
-from intraslice.planning.widths import MULTIPLE, all_aligned
+from intraslice.planning.sizes import MULTIPLE, LayerSizes, all_aligned
 
 SMOLLM2 = LayerSizes(
     hidden=576, heads=9, kv_heads=3, dim=64, neurons=1536, gated=True, attention_bias=False, mlp_bias=False, fixed=1152

@@ -15,11 +15,10 @@ from test_plans import MODELS, counted, profile_of
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.methods.registry import METHODS
-from intraslice.planning.even_heads import EvenHeads, even_heads, frontier
+from intraslice.planning.head_table import EvenHeads, even_heads, frontier
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.planning.sizes import LayerSizes
-from intraslice.planning.widths import BLOCK, block_widths, neurons_kept
+from intraslice.planning.sizes import BLOCK, LayerSizes, block_widths, neurons_kept
 from intraslice.slicing.driver import slice_model
 
 ESTIMATORS = ("pca", "fisher", "uniform")

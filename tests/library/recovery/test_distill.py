@@ -16,9 +16,7 @@ from intraslice.core.progress import Progress
 from intraslice.core.registry import RECOVERIES
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
-from intraslice.recovery.distill import Distillation
-from intraslice.recovery.low_rank import low_rank_updates
-from intraslice.recovery.sampled_head import sampled_head
+from intraslice.recovery.distill import Distillation, low_rank_updates, sampled_head
 from intraslice.slicing.driver import slice_model
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from intraslice.recovery.sampled_head import sampled_head
+from intraslice.recovery.distill import sampled_head
 
 
 @pytest.fixture(params=[False, True], ids=["no-bias", "bias"])

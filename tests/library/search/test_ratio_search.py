@@ -13,16 +13,14 @@ from stopping import Stopped, stop_when
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.sensitivity import cut_alone
-from intraslice.evaluation.divergence import DenseStates
-from intraslice.evaluation.perplexity import measure_losses
+from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.planning.ratios import LayerPlan, make_plan
-from intraslice.search import generations as module
 from intraslice.search import measure as measure_module
+from intraslice.search import ratio_search as module
 from intraslice.search.evolution import Problem, SearchConfig, State, next_state
-from intraslice.search.generations import SearchResult
 from intraslice.search.levels import Level, Levels, levels_of
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import planned_ratios, problem_of, search_ratios
+from intraslice.search.ratio_search import SearchResult, planned_ratios, problem_of, search_ratios
 from intraslice.slicing.driver import slice_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from intraslice.core.linalg import damp_by_channel
 from intraslice.core.weights import MLPWeights
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.widths import neurons_kept
+from intraslice.planning.sizes import neurons_kept
 from intraslice.slicing.mlp import fitted_moment, keep_best, keep_neurons, neuron_scores, rank_neurons
 
 HIDDEN, NEURONS = 10, 24

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 import intraslice
 from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import METHODS, slice_by
-from intraslice.modeling.logits import cache_keyword
+from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model

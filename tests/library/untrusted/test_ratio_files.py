@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from intraslice.core.errors import UserError
-from intraslice.untrusted.ratio_files import MAX_CHARACTERS, ratios_csv, read_ratios
+from intraslice.untrusted.layer_files import MAX_CHARACTERS, ratios_csv, read_ratios
 
 HEAD = "layer,attention_ratio,mlp_ratio\n"
 

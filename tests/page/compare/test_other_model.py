@@ -14,9 +14,8 @@ from components.compare.models import Columns
 from components.ui.handlers import spread_settings
 from intraslice import checkpoints
 from intraslice.core.errors import UserError
-from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.perplexity import measure_losses
+from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.loading import load_model
 
 PROMPT = "w10 w20 w30"

@@ -25,7 +25,7 @@ from components.state.snapshots import measurements
 from components.state.views import Perplexities
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
-from intraslice.evaluation.divergence import DenseStates
+from intraslice.evaluation.perplexity import DenseStates
 from intraslice.loading import DEFAULT, load_model
 
 MAX_BYTES = 400_000

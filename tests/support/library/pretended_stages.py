@@ -23,9 +23,8 @@ import intraslice
 from intraslice.calibration import hooks
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
-from intraslice.evaluation.divergence import DenseStates
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.perplexity import measure_losses
+from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import distill

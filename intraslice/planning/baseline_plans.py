@@ -1,12 +1,17 @@
-"""Planning of the other methods: entropic ratios per layer, bisection to a budget. Pure."""
+"""Plans of the other methods: entropic ratios per layer, bisection to a budget, and one width for the whole residual
+stream (SliceGPT, arXiv 2401.15024). Pure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
+from intraslice.core.config import NO_RECOVERY, Order
 from intraslice.core.errors import UserError
+from intraslice.planning.sizes import Parameters
 
 BISECTION_STEPS = 48
 TOLERANCE = 0.01  # allowed deviation of a plan, relative to the target number of parameters
@@ -52,3 +57,48 @@ def proportional_fractions(weights: Sequence[float], mean: float) -> list[float]
         free &= fractions < 1
         fractions[~free] = 1.0
     return fractions.tolist()
+
+
+MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
+
+
+def require_below_one(name: str, value: float) -> None:
+    """Raise UserError unless a fraction of parameters or axes to remove is from 0 to below 1."""
+    if not 0 <= value < 1:
+        raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class CrossModulePlan:
+    """The width D' and the resulting parameter counts, including all shortcut matrices."""
+
+    hidden: int
+    width: int  # D'
+    asked: float | None  # target sparsity; None when the slicing fraction was given
+    parameters: Parameters  # a tied head stays tied
+    order: Order  # "one-shot": the bases come from the dense model's moments
+    untied_total: int  # sliced total with untied embeddings, as in SliceGPT's own code
+    recovery: str = NO_RECOVERY  # after slicing
+    epochs: int = 1  # of the recovery
+
+    @property
+    def slicing(self) -> float:
+        """The fraction of the residual stream's axes that is cut (SliceGPT's percentage)."""
+        return 1 - self.width / self.hidden
+
+    @property
+    def removed_fraction(self) -> float:
+        return self.parameters.removed_fraction
+
+    @property
+    def note(self) -> str:
+        """A sentence on the difference between target and actual sparsity, empty if there is none."""
+        removed = self.removed_fraction
+        if removed < 0:
+            return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."
+        if self.asked is not None and abs(removed - self.asked) > 5e-4:
+            return (
+                f"No width that is a multiple of {MULTIPLE} removes {self.asked:.1%} of the decoder; "
+                f"the nearest, {self.width} of {self.hidden}, removes {removed:.1%}."
+            )
+        return ""
