@@ -85,7 +85,8 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     tokens, types = _vocabulary(tokenizer_json, rows)
     if model["byte_fallback"] and tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
-    start, template = encode(tokenizer, "a", special=True), tokenizer.chat_template
+    start = encode(tokenizer, "a", special=True)
+    template: Any = tokenizer.chat_template
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
     common: dict[str, Any] = {

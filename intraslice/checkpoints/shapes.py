@@ -101,7 +101,7 @@ def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
     biased, norms = "self_attn.qkv_proj" in shape["biases"], None
     if shape["norms"]:  # that do nothing but normalise: transformers initialises linear maps, but not these
         epsilon, offset = shape["norms"]
-        norms = HeadNorms(*(torch.full((dim,), 1 - offset) for _ in range(2)), epsilon, offset)
+        norms = HeadNorms(torch.full((dim,), 1 - offset), torch.full((dim,), 1 - offset), epsilon, offset)
     return AttentionWeights(
         query=torch.empty(heads, dim, reads),
         key=torch.empty(kv_heads, dim, reads),

@@ -212,8 +212,8 @@ def _measure(
     def measure(states: Tensor, parameters: int = 0) -> None:
         losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
         assert divergences is not None  # `dense_states` are given
-        by_window = (tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses))
-        measurements.append(_Measurement(*by_window, parameters))
+        kl, nll = (tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses))
+        measurements.append(_Measurement(kl, nll, parameters))
 
     if not measurements:
         measure(dense_states if base is dense else last_states(base, layers, hidden_states, pause))

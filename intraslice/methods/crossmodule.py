@@ -244,7 +244,8 @@ def _slice_layer(
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
     norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
-    return CrossModuleLayer(family, *modules, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
+    attention, mlp = modules
+    return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:

@@ -220,8 +220,8 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
 
     norms = None
     if hasattr(attention, "q_norm"):
-        weights = (norm.weight.detach()[order] for norm in (attention.q_norm, attention.k_norm))
-        norms = HeadNorms(*weights, norm_epsilon(attention.q_norm), family.norm_offset)
+        query_norm, key_norm = (norm.weight.detach()[order] for norm in (attention.q_norm, attention.k_norm))
+        norms = HeadNorms(query_norm, key_norm, norm_epsilon(attention.q_norm), family.norm_offset)
     query, query_bias = by_head(queries, heads, order)
     key, key_bias = by_head(keys, kv_heads, order)
     value, value_bias = by_head(values, kv_heads, slice(None))
@@ -277,7 +277,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
 
 def block_of(layer: DenseModule, family: Family) -> Block:
     """One canonical layer of a family."""
-    norms = [getattr(layer, name) for name in (family.attention_norm, family.mlp_norm)]
+    attention_norm, mlp_norm = (getattr(layer, name) for name in (family.attention_norm, family.mlp_norm))
     names = (family.attention_output_norm, family.mlp_output_norm)
     output_norms = (None if name is None else getattr(layer, name) for name in names)
-    return Block(layer.self_attn, layer.mlp, *norms, family.parallel, *output_norms)
+    return Block(layer.self_attn, layer.mlp, attention_norm, mlp_norm, family.parallel, *output_norms)

@@ -93,7 +93,8 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
-            values = {"model_type": model_type, "num_hidden_layers": fields.get(f"{architecture}.block_count")}
+            layers = fields.get(f"{architecture}.block_count")
+            values: dict[str, Any] = {"model_type": model_type, "num_hidden_layers": layers}
         else:
             values = read_json(weights.folder / "config.json")
         if not isinstance(values.get("model_type"), str):
