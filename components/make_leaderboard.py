@@ -27,8 +27,8 @@ from intraslice.core.config import NO_RECOVERY, CalibrationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.sweep import LOSSES
-from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
+from intraslice.pretrained.sources import SUGGESTED_MODELS
 
 from .state.snapshots.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, write
 

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from intraslice.core.config import SliceConfig
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
-from intraslice.loading import DEFAULT, load_model
+from intraslice.loading import load_model
 from intraslice.methods.registry import plan_by, slice_by
+from intraslice.pretrained.sources import DEFAULT
 
 from .activations.measure import ShiftViews
 from .activations.views import Histogram, PlaceShift, ShiftView

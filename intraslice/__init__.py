@@ -12,9 +12,8 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceCon
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens, evaluation_tokens
-from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import generate_text
-from intraslice.evaluation.perplexity import perplexity
+from intraslice.evaluation.perplexity import Evaluation, evaluate, perplexity
 from intraslice.loading import LoadedModel, load_model, prepare_model
 from intraslice.methods.registry import METHODS, SlicingMethod, plan_by, slice_by
 from intraslice.planning.estimators import ESTIMATORS

@@ -24,8 +24,8 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Or
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.evaluation.comparison import Evaluation, evaluate
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
+from intraslice.evaluation.perplexity import Evaluation, evaluate
 from intraslice.loading import LoadedModel, prepare_model
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of

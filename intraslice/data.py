@@ -33,7 +33,6 @@ Part = Literal["calibration", "evaluation"]
 DIGEST = "sha256:"  # a text may be named by its digest where it is only compared
 
 WIKITEXT = "Salesforce/wikitext"
-_WIKITEXT_FILES = {"calibration": "train", "evaluation": "test"}
 _WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # of an article; titles of sections have more equals signs
 
 _WIKIPEDIA_SENTENCE = (
@@ -57,12 +56,8 @@ def calibration_tokens(
 ) -> Int64[Tensor, "sequences length"]:
     """Calibration windows, from documents shuffled by the config's seed, without the config's `samples`.
 
-    Args:
-        evaluation_text: the text for perplexity. If both texts have the same bytes, only the first 80 % of their
-            documents are used here; the named corpora have fixed splits.
-
-    Raises:
-        UserError: the text cannot be read or is too short.
+    If the text for perplexity has the same bytes, only the first 80 % of its documents are used here; the named corpora
+    have fixed splits. Raises UserError where the text cannot be read or is too short.
     """
     return training_tokens(tokenizer, config, evaluation_text, times=1)
 
@@ -96,12 +91,8 @@ def evaluation_tokens(
 ) -> Int64[Tensor, "windows window"]:
     """Evaluation windows, from documents in order: as many whole windows as fit into the config's tokens.
 
-    Args:
-        calibration_text: the calibration text or its digest. If both texts have the same bytes, only the last 20 % of
-            their documents are used here; the named corpora have fixed splits.
-
-    Raises:
-        UserError: the text cannot be read or is too short.
+    `calibration_text` may be a digest. If it has the same bytes, only the last 20 % of its documents are used here; the
+    named corpora have fixed splits. Raises UserError where the text cannot be read or is too short.
     """
     documents = read_documents(config.text, "evaluation", calibration_text)
     windows = config.tokens // config.window
@@ -140,8 +131,7 @@ def count_evaluation_tokens(tokenizer: PreTrainedTokenizerBase, text: str, calib
 
 def text_digest(text: str) -> str | None:
     """A digest of the bytes of a user's text, by which other functions here know it; None for a named corpus."""
-    path = None if text in NAMED_CORPORA else _existing(text)
-    if path is None:
+    if text in NAMED_CORPORA or (path := _existing(text)) is None:
         return None
     with path.open("rb") as file:
         return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
@@ -155,8 +145,7 @@ def describe(text: str) -> str:
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
     """The documents of one part of a text: only some of a file that is also `other`, the text of the other part.
 
-    Raises:
-        UserError: `text` is neither a named corpus nor a readable file with text in it.
+    Raises UserError if `text` is neither a named corpus nor a readable file with text in it.
     """
     if text in ("default", "wikipedia"):
         return _wikipedia(part)
@@ -179,14 +168,13 @@ def _wikipedia(part: Part) -> list[str]:
     articles = json.loads(fetch(WIKIPEDIA).read_text(encoding="utf-8"))
     # The file is sorted by subject; the order of hashes mixes subjects, and is the same on all platforms.
     digests = {title: int.from_bytes(hashlib.sha256(title.encode()).digest()[:8]) for title in articles}
-    titles = sorted(
-        (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation")), key=digests.__getitem__
-    )
-    return [articles[title]["extract"] for title in titles]
+    titles = (title for title in articles if (digests[title] % 5 == 0) == (part == "evaluation"))
+    return [articles[title]["extract"] for title in sorted(titles, key=digests.__getitem__)]
 
 
 def _wikitext2(part: Part) -> list[str]:
-    file = f"wikitext-2-raw-v1/{_WIKITEXT_FILES[part]}-00000-of-00001.parquet"
+    split = "train" if part == "calibration" else "test"
+    file = f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
     try:
         path = hf_hub_download(WIKITEXT, file, repo_type="dataset", local_files_only=True)
     except LocalEntryNotFoundError:

@@ -25,24 +25,10 @@ from intraslice.core.progress import ProgressCallback
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers
-from intraslice.pretrained.memory import MemoryEstimate, available_bytes, estimate_memory, require_memory
+from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.pretrained.reader import Weights, read_config, read_weights, weight_files
-from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, fetch_weights, obtain_weights
-
-__all__ = [
-    "DEFAULT",
-    "SUGGESTED_MODELS",
-    "LoadedModel",
-    "MemoryEstimate",
-    "estimate_memory",
-    "fingerprint",
-    "fingerprint_of",
-    "load_model",
-    "prepare_model",
-    "require_loaded",
-    "require_memory",
-]
+from intraslice.pretrained.sources import DEFAULT, fetch_weights, obtain_weights
 
 FORMAT = "1"  # of the kept digests of weight files
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of the models in every LoadedModel
@@ -105,11 +91,8 @@ def load_model(
 
     The model is in eval mode, its parameters require no gradients, and its layers are canonical (see families.py). With
     a `device_map` it may be larger than memory: "auto" offloads the layers that do not fit, "disk" every layer. `dtype`
-    is float32, bfloat16, the name of one of them, or "auto" (see `choose_dtype`).
-
-    Raises:
-        UserError: there is no such model, it cannot be sliced, it does not fit, the device is not available, or `dtype`
-            is another type.
+    is float32, bfloat16, the name of one of them, or "auto" (see `choose_dtype`). Raises UserError where there is no
+    such model, it cannot be sliced, it does not fit, the device is not available, or `dtype` is another type.
     """
     try:
         torch.empty(0, device=device)
@@ -125,7 +108,10 @@ def load_model(
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else precision)
     prepare_tokenizer_(tokenizer, model, name)
-    model = _convert_dtype_(model, precision).eval().requires_grad_(False)
+    for parameter in model.parameters():  # buffers, such as rotary frequencies, stay float32
+        parameter.data = parameter.data.to(precision)
+    model.config.dtype = precision
+    model = model.eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise(model)
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
@@ -136,10 +122,8 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
 
     The result shares all tensors with the model except the fused maps (query, key and value; gate and up), which are
     copies and take about two thirds of the layers' memory again. Do not change the model in place while it is in use.
-
-    Raises:
-        UserError: it is not a dense transformers model, cannot be sliced, is quantised, is spread over several devices,
-            or has another precision than float32 and bfloat16.
+    Raises UserError unless it is a dense transformers model of a family that can be sliced, unquantised, on one device,
+    in float32 or bfloat16.
     """
     if not isinstance(model, PreTrainedModel):
         raise UserError(f"model must be a Hub id, a path or a transformers model, got {type(model).__name__}")
@@ -166,14 +150,6 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     prepare_tokenizer_(tokenizer_copy, canonical, name)
     canonicalise(canonical)
     return LoadedModel(canonical, tokenizer_copy, name, f"{name}, as transformers loaded it", digest)
-
-
-def _convert_dtype_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Round the parameters only: buffers, such as rotary frequencies, stay float32."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-    return model
 
 
 def _load_offloaded(
@@ -203,10 +179,8 @@ def _load_offloaded(
 def fingerprint(model: PreTrainedModel, kept: Mapping[str, str] | None = None) -> str:
     """SHA-256 digests, in hexadecimal, of all tensors and of the configuration, joined by a hyphen.
 
-    All bytes of every parameter and buffer count; where they are does not. Takes a second for some gigabytes.
-
-    Args:
-        kept: digests of tensors by name, used for offloaded ones instead of reading these.
+    All bytes of every parameter and buffer count; where they are does not. `kept` has digests of tensors by name, used
+    for offloaded ones instead of reading these. Takes a second for some gigabytes.
     """
     kept = kept or {}
 

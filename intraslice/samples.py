@@ -64,8 +64,7 @@ def kept_samples(
 ) -> Int64[Tensor, "sequences length"]:
     """Sequences of joined texts that the model wrote, from the cache as far as it wrote them before.
 
-    Args:
-        size: number of sequences, and tokens of each. More sequences begin with those of fewer.
+    `size` is the number of sequences, and of tokens of each. More sequences begin with those of fewer.
     """
     sequences, length = size
     texts_per_sequence = -(-length // SAMPLE_TOKENS)
@@ -140,11 +139,8 @@ def sample_texts(
     """Texts that the model continues from one random token each, by sampling from its whole distribution.
 
     Random first tokens lead to more kinds of text (prose, lists, programs) than the beginnings of one corpus. What
-    follows an end token is kept.
-
-    Args:
-        size: number of texts, and tokens of each.
-        report: called after every token of all texts, with the numbers of tokens so far and in all.
+    follows an end token is kept. `size` is the number of texts, and of tokens of each; `report` is called after every
+    token of all texts, with the numbers of tokens so far and in all.
     """
     texts, length = size
     columns = [torch.randint(model.lm_head.out_features, (texts, 1), generator=generator)]

@@ -19,9 +19,9 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.loading import LoadedModel, estimate_memory, load_model
+from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.hub import fetched_for_others
-from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
 
 from ..i18n.language import lazy_gettext

@@ -15,9 +15,8 @@ from torch import Tensor
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.diagnostics.flops import CONTEXT, flops_per_token
 from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
+from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, make_plan
 
 from ..i18n.language import language
 from .caches import BoundedCache

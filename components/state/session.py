@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
-from intraslice.loading import require_memory
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
-from intraslice.pretrained.memory import available_bytes
+from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 

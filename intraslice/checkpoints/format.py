@@ -22,12 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.checkpoints.auto_class import (
-    RECORD,
-    WEIGHTS,
-    IntraSliceConfig,
-    IntraSliceForCausalLM,
-)
+from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM
 from intraslice.checkpoints.model_card import CARD, model_card
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
@@ -92,10 +87,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
 
 @contextmanager
 def written_whole(target: Path, size: float) -> Iterator[Path]:
-    """A path for the content of `target`, a new file or folder; it is moved there on exit, atomically.
-
-    Raises UserError if the disk is full.
-    """
+    """A path for the content of `target`, moved there on exit, atomically. Raises UserError if the disk is full."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary_sibling(target) as scratch:
@@ -194,8 +186,7 @@ def _digest(folder: Path, record: dict[str, Any]) -> str:
     digest = hashlib.sha256()
     for shard in weight_files(folder):
         with shard.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     described = {name: value for name, value in json.loads(json.dumps(record)).items() if name != "sha256"}
     described["config"] = _read_json_or_empty(folder / CONFIG)
     digest.update(json.dumps(described, sort_keys=True).encode())

@@ -63,10 +63,7 @@ def short_context(config: PreTrainedConfig) -> int | None:
 
 
 def shared_heads(model: PreTrainedModel) -> Heads:
-    """Head width and rotary frequencies of a model, dense or sliced.
-
-    Raises UserError if these change with the length of the text, or from layer to layer.
-    """
+    """Head width and rotary frequencies of a model. Raises UserError if they change with the text or the layer."""
     config = model.config
     rope_type, base = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
     if rope_type not in _ROTARY:

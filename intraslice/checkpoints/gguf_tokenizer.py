@@ -86,13 +86,16 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     if model["byte_fallback"] and tokenizer.unk_token_id is not None:
         types[tokenizer.unk_token_id] = TokenType.UNKNOWN
     start = encode(tokenizer, "a", special=True)
+    template: Any = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = [{"name": name, "template": text} for name, text in template.items()]
     common: dict[str, Any] = {
         "tokens": tokens,
         "types": types,
         "special": _special(tokenizer, stops),
         "adds_bos": start[:1] == [tokenizer.bos_token_id],
         "adds_eos": start[-1:] == [tokenizer.eos_token_id],
-        "chat_template": _chat_template(tokenizer.chat_template),
+        "chat_template": template,
     }
     if model["byte_fallback"]:
         return GGUFTokenizer(
@@ -129,12 +132,6 @@ def _special(tokenizer: PreTrainedTokenizerBase, stops: Collection[int]) -> dict
     template_stops = [token for token, text in texts.items() if text and text in template]
     special["eot"] = next(iter(template_stops), None)
     return {kind: token for kind, token in special.items() if token is not None}
-
-
-def _chat_template(template: str | dict[str, str] | None) -> str | list[dict[str, str]] | None:
-    if isinstance(template, dict):
-        return [{"name": name, "template": text} for name, text in template.items()]
-    return template
 
 
 def _flatten_steps(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
@@ -184,8 +181,7 @@ def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
     steps = [step["type"] for step in (*normalizers, *splits)]
     raise UserError(
         f"the tokenizer uses the normalizer/pre-tokenizer steps {steps}, which llama.cpp's SentencePiece does not "
-        "support; "
-        "save the model as a folder instead, which transformers loads"
+        "support; save the model as a folder instead, which transformers loads"
     )
 
 

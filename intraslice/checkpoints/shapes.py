@@ -98,7 +98,10 @@ def _frequency(shape: Shape) -> Tensor:
 
 def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
     heads, kv_heads, dim, value_dim = (shape[name] for name in ("heads", "kv_heads", "dim", "value_dim"))
-    biased = "self_attn.qkv_proj" in shape["biases"]
+    biased, norms = "self_attn.qkv_proj" in shape["biases"], None
+    if shape["norms"]:  # that do nothing but normalise: transformers initialises linear maps, but not these
+        epsilon, offset = shape["norms"]
+        norms = HeadNorms(torch.full((dim,), 1 - offset), torch.full((dim,), 1 - offset), epsilon, offset)
     return AttentionWeights(
         query=torch.empty(heads, dim, reads),
         key=torch.empty(kv_heads, dim, reads),
@@ -111,17 +114,8 @@ def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
         kv_head=torch.tensor(shape["kv_head"], dtype=torch.long, device="cpu"),
         frequency=_frequency(shape),
         scale=shape["scale"],
-        norms=_norms(shape),
+        norms=norms,
     )
-
-
-def _norms(shape: Shape) -> HeadNorms | None:
-    """Norms that do nothing but normalise: transformers initialises linear maps, but not these."""
-    if not shape["norms"]:
-        return None
-    epsilon, offset = shape["norms"]
-    query, key = (torch.full((shape["dim"],), 1 - offset) for _ in range(2))
-    return HeadNorms(query, key, epsilon, offset)
 
 
 def _mlp(shape: Shape, reads: int, writes: int) -> MLPWeights:

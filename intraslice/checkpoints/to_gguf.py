@@ -1,40 +1,49 @@
-"""Writes a model, sliced or dense, and its tokenizer as a GGUF file for llama.cpp, atomically."""
+"""Writes a model and its tokenizer as a GGUF file for llama.cpp, atomically, or rounds a model like the file."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import gguf
 import numpy
+import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileType
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import require_new_file, written_whole
-from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, deci_tensors, shared_heads, short_context
+from intraslice.checkpoints.gguf_tensors import (
+    DECI,
+    SAVE_AS_FOLDER,
+    deci_tensors,
+    shared_heads,
+    short_context,
+    stored_attention,
+    stored_mlp,
+)
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.config import require_choice
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.weights import AttentionWeights
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.offload import resident
 from intraslice.modeling.residual import CrossModuleLayer
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.sizes import BLOCK
 
 GGUFType = Literal["f32", "f16", "q8_0", "q5_0", "q4_0"]
 GGUF_TYPES: tuple[GGUFType, ...] = get_args(GGUFType)
 QUANTISED: tuple[GGUFType, ...] = ("q8_0", "q5_0", "q4_0")
-_FILE_TYPES = {
-    "f32": LlamaFileType.ALL_F32,
-    "f16": LlamaFileType.MOSTLY_F16,
-    "q8_0": LlamaFileType.MOSTLY_Q8_0,
-    "q5_0": LlamaFileType.MOSTLY_Q5_0,
-    "q4_0": LlamaFileType.MOSTLY_Q4_0,
-}
 NO_CROSS_MODULE = f"a cross-module model has shortcut matrices, which llama.cpp does not support; {SAVE_AS_FOLDER}"
 
 
@@ -98,7 +107,9 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
             f"{'' if block.mlp.gated else ' without a gate'}; {SAVE_AS_FOLDER}"
         )
     shared_heads(model)
-    return _tokenizer_of(model, tokenizer)
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    return read_tokenizer(tokenizer, model.model.embed_tokens.num_embeddings, stops)
 
 
 def write_gguf(
@@ -124,14 +135,14 @@ def write_gguf(
     needed, free = sizes.all_bytes(), shutil.disk_usage(file.parent).free
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
-    with written_whole(file, needed) as temporary_file:
-        writer = GGUFWriter(temporary_file, "deci")
-        try:
-            _add_origin(writer, name, made or {}, sizes.padding)
-            _write_header(writer, model, sizes, gguf_type, vocabulary)
-            _write_tensors(writer, model, sizes, progress_callback(progress))
-        finally:
-            writer.close()
+    with written_whole(file, needed) as temporary_file, closing(GGUFWriter(temporary_file, "deci")) as writer:
+        _add_origin(writer, name, made or {}, sizes.padding)
+        _write_header(writer, model, sizes, gguf_type, vocabulary)
+        report, total = progress_callback(progress), len(sizes.shapes)
+        for done, (tensor_name, tensor) in enumerate(deci_tensors(model)):
+            report(Progress("gguf", done, total))
+            writer.write_tensor_data(stored_values(tensor_name, tensor.values, sizes.types[tensor_name]))
+        report(Progress("gguf", total, total))
     smaller = tuple(name for name, kind in sizes.types.items() if gguf_type in QUANTISED and kind.name == "F16")
     return GGUFReport(str(file), gguf_type, file.stat().st_size, sizes.padding, smaller, _context_length(model))
 
@@ -141,11 +152,8 @@ def gguf_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_
     vocabulary, sizes = require_deci(model, tokenizer), _sizes(model, gguf_type)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "header.gguf"
-        writer = GGUFWriter(file, "deci")
-        try:
+        with closing(GGUFWriter(file, "deci")) as writer:
             _write_header(writer, model, sizes, gguf_type, vocabulary)
-        finally:
-            writer.close()
         return GGUFWriter.ggml_pad(file.stat().st_size, gguf.GGUF_DEFAULT_ALIGNMENT) + sizes.all_bytes()
 
 
@@ -204,11 +212,10 @@ def _write_header(
     layers = range(len(model.model.layers))
 
     def count(tensor: str, unit: int = 1) -> list[int]:
-        rows = [sizes.shapes.get(f"blk.{layer}.{tensor}.weight", (0,))[0] for layer in layers]
-        return [number // unit for number in rows]
+        return [sizes.shapes.get(f"blk.{layer}.{tensor}.weight", (0,))[0] // unit for layer in layers]
 
     writer.add_type("model")
-    writer.add_file_type(_FILE_TYPES[gguf_type])
+    writer.add_file_type(LlamaFileType[f"{'ALL' if gguf_type == 'f32' else 'MOSTLY'}_{gguf_type.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_uint64("intraslice.padding_bytes", sizes.padding)
     writer.add_vocab_size(sizes.shapes["token_embd.weight"][0])
@@ -232,13 +239,6 @@ def _write_header(
     writer.write_ti_data_to_file()
 
 
-def _write_tensors(writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, progress: ProgressCallback) -> None:
-    for done, (name, tensor) in enumerate(deci_tensors(model)):
-        progress(Progress("gguf", done, len(sizes.shapes)))
-        writer.write_tensor_data(stored_values(name, tensor.values, sizes.types[name]))
-    progress(Progress("gguf", len(sizes.shapes), len(sizes.shapes)))
-
-
 def _context_length(model: PreTrainedModel) -> int:
     """The context length, limited to what deci computes alike: no sliding window, and no change of the frequencies."""
     config = model.config
@@ -246,7 +246,49 @@ def _context_length(model: PreTrainedModel) -> int:
     return min(length for length in lengths if length)
 
 
-def _tokenizer_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
-    stops = model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    return read_tokenizer(tokenizer, model.model.embed_tokens.num_embeddings, stops)
+@torch.no_grad()
+def rounded_model(
+    model: PreTrainedModel, gguf_type: GGUFType, *, progress: ProgressCallback | bool = True
+) -> PreTrainedModel:
+    """A copy of a canonical model with exactly the weights that `write_gguf` stores, in float32, on the same device.
+
+    The copy computes in float32, as the values of a quantised type are not representable in 16 bits. Activations are
+    not rounded, unlike in llama.cpp. The model must be one that `require_deci` accepts. Raises UserError for values
+    beyond the range of float16.
+    """
+    report, heads, head = progress_callback(progress), shared_heads(model), head_name(model)
+    layers = blocks(model)
+
+    def store(name: str, values: Tensor) -> Tensor:
+        kind = stored_type(name, values.shape, gguf_type, head)
+        return torch.from_numpy(gguf.dequantize(stored_values(name, values, kind), kind)).float()
+
+    def stored(name: str, parameter: nn.Parameter) -> nn.Parameter:
+        values = store(name, parameter.detach().float().cpu()).to(parameter.device)
+        return nn.Parameter(values, requires_grad=False)
+
+    embedding, lm_head = model.model.embed_tokens.weight, model.lm_head.weight
+    replacements: dict[nn.Module | nn.Parameter, nn.Module | nn.Parameter] = {
+        embedding: stored("token_embd.weight", embedding)
+    }
+    if lm_head is not embedding:
+        replacements[lm_head] = stored("output.weight", lm_head)
+    norms = [norm for block in layers for norm in (block.attention_norm, block.mlp_norm)]
+    replacements |= {norm: copy.deepcopy(norm).float() for norm in (model.model.norm, *norms)}
+    for index, block in enumerate(layers):
+        report(Progress("round", index, len(layers)))
+        with resident(block.attention):
+            attention = block.attention.weights()
+            attention = stored_attention(attention, heads, store) if len(attention.query) else _in_float32(attention)
+        replacements[block.attention] = SlicedAttention(attention, index).to(model.device)
+        with resident(block.mlp):
+            replacements[block.mlp] = SlicedMLP(stored_mlp(block.mlp.weights(), store)).to(model.device)
+    report(Progress("round", len(layers), len(layers)))
+    return replace_modules(model, replacements)
+
+
+def _in_float32(weights: AttentionWeights) -> AttentionWeights:
+    """Attention without heads, of which the file has the output bias alone."""
+    tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
+    floats: dict[str, Any] = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
+    return replace(weights, **floats)

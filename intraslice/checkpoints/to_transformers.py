@@ -28,14 +28,11 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
             "a cross-module model has shortcut matrices, which transformers' classes do not support; "
             "save the IntraSlice checkpoint instead"
         )
-    layers = blocks(model)
-    config = copy.deepcopy(model.config)
-    first = layers[0]
-    dim = head_width(config)
+    layers, config = blocks(model), copy.deepcopy(model.config)
+    first, dim = layers[0], head_width(config)
     for index, block in enumerate(layers):
-        attention = block.attention
+        attention, unsupported = block.attention, None
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
-        unsupported = None
         if (attention.dim, attention.value_dim) != (dim, dim):
             unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
         elif not attention.even_groups:
@@ -57,12 +54,8 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     for layer, block in zip(plain.model.layers, layers, strict=True):
         with resident(block.attention), resident(block.mlp):
             write_layer_(layer, block)
-    replaced = {f"model.layers.{index}.{part}" for index in range(len(layers)) for part in ("self_attn", "mlp")}
-    outside = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{prefix}.") for prefix in replaced)
-    }
+    tensors = model.state_dict().items()
+    outside = {name: tensor for name, tensor in tensors if ".self_attn." not in name and ".mlp." not in name}
     plain.load_state_dict(outside, strict=False)
     plain.generation_config = copy.deepcopy(model.generation_config)
     return plain.eval().requires_grad_(False)

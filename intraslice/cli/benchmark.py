@@ -13,8 +13,15 @@ from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
-from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, ShapeCosts, measure_costs, measure_shapes
-from intraslice.evaluation.growth import JOBS, measure_growth
+from intraslice.evaluation.benchmark import (
+    JOBS,
+    REFERENCE_TOKENS,
+    Costs,
+    ShapeCosts,
+    measure_costs,
+    measure_growth,
+    measure_shapes,
+)
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import Tokens
 from intraslice.pretrained.precision import choose_dtype

@@ -12,9 +12,10 @@ from intraslice.cli.benchmark import markdown
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.errors import UserError
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.loading import DEFAULT, LoadedModel
+from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
+from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import records
 
 ALL_TOKENS = 2**31 - 1  # all tokens of the text

@@ -30,10 +30,10 @@ from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import PROMPTS
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
-from intraslice.loading import DEFAULT
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
+from intraslice.pretrained.sources import DEFAULT
 from intraslice.search.evolution import SearchConfig
 
 FEW_TOKENS = 2048  # enough for activations

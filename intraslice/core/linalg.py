@@ -116,12 +116,6 @@ def principal_axes(
     return values.flip(-1).clamp_min(0), vectors.flip(-1)
 
 
-def explained_variance(values: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
-    """Cumulative fraction of the variance on the first 1..n axes (all ones where the variance is 0)."""
-    total = values.sum(-1, keepdim=True)
-    return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0)
-
-
 def diagonal_blocks(moment: Float[Tensor, "n n"], count: int) -> Float[Tensor, "count d d"]:
     """The `count` equal blocks on the diagonal, such as the moment of each head."""
     size = len(moment) // count

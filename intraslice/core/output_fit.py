@@ -51,10 +51,7 @@ def value_axes(
 
 
 class OutputFit(NamedTuple):
-    """The least-squares change of the output map: `moment change = missing`.
-
-    `Z` has the kept heads' outputs in their axes, Y the dense layer's output.
-    """
+    """The change of the map: `moment change = missing`. Z: the kept heads in their axes; Y: the dense output."""
 
     moment: Float[Tensor, "inputs inputs"]  # Z^T Z
     cross: Float[Tensor, "inputs hidden"]  # Z^T Y
@@ -70,12 +67,8 @@ def output_fit(
 ) -> OutputFit:
     """The fit on `Z = X V`, with X the kept heads' outputs and V, `axes`, the axes of each of these heads.
 
-    A ridge penalty, added to the moment, is on changes of the map, while the paper's (section 3) is on the map itself.
-
-    Args:
-        moment: `X^T X`.
-        cross: `X^T Y`.
-        kept_output: the dense output map's columns of the kept heads.
+    `moment` is `X^T X`, `cross` is `X^T Y`, and `kept_output` has the dense output map's columns of the kept heads. A
+    ridge penalty, added to the moment, is on changes of the map, while the paper's (section 3) is on the map itself.
     """
     heads, width, _ = axes.shape
     pairs_of_heads = moment.view(heads, width, heads, width)

@@ -21,9 +21,8 @@ from tqdm.std import tqdm as terminal_tqdm
 class Progress:
     """`done` of `total` units of `stage` are finished.
 
-    Args:
-        partial: returns the stage's result on the finished units, where that is useful before the stage ends. The
-            result may be used until the callback returns.
+    `partial` returns the stage's result on the finished units, where that is useful before the stage ends. The result
+    may be used until the callback returns.
     """
 
     stage: str
@@ -37,10 +36,7 @@ Pause = Callable[[], None]  # reports the stage's last event again, so that the 
 
 
 def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
-    """Resolve `progress`: a callback is returned as is, True gives the default display, False none.
-
-    Raises TypeError for anything else.
-    """
+    """The callback itself, the default display for True, or none for False. Raises TypeError for anything else."""
     if isinstance(progress, bool):
         return ProgressDisplay() if progress else ignore_progress
     if not callable(progress):
@@ -56,14 +52,6 @@ def no_pause() -> None:
     """Do nothing."""
 
 
-@dataclass
-class _Stage:
-    """A running stage. The bar is None where stderr is not a terminal."""
-
-    start: float
-    bar: tqdm | None
-
-
 class ProgressDisplay:
     """Displays a tqdm bar on a terminal or in a notebook, elsewhere one line for every finished stage, on stderr.
 
@@ -71,7 +59,7 @@ class ProgressDisplay:
     """
 
     def __init__(self) -> None:
-        self._stages: dict[str, _Stage] = {}
+        self._stages: dict[str, tuple[float, tqdm | None]] = {}  # the start of each, and its bar on a terminal
         self._last_finished = ""
 
     def __call__(self, event: Progress) -> None:
@@ -81,23 +69,18 @@ class ProgressDisplay:
         if event.stage not in self._stages:
             if event.stage == self._last_finished and event.done == event.total:
                 return
-            self._begin(event)
-        bar = self._stages[event.stage].bar
+            is_interactive = sys.stderr.isatty() or notebook_tqdm is not terminal_tqdm
+            # The bar of a nested stage disappears once it is full.
+            bar = tqdm(desc=event.stage, total=event.total, leave=not self._stages) if is_interactive else None
+            self._stages[event.stage], self._last_finished = (time.monotonic(), bar), ""
+        start, bar = self._stages[event.stage]
         if bar is not None:
             bar.update(event.done - bar.n)
         if event.done == event.total:
-            self._end(event)
-
-    def _begin(self, event: Progress) -> None:
-        is_interactive = sys.stderr.isatty() or notebook_tqdm is not terminal_tqdm
-        # The bar of a nested stage disappears once it is full.
-        bar = tqdm(desc=event.stage, total=event.total, leave=not self._stages) if is_interactive else None
-        self._stages[event.stage], self._last_finished = _Stage(time.monotonic(), bar), ""
-
-    def _end(self, event: Progress) -> None:
-        stage, self._last_finished = self._stages.pop(event.stage), event.stage
-        if stage.bar is None:
-            seconds = time.monotonic() - stage.start
-            print(f"{event.stage} {event.done}/{event.total}, {seconds:.1f} s", file=sys.stderr, flush=True)
-        else:
-            stage.bar.close()
+            del self._stages[event.stage]
+            self._last_finished = event.stage
+            if bar is None:
+                seconds = time.monotonic() - start
+                print(f"{event.stage} {event.done}/{event.total}, {seconds:.1f} s", file=sys.stderr, flush=True)
+            else:
+                bar.close()

@@ -8,7 +8,7 @@ dense model's hidden states 5.5-fold and 13-fold.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -33,13 +33,10 @@ from intraslice.modeling.residual import (
 )
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 
+# What is projected: outputs of modules on their own principal axes; inputs on those of the hidden state; inputs and
+# outputs; outputs on those of the hidden state after the module.
 Ablation = Literal["outputs", "reads", "reads and writes", "writes"]
-ABLATIONS: dict[Ablation, str] = {
-    "outputs": "module outputs, projected on the principal axes of the module's own output",
-    "reads": "module inputs, projected on the principal axes of the hidden state",
-    "reads and writes": "module inputs and outputs, projected on the principal axes of the hidden state",
-    "writes": "module outputs, projected on the principal axes of the hidden state after the module",
-}
+ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 Parts = dict[nn.Module, nn.Module]
 Projection = Float[Tensor, "hidden hidden"]
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.core.config import MODULE_KINDS, ModuleKind
-from intraslice.diagnostics.sensitivity import Measure, ModuleDamage, Sensitivity
+from intraslice.diagnostics.sensitivity import Measure, Sensitivity
 from intraslice.planning.profile import Profile
 
 NOISE_ERRORS = 2.0  # standard errors that count as noise
@@ -61,12 +61,6 @@ def removed_importance(importance: Float[Tensor, " units"], ratio: float) -> flo
     return ordered[:whole].sum().item() + rest
 
 
-def predicted_damage(profile: Profile, damage: ModuleDamage, estimator: str) -> float:
-    """The damage that an estimator predicts for slicing one module, in its own unit: only the order is meaningful."""
-    importances = profile.layers[damage.layer].importances[estimator]
-    return removed_importance(getattr(importances, damage.module), damage.ratio)
-
-
 def noise_ceiling(damages: Float[Tensor, "modules windows"]) -> float | None:
     """Expected Spearman's rho between measured and true damages, which a perfect estimator would reach.
 
@@ -98,27 +92,32 @@ def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure =
     Attention and MLPs are ranked separately, as by the estimators. A module is misjudged if its rank differs by more
     than a third of the layers even with a damage two standard errors nearer to the prediction.
     """
-    modules = pandas.DataFrame([_row(damage, measure) for damage in sensitivity.modules])
+    rows = []
+    for damage in sensitivity.modules:
+        value, error = damage.damage(measure)  # in nats per token; an unknown error is None
+        row = {name: getattr(damage, name) for name in ("layer", "module", "ratio", "removed")}
+        rows.append(row | {"damage": value, "standard_error": error})
+    modules = pandas.DataFrame(rows)
     damages = torch.tensor([damage.by_window(measure) for damage in sensitivity.modules], dtype=torch.float64)
     kinds = {kind: modules["module"] == kind for kind in MODULE_KINDS} | {"all": modules["module"] != ""}
     modules["place"] = _ranks(modules, "damage")
     for estimator in profile.estimators:
-        modules[estimator] = [predicted_damage(profile, damage, estimator) for damage in sensitivity.modules]
+        importances = [layer.importances[estimator] for layer in profile.layers]
+        modules[estimator] = [  # in the estimator's own unit: only the order is meaningful
+            removed_importance(getattr(importances[damage.layer], damage.module), damage.ratio)
+            for damage in sensitivity.modules
+        ]
         modules[f"place_{estimator}"] = _ranks(modules, estimator)
     misjudged = [module for kind in MODULE_KINDS for module in _misjudged(modules[kinds[kind]], profile.estimators)]
     return RankAgreement(
         modules,
-        {name: {kind: _spearman(modules[rows], name) for kind, rows in kinds.items()} for name in profile.estimators},
-        {kind: noise_ceiling(damages[torch.tensor(rows.tolist())]) for kind, rows in kinds.items()},
+        {
+            name: {kind: _spearman(modules[of_kind], name) for kind, of_kind in kinds.items()}
+            for name in profile.estimators
+        },
+        {kind: noise_ceiling(damages[torch.tensor(of_kind.tolist())]) for kind, of_kind in kinds.items()},
         tuple(sorted(misjudged, key=lambda module: -abs(module.measured - module.predicted))),
     )
-
-
-def _row(damage: ModuleDamage, measure: Measure) -> dict[str, object]:
-    """The row of one module, with its damage in nats per token; an unknown error is None."""
-    value, error = damage.damage(measure)
-    row = {name: getattr(damage, name) for name in ("layer", "module", "ratio", "removed")}
-    return row | {"damage": value, "standard_error": error}
 
 
 def _ranks(modules: pandas.DataFrame, column: str) -> pandas.Series:

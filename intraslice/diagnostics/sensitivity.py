@@ -1,29 +1,30 @@
 """Measured sensitivity: the damage of slicing single modules, as KL divergence from the dense model or as loss.
 
 *Alone*: one module is sliced, the rest stays dense. *In context*: one module of a sliced model is replaced by the dense
-one, and its damage is the improvement. `rank_agreement.py` compares it with the estimators' predictions.
+one, and its damage is the improvement. `rank_agreement.py` compares it with the estimators' predictions. Each forward
+starts at the replaced layer. Finished modules are cached, so that an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.cache import cache_path
+from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
-from intraslice.diagnostics.changes import Change, Measurements, cached_changes, measure_changes, parameters_in
-from intraslice.evaluation.perplexity import Estimate, mean_over_windows
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.evaluation.perplexity import Estimate, head_losses, mean_over_windows
 from intraslice.loading import LoadedModel
+from intraslice.modeling.hidden_states import embed, last_states
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
@@ -86,11 +87,6 @@ def slice_alone(
     return slice_model(model, replace(plan, layers=tuple(layers)), stats, progress=False).model.layers[layer]
 
 
-def with_module(layer: nn.Module, module: ModuleKind, source: nn.Module) -> nn.Module:
-    """A copy of `layer` with one module replaced by that of the layer `source`."""
-    return replace_modules(layer, {getattr(layer, PARTS[module]): getattr(source, PARTS[module])})
-
-
 def measure_sensitivity(
     loaded: LoadedModel,
     stats: CalibrationStats,
@@ -101,26 +97,28 @@ def measure_sensitivity(
 ) -> Sensitivity:
     """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
-    Finished modules are cached by model, calibration, tokens and ratio (see `measure_changes`). Raises UserError for a
-    ratio that is not above 0 and at most 0.95.
+    Finished modules are cached by model, calibration, tokens and ratio. Raises UserError for a ratio that is not above
+    0 and at most 0.95.
     """
-    path = _alone_path(loaded, stats, tokens, ratio)
-    model = loaded.model
-    changes = [
-        Change(layer, partial(slice_alone, model, stats, layer, module, ratio)) for layer, module in modules_of(model)
-    ]
-    measurements = measure_changes(model, model, changes, tokens, path, "sensitivity", progress=progress)
-    return _sensitivity(model, measurements, tokens, [ratio] * len(changes), 1)
+    require_ratio(ratio)
+    model, path = loaded.model, _path(loaded, stats, tokens, float(ratio))
+
+    def changed(layer: int, module: ModuleKind) -> nn.Module:
+        return slice_alone(model, stats, layer, module, ratio)
+
+    measurements = _measure(model, model, changed, tokens, path, "sensitivity", progress)
+    return _sensitivity(model, measurements, tokens, [ratio] * (len(measurements) - 1), 1)
 
 
 def cached_sensitivity(
     loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
 ) -> Sensitivity | None:
     """The cached result of `measure_sensitivity` if all modules are measured, else None."""
-    measurements = cached_changes(_alone_path(loaded, stats, tokens, ratio), 2 * len(stats.layers))
-    if measurements is None:
+    require_ratio(ratio)
+    measurements, modules = _read(_path(loaded, stats, tokens, float(ratio))), 2 * len(stats.layers)
+    if len(measurements) != 1 + modules:
         return None
-    return _sensitivity(loaded.model, measurements, tokens, [ratio] * len(measurements.changed), 1)
+    return _sensitivity(loaded.model, measurements, tokens, [ratio] * modules, 1)
 
 
 def measure_in_context(
@@ -135,19 +133,18 @@ def measure_in_context(
 ) -> Sensitivity:
     """Replace each module of a sliced model by the dense one, and measure the improvement on `tokens`.
 
-    `sliced` is the model of `plan` by `method`; finished modules are cached by both (see `measure_changes`). `progress`
-    counts modules.
+    `sliced` is the model of `plan` by `method`; finished modules are cached by both. `progress` counts modules.
     """
-    dense = loaded.model
-    changes = [
-        Change(layer, partial(with_module, sliced.model.layers[layer], module, dense.model.layers[layer]))
-        for layer, module in modules_of(dense)
-    ]
-    path = sensitivity_path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
-    measurements = measure_changes(dense, sliced, changes, tokens, path, "sensitivity in context", progress=progress)
+
+    def changed(layer: int, module: ModuleKind) -> nn.Module:
+        old, new = sliced.model.layers[layer], loaded.model.model.layers[layer]
+        return replace_modules(old, {getattr(old, PARTS[module]): getattr(new, PARTS[module])})
+
+    path = _path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
+    measurements = _measure(loaded.model, sliced, changed, tokens, path, "sensitivity in context", progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
     sensitivity = _sensitivity(sliced, measurements, tokens, ratios, -1)
-    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements.base.divergences))
+    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements[0].divergences))
 
 
 def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
@@ -155,21 +152,12 @@ def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
     return [(layer, module) for layer in range(len(model.model.layers)) for module in MODULE_KINDS]
 
 
-def sensitivity_path(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], *what: object
-) -> Path:
+def _path(loaded: LoadedModel, stats: CalibrationStats, tokens: Tensor, *what: object) -> Path:
     """Cache path for measurements of this model, calibration and text; `what` distinguishes them."""
     attention_sum = stats.layers[-1].attention_sum  # identifies the calibration
     calibration = stats.tokens, stats.targets, attention_sum
     parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, *what)
     return cache_path("sensitivity", ".json", *parts)
-
-
-def _alone_path(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float
-) -> Path:
-    require_ratio(ratio)
-    return sensitivity_path(loaded, stats, tokens, float(ratio))
 
 
 def require_ratio(ratio: float) -> None:
@@ -178,19 +166,90 @@ def require_ratio(ratio: float) -> None:
         raise UserError(f"ratio must be above 0 and at most 0.95, got {ratio!r}")
 
 
-def _sensitivity(
-    base: PreTrainedModel, measurements: Measurements, tokens: Tensor, ratios: Sequence[float], sign: int
-) -> Sensitivity:
-    """The change of divergence and loss with each change, multiplied by `sign`."""
+@dataclass(frozen=True)
+class _Measurement:
+    """One model on windows of equal length: means over each window's scored tokens, in nats."""
 
-    def difference(changed: tuple[float, ...], unchanged: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sign * (value - before) for value, before in zip(changed, unchanged, strict=True))
+    divergences: tuple[float, ...]  # KL, dense to this model
+    losses: tuple[float, ...]
+    parameters: int = 0  # of the replaced layer
+
+
+def _read(path: Path) -> list[_Measurement]:
+    """The cached measurements of the unchanged model, and with each module replaced; empty if there are none."""
+    record = read_record(path)
+    rows = [record["base"], *record["changed"]] if record else []
+    return [_Measurement(tuple(row["divergences"]), tuple(row["losses"]), row["parameters"]) for row in rows]
+
+
+@torch.no_grad()
+def _measure(
+    dense: PreTrainedModel,
+    base: PreTrainedModel,
+    changed: Callable[[int, ModuleKind], nn.Module],
+    tokens: Int[Tensor, "windows window"],
+    path: Path,
+    stage: str,
+    progress: ProgressCallback | bool,
+) -> list[_Measurement]:
+    """Measure `base`, and `base` with each layer replaced by `changed(layer, module)`, for both of its modules.
+
+    Costs about half a forward per module, and memory for two hidden states per token. Finished modules are kept in the
+    file `path`. `progress` is also called after each layer of each batch, and after each chunk of logits.
+    """
+    report, modules, layers = progress_callback(progress), modules_of(base), base.model.layers
+    measurements = _read(path)
+
+    def pause() -> None:
+        report(Progress(stage, max(0, len(measurements) - 1), len(modules)))
+
+    pause()
+    if len(measurements) > len(modules):
+        return measurements
+    targets, hidden_states = tokens[:, 1:].flatten(), embed(base, tokens)
+    dense_states = last_states(dense, dense.model.layers, hidden_states, pause)
+
+    def measure(states: Tensor, parameters: int = 0) -> None:
+        losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
+        assert divergences is not None  # `dense_states` are given
+        kl, nll = (tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses))
+        measurements.append(_Measurement(kl, nll, parameters))
+
+    if not measurements:
+        measure(dense_states if base is dense else last_states(base, layers, hidden_states, pause))
+    next_layer = 0
+    for layer, module in modules[len(measurements) - 1 :]:
+        for before in layers[next_layer:layer]:
+            hidden_states.pass_through_(before, pause)
+        next_layer = layer
+        new_layer = changed(layer, module)
+        pause()
+        states = last_states(base, [new_layer, *layers[layer + 1 :]], hidden_states, pause)
+        measure(states, _parameters(new_layer))
+        unchanged, *others = map(asdict, measurements)
+        write_record(path, {"base": unchanged, "changed": others}, "the measurements of changed modules")
+        pause()
+    return measurements
+
+
+def _parameters(layer: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def _sensitivity(
+    base: PreTrainedModel, measurements: Sequence[_Measurement], tokens: Tensor, ratios: Sequence[float], sign: int
+) -> Sensitivity:
+    """The change of divergence and loss with each module replaced, multiplied by `sign`."""
+    unchanged, *others = measurements
+
+    def difference(values: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sign * (after - first) for after, first in zip(values, before, strict=True))
 
     damages = []
-    for (layer, module), changed, ratio in zip(modules_of(base), measurements.changed, ratios, strict=True):
-        removed = sign * (parameters_in(base.model.layers[layer]) - changed.parameters)
-        divergences = difference(changed.divergences, measurements.base.divergences)
-        increases = difference(changed.losses, measurements.base.losses)
+    for (layer, module), changed, ratio in zip(modules_of(base), others, ratios, strict=True):
+        removed = sign * (_parameters(base.model.layers[layer]) - changed.parameters)
+        divergences = difference(changed.divergences, unchanged.divergences)
+        increases = difference(changed.losses, unchanged.losses)
         damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))
-    loss = mean_over_windows(measurements.base.losses).value
+    loss = mean_over_windows(unchanged.losses).value
     return Sensitivity(ratios[0], loss, tokens[:, 1:].numel(), tuple(damages))

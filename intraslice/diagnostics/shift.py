@@ -7,8 +7,7 @@ LayerNorm the states are centred, since the norm removes their mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.modeling.families import DenseModule, blocks
+from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
 from intraslice.modeling.residual import centre
 
@@ -201,10 +200,7 @@ def _compare_(
     window: Int[Tensor, " window"],
     pause: Pause,
 ) -> Bool[Tensor, " window"]:
-    """Add one window to the tallies, in place, and return which of its tokens are ordinary.
-
-    `pause` is called after each layer of each model.
-    """
+    """Add one window to the tallies, in place, and return its ordinary tokens; `pause` is called after each layer."""
     reference = _states(dense, window, dense, pause)
     ordinary = ~massive_tokens(reference)
     if not tallies:
@@ -266,34 +262,30 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
     states: States = {}
     hidden_states = embed(model, window[None])
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
-        with _recording(layer, index, block.attention_norm) as recorded:
+        places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
+        handles = [
+            module.register_forward_hook(_recorder(states, index, place, _basis(layer, place), block.attention_norm))
+            for place, module in places.items()
+        ]
+        try:
             hidden_states.pass_through_(layer)
-        states |= recorded
+        finally:
+            for handle in handles:
+                handle.remove()
         pause()
     return states
 
 
-@contextmanager
-def _recording(layer: DenseModule, index: int, norm: nn.Module) -> Iterator[States]:
-    """While open, record the states of one layer, centred as the dense norm does, in the yielded dict."""
-    states: States = {}
-    places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
+def _recorder(
+    states: States, index: int, place: Place, basis: Tensor | None, norm: nn.Module
+) -> Callable[[nn.Module, Any, Any], None]:
+    """A forward hook that records a layer's states in the dense basis, centred as its dense norm does."""
 
-    def recorder(place: Place) -> Callable[..., None]:
-        basis = _basis(layer, place)
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
+        states[index, place] = centre(values if basis is None else values @ basis.T.float(), norm)
 
-        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-            values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
-            states[index, place] = centre(values if basis is None else values @ basis.T.float(), norm)
-
-        return hook
-
-    handles = [module.register_forward_hook(recorder(place)) for place, module in places.items()]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hook
 
 
 def _basis(layer: nn.Module, place: Place) -> Float[Tensor, "hidden width"] | None:

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.errors import NumericalError
-from intraslice.core.linalg import diagonal_blocks, explained_variance
+from intraslice.core.linalg import diagonal_blocks
+from intraslice.core.output_fit import by_kv_head
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks, rotary_frequencies
 from intraslice.planning.ratios import LayerPlan, SlicePlan
@@ -27,14 +28,17 @@ FRACTIONS = (0.90, 0.95, 0.99)  # of the variance
 
 
 def effective_rank(explained: Float[Tensor, "*batch n"], fraction: float) -> Int[Tensor, "*batch"]:
-    """Number of axes with `fraction` of the variance, from cumulative fractions (see linalg.explained_variance)."""
+    """Number of axes with `fraction` of the variance, from the cumulative fractions of a spectrum."""
     return ((explained < fraction).sum(-1) + 1).clamp_max(explained.shape[-1])
 
 
-def _spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
+def spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
+    """Cumulative fraction of the variance on the first 1..n principal axes (all ones where the variance is 0)."""
     if not torch.isfinite(moment).all():
         raise NumericalError("activation moments are not finite; calibrate in float32, or on other text")
-    return explained_variance(torch.linalg.eigvalsh(moment).flip(-1).clamp_min(0)).cpu()
+    values = torch.linalg.eigvalsh(moment).flip(-1).clamp_min(0)
+    total = values.sum(-1, keepdim=True)
+    return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0).cpu()
 
 
 class LayerSpectra:
@@ -47,29 +51,28 @@ class LayerSpectra:
     @cached_property
     def heads(self) -> Float[Tensor, "heads d"]:
         """Each query head's output (input of `o_proj`) on its own axes."""
-        return _spectrum(self._head_moments)
+        return spectrum(self._head_moments)
 
     @cached_property
     def groups(self) -> Float[Tensor, "kv_heads d"]:
         """Outputs of the heads that share a value head, on shared axes, which are the basis for slicing."""
         moments = self._head_moments
-        shared = moments.new_zeros(int(self._kv_head.max()) + 1, *moments.shape[1:])
-        return _spectrum(shared.index_add_(0, self._kv_head.to(moments.device), moments))
+        return spectrum(by_kv_head(moments, self._kv_head.to(moments.device)))
 
     @cached_property
     def mlp(self) -> Float[Tensor, " neurons"]:
         """Input of `down_proj`."""
-        return _spectrum(self._stats.mlp_moment)
+        return spectrum(self._stats.mlp_moment)
 
     @cached_property
     def residual(self) -> Float[Tensor, " hidden"]:
         """The residual stream at the layer's input, as in cross-module methods; massive tokens dominate it."""
-        return _spectrum(self._stats.residual_moment.double()).float()  # a few eigenvalues dominate
+        return spectrum(self._stats.residual_moment.double()).float()  # a few eigenvalues dominate
 
     @cached_property
     def directions(self) -> Float[Tensor, " hidden"]:
         """The residual stream with every token scaled to unit length, as by the norms."""
-        return _spectrum(self._stats.direction_moment.double()).float()
+        return spectrum(self._stats.direction_moment.double()).float()
 
     @property
     def _head_moments(self) -> Float[Tensor, "heads d d"]:
@@ -104,14 +107,10 @@ class PairEnergies:
 def pair_energies(
     model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None = None
 ) -> PairEnergies:
-    """Energies of the dense layer, and the pairs that `plan` keeps (all without a plan).
-
-    Pairs are chosen by the sensitivity of the loss, not by energy.
-    """
+    """Energies of the dense layer, and the pairs that `plan` keeps, by the sensitivity of the loss; all without one."""
     attention, layer_stats = blocks(model)[layer].attention, stats.layers[layer]
     products = layer_stats.channel_products / stats.tokens
-    energies = products.new_zeros(attention.kv_heads, attention.dim)
-    energies = energies.index_add_(0, attention.kv_head, products).cpu().unflatten(-1, (2, -1))
+    energies = by_kv_head(products, attention.kv_head).cpu().unflatten(-1, (2, -1))
     kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
         heads = torch.tensor(plan.heads, dtype=torch.long, device=products.device)

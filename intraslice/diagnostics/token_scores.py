@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +16,7 @@ from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
 from intraslice.evaluation.perplexity import divergences
 from intraslice.modeling.hidden_states import logits_in_chunks
 from intraslice.pretrained.tokenizer import encode
+from intraslice.samples import last_hidden
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,8 @@ class Passage:
 
     def frame(self) -> pandas.DataFrame:
         """One row per token."""
-        return pandas.DataFrame(
-            [
-                {name: value for name, value in vars(token).items() if name != "likeliest"}
-                | {"extra_loss": token.extra_loss}
-                for token in self.tokens
-            ]
-        )
+        rows = [vars(token) | {"extra_loss": token.extra_loss} for token in self.tokens]
+        return pandas.DataFrame(rows).drop(columns="likeliest")
 
 
 @torch.no_grad()
@@ -87,9 +83,10 @@ def score_passage(
     count, positions = len(tokens), dense.config.max_position_embeddings
     if not 2 <= count <= positions:
         raise UserError(f"the passage has {count} tokens; expected 2 to {positions} (the first token is not scored)")
-    ids = torch.tensor([tokens])
-    hidden = [_hidden(model, ids)[:-1] for model in (dense, sliced)]  # the last token predicts no token of the passage
-    dense_chunks = logits_in_chunks(dense.lm_head, hidden[0], ids[0, 1:])
+    ids = torch.tensor(tokens)
+    # The last token predicts no token of the passage.
+    hidden = [last_hidden(model, ids.to(model.device))[:-1] for model in (dense, sliced)]
+    dense_chunks = logits_in_chunks(dense.lm_head, hidden[0], ids[1:])
     sliced_chunks = logits_in_chunks(sliced.lm_head, hidden[1])
     scores: list[TokenScore] = []
     for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
@@ -103,12 +100,7 @@ def score_passage(
         ]
         for values in zip(following.tolist(), *chosen, divergence, agree, likeliest, strict=True):
             scores.append(TokenScore(text_of(tokenizer, [values[0]]), *values))
-    return Passage(text_of(tokenizer, ids[0, :1].tolist()), tuple(scores))
-
-
-def _hidden(model: PreTrainedModel, ids: Int[Tensor, "1 tokens"]) -> Float[Tensor, "tokens hidden"]:
-    """Final hidden states, the input of the head."""
-    return model.model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state[0]
+    return Passage(text_of(tokenizer, tokens[:1]), tuple(scores))
 
 
 @torch.no_grad()
@@ -126,8 +118,15 @@ def compare_next_tokens(
     `pause` is called between chunks of a long prompt. Raises UserError for a prompt without tokens, or with more than
     the model has positions.
     """
-    tokens = prompt_tokens(tokenizer, prompt, chat)
-    of_dense, of_sliced = (_next_log_probabilities(model, tokens, pause) for model in (dense, sliced))
+    tokens, positions = prompt_tokens(tokenizer, prompt, chat), dense.config.max_position_embeddings
+    if not tokens:
+        raise UserError("the prompt has no tokens; expected at least one word")
+    if len(tokens) > positions:
+        raise UserError(
+            f"the prompt has {len(tokens):,} tokens; expected at most {positions:,}, the model's maximum context length"
+        )
+    logits = [prefill(model, torch.tensor([tokens], device=model.device), {}, pause)[0] for model in (dense, sliced)]
+    of_dense, of_sliced = (of_model.float().log_softmax(-1)[0] for of_model in logits)
     return _best(tokenizer, of_dense, of_sliced, count)
 
 
@@ -144,15 +143,3 @@ def _best(
     return tuple(
         NextToken(text_of(tokenizer, [token]), token, *(table[token].item() for table in tables)) for token in ordered
     )
-
-
-def _next_log_probabilities(model: PreTrainedModel, tokens: list[int], pause: Pause) -> Float[Tensor, " vocabulary"]:
-    count, positions = len(tokens), model.config.max_position_embeddings
-    if not count:
-        raise UserError("the prompt has no tokens; expected at least one word")
-    if count > positions:
-        raise UserError(
-            f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's maximum context length"
-        )
-    logits, _ = prefill(model, torch.tensor([tokens], device=model.device), {}, pause)
-    return logits.float().log_softmax(-1)[0]

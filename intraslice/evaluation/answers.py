@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.cache import cache_path, read_record, write_record
@@ -134,9 +135,11 @@ def greedy_answers(
 ) -> list[list[int]]:
     """The tokens of a greedy answer to each prompt (its tokens), in one batch, without the end token."""
     report = progress_callback(progress)
-    tokens, mask = _left_padded([torch.tensor(prompt) for prompt in prompts])
-    tokens, mask = tokens.to(model.device), mask.to(model.device)
-    ends = torch.tensor(sorted(end_tokens(model)), device=model.device)
+    rows = [torch.tensor(prompt, dtype=torch.int64, device=model.device) for prompt in prompts]
+    tokens = pad_sequence(rows, batch_first=True, padding_side="left")
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
+    end_ids = end_tokens(model)
+    ends = torch.tensor(sorted(end_ids), device=model.device)
     cache: dict[str, Any] = {}
     columns: list[Tensor] = []
     running = torch.ones(len(prompts), dtype=torch.bool, device=model.device)
@@ -150,39 +153,20 @@ def greedy_answers(
         report(Progress(stage, len(columns), max_new_tokens))
     report(Progress(stage, max_new_tokens, max_new_tokens))
     answers = torch.cat(columns, dim=1).tolist()
-    return [_before_the_end(answer, set(ends.tolist())) for answer in answers]
-
-
-def _left_padded(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "prompts tokens"], Tensor]:
-    """Prompts that end in the same column, and a mask that is 1 on their tokens."""
-    length = max(map(len, prompts))
-    tokens, mask = torch.zeros(2, len(prompts), length, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, length - len(prompt) :] = prompt
-        mask[row, length - len(prompt) :] = 1
-    return tokens, mask
-
-
-def _before_the_end(answer: list[int], ends: set[int]) -> list[int]:
-    return answer[: next((i for i, token in enumerate(answer) if token in ends), len(answer))]
-
-
-def _dense_answers(loaded: LoadedModel, prompts: list[list[int]], progress: ProgressCallback) -> list[list[int]]:
-    model, inputs = loaded.model, (prompts, sorted(end_tokens(loaded.model)))
-    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, model.dtype, "answers", inputs)
-    record = read_record(path)
-    if not record:
-        answers = greedy_answers(model, prompts, stage="answers dense", progress=progress)
-        record = {"answers": answers}
-        write_record(path, record, "the dense model's answers")
-    return record["answers"]
+    return [list(takewhile(lambda token: token not in end_ids, answer)) for answer in answers]
 
 
 def answer_columns(
     loaded: LoadedModel, model: PreTrainedModel, prompts: list[list[int]], stage: str, *, progress: ProgressCallback
 ) -> dict[str, float]:
     """Columns of a sweep's row: the statistics of the model's answers, and those of the dense model, which are kept."""
-    dense = _dense_answers(loaded, prompts, progress)
+    inputs = (prompts, sorted(end_tokens(loaded.model)))
+    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", inputs)
+    record = read_record(path)
+    if not record:
+        record = {"answers": greedy_answers(loaded.model, prompts, stage="answers dense", progress=progress)}
+        write_record(path, record, "the dense model's answers")
+    dense = record["answers"]
     answers = greedy_answers(model, prompts, stage=stage, progress=progress)
     of_dense = answer_statistics(dense, dense)
     names = ("loops", "answer_tokens", "distinct_3grams")

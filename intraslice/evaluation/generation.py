@@ -162,11 +162,8 @@ MAX_PROMPT = 2**20  # characters, whatever the model's number of positions: toke
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
     """The text of a chat with the generation prompt, the same as `tokenizer.apply_chat_template` returns.
 
-    Args:
-        messages: role and content of each, such as `{"role": "user", "content": "Hello"}`.
-
-    Raises:
-        UserError: the template is invalid, refuses the messages, or exceeds the bounds on memory, time or length.
+    Messages are such as `{"role": "user", "content": "Hello"}`. Raises UserError where the template is invalid, refuses
+    them, or exceeds the bounds on memory, time or length.
     """
     try:
         return run_in_subprocess(
@@ -174,7 +171,10 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
             BOUNDS,
             template=tokenizer.get_chat_template(),
             messages=[dict(message) for message in messages],
-            special_tokens={name: _plain(token) for name, token in tokenizer.special_tokens_map.items()},
+            special_tokens={
+                name: list(map(str, token)) if isinstance(token, list | tuple) else str(token)
+                for name, token in tokenizer.special_tokens_map.items()
+            },
             max_characters=MAX_RENDERED,
         )
     except ValueError as error:
@@ -189,7 +189,3 @@ def require_short(prompt: str, positions: int) -> None:
             f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
             f"as the model's maximum context length is {positions:,} tokens"
         )
-
-
-def _plain(token: object) -> str | list[str]:
-    return list(map(str, token)) if isinstance(token, list | tuple) else str(token)

@@ -1,4 +1,7 @@
-"""Measures the loss of every token, perplexity and KL divergence from the dense model, with standard errors."""
+"""Measures the loss of every token, perplexity and KL divergence from the dense model, with standard errors.
+
+`evaluate` compares a sliced model with its dense model.
+"""
 
 from __future__ import annotations
 
@@ -78,10 +81,7 @@ class Losses:
 
 
 def mean_over_windows(means: Sequence[float]) -> Estimate:
-    """The mean over windows of equal size, with its standard error; one window has no error.
-
-    Raises ValueError if there is no window.
-    """
+    """The mean over windows of equal size, with its standard error (None for one). Raises ValueError for none."""
     if not means:
         raise ValueError("expected at least one window, got none")
     windows = torch.tensor(means, dtype=torch.float64)
@@ -131,18 +131,12 @@ def measure_losses(
 ) -> Losses:
     """Losses of all windows. The first token of a window is not scored.
 
-    With several processes, each evaluates a shard of the windows.
-
-    Args:
-        dense: the dense model's states, computed if they are not cached. The divergence from the dense model is then
-            measured in the same pass; that of the dense model itself is zero.
-        so_far: losses of the same model on the first windows, with divergences if `dense` is not None: what a
-            `partial()` of this process returned. Only the other windows are measured.
-        progress: called after each layer; `partial()` returns the losses of this process's windows so far.
-
-    Raises:
-        UserError: `tokens` has no windows of two or more tokens, or they are longer than the model's context.
-        ValueError: `so_far` is not of whole windows of these.
+    With `dense`, the dense model's states, which are computed if they are not cached, the divergence from the dense
+    model is measured in the same pass; that of the dense model itself is zero. `so_far` are losses of the same model on
+    the first windows, what a `partial()` returned, with divergences if `dense` is not None; only the other windows are
+    measured. `progress` is called after each layer. With several processes, each evaluates a shard of the windows, to
+    which `partial()` and `so_far` refer. Raises UserError where `tokens` has no windows of two or more tokens, or they
+    are longer than the model's context, and ValueError where `so_far` is not of whole windows of these.
     """
     require_model(model)
     require_windows(tokens, model.config)
@@ -199,10 +193,7 @@ def perplexity(
     *,
     progress: ProgressCallback | bool = True,
 ) -> float:
-    """`exp` of the mean loss over all windows. The first token of a window is not scored.
-
-    Raises UserError as `measure_losses` does.
-    """
+    """`exp` of the mean loss over all windows but their first tokens. Raises UserError as `measure_losses` does."""
     return measure_losses(model, tokens, stage, progress=progress).perplexity().value
 
 
@@ -225,10 +216,7 @@ class DenseStates:
     def of(
         self, windows: Int[Tensor, "windows window"], first: int, pause: Pause = no_pause
     ) -> Float[Tensor, "tokens hidden"]:
-        """The states of consecutive windows, whose numbers begin at `first`.
-
-        `pause` is called after each layer that has to run.
-        """
+        """The states of windows numbered from `first` on; `pause` is called after each layer that has to run."""
         numbers = range(first, first + len(windows))
         if not all(number in self._cached for number in numbers):
             states = last_states(self.model, self.model.model.layers, embed(self.model, windows), pause)
@@ -260,3 +248,69 @@ def head_losses(
             kl.append(divergences(dense_logits.to(logits.device), logits))
         pause()
     return torch.cat(losses).double(), torch.cat(kl).double() if kl else None
+
+
+@dataclass(frozen=True, repr=False)
+class Evaluation:
+    """The losses of both models on the same windows, and the estimates derived from them."""
+
+    dense: Losses
+    sliced: Losses
+    window: int  # tokens
+
+    @property
+    def dense_perplexity(self) -> Estimate:
+        """Perplexity of the dense model, with its standard error."""
+        return self.dense.perplexity()
+
+    @property
+    def perplexity(self) -> Estimate:
+        """Perplexity of the sliced model, with its standard error."""
+        return self.sliced.perplexity()
+
+    @property
+    def perplexity_ratio(self) -> Estimate:
+        """Ratio of sliced to dense perplexity, with its paired standard error."""
+        return self.sliced.ratio(self.dense)
+
+    @property
+    def divergence(self) -> Estimate:
+        """Mean KL divergence of the sliced model from the dense one, in nats per token, with its standard error."""
+        divergence = self.sliced.divergence()
+        assert divergence is not None  # `evaluate` measures it
+        return divergence
+
+    def __repr__(self) -> str:
+        dense, sliced = _rounded(self.dense_perplexity, 2), _rounded(self.perplexity, 2)
+        width = max(len(dense), len(sliced), len("sliced"))
+        return "\n".join(
+            [
+                f"{'':<12}{'dense':>{width}}  {'sliced':>{width}}",
+                f"{'perplexity':<12}{dense:>{width}}  {sliced:>{width}}  {_rounded(self.perplexity_ratio, 3)} times",
+                f"KL divergence from the dense model: {_rounded(self.divergence, 4)} nats per token",
+                f"on {self.sliced.total * self.window:,} tokens in windows of {self.window:,}; ± is one standard error",
+            ]
+        )
+
+
+def evaluate(
+    dense: PreTrainedModel,
+    sliced: PreTrainedModel,
+    tokens: Int[Tensor, "windows window"],
+    *,
+    progress: ProgressCallback | bool = True,
+) -> Evaluation:
+    """Measure both models on held-out windows. The first token of a window is not scored.
+
+    Takes one forward pass of each model, and memory for one hidden state per token. Raises UserError as
+    `measure_losses` does.
+    """
+    report, states = progress_callback(progress), DenseStates(dense)
+    dense_losses = measure_losses(dense, tokens, "perplexity dense", states, progress=report)
+    sliced_losses = measure_losses(sliced, tokens, "perplexity sliced", states, progress=report)
+    return Evaluation(dense_losses, sliced_losses, tokens.shape[1])
+
+
+def _rounded(estimate: Estimate, digits: int) -> str:
+    error = "" if estimate.standard_error is None else f" ± {estimate.standard_error:.{digits}f}"
+    return f"{estimate.value:.{digits}f}{error}"

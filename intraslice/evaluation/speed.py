@@ -70,24 +70,22 @@ def measure_speed(
 
 
 def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[float, float]:
-    """Seconds of prefill, and of decoding all new tokens with the cache.
-
-    `pause` is called after the prompt and after each token.
-    """
+    """Seconds of prefill, and of decoding all new tokens with the cache; `pause` is called after each forward."""
     vocabulary = model.model.embed_tokens.num_embeddings
     tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # arbitrary tokens
     cache: dict[str, Any] = {}
     seconds = []
     for _ in range(1 + config.new):
-        start = _now(model)
+        start = wall_clock(model.device)
         logits, cache = next_token_logits(model, tokens, cache)
         tokens = logits.argmax(-1, keepdim=True)
-        seconds.append(_now(model) - start)
+        seconds.append(wall_clock(model.device) - start)
         pause()
     return seconds[0], sum(seconds[1:])
 
 
-def _now(model: PreTrainedModel) -> float:
-    if model.device.type == "cuda":  # kernels run asynchronously
-        torch.cuda.synchronize(model.device)
+def wall_clock(device: torch.device) -> float:
+    """The time in seconds, on a GPU once the queued work is done."""
+    if device.type == "cuda":  # kernels run asynchronously
+        torch.cuda.synchronize(device)
     return time.perf_counter()

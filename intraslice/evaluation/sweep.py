@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple
 import pandas
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rounded_model
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
@@ -25,7 +25,6 @@ from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
-from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
@@ -230,12 +229,6 @@ def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
     return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
 
-def _bytes_on_disk(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, quantise: Quantise) -> int:
-    if quantise == "none":
-        return sum(parameter.nbytes for parameter in model.parameters())
-    return gguf_bytes(model, tokenizer, quantise)
-
-
 def _speed(point: Point, speed: SpeedConfig | None) -> SpeedConfig | None:
     return speed if point.method != DENSE and point.quantise == "none" else None
 
@@ -247,15 +240,15 @@ def _measure(
     speed: SpeedConfig | None,
     progress: ProgressCallback,
 ) -> tuple[dict[str, Any], bool]:
-    """One row, and whether it would be the same again, as it is not where memory was short.
-
-    `held_out` has the texts by the suffix of their columns.
-    """
+    """One row, and whether it is final: not where memory was short. `held_out`: texts by the suffix of columns."""
     loaded, texts, speed = slices.loaded, slices.texts, _speed(point, speed)
     try:
         model, note = slices.of(point, progress)
-        size = _bytes_on_disk(model, loaded.tokenizer, point.quantise)
-        evaluated = model if point.quantise == "none" else rounded_model(model, point.quantise, progress=progress)
+        if point.quantise == "none":
+            size, evaluated = sum(parameter.nbytes for parameter in model.parameters()), model
+        else:
+            size = gguf_bytes(model, loaded.tokenizer, point.quantise)
+            evaluated = rounded_model(model, point.quantise, progress=progress)
     except (UserError, NumericalError) as problem:
         columns = [f"{column}{name}" for name in held_out for column in LOSSES]
         failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig
 from intraslice.core.linalg import damp_by_channel
-from intraslice.methods.one_shot import OneShotMethod
-from intraslice.methods.registry import METHODS
+from intraslice.methods.registry import METHODS, OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.mlp import SlicedMLP
@@ -48,10 +47,7 @@ class Baseline(OneShotMethod):
         return scores.argsort().argsort().float() / len(scores)
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        """Choose heads and neurons by scores. Uses the sparsity, bias (default 1) and cap of `config`.
-
-        Raises UserError for a sparsity that is out of reach.
-        """
+        """Heads and neurons by scores. Uses sparsity, bias (default 1) and cap. Raises UserError if out of reach."""
         layers = []
         for block, layer, layer_stats in zip(blocks(model), stats.profile.layers, stats.layers, strict=True):
             heads, neurons = self.scores(block, layer_stats, stats.tokens)

@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,11 +25,9 @@ from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
-from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, embed
-from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import (
     BasisEmbedding,
     BasisNorm,
@@ -61,13 +60,13 @@ class SlicedStates:
         self._states = embed(model, tokens[shard_of(len(tokens))])
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
-    def first_axes(self, pause: Pause) -> Axes:
-        """Axes of the first layer's input."""
+    def next_axes(self, pause: Pause) -> Axes:
+        """Axes of the states: at first of the first layer's input."""
         return principal_axes_of(self._states, pause)
 
-    def next_axes(
+    def pass_through_(
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
-    ) -> Axes:
+    ) -> None:
         """Project the states on the basis, as in the sliced model, and add the uncut outputs of the modules."""
         axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
 
@@ -79,7 +78,6 @@ class SlicedStates:
             )
 
         self._states.map_(step, pause)
-        return principal_axes_of(self._states, pause)
 
 
 class DenseMoments:
@@ -91,20 +89,14 @@ class DenseMoments:
             moments += [layer.residual_moment] if block.parallel else [layer.residual_moment, layer.middle_moment]
         self._norm, self._moments, self._axes = layers[0].attention_norm, enumerate(moments), stats.residual_axes
 
-    def first_axes(self, pause: Pause) -> Axes:
-        """Axes of the first layer's input."""
+    def next_axes(self, pause: Pause) -> Axes:
+        """Axes at the next norm."""
         read, moment = next(self._moments)
         if read not in self._axes:
             moment = centre(moment.double(), self._norm)
             pause()
             self._axes[read] = principal_axes(centre(moment.T, self._norm))[1].float()
         return self._axes[read]
-
-    def next_axes(
-        self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
-    ) -> Axes:
-        """Axes of the next modules' input."""
-        return self.first_axes(pause)
 
 
 @torch.no_grad()
@@ -113,7 +105,7 @@ def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: Prog
     report, layers = progress_callback(progress), blocks(model)
     source, reads = DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
     for read in range(reads):
-        source.first_axes(partial(report, Progress("axes", read, reads)))
+        source.next_axes(partial(report, Progress("axes", read, reads)))
         report(Progress("axes", read + 1, reads))
 
 
@@ -212,7 +204,7 @@ def slice_crossmodule(
         source = DenseMoments(layers, stats)
     else:
         raise ValueError("order 'one-shot' requires stats, got None; pass those of the calibration")
-    first_basis = basis = source.first_axes(pause)[:, : plan.width].float()
+    first_basis = basis = source.next_axes(pause)[:, : plan.width].float()
     parts: dict[nn.Module, nn.Module] = {}
     for done, (layer, block) in enumerate(zip(model.model.layers, layers, strict=True), 1):
         parts[layer], basis = _slice_layer(family, block, source, basis, block is layers[-1], pause)
@@ -237,22 +229,22 @@ def _slice_layer(
     hidden, width = basis.shape
     dtype = block.attention.o_proj.weight.dtype
     bases: list[Tensor] = [basis]
-    modules: list[SlicedModule] = []
+    modules: list[Any] = []  # attention and MLP, in the order of the branches
     for branch in residual_branches(block):
         norm = norm_of(block, branch[0])
         readers = [_reading_in(module, norm, basis) for module in branch]
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
         else:
-            after = source.next_axes(basis, readers, norm, pause)[:, :width].float()
+            if isinstance(source, SlicedStates):
+                source.pass_through_(basis, readers, norm, pause)
+            after = source.next_axes(pause)[:, :width].float()
         modules += [_writing_in(module, norm, after) for module in readers]
         bases.append(after)
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
     norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
     attention, mlp = modules
-    assert isinstance(attention, SlicedAttention)  # in the order of the branches
-    assert isinstance(mlp, SlicedMLP)
     return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 

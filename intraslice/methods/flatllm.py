@@ -21,7 +21,6 @@ from intraslice.core.weights import AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.planning.baseline_plans import proportional_fractions
 from intraslice.planning.ratios import LayerPlan
 from intraslice.slicing.attention import fuse
 
@@ -38,14 +37,26 @@ class FlatLLM(LayerRatioMethod):
         angles = [math.acos(min(max(1 - change, -1.0), 1.0)) / math.pi for change in influence]
         return [1 - kept for kept in proportional_fractions(angles, 1 - mean)]
 
-    def highest_mean(self, influence: Sequence[float], cap: float) -> float:
-        return 1.0
-
     def narrow_attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats) -> AttentionWeights:
         weights = dense.weights()
         axes = principal_axes(stats.value_moment)[1][..., : plan.dim]
         output = torch.einsum("whd,hdp->whp", weights.output.to(axes.dtype), axes[weights.kv_head])
         return fuse(weights, axes, output.to(weights.output.dtype), weights.output_bias)
+
+
+def proportional_fractions(weights: Sequence[float], mean: float) -> list[float]:
+    """Fractions with this mean, proportional to positive weights where that gives less than 1, and 1 elsewhere."""
+    fractions = torch.ones(len(weights), dtype=torch.float64)
+    share = torch.tensor(weights, dtype=torch.float64).clamp_min(1e-12)
+    free = torch.ones(len(weights), dtype=torch.bool)
+    while free.any():
+        whole = len(weights) - int(free.sum())
+        fractions[free] = share[free] / share[free].sum() * (len(weights) * mean - whole)
+        if not (fractions > 1).any():
+            break
+        free &= fractions < 1
+        fractions[~free] = 1.0
+    return fractions.tolist()
 
 
 METHODS.register(FlatLLM())

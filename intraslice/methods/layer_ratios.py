@@ -19,13 +19,20 @@ from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.linalg import cholesky, damp
 from intraslice.core.weights import AttentionWeights
-from intraslice.methods.one_shot import OneShotMethod
+from intraslice.methods.registry import OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.baseline_plans import bisect_count
-from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, require_locked_layers
-from intraslice.planning.sizes import Parameters, neurons_kept
+from intraslice.planning.ratios import (
+    LayerPlan,
+    Reasons,
+    SlicePlan,
+    cap_ratios,
+    plan_of_sizes,
+    require_locked_layers,
+)
+from intraslice.planning.sizes import neurons_kept
 from intraslice.slicing.mlp import fitted_moment, keep_neurons
 from intraslice.slicing.one_shot import attention_from_moments
 
@@ -37,24 +44,18 @@ class LayerRatioMethod(OneShotMethod):
 
     @abstractmethod
     def layer_ratios(self, influence: Sequence[float], mean: float) -> list[float]:
-        """Ratios of all layers with this mean, before the cap.
+        """Ratios of all layers with this mean, uncapped; `influence`: mean of `1 - cos(input, output)` over tokens."""
 
-        `influence` is the mean of `1 - cos(layer input, layer output)` over tokens.
-        """
-
-    @abstractmethod
     def highest_mean(self, influence: Sequence[float], cap: float) -> float:
         """The mean at which all layers have reached the cap."""
+        return 1.0
 
     @abstractmethod
     def narrow_attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats) -> AttentionWeights:
         """The weights of all heads with `plan.dim` channels."""
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        """Heads and neurons of every layer. Uses sparsity, cap and locks of `config`.
-
-        Raises UserError for a sparsity that is out of reach, or a locked layer that does not exist.
-        """
+        """Heads and neurons of every layer. Uses sparsity, cap and locks. Raises UserError if they are out of reach."""
         require_locked_layers(config, len(stats.sizes))
         sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
@@ -85,26 +86,17 @@ class LayerRatioMethod(OneShotMethod):
 
         def count(plans: list[LayerPlan]) -> int:
             pairs = zip(sizes, plans, strict=True)
-            return sum(size.parameters(len(plan.heads), plan.kv_heads, plan.dim, plan.neurons) for size, plan in pairs)
+            return sum(plan.parameters(size) for size, plan in pairs)
 
-        dense, others = sum(size.dense_parameters for size in sizes), stats.other_parameters
-        target, highest = (
-            (1 - config.sparsity) * dense,
-            self.highest_mean(influence, cap) if config.sparsity else 0.0,
-        )
+        target = (1 - config.sparsity) * sum(size.dense_parameters for size in sizes)
+        highest = self.highest_mean(influence, cap) if config.sparsity else 0.0
         kept = layers(bisect_count(lambda mean: count(layers(mean)), target, highest))
         attention = [plan.attention_ratio for plan in kept]
         if count(layers(highest, attention)) <= target <= count(layers(0.0, attention)):
             # Widths of heads change in coarse steps; neurons compensate.
             kept = layers(bisect_count(lambda mean: count(layers(mean, attention)), target, highest), attention)
-        parameters = Parameters(dense + others, count(kept) + others, dense, count(kept))
-        width = stats.bytes_per_value
-        cache_dense = width * sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
-        cache_sliced = width * sum(
-            size.cached_values(plan.kv_heads, plan.dim) for size, plan in zip(sizes, kept, strict=True)
-        )
         reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
-        return SlicePlan(config, tuple(kept), parameters, (cache_dense, cache_sliced), reasons)
+        return plan_of_sizes(config, kept, reasons, sizes, stats.other_parameters, stats.bytes_per_value)
 
     def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
         parts = dict[nn.Module, nn.Module]()

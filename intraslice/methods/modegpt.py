@@ -22,11 +22,11 @@ from torch import Tensor
 
 from intraslice.calibration.stats import LayerStats
 from intraslice.core.linalg import cholesky, damp, principal_axes
+from intraslice.core.output_fit import by_kv_head
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.planning.baseline_plans import entropic_ratios
 from intraslice.planning.ratios import LayerPlan
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 
@@ -55,6 +55,15 @@ class MoDeGPT(LayerRatioMethod):
         return replace(cut, value=value, value_bias=bias, output=output)
 
 
+def entropic_ratios(importance: Sequence[float], mean: float, temperature: float) -> list[float]:
+    """The ratios with this mean that maximise `sum s_i (1 - r_i) + temperature * entropy(r)`, uncapped.
+
+    `r = L * mean * softmax(-s / temperature)` (MoDeGPT, arXiv 2408.09632, global sparsity allocation).
+    """
+    weights = (-torch.tensor(importance, dtype=torch.float64) / temperature).softmax(0)
+    return (len(importance) * mean * weights).tolist()
+
+
 def pair_norms(
     query_energy: Float[Tensor, "heads dim"],
     key_energy: Float[Tensor, "kv_heads dim"],
@@ -65,7 +74,7 @@ def pair_norms(
 
     All query heads of a key have the same scores, so that sums over them do not change the ranking.
     """
-    query = torch.zeros_like(key_energy).index_add_(0, kv_head, query_energy)
+    query = by_kv_head(query_energy, kv_head)
     rotated = frequency != UNROTATED
 
     def shared(energy: Float[Tensor, "kv_heads dim"]) -> Float[Tensor, "kv_heads dim"]:

@@ -1,24 +1,27 @@
-"""The base class of slicing methods, and `plan_by` and `slice_by`, which run a method by its name."""
+"""The base classes of slicing methods, and `plan_by` and `slice_by`, which run a method by its name."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
+import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.calibration.stats import CalibrationStats
+from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.distributed.sharing import size
+from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded
+from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.baseline_plans import CrossModulePlan, require_below_one
-from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.recovery.registry import recover, require_trainable, training_bytes
 
 Plan = SlicePlan | CrossModulePlan
@@ -48,10 +51,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
 
     @abstractmethod
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> PlanType:
-        """A plan that removes `config.sparsity` of the decoder layers' parameters.
-
-        Raises UserError for a sparsity that is out of reach.
-        """
+        """A plan that removes `config.sparsity` of the decoder layers. Raises UserError if it is out of reach."""
 
     @abstractmethod
     def slice(
@@ -99,6 +99,32 @@ class SlicingMethod(ABC, Generic[PlanType]):
     def recovery(self, config: SliceConfig) -> str:
         """The recovery after slicing, or "none"."""
         return config.recovery
+
+
+class OneShotMethod(SlicingMethod[SlicePlan]):
+    """Slices layer by layer; a subclass implements `parts`."""
+
+    @abstractmethod
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        """Replacements of the layer's modules; `stats` are sums over `tokens` tokens."""
+
+    @torch.no_grad()
+    def slice(
+        self,
+        model: PreTrainedModel,
+        plan: SlicePlan,
+        stats: CalibrationStats,
+        tokens: Tokens,
+        *,
+        progress: ProgressCallback | bool = True,
+    ) -> PreTrainedModel:
+        """Build the model from the dense statistics alone."""
+        report, parts = progress_callback(progress), dict[nn.Module, nn.Module]()
+        report(Progress("slice", 0, len(plan.layers)))
+        for done, (block, layer, moments) in enumerate(zip(blocks(model), plan.layers, stats.layers, strict=True), 1):
+            parts |= self.parts(block, layer, moments, stats.tokens)
+            report(Progress("slice", done, len(plan.layers)))
+        return replace_modules(model, parts)
 
 
 METHODS: Registry[SlicingMethod[Any]] = Registry("method")
@@ -160,16 +186,11 @@ def slice_by(
     """
     report = progress_callback(progress)
     sliced = METHODS.require(method).slice(model, plan, cast(CalibrationStats, stats), tokens, progress=report)
-    if plan.recovery == NO_RECOVERY:
-        return sliced
     text = tokens if training_tokens is None else training_tokens
     return recover(model, sliced, text, plan.recovery, plan.epochs, progress=report)
 
 
 def slice_bytes(model: PreTrainedModel, plan: Plan, length: int) -> int:
-    """Memory that `slice_by` takes, at most, in addition to the model and its statistics.
-
-    `length` is that of the sequences on which a recovery trains.
-    """
+    """Memory that `slice_by` takes, at most, besides model and statistics; a recovery's sequences have `length`."""
     weights = sum(parameter.nbytes for parameter in model.parameters())
     return weights + training_bytes(plan.recovery, model, plan.parameters.sliced_decoder, length)

@@ -137,8 +137,8 @@ def rotary_frequencies(model: PreTrainedModel, layer: int) -> Float[Tensor, " fr
     return getattr(rotary, name).float().cpu()
 
 
-def _linear_maps(block: Block) -> dict[str, Pair]:
-    """Weights and biases of a block's linear maps in transformers' channel order, under the names of Llama's layers."""
+def write_layer_(layer: DenseModule, block: Block) -> None:
+    """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
     inverse = order.argsort()
@@ -146,7 +146,7 @@ def _linear_maps(block: Block) -> dict[str, Pair]:
     def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> Pair:
         return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
 
-    return {
+    targets = {
         "q_proj": rows(attention.query, attention.query_bias, inverse),
         "k_proj": rows(attention.key, attention.key_bias, inverse),
         "v_proj": rows(attention.value, attention.value_bias, slice(None)),
@@ -155,11 +155,6 @@ def _linear_maps(block: Block) -> dict[str, Pair]:
         "up_proj": (mlp.up, mlp.up_bias),
         "down_proj": (mlp.down, mlp.down_bias),
     }
-
-
-def write_layer_(layer: DenseModule, block: Block) -> None:
-    """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
-    targets = _linear_maps(block)
     targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
     targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
     if "gate_proj" in targets:
@@ -171,8 +166,7 @@ def write_layer_(layer: DenseModule, block: Block) -> None:
                 linear.weight.data.copy_(weight)
                 if bias is not None:
                     linear.bias.data.copy_(bias)
-    if (norms := block.attention.weights().norms) is not None:
-        order, _ = _head_layout(block.attention.dim, 2 * int((block.attention.frequency[0] != UNROTATED).sum()))
+    if (norms := attention.norms) is not None:
         layer.self_attn.q_norm.weight.data[order] = norms.query
         layer.self_attn.k_norm.weight.data[order] = norms.key
 
@@ -224,6 +218,10 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
         weight = weight.unflatten(0, (count, dim))[:, channels]
         return weight, None if bias is None else bias.unflatten(0, (count, dim))[:, channels]
 
+    norms = None
+    if hasattr(attention, "q_norm"):
+        query_norm, key_norm = (norm.weight.detach()[order] for norm in (attention.q_norm, attention.k_norm))
+        norms = HeadNorms(query_norm, key_norm, norm_epsilon(attention.q_norm), family.norm_offset)
     query, query_bias = by_head(queries, heads, order)
     key, key_bias = by_head(keys, kv_heads, order)
     value, value_bias = by_head(values, kv_heads, slice(None))
@@ -239,15 +237,8 @@ def _read_attention(family: Family, attention: DenseModule, config: PreTrainedCo
         kv_head=torch.arange(kv_heads).repeat_interleave(heads // kv_heads),
         frequency=frequency.expand(kv_heads, -1),
         scale=attention.scaling,
-        norms=_read_norms(attention, order, family.norm_offset),
+        norms=norms,
     )
-
-
-def _read_norms(attention: DenseModule, order: Tensor, offset: float) -> HeadNorms | None:
-    if not hasattr(attention, "q_norm"):
-        return None
-    query, key = (norm.weight.detach()[order] for norm in (attention.q_norm, attention.k_norm))
-    return HeadNorms(query, key, norm_epsilon(attention.q_norm), offset)
 
 
 def norm_epsilon(norm: DenseModule) -> float:
@@ -286,14 +277,7 @@ def blocks(model: PreTrainedModel) -> list[Block]:
 
 def block_of(layer: DenseModule, family: Family) -> Block:
     """One canonical layer of a family."""
-    return Block(
-        layer.self_attn,
-        layer.mlp,
-        getattr(layer, family.attention_norm),
-        getattr(layer, family.mlp_norm),
-        family.parallel,
-        *(
-            None if name is None else getattr(layer, name)
-            for name in (family.attention_output_norm, family.mlp_output_norm)
-        ),
-    )
+    attention_norm, mlp_norm = (getattr(layer, name) for name in (family.attention_norm, family.mlp_norm))
+    names = (family.attention_output_norm, family.mlp_output_norm)
+    output_norms = (None if name is None else getattr(layer, name) for name in names)
+    return Block(layer.self_attn, layer.mlp, attention_norm, mlp_norm, family.parallel, *output_norms)

@@ -1,13 +1,9 @@
-"""Plans of the other methods: entropic ratios per layer, bisection to a budget, and one width for the whole residual
-stream (SliceGPT, arXiv 2401.15024). Pure.
-"""
+"""Plans of other methods: bisection to a budget, and one width for the whole residual stream. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from intraslice.core.config import NO_RECOVERY, Order
 from intraslice.core.errors import UserError
@@ -33,30 +29,6 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
         middle = (low + high) / 2
         low, high = (middle, high) if count(middle) > target else (low, middle)
     return min((low, high), key=lambda argument: abs(count(argument) - target))
-
-
-def entropic_ratios(importance: Sequence[float], mean: float, temperature: float) -> list[float]:
-    """The ratios with this mean that maximise `sum s_i (1 - r_i) + temperature * entropy(r)`, uncapped.
-
-    `r = L * mean * softmax(-s / temperature)` (MoDeGPT, arXiv 2408.09632, global sparsity allocation).
-    """
-    weights = (-torch.tensor(importance, dtype=torch.float64) / temperature).softmax(0)
-    return (len(importance) * mean * weights).tolist()
-
-
-def proportional_fractions(weights: Sequence[float], mean: float) -> list[float]:
-    """Fractions with this mean, proportional to positive weights where that gives less than 1, and 1 elsewhere."""
-    fractions = torch.ones(len(weights), dtype=torch.float64)
-    share = torch.tensor(weights, dtype=torch.float64).clamp_min(1e-12)
-    free = torch.ones(len(weights), dtype=torch.bool)
-    while free.any():
-        whole = len(weights) - int(free.sum())
-        fractions[free] = share[free] / share[free].sum() * (len(weights) * mean - whole)
-        if not (fractions > 1).any():
-            break
-        free &= fractions < 1
-        fractions[~free] = 1.0
-    return fractions.tolist()
 
 
 MULTIPLE = 8  # D' is rounded down to a multiple of it, as published

@@ -40,11 +40,6 @@ class HeadTable:
     dim: Int[Tensor, " keeps"]
 
 
-def round_even(count: Float[Tensor, "*any"]) -> Int[Tensor, "*any"]:
-    """Round to the nearest even integer."""
-    return (count / 2).round().long() * 2
-
-
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
     """Choose the heads for all channel budgets 0..H*d at once.
 
@@ -61,7 +56,7 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
     alive = among_best >= keep[:, None] / heads / 4
 
     def width_for(count: Tensor) -> Tensor:
-        return round_even(keep / count).clamp(2, width)
+        return ((keep / count / 2).round().long() * 2).clamp(2, width)  # the nearest even number
 
     for _ in range(heads - 1):
         count = alive.sum(1)
@@ -119,10 +114,7 @@ def even_heads(
 
 
 def frontier(choices: Sequence[EvenHeads]) -> list[EvenHeads]:
-    """The convex frontier of the choices: each step costs more per parameter than the one before.
-
-    The first choice is kept.
-    """
+    """The convex frontier from the first choice on: each step costs more per parameter than the one before."""
     best = [choices[0]]
     for choice in choices[1:]:
         if choice.removed == best[-1].removed:

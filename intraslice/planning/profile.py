@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,9 +17,9 @@ from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads
-from intraslice.planning.ranking import Ranking, rank
 from intraslice.planning.sizes import LayerSizes, block_widths
 
+Value = TypeVar("Value")
 # Fraction of a head's parameters that a mask on the input of o_proj accounts for: value and output weights are half of
 # them; the rest is for queries and keys. The best of 0.5, 0.6, 0.7, 0.8 and 1 on three texts.
 MASKED_FRACTION = 0.7
@@ -33,6 +33,37 @@ def unit_cost(sizes: LayerSizes, module: ModuleKind, units: int) -> float:
 def masked_parameters(sizes: LayerSizes, module: ModuleKind, units: int) -> float:
     """Parameters that the mask of one unit accounts for. The global ranking divides importances by them."""
     return unit_cost(sizes, module, units) * (1.0 if module == "mlp" else MASKED_FRACTION)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """All units of one kind over all layers with their layers, the least important first.
+
+    In NumPy: every operation of torch gives up the interpreter lock, for which a slider's answer would then wait.
+    """
+
+    importance: Float[np.ndarray, " units"]
+    layer: Int[np.ndarray, " units"]
+    counts: tuple[int, ...]  # units of each layer
+
+    def ratios(self, fraction: float) -> tuple[list[float], float]:
+        """Each layer's fraction of units among the `fraction` least important ones, and the importance threshold."""
+        total = len(self.importance)
+        cut = min(max(fraction, 0.0), 1.0) * total
+        whole = int(cut)
+        removed = np.bincount(self.layer[:whole], minlength=len(self.counts)).tolist()
+        if whole < total:  # remove the next unit in part, so that ratios change smoothly with the budget
+            removed[int(self.layer[whole])] += cut - whole
+        threshold = float(self.importance[min(whole, total - 1)])
+        return [count / units for count, units in zip(removed, self.counts, strict=True)], threshold
+
+
+def rank(importances: Sequence[Tensor]) -> Ranking:
+    """Rank all units, given the importances (units) of every layer; the number of units may differ."""
+    counts = tuple(len(units) for units in importances)
+    order = torch.cat(list(importances)).sort(stable=True)
+    layer = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))[order.indices.cpu()]
+    return Ranking(order.values.double().cpu().numpy(), layer.numpy(), counts)
 
 
 class Choices(NamedTuple):
@@ -57,8 +88,7 @@ class LayerProfile:
         alive = self.table.alive.cpu()
         groups = torch.zeros(len(alive), self.sizes.kv_heads, dtype=torch.long)
         groups.index_add_(1, torch.tensor(self.kv_head), alive.long())
-        counts = zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True)
-        return list(counts)
+        return list(zip(alive.sum(1).tolist(), (groups > 0).sum(1).tolist(), self.table.dim.tolist(), strict=True))
 
     def heads(self, channels: int) -> tuple[int, ...]:
         """The heads that are kept with a budget of so many channels."""
@@ -70,23 +100,19 @@ class LayerProfile:
 
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""
-        return Choices(self._even_heads(estimator), self._block_costs(estimator))
-
-    def _even_heads(self, estimator: str | None) -> list[EvenHeads]:
-        groups = torch.tensor(self.kv_head).argsort(stable=True).view(self.sizes.kv_heads, -1)
+        sizes, widths = self.sizes, torch.tensor(block_widths(self.sizes.neurons))
+        groups = torch.tensor(self.kv_head).argsort(stable=True).view(sizes.kv_heads, -1)
         if estimator is None:  # in the order of the table, at costs that grow with the removed parameters
             survival = self.table.alive.sum(0).double().cpu()  # number of budgets at which a head is kept
-            choices = even_heads(self.sizes, groups, survival, torch.ones_like(survival))
-            return [replace(choice, loss=choice.removed**2 / choices[-1].removed) for choice in choices]
-        heads = self.importances[estimator].attention.double().cpu().view(self.sizes.heads, -1).sum(1)
-        return even_heads(self.sizes, groups, heads, heads)
-
-    def _block_costs(self, estimator: str | None) -> Float[Tensor, " blocks"]:
-        widths = torch.tensor(block_widths(self.sizes.neurons))
-        if estimator is None:
-            return 1 - widths[1:] / self.sizes.neurons
-        cumulative = functional.pad(self.importances[estimator].mlp.double().cpu().sort().values.cumsum(0), (1, 0))
-        return cumulative[self.sizes.neurons - widths].diff() / (-widths.diff() * self.sizes.neuron_cost)
+            choices = even_heads(sizes, groups, survival, torch.ones_like(survival))
+            choices = [replace(choice, loss=choice.removed**2 / choices[-1].removed) for choice in choices]
+            return Choices(choices, 1 - widths[1:] / sizes.neurons)
+        heads, neurons = (
+            values.double().cpu() for values in (self.importances[estimator].attention, self.importances[estimator].mlp)
+        )
+        heads, cumulative = heads.view(sizes.heads, -1).sum(1), functional.pad(neurons.sort().values.cumsum(0), (1, 0))
+        costs = cumulative[sizes.neurons - widths].diff() / (-widths.diff() * sizes.neuron_cost)
+        return Choices(even_heads(sizes, groups, heads, heads), costs)
 
 
 @dataclass(frozen=True)
@@ -98,13 +124,7 @@ class Profile:
     bytes_per_value: int = field(default=4)  # of a cached key or value
     head_fraction: float | None = None  # as in SliceConfig: used for the importances
     gradient_group: int = GRADIENT_GROUP
-    _rankings: dict[tuple[str, ModuleKind], Ranking] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _removal_curves: dict[str, Float[np.ndarray, "2 steps"]] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
-    _choices: dict[str | None, list[Choices]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _computed: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -125,25 +145,24 @@ class Profile:
 
     def ranking(self, estimator: str, module: ModuleKind) -> Ranking:
         """The global ranking of the units of one kind of module, cached."""
-        if (estimator, module) not in self._rankings:
-            self._rankings[estimator, module] = rank(self.importances(estimator, module))
-        return self._rankings[estimator, module]
+        return self._once((estimator, module), lambda: rank(self.importances(estimator, module)))
+
+    def _once(self, key: object, compute: Callable[[], Value]) -> Value:
+        if key not in self._computed:
+            self._computed[key] = compute()
+        return self._computed[key]
 
     def choices(self, estimator: str | None) -> list[Choices]:
         """Candidates of every layer for runtime shapes, cached. With None all layers have the same costs."""
         self._require(estimator)
-        if estimator not in self._choices:
-            self._choices[estimator] = [layer.choices(estimator) for layer in self.layers]
-        return self._choices[estimator]
+        return self._once((estimator, "choices"), lambda: [layer.choices(estimator) for layer in self.layers])
 
     def neuron_fraction(self, estimator: str, removed: float) -> float:
         """The fraction of all neurons that is removed with the least important `removed` parameters.
 
         Attention units and neurons share one ranking, by importance per parameter that the unit's mask accounts for.
         """
-        if estimator not in self._removal_curves:
-            self._removal_curves[estimator] = self._removal_curve(estimator)
-        parameters, neurons = self._removal_curves[estimator]
+        parameters, neurons = self._once((estimator, "removal"), lambda: self._removal_curve(estimator))
         return float(neurons[np.searchsorted(parameters, removed, side="right") - 1])
 
     def _removal_curve(self, estimator: str) -> Float[np.ndarray, "2 steps"]:

@@ -26,8 +26,8 @@ from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
 from intraslice.planning.profile import Profile, masked_parameters
-from intraslice.planning.runtime_sizes import runtime_sizes
-from intraslice.planning.sizes import MULTIPLE, Parameters, aligned, all_aligned, neurons_kept
+from intraslice.planning.runtime_sizes import locked_ratios, runtime_sizes
+from intraslice.planning.sizes import MULTIPLE, LayerSizes, Parameters, aligned, all_aligned, neurons_kept
 
 ModuleId = tuple[int, ModuleKind]
 Ratios = Mapping[ModuleId, float]  # of every module
@@ -57,10 +57,7 @@ def importances_along(
 
 
 def removal_sparsities(ratios: Sequence[float], sparsities: Sequence[float], units: int) -> Float[Tensor, " units"]:
-    """The sparsity at which each unit of a module is removed, the least important unit first.
-
-    Both sequences run from 0 to 1 and are non-decreasing.
-    """
+    """The sparsity at which each unit is removed, the least important first. Both sequences rise from 0 to 1."""
     removed, at = (torch.tensor(values, dtype=torch.float64) for values in (ratios, sparsities))
     positions = (torch.arange(units, dtype=torch.float64) + 0.5) / units
     after = torch.searchsorted(removed, positions, right=True)
@@ -73,7 +70,7 @@ SEARCH_STEPS = 24
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Pruning ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
+    """Ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
 
     attention_ratio: float
     mlp_ratio: float
@@ -81,6 +78,10 @@ class LayerPlan:
     kv_heads: int
     dim: int
     neurons: int
+
+    def parameters(self, sizes: LayerSizes) -> int:
+        """Parameters of the layer, whose dense sizes are `sizes`."""
+        return sizes.parameters(len(self.heads), self.kv_heads, self.dim, self.neurons)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,22 @@ class SlicePlan:
         return self.config.epochs
 
 
+CONTEXT = 512  # tokens that each token attends to, itself included
+
+
+def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:
+    """Floating-point operations per generated token (dense, sliced): one multiplication and one addition per weight.
+
+    Counts the weights of all matrix multiplications, including `head_weights` of lm_head, and the attention scores and
+    weighted values over `context` tokens. Norms, biases, rotations and activations, well below 1 %, are not counted.
+    """
+    dense_products = sliced_products = head_weights
+    for size, layer in zip((layer.sizes for layer in profile.layers), plan.layers, strict=True):
+        dense_products += size.products(size.heads, size.kv_heads, size.dim, size.neurons, context)
+        sliced_products += size.products(len(layer.heads), layer.kv_heads, layer.dim, layer.neurons, context)
+    return 2 * dense_products, 2 * sliced_products
+
+
 def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> list[float]:
     """Limit every ratio to `cap`, and distribute the excess over the other layers in proportion to their ratios.
 
@@ -151,16 +168,15 @@ class _Candidate:
     parameters: int
     reasons: Reasons
 
-    @property
-    def sizes(self) -> tuple[list[tuple[int, int, int]], list[int]]:
-        return self.shapes, self.neurons
-
 
 def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candidate:
     """Ratios and sizes for the budget of the sparsity `nominal`."""
     sizes = [layer.sizes for layer in profile.layers]
     channels, neurons = [s.channels for s in sizes], [s.neurons for s in sizes]
-    neurons_removed = _neuron_fraction(profile, config, nominal)
+    if config.bias is None and _uses_importances(config):
+        neurons_removed = profile.neuron_fraction(config.estimator, nominal * profile.dense_decoder)
+    else:
+        neurons_removed = nominal * (config.bias or 1.0)
     mlp, mlp_threshold = _uncapped_ratios(profile, config, "mlp", neurons_removed)
     mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), "mlp", config)
     removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
@@ -198,16 +214,9 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     )
 
 
-def _neuron_fraction(profile: Profile, config: SliceConfig, nominal: float) -> float:
-    """The fraction of all neurons that is removed for the budget of the sparsity `nominal`."""
-    if config.bias is None and _uses_importances(config):
-        return profile.neuron_fraction(config.estimator, nominal * profile.dense_decoder)
-    return nominal * (config.bias or 1.0)
-
-
 def _with_locks(ratios: list[float], module: ModuleKind, config: SliceConfig) -> list[float]:
-    locked_ratios = {layer: ratio for layer, kind, ratio in config.locked if kind == module}
-    return [locked_ratios.get(index, ratio) for index, ratio in enumerate(ratios)]
+    locked = locked_ratios(config, module)
+    return [locked.get(index, ratio) for index, ratio in enumerate(ratios)]
 
 
 def _uses_importances(config: SliceConfig) -> bool:
@@ -237,10 +246,8 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     rest of the budget. Without one, the least important parameters of both are removed (the uniform estimator has 1).
     Since key/value heads are removed by groups and sizes are rounded, a search over nominal sparsities makes the actual
     sparsity meet the target. Locked ratios are kept, up to rounding to multiples that the shapes ask for, and the other
-    modules compensate for them.
-
-    Raises:
-        UserError: the target is out of reach with the cap, the bias and the locks, or a locked layer does not exist.
+    modules compensate for them. Raises UserError where the target is out of reach with the cap, the bias and the locks,
+    or a locked layer does not exist.
     """
     units = (profile.head_fraction, profile.gradient_group)
     if units != (config.head_fraction, config.gradient_group):
@@ -250,23 +257,34 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
         )
     require_locked_layers(config, len(profile.layers))
     layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
-    decoder = sum(
-        layer.sizes.parameters(len(layer_plan.heads), layer_plan.kv_heads, layer_plan.dim, layer_plan.neurons)
-        for layer, layer_plan in zip(profile.layers, layers, strict=True)
-    )
-    dense, other = profile.dense_decoder, profile.other_parameters
-    parameters = Parameters(dense + other, decoder + other, dense, decoder)
-    if config.shapes not in (FREE, RUNTIME) and abs(parameters.removed_fraction - config.sparsity) > 0.01:
-        raise missed_by_multiples(config, parameters.removed_fraction)
-    if reasons.nominal_sparsity == 1 and config.sparsity - parameters.removed_fraction > 0.01:
-        raise too_little_removed(config, parameters.removed_fraction)
-    locks_alone = config.locked and reasons.nominal_sparsity in (0, 1)
-    if locks_alone and parameters.removed_fraction - config.sparsity > 0.01:
-        raise too_much_locked(config, parameters.removed_fraction)
-    sizes, width = [layer.sizes for layer in profile.layers], profile.bytes_per_value
+    sizes = [layer.sizes for layer in profile.layers]
+    plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
+    excess = plan.removed_fraction - config.sparsity
+    if config.shapes not in (FREE, RUNTIME) and abs(excess) > 0.01:
+        raise missed_by_multiples(config, plan.removed_fraction)
+    if reasons.nominal_sparsity == 1 and excess < -0.01:
+        raise too_little_removed(config, plan.removed_fraction)
+    if config.locked and reasons.nominal_sparsity in (0, 1) and excess > 0.01:
+        raise too_much_locked(config, plan.removed_fraction)
+    return plan
+
+
+def plan_of_sizes(
+    config: SliceConfig,
+    layers: Sequence[LayerPlan],
+    reasons: Reasons,
+    sizes: Sequence[LayerSizes],
+    other_parameters: int,
+    bytes_per_value: int,
+) -> SlicePlan:
+    """The plan of these layers, with the counts that follow from it; `sizes` are the dense ones."""
+    dense = sum(size.dense_parameters for size in sizes)
+    sliced = sum(layer.parameters(size) for size, layer in zip(sizes, layers, strict=True))
     dense_cache = sum(size.cached_values(size.kv_heads, size.dim) for size in sizes)
     sliced_cache = sum(size.cached_values(kept.kv_heads, kept.dim) for size, kept in zip(sizes, layers, strict=True))
-    return SlicePlan(config, tuple(layers), parameters, (dense_cache * width, sliced_cache * width), reasons)
+    cache = dense_cache * bytes_per_value, sliced_cache * bytes_per_value
+    parameters = Parameters(dense + other_parameters, sliced + other_parameters, dense, sliced)
+    return SlicePlan(config, tuple(layers), parameters, cache, reasons)
 
 
 def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
@@ -325,7 +343,9 @@ def _search_candidate(profile: Profile, config: SliceConfig, target: float) -> _
     best = min(high, low, key=lambda candidate: abs(excess(candidate)))
     above, below = excess(low), excess(high)
     for _ in range(SEARCH_STEPS):
-        if above <= 0 or below >= 0 or abs(excess(best)) <= tolerance or low.sizes == high.sizes:
+        if above <= 0 or below >= 0 or abs(excess(best)) <= tolerance:
+            break
+        if (low.shapes, low.neurons) == (high.shapes, high.neurons):
             break
         start, end = low.reasons.nominal_sparsity, high.reasons.nominal_sparsity
         candidate = _candidate(profile, config, start + above / (above - below) * (end - start))

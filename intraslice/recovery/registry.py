@@ -29,20 +29,6 @@ class RecoveryCost(NamedTuple):
     sampling: float
 
 
-def recovery_cost(
-    dense: PreTrainedModel, token_products: int, text: int, samples: int, epochs: int, calibration: int
-) -> RecoveryCost:
-    """The cost of training on `text` + `samples` tokens, where a dense pass has `calibration` tokens.
-
-    A training token costs `token_products` multiplications with weights.
-    """
-    token_pass = decoder_parameters(dense) + dense.lm_head.weight.numel()
-    dense_pass = calibration * token_pass
-    training = epochs * (text + samples) * token_products
-    sampling = (text + 2 * samples) * token_pass
-    return RecoveryCost(training / dense_pass, sampling / dense_pass)
-
-
 class Recovery(ABC):
     """One way to train a model after slicing. An instance of each subclass is registered in `RECOVERIES`."""
 
@@ -68,12 +54,7 @@ class Recovery(ABC):
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
     def training_bytes(self, dense: PreTrainedModel, weights: int, length: int) -> int:
-        """Memory to train a slice of `dense`, in addition to the models.
-
-        Args:
-            weights: of the slice's layers.
-            length: of the training sequences.
-        """
+        """Memory to train a slice with so many weights in its layers on sequences of `length`, besides the models."""
         return 0
 
     def token_products(self, dense: PreTrainedModel, sliced: PreTrainedModel, length: int) -> int:
@@ -99,16 +80,11 @@ def recover(
 ) -> PreTrainedModel:
     """Train a sliced model to match the dense one, in place, and return it. Works after every slicing method.
 
-    Args:
-        dense: the dense model of `sliced`; it is not changed.
-        tokens: to train on, such as the calibration tokens and more of the text.
-        recovery: a name in `RECOVERIES`, or "none", which returns `sliced` as it is.
-        epochs: passes over `tokens`; 0 trains nothing.
-
-    Raises:
-        UserError: the name is unknown, `epochs` is negative, `tokens` are no windows within the model's context, a
-            model has offloaded or quantised weights, or memory does not suffice.
-        NumericalError: the training diverged. `sliced` is as before then, and where `progress` raises.
+    Trains in `epochs` passes over `tokens`, such as the calibration tokens and more of the text. With 0 epochs, or the
+    recovery "none", `sliced` is returned as it is. The dense model is not changed. Raises UserError where the name is
+    unknown, `epochs` is negative, `tokens` are no windows within the model's context, weights are offloaded or
+    quantised, or memory does not suffice, and NumericalError where the training diverges. `sliced` is as before then,
+    and where `progress` raises.
     """
     if recovery == NO_RECOVERY:
         return sliced
@@ -140,16 +116,16 @@ def cost_of(
     epochs: int,
     calibration_tokens: int,
 ) -> RecoveryCost | None:
-    """The cost of `recover` with the same arguments, in forward passes of `dense` over `calibration_tokens` tokens.
-
-    None for "none".
-    """
+    """The cost of `recover` in dense forward passes over `calibration_tokens` tokens; None for "none"."""
     if recovery == NO_RECOVERY:
         return None
     entry: Recovery = RECOVERIES.require(recovery)
-    length = tokens.shape[1]
-    samples, products = entry.sampled_sequences(len(tokens)) * length, entry.token_products(dense, sliced, length)
-    return recovery_cost(dense, products, tokens.numel(), samples, epochs, calibration_tokens)
+    text, length = tokens.numel(), tokens.shape[1]
+    samples = entry.sampled_sequences(len(tokens)) * length
+    token_pass = decoder_parameters(dense) + dense.lm_head.weight.numel()
+    dense_pass = calibration_tokens * token_pass
+    training = epochs * (text + samples) * entry.token_products(dense, sliced, length)
+    return RecoveryCost(training / dense_pass, (text + 2 * samples) * token_pass / dense_pass)
 
 
 def require_trainable(model: PreTrainedModel) -> None:

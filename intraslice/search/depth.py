@@ -22,8 +22,17 @@ from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import ModuleId, Ratios
 from intraslice.planning.sizes import LayerSizes
-from intraslice.search.evolution import Compares, SearchConfig, State, distinct, selected, sets_of
-from intraslice.search.levels import Allocation, Level, Levels
+from intraslice.search.evolution import (
+    Allocation,
+    Level,
+    Levels,
+    Measures,
+    SearchConfig,
+    State,
+    distinct,
+    selected,
+    sets_of,
+)
 from intraslice.search.measure import Candidates
 from intraslice.search.ratio_search import SearchResult, evolve, groups_of, require_in_memory
 
@@ -49,17 +58,15 @@ def search_depth(
     token, are those without this narrowing. Recorded and shared among processes as in `search_ratios`; `progress`
     counts dense passes.
 
-    Args:
-        windows: text that decides, such as calibration text that follows the calibration tokens. The last four
-            windows only measure the result.
-
-    Raises:
-        UserError: too few windows, a sparsity that `whole_layers` refuses, or an offloaded model.
+    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
+    measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded
+    model.
     """
     report, search = progress_callback(progress), search or SearchConfig()
     groups = groups_of(len(windows), search, COMPARED)
     require_in_memory(loaded)
-    order = by_influence(stats)
+    # The layers, those first that change their input least.
+    order = sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
     count, rest = whole_layers(stats.sizes, sparsity)
     candidates = Candidates(loaded.model, stats, whole_or_removed(stats.sizes), windows)
     start = tuple(REMOVED if layer in order[:count] else KEPT for layer, _ in candidates.levels.modules)
@@ -70,16 +77,11 @@ def search_depth(
         "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
     )
 
-    def step(state: State, measures: Compares) -> State:
+    def step(state: State, measures: Measures) -> State:
         return next_depth(state, measures, search, groups)
 
     result = evolve(candidates, start, step, sparsity, search.passes, path, report)
     return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed(result.ratios, order), rest)})
-
-
-def by_influence(stats: CalibrationStats) -> list[int]:
-    """The layers, those first that change their input least."""
-    return sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
 
 
 def whole_layers(sizes: Sequence[LayerSizes], sparsity: float) -> tuple[int, float]:
@@ -117,7 +119,7 @@ def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
     return Levels(modules, tuple(levels))
 
 
-def next_depth(state: State, measures: Compares, config: SearchConfig, groups: int) -> State:
+def next_depth(state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
     """One generation. `groups` is the number of groups of `COMPARED` sets of windows, which are used in turns."""
     rng = random.Random(f"{config.seed} {state.generation}")
     children = distinct(lambda: _exchanged(state.allocation, rng), config.children)

@@ -1,22 +1,29 @@
 """Evolutionary search over allocations of parameters to modules (after EvoPress, arXiv 2410.14649). Pure.
 
-Each generation moves parameters between modules at equal size. Its children are drawn around predicted costs, since
-most random swaps are worse: remove where a parameter costs least, add where it gains most. Children are compared on the
-same few windows first, the best of them on further windows, and the winner replaces its parent if KL falls on both
-sets. KL counts relative to the parent's in each window: texts on which it is large weigh no more than others.
-Successive generations read different windows, so that the search does not fit a few of them.
+The levels of a module are the sizes that it can take; an allocation has one for each module. Each generation moves
+parameters between modules at equal size. Its children are drawn around predicted costs, since most random swaps are
+worse: remove where a parameter costs least, add where it gains most. Children are compared on the same few windows
+first, the best of them on further windows, and the winner replaces its parent if KL falls on both sets. KL counts
+relative to the parent's in each window: texts on which it is large weigh no more than others. Successive generations
+read different windows, so that the search does not fit a few of them.
 """
 
 from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
+from intraslice.core.config import MODULE_KINDS, ModuleKind
 from intraslice.core.errors import UserError
-from intraslice.search.levels import Allocation, Levels
+from intraslice.planning.profile import LayerProfile, Profile
+from intraslice.planning.ratios import ModuleId, Ratios
+from intraslice.planning.sizes import MULTIPLE, neurons_kept
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
 FACTORS = (1, 2)  # steps of each module that a child may take at once
@@ -29,22 +36,112 @@ SETS = 3  # of windows in each generation: predictions, and two on which childre
 COST_TOKENS = 5  # a prediction of costs runs a token about as often as five dense passes: both ways, and alternatives
 MAX_PASSES = 10**6
 MAX_COUNT = 1000  # children, survivors or windows
+Allocation = tuple[int, ...]  # the number of the level of each module
+
+
+@dataclass(frozen=True)
+class Level:
+    """One size of a module: its ratio, its parameters, and what is kept (heads and their width, or neurons)."""
+
+    ratio: float
+    parameters: int
+    heads: tuple[int, ...] = ()
+    kv_heads: int = 0
+    width: int = 0  # channels of a head, or neurons
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The levels of every module, the largest first; their parameters strictly decrease."""
+
+    modules: tuple[ModuleId, ...]  # layer by layer, attention first
+    levels: tuple[tuple[Level, ...], ...]
+
+    def __getitem__(self, place: tuple[int, int]) -> Level:
+        module, level = place
+        return self.levels[module][level]
+
+    def parameters(self, allocation: Allocation) -> int:
+        """Parameters of all modules."""
+        return sum(self[place].parameters for place in enumerate(allocation))
+
+    @cached_property
+    def finest(self) -> int:
+        """Parameters of the smallest step between two levels of a module."""
+        pairs = chain.from_iterable(pairwise(levels) for levels in self.levels)
+        return min((larger.parameters - smaller.parameters for larger, smaller in pairs), default=0)
+
+    def ratios(self, allocation: Allocation) -> dict[ModuleId, float]:
+        """The ratio of every module."""
+        return dict(zip(self.modules, (self[place].ratio for place in enumerate(allocation)), strict=True))
+
+    def nearest(self, module: int, parameters: float) -> int:
+        """The level of a module whose parameters are nearest to a number."""
+        levels = self.levels[module]
+        after = bisect_left(levels, -parameters, key=lambda level: -level.parameters)
+        candidates = range(max(0, after - 1), min(after + 1, len(levels)))
+        return min(candidates, key=lambda level: abs(levels[level].parameters - parameters))
+
+    def at_ratios(self, ratios: Ratios) -> Allocation:
+        """The levels with the nearest ratios."""
+        return tuple(
+            min(range(len(levels)), key=lambda level: abs(levels[level].ratio - ratios[module_id]))
+            for module_id, levels in zip(self.modules, self.levels, strict=True)
+        )
+
+
+def levels_of(profile: Profile, cap: float) -> Levels:
+    """All sizes of all modules with ratios up to `cap` that a plan can have, whole heads included.
+
+    Sizes that remove channels but no parameters (fewer but wider heads) are left out.
+    """
+    modules = tuple((index, module) for index in range(len(profile.layers)) for module in MODULE_KINDS)
+    return Levels(modules, tuple(_decreasing(_sizes(profile.layers[index], kind, cap)) for index, kind in modules))
+
+
+def _decreasing(levels: Iterator[Level]) -> tuple[Level, ...]:
+    kept = [next(levels)]
+    for level in levels:
+        if level.parameters < kept[-1].parameters:
+            kept.append(level)
+    return tuple(kept)
+
+
+def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> Iterator[Level]:
+    """All sizes of one module, the largest first. Each has the ratio in the middle of those that round to it."""
+    sizes = layer.sizes
+    if module == "mlp":
+        yield Level(0.0, sizes.neurons * sizes.neuron_cost, width=sizes.neurons)
+        for removed in range(MULTIPLE, sizes.neurons, MULTIPLE):
+            ratio = (removed + MULTIPLE / 2) / sizes.neurons
+            if ratio <= cap:
+                kept = neurons_kept(sizes.neurons, ratio)
+                yield Level(ratio, kept * sizes.neuron_cost, width=kept)
+        return
+    alive, channels = layer.table.alive.cpu(), sizes.channels
+    keep = channels
+    while keep and 1 - keep / channels <= cap:
+        shape, first = layer.shapes[keep], keep
+        heads = tuple(alive[keep].nonzero().flatten().tolist())
+        while keep > 1 and layer.shapes[keep - 1] == shape and alive[keep - 1].equal(alive[first]):
+            keep -= 1
+        ratio = 0.0 if first == channels else min(cap, 1 - (first + keep) // 2 / channels)
+        count, kv_heads, dim = shape
+        yield Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim)
+        keep -= 1
+
+
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
 # Predicted relative change of KL per parameter lost or gained; empty for a module that has just changed.
 Rates = tuple[tuple[float, ...], ...]
 
 
 @runtime_checkable
-class Compares(Protocol):
-    """What every search asks for."""
+class Measures(Protocol):
+    """What a search asks for, on some windows of a text."""
 
     def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
         """KL divergence of each allocation from the dense model in each window, in nats per token."""
-
-
-@runtime_checkable
-class Measures(Compares, Protocol):
-    """What a search with predictions asks for, on some windows of a text."""
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
@@ -95,7 +192,7 @@ class Problem:
     levels: Levels
     bounds: Bounds
     parameters: int
-    total: int = field(default=0)  # parameters of the dense modules
+    total: int  # parameters of the dense modules
 
     def moved(self, module: int, level: int, parameters: float) -> int:
         """The level after a change of about so many parameters, at least one level away where the bounds allow it."""
@@ -144,7 +241,11 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
     alternatives = {module: sorted({*pair} - {parent[module]}) for module, pair in steps.items()}
     costs = measures.costs(parent, alternatives, sets[0])
     rates = _averaged(state.rates, _rates(problem, parent, steps, costs))
-    children = _children(problem, state, rates, config.children, rng)
+    children = distinct(
+        lambda: _child(problem, state, rates, rng),
+        config.children,
+        lambda child: child != parent and problem.is_equal(child, parent),
+    )
     best, change, compared = selected(parent, children, sets[1:], measures, config)
     rates = tuple(() if old != new else rate for old, new, rate in zip(parent, best, rates, strict=True))
     moved = min(MAX_MOVED, 1.4 * state.moved) if change else max(MIN_MOVED, 0.7 * state.moved)
@@ -161,7 +262,7 @@ def sets_of(state: State, config: SearchConfig, groups: int, sets: int = SETS) -
 
 
 def selected(
-    parent: Allocation, children: Sequence[Allocation], sets: Sequence[range], measures: Compares, config: SearchConfig
+    parent: Allocation, children: Sequence[Allocation], sets: Sequence[range], measures: Measures, config: SearchConfig
 ) -> tuple[Allocation, float, int]:
     """The best child, and its relative change of KL; the parent and 0 if none is better on both sets of windows.
 
@@ -204,16 +305,6 @@ def _averaged(earlier: Rates, rates: Rates) -> Rates:
     return tuple(
         tuple(DECAY * before + (1 - DECAY) * after for before, after in zip(old, new, strict=True)) if old else new
         for old, new in zip(earlier or [()] * len(rates), rates, strict=True)
-    )
-
-
-def _children(problem: Problem, state: State, rates: Rates, count: int, rng: random.Random) -> list[Allocation]:
-    """Different children of the parent, all of the required size."""
-    parent = state.allocation
-    return distinct(
-        lambda: _child(problem, state, rates, rng),
-        count,
-        lambda child: child != parent and problem.is_equal(child, parent),
     )
 
 

@@ -21,7 +21,7 @@ from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, embed, final_norm, last_states
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan
-from intraslice.search.levels import Allocation, Levels
+from intraslice.search.evolution import Allocation, Levels
 from intraslice.slicing.one_shot import attention_from_moments, mlp_from_stats
 
 LARGEST = 128  # stored entries of every dense distribution
@@ -91,9 +91,9 @@ class Candidates:
             batch = self._batch(first, windows, pause)
             hidden = batch.hidden
             for number, block in enumerate(self._blocks):
-                hidden = _Layer(block, *modules[2 * number : 2 * number + 2])(hidden, batch.arguments)
+                hidden, *_ = _Layer(block, *modules[2 * number : 2 * number + 2]).run(hidden, batch.arguments)
                 pause()
-            states = self._norm(hidden)[:, :-1].flatten(0, 1)
+            states = final_norm(self.model)(hidden)[:, :-1].flatten(0, 1)
             by_token = []
             for rows in _chunks(len(states)):
                 by_token.append(batch.dense.divergence(rows, self._logits(states[rows])))
@@ -121,7 +121,7 @@ class Candidates:
             inputs = [batch.hidden]
             with torch.no_grad():
                 for layer in layers:
-                    inputs.append(layer(inputs[-1], batch.arguments))
+                    inputs.append(layer.run(inputs[-1], batch.arguments)[0])
                     pause()
             gradient = self._head_gradient(inputs.pop(), batch.dense, len(windows))
             pause()
@@ -141,7 +141,7 @@ class Candidates:
         """The gradient of the mean of log KL in each of the windows with respect to the last layer's output."""
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
-            states = self._norm(hidden)[:, :-1].flatten(0, 1)
+            states = final_norm(self.model)(hidden)[:, :-1].flatten(0, 1)
             by_state: list[Tensor] = []
             divergences: list[Tensor] = []
             for rows in _chunks(len(states)):
@@ -173,9 +173,6 @@ class Candidates:
     @property
     def _batch_size(self) -> int:
         return max(1, min(WINDOWS_PER_BATCH, TOKENS_PER_BATCH // self.windows.shape[1]))
-
-    def _norm(self, hidden: Tensor) -> Tensor:
-        return final_norm(self.model)(hidden)
 
     def _logits(self, states: Tensor) -> Tensor:
         return self.model.lm_head(states).float()
@@ -209,10 +206,7 @@ class _Layer:
     attention: SlicedModule
     mlp: SlicedModule
 
-    def __call__(self, hidden: Tensor, arguments: LayerArguments) -> Tensor:
-        return self._run(hidden, arguments)[0]
-
-    def _run(self, hidden: Tensor, arguments: LayerArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def run(self, hidden: Tensor, arguments: LayerArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The layer's output, the inputs of both modules, and their outputs."""
         block = self.block
         read = block.attention_norm(hidden)
@@ -228,7 +222,7 @@ class _Layer:
         """Inputs and outputs of both modules, the gradients of these outputs, and that of the layer's input."""
         with torch.enable_grad():
             hidden = hidden.detach().requires_grad_()
-            result, reads, outputs = self._run(hidden, arguments)
+            result, reads, outputs = self.run(hidden, arguments)
             *gradients, before = torch.autograd.grad(result, [*outputs, hidden], gradient)
         return [read.detach() for read in reads], [output.detach() for output in outputs], gradients, before
 

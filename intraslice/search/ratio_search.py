@@ -29,8 +29,18 @@ from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import ModuleId, Ratios, importances_along, make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
-from intraslice.search.evolution import SETS, Measures, Problem, SearchConfig, State, next_state, start_near
-from intraslice.search.levels import Allocation, Levels, levels_of
+from intraslice.search.evolution import (
+    SETS,
+    Allocation,
+    Levels,
+    Measures,
+    Problem,
+    SearchConfig,
+    State,
+    levels_of,
+    next_state,
+    start_near,
+)
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
@@ -157,14 +167,10 @@ def search_ratios(
     passes continues a shorter one, and one with fewer has the result that it would have alone. The children of a
     generation are shared among all processes.
 
-    Args:
-        windows: text that decides, such as calibration text that follows the calibration tokens. The last four
-            windows only measure the result.
-        others: results at other sparsities. The ratios stay above those at smaller and below those at larger
-            sparsities, so that one file of importances reproduces all of them.
-
-    Raises:
-        UserError: too few windows, or settings that `require_searchable` refuses.
+    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
+    measure the result. The ratios stay above those of `others` at smaller sparsities and below those at larger ones, so
+    that one file of importances reproduces all of them. Raises UserError for too few windows, or settings that
+    `require_searchable` refuses.
     """
     report, search = progress_callback(progress), search or SearchConfig()
     require_searchable(config, len(windows), search)
@@ -310,7 +316,5 @@ def _moved(levels: Levels, ratios: Ratios, added: Mapping[ModuleId, float], prob
 
 def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, float]:
     """The ratios of all modules in the estimator's plan."""
-    ratios = [(layer.attention_ratio, layer.mlp_ratio) for layer in make_plan(profile, config).layers]
-    return {
-        (index, module): both[kind] for index, both in enumerate(ratios) for kind, module in enumerate(MODULE_KINDS)
-    }
+    layers = enumerate(make_plan(profile, config).layers)
+    return {(index, module): getattr(layer, f"{module}_ratio") for index, layer in layers for module in MODULE_KINDS}

@@ -1,7 +1,4 @@
-"""The child process of `process.run_in_subprocess`: sets its resource limits, then runs a script.
-
-Imports only the standard library.
-"""
+"""The child process of `process.run_in_subprocess`: sets its limits, runs a script. Standard library only."""
 
 from __future__ import annotations
 

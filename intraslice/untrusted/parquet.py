@@ -15,10 +15,7 @@ BUFFER = 2**20  # bytes; without a buffer, a whole column chunk is read at once
 def run(path: str, characters: int, rows: int) -> dict[str, Any]:
     """`documents`, or, if there is no text column, the number of `columns`, or the `type` of a column that is not text.
 
-    The last document is truncated to the limit on characters.
-
-    Raises:
-        ValueError: it is not a valid parquet file.
+    The last document is truncated to the limit on characters. Raises ValueError for an invalid parquet file.
     """
     try:
         schema = ParquetFile(path).schema_arrow

@@ -34,8 +34,7 @@ class Bounds:
 def run_in_subprocess(script: str, bounds: Bounds, **arguments: Any) -> Any:
     """Call the function `run` of a script in this folder in a subprocess. Arguments and result are JSON.
 
-    Raises:
-        ValueError: the script failed or exceeded a limit; the message is a clause about the input.
+    Raises ValueError, with a clause about the input, where the script failed or exceeded a limit.
     """
     task = {"path": sys.path, "script": str(HERE / f"{script}.py"), "arguments": arguments, **asdict(bounds)}
     # Megabytes from a pipe come in small reads, between which no other thread of this process gets its turn.

@@ -30,8 +30,7 @@ csv.field_size_limit(MAX_LINE)
 def read_text_file(path: Path) -> list[str]:
     """The non-blank documents at the beginning of a file: paragraphs of a .txt file, else rows of the column `text`.
 
-    Raises:
-        UserError: the file cannot be read, is of another kind, or has no text.
+    Raises UserError where the file cannot be read, is of another kind, or has no text.
     """
     if not path.stat().st_size:
         raise UserError(f"{path.name} is empty; expected text")

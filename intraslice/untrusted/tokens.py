@@ -20,9 +20,7 @@ STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 def run(path: str, text: str | None = None, special: bool = False, split: bool = False) -> list[int]:
     """The ids of a text, by a tokenizer.json; without a text only load the tokenizer of a model folder.
 
-    Args:
-        special: whether the tokenizer adds its special tokens, such as the first.
-        split: whether special tokens in the text are encoded as text.
+    `special`: the tokenizer adds its special tokens, such as the first. `split`: those in the text are encoded as text.
     """
     if text is None:
         _load(Path(path))

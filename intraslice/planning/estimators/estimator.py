@@ -53,10 +53,7 @@ class LayerCalibration:
 
     @property
     def unit_channels(self) -> int | None:
-        """Channels per unit of attention for the config's `head_fraction`; None if it has none.
-
-        Raises UserError if a head is not a multiple of such units.
-        """
+        """Channels per unit of attention, None without a `head_fraction`. Raises UserError if none divides a head."""
         return None if self.head_fraction is None else unit_channels(self.sizes.dim, self.head_fraction)
 
 

@@ -15,10 +15,9 @@ from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
-from intraslice.checkpoints.to_gguf import write_gguf
+from intraslice.checkpoints.to_gguf import rounded_model, write_gguf
 from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.data import calibration_tokens, evaluation_tokens
-from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise

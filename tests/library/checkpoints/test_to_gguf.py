@@ -14,11 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
 from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, mlp_tensors
-from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, rounded_model, write_gguf
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
-from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise

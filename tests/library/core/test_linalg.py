@@ -15,7 +15,6 @@ from intraslice.core.linalg import (
     damp,
     damp_by_channel,
     diagonal_blocks,
-    explained_variance,
     principal_axes,
     solve,
 )
@@ -109,11 +108,6 @@ def test_principal_axes_of_a_rank_one_moment():
     assert_close(values, torch.tensor([25.0, 0.0]), atol=1e-5, rtol=0)
     assert (values >= 0).all()  # rounding must not make it negative
     assert_close(axes[:, 0].abs(), torch.tensor([0.6, 0.8]))
-
-
-def test_explained_variance_is_the_cumulated_share():
-    values = torch.tensor([[6.0, 3.0, 1.0], [0.0, 0.0, 0.0]])
-    assert_close(explained_variance(values), torch.tensor([[0.6, 0.9, 1.0], [1.0, 1.0, 1.0]]))
 
 
 def test_diagonal_blocks_are_each_heads_own():

@@ -10,7 +10,14 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies, spectra_frame
+from intraslice.diagnostics.spectra import (
+    effective_rank,
+    head_ranks,
+    layer_spectra,
+    pair_energies,
+    spectra_frame,
+    spectrum,
+)
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -65,6 +72,11 @@ def test_the_frame_says_what_a_plan_keeps(tiny_case):
         assert frame.loc[f"head {head}", "kept"] == kept
     assert frame["kept"].isna()["residual"]
     assert spectra_frame(known(case))["kept"].isna().all()
+
+
+def test_a_spectrum_is_the_cumulated_share_of_the_variance():
+    moments = torch.diag_embed(torch.tensor([[3.0, 6.0, 1.0], [0.0, 0.0, 0.0]]))
+    assert_close(spectrum(moments), torch.tensor([[0.6, 0.9, 1.0], [1.0, 1.0, 1.0]]))
 
 
 def test_every_family_has_spectra(family_case):

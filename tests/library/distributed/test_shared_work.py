@@ -17,7 +17,7 @@ from intraslice.cli.run import Run
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.diagnostics import ablation, sensitivity
+from intraslice.diagnostics import ablation
 from intraslice.distributed.sharing import rank
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.evaluation.sweep import Texts, points, sweep
@@ -153,29 +153,6 @@ def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
     for found in together(3, lambda: measure_losses(case.loaded.model, case.tokens[:windows], progress=False)):
         assert (found.done, found.total, found.sizes) == (windows, windows, expected.sizes)
         assert_close(torch.tensor(found.sums), torch.tensor(expected.sums), rtol=1e-6, atol=1e-5)
-
-
-def test_sensitivity_is_the_same_and_is_kept_by_the_first(tiny_case, together, monkeypatch, tmp_path):
-    case, calls, slice_alone = tiny_case("llama-mha"), [], sensitivity.slice_alone
-
-    def counted(*arguments):
-        calls.append(arguments)
-        return slice_alone(*arguments)
-
-    monkeypatch.setattr(sensitivity, "slice_alone", counted)
-
-    def work() -> tuple[sensitivity.Sensitivity, int]:
-        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
-        found = sensitivity.measure_sensitivity(case.loaded, case.stats, case.tokens[:3], 0.4, progress=False)
-        return found, len(calls)
-
-    answers = together(4, work)  # six modules: a whole round, and half of one
-    assert together(4, work) == [(expected, 0) for expected, _ in answers]  # the first has found them on its disk
-    assert [path.name for path in tmp_path.glob("disk *")] == ["disk 0"]
-    (tmp_path / "disk 0").rename(tmp_path / "theirs")
-    expected, _ = work()
-    assert answers == [(expected, 2), (expected, 2), (expected, 1), (expected, 1)]
-    assert work() == (expected, 6)  # found on the disk
 
 
 def test_a_search_finds_the_same_and_shares_its_children(tiny_case, together, monkeypatch, tmp_path):

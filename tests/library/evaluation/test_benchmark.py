@@ -17,9 +17,16 @@ from intraslice.core.cache import cache_folder
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
-from intraslice.evaluation import benchmark, growth
-from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs, temporary_cache
-from intraslice.evaluation.growth import JOBS, Size, exponent, measure_growth
+from intraslice.evaluation import benchmark
+from intraslice.evaluation.benchmark import (
+    JOBS,
+    InterleavedTimer,
+    Size,
+    exponent,
+    measure_costs,
+    measure_growth,
+    temporary_cache,
+)
 from intraslice.evaluation.speed import Speed
 
 SLICES = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
@@ -229,9 +236,9 @@ def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
         value = noise * size.tokens * size.layers**2 * size.width**3
         return dict(zip(JOBS, (value, value**2, value / size.tokens), strict=True))
 
-    every = len({size for along in growth.SIZES.values() for size in along})
+    every = len({size for along in benchmark.SIZES.values() for size in along})
     turns = itertools.chain(*(itertools.repeat(noise, every) for noise in (1.0, 1e6, 1.0)))
-    monkeypatch.setattr(growth, "_seconds", seconds)
+    monkeypatch.setattr(benchmark, "_seconds", seconds)
     found = measure_growth(progress=False)
     powers = {"tokens": (1, 2, 0), "layers": (2, 4, 2), "width": (3, 6, 3)}
     assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
@@ -240,14 +247,14 @@ def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
 
 
 def test_every_axis_has_three_sizes_that_differ_in_nothing_else():
-    for axis, along in growth.SIZES.items():
+    for axis, along in benchmark.SIZES.items():
         assert len({getattr(size, axis) for size in along}) >= 3
         others = [{name: value for name, value in asdict(size).items() if name != axis} for size in along]
         assert all(other == others[0] for other in others)
 
 
 def test_growth_times_real_jobs(own_cache, monkeypatch):
-    monkeypatch.setattr(growth, "SIZES", SMALL)
+    monkeypatch.setattr(benchmark, "SIZES", SMALL)
     events: list[Progress] = []
     found = measure_growth(progress=events.append)
     assert {axis: tuple(by_job) for axis, by_job in found.items()} == dict.fromkeys(SMALL, JOBS)
@@ -261,7 +268,7 @@ def test_growth_times_real_jobs(own_cache, monkeypatch):
 
 @pytest.fixture
 def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
-    monkeypatch.setattr(growth, "SIZES", SMALL)
+    monkeypatch.setattr(benchmark, "SIZES", SMALL)
     texts = "\n\n".join(" ".join(f"word{(5 * row + column) % 100}" for column in range(30)) for row in range(40))
     (tmp_path / "text.txt").write_text(texts)
     text = str(tmp_path / "text.txt")

@@ -11,7 +11,7 @@ from gguf_files import byte_tokenizer
 from stopping import Stopped, stop_when
 from tiny_models import FAMILIES
 
-from intraslice.checkpoints.to_gguf import gguf_bytes
+from intraslice.checkpoints.to_gguf import gguf_bytes, rounded_model
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress
@@ -19,7 +19,6 @@ from intraslice.evaluation import sweep as module
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
-from intraslice.evaluation.weight_rounding import rounded_model
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 
 pytestmark = pytest.mark.usefixtures("own_cache")

@@ -9,9 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
+from intraslice.methods.flatllm import proportional_fractions
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.families import blocks
-from intraslice.planning.baseline_plans import proportional_fractions
 
 
 def made(case, sparsity: float, **config):

@@ -11,10 +11,9 @@ from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.methods.layer_ratios import leverage_scores
-from intraslice.methods.modegpt import narrow_values, pair_norms
+from intraslice.methods.modegpt import entropic_ratios, narrow_values, pair_norms
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
-from intraslice.planning.baseline_plans import entropic_ratios
 
 
 def made(case, sparsity: float, **config):

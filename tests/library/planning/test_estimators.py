@@ -15,13 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import diagonal_blocks, principal_axes
-from intraslice.diagnostics.flops import flops_per_token
 from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
 from intraslice.planning.estimators.fisher import fisher_head_importance
 from intraslice.planning.estimators.pca import pca_importance
 from intraslice.planning.head_table import channel_scores, head_energies, head_table
-from intraslice.planning.ranking import Ranking
-from intraslice.planning.ratios import cap_ratios, make_plan
+from intraslice.planning.profile import Ranking
+from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
 from intraslice.slicing.driver import slice_model
 
 HEADS, DIM = 3, 4

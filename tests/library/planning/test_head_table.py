@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intraslice.planning.head_table import MIN_HEAD_FRACTION, channel_scores, head_energies, head_table, round_even
+from intraslice.planning.head_table import MIN_HEAD_FRACTION, channel_scores, head_energies, head_table
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -37,11 +37,6 @@ def test_a_silent_head_has_no_energy():
 
 
 # Heads
-
-
-@pytest.mark.parametrize(("count", "even"), [(0.9, 0), (1.1, 2), (2.9, 2), (3.1, 4), (6.0, 6), (7.5, 8)])
-def test_widths_are_even(count, even):
-    assert round_even(torch.tensor(count)).item() == even
 
 
 def width_for(keep: int, count: int, dim: int) -> int:

@@ -17,8 +17,7 @@ from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.planning.ratios import LayerPlan, make_plan
 from intraslice.search import measure as measure_module
 from intraslice.search import ratio_search as module
-from intraslice.search.evolution import Problem, SearchConfig, State, next_state
-from intraslice.search.levels import Level, Levels, levels_of
+from intraslice.search.evolution import Level, Levels, Problem, SearchConfig, State, levels_of, next_state
 from intraslice.search.measure import Candidates
 from intraslice.search.ratio_search import SearchResult, planned_ratios, problem_of, search_ratios
 from intraslice.slicing.driver import slice_model
