@@ -67,15 +67,6 @@ def test_what_is_loaded_is_what_the_page_opens_with() -> None:
     assert parse(Settings()).calibration == parse(Settings(dtype=default_precision())).calibration
 
 
-def test_weights_that_cannot_be_loaded_are_reported_in_the_log(fresh, monkeypatch, caplog) -> None:
-    def fail(*values: object) -> None:
-        raise UserError("no weights")
-
-    monkeypatch.setattr(fresh.calibrations, "load", fail)
-    warming.load_weights(fresh).join()
-    assert "no weights" in caplog.text
-
-
 def test_without_memory_for_another_slice_it_ends_with_what_it_has(fresh, tiny, monkeypatch) -> None:
     monkeypatch.setattr(warming.BUDGET, "max_bytes", 1.0)
     monkeypatch.setattr(warming.BUDGET, "make_room", lambda *values: None)
@@ -95,10 +86,13 @@ def test_training_that_leaves_other_jobs_too_little_memory_is_left_out(fresh, ti
     assert not fresh.is_sliced(tiny.with_settings(sparsity=20, recovery="distill"))
 
 
-def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch) -> None:
+def test_a_failure_is_reported_and_ends_it(fresh, monkeypatch, caplog) -> None:
     def fail(*values: object) -> None:
         raise UserError("no weights")
 
+    monkeypatch.setattr(fresh.calibrations, "load", fail)
+    warming.load_weights(fresh).join()
+    assert "no weights" in caplog.text
     monkeypatch.setattr(fresh.calibrations, "calibrate", fail)
     warm = warming.Warming(fresh)
     warm.start().join()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import plotly.graph_objects as go
 import pytest
 
 from components import make_leaderboard
@@ -12,7 +11,6 @@ from components.frame.handlers import memory
 from components.state.snapshots import leaderboard
 from components.state.snapshots.leaderboard import Cell, cells, measured, merged, read, write
 from components.sweep.leaderboard import charts, panel
-from components.ui.palette import coloured
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep
 from intraslice.loading import SUGGESTED_MODELS
@@ -159,8 +157,6 @@ def test_both_charts_draw_every_cell_but_the_longer_calibrations_of_other_method
     in_table = [cell for cell in of_model if cell.stage == "longer calibration" and cell.method != "intraslice"]
     assert in_table
     for chart, hidden in ((charts.sparsity_chart(of_model), len(in_table)), (charts.size_chart(on_text), 0)):
-        go.Figure(coloured({"data": chart.data, "layout": chart.layout}))
-        assert all(len(row) == len(chart.columns) for row in chart.rows)
         left = [trace for trace in chart.data if trace["yaxis"] == "y"]
         assert sum(len(trace["x"]) for trace in left) == len(chart.rows) - hidden
     assert all(panel.show("default", text))
