@@ -28,7 +28,7 @@ FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "stepping",
 CHECKED = {"calibration", "core", "diagnostics", "evaluation", "methods", "modeling", "planning", "recovery"}
 CHECKED |= {"search", "slicing", "streaming", "test_contract.py"}
 # Files of browser tests that the second process runs, and the first does not: about half of the time.
-SECOND = {f"test_browser_{name}" for name in ("device", "gradio", "published", "rooms", "status", "tabs")}
+SECOND = {f"test_browser_{name}" for name in ("device", "gradio", "pinning", "published", "rooms", "status", "tabs")}
 # With which the tests of gradio's own behaviour, and our workarounds, have passed last.
 GRADIO = "6.31"
 pytest.register_assert_rewrite(*FIXTURES)  # a folder's conftest.py may import them before
@@ -87,6 +87,8 @@ def _is_in_second(item: pytest.Item) -> bool:
 
 def _is_of_plain_gradio(item: pytest.Item) -> bool:
     """Whether it tests only what gradio does without us: by its parameter, or by its name."""
+    if "gradio" not in item.path.parent.name + item.path.stem:
+        return False
     parameters = item.callspec.id.split("-") if hasattr(item, "callspec") else []
     return "plain" in parameters or (item.name.startswith("test_plain_gradio_") and "_ours_" not in item.name)
 

@@ -47,7 +47,7 @@ def call(function: Any, **named: Any) -> list[tuple[Any, ...]]:
     answer = function.fn(*values)
     answers = list(answer) if isinstance(answer, Iterator) else [answer]
     # One value that is no tuple is the only output's, or leaves all as they are.
-    return [one if isinstance(one, tuple) else (one,) * max(1, len(function.outputs)) for one in answers]
+    return [one if isinstance(one, tuple) else (one,) * len(function.outputs) for one in answers]
 
 
 def test_gradio_gives_every_handler_what_it_takes_and_shows_no_progress_of_its_own(page, wired) -> None:
