@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 # Before huggingface_hub and gradio are imported. The tests touch no network but pip's, and pip's only once, unless
@@ -22,10 +23,14 @@ from jaxtyping import install_import_hook
 
 TESTS = Path(__file__).parent
 LIBRARY, BROWSER = TESTS.parent / "intraslice", TESTS / "browser"
-FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "tiny_page")  # in tests/support
+FIXTURES = ("forked", "gradio_pages", "harness", "models", "opened", "stepping", "tiny_page")  # in tests/support
 # In tests/library: where shapes are checked.
 CHECKED = {"calibration", "core", "diagnostics", "evaluation", "methods", "modeling", "planning", "recovery"}
 CHECKED |= {"search", "slicing", "streaming", "test_contract.py"}
+# Files of browser tests that the second process runs, and the first does not: about half of the time.
+SECOND = {f"test_browser_{name}" for name in ("device", "gradio", "pinning", "published", "rooms", "status", "tabs")}
+# With which the tests of gradio's own behaviour, and our workarounds, have passed last.
+GRADIO = "6.31"
 pytest.register_assert_rewrite(*FIXTURES)  # a folder's conftest.py may import them before
 
 
@@ -56,16 +61,36 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the browser tests; with several processes, all of them run in one, first, and every other file in one."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of the browser and of gradio, and say which run in one process: those of a file.
+
+    All browser tests run in two processes, first.
+    """
+    is_known_gradio = version("gradio").startswith(f"{GRADIO}.") and "gradio" not in config.option.markexpr
     for item in items:
         if item.path.is_relative_to(BROWSER):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"))
-            item.add_marker(pytest.mark.xdist_group("browser"))
+            item.add_marker(pytest.mark.xdist_group(f"browser {_is_in_second(item)}"))
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: not item.path.is_relative_to(BROWSER))
+        if _is_of_plain_gradio(item):
+            item.add_marker(pytest.mark.gradio)
+            item.add_marker(pytest.mark.skipif(is_known_gradio, reason=f"how gradio {GRADIO} behaves is known"))
+    items.sort(key=lambda item: (not item.path.is_relative_to(BROWSER), _is_in_second(item)))
+
+
+def _is_in_second(item: pytest.Item) -> bool:
+    """Whether it is a browser test for the second of the two processes."""
+    return item.path.stem in SECOND
+
+
+def _is_of_plain_gradio(item: pytest.Item) -> bool:
+    """Whether it tests only what gradio does without us: by its parameter, or by its name."""
+    if "gradio" not in item.path.parent.name + item.path.stem:
+        return False
+    parameters = item.callspec.id.split("-") if hasattr(item, "callspec") else []
+    return "plain" in parameters or (item.name.startswith("test_plain_gradio_") and "_ours_" not in item.name)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -4,7 +4,7 @@ Gradio answers an exception that is no `gr.Error` without a message, or with the
 (`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers. What is no `Exception`,
 such as a panic of a tokenizer, it does not answer, and a `SystemExit` ends its event loop.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_errors.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ Gradio itself
 - does not say what replaces a choice that was removed;
 - takes a path for a file only as the dictionary that its own client sends.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_inputs.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """
 
 from __future__ import annotations

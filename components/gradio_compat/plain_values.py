@@ -5,7 +5,7 @@ twenty of them. Each thread has to get the interpreter lock twice, which takes a
 through all tasks of the event loop. And for an output that is left unchanged (`gr.skip()`) gradio constructs its
 component anew.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_plain_values.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Gradio's own queue
 - makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here;
 - looks for calls a thousand times a second, and for progress a hundred times: 6 % of a core of an idle server.
 
-Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_queue_of_calls.py`, `server/test_server.py`.
+Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_queue.py`, `server/test_server.py`.
 """
 
 from __future__ import annotations

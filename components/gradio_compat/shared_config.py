@@ -4,7 +4,7 @@ Gradio builds a component's configuration anew for every session, on the event l
 this page, and 600 objects for each session, which the garbage collector visits again and again. Here a session copies a
 component's configuration when it writes into it.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_shared_config.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Gradio builds a page once and sends the same configuration to everybody; its `gr
 alone, neither values nor what a program reads. Here each `LazyString` of the configuration is translated when a
 language is first requested.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_translated_config.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.
 """
 
 from __future__ import annotations

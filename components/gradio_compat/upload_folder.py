@@ -3,7 +3,7 @@
 Gradio has no public name for it. The page writes its downloads there, since gradio copies a file from anywhere else
 before it serves it.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_upload_folder.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """
 
 from __future__ import annotations

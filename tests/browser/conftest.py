@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tarfile
@@ -44,7 +45,8 @@ def axe() -> str:
             with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
                 script = archive.extractfile("package/axe.min.js").read()
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_bytes(script)
+        (whole := kept.with_suffix(f".{os.getpid()}")).write_bytes(script)
+        whole.replace(kept)  # another process may read it
     return kept.read_text(encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
 """The lesson in a real browser, on a tiny model: by keyboard from first to last, kept, linked, accessible."""
 
 import pytest
-from browsing import NOT_OURS, Opened
+from browsing import Opened
 
 from components.lesson.steps import texts
 
@@ -146,8 +146,16 @@ def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(lesson) -> None:
     assert page.inner_text("#isx-lesson-title").startswith("5.")
 
 
-def test_bars_are_drawn_in_one_stroke_and_a_small_screen_keeps_the_chart(lesson) -> None:
-    page = lesson("&lesson=2", width=390, height=844).page
+HIDDEN = """() => {
+    const body = document.querySelector('.isx-lesson-body').getBoundingClientRect();
+    const boxes = [...document.querySelectorAll('.isx-lesson-ask > *')].map((one) => one.getBoundingClientRect());
+    return boxes.filter(({ top, bottom, height }) => !height || top < body.top || bottom > body.bottom).length;
+}"""
+
+
+def test_small_screens_keep_the_chart_and_the_smallest_the_question_and_its_control_in_sight(lesson) -> None:
+    """In German, whose words are longest. Bars are drawn in one stroke."""
+    page = lesson("&lang=de&lesson=2", width=390, height=844).page
     page.wait_for_selector(".isx-column input", state="attached")
     page.locator(".isx-bars-drawn").scroll_into_view_if_needed()
     first, last = (page.locator(".isx-column input").nth(index).bounding_box() for index in (0, -1))
@@ -161,17 +169,7 @@ def test_bars_are_drawn_in_one_stroke_and_a_small_screen_keeps_the_chart(lesson)
     assert sheet["y"] >= 844 * 0.5
     assert sheet["y"] + sheet["height"] <= 844
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-HIDDEN = """() => {
-    const body = document.querySelector('.isx-lesson-body').getBoundingClientRect();
-    const boxes = [...document.querySelectorAll('.isx-lesson-ask > *')].map((one) => one.getBoundingClientRect());
-    return boxes.filter(({ top, bottom, height }) => !height || top < body.top || bottom > body.bottom).length;
-}"""
-
-
-def test_the_question_and_its_control_are_in_sight_on_the_smallest_screen(lesson) -> None:
-    page = lesson("&lang=de&lesson=1", width=360, height=640).page
+    page.set_viewport_size({"width": 360, "height": 640})
     for number, step in enumerate(STEPS, start=1):
         page.click(f".isx-lesson nav a >> nth={number - 1}")
         page.wait_for_selector(f".isx-lesson nav a[aria-current] >> text='{number}'")
@@ -180,26 +178,3 @@ def test_the_question_and_its_control_are_in_sight_on_the_smallest_screen(lesson
         assert page.evaluate(HIDDEN) == 0, number
         top = page.evaluate("document.querySelector('.isx-lesson-ask').offsetTop")
         assert top > page.evaluate("document.querySelector('#isx-lesson-title').offsetTop") + 60  # room for its words
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing_in_the_panel_without_predictions(lesson, axe, theme) -> None:
-    page = lesson(f"&lesson=2&__theme={theme}").page
-    page.evaluate(axe)
-    found = []
-    for number in (1, 2, 5, 6):
-        page.click(f".isx-lesson nav a >> nth={number - 1}")
-        page.locator(".isx-lesson-control :is(input, button)").first.wait_for(state="attached")
-        for shown in (False, True) if number == 1 else (True,):  # what is there before the answer stays beside it
-            if shown and page.inner_text(".isx-lesson [data-go=on]") == "Show the answer":
-                page.click(".isx-lesson [data-go=on]")
-                page.wait_for_selector(".isx-lesson-answer .isx-found")
-                assert "No prediction" in page.inner_text(".isx-lesson-answer")
-            found += [f"{number}: {fault}" for fault in axe_faults(page)]
-    assert found == []
-    if theme == "light":  # the page around it, which is otherwise looked at tab by tab
-        whole = page.evaluate(
-            "exclude => axe.run({ include: ['body'], exclude }, { resultTypes: ['violations'] })", NOT_OURS
-        )
-        assert [one["id"] for one in whole["violations"] if one["impact"] in ("serious", "critical")] == []

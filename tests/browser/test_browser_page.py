@@ -1,7 +1,6 @@
 """The page in a real browser: the slider moves the charts, links and layers, small screens, a server that restarts."""
 
 import json
-import statistics
 
 import pytest
 from browsing import PATIENCE, Opened
@@ -260,41 +259,3 @@ def test_embedding_hides_the_controls_and_a_pinned_setting_that_is_none_is_ignor
     assert opened.page.is_visible("#sparsity")
     assert len(opened.bars()) == 2  # no outlines
     assert not opened.page.is_visible("#unpin")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tab", "chart", "limit"), [("ratios", "#ratio-chart", 100), ("spectra", "#variance-chart", 130)]
-)
-def test_slider_to_pixels(chromium, real_app, capsys, tab, chart, limit) -> None:
-    page = chromium.new_page(viewport={"width": 1440, "height": 900})
-    page.goto(f"{real_app}/?tab={tab}")
-    page.wait_for_function(
-        "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)", timeout=600_000
-    )
-    times = page.evaluate(
-        """async (chart) => {
-            const plot = document.querySelector(`${chart} .isx-plot`);
-            const range = document.querySelector('#sparsity input[type=range]');
-            const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
-            const times = [];
-            for (let move = 0; move < 50; move++) {
-                const start = performance.now();
-                const drawn = new Promise((done) => plot.once('plotly_afterplot', done));
-                set.call(range, 20 + ((move * 7) % 30));
-                range.dispatchEvent(new Event('input', { bubbles: true }));
-                await drawn;
-                await new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
-                times.push(performance.now() - start);
-                await new Promise((done) => setTimeout(done, 120));
-            }
-            return times;
-        }""",
-        chart,
-    )
-    times.sort()
-    numbers = f"median {statistics.median(times):.0f} ms, 95th percentile {times[47]:.0f} ms"
-    with capsys.disabled():
-        print(f"\n{tab}, slider to pixels: {numbers}")
-    assert statistics.median(times) < limit
-    assert times[47] < 250

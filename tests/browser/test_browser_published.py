@@ -1,14 +1,23 @@
-"""A published page in a real browser, from the disk, without a network: nothing is asked for, the slider moves all."""
+"""A published page and a published site in a real browser: from the disk without a network, or on a static host."""
 
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browsing import PATIENCE
+from browsing import PATIENCE, Opened
 from tiny_page import in_job, publisher
 
-from components.export.published import html
+from components.export.published import html, site
 from components.export.published.views import Choice
+from components.state.session import Session
 from intraslice.__main__ import main
+
+from .conftest import OnDevice
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
 BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
@@ -37,7 +46,7 @@ def offline(chromium):
 
 
 @pytest.fixture
-def opened(offline, file):
+def open_file(offline, file):
     """Opens a file offline; at the end nothing else was asked for, and nothing went wrong."""
     pages, asked, faults = [], [], []
 
@@ -76,8 +85,8 @@ def ratios(step) -> list[list[float]]:
     return [[getattr(layer, module) for layer in step.plan.layers] for module in ("attention", "mlp")]
 
 
-def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
-    page = opened()
+def test_the_slider_moves_everything_by_keyboard(open_file, published) -> None:
+    page = open_file()
     assert close(page.evaluate(BARS), ratios(published.steps[1]))
     before = {part: page.inner_text(part) for part in ("#headline", "#numbers", "#answers", "#removed")}
     page.focus("#share")
@@ -91,8 +100,8 @@ def test_the_slider_moves_everything_by_keyboard(opened, published) -> None:
     assert "Nothing is removed" in page.inner_text("#headline")
 
 
-def test_layers_prompts_and_points_are_chosen(opened, published, file) -> None:
-    page = opened(f"{file.as_uri()}#58")
+def test_layers_prompts_and_points_are_chosen(open_file, published, file) -> None:
+    page = open_file(f"{file.as_uri()}#58")
     assert page.inner_text("#percent") == "60%"  # the nearest step to the address's
     page.select_option("#layer", "2")
     assert "layer 2" in page.inner_text("#spectra .isx-title")
@@ -108,8 +117,8 @@ def test_layers_prompts_and_points_are_chosen(opened, published, file) -> None:
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.slow), "dark"])
-def test_a_small_screen_the_readers_lights_and_paper(opened, scheme) -> None:
-    page = opened(width=390, scheme=scheme)
+def test_a_small_screen_the_readers_lights_and_paper(open_file, scheme) -> None:
+    page = open_file(width=390, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     colour = page.evaluate("document.querySelector('#ratios .isx-plot').data[0].marker.color")
     assert colour == {"light": "#1a7ab8", "dark": "#9bd0f2"}[scheme]
@@ -134,3 +143,91 @@ def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     page.keyboard.press("Home")
     until(page, f"{BARS}.flat().every(y => y === 0)")
     page.close()
+
+
+# A site: the article from the disk without a network, its models from a static host
+
+
+@pytest.fixture(scope="module")
+def site_folder(tmp_path_factory, page_session: Session, on_device: OnDevice) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    choice = Choice((0, 30), ("Hello world",), 6, passage="Hello world, it's 2024 and I've paid")
+    published = in_job(page_session, publisher(page_session).publish, on_device.request, choice)
+    models = in_job(page_session, site.write_models, page_session, on_device.request, (0.0, 30.0), folder)
+    site.write_pages(folder, published, models, "python -m intraslice publish --site site")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site_address(site_folder: Path) -> Iterator[str]:
+    """The folder on a static host."""
+    handler = partial(SilentHandler, directory=str(site_folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class SilentHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder) -> None:
+    with chromium.new_context(offline=True) as context:
+        context.set_default_timeout(PATIENCE)
+        for name, heading in {"index.html": "How much of", "de.html": "Wie viel von"}.items():
+            opened = Opened(context.new_page())
+            opened.faults.clear()
+            asked: list[str] = []
+            opened.page.on("request", lambda request, asked=asked: asked.append(request.url))
+            opened.page.goto((site_folder / name).as_uri())
+            until(opened.page, "document.querySelectorAll('.main-svg').length >= 4")
+            assert heading in opened.page.inner_text("h1")
+            before = opened.page.inner_text("#tokens")
+            opened.page.focus("#share")
+            opened.page.keyboard.press("Home")
+            until(opened.page, "document.querySelector('#percent').textContent.startsWith('0')")
+            assert opened.page.inner_text("#tokens") != before
+            assert "python -m http.server" in opened.page.inner_text("#device [role=status]")
+            assert {url.rpartition("/")[2] for url in asked} == {name, "plotly.min.js"}
+            assert opened.faults == [(site_folder / file).as_uri() for file in (name, "plotly.min.js")]
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "answer"),
+    [pytest.param("", 1440, "64 tokens", marks=pytest.mark.slow), ("de.html", 390, "64 Tokens")],
+)
+def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, width, answer) -> None:
+    with chromium.new_context(viewport={"width": width, "height": 900}) as context:
+        context.set_default_timeout(PATIENCE)
+        opened = Opened(context.new_page())
+        page = opened.page
+        page.goto(f"{site_address}/{name}")
+        until(opened.page, "document.querySelectorAll('.main-svg').length >= 4")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        for key, columns in {"Home": 1, "End": 2}.items():
+            page.focus("#share")
+            page.keyboard.press(key)
+            until(
+                opened.page,
+                "!!document.querySelector('#device-download:not([hidden]), #device-generate:not([hidden])')",
+            )
+            if page.is_visible("#device-download"):
+                page.click("#device-download")
+                until(opened.page, "!document.querySelector('#device-generate').hidden")
+            page.fill("#own", "Hello world")
+            page.click("#device-generate")
+            until(opened.page, f"document.querySelectorAll('#device .isx-answer').length === {columns}")
+            until(opened.page, "!document.querySelector('#device-generate').hidden")
+            assert page.inner_text("#device .isx-device-answers").count(answer) == columns
+        call = "window.intraslice.generate({ sparsity: 0.3, prompt: 'Hello world', maxTokens: 8 })"
+        first, second = page.evaluate(call), page.evaluate(call)
+        assert first["text"] == second["text"]
+        assert first["tokensPerSecond"] > 0
+        wrong = "window.intraslice.generate({ sparsity: 0.5, prompt: 'x' }).catch((problem) => problem.message)"
+        assert page.evaluate(wrong) == "sparsity must be one of 0, 0.3, got 0.5"
+        page.evaluate("document.querySelectorAll('.main-svg').forEach((drawn) => drawn.remove())")
+        page.evaluate(axe)
+        assert opened.found_by_axe("body") == []
+        assert opened.faults == []

@@ -54,22 +54,26 @@ def traces(chart_json: str, **wanted) -> list[dict]:
     return [one for one in json.loads(chart_json)["data"] if wanted.items() <= one.items()]
 
 
-def test_curves_are_the_librarys(session, tiny, spectra) -> None:
+def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_found(session, tiny, spectra) -> None:
     stats = session.calibrated(tiny).stats
+    assert spectra.view(tiny, 1).curves.mlp is None
+    before, ranks, _ = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
+    assert not traces(before, name="MLP neurons")
+    (map_of_heads,) = traces(ranks, type="heatmap")
+    assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(stats)
     spectra_panel.complete(spectra, tiny, 1, SOMEBODY)
-    curves = spectra.view(tiny, 1).curves
-    found = layer_spectra(stats, 1)
+    after, *_ = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
+    assert traces(after, name="MLP neurons")
+    curves, found = spectra.view(tiny, 1).curves, layer_spectra(stats, 1)
     for name in ("mlp", "residual", "directions"):
         curve, whole = getattr(curves, name), getattr(found, name)
         assert curve.effective_rank == int(effective_rank(whole, 0.95))
         assert curve.at(5) == pytest.approx(whole[4].item(), abs=1e-6)
         assert curve.at(curve.size) == pytest.approx(1, abs=1e-5)
     assert [curve.at(3) for curve in curves.heads] == pytest.approx(found.heads[:, 2].tolist(), abs=1e-6)
-
-
-def test_a_curve_is_read_off_between_its_points() -> None:
-    curve = Curve(10, (1, 4, 10), (0.4, 0.7, 1.0), 9)
+    curve = Curve(10, (1, 4, 10), (0.4, 0.7, 1.0), 9)  # which is read off between its points
     assert [curve.at(rank) for rank in (0, 1, 2, 4, 10)] == pytest.approx([0, 0.4, 0.5, 0.7, 1])
+    assert spectra.view(tiny, 29).layer == 2  # the last one that there is
 
 
 def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> None:
@@ -81,21 +85,6 @@ def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> N
         assert view.neurons == plan[0].neurons
     assert views[0].curves is views[1].curves
     assert views[0].neurons > views[1].neurons
-
-
-def test_heads_come_first_and_wide_curves_when_they_are_found(spectra, tiny) -> None:
-    assert spectra.view(tiny, 2).curves.mlp is None
-    before, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
-    assert not traces(before, name="MLP neurons")
-    spectra_panel.complete(spectra, tiny, 2, SOMEBODY)
-    after, *_ = spectra_panel.show(spectra, tiny, 2, SOMEBODY)
-    assert traces(after, name="MLP neurons")
-
-
-def test_the_map_of_heads_has_the_librarys_ranks(session, tiny, spectra) -> None:
-    _, ranks, _ = spectra_panel.show(spectra, tiny, 0, SOMEBODY)
-    (map_of_heads,) = traces(ranks, type="heatmap")
-    assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(session.calibrated(tiny).stats)
 
 
 def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
@@ -115,15 +104,6 @@ def test_an_attention_that_goes_whole_keeps_no_pair(tiny, spectra, known) -> Non
     assert not any(map(any, view.pairs.kept))
 
 
-def test_a_layer_that_is_not_there_is_the_last_one(spectra, tiny) -> None:
-    assert spectra.view(tiny, 29).layer == 2
-
-
-def test_impossible_settings_leave_the_tabs_alone(spectra, activations, tiny) -> None:
-    settings = tiny.with_settings(locked="9 mlp 5")
-    assert all(isinstance(value, dict) for value in spectra_panel.show(spectra, settings, 0, SOMEBODY))  # gradio's skip
-
-
 def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tiny) -> None:
     unknown = tiny.with_settings(seed=5)
     for chart in (
@@ -132,6 +112,8 @@ def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tin
     ):
         assert "calibrated" in json.loads(chart)["layout"]["annotations"][0]["text"]
     assert list(activations_panel.measure(activations, unknown, 0, SOMEBODY)) == []
+    impossible = tiny.with_settings(locked="9 mlp 5")
+    assert all(isinstance(value, dict) for value in spectra_panel.show(spectra, impossible, 0, SOMEBODY))  # unchanged
 
 
 def test_the_default_model_is_shown_from_the_snapshot(spectra, activations) -> None:

@@ -101,7 +101,9 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     assert results["generate"]["text"]["sliced"] == text
     written = (tmp_path / exports.checkpoint_name(settings)).rename(tmp_path / "written")
     zipfile.ZipFile(made(session, settings, downloads)).extractall(tmp_path)
-    exec(exports.snippet(settings, PROMPT), {})
+    snippet = exports.snippet(settings, PROMPT)
+    assert re.findall(r"(?:import|from) .*", snippet) == ["import intraslice"]  # and not the page
+    exec(snippet, {})
     assert capsys.readouterr().out == f"{text}\n"
     unpacked = json.loads((tmp_path / exports.checkpoint_name(settings) / "intraslice.json").read_text())
     assert unpacked == json.loads((written / "intraslice.json").read_text())
@@ -195,13 +197,3 @@ def test_the_report_stands_alone(session, tiny) -> None:
     figure = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1].replace("<\\/", "</"))
     assert figure["data"][0]["y"] == ratio_chart(plan).data[0]["y"]
     assert '"@' not in json.dumps(figure)
-
-
-def test_the_snippet_runs_without_the_page(session, tiny, downloads, tmp_path, monkeypatch, capsys) -> None:
-    zipfile.ZipFile(made(session, tiny, downloads)).extractall(tmp_path)
-    snippet = exports.snippet(tiny, PROMPT)
-    assert re.findall(r"(?:import|from) .*", snippet) == ["import intraslice"]
-    monkeypatch.chdir(tmp_path)
-    capsys.readouterr()
-    exec(snippet, {})
-    assert capsys.readouterr().out == f"{page_text(session, tiny)}\n"

@@ -4,7 +4,7 @@ Behind a proxy, such as a Space's, every connection comes from the proxy, which 
 `X-Forwarded-For`; what stands left of that was written by the client and may be false. `INTRASLICE_TRUSTED_HOPS` says
 how many proxies there are: 1 on a Space, else 0. Gradio only has the address of the connection.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_addresses.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
 
 from __future__ import annotations

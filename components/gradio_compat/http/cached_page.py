@@ -5,7 +5,7 @@ buffers a megabyte for every slow client. Only the root address in them differs 
 takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
 the compressed result of the last address is kept.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_cached_page.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.
 """
 
 from __future__ import annotations

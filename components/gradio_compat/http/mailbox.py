@@ -3,7 +3,7 @@
 Gradio has a queue of messages for each session, deletes it with the stream that reads it, and does not tell whether
 there is one, nor whether a stream is about to end.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue_of_calls.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
 
 from __future__ import annotations

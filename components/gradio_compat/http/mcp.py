@@ -5,7 +5,7 @@ So all calls come from this machine, in a session of gradio's, and a job goes on
 middleware gives every request to the MCP server a secret number, in a header that gradio's client repeats. And the
 server describes all tools anew for each request, which stops the event loop, and so the whole page, for 50 ms.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_mcp.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
 
 from __future__ import annotations

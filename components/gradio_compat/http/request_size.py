@@ -4,7 +4,7 @@ Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the 
 of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error with a
 traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has the limits.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_request_size.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_requests.py`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ tell about other clients (`monitoring`), or are meant for development. A route t
 calls it needs is answered 404 before gradio sees the request. So are messages for a session that has called nothing,
 which gradio answers with a traceback in the log.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_routes.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_requests.py`.
 """
 
 from __future__ import annotations

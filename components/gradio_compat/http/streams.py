@@ -7,7 +7,7 @@ stream for an open one. With up to 0.1 s between the arrivals of two answers a f
 Here a stream goes on for `IDLE` seconds after the last answer, which also saves the page a request for each call. Then
 the page is told to close it, and does; until it has, no call of its session is accepted.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/http/test_streams.py`.
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
 
 from __future__ import annotations

@@ -2,15 +2,22 @@
 
 from typing import Any
 
+import gradio as gr
 import pytest
 from tiny_page import SOMEBODY, in_job
 
+from components.activations import panel as activations
+from components.activations.measure import ShiftViews
+from components.compare import handlers as compare
+from components.compare.models import Columns
 from components.frame import slider
 from components.i18n.language import use_language
+from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting
+from components.ui.handlers import unchanged
 
 
 @pytest.fixture
@@ -67,3 +74,49 @@ def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> No
     """It may have been refused: the status says what happens."""
     words = slider.texts_of(session, tiny.with_settings(model="nobody/nothing")).headline
     assert "There is nothing to show for this model" in words
+
+
+# What a job says of its setting, once that has changed
+
+
+def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_moved(session, tiny) -> None:
+    began, moved = tiny.with_settings(order="sequential", sparsity=33), tiny.with_settings(sparsity=20)
+    answers = slider.measure(session, began, 0, None, "ada")
+    assert next(answer for answer in answers if answer.headline != gr.skip())
+    slider.preview(session, [], moved, 0, None, "ada")
+    lazy_gettext = list(answers)
+    assert "Calibrated" in lazy_gettext[-1].status
+    assert {str(answer.headline) for answer in lazy_gettext} == {str(gr.skip())}
+    assert {str(answer.perplexity) for answer in lazy_gettext} == {str(gr.skip())}
+    back = slider.measure(session, began, 0, None, "ada")
+    assert list(back)[-1].headline != gr.skip()
+
+
+def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
+    began, moved = tiny.with_settings(sparsity=17), tiny.with_settings(sparsity=18)
+    costs = compare.costs(Columns(session), began, None, "", "ada")
+    shifts = activations.measure(ShiftViews(session), began, 0, "ada")
+    for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
+        assert next(answer for answer in answers if "isx-busy" in str(answer.status))
+        job = session.jobs._running[-1].job
+        session.jobs.look("ada", request=moved)
+        with job._changed:
+            assert job._changed.wait_for(lambda job=job: job.ended, 30)
+        session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does
+        *_, last = answers
+        assert "Calibrated" in last.status
+        assert last == unchanged(type(last))._replace(status=last.status)
+
+
+def test_nothing_is_being_measured_once_that_is_cancelled(session, tiny, monkeypatch) -> None:
+    def work(job, request, whole):  # as long as it takes to read its status
+        job.emit(Status("Slicing", "busy"))
+        job.sleep(60)
+
+    monkeypatch.setattr(session, "measure_perplexities", work)
+    answers = slider.measure(session, tiny.with_settings(sparsity=59), 0, None, "ada")
+    assert "being measured" in next(answers).headline
+    session.jobs.halt("ada")
+    *_, last = answers
+    assert "Cancelled." in last.status
+    assert "release the slider" in last.headline

@@ -49,21 +49,23 @@ NO_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("text", NO_SETTINGS)
-def test_a_link_pins_nothing_that_the_page_would_refuse(text) -> None:
-    assert link.restore(SimpleNamespace(query_params={"pinned": text})).pinned == ""
+def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> None:
+    def percents(request: Request, pinned: Request | None) -> tuple:
+        return request.slicing.sparsity, pinned and pinned.slicing.sparsity
 
-
-def test_what_is_no_setting_is_refused_in_words() -> None:
+    for text in NO_SETTINGS:
+        assert link.restore(SimpleNamespace(query_params={"pinned": text})).pinned == ""
     for text, words in (
         ("sparsity=99", "Sparsity must be"),
         ("much=1", "must be one of model, text"),
         (7, "must be text, got 7"),
     ):
-        with pytest.raises(UserError, match=words):
-            pinned.read(text)
-    assert pinned.read("") is None
-    assert pinned.read(None) is None
+        for read in (pinned.read, lambda text: spread_settings(percents)(*Settings(), text)):
+            with pytest.raises(UserError, match=words):
+                read(text)
+    assert pinned.read("") is pinned.read(None) is None
+    assert spread_settings(percents)(*Settings(), pinned.write(parse(OTHER))) == (0.2, 0.45)
+    assert spread_settings(percents)(*Settings(), "") == (0.2, None)
 
 
 def test_a_pinned_upload_is_known_again_and_never_named() -> None:
@@ -87,16 +89,6 @@ def test_a_setting_of_another_model_waits_for_that() -> None:
     assert pinning.describe(parse(OTHER), "").text == ""
 
 
-def test_handlers_get_the_setting_of_the_text() -> None:
-    def told(request: Request, pinned: Request | None) -> tuple:
-        return request.slicing.sparsity, pinned and pinned.slicing.sparsity
-
-    assert spread_settings(told)(*Settings(), pinned.write(parse(OTHER))) == (0.2, 0.45)
-    assert spread_settings(told)(*Settings(), "") == (0.2, None)
-    with pytest.raises(UserError):
-        spread_settings(told)(*Settings(), "sparsity=99")
-
-
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "20%, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLP neurons trained, seed 3"
@@ -104,11 +96,8 @@ def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"
     assert name_of(Settings(shapes="runtime"), Settings()) == "20%, PCA-aware, runtime shapes"
-
-
-@pytest.mark.parametrize(("change", "words"), [(-3.04, "−3.0"), (2.5, "+2.5"), (0.0, "0"), (0.01, "0"), (-0.01, "0")])
-def test_a_difference_has_its_sign(change, words) -> None:
-    assert signed(change, lambda value: f"{value:.1f}") == words
+    signs = {-3.04: "−3.0", 2.5: "+2.5", 0.0: "0", 0.01: "0", -0.01: "0"}
+    assert {change: signed(change, lambda value: f"{value:.1f}") for change in signs} == signs
 
 
 def reading(value: float, windows: int = 4) -> Reading:

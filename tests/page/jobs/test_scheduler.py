@@ -1,230 +1,477 @@
-"""The scheduler by itself, on toy jobs; stepped by hand where the order of turns is what is asked."""
+"""The scheduler on toy jobs: an oracle says who runs; then shared work, and how jobs end and wait."""
 
+from __future__ import annotations
+
+import math
 import threading
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+from typing import Any
 
 import pytest
+from stepping import Clock, Stepped, counting, events
 
-from components.jobs.job import Caller
+from components.jobs import turns
+from components.jobs.job import Caller, Cancelled, Job
 from components.jobs.scheduler import Scheduler
 from components.jobs.turns import LONG, SHARE, WEIGHT, Urgency
 
 
-def counting(log, name, steps, clock=None, seconds=0.0):
-    """A job that writes its name to the log in every turn."""
-
-    def work(job):
-        for step in range(steps):
-            log.append(name)
-            if clock:
-                clock.now += seconds
-            job.emit(step)
-        return steps
-
-    return work
+class Failed(Exception):
+    """What jobs of these tests fail with on purpose."""
 
 
-def events(job):
-    return [event for news in job.events() for event in news]
+class Panic(BaseException):
+    """As tokenizers raise it."""
 
 
-def test_a_job_returns_a_value_or_raises():
-    assert Scheduler().start("a", counting([], "a", 3)).join() == 3
+# Who runs. A program is a list of steps ("take", seconds), ("share", key), ("urgency", urgency), ("fail", error).
 
-    def failing(job):
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        Scheduler().start("a", failing).join()
+ADDRESSES = {"ada": "127.0.0.2", "bob": "127.0.0.2", "eve": "127.0.0.3", "hidden": ""}  # few: `test_crowds.py` has more
+KEYS = ("model", "calibration", "slice")  # of shared work, which shares only what comes before it
+SHORTEST = 2.0**-13  # seconds, so that all sums are exact
 
 
-def test_clients_take_turns_whatever_the_number_of_their_jobs(scheduler):
+@dataclass(eq=False)
+class Actor:
+    """A job, or shared work, which has no client."""
+
+    name: str
+    program: list[tuple[str, Any]]
+    client: str = ""
+    urgency: Urgency = Urgency.USUAL
+    limit: float = math.inf
+    place: int = 0  # in the program
+    seconds: float = 0.0
+    weighted: float = 0.0
+    last: float = LONG
+    wait: Actor | None = None
+    takers: list[Actor] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    has_begun: bool = False
+    is_stopped: bool = False
+    has_ended: bool = False
+    error: type[Exception] | None = None
+
+    @property
+    def address(self) -> str:
+        return ADDRESSES[self.client] or f"of {self.client}"
+
+    def tell(self, event: str) -> None:
+        self.told.append(event)
+        for taker in self.takers:
+            taker.tell(event)
+
+
+class Oracle:
+    """Runs the programs without threads, and says whose turn it is.
+
+    What is to end comes first. Then come those for whom somebody waits: the least use of the address, then of the
+    client, then of the job. Background jobs get a second for every `SHARE` of theirs. Nobody begins with less use than
+    whoever had the last turn. Who waits for shared work gives it their turns and pays for them; it ends with its last
+    taker.
+    """
+
+    def __init__(self, programs: dict[str, list[tuple[str, Any]]]) -> None:
+        self.programs = programs  # of shared work
+        self.jobs: list[Actor] = []
+        self.cancelled: list[Actor] = []
+        self.works: dict[str, Actor] = {}
+        self.log: list[str] = []
+        self.used: dict[tuple[str, str], float] = {}
+        self.least = {"address": 0.0, "client": 0.0}
+        self.owed = 0.0  # to the background
+
+    def use(self, job: Actor) -> tuple[float, ...]:
+        return *(self.used[kind, getattr(job, kind)] for kind in self.least), job.weighted
+
+    def start(self, job: Actor) -> None:
+        job.weighted = min((other.weighted for other in self.jobs if other.client == job.client), default=0.0)
+        for kind, least in self.least.items():
+            key = kind, getattr(job, kind)
+            self.used[key] = max(self.used.get(key, 0.0), least)
+        self.jobs.append(job)
+
+    def stop(self, job: Actor) -> None:
+        if not job.has_ended:
+            job.is_stopped = True
+            if not job.has_begun:
+                self.end(job)
+
+    def line(self) -> list[Actor]:
+        return sorted(self.jobs, key=lambda job: (job.urgency is Urgency.BACKGROUND, *self.use(job)))
+
+    def choose(self) -> tuple[Actor | None, Actor]:
+        """Who pays for the next turn, and who runs in it."""
+        if self.cancelled:
+            return None, self.cancelled[0]
+        payer = next((job for job in self.jobs if job.is_stopped or job.error), None)
+        if payer is None:
+            payer, *_ = line = self.line()
+            background = next((job for job in line if job.urgency is Urgency.BACKGROUND), None)
+            if background and self.owed >= min(background.last, LONG):
+                payer = background
+            for kind, used in zip(self.least, self.use(payer), strict=False):
+                self.least[kind] = max(self.least[kind], used)
+        runner = payer
+        while not runner.is_stopped and not runner.error and runner.wait and not runner.wait.has_ended:
+            runner = runner.wait
+        return payer, runner
+
+    def step(self) -> None:
+        """Let the next job run until its next checkpoint."""
+        payer, runner = self.choose()
+        seconds = self.run(runner)
+        if payer is None:
+            return
+        counted = payer.last = max(seconds, SHORTEST)
+        payer.seconds += counted
+        payer.weighted += counted / WEIGHT if payer.urgency is Urgency.FIRST else counted
+        for kind in self.least:
+            self.used[kind, getattr(payer, kind)] += counted
+        is_background = payer.urgency is Urgency.BACKGROUND
+        self.owed = max(-LONG, self.owed - counted) if is_background else min(LONG, self.owed + counted / SHARE)
+        if payer.seconds > payer.limit and not (runner.has_ended or payer.is_stopped or payer.error):
+            payer.error = TimeoutError
+
+    def run(self, actor: Actor) -> float:
+        """The seconds of its turn."""
+        actor.has_begun = True
+        if actor.wait:
+            work, actor.wait = actor.wait, None
+            work.takers.remove(actor)
+            if not work.takers:
+                self.forget(work)
+            actor.error = actor.error or (None if actor.is_stopped else work.error)
+        while not (actor.is_stopped or actor.error) and actor.place < len(actor.program):
+            what, value = actor.program[actor.place]
+            actor.place += 1
+            if what == "take":
+                self.log.append(actor.name)
+                actor.tell(actor.name)
+                return value
+            if what == "share":
+                actor.wait = self.works.setdefault(value, Actor(value, self.programs[value]))
+                actor.wait.takers.append(actor)
+                return 0.0
+            if what == "urgency":
+                actor.urgency = value
+            elif what == "fail":
+                actor.error = value if issubclass(value, Exception) else RuntimeError
+        self.end(actor)
+        return 0.0
+
+    def forget(self, work: Actor) -> None:
+        if self.works.get(work.name) is work:
+            del self.works[work.name]
+        if not work.has_ended and work.has_begun:
+            work.is_stopped = True
+            self.cancelled.append(work)
+
+    def end(self, actor: Actor) -> None:
+        actor.has_ended = True
+        if self.works.get(actor.name) is actor:
+            del self.works[actor.name]  # whoever comes now begins it anew
+        for actors in (self.jobs, self.cancelled):
+            if actor in actors:
+                actors.remove(actor)
+
+
+def random_program(rng: Random, keys: tuple[str, ...], length: int = 8) -> list[tuple[str, Any]]:
+    steps = []
+    for _ in range(rng.randrange(1, length)):
+        what = rng.choices(["take", "share", "urgency", "fail"], [8, 3 if keys else 0, 1, 0.4])[0]
+        value = {
+            "take": rng.choice([0.0, 0.125, 0.25, 1.5]),
+            "share": rng.choice(keys) if keys else None,
+            "urgency": rng.choice(list(Urgency)),
+            "fail": rng.choice([Failed, Panic]),
+        }
+        steps.append((what, value[what]))
+    return steps
+
+
+class Pair:
+    """The scheduler and the oracle, which do the same."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng, self.clock, self.log = rng, Clock(), []
+        programs = {key: random_program(rng, KEYS[:index]) for index, key in enumerate(KEYS)}
+        self.scheduler, self.oracle = Stepped(self.clock), Oracle(programs)
+        self.both: list[tuple[Job, Actor]] = []
+
+    def follow(self, job: Job, name: str, program: list[tuple[str, Any]]) -> str:
+        for what, value in program:
+            if what == "take":
+                self.log.append(name)
+                self.clock.now += value
+                job.emit(name)
+            elif what == "share":
+                assert job.share(value, partial(self.follow, name=value, program=self.oracle.programs[value])) == value
+            elif what == "urgency":
+                job.urgency = value
+            elif what == "fail":
+                raise value
+        return name
+
+    def start(self) -> None:
+        client, urgency = self.rng.choice(list(ADDRESSES)), self.rng.choice(list(Urgency))
+        limit = self.rng.choice([math.inf, math.inf, 2.0])
+        name, program = f"{client} {len(self.both)}", random_program(self.rng, KEYS, length=14)
+        work = partial(self.follow, name=name, program=program)
+        job = self.scheduler.start(client, work, urgency, Caller(ADDRESSES[client]), limit)
+        self.oracle.start(actor := Actor(name, program, client, urgency, limit))
+        self.both.append((job, actor))
+
+    def stop(self) -> None:
+        job, actor = self.rng.choice(self.both)
+        job.stop()
+        self.oracle.stop(actor)
+
+    def step(self) -> bool:
+        if not self.oracle.jobs and not self.oracle.cancelled:
+            return False
+        if not self.oracle.cancelled and not any(actor.is_stopped or actor.error for actor in self.oracle.jobs):
+            jobs = dict(self.both)
+            assert [jobs[job] for job in self.scheduler.line()] == self.oracle.line()
+        assert self.scheduler.step()
+        self.oracle.step()
+        return True
+
+    def compare(self) -> None:
+        assert self.log == self.oracle.log
+        for job, actor in self.both:
+            assert (job.ended, job.seconds, job.urgency) == (actor.has_ended, actor.seconds, actor.urgency), actor
+            if actor.has_ended:
+                assert type(job.error) is (actor.error or type(None))
+                assert job.result == (None if actor.is_stopped or actor.error else actor.name)
+                assert job._events == actor.told
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_oracle_says_who_runs(seed, monkeypatch) -> None:
+    """Jobs that share work, change their urgency, fail, are stopped and reach their limit, at random."""
+    monkeypatch.setattr(turns, "SHORTEST", SHORTEST)
+    pair = Pair(rng := Random(seed))
+    pair.start()
+    for _ in range(150):
+        act = rng.choices([pair.start, pair.stop, pair.step], [2, 0.7, 12])[0]
+        act()
+        pair.compare()
+    while pair.step():
+        pair.compare()
+    assert not pair.scheduler.step()
+    assert [pair.scheduler.jobs, pair.scheduler._shared, pair.scheduler._cancelled] == [[], {}, []]
+
+
+# Shared work that is held, or beside which a job does its own
+
+
+def test_shared_work_that_somebody_holds_waits_where_it_is_and_ends_when_they_leave(scheduler) -> None:
+    log, ended = [], []
+
+    def making(job: Job) -> None:
+        try:
+            counting(log, "made", 6)(job)
+        finally:
+            ended.append(True)
+
+    def work(job: Job, returns: bool) -> None:
+        with job.holding("model"):
+            with job.begin("model", making) as shared:
+                assert not shared.wait(until=lambda: len(log) >= 3)
+            counting(log, "other", 2)(job)
+            assert not ended
+            if returns:
+                job.share("model", making)
+
+    for returns, rest in ((True, ["made"] * 3), (False, [])):
+        scheduler.start("a", partial(work, returns=returns))
+        scheduler.run()
+        assert log == ["made"] * 3 + ["other"] * 2 + rest
+        assert ended == [True]
+        log.clear()
+        ended.clear()
+
+
+def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(scheduler, clock) -> None:
+    """As answers are written while other columns' models are made."""
     log = []
-    for _ in range(3):
-        scheduler.start("greedy", counting(log, "greedy", 10))
-    scheduler.start("modest", counting(log, "modest", 4))
+
+    def work(job: Job) -> int:
+        with job.begin("model", counting(log, "made", 6, clock, 0.125)) as shared:
+            while not shared.wait(seconds=0.25):
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
     scheduler.run()
-    assert log[:8].count("modest") == 4
-    assert log.count("greedy") == 30
-
-
-def test_addresses_take_turns_whatever_the_number_of_their_clients(scheduler):
-    log = []
-    for client in range(60):
-        scheduler.start(f"session {client}", counting(log, "greedy", 10), caller=Caller("127.0.0.2"))
-    scheduler.start("modest", counting(log, "modest", 4), caller=Caller("127.0.0.3"))
-    scheduler.start("hidden", counting(log, "hidden", 4))  # by a proxy
-    scheduler.run()
-    assert log[:12].count("modest") == log[:12].count("hidden") == 4
-
-
-def test_who_asks_again_and_again_keeps_nobody_from_a_turn(scheduler):
-    log = []
-    scheduler.start("patient", counting(log, "patient", 5))
-    for _ in range(5):
-        scheduler.start("restless", counting(log, "restless", 1))
-        scheduler.step()
-        scheduler.step()
-    assert log.count("patient") >= 4
-
-
-def test_a_clients_own_jobs_take_turns(scheduler):
-    log = []
-    scheduler.start("a", counting(log, "first", 3))
-    scheduler.start("a", counting(log, "second", 3))
-    scheduler.run()
-    assert log == ["first", "second"] * 3
-
-
-def test_turns_are_fair_by_the_seconds_that_they_take(scheduler, clock):
-    log = []
-    scheduler.start("slow", counting(log, "slow", 10, clock, 0.4))
-    scheduler.start("quick", counting(log, "quick", 40, clock, 0.1))
-    for _ in range(25):
-        scheduler.step()
-    assert log.count("slow") == pytest.approx(5, abs=1)
-    assert log.count("quick") == pytest.approx(20, abs=1)
-
-
-def test_who_comes_late_has_as_much_as_who_was_there(scheduler, clock):
-    """Neither what was used before, nor that somebody was not there to use it, gives anybody the next minutes."""
-    log = []
-    scheduler.start("early", counting(log, "early", 200, clock, 0.1))
-    for _ in range(100):
-        scheduler.step()
-    scheduler.start("late", counting(log, "late", 100, clock, 0.1))
-    for _ in range(20):
-        scheduler.step()
-    assert log[100:].count("early") == pytest.approx(10, abs=1)
-
-
-def test_short_jobs_one_after_the_other_are_counted_together(scheduler, clock):
-    log = []
-    scheduler.start("patient", counting(log, "patient", 1000, clock, 0.1))
-    for _ in range(30):
-        job = scheduler.start("restless", counting(log, "restless", 1, clock, 0.5))
-        while not job.ended:
-            scheduler.step()
-    assert log.count("patient") >= 5 * 25
-
-
-def test_what_a_client_asked_for_last_has_most_of_their_turns_and_no_one_elses(scheduler, clock):
-    log = []
-    scheduler.start("a", counting(log, "other", 100, clock, 0.1))
-    scheduler.start("a", counting(log, "first", 100, clock, 0.1), Urgency.FIRST)
-    scheduler.start("b", counting(log, "b", 100, clock, 0.1))
-    for _ in range(100):
-        scheduler.step()
-    assert log.count("b") == pytest.approx(50, abs=1)
-    assert log.count("first") == pytest.approx(50 * WEIGHT / (WEIGHT + 1), abs=2)
-    assert log.count("other") >= 8
-
-
-@pytest.mark.parametrize("seconds", [0.01, 0.4, 1.2])
-def test_what_people_wait_for_comes_first_and_the_background_does_not_starve(scheduler, clock, seconds):
-    log = []
-    scheduler.start("a", counting(log, "background", 1000, clock, seconds), Urgency.BACKGROUND)
-    scheduler.step()
-    clock.now = 0.0
-    scheduler.start("b", counting(log, "waited for", 1000, clock, 0.1))
-    while clock.now < 40:
-        scheduler.step()
-    waited = 0.1 * log.count("waited for")
-    assert waited >= 40 * SHARE / (SHARE + max(1.0, seconds / LONG)) - 2 * seconds
-    assert log.count("background") >= 2
-    assert log[1] == "waited for"
-
-
-def test_a_job_that_goes_to_the_background_gives_way(scheduler):
-    log = []
-
-    def work(job):
-        counting(log, "before", 2)(job)
-        job.urgency = Urgency.BACKGROUND
-        job.checkpoint()
-        counting(log, "after", 2)(job)
-
+    assert log == ["made", "made", "token"] * 3
+    assert job.result == 6
+    log.clear()
+    scheduler.start("b", counting(log, "other", 9, clock, 10.0))
     scheduler.start("a", work)
-    for _ in range(3):
+    scheduler.run()
+    assert log.count("made") == 6
+
+
+def test_nobody_waits_beside_work_that_is_away(scheduler) -> None:
+    """Tokens go on while a model is downloaded; without a limit the job waits, and others have its turns."""
+    log, arrived = [], threading.Event()
+
+    def download(job: Job) -> str:
+        with job.waiting():
+            arrived.wait()
+        return "model"
+
+    def work(job: Job) -> str:
+        with job.begin("model", download) as shared:
+            while not shared.wait(seconds=1.0) and len(log) < 5:
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["token"] * 5
+    arrived.set()
+    scheduler.until(lambda: job.wait and not job.wait.work.is_away)
+    scheduler.run()
+    assert job.result == "model"
+
+
+def test_work_that_has_ended_is_done_anew_for_who_comes_then_though_somebody_uses_its_result(scheduler) -> None:
+    made = []
+
+    def make(job: Job) -> int:
+        made.append(job)
+        return len(made)
+
+    def using(job: Job) -> int:
+        with job.begin("model", make) as shared:
+            result = shared.result()
+            job.checkpoint()
+            return result
+
+    first = scheduler.start("a", using)
+    while not made:
         scheduler.step()
-    scheduler.start("b", counting(log, "urgent", 3))
+    scheduler.step()  # it has the result, and uses it
+    second = scheduler.start("b", lambda job: job.share("model", make))
     scheduler.run()
-    assert log == ["before", "before", "urgent", "urgent", "urgent", "after", "after"]
+    assert (first.result, second.result) == (1, 2)
 
 
-def test_a_job_that_takes_too_long_ends_and_says_so(scheduler, clock):
+# Leaving and waiting
+
+
+def test_a_job_whose_client_has_gone_ends_at_its_next_checkpoint(scheduler) -> None:
+    log, connected = [], [True]
+    job = scheduler.start("a", counting(log, "a", 100), caller=Caller(is_connected=lambda: connected[0]))
+    scheduler.step()
+    connected[0] = False
+    scheduler.run()
+    assert (log, job.ended, job.stopped) == (["a"], True, True)
+
+
+def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(scheduler) -> None:
     log = []
-    long = scheduler.start("a", counting(log, "long", 100, clock, 1.0), max_seconds=10)
-    short = scheduler.start("b", counting(log, "short", 11, clock, 0.5), max_seconds=10)
+
+    def trying(job: Job) -> None:
+        try:
+            counting(log, "a", 100)(job)
+        except Exception:
+            log.append("tried again")
+        finally:
+            raise Failed
+
+    job, other = scheduler.start("a", trying), scheduler.start("b", counting([], "b", 2))
+    scheduler.step()
+    job.stop()
     scheduler.run()
-    assert (log.count("long"), log.count("short")) == (11, 11)  # what others take is not counted
-    with pytest.raises(TimeoutError, match="limit of 11 seconds"):
-        events(long)
-    assert len(events(short)) == 11
+    assert (log, job.ended, events(other)) == (["a"], True, [0, 1])
 
 
-def test_an_error_is_told_to_its_listener_and_nobody_else(scheduler):
-    def failing(job):
-        job.emit("step")
-        raise RuntimeError("broken")
+def test_who_stops_listening_stops_the_job_and_passes_on_the_turn() -> None:
+    ended = threading.Event()
 
-    bad, good = scheduler.start("a", failing), scheduler.start("b", counting([], "b", 3))
-    scheduler.run()
-    heard = []
-    with pytest.raises(RuntimeError, match="broken"):
-        heard.extend(event for news in bad.events() for event in news)
-    assert heard == ["step"]
-    assert events(good) == [0, 1, 2]
-
-
-def test_an_error_while_a_job_tidies_up_ends_no_other(scheduler):
-    def untidy(job):
+    def endless(job: Job) -> None:
         try:
             while True:
                 job.emit("step")
         finally:
-            raise RuntimeError("untidy")
+            ended.set()
 
-    job, other = scheduler.start("a", untidy), scheduler.start("b", counting([], "b", 2))
-    scheduler.step()
-    job.stop()
+    scheduler = Scheduler()
+    for _ in scheduler.start("a", endless).events():
+        break
+    assert ended.wait(30)
+    assert scheduler.start("a", counting([], "a", 1)).join() == 1
+    with pytest.raises(Failed):
+        scheduler.start("a", lambda job: (_ for _ in ()).throw(Failed())).join()
+
+
+def test_a_job_that_waits_lets_others_work(scheduler) -> None:
+    log, arrived = [], threading.Event()
+
+    def slow(job: Job) -> None:
+        with job.waiting():
+            arrived.wait()
+        log.append("slow")
+        job.emit("done")
+
+    job = scheduler.start("a", slow)
+    scheduler.start("b", counting(log, "b", 3))
     scheduler.run()
-    assert job.ended
-    assert events(other) == [0, 1]
+    assert log == ["b"] * 3
+    arrived.set()
+    scheduler.until(lambda: not job.is_away)
+    scheduler.run()
+    assert (log[-1], events(job)) == ("slow", ["done"])
 
 
-def test_one_runs_at_a_time_each_in_a_thread_of_its_own_that_is_initialised_once():
-    """Jobs that take turns as fast as they can, and count without a lock what they do together."""
-    initialised, seen, counts = [], set(), [0]
+def test_nobody_waits_for_a_stopped_job_that_is_away_nor_for_its_sleep() -> None:
+    arrived, ended = threading.Event(), threading.Event()
 
-    def work(job):
-        for _ in range(300):
-            before = counts[0]
-            seen.add(threading.get_ident())
-            counts[0] = before + 1
+    def slow(job: Job) -> None:
+        try:
+            with job.waiting():
+                arrived.wait()
+            job.emit("never")
+        except Cancelled:
+            ended.set()
+            raise
+
+    def stop_when_away(job: Job) -> None:
+        while not slow_job.is_away:
             job.checkpoint()
+        slow_job.stop()
 
-    scheduler = Scheduler(initialise=lambda: initialised.append(threading.get_ident()))
-    jobs = [scheduler.start(client, work) for client in "abcdef"]
-    for job in jobs:
-        job.join()
-    assert counts[0] == 6 * 300
-    assert threading.get_ident() not in seen
-    assert seen <= set(initialised)
-    assert len(initialised) == len(set(initialised)) <= 6
+    scheduler = Scheduler()
+    slow_job = scheduler.start("a", slow)
+    scheduler.start("b", stop_when_away)
+    assert events(slow_job) == []
+    assert not slow_job.ended
+    arrived.set()
+    assert ended.wait(30)
+    sleeping = scheduler.start("a", lambda job: job.sleep(1e6))
+    sleeping.stop()
+    assert events(sleeping) == []
 
 
-def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler):
+def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler) -> None:
     job = scheduler.start("a", counting([], "a", 2))
     scheduler.step()
     with pytest.raises(RuntimeError, match="whose turn it is"):
         job.checkpoint()
 
 
-def test_a_job_for_which_there_is_no_thread_fails_and_the_others_go_on(scheduler, monkeypatch):
+def test_a_job_for_which_there_is_no_thread_fails_and_the_others_go_on(scheduler, monkeypatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("can't start new thread"))
-        )
+        patch.setattr(threading.Thread, "start", fail)
         failed = scheduler.start("a", lambda job: None)
         scheduler.step()
     other = scheduler.start("b", lambda job: "done")

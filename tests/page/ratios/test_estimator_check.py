@@ -3,9 +3,8 @@
 import json
 import re
 
-import plotly.graph_objects as go
 import pytest
-from tiny_page import SOMEBODY, in_light
+from tiny_page import SOMEBODY
 
 from components.ratios.estimator_check import measure as check
 from components.ratios.estimator_check.chart import estimator_check_chart
@@ -66,7 +65,6 @@ def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, 
 def test_points_are_what_was_measured(view, estimator) -> None:
     chart = estimator_check_chart(view, estimator, selected=1)
     sent = json.loads(chart.to_json())
-    go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
     attention = sent["data"][0]
     assert attention["customdata"] == [0, 1, 2]
     measured = [one for one in view.modules if one.module == "attention"]

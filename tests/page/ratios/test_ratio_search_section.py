@@ -3,9 +3,8 @@
 import json
 from dataclasses import replace
 
-import plotly.graph_objects as go
 import pytest
-from tiny_page import SOMEBODY, in_light
+from tiny_page import SOMEBODY
 
 from components.ratios.measured_section import Section
 from components.ratios.search.chart import search_chart
@@ -76,7 +75,6 @@ def test_what_cannot_be_searched_or_locked_is_said(searches, session, tiny) -> N
 
 def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     sent = json.loads(search_chart(views[-1], "pca", selected=1).to_json())
-    go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
     bars, line, *_ = sent["data"]
     assert bars["y"] == pytest.approx([attention for attention, _ in views[-1].found], abs=1e-4)
     assert line["y"] == pytest.approx([attention for attention, _ in views[-1].start], abs=1e-4)

@@ -85,37 +85,35 @@ FORGED = [(COST, value) for value in (None, True, "2", 0.99, 5.01, [1], {}, floa
 FORGED += [(BUDGET, value) for value in (3, [], [81], [-1], [1] * 7, ["1"], [None], [True], [[1]])]
 
 
-@pytest.mark.parametrize(("step", "value"), FORGED)
-def test_forged_answers_are_refused(klass, step, value) -> None:
+def test_forged_answers_are_refused(klass) -> None:
     student = klass.join()
-    klass.lead("step", step=step)
-    content = json.dumps({"id": "12345678", "step": step, "value": value})
     headers = {"x-room-student": student, "content-type": "application/json"}
-    refused = klass.http.post(f"/rooms/{klass.code}/answer", headers=headers, content=content)
-    assert refused.status_code == 400
-    assert "must be" in refused.json()["error"]
+    for step, value in sorted(FORGED, key=lambda forged: forged[0]):
+        klass.lead("step", step=step)
+        content = json.dumps({"id": "12345678", "step": step, "value": value})
+        refused = klass.http.post(f"/rooms/{klass.code}/answer", headers=headers, content=content)
+        assert (refused.status_code, "must be" in refused.json()["error"]) == (400, True), value
     assert klass.lead("state").json()["answers"] == {}
 
 
-@pytest.mark.parametrize(
-    ("content", "status"),
-    [
-        (b"", 400),
-        (b"[1]", 400),
-        (b"[" * 3000, 400),
-        (b'{"value": NaN, "step": 1, "id": "12345678"}', 400),
-        (b'{"step": 99, "value": 1, "id": "12345678"}', 400),
-        (b'{"step": true, "value": 1, "id": "12345678"}', 400),
-        (b'{"step": 1, "value": 1, "id": "short"}', 400),
-        (b'{"step": 1, "value": 1, "id": ["12345678"]}', 400),
-        (b'{"step": 1, "value": 1, "id": "12345678", "more": "' + b"x" * 5000 + b'"}', 413),
-    ],
-)
-def test_malformed_and_oversized_requests_are_refused_with_a_sentence(klass, content, status) -> None:
+MALFORMED = {
+    b"": 400,
+    b"[1]": 400,
+    b"[" * 3000: 400,
+    b'{"value": NaN, "step": 1, "id": "12345678"}': 400,
+    b'{"step": 99, "value": 1, "id": "12345678"}': 400,
+    b'{"step": true, "value": 1, "id": "12345678"}': 400,
+    b'{"step": 1, "value": 1, "id": "short"}': 400,
+    b'{"step": 1, "value": 1, "id": ["12345678"]}': 400,
+    b'{"step": 1, "value": 1, "id": "12345678", "more": "' + b"x" * 5000 + b'"}': 413,
+}
+
+
+def test_malformed_and_oversized_requests_are_refused_with_a_sentence(klass) -> None:
     headers = {"x-room-student": klass.join(), "content-type": "application/json"}
-    refused = klass.http.post(f"/rooms/{klass.code}/answer", headers=headers, content=content)
-    assert refused.status_code == status
-    assert refused.json()["error"].endswith(".")
+    for content, status in MALFORMED.items():
+        refused = klass.http.post(f"/rooms/{klass.code}/answer", headers=headers, content=content)
+        assert (refused.status_code, refused.json()["error"][-1]) == (status, "."), content[:80]
     plain = klass.http.post(f"/rooms/{klass.code}/answer", headers={"x-room-student": "x"}, content="{}")
     assert plain.status_code == 415  # what a form of another site can send
 

@@ -10,6 +10,7 @@ import httpx
 import psutil
 import pytest
 from gradio_client import Client
+from stepping import until
 from tiny_page import PageSession
 
 from components.gradio_compat import queue as serving_queue
@@ -37,14 +38,6 @@ class Caller:
 
     def ask(self, seconds: float = 0.0) -> str:
         return self.read(self.join(seconds))
-
-
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for a condition; fail where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -141,7 +134,7 @@ def test_a_queue_whose_loop_ends_goes_on(serve, caplog) -> None:
         patch.setattr(page.calls, "get_events", lambda: 1 / 0)
         joined = caller.join(0.0)
         caller.http.timeout = 0.5
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx.TimeoutException):
             caller.read(joined)
         until(lambda: "is started again" in caplog.text)
     caller.http.timeout = 60

@@ -64,13 +64,25 @@ def test_a_stopped_measurement_goes_on_after_the_windows_that_it_has(fresh, tiny
     assert len(windows) <= 2 * known.all_windows + 1  # of both models once, and one that was being measured
 
 
-def test_plans_come_from_what_the_calibration_has_seen_so_far(fresh, tiny) -> None:
+def test_plans_come_from_what_the_calibration_has_seen_so_far_and_how_they_converge_is_kept(fresh, tiny) -> None:
     said = []
+    assert fresh.convergence(tiny) is None
     for _ in fresh.prepare(tiny, "somebody"):
         plan = fresh.plan(tiny)
         if plan and (not said or plan.provisional != said[-1]):
             said.append(plan.provisional)
     assert said == [*(f"Calibrated on {count} of 8 sequences so far." for count in (1, 2, 4)), ""]
+    view = fresh.convergence(tiny)
+    assert view.sequences == (1, 2, 4, 8)
+    assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
+    stats = fresh.calibrated(tiny).stats
+    fewer = driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2], progress=False)
+    few, all_of_it = (make_plan(which.profile, tiny.slicing).layers for which in (fewer, stats))
+    distances = [abs(a.mlp_ratio - b.mlp_ratio) for a, b in zip(few, all_of_it, strict=True)]
+    assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
+    again = stepwise(Session(evaluation_tokens=256))
+    list(again.prepare(tiny, "somebody"))  # from the disk, where nothing grows
+    assert again.convergence(tiny) == view
 
 
 def test_the_default_calibration_is_used_from_four_sequences_on(fresh, tiny, monkeypatch) -> None:
@@ -91,17 +103,6 @@ def test_a_model_that_a_calibration_uses_is_not_loaded_again_once_its_cache_has_
     assert in_job(fresh, fresh.calibrations.load, tiny.calibration) is loaded
 
 
-def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after(fresh, tiny) -> None:
-    *growing, last = measured(fresh, tiny)
-    early = [known for known in growing if known.sliced is not None and known.sequences < 8]
-    assert {known.sequences for known in early} == {calibrations.MIN_SEQUENCES}
-    assert (last.sequences, last.all_sequences) == (8, 8)
-    assert early[0].sliced != last.sliced
-    whole = stepwise(Session(evaluation_tokens=256))
-    in_job(whole, whole.measure_perplexities, tiny)
-    assert last.sliced == whole.perplexities(tiny).sliced
-
-
 def test_both_perplexities_grow_with_their_errors(fresh, tiny) -> None:
     list(fresh.prepare(tiny, "somebody"))
     known = measured(fresh, tiny)
@@ -115,17 +116,27 @@ def test_both_perplexities_grow_with_their_errors(fresh, tiny) -> None:
     assert 0 < last.ratio.error < first.ratio.value
 
 
-def test_the_first_number_is_of_half_a_window(fresh, tiny, monkeypatch) -> None:
+def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after_first_on_half_a_window(
+    fresh, tiny, monkeypatch, tmp_path
+) -> None:
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
     monkeypatch.setattr(readings, "BLOCK", 7)
-    known = [known for known in measured(fresh, tiny) if known.sliced_reading]
+    *growing, last = measured(fresh, tiny)
+    known = [known for known in (*growing, last) if known.sliced_reading]
     assert known[0].sliced_reading.windows == 0.5
-    assert " after 0.5 of 8 windows" in headline(fresh.plan(tiny), known[0])
     assert known[0].sliced_reading.error > 0
-    assert known[-1].is_final
+    assert " after 0.5 of 8 windows" in headline(fresh.plan(tiny), known[0])
     # Not where a number is shown already, such as that of an earlier part of the calibration.
     halves = [index for index, k in enumerate(known) if k.sliced_reading.windows == 0.5]
     assert {known[index].sequences for index in halves} == {calibrations.MIN_SEQUENCES}
+    early = [known for known in growing if known.sliced is not None and known.sequences < 8]
+    assert {known.sequences for known in early} == {calibrations.MIN_SEQUENCES}
+    assert (last.is_final, last.sequences, last.all_sequences) == (True, 8, 8)
+    assert early[0].sliced != last.sliced
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+    whole = stepwise(Session(evaluation_tokens=256))
+    in_job(whole, whole.measure_perplexities, tiny)
+    assert last.sliced == whole.perplexities(tiny).sliced
 
 
 def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) -> None:
@@ -202,22 +213,6 @@ def test_where_there_is_memory_calibrations_go_side_by_side(fresh, tiny) -> None
     assert not any("Waiting" in text for text in texts)
     first.close()
     second.close()
-
-
-def test_how_the_ratios_settle_is_known_and_kept(fresh, tiny) -> None:
-    assert fresh.convergence(tiny) is None
-    list(fresh.prepare(tiny, "somebody"))
-    view = fresh.convergence(tiny)
-    assert view.sequences == (1, 2, 4, 8)
-    assert view.attention[-1] == view.mlp[-1] == view.largest[-1] == 0
-    stats = fresh.calibrated(tiny).stats
-    fewer = driver.calibrate(fresh.calibrated(tiny).loaded, fresh.calibrated(tiny).tokens[:2], progress=False)
-    few, all_of_it = (make_plan(which.profile, tiny.slicing).layers for which in (fewer, stats))
-    distances = [abs(a.mlp_ratio - b.mlp_ratio) for a, b in zip(few, all_of_it, strict=True)]
-    assert view.mlp[1] == pytest.approx(sum(distances) / len(distances), abs=1e-6)
-    again = stepwise(Session(evaluation_tokens=256))
-    list(again.prepare(tiny, "somebody"))  # from the disk, where nothing grows
-    assert again.convergence(tiny) == view
 
 
 def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:

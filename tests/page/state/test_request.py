@@ -59,40 +59,35 @@ def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
         assert (other.is_default_calibration, other.is_default) == (field not in CALIBRATION, False)
 
 
-def test_requests_are_told_apart_by_their_settings_alone() -> None:
-    request = parse(OTHER)
-    again = parse(Settings(*OTHER))
-    assert request == again
-    assert hash(request) == hash(again)
+def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them() -> None:
+    request, plain, trained = parse(OTHER), parse(Settings()), parse(Settings(recovery="distill"))
+    assert request == parse(Settings(*OTHER))
+    assert hash(request) == hash(parse(Settings(*OTHER)))
     assert request != request.with_settings(sparsity=46)
     assert request.with_settings(sparsity=46).slice_key("intraslice") != request.slice_key("intraslice")
+    (key,) = {request.with_settings(sparsity=percent, estimator="pca").slice_key(DENSE) for percent in (0, 20, 60)}
+    assert key.config.sparsity == 0  # the dense model knows no slice
+    assert parse(OTHER._replace(seed=8)).slice_key(DENSE) != key
+    for method in ("intraslice", "crossmodule", "magnitude"):  # a recovered model is kept beside the one that is not
+        assert plain.slice_key(method) != trained.slice_key(method)
+    assert plain.slice_key("intraslice+") == trained.slice_key("intraslice+")  # it always recovers
+    assert plain.slice_key(DENSE) == trained.slice_key(DENSE)
+    for method, looked_at in (
+        ("intraslice", [True, True, True]),
+        ("crossmodule", [True, False, False]),
+        ("magnitude", [False, False, True]),
+    ):
+        others = [plain.with_settings(**{name: getattr(OTHER, name)}) for name in ("order", "estimator", "shapes")]
+        assert [plain.slice_key(method) != other.slice_key(method) for other in others] == looked_at
 
 
-def test_the_dense_models_key_knows_no_slice() -> None:
-    keys = {parse(OTHER).with_settings(sparsity=percent, estimator="pca").slice_key(DENSE) for percent in (0, 20, 60)}
-    (key,) = keys
-    assert key.config.sparsity == 0
-    assert parse(OTHER._replace(seed=8)).slice_key(DENSE) not in keys
-
-
-def test_the_sequential_orders_refinement_is_dropped_with_it() -> None:
-    assert parse(OTHER).slicing.iterative
-    assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
-
-
-def test_only_what_is_fast_follows_the_slider() -> None:
+def test_only_what_is_fast_follows_the_slider_and_the_refinement_goes_with_its_order() -> None:
     usual = parse(Settings())
     assert usual.is_live
     assert not usual.with_settings(order="sequential").is_live
     assert not usual.with_settings(recovery="distill").is_live
-
-
-def test_a_recovered_model_is_kept_beside_the_one_that_is_not() -> None:
-    plain, trained = parse(Settings()), parse(Settings(recovery="distill"))
-    for method in ("intraslice", "crossmodule", "magnitude"):
-        assert plain.slice_key(method) != trained.slice_key(method)
-    assert plain.slice_key("intraslice+") == trained.slice_key("intraslice+")  # it always recovers
-    assert plain.slice_key(DENSE) == trained.slice_key(DENSE)
+    assert parse(OTHER).slicing.iterative
+    assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
 
 
 def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() -> None:

@@ -239,31 +239,21 @@ def test_what_is_too_much_is_refused_before_any_work(idle, endpoint, values, wor
     assert words in idle.refusal(endpoint, **values)
 
 
-def test_a_request_is_bounded_before_it_is_read(server) -> None:
-    url = f"{server.address}gradio_api"
-    asked = {"content": b" " * (limits.REQUEST.value + 1), "headers": {"content-type": "application/json"}}
-    answer = httpx.post(f"{url}/queue/join", **asked)
-    assert (answer.status_code, "maximum allowed size" in answer.text) == (413, True)
-    endless = {**asked, "content": (b" " * 2**16 for _ in range(10_000))}  # says no length, and is read no further
-    assert httpx.post(f"{url}/queue/join", **endless, timeout=60).status_code == 413
-
-
-def test_an_upload_is_bounded_and_leaves_nothing_behind(server) -> None:
-    url, folder = f"{server.address}gradio_api/upload", server.home / "uploads"
-    before = set(folder.rglob("*"))
-    largest = limits.UPLOAD.value
-    for files in ({"files": ("a.txt", bytes(largest + 1))}, [("files", (f"{i}.txt", bytes(2**20))) for i in range(30)]):
-        answer = httpx.post(url, files=files, timeout=60)
+def test_requests_and_uploads_are_bounded_and_refused_in_words(server, capfd) -> None:
+    """As `BoundedRequests` does it, whose own tests have more."""
+    url, folder = f"{server.address}gradio_api", server.home / "uploads"
+    headers, before, largest = {"content-type": "application/json"}, set(folder.rglob("*")), limits.UPLOAD.value
+    endless = (b" " * 2**16 for _ in range(10_000))  # says no length, and is read no further
+    for content in (b" " * (limits.REQUEST.value + 1), endless):
+        answer = httpx.post(f"{url}/queue/join", content=content, headers=headers, timeout=60)
         assert (answer.status_code, "maximum allowed size" in answer.text) == (413, True)
+    answer = httpx.post(f"{url}/upload", files={"files": ("a.txt", bytes(largest + 1))}, timeout=60)
+    assert (answer.status_code, "maximum allowed size" in answer.text) == (413, True)
+    answer = httpx.post(f"{url}/upload", files={"files": (None, b"text")})
+    assert (answer.status_code, answer.text) == (400, "A part of the upload is not a file or has no name.")
     assert set(folder.rglob("*")) == before
-    assert httpx.get(f"{server.address}config").json()["max_file_size"] == largest
-
-
-def test_an_upload_that_is_no_file_is_refused_in_words(server, capfd) -> None:
-    for files in ({"files": ("", b"text")}, {"files": (None, b"text")}):
-        answer = httpx.post(f"{server.address}gradio_api/upload", files=files)
-        assert (answer.status_code, answer.text) == (400, "A part of the upload is not a file or has no name.")
     assert "Traceback" not in "".join(capfd.readouterr())
+    assert httpx.get(f"{server.address}config").json()["max_file_size"] == largest
 
 
 # Words

@@ -46,6 +46,14 @@ MOVE = """(range, value) => {
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
 
+# From now on, what the page does after or at every pause (both in ms) begins sooner.
+HURRY = """([pause, to]) => {
+    for (const name of ["setTimeout", "setInterval"]) {
+        const begin = window[name];
+        window[name] = (act, ms, ...rest) => begin(act, ms === pause ? to : ms, ...rest);
+    }
+}"""
+
 
 @dataclass
 class Opened:
@@ -135,14 +143,8 @@ class Opened:
         self.until(script, arg=json.dumps(before, separators=(",", ":")))
 
     def hurry(self, pause: int, to: int) -> None:
-        """From now on, let what the page does after or at every pause (both in ms) begin sooner."""
-        script = """([pause, to]) => {
-            for (const name of ["setTimeout", "setInterval"]) {
-                const begin = window[name];
-                window[name] = (act, ms, ...rest) => begin(act, ms === pause ? to : ms, ...rest);
-            }
-        }"""
-        self.page.evaluate(script, [pause, to])
+        """Let what the page does after or at every pause begin sooner, until it is left."""
+        self.page.evaluate(HURRY, [pause, to])
 
     def says(self, where: str, *words: str) -> None:
         """Wait until an element's text contains all words."""

@@ -3,15 +3,18 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
 import httpx
 import pytest
-from gradio import networking
+from gradio import blocks, networking
 
 # Gradio asks a page that it launches for a sign of life within 3 seconds, which a busy machine may need.
 networking.url_ok = lambda _: True
+# A page makes three servers of 80 routes each before the one that `launch` starts, which takes most of its time.
+blocks.App = SimpleNamespace(create_app=lambda *_, **__: None)
 
 
 class Client:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
+
+import pytest
 
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
 
 PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
+
+
+def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
+    """Wait for what another thread does; fail where it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        time.sleep(0.01)
 
 
 class Clock:
@@ -56,6 +66,39 @@ class Stepped(Scheduler):
     def _pass_on(self) -> None:
         super()._pass_on()
         self._passed.notify_all()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(clock: Clock) -> Stepped:
+    return Stepped(clock)
+
+
+def counting(
+    log: list[Hashable], name: Hashable, steps: int, clock: Clock | None = None, seconds: float = 0.0, result: int = -1
+) -> Callable[[Job], int]:
+    """A job that writes its name to the log in every turn. Its client sees a first result after step `result`."""
+
+    def work(job: Job) -> int:
+        for step in range(steps):
+            if step == result:
+                job.note_result()
+            log.append(name)
+            if clock:
+                clock.now += seconds
+            job.emit(step)
+        return steps
+
+    return work
+
+
+def events(job: Job) -> list[Any]:
+    """All that a job has emitted."""
+    return [event for news in job.events() for event in news]
 
 
 class AwaitedJob(Job):

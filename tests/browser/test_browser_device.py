@@ -16,7 +16,7 @@ from components.compare import device_panel
 from components.device.wllama import VERSION
 from intraslice import load_model
 
-from ..conftest import OnDevice
+from .conftest import OnDevice
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 

@@ -1,4 +1,4 @@
-"""What either model would say next, and what slicing costs each token of a passage, through the tab's handlers."""
+"""Beside the answers: what either model would say next, what slicing costs each token of a passage, a long wait."""
 
 import re
 from html import escape, unescape
@@ -9,7 +9,10 @@ from tiny_page import SOMEBODY, in_job
 from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
-from components.i18n.language import number
+from components.device import wllama
+from components.i18n.language import number, use_language
+from components.jobs.status import Status
+from components.jobs.waiting import Waiting
 from components.ui.handlers import only_if_active, unchanged
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation import generation
@@ -77,3 +80,33 @@ def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(columns, tin
     found = list(after_slice(*tiny.settings, *asked, "compare", SOMEBODY))
     assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
     assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)
+
+
+# A long wait for an answer of the server offers the user's own device, where that can run the models
+
+
+LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)
+
+
+@pytest.fixture
+def told(session, tiny, monkeypatch):
+    """The status of an answer whose job emits this one."""
+
+    def status(event: Status, is_fetched: bool = True) -> str:
+        monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
+        monkeypatch.setattr(handlers.answers, "answer", lambda *_: iter([event]))
+        question = "w10", 4, 0.0, 0, False, None, ""
+        return list(handlers.answer(Columns(session), tiny, *question, SOMEBODY))[1].status
+
+    return status
+
+
+def test_a_long_wait_offers_the_device(told) -> None:
+    assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
+    with use_language("de"):
+        assert "Waiting; jobs ahead: 4, noch etwa 30 s. Wer nicht auf den Server warten möchte" in told(LONG)
+
+
+def test_a_short_wait_work_and_a_server_without_the_files_offer_nothing(told) -> None:
+    for status in (told(SHORT), told(Status("Slicing", seconds_left=30)), told(LONG, is_fetched=False)):
+        assert "Run on" not in status

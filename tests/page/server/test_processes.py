@@ -1,5 +1,6 @@
-"""The page as a Hugging Face Space: its card, and a Space played on this machine."""
+"""The page's process: what it leaves behind when it ends, its wheel, and the page as a Hugging Face Space."""
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,137 @@ from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 
+# Told to end, the page ends: at once, with exit status 0, and with nothing left behind
+
+
 ROOT = Path(__file__).parents[3]
+
+BUSY = """
+import os, time
+import torch
+from components import start
+
+def multiplying(job):
+    product = torch.eye(300)
+    print("busy", flush=True)
+    while not os.path.exists(os.environ["IS_OPEN"]):  # or opening would take twice as long
+        time.sleep(0.05)
+    while True:
+        product = torch.mm(product, product)
+        if {checkpoints}:
+            job.checkpoint()
+
+def with_a_busy_session(open_folder=start.open_temporary_folder):
+    open_folder()  # before gradio is imported
+    from components import page
+
+    class Busy(page.Session):
+        def __init__(self):
+            super().__init__()
+            self.jobs.scheduler.start("somebody", multiplying)
+
+    page.Session = Busy
+
+start.open_temporary_folder = with_a_busy_session
+start.main()
+"""
+IDLE = "from components import start; print('idle', flush=True); start.main()"
+STARTING = """
+import runpy
+from components.server import shutdown
+
+def on_signal():
+    set_up()
+    print("starting", flush=True)
+
+set_up, shutdown.on_signal = shutdown.on_signal, on_signal
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        pytest.param(STARTING, 0.3, id="starting"),
+        pytest.param(BUSY.format(checkpoints=False), None, id="one endless step"),
+        pytest.param(BUSY.format(checkpoints=True), None, id="steps", marks=pytest.mark.slow),
+        pytest.param(IDLE, None, id="idle", marks=pytest.mark.slow),
+    ],
+)
+def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path)}
+    environment["IS_OPEN"] = f"{tmp_path}.open"
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=environment, **output)
+    try:
+        process.stdout.readline()  # the signal is expected from here on
+        while seconds is None:  # until it is open
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                seconds = 1.0
+                Path(environment["IS_OPEN"]).touch()
+            time.sleep(0.1)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+    assert "terminate" not in said
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".lock"])
+
+
+# Its folder: empty at the start, gone at the end, killed or not
+
+
+PAGE = """
+import os, time
+from components.server import shutdown
+from components.server.temporary_folder import open_temporary_folder
+shutdown.on_signal()
+folder = open_temporary_folder()
+assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
+(folder / "upload").mkdir()
+(folder / "upload" / "text.txt").write_text("x")
+print(folder, flush=True)
+time.sleep(60)
+"""
+
+
+def start_page(home: Path) -> tuple[subprocess.Popen, Path]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PAGE], cwd=ROOT, env={"GRADIO_TEMP_DIR": str(home)}, stdout=subprocess.PIPE, text=True
+    )
+    return process, Path(process.stdout.readline().strip())
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_page_leaves_nothing_behind_and_spares_what_another_has(how, tmp_path) -> None:
+    first, folder = start_page(tmp_path)
+    other, others = start_page(tmp_path)
+    try:
+        assert folder != others
+        assert (folder / "upload" / "text.txt").is_file()
+        first.send_signal(how)
+        first.wait()
+        assert folder.exists() == (how is signal.SIGKILL)
+        third, _ = start_page(tmp_path)
+        third.kill()
+        third.wait()
+        assert not folder.exists()
+        assert (others / "upload" / "text.txt").is_file()
+    finally:
+        for process in (first, other):
+            process.kill()
+            process.wait()
+
+
+# The page as a Hugging Face Space: its card, and a Space played on this machine
+
+
 CARD = SpaceCard.load(ROOT / "README.md").data.to_dict()
 # https://huggingface.co/docs/hub/spaces-config-reference, and what all cards have
 KEYS = {

@@ -20,7 +20,7 @@ from components.state.request import default_precision, parse
 from components.state.session import Session
 from components.state.settings import Settings
 
-from ..conftest import USUAL_CACHE
+from .conftest import USUAL_CACHE
 
 SECONDS = 5  # after which nothing of a job that has ended may be on the page
 NOTHING = "no words"
@@ -60,9 +60,9 @@ SAYS = """([words, hasBar]) => {
 
 
 def says(opened: Opened, words: str, has_bar: bool = False) -> None:
-    """Wait for the status, no longer than anything of a job that has ended may remain."""
+    """Wait for the status: what a job that has ended said stays for ever where nothing takes its place."""
     try:
-        opened.page.wait_for_function(SAYS, arg=[words, has_bar], timeout=1000 * SECONDS)
+        opened.page.wait_for_function(SAYS, arg=[words, has_bar])
     except TooLate as error:
         raise AssertionError(f"expected {words!r}, got {opened.page.inner_html('#status p')}") from error
 

@@ -1,4 +1,6 @@
-"""Many jobs at once, on toy jobs: threads, memory, and random ones."""
+"""Jobs in threads that no test steps: one runs at a time, and nothing is left behind."""
+
+from __future__ import annotations
 
 import gc
 import os
@@ -11,10 +13,18 @@ from random import Random
 
 import psutil
 import pytest
+from stepping import until
 
 from components.jobs import threads
+from components.jobs.job import Job
+from components.jobs.places import Places
 from components.jobs.scheduler import Scheduler
+from components.jobs.status import Status
 from components.jobs.turns import Urgency
+
+
+class Failed(Exception):
+    """What jobs of these tests fail with on purpose."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
@@ -35,51 +45,20 @@ def test_a_thread_of_jobs_is_at_least_as_nice_as_before(before, after) -> None:
     assert found == [max(after, os.getpriority(os.PRIO_PROCESS, 0))]
 
 
-def test_a_thousand_jobs_leave_no_threads_and_nothing_that_they_made(monkeypatch):
-    """Eight at a time, in pairs that share; a model of theirs is a megabyte."""
-    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.1)
-    before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
-
-    def making(job):
-        for _ in range(3):
-            job.checkpoint()
-        return bytearray(2**20)
-
-    def some(client):
-        for count in range(125):
-            made.append(len(scheduler.start(client, lambda job, key=count: job.share(key, making)).join()))
-
-    made = []
-    scheduler = Scheduler()
-    clients = [threading.Thread(target=some, args=(str(client),)) for client in range(8)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join()
-    assert made == [2**20] * 1000
-    assert not scheduler.jobs
-    assert not scheduler._shared
-    for thread in set(threading.enumerate()) - before:
-        thread.join(30)
-    assert set(threading.enumerate()) <= before
-    assert psutil.Process().memory_info().rss - memory < 50 * 2**20
-
-
-class Failed(Exception):
-    """What jobs of the tests below fail with on purpose."""
-
-
 class Model:
     """Something large that a job holds."""
 
 
-def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection():
-    """Neither variables nor what its closures hold."""
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_job_that_fails_or_is_stopped_leaves_nothing_that_it_held_before_any_garbage_collection(is_stopped) -> None:
+    """Neither variables nor what its closures hold, nor those of shared work."""
     held = []
 
-    def failing(job):
+    def working(job: Job) -> None:
         model = Model()
         held.append(weakref.ref(model))
+        while is_stopped and model is not None:
+            job.emit("going on")
         try:
             dict(model)
         except TypeError as error:
@@ -87,66 +66,48 @@ def test_a_failed_job_leaves_nothing_that_it_held_before_any_garbage_collection(
             error.__cause__ = failed  # a cycle of causes is no endless loop
             raise failed from error
 
-    def sharing(job):
+    def sharing(job: Job) -> None:
         model = Model()
         held.append(weakref.ref(model))
 
-        def uses_model(job):
+        def uses_model(job: Job) -> None:
             assert model is not None
-            failing(job)
+            working(job)
 
         job.share("model", uses_model)
 
     gc.disable()
     try:
-        for work in (failing, sharing):
+        for work in (working, sharing):
             job = Scheduler().start("somebody", work)
-            with pytest.raises(Failed):
-                job.join()
+            if is_stopped:
+                next(listening := job.events())
+                job.stop()
+                assert list(listening) == []
+            else:
+                with pytest.raises(Failed):
+                    job.join()
+        if is_stopped:  # its thread may still be on its way out
+            until(lambda: not any(model() for model in held))
         assert [model() for model in held] == [None] * 3
     finally:
         gc.enable()
 
 
-def test_a_stopped_job_leaves_nothing_that_it_held_before_any_garbage_collection():
-    held = []
-
-    def endless(job):
-        model = Model()
-        held.append(weakref.ref(model))
-
-        def uses_model(job):
-            while model is not None:
-                job.emit("going on")
-
-        job.share("model", uses_model)
-
-    gc.disable()
-    try:
-        job = Scheduler().start("somebody", endless)
-        next(events := job.events())
-        job.stop()
-        assert list(events) == []
-        deadline = time.monotonic() + 60
-        while held[0]() is not None and time.monotonic() < deadline:  # its thread may still be on its way out
-            time.sleep(0.01)
-        assert held[0]() is None
-    finally:
-        gc.enable()
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_jobs_do_one_runs_at_a_time_and_all_come_to_an_end(seed):
-    """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients."""
-    running, overlaps, wrong = [], [], []
+def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, monkeypatch) -> None:
+    """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients; each makes a model."""
+    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.1)
+    before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
+    initialised, running, overlaps, wrong = [], [], [], []
 
-    def check_alone(job):
+    def check_alone(job: Job) -> None:
         running.append(job)
         time.sleep(0)  # lets another thread run, were one to
         overlaps.extend(running[1:])
         running.pop()
 
-    def act(job, rng, depth=0):
+    def act(job: Job, rng: Random, depth: int = 0) -> bytearray:
         for _ in range(rng.randrange(1, 8)):
             check_alone(job)
             choice, key = rng.randrange(8), (depth, rng.randrange(3))
@@ -171,8 +132,9 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_all_come_to_an_end(seed):
                 raise Failed
             else:
                 job.emit("step")
+        return bytearray(2**20)
 
-    def run_some(client):
+    def run_some(client: int) -> None:
         rng = Random(100 * seed + client)
         for _ in range(33):
             job = scheduler.start(str(client), partial(act, rng=Random(rng.random())))
@@ -187,19 +149,52 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_all_come_to_an_end(seed):
             except BaseException as problem:
                 wrong.append(problem)
 
-    scheduler = Scheduler()
+    scheduler = Scheduler(initialise=lambda: initialised.append(threading.get_ident()))
     clients = [threading.Thread(target=run_some, args=(client,), daemon=True) for client in range(6)]
     for client in clients:
         client.start()
     for client in clients:
         client.join(60)
     assert not any(client.is_alive() for client in clients)
-    assert not wrong
-    assert not overlaps
-    until = time.monotonic() + 30
-    while (scheduler.jobs or scheduler._cancelled) and time.monotonic() < until:  # what was stopped while it was away
-        time.sleep(0.01)
-    assert not scheduler.jobs
-    assert not scheduler._cancelled
-    assert not scheduler._shared
-    assert not scheduler._held
+    assert (wrong, overlaps) == ([], [])
+    until(lambda: not (scheduler.jobs or scheduler._cancelled))  # what was stopped while it was away
+    assert (scheduler._shared, dict(scheduler._held), bool(initialised)) == ({}, {}, True)
+    until(lambda: not any(thread.name == "job" and thread not in before for thread in threading.enumerate()))
+    assert psutil.Process().memory_info().rss - memory < 50 * 2**20
+
+
+def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> None:
+    places, scheduler = Places(2, "waiting for a place"), Scheduler()
+    begun, may_end = threading.Semaphore(0), threading.Semaphore(0)
+    inside, most = [], 0
+
+    def work(job: Job) -> None:
+        nonlocal most
+        with places.taken(job):
+            inside.append(job.client)
+            most = max(most, len(inside))
+            begun.release()
+            may_end.acquire(timeout=60)
+            inside.remove(job.client)
+            if job.client == "one":  # whose place is free again, too
+                raise Failed
+
+    first, second = (scheduler.start(name, work) for name in ("one", "two"))
+    for _ in range(2):
+        assert begun.acquire(timeout=60)
+    assert 0 < places.longest < 60
+    third, stopped = scheduler.start("three", work), scheduler.start("four", work)
+    waiting = third.events()
+    assert next(waiting)[0] == Status("waiting for a place")
+    stopped.stop()
+    assert stopped.join() is None
+    assert sorted(inside) == ["one", "two"]
+    may_end.release()
+    assert begun.acquire(timeout=60)
+    assert "three" in inside
+    may_end.release(2)
+    assert all(event == Status("waiting for a place") for events in waiting for event in events)
+    with pytest.raises(Failed):
+        first.join()
+    second.join()
+    assert (third.error, inside, most, places.longest) == (None, [], 2, 0.0)

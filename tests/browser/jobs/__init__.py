@@ -1,1 +1,0 @@
-"""What jobs leave on the page in a real browser."""

@@ -1,1 +1,0 @@
-"""A class in real browsers: a presenter and students, on phones and desktops."""

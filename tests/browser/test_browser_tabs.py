@@ -1,0 +1,209 @@
+"""Compare, Sweep and Export in a real browser, on a tiny model."""
+
+import json
+import zipfile
+
+import pytest
+from browsing import Opened
+
+from components.compare.answers import InterleavedDecoder
+
+# Compare: answers, stop, the next question, the passage
+
+
+COLUMNS = ("dense", "intraslice", "crossmodule")
+
+
+@pytest.fixture(scope="module")
+def compare(visit_once, tiny_query) -> Opened:
+    """The tab when the tiny model, which is sliced by both methods already, has scored the passage."""
+    opened = visit_once(f"{tiny_query}&bias=1&tab=compare&prompt=w10%20w20%20w30", width=1100, height=1000)
+    opened.page.wait_for_selector("#passage .isx-token")
+    return opened
+
+
+def ask_for(opened: Opened, tokens: int, prompt: str = "w10 w20 w30") -> None:
+    page = opened.page
+    page.fill("#sampling input[type=number] >> nth=0", str(tokens))
+    page.keyboard.press("Tab")
+    page.fill("#prompt textarea", prompt)
+    page.click("#generate")
+
+
+def answered(opened: Opened, words: str, *columns: str) -> None:
+    for name in columns:
+        opened.says(f"#{name}-answer", words)
+
+
+def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare) -> None:
+    opened, page = compare, compare.page
+    ask_for(opened, 16)
+    answered(opened, "16 tokens, truncated", *COLUMNS)
+    assert page.locator("#answers mark").count() == 2
+    opened.says("#cost-protocol", "in turn")
+    for name in COLUMNS:
+        cost = page.inner_text(f"#{name}-cost")
+        assert cost.count("tokens/s") == 2
+        assert "Perplexity\n–" not in cost
+    assert page.get_attribute("#dense-answer [aria-live=polite]", "aria-busy") == "false"
+
+    # The columns' rows are level, and labels pass under the slider's bar.
+    tops = "[...document.querySelectorAll(`#${name}-cost dt`)].slice(0, 6).map(e => e.getBoundingClientRect().top)"
+    dense, *others = page.evaluate(f"names => names.map(name => {tops})", list(COLUMNS))  # of one moment
+    assert len(dense) == 6
+    assert others == [dense, dense]
+    assert page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").count("px") == 3
+    page.evaluate("scrollTo(0, document.querySelector('#sampling label').getBoundingClientRect().top + scrollY - 20)")
+    label = page.locator("#sampling label span").first.bounding_box()
+    page.wait_for_function(
+        "([x, y]) => document.elementFromPoint(x, y).closest('#slider-bar')",
+        arg=[label["x"] + 5, label["y"] + label["height"] / 2],
+    )
+
+
+def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare, monkeypatch) -> None:
+    opened, page = compare, compare.page
+    step = InterleavedDecoder.step
+
+    def slow_step(decoder: InterleavedDecoder) -> None:
+        decoder._job.sleep(0.1)  # so that the first answer does not end before it is stopped
+        step(decoder)
+
+    monkeypatch.setattr(InterleavedDecoder, "step", slow_step)
+    ask_for(opened, 256)
+    answered(opened, "so far", "crossmodule")
+    page.fill("#prompt textarea", "w40 w50")
+    page.click("#generate")  # while the first is answered
+    page.fill("#sampling input[type=number] >> nth=0", "8")
+    page.keyboard.press("Tab")
+    # The second answer soon takes the place of the stopped one, so the page itself notes that it was seen.
+    page.evaluate(
+        """() => {
+            const column = document.querySelector('#dense-answer');
+            new MutationObserver(() => { window.halted ||= column.innerText.includes(', stopped'); })
+                .observe(column, { childList: true, subtree: true, characterData: true });
+        }"""
+    )
+    page.click("#stop")
+    page.wait_for_function("window.halted")
+    monkeypatch.undo()
+    answered(opened, "8 tokens, truncated", *COLUMNS)
+    opened.says("#next-tokens", "w40 w50")
+
+
+def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> None:
+    opened, page = compare, compare.page
+    tokens, detail = page.locator("#passage .isx-token"), "#passage .isx-detail"
+    tokens.nth(2).hover()
+    assert tokens.nth(2).get_attribute("data-said") in page.inner_text(detail)
+    tokens.first.focus()
+    page.keyboard.press("ArrowRight")
+    assert tokens.nth(1).get_attribute("data-said") in page.inner_text(detail)
+    assert tokens.nth(1).get_attribute("tabindex") == "0"
+    assert tokens.first.get_attribute("tabindex") == "-1"
+
+    page.fill("#passage-text textarea", "w7 w8 w9 w10")
+    page.click("#score")
+    page.wait_for_function("document.querySelectorAll('#passage .isx-token').length === 3")
+    page.fill("#passage-text textarea", "w7")
+    opened.call("#score")
+    page.wait_for_selector("#passage [role=alert]")
+    assert "must have 2 to" in page.inner_text("#passage")
+    opened.says("#status", "must have 2 to")
+
+    ask_for(opened, 8, "  ")
+    opened.says("#status", "prompt is empty")
+    ask_for(opened, 8)
+    answered(opened, "8 tokens", "dense")
+
+
+# Sweep and Export: points come, a click loads one, files and the link are right
+
+
+def downloaded(page, button: str, path) -> str:
+    with page.expect_download() as download:
+        page.click(button)
+    download.value.save_as(path)
+    return download.value.suggested_filename
+
+
+def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, page_session, tiny, tmp_path) -> None:
+    opened = visit(f"{tiny_query}&seed=4&tab=sweep")
+    page = opened.page
+    opened.says("#sweep-progress", "12 of 12 points are not measured yet")
+    assert not page.is_visible("#sweep-chart .isx-plot")
+    page.wait_for_selector("#leaderboard-size-chart .main-svg")
+    on_wikipedia = page.inner_text("#leaderboard-chart tbody")
+    page.click("#leaderboard-text input")
+    page.click("#leaderboard-text [role=option] >> text=Python source")
+    page.wait_for_function(
+        "shown => document.querySelector('#leaderboard-chart tbody').innerText !== shown", arg=on_wikipedia
+    )
+    page.click("#sweep-run")
+    page.wait_for_selector("#sweep-chart .main-svg")
+    page.click("#sweep-cancel")
+    page.wait_for_function(
+        "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
+    )
+    opened.call("#sweep-run")
+    opened.says("#sweep-progress", "All 12 points are measured")
+    data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
+    assert [name for name, *_ in data] == ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module"]
+
+    assert downloaded(page, "#sweep-csv", tmp_path / "rows.csv") == "sweep.csv"
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 13
+
+    # A click on uniform's second point, then by keyboard on the row of the point after it.
+    spot = page.evaluate(
+        """() => {
+            const plot = document.querySelector('#sweep-chart .isx-plot');
+            plot.scrollIntoView({ block: 'center' });
+            const { left, top } = plot.getBoundingClientRect();
+            const { xaxis, yaxis } = plot._fullLayout;
+            const [x, y] = [plot.data[1].x[1], plot.data[1].y[1]];
+            return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
+        }"""
+    )
+    page.mouse.move(spot[0] - 1, spot[1])
+    page.mouse.move(*spot, steps=3)
+    page.mouse.click(*spot)
+    page.wait_for_function("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
+    own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
+    opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
+    assert page_session.perplexities(own).sliced == pytest.approx(data[1][2][1], rel=1e-4)
+    page.click("#sweep-chart .isx-twin summary")
+    page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
+    page.keyboard.press("Enter")
+    page.wait_for_function("/sparsity=30/.test(location.search) && !/estimator=/.test(location.search)")
+
+
+def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_session, tiny, tmp_path) -> None:
+    opened = visit(f"{tiny_query}&sparsity=35&bias=1.05&prompt=w7%20w9&tab=export")
+    page = opened.page
+    opened.says("#export-about", "of the layer parameters removed")
+    opened.says("#export-command", "--bias 1.05", "--sparsity 0.35")
+    assert "tiny-sliced-35" in page.inner_text("#export-snippet pre")
+
+    assert downloaded(page, "#export-checkpoint", tmp_path / "model.zip") == "tiny-sliced-35.zip"
+    assert downloaded(page, "#export-plan", tmp_path / "plan.json") == "tiny-sliced-35-plan.json"
+    assert downloaded(page, "#export-report", tmp_path / "report.html") == "tiny-sliced-35.html"
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        assert json.loads(archive.read("tiny-sliced-35/intraslice.json"))["made"] == plan
+    shown = page_session.plan(tiny.with_settings(sparsity=35, bias=1.05))
+    assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
+
+    assert page.input_value("#export-link input") == page.url
+    opened.hurry(1600, 600_000)  # that long stands what follows
+    page.click("#export-link button")
+    opened.says("#export-link", "Copied")
+    assert "bias=1.05" in page.url
+
+    report = (tmp_path / "report.html").as_uri()  # the report asks for nothing else
+    alone, asked = page.context.new_page(), []
+    alone.on("request", lambda request: asked.append(request.url))
+    alone.on("pageerror", lambda error: asked.append(str(error)))
+    alone.goto(report)
+    alone.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 2")
+    assert asked == [report]
+    alone.close()

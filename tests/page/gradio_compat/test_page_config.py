@@ -1,0 +1,224 @@
+"""The page's HTML and configuration: made once for each language, shared by sessions, with the caller's address."""
+
+import asyncio
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import gradio as gr
+import httpx
+import pytest
+from gradio.blocks import BlocksConfig
+from gradio.state_holder import SessionState, StateHolder
+from starlette.middleware import Middleware
+from stepping import until
+
+from components.gradio_compat.blocks import PatchedBlocks
+from components.gradio_compat.http import cached_page
+from components.gradio_compat.http.cached_page import CachedPage
+from components.i18n.language import LANGUAGES, lazy_gettext
+from components.server.language import LanguageMiddleware
+
+# Sessions share one configuration of the page, and nothing that they write into it
+
+
+def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
+    with kind() as page, gr.Row():
+        gr.Slider(0, 10, value=3, label="of all")
+        gr.Dropdown(["a", "b"], value="a")
+    return page
+
+
+def sessions_of(page: gr.Blocks, count: int = 2) -> list[SessionState]:
+    """As gradio's server makes them."""
+    holder = StateHolder()
+    page.state_session_capacity = 2 * count
+    holder.set_blocks(page)
+    return [holder[f"session {number}"] for number in range(count)]
+
+
+def built_for_two_sessions(kind: type[gr.Blocks], monkeypatch) -> int:
+    """How often the slider's configuration is built."""
+    built, original = [], gr.Slider.get_config
+    monkeypatch.setattr(gr.Slider, "get_config", lambda self, *rest: built.append(self) or original(self, *rest))
+    page = make_page(kind)
+    built.clear()
+    assert all(session.config_values for session in sessions_of(page))
+    return len(built)
+
+
+def test_plain_gradio_builds_the_configuration_anew_for_each_session(monkeypatch) -> None:
+    assert built_for_two_sessions(gr.Blocks, monkeypatch) == 2
+
+
+def test_the_configuration_is_built_once(monkeypatch) -> None:
+    assert built_for_two_sessions(PatchedBlocks, monkeypatch) <= 1
+
+
+def test_a_sessions_configuration_is_gradios_own() -> None:
+    made = make_page()
+    own = {key: BlocksConfig.config_for_block(key, [], block) for key, block in made.default_config.blocks.items()}
+    for session in sessions_of(made):
+        found = session.config_values
+        assert found == {key: own[key] for key in found}
+        assert len(found) >= 3
+
+
+def test_what_a_session_writes_is_its_own() -> None:
+    made = make_page()
+    first, second = sessions_of(made)
+    (slider,) = (key for key, block in made.default_config.blocks.items() if isinstance(block, gr.Slider))
+    first._update_value_in_config(slider, 7)
+    first._update_value_in_config(slider, 8)
+    assert first.config_values[slider]["props"]["value"] == 8
+    assert second.config_values[slider]["props"]["value"] == 3
+    assert sessions_of(made)[0].config_values[slider]["props"]["value"] == 3
+    del first.config_values[slider]
+    first._update_value_in_config(slider, 9)
+    assert first.config_values[slider]["props"]["value"] == 9
+    assert second.config_values[slider]["props"]["value"] == 3
+
+
+# Languages
+
+
+ENGLISH, GERMAN = "Cancel", "Abbrechen"
+
+
+@pytest.mark.parametrize(("kind", "german"), [(gr.Blocks, ENGLISH), (PatchedBlocks, GERMAN)], ids=["plain", "ours"])
+def test_plain_gradio_sends_one_configuration_to_all_and_ours_one_for_each_language(launch, kind, german) -> None:
+    with kind() as page:
+        gr.Textbox(label=lazy_gettext(ENGLISH))
+    client = launch(page, app_kwargs={"middleware": [Middleware(LanguageMiddleware)]})
+    for language, label in (("en", ENGLISH), ("de", german), ("en", ENGLISH)):
+        (component,) = (one for one in client.config(language)["components"] if one["type"] == "textbox")
+        assert component["props"]["label"] == label
+
+
+def test_plain_gradio_leaves_translating_to_the_browser(launch) -> None:
+    i18n = gr.I18n(en={"cancel": ENGLISH}, de={"cancel": GERMAN})
+    with gr.Blocks() as page:
+        gr.Textbox(label=i18n("cancel"))
+    components = json.dumps(launch(page, i18n=i18n).config("de")["components"])
+    assert ENGLISH not in components
+    assert GERMAN not in components
+
+
+# The page as it is sent
+
+
+@pytest.fixture(scope="module", params=["plain", "ours"])
+def client(request, launch_once):
+    made = []
+
+    class Page(gr.Blocks):
+        @property
+        def config(self):
+            made.append(1)
+            return vars(self)["config"]
+
+        @config.setter
+        def config(self, config):
+            vars(self)["config"] = config
+
+    with Page() as page:
+        gr.Textbox(label="words")
+    ours = [Middleware(CachedPage), Middleware(LanguageMiddleware)]
+    client = launch_once(page, app_kwargs={"middleware": ours if request.param == "ours" else []})
+    client.is_plain, client.made = request.param == "plain", made
+    return client
+
+
+def ask(client, path: str = "", **headers: str):
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return client.http.get(f"{client.address}{path}", headers=named)
+
+
+def test_plain_gradio_makes_the_page_anew_for_everybody_and_ours_once_for_each_language(client) -> None:
+    for code in LANGUAGES:
+        ask(client, f"?lang={code}")
+    before = len(client.made)
+    for code in LANGUAGES:
+        assert ask(client, f"?lang={code}&deep_link=none").status_code == 200
+    assert (len(client.made) > before) is client.is_plain
+
+
+@pytest.mark.parametrize("query", ["", "?serialize=False", "?all_endpoints=True", "?all_endpoints=1&page=nowhere"])
+def test_what_programs_read_of_the_endpoints_is_gradios(client, query) -> None:
+    answer = ask(client, f"gradio_api/info{query}")
+    assert answer.json().keys() == {"named_endpoints", "unnamed_endpoints"}
+    assert ("etag" in answer.headers) is not client.is_plain
+    if "=T" in query:  # also those that are no API
+        assert len(answer.text) >= len(ask(client, "gradio_api/info").text)
+
+
+@pytest.mark.parametrize("path", ["", "config"])
+def test_each_has_the_address_by_which_it_asked(client, path) -> None:
+    mine, theirs = (ask(client, path, host=f"{name}.example:8000").text for name in ("mine", "theirs"))
+    assert "http://mine.example:8000" in mine
+    assert "theirs.example" not in mine
+    assert mine.replace("mine.example", "theirs.example") == theirs
+    behind = ask(client, path, host="inner", x_forwarded_host="outer.example", x_forwarded_proto="https").text
+    assert "https://outer.example" in behind
+    assert "inner" not in behind
+
+
+def test_what_is_known_is_not_sent_again(client) -> None:
+    first = ask(client)
+    if client.is_plain:
+        assert "etag" not in first.headers
+        return
+    again = ask(client, if_none_match=first.headers["etag"])
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert ask(client, if_none_match=first.headers["etag"], host="elsewhere").status_code == 200
+    assert ask(client, "?lang=de", if_none_match=first.headers["etag"]).status_code == 200
+
+
+def test_it_is_compressed_where_that_is_accepted(client) -> None:
+    if client.is_plain:
+        return
+    whole, zipped = ask(client, accept_encoding="identity"), ask(client, accept_encoding="gzip, br")
+    assert "content-encoding" not in whole.headers
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert whole.text == zipped.text
+    assert int(zipped.headers["content-length"]) < int(whole.headers["content-length"]) / 2
+
+
+@pytest.mark.parametrize("host", ['a"><script>', "a b", "a\\u0022", "[::1", "user@evil"])
+@pytest.mark.parametrize("name", ["host", "x_forwarded_host", "x_gradio_server"])
+def test_a_host_that_is_none_is_not_in_the_page(client, name, host) -> None:
+    if not client.is_plain:
+        answer = ask(client, **{name: host})
+        assert answer.status_code == 400 or host not in answer.text
+
+
+def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, monkeypatch) -> None:
+    """The first of its requests waits for its time to pass, and the others for the first."""
+    if client.is_plain:
+        return
+    size, slept, may_go_on = len(ask(client, accept_encoding="identity").content), [], threading.Event()
+
+    async def sleep(seconds: float) -> None:
+        is_first = not slept
+        slept.append(seconds)
+        while is_first and not may_go_on.is_set():
+            await asyncio.sleep(0.01)
+
+    def statuses(address: str, count: int) -> set[int]:
+        transport = httpx.HTTPTransport(local_address=address)
+        with (
+            httpx.Client(transport=transport, headers={"accept-encoding": "identity"}, timeout=60) as http,
+            ThreadPoolExecutor(count) as pool,
+        ):
+            return {answer.status_code for answer in pool.map(lambda _: http.get(client.address), range(count))}
+
+    monkeypatch.setattr(cached_page, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
+    with ThreadPoolExecutor() as pool:
+        flood = pool.submit(statuses, "127.0.0.2", 5)
+        until(lambda: slept)
+        assert statuses("127.0.0.3", 1) == {200}
+        assert (len(slept), flood.done()) == (2, False)
+        may_go_on.set()
+        assert flood.result() == {200}
+    assert slept == [pytest.approx(size / cached_page.RATE)] * 6

@@ -1,0 +1,209 @@
+"""Which requests are answered: of what size, and by which routes. `tests.load.attacks` asks a hosted page."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+import pytest
+from gradio import route_utils
+from gradio.routes import App as GradioApp
+from starlette.middleware import Middleware
+
+from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
+from components.gradio_compat.http.routes import API, NEEDED, NeededRoutes
+from components.gradio_compat.upload_folder import upload_folder
+from components.jobs import limits
+
+
+@pytest.fixture(scope="module", params=["plain", "ours"])
+def sized(request, launch_once):
+
+    def work(value: float) -> float:
+        return value
+
+    with gr.Blocks() as page:
+        gr.api(work, api_name="work")
+    is_plain = request.param == "plain"
+    middleware = [] if is_plain else [Middleware(BoundedRequests)]
+    sized = launch_once(page, app_kwargs={"middleware": middleware}, max_file_size=2**16)
+    sized.is_plain = is_plain
+    with pytest.MonkeyPatch.context() as patch:
+        if is_plain:
+            patch.setattr(route_utils, "GradioMultiPartParser", UploadParser.__base__)
+        yield sized
+
+
+def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses(sized) -> None:
+    content = b'{"data": [1.0], "unread": "' + b" " * limits.REQUEST.value + b'"}'
+    answer = sized.http.post(f"{sized.api}/call/work", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == (200 if sized.is_plain else 413)
+
+
+def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum(sized, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_UPLOAD", str(2**16))
+    half = bytes(2**15)
+    for count, status in ((1, 200), (2 + ENVELOPE // len(half), 200 if sized.is_plain else 413)):
+        files = [("files", (f"{index}.txt", half)) for index in range(count)]
+        assert sized.http.post(f"{sized.api}/upload", files=files).status_code == status
+    one = [("files", ("large.txt", bytes(2**16 + 1)))]
+    assert sized.http.post(f"{sized.api}/upload", files=one).status_code == 413
+
+
+def test_plain_gradio_takes_any_number_of_files_and_ours_a_few(sized) -> None:
+    files = [("files", (f"{index}.txt", b"x")) for index in range(MAX_FILES + 1)]
+    assert sized.http.post(f"{sized.api}/upload", files=files[1:]).status_code == 200
+    answer = sized.http.post(f"{sized.api}/upload", files=files)
+    assert answer.status_code == (200 if sized.is_plain else 400)
+    assert sized.is_plain or answer.text == f"An upload may have at most {MAX_FILES} files. Upload fewer."
+
+
+def part(boundary: str, name: str = "files", file: str = "; filename=a.txt") -> bytes:
+    """A part that no upload has had: gradio stores equal files once."""
+    return f"--{boundary}\r\nContent-Disposition: form-data; name={name}{file}\r\n\r\n{uuid4()}\r\n".encode()
+
+
+def post(sized, kind: str, body: bytes, query: str = "") -> tuple[int, int]:
+    """The status of an upload whose body comes in chunks, without a length, and the inodes that it leaves behind."""
+
+    def chunks() -> Iterator[bytes]:
+        yield from (body[start : start + 1000] for start in range(0, len(body), 1000))
+
+    folder = upload_folder()
+    before = set(folder.rglob("*"))
+    answer = sized.http.post(f"{sized.api}/upload{query}", content=chunks(), headers={"content-type": kind})
+    return answer.status_code, len(set(folder.rglob("*")) - before)
+
+
+BOUNDARIES = {  # by what gradio reads as the boundary
+    "Multipart/form-data; boundary=capital": "capital",
+    "multipart/FORM-DATA; Boundary=capitals": "capitals",
+    "multipart/form-data; boundary=first; boundary=second": "second",
+    'multipart/form-data; charset=x; boundary="in quotes"': "in quotes",
+    "multipart/form-data; boundary=": "",
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDARIES)
+def test_plain_gradio_takes_many_tiny_parts_and_ours_none_however_they_are_delimited(sized, kind) -> None:
+    boundary = BOUNDARIES[kind]
+    status, inodes = post(sized, kind, b"".join(part(boundary) for _ in range(100)) + f"--{boundary}--\r\n".encode())
+    assert (status, inodes > MAX_FILES) == ((200, True) if sized.is_plain else (400, False))
+    assert post(sized, kind, part(boundary) + f"--{boundary}--\r\n".encode())[0] == 200
+
+
+def test_an_upload_whose_headers_do_not_fit_its_body_is_refused(sized) -> None:
+    for kind in (
+        "multipart/form-data; boundary=other",  # than that of the body
+        "multipart/form-data; boundary=a; boundary=other",
+        "multipart/form-data",
+        "text/plain; boundary=a",
+        "multipart/mixed; boundary=a",
+        *(() if sized.is_plain else (f"multipart/form-data; boundary={'a' * 300}", "")),  # where gradio answers 500
+    ):
+        assert post(sized, kind, part("a") + b"--a--\r\n") == (400, 0), kind
+
+
+@pytest.mark.parametrize("query", ["", "?upload_id=mine"])
+def test_plain_gradio_fails_at_a_part_that_is_no_file_and_ours_refuses_it(sized, query) -> None:
+    for name, file in (("files", ""), ("files", "; size=1"), ("text", "; filename=a.txt")):
+        status, inodes = post(
+            sized, "multipart/form-data; boundary=a", part("a") + part("a", name, file) + b"--a--\r\n", query
+        )
+        if sized.is_plain:
+            assert inodes, (name, file)
+        else:
+            assert (status, inodes) == (400, 0), (name, file)
+
+
+def test_what_is_no_upload_is_a_call_whatever_its_headers_say(sized, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_REQUEST", "1000")
+    answer = sized.http.post(f"{sized.api}/call/work", files=[("files", ("a.txt", bytes(2000)))])
+    assert answer.status_code == (422 if sized.is_plain else 413)
+
+
+# Routes: those of the installed version, each of which is needed or refused
+
+
+# A route of a new version of gradio is added here, or to `NEEDED` where the page or its programs want it.
+REFUSED = {
+    *("/login", "/logout", "/monitoring", "/monitoring/{}", "/monitoring/summary", "/openapi.json", "/token", "/user"),
+    *("/pwa_icon", "/pwa_icon/{}", f"{API}/deep_link", f"{API}/dev/reload", f"{API}/process_recording"),
+    *(f"{API}/login_check", f"{API}/token", f"{API}/user", "/login_check"),
+    *(f"{API}/runs", *(f"{API}/run-history/{path}" for path in ("connect", "buckets", "records"))),
+    f"{API}/run-history/records/{{}}/{{}}/assets/{{}}",
+    *(
+        f"{API}/proxy={{}}",
+        f"{API}/file/{{}}",
+        f"{API}/component_server",
+        f"{API}/custom_component/{{}}/{{}}/{{}}/{{}}",
+    ),
+    *(f"{API}/stream/{path}" for path in ("{}", "{}/close", "{}/{}/{}/{}.{}")),
+    *(f"{API}/stream/{{}}/{{}}/{{}}/{file}" for file in ("playlist.m3u8", "playlist-file")),
+    *(f"{API}/{path}" for path in ("vibe-edit", "undo-vibe-edit", "vibe-code", "vibe-starter-queries")),
+}
+
+
+def plain(path: str) -> str:
+    """A path without the names of its parameters, and without a slash at its end."""
+    return re.sub(r"{.*?}", "{}", path).rstrip("/") or "/"
+
+
+def paths(routes: Any) -> Iterator[str]:
+    """The paths of routes and of the routers among them."""
+    for route in routes:
+        inner = getattr(getattr(route, "original_router", None), "routes", None)
+        yield from [route.path] if inner is None else paths(inner)
+
+
+def page_with_work() -> gr.Blocks:
+    def work() -> str:
+        return "done"
+
+    with gr.Blocks() as page:
+        gr.api(work, api_name="work")
+    return page
+
+
+def test_every_route_of_gradio_is_needed_or_refused() -> None:
+    found = set(map(plain, paths(GradioApp.create_app(page_with_work()).routes)))
+    needed = set(map(plain, NEEDED))
+    assert found - needed == REFUSED & found
+    assert not REFUSED & needed
+
+
+@pytest.fixture(scope="module", params=["plain", "ours"])
+def client(request, launch_once):
+    middleware = [Middleware(NeededRoutes, {"/own": ("GET",)}, lambda session: session == "caller")]
+    client = launch_once(page_with_work(), app_kwargs={"middleware": middleware if request.param == "ours" else []})
+    client.is_plain = request.param == "plain"
+    return client
+
+
+@pytest.mark.parametrize("path", ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"])
+def test_plain_gradio_answers_what_nobody_needs_and_ours_does_not(client, path) -> None:
+    answer = client.http.get(f"{client.address}{path}")
+    assert (answer.text == "not found") is not client.is_plain
+    if not client.is_plain:
+        assert answer.status_code == 404
+
+
+def test_plain_gradio_logs_a_traceback_for_messages_of_nobody_and_ours_answers(client, caplog) -> None:
+    answer = None
+    try:
+        answer = client.http.get(f"{client.api}/queue/data?session_hash=nobody")
+    except Exception:
+        assert client.is_plain  # which has begun its answer, and breaks off
+    if not client.is_plain:
+        assert (answer.status_code, answer.text) == (404, "not found")
+        assert not caplog.records
+
+
+def test_what_is_needed_is_answered(client) -> None:
+    assert client.http.get(client.address).status_code == 200
+    assert client.http.head(client.address).status_code == 200
+    assert client.http.get(f"{client.address}config").status_code == 200
+    assert client.ask("work") == ("complete", ["done"])
+    asked = {"origin": "https://example.org", "access-control-request-method": "POST"}
+    assert client.http.options(f"{client.api}/call/work", headers=asked).status_code == 200

@@ -1,0 +1,293 @@
+"""All charts are pure: plain numbers in; a valid plotly figure, a caption and the same numbers as a data table out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from tiny_page import curves, in_light, plan_view
+
+from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
+from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
+from components.assets import ASSETS
+from components.ratios.charts import importance_chart, ratio_chart
+from components.ratios.convergence import convergence_chart
+from components.ratios.estimator_check.chart import estimator_check_chart
+from components.ratios.estimator_check.views import EstimatorCheckView, ModuleCheck
+from components.ratios.search.chart import search_chart
+from components.ratios.search.measure import RatioSearchView
+from components.spectra.charts import variance_chart
+from components.spectra.head_charts import pair_chart, rank_chart
+from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
+from components.state.snapshots.leaderboard import cells
+from components.state.views import ConvergenceView
+from components.sweep import size_chart as sizes
+from components.sweep.charts import removed_chart, speed_chart
+from components.sweep.leaderboard import charts as leaderboard
+from components.sweep.views import SweepPoint, SweepView
+from components.ui import figure, palette
+from components.ui.figure import Chart, thinned
+
+CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
+SEARCH = RatioSearchView(((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)), 9.0, 9.0, (-0.1, 0.0), 0.5, 0.4)
+RANKS = {"pca": 1, "fisher": 2}
+CHECK = EstimatorCheckView(
+    0.25,
+    2560,
+    tuple(ModuleCheck(0, kind, 0.1, 0.01, 1, {"pca": 0.2, "fisher": 0.3}, RANKS) for kind in ("attention", "mlp")),
+    {name: {"attention": 0.9, "mlp": None} for name in RANKS},
+    {"attention": 0.95, "mlp": None},
+    (),
+    "2,560 held-out tokens",
+)
+
+HEAD = Curve(4, (1, 2, 3, 4), (0.5, 0.8, 0.96, 1.0), 3)
+WIDE = Curve(300, curve_ranks(300), [rank / 300 for rank in curve_ranks(300)], 285)
+
+
+def spectra_view(**changes) -> SpectraView:
+    view = SpectraView(
+        layer=1,
+        curves=LayerCurves((HEAD,) * 4, (HEAD,) * 2, WIDE, WIDE, WIDE),
+        pairs=PairsView([[3.0, 1.0], [0.5, 0.5]], [[True, False], [False, True]], [1.0, 0.001]),
+        dim=4,
+        ranks=[[1, 2, 3, 4]] * 3,
+        heads=[(0, 1, 2, 3), (0, 2), (0, 1, 2, 3)],
+        dims=[4, 2, 4],
+        neurons=200,
+        width=150,
+    )
+    return replace(view, **changes)
+
+
+def shift_view(massive: float = math.nan) -> ShiftView:
+    histogram = Histogram(-1.0, 1.0, [0.0, 0.5, 1.0, 0.5], 0.01, 0.4, 12.5)
+
+    def method(error: float) -> MethodShift:
+        shift = PlaceShift(error, massive, 1 - error, massive, error / 10, histogram)
+        return MethodShift(0.3, {place: [shift] * 3 for place in PLACES}, {place: [histogram] * 3 for place in PLACES})
+
+    return ShiftView(0.3, {"intraslice": method(0.2), "crossmodule": method(0.5)}, 2048, 512, 6, "a text")
+
+
+SWEEP = SweepView(
+    15.0,
+    (
+        SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, 1.2, 1.1, 0.3, quantise="f16", bytes=200_000_000),
+        SweepPoint("flap", "", 0.2, None, None, None, note="cannot be reached", quantise="q4_0"),
+    ),
+    8,
+    "On 256 tokens.",
+    "Medians of 5.",
+)
+ON_WIKIPEDIA = [cell for cell in cells() if cell.text == "wikipedia"]
+OF_DEFAULT = [cell for cell in ON_WIKIPEDIA if cell.model == "default"]
+ALONE = {"intraslice": shift_view().methods["intraslice"]}
+# Every function that makes a chart, with states that it must be able to draw.
+EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
+    (ratio_chart, [(plan_view(), 2), (plan_view(layers=1),)]),
+    (importance_chart, [(curves(), 1), (curves(None), 0)]),
+    (convergence_chart, [(CONVERGENCE,), (None,)]),
+    (search_chart, [(SEARCH, "pca", 1), (None, "pca")]),
+    (estimator_check_chart, [(CHECK, "pca"), (CHECK, "uniform"), (CHECK, "fisher"), (None, "pca")]),
+    (
+        variance_chart,
+        [
+            (spectra_view(),),
+            (spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 2), width=None),),
+            (spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 4, WIDE, WIDE, WIDE)),),
+        ],
+    ),
+    (rank_chart, [(spectra_view(),)]),
+    (pair_chart, [(spectra_view(),)]),
+    (shift_chart, [(shift_view(0.1), 1), (shift_view(),), (replace(shift_view(), methods=ALONE),)]),
+    (histogram_chart, [(shift_view(), 2)]),
+    (removed_chart, [(SWEEP,)]),
+    (speed_chart, [(SWEEP,)]),
+    (sizes.size_chart, [(SWEEP,)]),
+    (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
+    (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
+    (figure.waiting, [("Effective rank per head", "It follows.")]),
+]
+
+
+def test_every_function_that_makes_a_chart_is_tried_here() -> None:
+    """But for those of a published page, which change a tab's chart (`export/test_published.py`)."""
+    found = set()
+    for file in (ASSETS.parent / "components").rglob("*.py"):
+        if "-> Chart" in file.read_text(encoding="utf-8") and "published" not in file.parts:
+            name = ".".join(file.relative_to(ASSETS.parent).with_suffix("").parts)
+            functions = inspect.getmembers(importlib.import_module(name), inspect.isfunction)
+            found |= {one for _, one in functions if one.__annotations__.get("return") in ("Chart", "Chart | None")}
+    assert found == {function for function, _ in EVERY}
+
+
+@pytest.mark.parametrize(
+    ("make", "values"),
+    [(make, values) for make, states in EVERY for values in states],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_figures_are_valid_plotly_with_a_heading_and_a_question_and_tables_are_full(make, values) -> None:
+    chart = make(*values)
+    sent = json.loads(chart.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    drawn = go.Figure(data=in_light(sent["data"]), layout=in_light(sent["layout"]))
+    assert len(drawn.data) == len(sent["data"])
+    assert chart.title
+    assert not chart.title.endswith(("?", "."))
+    is_drawn = make is not figure.waiting and None not in values
+    assert not is_drawn or re.match(r"[A-Z][^.?:]*\? [A-Z0-9]", chart.caption())
+    assert chart.rows or not is_drawn
+    assert {len(row) for row in chart.rows} <= {len(chart.columns)}
+    assert not chart.picks or len(chart.picks) == len(chart.rows)
+    assert 0 <= chart.selected <= max(0, chart.layers - 1)
+
+
+# Ratios
+
+
+def test_bars_and_their_table_are_the_plan() -> None:
+    plan = replace(plan_view(), provisional="Snapshot: A label.")
+    chart = ratio_chart(plan)
+    bars = {trace["name"]: trace for trace in chart.data if trace["type"] == "bar"}
+    assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
+    assert bars["MLP"]["y"] == pytest.approx([layer.mlp for layer in plan.layers])
+    assert bars["MLP"]["x"] == [0, 1, 2, 3]
+    assert {bar["meta"]["module"]: name for name, bar in bars.items()} == {"attention": "Attention", "mlp": "MLP"}
+    assert chart.rows[3] == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
+    shown = (
+        "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to "
+        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Snapshot: A label."
+    )
+    assert json.loads(chart.to_json())["note"] == shown
+    assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")  # which the page alone does
+    gone = replace(plan, layers=(replace(plan.layers[0], heads=0), replace(plan.layers[1], neurons=0)))
+    (_, _, attention, _, _), (_, _, _, _, mlp) = ratio_chart(gone).rows
+    assert attention == mlp == "nothing: the whole module is removed"
+
+
+def test_a_ratio_that_rounding_leaves_without_effect_is_shown_as_planned() -> None:
+    plan = plan_view(layers=1)
+    chart = ratio_chart(replace(plan, layers=(replace(plan.layers[0], mlp=0.001, neurons=1536),)))
+    row = dict(zip(chart.columns, chart.rows[0], strict=True))
+    assert (row["MLP, planned ratio"], row["MLP kept"]) == ("0.1%", "1,536 of 1,536 neurons")
+    bars = next(trace for trace in chart.data if trace["name"] == "MLP")
+    assert "planned ratio: %{y:.1%}<br>kept: %{customdata}" in bars["hovertemplate"]
+    assert chart.layout["yaxis2"]["title"]["text"] == "MLP, planned ratio"
+
+
+def test_importances_stay_on_a_logarithmic_axis_and_uniform_ones_have_no_threshold() -> None:
+    chart, uniform = importance_chart(curves(), 0), importance_chart(curves(None), 0)
+    assert min(y for trace in chart.data for y in trace["y"]) > 0  # also of dead units
+    assert "a module's ratio is the fraction of its units below the threshold" in chart.note
+    assert (uniform.layout["shapes"], "threshold" in uniform.note) == ([], False)
+    together = {module: replace(curve, one_by_one=False) for module, curve in curves().items()}
+    assert "blocks of 32 neurons" in importance_chart(together, 0).note
+    shares, values = thinned([float(index) for index in range(1000)])
+    assert len(values) == len(shares) == 160
+    assert (values[0], values[-1], shares[-1]) == (0.0, 999.0, 1.0)
+    assert thinned([]) == ([], [])
+
+
+def test_a_method_keeps_its_colour_and_dash_and_zoom_is_kept_while_the_slider_moves() -> None:
+    lines = {trace["name"]: trace["line"] for trace in ratio_chart(plan_view()).data if trace["type"] == "scatter"}
+    assert (lines["Uniform"]["color"], lines["Uniform"]["dash"]) == ("@baseline", "dot")
+    assert lines["Fisher"]["color"] != lines["Uniform"]["color"]
+    for chart in (shift_chart(shift_view()), histogram_chart(shift_view(), 0)):
+        lines = {trace["name"]: trace["line"] for trace in chart.data}
+        assert (lines["IntraSlice"]["color"], lines["IntraSlice"]["dash"]) == ("@intraslice", "solid")
+        assert (lines["Cross-module"]["color"], lines["Cross-module"]["dash"]) == ("@cross", "dash")
+    charts = [[ratio_chart(plan_view(estimator=name)) for name in ("pca", "fisher")]]
+    charts += [
+        [make(spectra_view(neurons=own)) for own in (200, 100)] for make in (variance_chart, rank_chart, pair_chart)
+    ]
+    assert all(first.layout["uirevision"] == second.layout["uirevision"] for first, second in charts)
+    assert ratio_chart(plan_view(layers=5)).layout["uirevision"] != charts[0][0].layout["uirevision"]
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio (1 to 21) of two `#rrggbb` colours."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    bright, dim = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def test_colours_stand_out_on_both_pages() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    for name, colour in palette.COLOURS.items():
+        assert contrast(colour.light, palette.PAGE.light) >= 4.5, name
+        assert contrast(colour.dark, palette.PAGE.dark) >= 4.5, name
+
+
+def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
+    chart = convergence_chart(CONVERGENCE)
+    assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
+    assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
+    assert (
+        "With 4 or more of the 8 sequences, no module's ratio differs from its latest value by more than 2 percent"
+        in chart.caption()
+    )
+    assert "8 of 32 sequences so far" in chart.caption()
+    assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
+    restless = convergence_chart(replace(CONVERGENCE, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)).caption()
+    assert "At least one module's ratio still changes by more than 2 percentage points" in restless
+    assert "so far" not in restless
+
+
+# Spectra and activations
+
+
+def test_rings_and_crosses_mark_what_is_kept_and_removed() -> None:
+    variance, ranks, pairs = (make(spectra_view()) for make in (variance_chart, rank_chart, pair_chart))
+    shade, *rings = variance.layout["shapes"]
+    assert [ring["xanchor"] for ring in rings] == pytest.approx([2, 2, 200 / 300, 0.5, 0.5])
+    assert [ring["yanchor"] for ring in rings] == pytest.approx([0.8, 0.8, 200 / 300, 0.5, 0.5], rel=1e-3)
+    assert (shade["x0"], shade["x1"]) == (2, 4)
+    lines = [trace for trace in variance.data if trace["name"] == "Query heads removed"]
+    assert [line["line"]["dash"] for line in lines] == ["dot", "dot"]
+    (crosses,) = (trace for trace in ranks.data if trace["type"] == "scatter")
+    assert list(zip(crosses["x"], crosses["y"], strict=True)) == [(1, 1), (1, 3)]
+    assert ranks.rows[1][-2:] == ["1, 3", "2"]
+    assert pairs.rows == [["0", "6", "75.0%", "50.0%, removed"], ["1", "6,283", "25.0%, removed", "50.0%"]]
+    (crosses,) = (trace for trace in pairs.data if trace["type"] == "scatter")
+    assert list(zip(crosses["x"], crosses["y"], strict=True)) == [(1, 0), (0, 1)]
+    assert curve_ranks(1) == [1]
+    assert curve_ranks(5) == [1, 2, 3, 4, 5]  # many are thinned to both ends
+    assert (len(curve_ranks(1536)), curve_ranks(1536)[0], curve_ranks(1536)[-1]) == (120, 1, 1536)
+
+
+def test_a_module_that_goes_whole_has_no_rings() -> None:
+    gone = spectra_view(
+        heads=[(0, 1), (), (0,)], dims=[4] * 3, neurons=0, pairs=PairsView([[3.0], [0.5]], [[False]] * 2, [1.0])
+    )
+    chart = variance_chart(gone)
+    shade, *rings = chart.layout["shapes"]
+    assert (shade["x0"], shade["x1"], len(rings)) == (0, 4, 2)  # those of the residual stream
+    assert [note["text"].count("the whole module is removed") for note in chart.layout["annotations"]] == [1, 1]
+    assert [row[-1] for row in chart.rows] == ["removed"] * 7 + ["150"] * 2
+    assert rank_chart(gone).rows[1][-2:] == ["0, 1, 2, 3", "0"]
+    assert "no key head is kept" in pair_chart(gone).note
+
+
+def test_the_shift_is_the_mean_over_layers_and_massive_tokens_wait_in_the_legend() -> None:
+    chart, histograms = shift_chart(shift_view()), histogram_chart(shift_view(), 1)
+    massive = [trace for trace in chart.data if "massive" in trace["name"]]
+    assert {trace["visible"] for trace in massive} == {"legendonly"}
+    assert massive[0]["y"] == [None, None, None]  # there may be none
+    assert chart.rows[0][2] == "–"
+    assert finding(shift_view()) == "IntraSlice 20%, Cross-module 50%"
+    assert histograms.layout["xaxis"]["range"] == pytest.approx([-0.5, 1.0])  # the middle
+    assert histograms.rows[0] == ["Residual stream", "Dense", "0.010", "0.400", "12.5", "–", "–", "–"]
+    assert histograms.rows[2][-3:] == ["50.0%", "0.500", "0.050"]

@@ -1,0 +1,149 @@
+"""One contract over all handlers of all tabs and the frame, as the page wires them; and which event calls which."""
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gradio as gr
+import pytest
+from gradio.utils import get_type_hints, is_special_typed_parameter
+from tiny_page import SOMEBODY
+
+from components.compare import handlers as compare
+from components.frame import handlers, link, slider
+from components.page import build_app
+from components.state.request import Request
+from components.state.settings import Settings
+from components.ui.handlers import only_if_active, spread_settings, unchanged
+from intraslice.core.errors import UserError
+
+IMPOSSIBLE = {"sparsity": 75, "cap": 60}  # more than the cap lets go
+NOTHING = (gr.skip(), {"__type__": "update"})
+
+
+@pytest.fixture(scope="module")
+def page(session) -> gr.Blocks:
+    return build_app(session)
+
+
+@pytest.fixture(scope="module")
+def wired(page) -> list[Any]:
+    """The page's functions that run here, and not in the browser."""
+    wired = [function for function in page.fns.values() if function.fn is not None]
+    assert len(wired) > 80
+    return wired
+
+
+def call(function: Any, **named: Any) -> list[tuple[Any, ...]]:
+    """The answers of a handler to its inputs' values, but for those that are named; each as a tuple of outputs."""
+    values = []
+    inputs = iter(function.inputs)
+    for name, parameter in inspect.signature(function.fn).parameters.items():
+        is_given = is_special_typed_parameter(name, get_type_hints(function.fn))
+        component = None if is_given else next(inputs, None)
+        default = None if parameter.default is parameter.empty else parameter.default
+        values.append(None if is_given else named.get(name, getattr(component, "value", default)))
+    answer = function.fn(*values)
+    answers = list(answer) if isinstance(answer, Iterator) else [answer]
+    # One value that is no tuple is the only output's, or leaves all as they are.
+    return [one if isinstance(one, tuple) else (one,) * len(function.outputs) for one in answers]
+
+
+def test_gradio_gives_every_handler_what_it_takes_and_shows_no_progress_of_its_own(page, wired) -> None:
+    for function in wired:
+        hints = get_type_hints(function.fn)
+        taken = inspect.signature(function.fn).parameters
+        injected = [name for name in taken if is_special_typed_parameter(name, hints)]
+        assert len(taken) == len(function.inputs) + len(injected), function.api_name
+        assert {"caller", "client", "event"} & taken.keys() == set(injected), function.api_name
+    # For its progress the browser copies all outputs.
+    calls = [call for call in page.fns.values() if call.targets and call.outputs]
+    assert len(calls) > 100
+    assert {call.name for call in calls if call.show_progress_on != []} == {"load_example"}  # gradio's own
+
+
+def test_every_handler_answers_to_impossible_settings_in_words_and_begins_no_work(wired, session, monkeypatch) -> None:
+    monkeypatch.setattr(session.jobs.scheduler, "start", None)
+    asked = []
+    for function in wired:
+        if "sparsity" not in inspect.signature(function.fn).parameters:
+            continue
+        asked.append(function.api_name)
+        try:
+            answers = call(function, **Settings()._asdict() | IMPOSSIBLE, layer=0, pinned="")
+        except (UserError, gr.Error) as error:  # which gradio shows
+            answers = [(str(error),) * len(function.outputs)]
+        words = [value for answer in answers for value in answer if value not in NOTHING]
+        assert all(len(answer) == len(function.outputs) for answer in answers), function.api_name
+        assert all("raise the cap" in str(value) or value in ("", None) for value in words), (function.api_name, words)
+    assert len(asked) > 40
+
+
+def test_what_only_another_tab_shows_is_not_made(wired, session, monkeypatch) -> None:
+    monkeypatch.setattr(session.jobs.scheduler, "start", None)
+    guarded = [function for function in wired if "active_tab" in inspect.signature(function.fn).parameters]
+    always = {"headline", "removed", "ratio-chart"}  # what is in view, or drawn, whichever tab is open
+    guarded = [function for function in guarded if not always & {one.elem_id for one in function.outputs}]
+    assert len(guarded) > 10
+    for function in guarded:
+        answers = call(function, **Settings()._asdict(), layer=0, pinned="", active_tab="no such tab")
+        assert all(value in NOTHING for answer in answers for value in answer), function.api_name
+
+
+def test_no_two_listeners_keep_each_other_going(page) -> None:
+    # An event that came while a listener in this mode ran is sent to all its listeners again (gradio 6.31).
+    keeping = [function for function in page.fns.values() if function.trigger_mode == "always_last"]
+    events = Counter(target for function in keeping if function.fn is not None for target in function.targets)
+    assert len(keeping) > 20
+    assert [event for event, listeners in events.items() if event[0] is not None and listeners > 1] == []
+
+
+def test_one_listener_draws_what_follows_the_slider(page) -> None:
+    # Of two calls on their way at once the older setting's answer may come last, and stay.
+    shown = {one for one in page.blocks.values() if one.elem_id in ("ratio-chart", "removed")}
+    drawing = [function for function in page.fns.values() if shown <= set(function.outputs)]
+    assert len(shown) == 2
+    # What the link is set to is drawn before there is a slider to move.
+    assert [one.trigger_mode for one in drawing if one.api_name != "ratios"] == ["always_last"]
+
+
+def test_which_tab_is_in_view_is_the_browsers_to_say_and_is_told_in_order(page) -> None:
+    # Of two tabs opened in a row the first one's late answer would leave the second without its content.
+    [row] = [one for one in page.blocks.values() if one.elem_id == "tabs"]
+    labels = {one._id: one.id for one in row.children}
+    noted = {
+        target[0]: function for function in page.fns.values() for target in function.targets if target[0] in labels
+    }
+    assert noted.keys() == labels.keys()
+    [tab] = {output for function in noted.values() for output in function.outputs}
+    assert all(function.fn is None and f'"{labels[one]}"' in function.js for one, function in noted.items())
+    assert [one.fn for one in page.fns.values() if tab in one.outputs and one.fn is not None] == []
+    assert [one.trigger_mode for one in page.fns.values() if one.inputs == [tab]] == ["always_last"]
+
+
+def test_the_api_names_every_parameter_and_says_what_a_handler_does(session) -> None:
+    parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
+    assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
+    named = [link.restore_existing, slider.preview, slider.measure, slider.on_release, handlers.stop, handlers.prepare]
+    named += [handlers.memory, compare.answer, compare.costs, compare.next_tokens, compare.passage]
+    assert all(handler.__doc__ for handler in named)
+
+
+def test_a_single_output_is_answered_with_its_value(tiny) -> None:
+    class Shown(NamedTuple):
+        words: str
+
+    def show(request: Request) -> Shown:
+        return Shown(request.slicing.estimator)
+
+    assert spread_settings(show)(*tiny.settings) == "pca"
+    assert only_if_active("mine", unchanged(Shown), show)(*tiny.settings, "other") == unchanged(Shown).words
+
+
+def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:
+    job = next(iter(session.jobs.run("ada", "shifts", lambda job: job.emit(job) or job.sleep(60), tab="activations")))
+    ratios, sweep = handlers.open_tab(session, ["ratios", "sweep"], "sweep", "ada")
+    assert (ratios, float(sweep) > 0) == (gr.skip(), True)
+    assert job.stopped
+    assert handlers.open_tab(session, ["ratios"], "no such tab", SOMEBODY) == (gr.skip(),)
