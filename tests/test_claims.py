@@ -1,10 +1,12 @@
 """What README.md and docs/results.md say of `assets/leaderboard.csv` is computed here, and stands there word for word.
 
-Where a document says something else, the failing test prints the text that follows from the measurements.
+So are all tables of docs/results.md: the others are those of the files in `docs/results/`. Where a document says
+something else, the failing test prints the text that follows from the measurements.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +26,12 @@ TEXTS = {"wikipedia": "Wikipedia", "news": "news", "help": "help topics", "sourc
 FREE, LONGER, SEARCHED, RECOVERED = STAGES
 REFITTED, NEW_FITS = ("intraslice", "flap", "wanda"), "2026-11-30"  # methods whose fits changed on this day
 KL, PERPLEXITY = "divergence", "perplexity_ratio"  # columns; those of their standard errors end in `_error`
+# A line for every value of the first column of these files, a column for every value of the second; what a cell says.
+CELLS = {
+    "paper": "{perplexity} ({ratio}x)",
+    "quantisation": "{megabytes} MB: {perplexity} ({divergence})",
+    "seeds": "{divergence} ± {deviation}",
+}
 # Comparisons that only a computed sentence may make.
 COMPARISON = re.compile(
     r"lowest (?:KL|perplexity) in|\d+ of (?:the )?\d+ (?:case|row|cell)s|[io]n (?:every|all)(?: \w+)? (?:text|row|cell)"
@@ -154,23 +162,34 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return f"| {' | '.join(head)} |\n{'|---' * len(head)}|\n{rows}"
 
 
-def by_sparsity(first: str, entries: Iterable[tuple[str, float, str]]) -> str:
-    """A table with a column for every sparsity; an entry has the name of its line, a sparsity and a text."""
-    lines: dict[str, dict[float, str]] = {}
-    for name, sparsity, text in entries:
-        lines.setdefault(name, {})[sparsity] = text
-    columns = sorted({sparsity for line in lines.values() for sparsity in line})
-    filled = ([name, *(line.get(sparsity, "") for sparsity in columns)] for name, line in lines.items())
-    return markdown([first, *map(str, columns)], filled)
+def crossed(first: str, entries: Iterable[tuple[str, str, str]]) -> str:
+    """A table; an entry has the name of its line, that of its column and a text. `first` heads the lines' names."""
+    lines: dict[str, dict[str, str]] = {}
+    columns: dict[str, None] = {}
+    for name, column, text in entries:
+        lines.setdefault(name, {})[column] = text
+        columns[column] = None
+    filled = ([name, *(line.get(column, "") for column in columns)] for name, line in lines.items())
+    return markdown([first, *columns], filled)
+
+
+def measured(name: str, *before: Sequence[str]) -> str:
+    """The table of a file of `docs/results/`: as it is, after the lines `before`, or crossed."""
+    with (ROOT / "docs" / "results" / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        head, *rows = csv.reader(file)
+    if name not in CELLS:
+        return markdown(head, [*before, *rows])
+    texts = (CELLS[name].format(**dict(zip(head, row, strict=True))) for row in rows)
+    return crossed(head[0], ((*row[:2], text) for row, text in zip(rows, texts, strict=True)))
 
 
 def table(texts: Iterable[tuple[Cell, str]]) -> str:
-    """A line for every model and text."""
+    """A line for every model and text, a column for every sparsity."""
 
     def name(cell: Cell) -> str:
         return f"{MODELS[cell.model]}, {TEXTS[cell.text]} ({cell.dense_perplexity:.1f})"
 
-    return by_sparsity("model, text (dense)", ((name(cell), cell.sparsity, text) for cell, text in texts))
+    return crossed("model, text (dense)", ((name(cell), str(cell.sparsity), text) for cell, text in texts))
 
 
 def steps(*stages: dict[Place, Cell]) -> str:
@@ -181,13 +200,13 @@ def steps(*stages: dict[Place, Cell]) -> str:
     return table((cells[0], f"{text}, {percent(cells[0], cells[-1]):+d} %") for cells, text in values)
 
 
-def loops(board: Board) -> Iterator[tuple[str, float, str]]:
+def loops(board: Board) -> Iterator[tuple[str, str, str]]:
     """Answers that loop, and their mean length."""
     cells = [cell for cell in board.cells if (cell.method, cell.text) == ("intraslice", "wikipedia")]
     for cell in sorted(cells, key=lambda cell: (STAGES.index(cell.stage), cell.other_estimator)):
         if cell.loops is not None:
             name = f"{cell.stage}, `{cell.ratios}`".replace(", `search`", "")
-            yield name, cell.sparsity, f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
+            yield name, str(cell.sparsity), f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
 
 
 def readme(board: Board) -> Iterator[str]:
@@ -226,11 +245,13 @@ def results(board: Board) -> Iterator[str]:
     pca, other = (board.of("intraslice", FREE, ratios) for ratios in ("pca", "output-error"))
     yield steps(pca, other)
     yield steps(pca, board.of("intraslice", LONGER, "output-error"), board.of("intraslice", SEARCHED))
-    yield by_sparsity("stage", loops(board))
+    yield crossed("stage", loops(board))
     check = _stored_view(snapshot.load()[0])
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
     rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]
-    yield f"| Wikipedia | {' | '.join(f'{value:.2f}' for value in rho)} |"
+    for file in sorted((ROOT / "docs" / "results").glob("*.csv")):
+        first = [["Wikipedia", *(f"{value:.2f}" for value in rho)]] if file.stem == "rank_correlation" else []
+        yield measured(file.stem, *first)
 
 
 CLAIMS = {"README.md": readme, "docs/results.md": results}
@@ -255,6 +276,7 @@ def test_a_document_says_what_the_measurements_say_and_compares_nothing_else(nam
     for text in CLAIMS[name](board):
         rest = rest.replace(words(text), "")
     assert COMPARISON.findall(rest) == []
+    assert name == "README.md" or "|---" not in rest, "a table that no file has"
 
 
 @pytest.mark.parametrize(
