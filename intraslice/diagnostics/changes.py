@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from intraslice.core.cache import read_record, write_record
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import all_gather, broadcast, rank, size
 from intraslice.evaluation.perplexity import head_losses
 from intraslice.modeling.hidden_states import embed, last_states
 
@@ -60,15 +59,14 @@ def measure_changes(
 ) -> Measurements:
     """Measure `base`, and `base` with each of the changes alone.
 
-    Costs about half a forward per change, and memory for two hidden states per token. Several processes share the
-    changes, and all return all results. `progress` counts changes.
+    Costs about half a forward per change, and memory for two hidden states per token. `progress` counts changes.
 
     Args:
         changes: in the order of their layers.
         path: of the cached results; its name must depend on everything that they depend on.
     """
     report = progress_callback(progress)
-    measurements = _parse(broadcast(read_record(path)))
+    measurements = _parse(read_record(path))
     done = list(measurements.changed) if measurements else []
     report(Progress(stage, len(done), len(changes)))
     if len(done) < len(changes):
@@ -76,12 +74,11 @@ def measure_changes(
         def pause() -> None:
             report(Progress(stage, len(done), len(changes)))
 
-        def store(base_measurement: Measurement, new: list[Measurement]) -> None:
+        def store(base_measurement: Measurement, new: Measurement) -> None:
             nonlocal measurements
-            done.extend(new)
+            done.append(new)
             measurements = Measurements(base_measurement, tuple(done))
-            if rank() == 0:
-                write_record(path, asdict(measurements), "the measurements of changed modules")
+            write_record(path, asdict(measurements), "the measurements of changed modules")
             pause()
 
         _measure(dense, base, changes[len(done) :], tokens, store, pause)
@@ -109,10 +106,10 @@ def _measure(
     base: PreTrainedModel,
     changes: Sequence[Change],
     tokens: Int[Tensor, "windows window"],
-    store: Callable[[Measurement, list[Measurement]], None],
+    store: Callable[[Measurement, Measurement], None],
     pause: Pause,
 ) -> None:
-    """Call `store` with the measurement of `base` and those of the next changes, one per process, in order.
+    """Call `store` with the measurement of `base` and that of each change, in order.
 
     `pause` is called after each layer of each batch, and after each chunk of logits.
     """
@@ -132,20 +129,15 @@ def _measure(
 
     base_states = dense_states if base is dense else final_states(base, layers)
     base_measurement = measure(base_states, 0)
-    turn, next_layer, results = 0, 0, []
-    for number, change in enumerate(changes, 1):
+    next_layer = 0
+    for change in changes:
         for layer in layers[next_layer : change.layer]:
             hidden_states.pass_through_(layer, pause)
         next_layer = change.layer
-        if turn == rank():
-            changed = change.make()
-            pause()
-            states = final_states(base, [changed, *layers[change.layer + 1 :]])
-            results.append(measure(states, parameters_in(changed)))
-        turn += 1
-        if turn == size() or number == len(changes):
-            store(base_measurement, all_gather(results))
-            turn, results = 0, []
+        changed = change.make()
+        pause()
+        states = final_states(base, [changed, *layers[change.layer + 1 :]])
+        store(base_measurement, measure(states, parameters_in(changed)))
 
 
 def parameters_in(layer: nn.Module) -> int:
