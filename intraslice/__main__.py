@@ -13,8 +13,7 @@ import sys
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.errors import NumericalError, UserError
-from intraslice.distributed.launch import process_group
-from intraslice.distributed.sharing import is_main_process
+from intraslice.distributed import process_group
 from intraslice.pretrained.precision import choose_device
 
 
@@ -25,8 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with process_group(choose_device(arguments.device)):
             result, text = arguments.run(Run(arguments))
-            if is_main_process():
-                _print(json.dumps(result) if arguments.json else text)
+            _print(json.dumps(result) if arguments.json else text)
     except (UserError, NumericalError, OSError) as error:
         print(f"python -m intraslice: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ from intraslice.core.cache import cache_path, write_result
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.distributed.sharing import broadcast
+from intraslice.distributed import all_gather
 from intraslice.loading import LoadedModel, load_model
 from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
 from intraslice.modeling.hidden_states import require_length
@@ -178,7 +178,7 @@ class Pipeline:
         """The plan of `method`, by default the recipe's."""
         slicing = None if method else self.slicing
         plan = plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
-        return broadcast(plan)  # one plan for all processes, as machines may round differently
+        return all_gather([plan])[0]  # one plan for all processes, as machines may round differently
 
     def slice(
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None

@@ -21,7 +21,6 @@ from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.data import calibration_tokens
-from intraslice.distributed.sharing import broadcast, rank
 from intraslice.loading import LoadedModel, fingerprint_of
 from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
 
@@ -49,14 +48,13 @@ def calibration_sequences(
 ) -> Int[Tensor, "sequences length"]:
     """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
 
-    Every process gets those of the first. Raises UserError as `calibration_tokens` does.
+    Raises UserError as `calibration_tokens` does.
     """
     tokens = calibration_tokens(loaded.tokenizer, config, evaluation_text)
     if not config.samples:
         return tokens
     report, size = progress_callback(progress), (config.samples, config.length)
-    samples = kept_samples(loaded.model, size, TEMPERATURE, config.seed, report) if rank() == 0 else tokens
-    return torch.cat([tokens, broadcast(samples)])
+    return torch.cat([tokens, kept_samples(loaded.model, size, TEMPERATURE, config.seed, report)])
 
 
 def kept_samples(

@@ -18,7 +18,6 @@ from intraslice.checkpoints.format import require_free, require_new_file, writte
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import size
 from intraslice.reporting import Recipe
 
 if TYPE_CHECKING:
@@ -61,8 +60,6 @@ def run(run: Run) -> CommandResult:
     from ..state.session import Session
 
     arguments = run.arguments
-    if size() > 1:
-        raise UserError(f"publish must run in one process, got {size()} processes; start it without torchrun")
     if arguments.device_map is not None:
         raise UserError("the page keeps its models in memory; leave --device-map out")
     if arguments.language not in LANGUAGES:

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 from torch import Tensor
@@ -266,7 +266,7 @@ def _members(value: object) -> Iterator[object]:
     """The objects that a value holds: parameters and buffers, items, or attributes."""
     if isinstance(value, Module):
         yield from (*value.parameters(), *value.buffers())
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and not isinstance(value, WeakValueDictionary):
         yield from list(value.values())
     elif isinstance(value, list | tuple | set | frozenset):
         yield from list(value)

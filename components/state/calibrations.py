@@ -7,7 +7,7 @@ after more sequences.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -23,6 +23,7 @@ from intraslice.loading import LoadedModel, load_model
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
+from intraslice.slicing.one_shot import SliceCache
 
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
@@ -52,6 +53,7 @@ class Calibrated:
     windows: torch.Tensor  # held-out text (windows, window)
     source: Source
     sequences: int
+    slice_cache: SliceCache = field(default_factory=SliceCache)  # of slices without recovery, which no job changes
 
     @property
     def is_whole(self) -> bool:
@@ -178,8 +180,6 @@ class Calibrations:
             if provisional and best is not None and best.sequences >= sequences:
                 return
             profile = stats.make_profile(progress=lambda _: report(event))
-            stats.ranked_neurons = {}  # turns on caching of rankings, since the slider slices often
-            stats.sliced_modules = {}  # and of modules, which no job changes
             source = Source(profile, head_weights, key, sequences, provisional)
             if provisional:
                 keep_profile(loaded, tokens, sequences, profile)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
@@ -22,6 +23,7 @@ from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
+from intraslice.slicing.driver import slice_model
 
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
@@ -272,7 +274,7 @@ class Session:
         if key.config.sparsity == 0:
             return loaded.model
 
-        def slice_model(job: Job) -> PreTrainedModel:
+        def make(job: Job) -> PreTrainedModel:
             plan = plan_by(method, loaded.model, stats, key.config)
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
@@ -286,11 +288,15 @@ class Session:
                 reports[text](event)
 
             with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
-                sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
+                if method == "intraslice" and isinstance(plan, SlicePlan) and plan.recovery == NO_RECOVERY:
+                    cache = calibrated.slice_cache  # since the slider slices often
+                    sliced = slice_model(loaded.model, plan, stats, tokens, cache=cache, progress=progress)
+                else:
+                    sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
             return sliced
 
         cached = self._caches.slices.get(key)
         if cached is not None and cached.sequences == calibrated.sequences:
             return cached.value
-        return job.share(("slice", key, calibrated.sequences), slice_model)
+        return job.share(("slice", key, calibrated.sequences), make)

@@ -23,17 +23,9 @@ from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, 
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import Targets
-from intraslice.core.errors import NumericalError
+from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import (
-    all_reduce_,
-    broadcast,
-    rank,
-    require_agreement,
-    require_enough,
-    shard_of,
-    size,
-)
+from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
@@ -109,15 +101,19 @@ def calibrate(
 
     Raises:
         NumericalError: gradients are not finite.
-        UserError: `loaded` is no LoadedModel, or there are fewer sequences than processes.
+        UserError: `loaded` is no LoadedModel, or the processes have different models or tokens.
     """
     require_loaded(loaded)
-    require_enough(len(tokens))
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = _cache_path(loaded, tokens, targets)
-    require_agreement("model and calibration text", path.name)
     stats = read_result(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
-    is_cached = broadcast(stats is not None)
+    names, found = zip(*all_gather([(path.name, stats is not None)]), strict=True)
+    if len({*names}) > 1:
+        raise UserError(
+            "the processes do not have the same model and calibration text; give all machines the same files and "
+            "options"
+        )
+    is_cached = found[0]
     if stats is None:
         stats = [empty_stats(block, len(tokens), model.device) for block in layers]
     if not is_cached:

@@ -6,15 +6,14 @@ import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from weakref import ref
 
 import numpy
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.core.linalg import BLOCK, OrderedFactor, mirror_
+from intraslice.core.linalg import BLOCK, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.modeling.families import Block
@@ -131,15 +130,9 @@ class CalibrationStats:
     kv_heads: list[tuple[int, ...]]
     other_parameters: int
     bytes_per_value: int
-    # Caches, filled on first use.
-    # Principal axes at each read of the residual stream: the first columns are the basis for any width.
+    # Principal axes at each read of the residual stream, found on first use: the first columns are the basis for any
+    # width.
     residual_axes: dict[int, Float[Tensor, "hidden hidden"]] = field(default_factory=dict, init=False, repr=False)
-    # Neurons of every layer, best first: the first ones are kept, for any width. As large as the MLPs' moments, so only
-    # cached if a caller that slices often sets it to a dictionary.
-    ranked_neurons: dict[int, OrderedFactor] | None = field(default=None, init=False, repr=False)
-    # Modules of one-shot slices, by layer and sizes, while a model has them: later slices share those of equal sizes.
-    # Only if a caller that does not change its models sets it to a dictionary.
-    sliced_modules: dict[tuple[int, ...], ref[nn.Module]] | None = field(default=None, init=False, repr=False)
 
     @cached_property
     def profile(self) -> Profile:
@@ -148,10 +141,8 @@ class CalibrationStats:
 
     def profile_for(self, config: SliceConfig) -> Profile:
         """Inputs of plans, with the units and gradient groups of `config`."""
-        is_default = (config.head_fraction, config.gradient_group) == (None, GRADIENT_GROUP)
-        return (
-            self.profile if is_default else self._profile(config.head_fraction, config.gradient_group, ignore_progress)
-        )
+        units = config.head_fraction, config.gradient_group
+        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(*units, ignore_progress)
 
     def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
         """`profile`, with progress by layer if it is not computed yet."""

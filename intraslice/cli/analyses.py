@@ -24,7 +24,7 @@ from intraslice.diagnostics.sensitivity import (
 )
 from intraslice.diagnostics.shift import measure_shift
 from intraslice.diagnostics.spectra import pair_energies, spectra_frame
-from intraslice.distributed.sharing import is_main_process
+from intraslice.distributed import rank
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
@@ -194,7 +194,7 @@ def sweep_(run: Run) -> CommandResult:
 
     frame = pandas.concat(map(sweep_from, calibrations), ignore_index=True)  # one calibration in memory at a time
     run.recipe = recipe
-    if a.csv is not None and is_main_process():
+    if a.csv is not None and rank() == 0:
         frame.to_csv(a.csv, index=False)
     protocol = recipe.protocol() | ({"seed": list(dict.fromkeys(a.seeds))} if a.seeds else {})
     result = {"model": a.model, "rows": records(frame), "protocol": protocol, "seconds": run.seconds}

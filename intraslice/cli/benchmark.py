@@ -11,8 +11,6 @@ from torch import Tensor
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE, SliceConfig, Targets
-from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import size
 from intraslice.evaluation.benchmark import (
     JOBS,
     REFERENCE_TOKENS,
@@ -30,8 +28,6 @@ from intraslice.samples import calibration_sequences
 
 def benchmark(run: Run) -> CommandResult:
     """Costs of every job in every requested precision, and how they scale."""
-    if size() > 1:
-        raise UserError(f"a benchmark runs in one process, got {size()}; start it without torchrun")
     main_dtype = run.recipe.dtype
     costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):

@@ -16,7 +16,7 @@ from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import is_main_process
+from intraslice.distributed import rank, size
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import measure_losses
@@ -53,7 +53,7 @@ def ratios(run: Run) -> CommandResult:
     texts = []
     if not isinstance(plan, CrossModulePlan):
         result |= plan_record(plan)
-        if file is not None and is_main_process():
+        if file is not None and rank() == 0:
             file.write_text(
                 ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
             )
@@ -158,7 +158,7 @@ def slice_(run: Run) -> CommandResult:
     if file is not None:
         require_deci(loaded.model, loaded.tokenizer)
     compressed = compress_loaded(run, loaded)
-    if not is_main_process():
+    if rank() > 0:
         return {}, ""
     plan = compressed.plan
     result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan, run.recipe.method)]
@@ -180,7 +180,7 @@ def _should_stream(run: Run) -> bool:
         _require_streamable(run)
     except UserError:
         return False
-    return memory_is_short(run.recipe, run.device)
+    return size() == 1 and memory_is_short(run.recipe, run.device)
 
 
 def _require_streamable(run: Run) -> None:
@@ -230,8 +230,6 @@ def export(run: Run) -> CommandResult:
     """Write a saved model, sliced or dense, as a GGUF file."""
     require_new_file(run.arguments.gguf, ".gguf")
     loaded = run.load_any()
-    if not is_main_process():
-        return {}, ""
     report, line = _write_gguf(run, loaded)
     return {"model": loaded.name, "gguf": report, "seconds": run.seconds}, line
 

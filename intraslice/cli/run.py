@@ -21,6 +21,7 @@ if sys.platform != "win32":
 
 from intraslice import data
 from intraslice.core.config import (
+    NO_RECOVERY,
     RUNTIME,
     CalibrationConfig,
     EvaluationConfig,
@@ -29,9 +30,9 @@ from intraslice.core.config import (
     parse_lock,
 )
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import is_main_process, require_enough
+from intraslice.distributed import size
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import require_shareable
+from intraslice.methods.registry import METHODS
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
@@ -40,8 +41,8 @@ from intraslice.search.evolution import SearchConfig
 from intraslice.untrusted.layer_files import read_ratios
 
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
-# Commands that slice each model in a single process.
-SINGLE_PROCESS = ("sweep", "sensitivity", "paper")
+BY_POINT = ("sweep", "paper")  # commands of which each model is made by a single process
+SHARED = ("ratios", "evaluate", "slice", *BY_POINT)  # commands that several processes share
 SEARCHING = ("ratios", "evaluate", "slice", "generate")  # commands that take --ratios search
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,8 @@ class Run(Pipeline):
                 f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
             )
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
-        require_enough(self.recipe.calibration.sequences)
-        if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):
-            for method in (self.recipe.method, *getattr(arguments, "methods", ())):
-                require_shareable(method, self.recipe.slicing)
+        if size() > 1:
+            require_shareable(arguments, self.recipe)
         if arguments.threads is not None:
             if arguments.threads < 1:
                 raise UserError(f"threads must be 1 or more, got {arguments.threads}")
@@ -74,8 +73,7 @@ class Run(Pipeline):
         if self.arguments.verify:
             verify_weights(self.recipe.model)
         loaded = super().load()
-        if is_main_process():
-            print(f"model: {loaded.source}", file=sys.stderr)
+        print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
     def load_any(self) -> LoadedModel:
@@ -111,6 +109,33 @@ def _changed(config: SliceConfig | CalibrationConfig) -> list[str]:
 def searches(arguments: argparse.Namespace) -> bool:
     """Whether the ratios come from a search."""
     return str(arguments.ratios) == "search"
+
+
+def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Raise UserError unless several processes can share the command and all that its options ask for."""
+    method, slicing = METHODS.require(recipe.method), recipe.slicing
+    recovery = method.recovery(slicing)
+    if arguments.command in BY_POINT:
+        unshared = {}
+    elif arguments.command in SHARED:
+        sequential = method.uses_order and slicing.order == "sequential"
+        unshared = {
+            "--ratios search": searches(arguments),
+            "--stream": getattr(arguments, "stream", False),
+            f"recovery {recovery}": recovery != NO_RECOVERY,
+            "--iterative": method.uses_order and slicing.iterative,
+            f"{method.name} in the sequential order": sequential and method.name != "intraslice",
+        }
+    else:
+        unshared = {arguments.command: True}
+    for what, is_asked in unshared.items():
+        if is_asked:
+            raise UserError(f"{what} requires one process, got {size()}; start it without torchrun")
+    if recipe.calibration.sequences < size():
+        raise UserError(
+            f"sequences must be at least {size()}, one for each process, got {recipe.calibration.sequences}; "
+            "start fewer processes or raise sequences"
+        )
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:

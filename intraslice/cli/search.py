@@ -15,7 +15,6 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import is_main_process
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.search.evolution import SearchConfig
@@ -74,8 +73,7 @@ def search(run: Run) -> CommandResult:
     require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
     results, text, written = (_modules if a.depth else _ratios)(run, loaded, stats, configs, config)
-    if is_main_process():
-        a.out.write_text(text, encoding="utf-8")
+    a.out.write_text(text, encoding="utf-8")
     lines = [
         f"{result.sparsity:.0%} removed: KL {result.before:.4f} -> {result.after:.4f} nats per token, "
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"

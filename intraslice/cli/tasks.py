@@ -10,7 +10,6 @@ import pandas
 
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.errors import UserError
-from intraslice.distributed.sharing import size
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
@@ -55,8 +54,6 @@ def tasks(run: Run) -> CommandResult:
         if value is not None and value < minimum:
             raise UserError(f"{option} must be {minimum} or more, got {value}")
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
-    if size() > 1:
-        raise UserError(f"the tasks command runs in one process, got {size()}; start it without torchrun")
     manager = require_tasks(config)
     loaded = run.load_any()
     if loaded.made is not None:

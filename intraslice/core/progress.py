@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import distributed
 from tqdm.auto import notebook_tqdm, tqdm
 from tqdm.std import tqdm as terminal_tqdm
 
@@ -55,7 +54,7 @@ def no_pause() -> None:
 class ProgressDisplay:
     """Displays a tqdm bar on a terminal or in a notebook, elsewhere one line for every finished stage, on stderr.
 
-    Stages may be nested. With several processes only the first one displays anything.
+    Stages may be nested.
     """
 
     def __init__(self) -> None:
@@ -64,8 +63,6 @@ class ProgressDisplay:
 
     def __call__(self, event: Progress) -> None:
         """Display `event`, unless it repeats the last one."""
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_rank() != 0:
-            return
         if event.stage not in self._stages:
             if event.stage == self._last_finished and event.done == event.total:
                 return

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -62,11 +61,10 @@ def ablated_model(
     if not 1 <= width <= hidden:
         raise UserError(f"width must be between 1 and {hidden}, the hidden size, got {width}")
     require_no_output_norms(layers, f"ablation {ablation}")
-    require_enough(len(tokens))
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}
     with torch.no_grad():
-        hidden_states = embed(model, tokens[shard_of(len(tokens))])
+        hidden_states = embed(model, tokens)
         hidden_states.map_(lambda states, _: centre(states, layers[0].attention_norm))
         before = _projection(hidden_states, width)
     for index, block in enumerate(layers):

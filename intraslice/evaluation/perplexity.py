@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from intraslice.core.progress import Pause, Progress, ProgressCallback, no_pause, progress_callback
-from intraslice.distributed.sharing import all_gather, shard_of
+from intraslice.distributed import all_gather, shard_of
 from intraslice.modeling.hidden_states import embed, last_states, logits_in_chunks, require_model, require_windows
 
 TOKENS_PER_BATCH = 512

@@ -20,7 +20,7 @@ from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of, single_process
+from intraslice.distributed import all_gather, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
@@ -121,14 +121,15 @@ def sweep(
     windows = {"": texts.evaluation} | {f" {name}": windows for name, windows in texts.others.items()}
     states_of = {name: DenseStates(loaded.model) if name else states for name in windows}
     path = _path(loaded, texts, "dense")
-    record, shard = broadcast(read_record(path)), grid[shard_of(len(grid))]
+    record, shard = read_record(path), grid[shard_of(len(grid))]
     report(Progress("sweep", 0, len(shard)))
-    if grid and not record:  # all processes measure together, those without a point too
+    if shard and not record:
         for name, tokens in windows.items():
-            losses = measure_losses(loaded.model, tokens, f"perplexity dense{name}", states_of[name], progress=report)
+            stage, dense_states = f"perplexity dense{name}", states_of[name]
+            with single_process():  # whose points need the states of all windows anyway
+                losses = measure_losses(loaded.model, tokens, stage, dense_states, progress=report)
             record[name] = asdict(losses)
-        if rank() == 0:
-            write_record(path, record, "a point of the sweep")
+        write_record(path, record, "a point of the sweep")
     held_out = {
         name: _HeldOut(windows[name], states_of[name], Losses.from_record(losses)) for name, losses in record.items()
     }

@@ -23,7 +23,6 @@ from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.distributed.sharing import require_enough, shard_of
 from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
@@ -56,8 +55,7 @@ class SlicedStates:
     """Sequential: bases of the hidden states after the sliced layers. The states are in the dense basis."""
 
     def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
-        require_enough(len(tokens))
-        self._states = embed(model, tokens[shard_of(len(tokens))])
+        self._states = embed(model, tokens)
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
     def next_axes(self, pause: Pause) -> Axes:

@@ -15,7 +15,6 @@ from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import Registry
-from intraslice.distributed.sharing import size
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded
@@ -130,18 +129,6 @@ class OneShotMethod(SlicingMethod[SlicePlan]):
 METHODS: Registry[SlicingMethod[Any]] = Registry("method")
 
 
-def require_shareable(method: str, config: SliceConfig) -> None:
-    """Raise UserError for methods with training steps if there are several processes, which cannot share them."""
-    entry = METHODS.require(method)
-    recovery, refines = entry.recovery(config), entry.uses_order and config.iterative
-    if size() > 1 and (refines or recovery != NO_RECOVERY):
-        training = "iterative refinement" if refines else f"recovery {recovery}"
-        raise UserError(
-            f"{method} with {training} requires one process, got {size()}; start it without torchrun, or leave the "
-            "training out"
-        )
-
-
 def plan_by(
     method: str,
     model: PreTrainedModel,
@@ -156,7 +143,6 @@ def plan_by(
     """
     require_model(model)
     entry = METHODS.require(method)
-    require_shareable(method, config)
     if not entry.supports_offload and is_offloaded(model):
         raise UserError(
             f"method {method} requires all layers in memory; load the model without a device map, or use intraslice"

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import add_moment_, principal_axes
 from intraslice.core.progress import Pause, no_pause
-from intraslice.distributed.sharing import all_reduce_
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, DenseModule, Family, norm_epsilon
 from intraslice.modeling.hidden_states import HiddenStates, LayerArguments
@@ -70,14 +69,13 @@ def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
 def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> Float[Tensor, "hidden hidden"]:
     """Principal axes, as columns, of the uncentred second moment of all hidden states, in float64.
 
-    With several processes, the moment is summed over all of them. `pause` is called after each batch.
+    `pause` is called after each batch.
     """
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
     for hidden in hidden_states.hidden:
         add_moment_(moment, hidden)
         pause()
-    all_reduce_(moment)
     return principal_axes(moment)[1]
 
 

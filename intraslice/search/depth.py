@@ -55,8 +55,7 @@ def search_depth(
 
     Ratios of the result are 1 for removed modules and 0 for others. One attention module and one MLP, of the same layer
     if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
-    token, are those without this narrowing. Recorded and shared among processes as in `search_ratios`; `progress`
-    counts dense passes.
+    token, are those without this narrowing. Recorded as in `search_ratios`; `progress` counts dense passes.
 
     `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
     measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded

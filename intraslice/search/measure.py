@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.linalg import OrderedFactor
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, embed, final_norm, last_states
+from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan
 from intraslice.search.evolution import Allocation, Levels
-from intraslice.slicing.one_shot import attention_from_moments, mlp_from_stats
+from intraslice.slicing.one_shot import attention_from_moments, mlp_from_moments
 
 LARGEST = 128  # stored entries of every dense distribution
 WINDOWS_PER_BATCH = 2
@@ -79,6 +81,7 @@ class Candidates:
     _blocks: list[Block] = field(init=False, repr=False)
     _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window
     _modules: dict[tuple[int, int], SlicedModule] = field(default_factory=dict, init=False, repr=False)
+    _rankings: dict[SlicedMLP, OrderedFactor] = field(default_factory=dict, init=False, repr=False)  # for all widths
 
     def __post_init__(self) -> None:
         self._blocks = blocks(self.model)
@@ -191,11 +194,11 @@ class Candidates:
 
     def _slice(self, module: int, level: int) -> SlicedModule:
         (layer, kind), size = self.levels.modules[module], self.levels[module, level]
-        block = self._blocks[layer]
+        block, moments, tokens = self._blocks[layer], self.stats.layers[layer], self.stats.tokens
         if kind == "mlp":
-            return mlp_from_stats(block.mlp, size.width, self.stats, layer)
+            return mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
         plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
-        return attention_from_moments(block.attention, plan, self.stats.layers[layer], self.stats.tokens)
+        return attention_from_moments(block.attention, plan, moments, tokens)
 
 
 @dataclass(frozen=True)

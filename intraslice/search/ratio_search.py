@@ -22,8 +22,8 @@ from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKin
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
-from intraslice.distributed.sharing import all_gather, broadcast, rank, shard_of
 from intraslice.loading import LoadedModel
+from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
@@ -89,10 +89,9 @@ def evolve(
 ) -> SearchResult:
     """Run generations of a search, each by `step`, from the allocation `start` on, within a budget of dense passes.
 
-    Every generation is recorded in the file `path`, from which an interrupted search continues. The measurements of a
-    generation are shared among all processes.
+    Every generation is recorded in the file `path`, from which an interrupted search continues.
     """
-    record = broadcast(read_record(path))
+    record = read_record(path)
     passes_per_window = candidates.windows.shape[1] / candidates.stats.tokens
     journal: list[State] = []
     for recorded in record.get("states", []):  # those of a larger budget may follow
@@ -116,13 +115,12 @@ def evolve(
     def pause() -> None:
         report(event())
 
-    measures = _Shared(candidates, pause)
+    measures = _Paused(candidates, pause)
     pause()
     while state.windows * passes_per_window < passes:
         state = step(state, measures)
         journal.append(state)
-        if rank() == 0:
-            write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
+        write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
         pause()
     judged = range(len(candidates.windows) - JUDGED, len(candidates.windows))
     before, after = map(fmean, measures.divergence([start, state.allocation], judged))
@@ -131,20 +129,19 @@ def evolve(
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """Measurements of candidates, shared among all processes."""
+class _Paused:
+    """Measurements of candidates, with a pause after each layer."""
 
     candidates: Candidates
     pause: Pause
 
     def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        mine = allocations[shard_of(len(allocations))]
-        return all_gather([self.candidates.divergence(one, windows, self.pause).tolist() for one in mine])
+        return [self.candidates.divergence(one, windows, self.pause).tolist() for one in allocations]
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
     ) -> dict[tuple[int, int], float]:
-        return broadcast(self.candidates.costs(allocation, alternatives, windows, self.pause))
+        return self.candidates.costs(allocation, alternatives, windows, self.pause)
 
 
 FORMAT = "5"
@@ -164,8 +161,7 @@ def search_ratios(
     """Search for ratios at `config.sparsity`, starting from the estimator's plan; `progress` counts dense passes.
 
     Every generation is recorded in the cache, so that an interrupted search continues where it stopped, one with more
-    passes continues a shorter one, and one with fewer has the result that it would have alone. The children of a
-    generation are shared among all processes.
+    passes continues a shorter one, and one with fewer has the result that it would have alone.
 
     `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
     measure the result. The ratios stay above those of `others` at smaller sparsities and below those at larger ones, so
@@ -177,8 +173,6 @@ def search_ratios(
     groups = groups_of(len(windows), search)
     require_in_memory(loaded)
     problem, start = problem_of(stats.profile_for(config), config, others)
-    if stats.ranked_neurons is None:
-        stats = _with_rankings(stats)
     candidates = Candidates(loaded.model, stats, problem.levels, windows)
     calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
     settings = asdict(replace(search, passes=0.0))
@@ -194,8 +188,9 @@ def search_ratios(
 
 
 def search_bytes(model: PreTrainedModel) -> int:
-    """Memory of the slices that a search keeps, at most; without the neurons' rankings and the dense distributions."""
-    return KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
+    """Memory of the slices and rankings of neurons that a search keeps, at most; without the dense distributions."""
+    slices = KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
+    return slices + sum(4 * block.mlp.neurons**2 for block in blocks(model))
 
 
 def search_windows(
@@ -214,9 +209,7 @@ def search_windows(
     """
     size = skip + count - len(text), text.shape[1]
     report = progress_callback(progress)
-    # From one process, as the calibration's: another kind of processor may sample others.
-    sampled = kept_samples(loaded.model, size, TEMPERATURE, seed, report) if rank() == 0 else text[:0]
-    samples = broadcast(sampled)[skip:].to(text)
+    samples = kept_samples(loaded.model, size, TEMPERATURE, seed, report)[skip:].to(text)
     both = min(len(text), len(samples))
     alternating = torch.stack([text[:both], samples[:both]], dim=1).flatten(0, 1)
     return torch.cat([alternating, text[both:], samples[both:]])
@@ -270,13 +263,6 @@ def require_searchable(config: SliceConfig, windows: int, search: SearchConfig) 
             "the search requires the default head_fraction and gradient_group, got head_fraction "
             f"{config.head_fraction}, gradient_group {config.gradient_group}; leave them out"
         )
-
-
-def _with_rankings(stats: CalibrationStats) -> CalibrationStats:
-    """The statistics with room for the neurons' order, which all widths of a layer share."""
-    copy = replace(stats)
-    copy.ranked_neurons = {}
-    return copy
 
 
 def problem_of(

@@ -21,7 +21,7 @@ from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import is_offloaded, offload_like_, resident
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.slicing.one_shot import Modules, one_shot
+from intraslice.slicing.one_shot import Modules, SliceCache, one_shot
 from intraslice.slicing.sequential import sequential
 
 MAX_NEURONS = 3072  # of layers that are sliced at once, each in a thread; larger products use several threads well
@@ -35,18 +35,20 @@ def slice_model(
     stats: CalibrationStats,
     tokens: Int[Tensor, "sequences length"] | None = None,
     *,
+    cache: SliceCache | None = None,
     progress: ProgressCallback | bool = True,
 ) -> PreTrainedModel:
     """Build the model of `plan`, in the order of its config.
 
-    The sequential order requires `tokens`, the one-shot order reads `stats` alone. Embeddings, norms and unchanged
-    modules are shared with the dense model. Pass all tokens in every process: each runs its shard of them through the
-    model, and all build the sliced one. Raises NumericalError where a moment is not finite or singular.
+    The sequential order requires `tokens`, the one-shot order reads `stats` alone, and a `cache` that its caller keeps
+    for later slices. Embeddings, norms and unchanged modules are shared with the dense model. Several processes each
+    run their shard of the tokens through the model, and all build the sliced one. Raises NumericalError where a moment
+    is not finite or singular.
     """
     require_model(model)
     total, report = len(plan.layers), progress_callback(progress)
     if plan.config.order == "one-shot":
-        slice_modules, workers = one_shot(model, plan, stats), _workers(model, stats)
+        slice_modules, workers = one_shot(stats, cache), _workers(model, stats)
     elif tokens is not None:
         slice_modules, workers = sequential(model, plan, stats, tokens, report), 1
     else:

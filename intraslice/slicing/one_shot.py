@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from weakref import ref
+from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.config import NO_RECOVERY
 from intraslice.core.linalg import OrderedFactor
 from intraslice.core.output_fit import value_axes
 from intraslice.core.weights import AttentionWeights, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.modeling.offload import is_offloaded
-from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.planning.ratios import LayerPlan
 from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys, fit_output, fuse
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
@@ -27,20 +25,30 @@ Modules = tuple[SlicedAttention, SlicedMLP]
 SliceModules = Callable[[Block, LayerPlan, int], Modules]  # of a layer, with its index
 
 
-def one_shot(model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats) -> SliceModules:
-    """Slices a layer: takes the modules of `stats.sliced_modules` that have the same sizes, and adds new ones to it."""
-    shares = plan.recovery == NO_RECOVERY and not is_offloaded(model)  # a recovery trains the modules
-    shared = stats.sliced_modules if shares else None
+@dataclass
+class SliceCache:
+    """What slices from one calibration share. Neither may the slices be changed, nor the dense model be offloaded."""
+
+    # Neurons of the dense MLPs, best first: the first ones are kept, for any width. As large as the MLPs' moments.
+    rankings: dict[SlicedMLP, OrderedFactor] = field(default_factory=dict)
+    # Modules by layer and sizes, while a slice has them.
+    attentions: WeakValueDictionary[tuple[int, ...], SlicedAttention] = field(default_factory=WeakValueDictionary)
+    mlps: WeakValueDictionary[tuple[int, int], SlicedMLP] = field(default_factory=WeakValueDictionary)
+
+
+def one_shot(stats: CalibrationStats, cache: SliceCache | None = None) -> SliceModules:
+    """Slices a layer: takes the modules of the cache that have the same sizes, and adds new ones to it."""
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        keys = (index, 0, layer.dim, *layer.heads), (index, 1, layer.neurons)
-        attention, mlp = (shared[key]() if shared and key in shared else None for key in keys)
-        if not isinstance(attention, SlicedAttention):
-            attention = attention_from_moments(block.attention, layer, stats.layers[index], stats.tokens)
-        if not isinstance(mlp, SlicedMLP):
-            mlp = mlp_from_stats(block.mlp, layer.neurons, stats, index)
-        if shared is not None:
-            shared.update(zip(keys, (ref(attention), ref(mlp)), strict=True))
+        moments, heads, width = stats.layers[index], (index, layer.dim, *layer.heads), (index, layer.neurons)
+        attention = None if cache is None else cache.attentions.get(heads)
+        if attention is None:
+            attention = attention_from_moments(block.attention, layer, moments, stats.tokens)
+        mlp, rankings = (None, None) if cache is None else (cache.mlps.get(width), cache.rankings)
+        if mlp is None:
+            mlp = mlp_from_moments(block.mlp, layer.neurons, moments, stats.tokens, rankings)
+        if cache is not None:
+            cache.attentions[heads], cache.mlps[width] = attention, mlp
         return attention, mlp
 
     return slice_modules
@@ -77,28 +85,27 @@ def fit_attention(
 
 
 def mlp_from_moments(
-    dense: SlicedMLP, width: int, stats: LayerStats, tokens: int, ranked: OrderedFactor | None = None
+    dense: SlicedMLP,
+    width: int,
+    stats: LayerStats,
+    tokens: int,
+    rankings: dict[SlicedMLP, OrderedFactor] | None = None,
 ) -> SlicedMLP:
     """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed.
 
-    `ranked` are its neurons, where an earlier call has ranked them.
+    `rankings` are looked up and added to.
     """
     if width == dense.neurons:
         return dense
     weights, mean = dense.weights(), stats.mlp_sum / tokens
+    ranked = None if rankings is None else rankings.get(dense)
     if width == 0:  # in any order
         ranked = OrderedFactor(torch.arange(dense.neurons, device=mean.device), mean.new_empty(dense.neurons, 0))
-    ranked = ranked or rank_mlp(weights, stats.mlp_moment, mean, tokens, stats.mlp_fisher)
+    elif ranked is None:
+        ranked = rank_mlp(weights, stats.mlp_moment, mean, tokens, stats.mlp_fisher)
+        if rankings is not None:
+            rankings[dense] = ranked
     return SlicedMLP(keep_best(weights, ranked, mean, width))
-
-
-def mlp_from_stats(dense: SlicedMLP, width: int, stats: CalibrationStats, layer: int) -> SlicedMLP:
-    """As `mlp_from_moments`, with the ranking that `stats` keeps, if it keeps any."""
-    moments, rankings = stats.layers[layer], stats.ranked_neurons
-    if rankings is not None and layer not in rankings and 0 < width < dense.neurons:
-        mean = moments.mlp_sum / stats.tokens
-        rankings[layer] = rank_mlp(dense.weights(), moments.mlp_moment, mean, stats.tokens, moments.mlp_fisher)
-    return mlp_from_moments(dense, width, moments, stats.tokens, (rankings or {}).get(layer))
 
 
 def rank_mlp(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:

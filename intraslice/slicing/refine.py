@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import add_moment_, damp, solve
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.core.weights import MLPWeights
@@ -50,17 +50,6 @@ class RefineConfig:
     held_out: float = 1 / 8
     patience: int = 2
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for field in ("passes", "batch", "patience"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} must be at least 1, got {getattr(self, field)!r}")
-        if not 0 < self.held_out < 1:
-            raise UserError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
-        if not (self.rate > 0 and self.noise >= 0):
-            raise UserError(
-                f"rate must be above 0 and noise at least 0, got rate {self.rate!r} and noise {self.noise!r}"
-            )
 
 
 class Errors(NamedTuple):

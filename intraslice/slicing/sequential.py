@@ -14,7 +14,7 @@ from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import add_moment_
 from intraslice.core.progress import Pause, Progress, ProgressCallback
-from intraslice.distributed.sharing import all_reduce_, require_enough, shard_of
+from intraslice.distributed import all_reduce_, shard_of
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block
 from intraslice.modeling.hidden_states import HiddenStates, embed
@@ -37,7 +37,6 @@ def sequential(
     report: ProgressCallback,
 ) -> SliceModules:
     """Slices a layer, after those before it."""
-    require_enough(len(tokens))
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:

@@ -22,7 +22,6 @@ from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.resumable import resumable_cache_folder, resumable_sibling
-from intraslice.distributed.sharing import size
 from intraslice.loading import LoadedModel, prepare_tokenizer_
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.planning.estimators import LayerCalibration
@@ -59,7 +58,6 @@ def require_streamable(recipe: Recipe) -> None:
         ),
         "sampling text needs the whole model; leave samples out": recipe.calibration.samples > 0,
         f"recovery {config.recovery} trains all layers at once; leave it out": config.recovery != NO_RECOVERY,
-        "several processes cannot share this work; start one, without torchrun": size() > 1,
     }
     for reason, applies in reasons.items():
         if applies:

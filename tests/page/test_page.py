@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, plan_view, stepwise
+from tiny_page import SOMEBODY, in_job, plan_view, stepwise
 
 from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
@@ -30,6 +30,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
+from intraslice.slicing import one_shot
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,18 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
     plain = request.with_settings(recovery="none")
     list(session.measure(plain, "somebody"))
     assert session.perplexities(request).sliced < session.perplexities(plain).sliced
+    models = [*(in_job(session, session.slice, one) for one in (request, plain)), session.calibrated(tiny).loaded.model]
+    recovered, sliced, dense = ({*model.model.layers.modules()} for model in models)
+    assert not (recovered & sliced) - dense  # training changes no other slice
+
+
+def test_several_moves_of_the_slider_rank_the_neurons_of_a_layer_once(session, tiny, monkeypatch) -> None:
+    rank, ranked, rankings = one_shot.rank_mlp, [], session.calibrated(tiny).slice_cache.rankings
+    monkeypatch.setattr(one_shot, "rank_mlp", lambda *inputs: ranked.append(inputs) or rank(*inputs))
+    rankings.clear()
+    for sparsity in (46, 47, 48):
+        in_job(session, session.slice, tiny.with_settings(sparsity=sparsity))
+    assert len(ranked) == len(rankings) > 0
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:

@@ -111,12 +111,6 @@ def test_bad_input_is_one_line_and_two(home, harness, wrong, named, capsys):
     assert len(captured.err.splitlines()) == 1
 
 
-def test_several_processes_are_refused(home, harness, monkeypatch, capsys):
-    monkeypatch.setattr("intraslice.cli.tasks.size", lambda: 2)
-    assert main(["tasks", *WORDS, *ASKED]) == 2
-    assert "without torchrun" in capsys.readouterr().err
-
-
 def test_without_lm_eval_it_says_what_to_install(home, monkeypatch, capsys):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["tasks", *WORDS, *ASKED]) == 2

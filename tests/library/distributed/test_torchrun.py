@@ -15,9 +15,11 @@ import pytest
 from safetensors.torch import load_file
 
 from intraslice.__main__ import main
+from intraslice.cli import commands
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.distributed.sharing import rank
+from intraslice.core.errors import UserError
+from intraslice.distributed import rank
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "intraslice"]
 SWEPT = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "--sparsities", "0.2", "0.4", "--no-speed"]
@@ -162,13 +164,42 @@ def test_rows_are_written_by_the_first_alone(words, together, monkeypatch, own_c
     assert [path.parent.name for path in tmp_path.glob("*/rows.csv")] == ["0"]
 
 
-@pytest.mark.slow
-def test_sensitivity_measures_every_module_once(answers):
-    one, two, _ = answers("sensitivity", "--ratio", "0.4")
-    assert two["base_loss"] == pytest.approx(one["base_loss"], rel=1e-6)
-    for ours, theirs in zip(two["modules"], one["modules"], strict=True):
-        assert [ours[key] for key in ("layer", "module", "removed")] == [
-            theirs[key] for key in ("layer", "module", "removed")
-        ]
-        assert ours["damage"] == pytest.approx(theirs["damage"], abs=1e-5)
-        assert ours["standard_error"] == pytest.approx(theirs["standard_error"], rel=1e-3)
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        *((command, command.split()[0]) for command in ("generate", "inspect", "sensitivity", "tasks --tasks any")),
+        *(
+            (command, command.split()[0])
+            for command in ("benchmark", "export --gguf f", "search --out f", "publish --out f")
+        ),
+        ("evaluate --method intraslice+", "recovery distill"),
+        ("ratios --recover distill-ce", "recovery distill-ce"),
+        ("slice --iterative --out folder", "--iterative"),
+        ("slice --order one-shot --stream --out folder", "--stream"),
+        ("evaluate --ratios search", "--ratios search"),
+        ("evaluate --method crossmodule", "crossmodule in the sequential order"),
+        ("evaluate --method crossmodule --order one-shot", None),
+        ("evaluate --method magnitude --iterative", None),
+        ("sweep --methods intraslice+ --recover distill", None),
+        ("paper --iterative", None),
+        ("evaluate --sequences 1", "sequences must be at least 2, one for each process, got 1"),
+    ],
+)
+def test_what_one_process_must_do_alone_is_refused_before_any_work(monkeypatch, words, what):
+    monkeypatch.setattr("intraslice.cli.run.size", lambda: 2)
+    arguments = parser().parse_args(words.split())
+    if what is None:
+        assert Run(arguments).seconds == {}
+        return
+    with pytest.raises(UserError) as caught:
+        Run(arguments)
+    assert str(caught.value).startswith(what)
+    assert "one process" in str(caught.value) or "start fewer processes" in str(caught.value)
+
+
+def test_a_slice_is_not_streamed_by_some_of_the_processes(monkeypatch):
+    arguments = parser().parse_args(["slice", "--order", "one-shot", "--out", "folder"])
+    monkeypatch.setattr(commands, "memory_is_short", lambda *_: True)
+    found = [commands._should_stream(Run(arguments))]
+    monkeypatch.setattr(commands, "size", lambda: 2)
+    assert [*found, commands._should_stream(Run(arguments))] == [True, False]

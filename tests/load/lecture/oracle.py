@@ -94,7 +94,6 @@ def load_oracle() -> Oracle:
         loaded.tokenizer, sl.EvaluationConfig("default", EVALUATED, config.length), "default"
     )
     stats = sl.calibrate(loaded, tokens, progress=False)
-    stats.ranked_neurons, stats.sliced_modules = {}, None  # each slice as if it were the only one
     return Oracle(loaded, stats, tokens, windows)
 
 

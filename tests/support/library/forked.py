@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from intraslice.core.errors import UserError
-from intraslice.distributed.launch import process_group
+from intraslice.distributed import process_group
 
 Work = Callable[[], Any]
 

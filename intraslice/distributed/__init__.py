@@ -1,1 +1,0 @@
-"""Distributes a job over several processes: process group, sharding and reductions."""

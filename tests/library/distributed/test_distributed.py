@@ -1,0 +1,244 @@
+"""Three processes together find what one finds alone; each does a share, and none waits for one that stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import replace
+from datetime import timedelta
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as torch_distributed
+from torch.testing import assert_close
+
+from intraslice import distributed
+from intraslice.calibration import driver
+from intraslice.calibration.driver import calibrate
+from intraslice.calibration.stats import CalibrationStats
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.core.progress import Progress
+from intraslice.distributed import all_gather, all_reduce_, process_group, rank, shard_of, single_process, size
+from intraslice.evaluation.perplexity import measure_losses
+from intraslice.evaluation.sweep import Texts, points, sweep
+from intraslice.methods.registry import plan_by
+from intraslice.modeling import hidden_states
+from intraslice.modeling.families import blocks
+from intraslice.modeling.offload import offload_
+from intraslice.slicing import sequential
+from intraslice.slicing.driver import slice_model
+
+
+@pytest.fixture(autouse=True)
+def cache(own_cache) -> None:
+    """Nothing is found that another test kept."""
+
+
+def test_outside_a_group_of_torchrun_a_process_has_all_the_work(monkeypatch):
+    monkeypatch.setattr(torch_distributed, "get_world_size", lambda: 2)  # the caller's own group shares nothing
+    rows = torch.arange(3.0)
+    all_reduce_(rows)
+    with process_group("cpu"):
+        assert (size(), rank(), shard_of(7), all_gather([4, 5])) == (1, 0, slice(0, 7), [4, 5])
+    assert rows.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("count", "unit"), [(0, 1), (2, 1), (5, 1), (16, 1), (17, 4), (13, 4), (12, 4), (3, 512)])
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_shares_in_order_are_all_there_is(count, unit, processes, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: processes)
+    shares = []
+    for turn in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda turn=turn: turn)
+        shares.append(list(range(count))[shard_of(count, unit)])
+    assert list(chain(*shares)) == list(range(count))
+    filled = [share for share in shares if share]
+    assert len(filled) == min(processes, count)
+    assert max(map(len, filled), default=0) - min(map(len, filled), default=0) <= 2 * unit - 1
+    if -(-count // unit) >= processes:
+        assert all(share[0] % unit == 0 for share in filled)
+
+
+def test_three_processes_add_and_gather_alike_and_the_first_alone_speaks(together, capfd):
+    def work() -> list:
+        moments = [torch.full((2, 2), 10.0 ** rank(), dtype=torch.float64), torch.empty(0, 0), torch.ones(3) * rank()]
+        all_reduce_(*moments)
+        print("said", flush=True)
+        with single_process():
+            all_reduce_(own := torch.ones(1))
+            alone = size(), rank(), all_gather([1]), own.item()
+        return [[m.flatten().tolist() for m in moments], all_gather([(rank(), row) for row in range(rank())]), alone]
+
+    assert together(3, work) == 3 * [
+        [[[111.0] * 4, [], [3.0] * 3], [(1, 0), (2, 0), (2, 1)], (1, 0, [1], 1.0)],
+    ]
+    assert capfd.readouterr().out == "said\n"
+
+
+@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize("waits_in", ["gather", "reduce", "the end"])
+def test_nobody_waits_for_one_that_stopped(together, culprit, waits_in):
+    def work() -> None:
+        all_gather([])  # all have met
+        if rank() == culprit:
+            time.sleep(0.2)
+            raise UserError("no such text")
+        if waits_in == "gather":
+            all_gather([rank()])
+        elif waits_in == "reduce":
+            all_reduce_(torch.ones(3))
+
+    answers = together(3, work)
+    assert str(answers.pop(culprit)) == "no such text"
+    parts = ("lost its connection to the other processes", "start all of them again")
+    assert all(part in str(answer) for answer in answers for part in parts)
+
+
+def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=8))  # they have to meet within it, too
+    stopped = multiprocessing.get_context("fork").Event()
+
+    def work() -> None:
+        if rank() == 1:
+            stopped.wait(60)  # were the other to wait for longer, both would go on
+        try:
+            all_reduce_(torch.ones(3))
+        finally:
+            stopped.set()
+
+    assert all("lost its connection to the other processes" in str(answer) for answer in together(2, work))
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "named"),
+    [
+        ({"WORLD_SIZE": "two"}, "cpu", "WORLD_SIZE must be a whole number, got 'two'"),
+        ({"WORLD_SIZE": "2"}, "cpu", "2 processes cannot connect"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "must be cpu or cuda"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "64"}, "cuda", "GPU"),
+    ],
+)
+def test_what_torchrun_would_not_do_is_named(environment, device, named, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught, process_group(device):
+        pass
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def assert_same(together: CalibrationStats, alone: CalibrationStats) -> None:
+    for ours, theirs in zip(together.layers, alone.layers, strict=True):
+        for name, value in vars(theirs).items():
+            scale = value.abs().max().item() if value.numel() else 0.0
+            assert_close(getattr(ours, name), value, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+# Shares of whole batches, and where there are too few.
+@pytest.mark.parametrize("tokens_per_batch", [100, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_calibration_is_the_same(family_case, together, monkeypatch, tokens_per_batch):
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", tokens_per_batch)
+
+    def work() -> tuple[CalibrationStats, list[Progress]]:
+        events: list[Progress] = []
+        return calibrate(family_case.loaded, family_case.tokens, progress=events.append), events
+
+    for stats, events in together(3, work):
+        assert_same(stats, family_case.stats)
+        assert stats.tokens == family_case.stats.tokens
+        assert not any(event.partial for event in events)
+        assert {event.total for event in events} <= {4, 5, 6}
+        plans = [
+            plan_by("intraslice", family_case.loaded.model, found, SliceConfig())
+            for found in (stats, family_case.stats)
+        ]
+        assert plans[0].layers == plans[1].layers
+
+
+def test_layers_that_are_kept_away_are_calibrated_alike(tiny_case, tiny_llama_gqa, as_loaded, together):
+    case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa())
+    for block in blocks(loaded.model):
+        offload_(block.mlp, "cpu", on_disk=False)
+    loaded = replace(loaded, fingerprint="kept away")
+    for stats in together(3, lambda: calibrate(loaded, case.tokens, progress=False)):
+        assert_same(stats, case.stats)
+
+
+def test_the_first_process_alone_keeps_and_reads_a_calibration(tiny_case, together, monkeypatch, tmp_path):
+    case = tiny_case("llama-mha")
+
+    def work() -> CalibrationStats:
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
+        return calibrate(case.loaded, case.tokens, progress=False)
+
+    first = together(2, work)
+    assert [path.name for path in tmp_path.glob("disk *")] == ["disk 0"]
+    monkeypatch.setattr(driver, "_calibrate_batch", None)  # no further calibration works
+    for ours, theirs in zip(together(2, work), first, strict=True):
+        for name, value in vars(ours.layers[1]).items():
+            assert torch.equal(value, getattr(theirs.layers[1], name))
+
+
+def test_processes_with_other_text_are_refused_in_all(tiny_case, together):
+    case = tiny_case("llama-mha")
+    answers = together(3, lambda: calibrate(case.loaded, case.tokens[rank() // 2 :], progress=False))
+    assert all("the same model and calibration text" in str(answer) for answer in answers)
+
+
+def test_a_model_sliced_in_sequence_is_the_same(family_case, together, monkeypatch):
+    case, counts = family_case, []
+    plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.4, "uniform"))
+
+    def embed(model, tokens):
+        counts.append(len(tokens))
+        return hidden_states.embed(model, tokens)
+
+    @torch.no_grad()
+    def work() -> tuple[Tensor, int]:
+        model = slice_model(case.loaded.model, plan, case.stats, case.tokens, progress=False)
+        return model(case.tokens[:4], use_cache=False).logits, counts.pop()
+
+    monkeypatch.setattr(sequential, "embed", embed)
+    answers = together(3, work)
+    assert [sequences for _, sequences in answers] == [5, 5, 6]
+    expected, _ = work()
+    for found, _ in answers:
+        assert_close(found, expected, rtol=1e-3, atol=1e-3 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("windows", [2, 16])  # for one process none, or other shares than batches
+def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
+    case = tiny_case("llama-mha")
+    expected = measure_losses(case.loaded.model, case.tokens[:windows], progress=False)
+    for found in together(3, lambda: measure_losses(case.loaded.model, case.tokens[:windows], progress=False)):
+        assert (found.done, found.total, found.sizes) == (windows, windows, expected.sizes)
+        assert_close(torch.tensor(found.sums), torch.tensor(expected.sums), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("methods", "kept"),  # points and the dense model's perplexity, where there are points
+    [(("intraslice", "intraslice+", "crossmodule"), [2, 3, 2, 3]), (("magnitude",), [0, 2, 0, 2])],
+)
+def test_a_sweep_has_the_same_rows_whatever_the_methods(tiny_case, together, monkeypatch, tmp_path, methods, kept):
+    case = tiny_case("llama-mha")
+    texts = Texts(case.stats, case.tokens, case.tokens[:4])
+    wanted = points(methods, ("pca",), (0.2, 0.4))
+
+    def work():
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
+        rows = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
+        return rows, len(list((tmp_path / f"disk {rank()}" / "sweep").glob("*.json")))
+
+    answers = together(4, work)
+    expected = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
+    for rows, _ in answers:
+        assert rows.method.tolist() == expected.method.tolist()
+        assert rows.sliced_total.tolist() == expected.sliced_total.tolist()
+        for column in ("perplexity", "dense_perplexity"):
+            assert rows[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
+    assert [count for _, count in answers] == kept
