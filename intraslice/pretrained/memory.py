@@ -27,7 +27,9 @@ MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, the activations of one layer and the interpreter, in addition to the weights.
 OVERHEAD = 256 * 2**20
-TOKENS_PER_BATCH, LOGIT_TOKENS = 512, 128  # as in calibration/driver.py; a batch has at least one sequence
+# Of a calibration; a batch has at least one sequence. The first bounds the activations of all layers for the backward
+# pass, which need most of the memory, the second the logits that are in memory at a time.
+TOKENS_PER_BATCH, LOSS_TOKENS = 512, 128
 MARGIN = 1.1  # for memory that allocators cache
 
 
@@ -83,8 +85,8 @@ def calibration_bytes(
     """
     layers, hidden, channels, kv_channels, neurons = _sizes(config)
     moments = 4 * layers * (3 * hidden**2 + channels**2 + neurons**2 + sequences * (channels + neurons))
-    backward = _batch_tokens(length) * backward_bytes_per_token(config, dtype)
-    calibrating = backward + 6 * 4 * LOGIT_TOKENS * config.vocab_size
+    backward = max(1, TOKENS_PER_BATCH // length) * length * backward_bytes_per_token(config, dtype)
+    calibrating = backward + 6 * 4 * LOSS_TOKENS * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
     return int(MARGIN * (copies * moments + max(calibrating, states + sliced)))
@@ -123,11 +125,6 @@ def _sizes(config: PreTrainedConfig) -> tuple[int, int, int, int, int]:
     heads = config.num_attention_heads
     channels, kv_channels = heads * dim, (getattr(config, "num_key_value_heads", None) or heads) * dim
     return config.num_hidden_layers, config.hidden_size, channels, kv_channels, config.intermediate_size
-
-
-def _batch_tokens(length: int) -> int:
-    """Number of tokens in a batch of whole sequences."""
-    return max(1, TOKENS_PER_BATCH // length) * length
 
 
 def available_bytes(device: str = "cpu") -> int:
