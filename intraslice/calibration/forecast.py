@@ -83,29 +83,26 @@ def estimate_stream(
     return StreamEstimate(memory, disk, seconds)
 
 
-def _speeds(hidden: int, neurons: int, dtype: torch.dtype, device: str) -> tuple[float, float]:
-    """Floating-point operations per second of linear maps, a third of them backward, and of moments in float32."""
-    width, height = min(hidden, MEASURED_WIDTH), min(neurons, MEASURED_WIDTH)
-    states, weight = (torch.randn(size, width, device=device).to(dtype) for size in (TOKENS_PER_BATCH, height))
-    inner, total = functional.linear(states, weight), torch.zeros(height, height, device=device)
-
-    def pass_linear() -> None:
-        functional.linear(states, weight)
-        functional.linear(states, weight)
-        inner @ weight
-
-    seconds = _fastest(pass_linear, device), _fastest(lambda: add_lower_moment_(total, inner), device)
-    return 6 * TOKENS_PER_BATCH * width * height / seconds[0], TOKENS_PER_BATCH * height * (height + BLOCK) / seconds[1]
-
-
-def _fastest(work: Callable[[], object], device: str) -> float:
-    """Seconds of the fastest of a few calls. On a CPU its own time counts: other programs may run meanwhile."""
-    on_gpu, seconds = torch.device(device).type == "cuda", []
+def _speeds(hidden: int, neurons: int, dtype: torch.dtype, device: str) -> list[float]:
+    """Floating-point operations per second of linear maps, and of moments in float32: the fastest of a few calls."""
+    on_gpu = torch.device(device).type == "cuda"
+    # On a CPU its own time counts: other programs may run meanwhile.
     clock, threads = (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
-    for _ in range(3):
-        start = clock()
-        work()
-        if on_gpu:
-            torch.cuda.synchronize()
-        seconds.append((clock() - start) / threads)
-    return max(min(seconds), 1e-9)
+    rows, width, height = TOKENS_PER_BATCH, min(hidden, MEASURED_WIDTH), min(neurons, MEASURED_WIDTH)
+    states, weight = (torch.randn(size, width, device=device).to(dtype) for size in (rows, height))
+    inner, total = functional.linear(states, weight), torch.zeros(height, height, device=device)
+    works: tuple[tuple[int, Callable[[], object]], ...] = (
+        (2 * rows * width * height, lambda: functional.linear(states, weight)),
+        (rows * height * (height + BLOCK), lambda: add_lower_moment_(total, inner)),
+    )
+    speeds = []
+    for operations, work in works:
+        seconds = []
+        for _ in range(3):
+            start = clock()
+            work()
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append((clock() - start) / threads)
+        speeds.append(operations / max(min(seconds), 1e-9))
+    return speeds

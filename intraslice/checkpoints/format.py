@@ -171,14 +171,14 @@ class Shards:
             names.remove("lm_head.weight")
         self._write(0, {name: fetch_tensor(self.model, name, self.model.get_parameter(name)) for name in names})
         with resumable_write(target):
-            shapes_of = {file.name: safetensors_shapes(file) for file in sorted(self.folder.glob("*.safetensors"))}
-            places = {tensor: name for name, shapes in shapes_of.items() for tensor in shapes}
-            values = sum(math.prod(shape) for shapes in shapes_of.values() for shape in shapes.values())
+            tensors = {file: safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
+            places = {name: file.name for file, shapes in tensors.items() for name in shapes}
+            values = sum(math.prod(shape) for shapes in tensors.values() for shape in shapes.values())
             total = {"total_size": values * self.model.dtype.itemsize}
             index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
             (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
-            shapes = [read_json(self._shape(layer)) for layer in range(len(self.model.model.layers))]
-            config = IntraSliceConfig.with_shapes(self.model, shapes, made)
+            layers = [read_json(self._shape(index)) for index in range(len(self.model.model.layers))]
+            config = IntraSliceConfig.with_shapes(self.model, layers, made)
             write_parts(self.folder, self.model, tokenizer, config, target.name)
             if target.exists():  # and is empty
                 target.rmdir()

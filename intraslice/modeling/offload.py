@@ -172,8 +172,7 @@ def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], devi
         with resident(layer):
             canonicalise_layer_(model, index)
         if place != device:
-            offload_(layer.self_attn, device, place == "disk")
-            offload_(layer.mlp, device, place == "disk")
+            offload_(layer, device, place == "disk")
     for part in model.modules():
         if not _hook(part):
             remove_hook_from_module(part)

@@ -181,9 +181,6 @@ def test_a_run_does_not_continue_another_configurations(recipe, folder, uninterr
     assert files_of(folder) == uninterrupted(recipe)
 
 
-# What a run needs
-
-
 def test_a_journal_beyond_the_disk_budget_is_refused_before_any_work(recipe, folder, monkeypatch):
     monkeypatch.setenv(MAX_BYTES_VARIABLE, "100000")
     events = []
@@ -207,7 +204,7 @@ def test_the_reserved_bytes_hold_the_journal(tiny_case, recipe, own_cache, folde
 
 
 def test_an_estimate_is_of_the_model_and_grows_with_the_work(monkeypatch):
-    monkeypatch.setattr(forecast, "_fastest", lambda work, device: 0.1)
+    monkeypatch.setattr(forecast, "_speeds", lambda *sizes: (1e11, 1e11))
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(num_hidden_layers=32, vocab_size=128256, **sizes)  # Llama 3 8B
     calibration = CalibrationConfig("default", 32, 512)
@@ -220,9 +217,6 @@ def test_an_estimate_is_of_the_model_and_grows_with_the_work(monkeypatch):
     deeper = estimate_stream(config, calibration, torch.bfloat16, 0.0)
     assert deeper.memory_bytes == whole.memory_bytes  # that of one layer
     assert deeper.seconds > 1.5 * whole.seconds
-
-
-# The command
 
 
 @pytest.fixture
