@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
@@ -100,7 +100,11 @@ def load_model(
         raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
     precision: torch.dtype = getattr(torch, choose_dtype(dtype, device))
     if device_map is not None:
-        return _load_offloaded(name, precision, device, device_map, progress)
+        if device_map not in PLACEMENTS:
+            raise UserError(f"device map must be one of {', '.join(PLACEMENTS)}, got {device_map!r}")
+        if is_checkpoint(name):
+            raise UserError(f"{name} is a sliced checkpoint, which cannot be offloaded; leave the device map out")
+        return load_offloaded(name, precision, device, device_map, progress=progress)
     if is_checkpoint(name):
         model, tokenizer, made = load_checkpoint(name, device, precision)
         return LoadedModel(model, tokenizer, name, f"{made.get('source', name)}, sliced", fingerprint(model), made)
@@ -152,28 +156,41 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return LoadedModel(canonical, tokenizer_copy, name, f"{name}, as transformers loaded it", digest)
 
 
-def _load_offloaded(
+def load_offloaded(
     name: str,
     dtype: torch.dtype,
     device: str,
-    device_map: Placement,
+    device_map: Placement | None = None,
+    *,
     progress: ProgressCallback | bool,
 ) -> LoadedModel:
-    if device_map not in PLACEMENTS:
-        raise UserError(f"device map must be one of {', '.join(PLACEMENTS)}, got {device_map!r}")
-    if is_checkpoint(name):
-        raise UserError(f"{name} is a sliced checkpoint, which cannot be offloaded; leave the device map out")
+    """A model whose layers are offloaded as `device_map` says.
+
+    Without a device map all weights but the final norm stay in their files, and the layers are those of transformers,
+    so that the model is of use for `open_layer` and `resident` alone.
+
+    Raises:
+        UserError: there is no such model, it cannot be sliced, or is a GGUF file.
+    """
     weights = obtain_weights(name, progress=progress)
     if weights.gguf:
-        raise UserError(f"{name} is a GGUF file, which cannot be offloaded; use safetensors with a device map")
-    config = read_config(weights)
-    places = place_layers(config, dtype, device, device_map, available_bytes(device), available_bytes())
+        raise UserError(f"{name} is a GGUF file, whose layers are not read one by one; use a folder of safetensors")
+    free = available_bytes(device), available_bytes()
+    places = place_layers(read_config(weights), dtype, device, device_map or "disk", *free)
+    if device_map is None:
+        places |= {"model.embed_tokens": "disk", "lm_head": "disk"}
     model, tokenizer = read_weights(weights, dtype, places)
     prepare_tokenizer_(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
     digest = fingerprint(model, _file_digests(weights, dtype))
-    canonicalise_offloaded_(model, places, device)
+    if device_map is not None:
+        canonicalise_offloaded_(model, places, device)
     return LoadedModel(model, tokenizer, name, weights.source, digest)
+
+
+def config_of(name: str) -> PreTrainedConfig:
+    """The configuration of a dense model. Raises UserError as `load_offloaded` does."""
+    return read_config(obtain_weights(name))
 
 
 def fingerprint(model: PreTrainedModel, kept: Mapping[str, str] | None = None) -> str:

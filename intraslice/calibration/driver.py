@@ -19,25 +19,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.layerwise import LossGradient, calibrate_layerwise, final_gradient
+from intraslice.calibration.layerwise import (
+    BY_SEQUENCE,
+    LayerwiseCalibration,
+    LossGradient,
+    final_gradient,
+    require_finite,
+)
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import Targets
-from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.errors import UserError
+from intraslice.core.journal import Steps
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import call_layer, embed
+from intraslice.modeling.hidden_states import call_layer, device_of, embed
 from intraslice.modeling.offload import is_offloaded, resident
+from intraslice.pretrained.memory import LOSS_TOKENS, TOKENS_PER_BATCH
 
 FORMAT = "8"
-TOKENS_PER_BATCH = 512  # bounds the activations of all layers for the backward pass, which need most of the memory
-LOSS_TOKENS = 128  # tokens whose logits are in memory at a time
 SEED = 0  # for sampled targets
-BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row per sequence
-GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
 
 
 def sample_tokens(
@@ -105,7 +109,7 @@ def calibrate(
     """
     require_loaded(loaded)
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
-    path = _cache_path(loaded, tokens, targets)
+    path = cache_path("calibration", ".npz", FORMAT, loaded.fingerprint, model.dtype, tokens, targets)
     stats = read_result(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
     names, found = zip(*all_gather([(path.name, stats is not None)]), strict=True)
     if len({*names}) > 1:
@@ -123,9 +127,12 @@ def calibrate(
         all_reduce_(*vars(layer).values())
         layer.mirror_()
     if not is_cached:
-        _require_finite(stats)
+        for layer in stats:
+            require_finite(layer)
         if rank() == 0:
-            _save(path, stats)
+            nbytes = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
+            what = f"the calibration ({nbytes / 1e6:.0f} MB)"
+            write_result(path, lambda file: _write(file, stats), what, nbytes)
     return _statistics(model, stats, tokens.numel(), targets)
 
 
@@ -140,25 +147,36 @@ def _calibrate_shard(
     shard = shard_of(len(tokens), sequences_per_batch(tokens))
     # Views of the shard's rows; of sums over sequences, the tensors themselves.
     shard_stats = [replace(layer, **{name: getattr(layer, name)[shard] for name in BY_SEQUENCE}) for layer in stats]
-    generator = torch.Generator(model.device).manual_seed(SEED) if targets == "sampled" else None
-    if generator is not None:
-        _skip_samples(generator, tokens[: shard.start], model.lm_head.out_features)
-    loss_gradient = partial(next_token_gradient, generator=generator)
-    if is_offloaded(model):
-        calibrate_layerwise(model, shard_stats, tokens[shard], loss_gradient, progress)
-    else:
+    loss_gradient = loss_gradient_after(tokens[: shard.start], model, targets)
+    if not is_offloaded(model):
         _calibrate(model, shard_stats, tokens[shard], targets, loss_gradient, progress)
+        return
+    steps: Steps = {}
+    calibration = LayerwiseCalibration(
+        model, tokens[shard], sequences_per_batch(tokens), loss_gradient, steps, progress
+    )
+    calibration.run()
+    for index, layer in enumerate(shard_stats):
+        for name, value in vars(calibration.stats(index)).items():
+            getattr(layer, name).copy_(value)
+        del steps[f"moments.{index}"]
 
 
-def _skip_samples(generator: torch.Generator, tokens: Int[Tensor, "sequences length"], vocabulary: int) -> None:
-    """Advance the generator as `next_token_gradient` does for `tokens`, so that samples do not depend on the sharding.
+def loss_gradient_after(
+    done: Int[Tensor, "sequences length"], model: PreTrainedModel, targets: Targets
+) -> LossGradient:
+    """`next_token_gradient` for the sequences after those that are `done`, so that samples do not depend on sharding.
 
-    Exact on a CPU, and on a GPU if the shard begins with a whole batch.
+    Exact on a CPU, and on a GPU if a whole batch begins there.
     """
+    if targets != "sampled":
+        return next_token_gradient
+    generator = torch.Generator(device_of(model)).manual_seed(SEED)
     # On SmolLM2 this costs 2 % of calibrating on the same tokens.
-    for batch in tokens.split(sequences_per_batch(tokens)):
+    for batch in done.split(sequences_per_batch(done)):
         for chunk in batch[:, 1:].flatten().split(LOSS_TOKENS):
-            torch.rand(len(chunk), vocabulary, generator=generator, device=generator.device)
+            torch.rand(len(chunk), model.lm_head.out_features, generator=generator, device=generator.device)
+    return partial(next_token_gradient, generator=generator)
 
 
 def sequences_per_batch(tokens: Int[Tensor, "sequences length"]) -> int:
@@ -180,12 +198,17 @@ def _calibrate(
 
     def partial_statistics() -> CalibrationStats:
         layers = [
-            LayerStats(**{name: _first(name, value, done).clone() for name, value in vars(layer).items()})
+            LayerStats(
+                **{
+                    name: (value[:done] if name in BY_SEQUENCE else value).clone()
+                    for name, value in vars(layer).items()
+                }
+            )
             for layer in stats
         ]
         for layer in layers:
             layer.mirror_()
-        _require_finite(layers)
+            require_finite(layer)
         return _statistics(model, layers, done * tokens.shape[1], targets)
 
     for batch in tokens.split(sequences_per_batch(tokens)):
@@ -195,15 +218,6 @@ def _calibrate(
         # A shard alone is not a calibration on the first sequences.
         result = partial_statistics if size() == 1 else None
         progress(Progress("calibrate", done, sequences, partial=result))
-
-
-def _first(name: str, value: Tensor, sequences: int) -> Tensor:
-    return value[:sequences] if name in BY_SEQUENCE else value
-
-
-def _require_finite(stats: list[LayerStats]) -> None:
-    if not all(torch.isfinite(getattr(layer, name)).all() for layer in stats for name in GRADIENTS):
-        raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
 
 
 def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, targets: Targets) -> CalibrationStats:
@@ -259,10 +273,6 @@ def output_map(block: Block) -> Float[Tensor, "hidden heads dim"]:
         return block.attention.weights().output.detach()
 
 
-def _cache_path(loaded: LoadedModel, tokens: Tensor, targets: Targets) -> Path:
-    return cache_path("calibration", ".npz", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens, targets)
-
-
 def _read(path: Path, layers: int, device: torch.device) -> list[LayerStats]:
     """Cached stats. May raise any exception for a damaged file."""
     names = LayerStats.__dataclass_fields__
@@ -280,11 +290,6 @@ def _array(archive: zipfile.ZipFile, name: str) -> numpy.ndarray:
         if file.read(1):
             raise ValueError(f"{name} has bytes after its array")
     return array
-
-
-def _save(path: Path, stats: list[LayerStats]) -> None:
-    size = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
-    write_result(path, lambda file: _write(file, stats), f"the calibration ({size / 1e6:.0f} MB)", size)
 
 
 def _write(path: Path, stats: list[LayerStats]) -> None:

@@ -1,12 +1,14 @@
-"""Calibration of a model larger than memory: a forward pass that stores each layer's input, then backward by layer.
+"""Calibration one layer at a time: all sequences pass through a layer before the weights of the next one are read.
 
-The statistics equal those of an ordinary calibration. Each layer's weights are loaded once per pass. It costs one more
-forward, and one stored hidden state per token and layer. The moments of all layers are in memory.
+A forward sweep keeps every layer's input and the moments; a backward sweep, from the last layer to the first, computes
+each layer again from its input and carries the gradient of the hidden states. It costs one more forward. Batches and
+their order are those of an ordinary calibration, so the statistics have the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,45 +17,148 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.stats import LayerStats
+from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_profile, layer_sizes
+from intraslice.core.config import SliceConfig
+from intraslice.core.errors import NumericalError
+from intraslice.core.journal import Steps
 from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
-from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import LayerArguments, call_layer, embed, final_norm
-from intraslice.modeling.offload import resident
+from intraslice.modeling.counts import decoder_parameters
+from intraslice.modeling.hidden_states import LayerArguments, call_layer, device_of, embed, final_norm
+from intraslice.modeling.offload import open_layer, resident
+from intraslice.planning.profile import LayerProfile, Profile
 
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
+BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row per sequence
+GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
+STATES = "states"  # name of the only tensor of some steps
 
 
-def calibrate_layerwise(
-    model: PreTrainedModel,
-    stats: list[LayerStats],
-    tokens: Int[Tensor, "sequences length"],
-    loss_gradient: LossGradient,
-    progress: ProgressCallback,
-) -> None:
-    """Fill `stats`, one for each layer, in place; reports after every layer, forward and backward."""
-    layers = list(zip(model.model.layers, blocks(model), stats, strict=True))
-    total = 2 * len(layers)
-    progress(Progress("calibrate", 0, total))
-    layer_inputs = []
-    with torch.no_grad():
-        hidden_states = embed(model, tokens)
-    for done, (layer, block, layer_stats) in enumerate(layers, 1):
-        layer_inputs.append(list(hidden_states.hidden))
-        with torch.no_grad(), resident(layer), collecting_moments(block, layer_stats):
-            hidden_states.pass_through_(layer)
-        progress(Progress("calibrate", done, total))
-    batches = tokens.to(model.device).split([len(hidden) for hidden in hidden_states.hidden])
-    pause = partial(progress, Progress("calibrate", len(layers), total))
-    gradients = [
-        final_gradient(model, hidden, batch, loss_gradient, pause)
-        for hidden, batch in zip(hidden_states.hidden, batches, strict=True)
-    ]
-    for done, (layer, block, layer_stats) in enumerate(reversed(layers), len(layers) + 1):
-        with resident(layer):
-            _backward_(layer, block, layer_stats, layer_inputs.pop(), hidden_states.arguments, gradients)
-        progress(Progress("calibrate", done, total))
+@dataclass(frozen=True)
+class LayerwiseCalibration:
+    """The calibration of a model by `batch` sequences at a time, and its finished `steps`. Layer 0 is the first:
+
+    states.N: the hidden states that enter layer N, or leave the last one; removed when the backward sweep is past it.
+    moments.N: sums of the forward sweep.
+    state_gradients.N: the gradient of the loss at states.N; removed when the next one is there.
+    mask_gradients.N: sums and mask gradients of the backward sweep.
+    """
+
+    model: PreTrainedModel
+    tokens: Int[Tensor, "sequences length"]
+    batch: int
+    loss_gradient: LossGradient
+    steps: Steps
+    progress: ProgressCallback
+    moments: Collection[str] = MOMENTS  # those that are collected
+
+    def run(self) -> None:
+        """Finish all steps. Raises NumericalError where gradients are not finite."""
+        self._report(0, 0)
+        steps, layers = self.steps, self._layers
+        if "mask_gradients.0" not in steps:
+            arguments = self._embed()
+            for index in range(layers):
+                if f"moments.{index}" not in steps:
+                    self._pass(index, arguments, backward=False)
+            if f"mask_gradients.{layers - 1}" not in steps and f"state_gradients.{layers}" not in steps:
+                steps[f"state_gradients.{layers}"] = self._final_gradients()
+            for index in reversed(range(layers)):
+                if f"mask_gradients.{index}" not in steps:
+                    self._pass(index, arguments, backward=True)
+                    del steps[f"state_gradients.{index + 1}"], steps[f"states.{index + 1}"]
+        self._report(2 * layers, 0)
+
+    def stats(self, layer: int, moments: Collection[str] = MOMENTS) -> LayerStats:
+        """The statistics of one layer, once all steps are finished; moments not among `moments` have no rows."""
+        tensors = self.steps[f"moments.{layer}"] | self.steps[f"mask_gradients.{layer}"]
+        tensors |= {name: torch.empty(0) for name in MOMENTS if name not in moments}
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+        stats = LayerStats.unpacked(arrays, device_of(self.model))
+        stats.mirror_()
+        return stats
+
+    @torch.no_grad()
+    def profile(self, config: SliceConfig) -> Profile:
+        """Inputs of a plan by `config`, whose estimator reads no moment of the MLP."""
+        total, units = self._layers, (config.head_fraction, config.gradient_group)
+        layers: list[LayerProfile] = []  # small, so those of all layers are in memory
+        self.progress(Progress("profile", 0, total))
+        for index in range(total):
+            stats = self.stats(index, ("attention_moment",))
+            stats.mlp_moment = torch.full((1, 1), torch.nan).expand(2 * [len(stats.mlp_sum)])  # takes no memory
+            with open_layer(self.model, index) as (_, block):
+                output_map, kv_head = block.attention.weights().output, block.attention.kv_head.tolist()
+                layer = stats.calibration(layer_sizes(block), output_map, kv_head, *units, index)
+                layers.append(layer_profile(layer, [config.estimator]))
+            self.progress(Progress("profile", index + 1, total))
+        other = sum(parameter.numel() for parameter in self.model.parameters()) - decoder_parameters(self.model)
+        return Profile(tuple(layers), other, self.model.dtype.itemsize, *units)
+
+    @property
+    def _layers(self) -> int:
+        return len(self.model.model.layers)
+
+    def _batches(self) -> Iterator[tuple[slice, Tensor]]:
+        """The rows of every batch, and their tokens on the device."""
+        for start in range(0, len(self.tokens), self.batch):
+            rows = slice(start, start + self.batch)
+            yield rows, self.tokens[rows].to(device_of(self.model))
+
+    def _report(self, sweeps: int, batches: int) -> None:
+        """Report finished passes of one batch through one layer, from `sweeps` of all batches and some `batches`."""
+        count = -(-len(self.tokens) // self.batch)
+        self.progress(Progress("calibrate", sweeps * count + batches, 2 * self._layers * count))
+
+    @torch.no_grad()
+    def _embed(self) -> list[LayerArguments]:
+        """What every layer is called with besides its input, by batch. The first run keeps the hidden states."""
+        with resident(self.model.model.embed_tokens):
+            embedded = [embed(self.model, batch) for _, batch in self._batches()]
+        if "states.0" not in self.steps:
+            self.steps["states.0"] = {STATES: torch.cat([states.hidden[0] for states in embedded])}
+        return [states.arguments[0] for states in embedded]
+
+    def _pass(self, index: int, arguments: list[LayerArguments], backward: bool) -> None:
+        """Bring all batches through a layer: its outputs and moments, or the gradients at its inputs and its masks."""
+        states, device = self.steps[f"states.{index}"][STATES], device_of(self.model)
+        gradients = self.steps[f"state_gradients.{index + 1}"][STATES] if backward else states
+        results = torch.empty_like(states)
+        with open_layer(self.model, index) as (layer, block):
+            stats = empty_stats(block, len(self.tokens) * backward, device, () if backward else self.moments)
+            for done, ((rows, _), batch_arguments) in enumerate(zip(self._batches(), arguments, strict=True), 1):
+                leaf = states[rows].to(device)
+                if backward:
+                    with torch.enable_grad(), collecting_gradients(block, stats, rows):
+                        output = call_layer(layer, leaf.requires_grad_(), batch_arguments)
+                        output.backward(gradients[rows].to(device))
+                    results[rows] = gradient_of(leaf)
+                else:
+                    with torch.no_grad(), collecting_moments(block, stats):
+                        results[rows] = call_layer(layer, leaf, batch_arguments)
+                self._report(2 * self._layers - 1 - index if backward else index, done)
+        if backward:
+            require_finite(stats)
+        packed = {name: torch.from_numpy(array) for name, array in stats.packed() if (name in GRADIENTS) == backward}
+        del stats  # before its packed sums are copied to be written
+        self.steps[f"state_gradients.{index}" if backward else f"states.{index + 1}"] = {STATES: results}
+        self.steps[f"{'mask_gradients' if backward else 'moments'}.{index}"] = packed
+
+    def _final_gradients(self) -> dict[str, Tensor]:
+        """The gradient of the loss at the output of the last layer."""
+        states, pause = self.steps[f"states.{self._layers}"][STATES], partial(self._report, self._layers, 0)
+        gradients = torch.empty_like(states)
+        with resident(self.model.lm_head):
+            for rows, batch in self._batches():
+                hidden = states[rows].to(batch.device)
+                gradients[rows] = final_gradient(self.model, hidden, batch, self.loss_gradient, pause)
+        return {STATES: gradients}
+
+
+def require_finite(stats: LayerStats) -> None:
+    """Raise NumericalError unless all gradients are finite."""
+    if not all(torch.isfinite(getattr(stats, name)).all() for name in GRADIENTS):
+        raise NumericalError("mask gradients are not finite; calibrate in float32, or on other text")
 
 
 def final_gradient(
@@ -70,22 +175,3 @@ def final_gradient(
         normed = norm(leaf)
     normed.backward(loss_gradient(model, normed, batch, pause))
     return gradient_of(leaf)
-
-
-def _backward_(
-    layer: torch.nn.Module,
-    block: Block,
-    stats: LayerStats,
-    inputs: list[Float[Tensor, "batch tokens hidden"]],
-    arguments: list[LayerArguments],
-    gradients: list[Float[Tensor, "batch tokens hidden"]],
-) -> None:
-    """Collect mask gradients of one layer; replaces the `gradients` of its outputs by those of its inputs, in place."""
-    done = 0
-    for index, (hidden, batch_arguments) in enumerate(zip(inputs, arguments, strict=True)):
-        rows = slice(done, done + len(hidden))
-        with torch.enable_grad(), collecting_gradients(block, stats, rows):
-            leaf = hidden.requires_grad_()
-            call_layer(layer, leaf, batch_arguments).backward(gradients[index])
-        gradients[index] = gradient_of(leaf)
-        done += len(hidden)

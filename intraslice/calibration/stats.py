@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -62,6 +62,29 @@ class LayerStats:
             for start in range(0, len(moment), BLOCK):
                 block = moment[start : start + BLOCK, start : start + BLOCK]
                 block.copy_(block.tril() + block.tril(-1).T)
+
+    def calibration(
+        self,
+        sizes: LayerSizes,
+        output_map: Tensor,
+        kv_head: Sequence[int],
+        head_fraction: float | None,
+        gradient_group: int,
+        index: int,
+    ) -> LayerCalibration:
+        """What estimators read."""
+        return LayerCalibration(
+            sizes,
+            group_gradients(self.attention_gradients, gradient_group),
+            group_gradients(self.mlp_gradients, gradient_group),
+            self.attention_moment,
+            self.mlp_moment,
+            self.query_fisher,
+            output_map,
+            torch.tensor(kv_head, device=self.query_fisher.device),
+            head_fraction,
+            index,
+        )
 
     def packed(self) -> Iterator[tuple[str, numpy.ndarray]]:
         """All arrays to store, by name; of the moments the lower triangle, row by row."""
@@ -156,18 +179,7 @@ class CalibrationStats:
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
         for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
-            layer = LayerCalibration(
-                sizes,
-                group_gradients(stats.attention_gradients, gradient_group),
-                group_gradients(stats.mlp_gradients, gradient_group),
-                stats.attention_moment,
-                stats.mlp_moment,
-                stats.query_fisher,
-                output_map,
-                torch.tensor(kv_head, device=stats.query_fisher.device),
-                head_fraction,
-                index,
-            )
+            layer = stats.calibration(sizes, output_map, kv_head, head_fraction, gradient_group, index)
             layers.append(layer_profile(layer, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)

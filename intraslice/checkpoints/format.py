@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM
 from intraslice.checkpoints.model_card import CARD, model_card
+from intraslice.checkpoints.shapes import shape_of
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
+from intraslice.core.journal import resumable_write, write_whole
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
-from intraslice.pretrained.headers import read_json
+from intraslice.pretrained.headers import read_json, safetensors_shapes
 from intraslice.pretrained.reader import Weights, quiet_transformers, read_tokenizer, weight_files
 
 FORMAT = 3
 CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -124,6 +129,60 @@ def write_parts(
     record: dict[str, Any] = {"format": FORMAT, "made": config.made}
     record["sha256"] = _digest(temporary, record)
     (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A model folder that is written layer by layer: a shard for each layer, and the first one for all other weights.
+
+    A shard is written whole or not at all. `folder` is one that the same run finds again; beside it are the shapes of
+    the layers that are written.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+
+    def has_layer(self, index: int) -> bool:
+        """Whether the layer is written."""
+        return bool(_read_json_or_empty(self._shape(index)))
+
+    def write_layer(self, index: int) -> None:
+        """Write a layer in its present state. Raises UserError if it cannot be written."""
+        layer = self.model.model.layers[index]
+        self._write(index + 1, {f"model.layers.{index}.{name}": tensor for name, tensor in layer.state_dict().items()})
+        shape = json.dumps(shape_of(layer))
+        write_whole(self._shape(index), lambda partial: partial.write_text(shape, encoding="utf-8"))
+
+    def finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:
+        """Write all other weights, the index of the shards, and the other files; move the folder to `target`.
+
+        Raises UserError if they cannot be written; the same run may then be started again.
+        """
+        names = [name for name in self.model.state_dict() if not name.startswith("model.layers.")]
+        if self.model.config.tie_word_embeddings:
+            names.remove("lm_head.weight")
+        self._write(0, {name: fetch_tensor(self.model, name, self.model.get_parameter(name)) for name in names})
+        with resumable_write(target):
+            tensors = {file: safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
+            places = {name: file.name for file, shapes in tensors.items() for name in shapes}
+            values = sum(math.prod(shape) for shapes in tensors.values() for shape in shapes.values())
+            total = {"total_size": values * self.model.dtype.itemsize}
+            index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+            layers = [read_json(self._shape(index)) for index in range(len(self.model.model.layers))]
+            config = IntraSliceConfig.with_shapes(self.model, layers, made)
+            write_parts(self.folder, self.model, tokenizer, config, target.name)
+            if target.exists():  # and is empty
+                target.rmdir()
+            os.replace(self.folder, target)
+
+    def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+        file = self.folder / f"model-{shard + 1:05d}-of-{len(self.model.model.layers) + 1:05d}.safetensors"
+        write_whole(file, lambda partial: write_tensors(tensors, partial))
+
+    def _shape(self, index: int) -> Path:
+        return self.folder.with_name(f"shape.{index}")
 
 
 def load(

@@ -35,7 +35,7 @@ from intraslice.reporting import (
     slice_statistics,
     summary,
 )
-from intraslice.streaming.driver import estimate, memory_is_short, require_streamable, slice_to_folder
+from intraslice.streaming import estimate, memory_is_short, require_streamable, slice_to_folder
 from intraslice.untrusted.layer_files import ratios_csv
 
 

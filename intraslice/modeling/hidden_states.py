@@ -95,6 +95,11 @@ def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     return getattr(model.model, family_of(model.config).final_norm)
 
 
+def device_of(model: PreTrainedModel) -> torch.device:
+    """The device on which the model computes, where its norms are; other weights may be elsewhere."""
+    return next(final_norm(model).parameters()).device
+
+
 def call_layer(layer: DenseModule, hidden: Tensor, arguments: LayerArguments) -> Float[Tensor, "batch tokens hidden"]:
     """The output of a decoder layer, canonical or cross-module, for one batch."""
     return layer(hidden, **arguments[layer.self_attn.layer_idx])

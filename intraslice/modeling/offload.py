@@ -7,12 +7,12 @@ forward; `resident` fetches those of one module once and holds them. All computi
 from __future__ import annotations
 
 import atexit
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import uuid4
 
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook, add_hook_to_module, remove_hook_from_module
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.cache import cache_folder, temporary_folder
-from intraslice.modeling.families import canonicalise_layer_
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import Block, DenseModule, block_of, canonicalise_layer_, family_of
 
 Placement = Literal["auto", "disk"]  # auto: layers that fit are in memory; disk: no layer is
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
@@ -38,23 +39,24 @@ def place_layers(
     """accelerate's device map, from the free bytes of the device and of the CPU.
 
     Layers are on `device` while the model fills less than half of `device_bytes`, then in CPU memory while they fill
-    less than half of `cpu_bytes`, then on disk. Everything else is on `device`.
+    less than half of `cpu_bytes`, then on disk. Everything else, with the layers' norms, is on `device`.
     """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     places = {name: device for name, _ in model.named_children() if name != "model"}
     places |= {f"model.{name}": device for name, _ in model.model.named_children() if name != "layers"}
-    sizes = {id(p): p.nbytes for p in model.parameters()}
-    layers = {id(p) for p in model.model.layers.parameters()}
-    free_bytes = {device: device_bytes / 2 - sum(nbytes for key, nbytes in sizes.items() if key not in layers)}
+    layers, parameters = model.model.layers.parameters(), model.parameters()
+    free_bytes = {device: device_bytes / 2 - sum(p.nbytes for p in parameters) + sum(p.nbytes for p in layers)}
     if device != "cpu":
         free_bytes["cpu"] = cpu_bytes / 2
     for index, layer in enumerate(model.model.layers):
         needed = sum(p.nbytes for p in layer.parameters())
         fitting = [place for place, nbytes in free_bytes.items() if nbytes >= needed and placement == "auto"]
-        places[f"model.layers.{index}"] = (fitting or ["disk"])[0]
+        place = fitting[0] if fitting else "disk"
+        names = {name: place if name in ("self_attn", "mlp") else device for name, _ in layer.named_children()}
+        places |= {f"model.layers.{index}.{name}": place for name, place in names.items()}
         if fitting:
-            free_bytes[fitting[0]] -= needed
+            free_bytes[place] -= needed
     return places
 
 
@@ -98,40 +100,39 @@ def resident(module: nn.Module) -> Iterator[None]:
     """
     offloaded = [part for part in module.modules() if _hook(part)]
     for part in offloaded:
-        _hold(part)
+        state = vars(part)
+        state["_holders"] = state.get("_holders", 0) + 1
+        if state["_holders"] == 1:
+            state["_offloaded_state"] = dict(part.named_parameters(recurse=False)), part.forward
+            for name, value in _values(part).items():
+                setattr(part, name, value)
+            part.forward = state["_old_forward"]
     try:
         yield
     finally:
         for part in offloaded:
-            _release(part)
+            state = vars(part)
+            state["_holders"] -= 1
+            if state["_holders"] == 0:
+                parameters, part.forward = state.pop("_offloaded_state")
+                del state["_holders"]
+                for name, parameter in parameters.items():
+                    setattr(part, name, parameter)
 
 
-def _hold(part: nn.Module) -> None:
-    holders: int = vars(part).get("_holders", 0)
-    if holders == 0:
-        vars(part)["_offloaded_state"] = dict(part.named_parameters(recurse=False)), part.forward
-        for name, value in _values(part).items():
-            setattr(part, name, value)
-        part.forward = vars(part)["_old_forward"]
-    vars(part)["_holders"] = holders + 1
-
-
-def _release(part: nn.Module) -> None:
-    vars(part)["_holders"] -= 1
-    if vars(part)["_holders"] == 0:
-        parameters, part.forward = vars(part).pop("_offloaded_state")
-        del vars(part)["_holders"]
-        for name, parameter in parameters.items():
-            setattr(part, name, parameter)
-
-
-def fetch_(module: nn.Module) -> None:
-    """Load the module's weights and remove its hooks, in place."""
-    for part in module.modules():
-        if _hook(part):
-            for name, value in _values(part).items():
-                setattr(part, name, value)
-        remove_hook_from_module(part)
+@contextmanager
+def open_layer(model: PreTrainedModel, index: int) -> Iterator[tuple[DenseModule, Block]]:
+    """One layer, canonical, with its weights in memory inside the context."""
+    layer = model.model.layers[index]
+    stored = layer.self_attn, layer.mlp
+    if not isinstance(layer.self_attn, SlicedAttention):
+        with resident(layer):
+            canonicalise_layer_(model, index)
+    try:
+        with resident(layer):
+            yield layer, block_of(layer, family_of(model.config))
+    finally:
+        layer.self_attn, layer.mlp = stored
 
 
 def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> None:
@@ -140,7 +141,7 @@ def offload_(module: nn.Module, device: str | torch.device, on_disk: bool) -> No
         if isinstance(linear, nn.Linear):
             weights: Any = {name: value.cpu() for name, value in linear.state_dict().items()}
             if on_disk:
-                folder = _scratch_folder()
+                folder = _offload_folder(cache_folder()) / uuid4().hex
                 offload_state_dict(folder, weights)
                 weights = OffloadedWeightsLoader(save_folder=folder)
             add_hook_to_module(linear, AlignDevicesHook(device, offload=True, weights_map=weights))
@@ -153,14 +154,12 @@ def offload_like_(module: nn.Module, dense: nn.Module) -> None:
         offload_(module, hook.execution_device, isinstance(hook.weights_map, OffloadedWeightsLoader))
 
 
-def _scratch_folder() -> Path:
-    """A new temporary folder in the cache, removed when the process ends, or by the next process if it is killed."""
-    return Path(tempfile.mkdtemp(dir=_offload_folder(cache_folder())))
-
-
 @cache
 def _offload_folder(_: Path) -> Path:
-    """The folder of this process for offloaded weights, one for each cache folder."""
+    """The folder of this process for offloaded weights in a cache folder.
+
+    It is removed when the process ends, or by the next process if it is killed.
+    """
     exit_stack = ExitStack()
     atexit.register(exit_stack.close)
     return exit_stack.enter_context(temporary_folder(required=True))
@@ -169,14 +168,12 @@ def _offload_folder(_: Path) -> Path:
 def canonicalise_offloaded_(model: PreTrainedModel, places: dict[str, str], device: str) -> None:
     """Canonicalise, layer by layer, a model that transformers loaded with the device map `places`."""
     for index, layer in enumerate(model.model.layers):
-        fetch_(layer)
-        canonicalise_layer_(model, index)
-        layer.to(device)
-        place = places[f"model.layers.{index}"]
+        place = places[f"model.layers.{index}.self_attn"]
+        with resident(layer):
+            canonicalise_layer_(model, index)
         if place != device:
-            offload_(layer.self_attn, device, place == "disk")
-            offload_(layer.mlp, device, place == "disk")
-    for part in (model, model.model, *model.children(), *model.model.children()):
-        if part is not model.model.layers:
+            offload_(layer, device, place == "disk")
+    for part in model.modules():
+        if not _hook(part):
             remove_hook_from_module(part)
     model.__dict__.pop("hf_device_map", None)  # all computing is on one device, so generation must not see a map

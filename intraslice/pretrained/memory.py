@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from intraslice.core.errors import NoRoomError, UserError
 from intraslice.modeling.families import head_width
-from intraslice.modeling.hidden_states import LOGIT_TOKENS, require_length
+from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
 from intraslice.pretrained.reader import Weights, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
@@ -27,7 +27,9 @@ MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
 # Moments, the activations of one layer and the interpreter, in addition to the weights.
 OVERHEAD = 256 * 2**20
-TOKENS_PER_BATCH = 512  # as in calibration/driver.py; a batch has at least one sequence
+# Of a calibration; a batch has at least one sequence. The first bounds the activations of all layers for the backward
+# pass, which need most of the memory, the second the logits that are in memory at a time.
+TOKENS_PER_BATCH, LOSS_TOKENS = 512, 128
 MARGIN = 1.1  # for memory that allocators cache
 
 
@@ -85,9 +87,8 @@ def calibration_bytes(
     """
     layers, hidden, channels, kv_channels, neurons = _sizes(config)
     moments = 4 * layers * (3 * hidden**2 + channels**2 + neurons**2 + sequences * (channels + neurons))
-    batch = max(1, TOKENS_PER_BATCH // length) * length  # tokens of whole sequences
-    backward = batch * backward_bytes_per_token(config, dtype)
-    calibrating = backward + 6 * 4 * LOGIT_TOKENS * config.vocab_size
+    backward = max(1, TOKENS_PER_BATCH // length) * length * backward_bytes_per_token(config, dtype)
+    calibrating = backward + 6 * 4 * LOSS_TOKENS * config.vocab_size
     states = sequences * length * (neurons + 4 * hidden) * dtype.itemsize
     sliced = layers * hidden * (2 * channels + 2 * kv_channels + 3 * neurons) * dtype.itemsize
     return int(MARGIN * (copies * moments + max(calibrating, states + sliced)))

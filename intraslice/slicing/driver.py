@@ -13,15 +13,17 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.checkpoints.format import Shards
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.threads import map_in_threads
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import require_model
-from intraslice.modeling.offload import is_offloaded, offload_like_, resident
+from intraslice.modeling.offload import is_offloaded, offload_like_, open_layer, resident
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.slicing.one_shot import Modules, SliceCache, one_shot
+from intraslice.slicing.one_shot import Modules, SliceCache, attention_from_moments, mlp_from_moments, one_shot
 from intraslice.slicing.sequential import sequential
 
 MAX_NEURONS = 3072  # of layers that are sliced at once, each in a thread; larger products use several threads well
@@ -69,6 +71,21 @@ def slice_model(
             parts.update(zip((block.attention, block.mlp), sliced, strict=True))
             report(Progress("slice", index + 1, total))
     return replace_modules(model, parts)
+
+
+@torch.no_grad()
+def slice_layers(calibration: LayerwiseCalibration, plan: SlicePlan, shards: Shards) -> None:
+    """Slice all layers that are not written, in the one-shot order, and write each. The model is not changed."""
+    total, tokens, report = len(plan.layers), calibration.tokens.numel(), calibration.progress
+    report(Progress("slice", 0, total))
+    for index, layer_plan in enumerate(plan.layers):
+        if not shards.has_layer(index):
+            stats = calibration.stats(index)
+            with open_layer(calibration.model, index) as (layer, block):
+                layer.self_attn = attention_from_moments(block.attention, layer_plan, stats, tokens)
+                layer.mlp = mlp_from_moments(block.mlp, layer_plan.neurons, stats, tokens)
+                shards.write_layer(index)
+        report(Progress("slice", index + 1, total))
 
 
 def _workers(model: PreTrainedModel, stats: CalibrationStats) -> int:

@@ -58,11 +58,10 @@ def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))  # else the first one's result serves both
     events = []
     actual = calibrate(offloaded, tokens, progress=events.append)
-    assert list(dict.fromkeys(event.done for event in events)) == list(range(7))
+    # Forward and backward, two batches through each of three layers.
+    assert list(dict.fromkeys(event.done for event in events)) == list(range(13))
     for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
-        for name, value in vars(expected_layer).items():
-            largest = float(value.abs().max()) if value.numel() else 0.0  # parallel layers have no middle
-            assert_close(getattr(layer, name), value, rtol=1e-4, atol=1e-5 * largest)
+        assert all(torch.equal(getattr(layer, name), value) for name, value in vars(expected_layer).items())
     assert actual.sizes == expected.sizes
     assert all(linear.weight.is_meta for layer in offloaded.model.model.layers for linear in linears(layer))
 
@@ -118,14 +117,6 @@ def test_a_search_on_disk_is_refused(pair):
         search_ratios(offloaded, stats, windows, SliceConfig(0.3, order="one-shot"), progress=False)
 
 
-def test_a_module_is_left_as_it_was_found(pair):
-    _, offloaded, _ = pair
-    layer = offloaded.model.model.layers[1]
-    with resident(layer):
-        assert not any(linear.weight.is_meta for linear in linears(layer))
-    assert all(linear.weight.is_meta for linear in linears(layer))
-
-
 def test_two_jobs_may_hold_a_module_at_a_time(pair):
     _, offloaded, _ = pair
     layer = offloaded.model.model.layers[1]
@@ -157,7 +148,8 @@ def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
     def places(placement, free, device="cpu", beside=0):
         device_map = place_layers(config, torch.float32, device, placement, free, beside)
         assert device_map["lm_head"] == device_map["model.embed_tokens"] == device_map["model.norm"] == device
-        return [device_map[f"model.layers.{index}"] for index in range(3)]
+        assert device_map["model.layers.0.input_layernorm"] == device
+        return [device_map[f"model.layers.{index}.mlp"] for index in range(3)]
 
     assert places("auto", 2 * (outside + 3 * layer)) == ["cpu", "cpu", "cpu"]
     assert places("auto", 2 * (outside + 2 * layer)) == ["cpu", "cpu", "disk"]

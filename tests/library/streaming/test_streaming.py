@@ -1,24 +1,76 @@
-"""One layer in memory at a time: the bits of an ordinary slice, wherever the process is killed."""
+"""One layer in memory at a time: the bits of an ordinary slice, wherever the process is killed, and the command."""
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import random
 import signal
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import VOCABULARY
+from transformers import AutoTokenizer, LlamaConfig
 
 import intraslice
+from intraslice.__main__ import main
 from intraslice.api import compress_loaded
+from intraslice.calibration import forecast, layerwise
+from intraslice.calibration.forecast import estimate_stream, journal_bytes
+from intraslice.core import journal
 from intraslice.core.cache import MAX_BYTES_VARIABLE
-from intraslice.core.config import NO_RECOVERY
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.pipeline import Pipeline
-from intraslice.streaming import journal, shards
-from intraslice.streaming.driver import slice_to_folder
-from intraslice.streaming.weights import StreamedModel
+from intraslice.pretrained.memory import MEMORY_VARIABLE
+from intraslice.reporting import Recipe
+from intraslice.slicing import driver
+from intraslice.streaming import slice_to_folder
+
+
+@pytest.fixture
+def recipe_for(tmp_path, own_cache, monkeypatch) -> Callable[..., Recipe]:
+    """Writes a case's model into a folder, and makes a one-shot recipe for it."""
+
+    def make(case, dtype: str = "float32", method: str = "intraslice", **slicing) -> Recipe:
+        folder, text = tmp_path / case.name, tmp_path / "text.txt"
+        case.original.save_pretrained(folder)
+        case.loaded.tokenizer.save_pretrained(folder)
+        if case.name == "qwen2":  # for which transformers opens a tokenizer of its own kind
+            monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: copy.deepcopy(case.loaded.tokenizer))
+        words = [f"w{index}" for index in range(4, VOCABULARY)]
+        draw = random.Random(0)
+        text.write_text("\n\n".join(" ".join(draw.choices(words, k=30)) for _ in range(30)))
+        config = SliceConfig(0.3, **({"order": "one-shot"} | slicing))
+        calibration, evaluation = CalibrationConfig(str(text), 6, 24), EvaluationConfig(str(text), 48, 24)
+        return Recipe(str(folder), config, calibration, evaluation, method, dtype)
+
+    return make
+
+
+@pytest.fixture
+def recipe(tiny_case, recipe_for) -> Recipe:
+    return recipe_for(tiny_case("llama-gqa"))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "sliced"
+
+
+@pytest.fixture
+def uninterrupted(tmp_path, folder) -> Callable[[Recipe], dict[str, bytes]]:
+    """The files of a recipe's slice, in another folder of the same name, which the model card has."""
+
+    def run(recipe: Recipe) -> dict[str, bytes]:
+        slice_to_folder(recipe, tmp_path / "whole" / folder.name, progress=False)
+        return files_of(tmp_path / "whole" / folder.name)
+
+    return run
 
 
 def files_of(folder):
@@ -70,41 +122,39 @@ def killed_after(renames: int, recipe, folder) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(*paths)
 
-        journal.os.replace = shards.os.replace = replace
+        journal.os.replace = replace
         slice_to_folder(recipe, folder, progress=False)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
 
 
 @pytest.mark.parametrize("renames", [pytest.param(3, marks=pytest.mark.slow), 4])  # a step renames two files at most
-def test_a_killed_run_goes_on_to_the_same_bytes(tiny_case, recipe_for, own_cache, tmp_path, folder, renames):
-    recipe = recipe_for(tiny_case("llama-gqa"))
-    expected = tmp_path / "whole" / folder.name  # the model card has the folder's name
-    slice_to_folder(recipe, expected, progress=False)
-    kills = 0
+def test_a_killed_run_goes_on_to_the_same_bytes(recipe, own_cache, folder, renames, uninterrupted):
+    expected, kills = uninterrupted(recipe), 0
     while kills < 20 and killed_after(renames * (kills > 0), recipe, folder):
         kills += 1
         assert left_over(folder, own_cache)
         assert not folder.exists()
     assert 4 <= kills < 20  # every run gets further than the one before
-    assert files_of(folder) == files_of(expected)
+    assert files_of(folder) == expected
     assert left_over(folder, own_cache) == []
 
 
-def test_a_finished_layer_is_not_read_again(tiny_case, recipe_for, folder, monkeypatch):
-    recipe, entered = recipe_for(tiny_case("llama-gqa")), []
-    open_layer = StreamedModel.layer
+def test_a_finished_layer_is_not_read_again(recipe, folder, monkeypatch):
+    entered, open_layer = [], layerwise.open_layer
 
-    def layer(dense, index):
+    def opened(model, index):
         entered.append(index)
-        assert all(parameter.is_meta for parameter in dense.model.parameters())  # no other layer is in memory
-        return open_layer(dense, index)
+        in_memory = {name.split(".")[-2] for name, parameter in model.named_parameters() if not parameter.is_meta}
+        assert in_memory == {"norm", "input_layernorm", "post_attention_layernorm"}
+        return open_layer(model, index)
 
     def stop(event):
         if (event.stage, event.done) == ("slice", 2):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(StreamedModel, "layer", layer)
+    for module in (layerwise, driver):
+        monkeypatch.setattr(module, "open_layer", opened)
     with pytest.raises(KeyboardInterrupt):
         slice_to_folder(recipe, folder, progress=stop)
     assert entered == [0, 1, 2, 2, 1, 0, 0, 1, 2, 0, 1]  # forward, backward, plan, slice
@@ -113,34 +163,25 @@ def test_a_finished_layer_is_not_read_again(tiny_case, recipe_for, folder, monke
     assert entered == [0, 1, 2, 2]
 
 
-def test_a_damaged_step_is_said_and_the_next_run_starts_anew(tiny_case, recipe_for, own_cache, tmp_path, folder):
-    recipe = recipe_for(tiny_case("llama-gqa"))
-    expected = tmp_path / "whole" / folder.name
-    slice_to_folder(recipe, expected, progress=False)
+def test_a_damaged_step_is_said_and_the_next_run_starts_anew(recipe, own_cache, folder, uninterrupted):
     assert killed_after(12, recipe, folder)
     for step in (file for file in (own_cache / "unfinished").rglob("*") if file.is_file()):
         step.write_bytes(step.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"is damaged .* Run the same command again"):
         slice_to_folder(recipe, folder, progress=False)
     slice_to_folder(recipe, folder, progress=False)
-    assert files_of(folder) == files_of(expected)
+    assert files_of(folder) == uninterrupted(recipe)
 
 
-def test_what_needs_more_than_a_layer_is_refused_with_the_reason(tiny_case, recipe_for, folder):
-    case = tiny_case("llama-gqa")
-    for reason, settings in {
-        "method flap needs other statistics": {"method": "flap"},
-        "the sequential order needs every sliced layer": {"order": "sequential"},
-        "recovery distill trains all layers": {"recovery": "distill"},
-    }.items():
-        with pytest.raises(UserError, match=reason):
-            slice_to_folder(recipe_for(case, **settings), folder, progress=False)
-    assert recipe_for(case).slicing.recovery == NO_RECOVERY
-    assert not folder.exists()
+def test_a_run_does_not_continue_another_configurations(recipe, folder, uninterrupted):
+    assert killed_after(12, recipe, folder)
+    file = Path(recipe.model) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.1}))
+    slice_to_folder(recipe, folder, progress=False)
+    assert files_of(folder) == uninterrupted(recipe)
 
 
-def test_a_journal_beyond_the_disk_budget_is_refused_before_any_work(tiny_case, recipe_for, folder, monkeypatch):
-    recipe = recipe_for(tiny_case("llama-gqa"))
+def test_a_journal_beyond_the_disk_budget_is_refused_before_any_work(recipe, folder, monkeypatch):
     monkeypatch.setenv(MAX_BYTES_VARIABLE, "100000")
     events = []
     with pytest.raises(UserError, match=f"intermediate results need .* raise {MAX_BYTES_VARIABLE}"):
@@ -149,13 +190,72 @@ def test_a_journal_beyond_the_disk_budget_is_refused_before_any_work(tiny_case, 
     assert not folder.exists()
 
 
-def test_a_run_does_not_continue_another_configurations(tiny_case, recipe_for, tmp_path, folder):
-    recipe = recipe_for(tiny_case("llama-gqa"))
-    assert killed_after(12, recipe, folder)
-    file = Path(recipe.model) / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
-    expected = tmp_path / "whole" / folder.name
-    slice_to_folder(recipe, expected, progress=False)
-    slice_to_folder(recipe, folder, progress=False)
-    assert files_of(folder) == files_of(expected)
+def test_the_reserved_bytes_hold_the_journal(tiny_case, recipe, own_cache, folder):
+    sizes, config = [], tiny_case("llama-gqa").original.config
+
+    def watch(_):
+        files = (own_cache / "unfinished").rglob("*")
+        sizes.append(sum(file.stat().st_size for file in files if file.is_file()))
+
+    slice_to_folder(recipe, folder, progress=watch)
+    reserved = journal_bytes(config, recipe.calibration, torch.float32)
+    headers = 2**16 * config.num_hidden_layers  # next to nothing beside those of a real model
+    assert 0.6 * (reserved - headers) < max(sizes) < reserved
+
+
+def test_an_estimate_is_of_the_model_and_grows_with_the_work(monkeypatch):
+    monkeypatch.setattr(forecast, "_speeds", lambda *sizes: (1e11, 1e11))
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+    config = LlamaConfig(num_hidden_layers=32, vocab_size=128256, **sizes)  # Llama 3 8B
+    calibration = CalibrationConfig("default", 32, 512)
+    whole = estimate_stream(config, calibration, torch.bfloat16, 0.0)
+    assert (whole.memory_bytes, whole.disk_bytes) == (4_651_507_712, 30_940_995_584)
+    assert str(whole).startswith("estimate: 4.3 GiB of memory, 30.9 GB of disk, ")
+    longer = estimate_stream(config, replace(calibration, sequences=64), torch.bfloat16, 0.0)
+    assert 1.5 * whole.seconds < longer.seconds < 2 * whole.seconds
+    config.num_hidden_layers = 64
+    deeper = estimate_stream(config, calibration, torch.bfloat16, 0.0)
+    assert deeper.memory_bytes == whole.memory_bytes  # that of one layer
+    assert deeper.seconds > 1.5 * whole.seconds
+
+
+@pytest.fixture
+def words(recipe, folder):
+    text = recipe.calibration.text
+    options = ["--model", recipe.model, "--calibration", text, "--eval", text, "--sequences", "6", "--length", "24"]
+    return ["slice", *options, "--dtype", "float32", "--device", "cpu", "--json", "--out", str(folder)]
+
+
+def test_a_streamed_slice_tells_its_needs_before_and_its_result_after(words, folder, capsys):
+    assert main([*words, "--stream", "--order", "one-shot"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith("estimate: ")
+    result = json.loads(captured.out)
+    assert result["estimate"].keys() == {"memory_bytes", "disk_bytes", "seconds"}
+    assert result["bytes"] == sum(file.stat().st_size for file in folder.iterdir())
+    assert result["removed_fraction"] == pytest.approx(0.3, abs=0.05)
+
+
+def test_a_slice_is_streamed_by_itself_where_memory_is_short_but_a_search_is_not(words, capsys, monkeypatch):
+    monkeypatch.setenv(MEMORY_VARIABLE, "1")
+    assert main([*words, "--order", "one-shot", "--ratios", "search"]) == 2
+    assert "is free" in capsys.readouterr().err
+    assert main([*words, "--order", "one-shot"]) == 0
+    assert "estimate" in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--order sequential", "use --order one-shot"),
+        ("--method flap", "method flap needs other statistics, or all layers at once; use --method intraslice"),
+        ("--samples 2", "leave samples out"),
+        ("--recover distill", "recovery distill trains all layers at once; leave it out"),
+        ("--ratios search", "--ratios search measures whole models"),
+        ("--device-map disk", "--stream requires --out FOLDER"),
+    ],
+)
+def test_what_cannot_be_streamed_is_an_error_of_one_line(words, folder, capsys, options, reason):
+    assert main([*words, "--stream", "--order", "one-shot", *options.split()]) == 2
+    assert reason in capsys.readouterr().err
+    assert not folder.exists()

@@ -8,7 +8,7 @@ import pytest
 
 from intraslice.core.cache import MAX_BYTES_VARIABLE, temporary_folder, temporary_sibling
 from intraslice.core.errors import UserError
-from intraslice.core.resumable import resumable_cache_folder, resumable_sibling
+from intraslice.core.journal import resumable_cache_folder, resumable_sibling
 
 DIGEST, OTHER = "0" * 32, "1" * 32
 
