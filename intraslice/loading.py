@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
 from intraslice.core.cache import cache_path, read_record, write_record
+from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.modeling.attention import SlicedAttention
@@ -183,8 +184,7 @@ def _load_offloaded(
     device_map: Placement,
     progress: ProgressCallback | bool,
 ) -> LoadedModel:
-    if device_map not in PLACEMENTS:
-        raise UserError(f"device map must be one of {', '.join(PLACEMENTS)}, got {device_map!r}")
+    one_of("device map", device_map, PLACEMENTS)
     if is_checkpoint(name):
         raise UserError(f"{name} is a sliced checkpoint, which cannot be offloaded; leave the device map out")
     weights = obtain_weights(name, progress=progress)

@@ -17,9 +17,9 @@ import torch
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, estimate_memory, load_model
+from intraslice.pipeline import require_dense
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
@@ -91,8 +91,7 @@ class Calibrations:
     def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         """The dense model. Raises UserError if it cannot be loaded or is already sliced."""
         loaded = self.load_any(job, key)
-        if loaded.made is not None:
-            raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
+        require_dense(loaded)
         return loaded
 
     def load_any(self, job: Job, key: CalibrationKey) -> LoadedModel:

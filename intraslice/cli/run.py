@@ -20,6 +20,7 @@ if sys.platform != "win32":
     import resource
 
 from intraslice import data
+from intraslice.core.checks import integer
 from intraslice.core.config import (
     RUNTIME,
     CalibrationConfig,
@@ -65,9 +66,7 @@ class Run(Pipeline):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
                 require_shareable(method, self.recipe.slicing)
         if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise UserError(f"threads must be 1 or more, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
+            torch.set_num_threads(integer("threads", arguments.threads, 1))
 
     def load(self) -> LoadedModel:
         """Load the model as the pipeline does, and print the source of its weights to stderr."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import check_fields, integer, number
 from intraslice.search.levels import Allocation, Levels
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
@@ -63,11 +63,8 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.passes <= MAX_PASSES:
-            raise UserError(f"passes must be between 0 and {MAX_PASSES:,}, got {self.passes!r}")
-        for name in ("children", "survivors", "windows"):
-            if not 1 <= getattr(self, name) <= MAX_COUNT:
-                raise UserError(f"{name} must be between 1 and {MAX_COUNT}, got {getattr(self, name)!r}")
+        check_fields(self, number, passes=(0, MAX_PASSES))
+        check_fields(self, integer, children=(1, MAX_COUNT), survivors=(1, MAX_COUNT), windows=(1, MAX_COUNT))
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from intraslice.core.checks import check_fields, integer
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.linalg import add_moment_, damp, solve
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
@@ -52,9 +53,7 @@ class RefineConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("passes", "batch", "patience"):
-            if getattr(self, field) < 1:
-                raise UserError(f"{field} must be at least 1, got {getattr(self, field)!r}")
+        check_fields(self, integer, passes=(1,), batch=(1,), patience=(1,))
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out must be a fraction between 0 and 1, got {self.held_out!r}")
         if not (self.rate > 0 and self.noise >= 0):

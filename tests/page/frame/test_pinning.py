@@ -56,7 +56,7 @@ def test_a_link_pins_nothing_that_the_page_would_refuse(text) -> None:
 
 def test_what_is_no_setting_is_refused_in_words() -> None:
     for text, words in (
-        ("sparsity=99", "Sparsity must be"),
+        ("sparsity=99", "sparsity must be"),
         ("much=1", "must be one of model, text"),
         (7, "must be text, got 7"),
     ):
