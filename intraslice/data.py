@@ -36,14 +36,15 @@ WIKITEXT = "Salesforce/wikitext"
 _WIKITEXT_FILES = {"calibration": "train", "evaluation": "test"}
 _WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # of an article; titles of sections have more equals signs
 
-_WIKIPEDIA_SENTENCE = (
-    f"lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {WIKIPEDIA.licence}; "
-    f"from {WIKIPEDIA.package} {WIKIPEDIA.version})"
+_WIKIPEDIA_SENTENCE = Message(
+    "lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {licence}; from {source})",
+    licence=WIKIPEDIA.licence,
+    source=f"{WIKIPEDIA.package} {WIKIPEDIA.version}",
 )
-NAMED_CORPORA: dict[str, str] = {
+NAMED_CORPORA = {
     "default": _WIKIPEDIA_SENTENCE,
     "wikipedia": _WIKIPEDIA_SENTENCE,
-    "wikitext2": f"WikiText-2, raw ({WIKITEXT}, Wikipedia contributors, CC BY-SA 3.0)",
+    "wikitext2": Message("WikiText-2, raw ({source}, Wikipedia contributors, CC BY-SA 3.0)", source=WIKITEXT),
 }
 
 _CHOICES = Message("one of {names}, or a {types} file", names=", ".join(NAMED_CORPORA), types=", ".join(READERS))
@@ -158,9 +159,9 @@ def text_digest(text: str) -> str | None:
         return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(text: str) -> str:
+def describe(text: str) -> Message:
     """A description of the text for people, with source and licence."""
-    return NAMED_CORPORA.get(text) or f"{display_name(text)}, your own file"
+    return NAMED_CORPORA.get(text) or Message("{name}, your own file", name=display_name(text))
 
 
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:

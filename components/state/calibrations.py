@@ -18,6 +18,7 @@ from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import Progress
+from intraslice.data import describe
 from intraslice.loading import LoadedModel, estimate_memory, load_model
 from intraslice.pipeline import require_dense
 from intraslice.pretrained.hub import fetched_for_others
@@ -31,7 +32,6 @@ from ..jobs.jobs import job_progress
 from ..jobs.places import Places
 from ..jobs.status import Status
 from .caches import BUDGET, Caches, return_freed_memory
-from .choices import describe_text
 from .job_memory import JobMemory
 from .plan_views import Source
 from .request import CalibrationKey
@@ -155,7 +155,7 @@ class Calibrations:
             self._calibrate_now(job, key, loaded)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
-        job.emit(Status(lazy_gettext("Reading text: {text}", text=describe_text(key.config.text))))
+        job.emit(Status(lazy_gettext("Reading text: {text}", text=describe(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
         with READERS.taken(job):
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)

@@ -64,18 +64,18 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
     """The memory estimate. Raises UserError, with both numbers, if the model and its sliced copy do not fit."""
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
-        raise NoRoomError(
-            "{name} has {millions:,.0f} M parameters; slicing it in {dtype} needs {needed:.1f} GiB, but only "
-            "{free:.1f} GiB is free on {device}; {remedy}",
-            name=name,
-            millions=estimate.parameters / 1e6,
-            dtype=str(dtype).split(".")[-1],
-            needed=estimate.needed / 2**30,
-            free=estimate.available / 2**30,
-            device=device,
-            remedy=Message("use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model"),
-        )
+        size = {"name": name, "millions": estimate.parameters / 1e6, "dtype": str(dtype).split(".")[-1]}
+        what = Message("{name} has {millions:,.0f} M parameters; slicing it in {dtype}", **size)
+        remedy = Message("use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model")
+        raise no_room(what, estimate.needed, estimate.available, device, remedy)
     return estimate
+
+
+def no_room(what: Message, needed: int, free: int, device: object, remedy: Message) -> NoRoomError:
+    """The error for what needs more bytes than are free."""
+    message = "{what} needs {needed:.1f} GiB, but only {free:.1f} GiB is free on {device}; {remedy}"
+    values = {"needed": needed / 2**30, "free": free / 2**30, "device": str(device)}
+    return NoRoomError(message, what=what, remedy=remedy, **values)
 
 
 def calibration_bytes(
@@ -107,17 +107,14 @@ def require_calibration_memory(
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
-        other = Message("use fewer sequences or a smaller model")
-        raise NoRoomError(
-            "calibrating on {sequences:,} x {length:,} tokens needs {needed:.1f} GiB in addition to the model, but "
-            "only {free:.1f} GiB is free on {device}; {remedy}",
+        what = Message(
+            "calibrating on {sequences:,} x {length:,} tokens, in addition to the model,",
             sequences=sequences,
             length=length,
-            needed=needed / 2**30,
-            free=free / 2**30,
-            device=device,
-            remedy=Message("use a length of {length:,} or less", length=shorter) if shorter else other,
         )
+        other = Message("use fewer sequences or a smaller model")
+        remedy = Message("use a length of {length:,} or less", length=shorter) if shorter else other
+        raise no_room(what, needed, free, device, remedy)
     return needed
 
 

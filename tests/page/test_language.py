@@ -43,7 +43,6 @@ from components.state.settings import Settings
 from components.ui import formatting
 from intraslice.core.checks import RETIRED
 from intraslice.core.config import CalibrationConfig, SliceConfig
-from intraslice.data import NAMED_CORPORA
 from intraslice.modeling.families import REFUSED
 
 ROOT = ASSETS.parent
@@ -62,7 +61,7 @@ TRANSLATED = (
     "modeling/families.py",
 )
 TRANSLATED += ("modeling/hidden_states.py", "pipeline.py", "planning", "pretrained/hub.py", "pretrained/memory.py")
-TRANSLATED += ("pretrained/sources.py", "untrusted/layer_files.py", "untrusted/text_files.py")
+TRANSLATED += ("pretrained/sources.py", "recovery/distill.py", "untrusted/layer_files.py", "untrusted/text_files.py")
 TEXTS, ERRORS = ("gettext", "lazy_gettext"), ("Message", "UserError", "NoRoomError", "_refusal")
 STARTING = ("components/intraslice_commands", "components/state/choices.py")  # their errors come before the page
 
@@ -108,14 +107,7 @@ def library_terms() -> set[str]:
     configs = CalibrationConfig.__dataclass_fields__ | SliceConfig.__dataclass_fields__
     names = {"dtype", "method", *(name for name in Settings._fields if name in configs)}  # in errors
     errors = {*RETIRED.values(), *REFUSED.values(), "numbers", "other values"}
-    return (
-        labels
-        | units
-        | names
-        | errors
-        | {"neurons", "units"}
-        | {text.partition(" (")[0] for text in NAMED_CORPORA.values()}
-    )
+    return labels | units | names | errors | {"neurons", "units"}
 
 
 def script_texts() -> set[str]:

@@ -146,8 +146,8 @@ def test_an_error_of_the_library_is_shown_in_the_clients_language() -> None:
     with use_language("de"):
         assert translate(Status(str(error), "error").text) == (
             "Sparsity 50\u00a0% ist nicht erreichbar (Obergrenze 80\u00a0%, Bias 1,2 und gesperrte Quoten): Höchstens "
-            "41,2\u00a0% der Parameter der Decoderschichten lassen sich entfernen; bitte die Obergrenze heben, den Bias "
-            "ändern, Quoten entsperren oder die Sparsity senken."
+            "41,2\u00a0% der Parameter der Decoderschichten lassen sich entfernen; bitte die Obergrenze heben, den "
+            "Bias ändern, Quoten entsperren oder die Sparsity senken."
         )
 
 
