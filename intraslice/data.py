@@ -236,8 +236,9 @@ def _readable_path(text: str) -> Path:
     if path is None:
         raise UserError("text {text!r} not found; expected {choices}", text=display_name(text), choices=_CHOICES)
     if path.suffix.lower() not in READERS:
-        message = "{file!r} is no text file; expected {choices}"
-        raise UserError(message, file=path.name, choices=_CHOICES)
+        message = "{file!r} is a {type} file; expected {choices}"
+        bare = "{file!r} has no extension; expected {choices}"
+        raise UserError(message if path.suffix else bare, file=path.name, type=path.suffix, choices=_CHOICES)
     return path
 
 
