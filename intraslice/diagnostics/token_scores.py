@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Pause, no_pause
-from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
+from intraslice.evaluation.generation import prefill, prompt_tokens, prompt_too_long, text_of
 from intraslice.evaluation.perplexity import divergences
 from intraslice.modeling.hidden_states import logits_in_chunks
 from intraslice.pretrained.tokenizer import encode
@@ -151,8 +151,6 @@ def _next_log_probabilities(model: PreTrainedModel, tokens: list[int], pause: Pa
     if not count:
         raise UserError("the prompt has no tokens; expected at least one word")
     if count > positions:
-        raise UserError(
-            f"the prompt has {count:,} tokens; expected at most {positions:,}, the model's maximum context length"
-        )
+        raise prompt_too_long(Message("{count:,} tokens", count=count), positions, positions)
     logits, _ = prefill(model, torch.tensor([tokens], device=model.device), {}, pause)
     return logits.float().log_softmax(-1)[0]

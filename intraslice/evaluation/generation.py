@@ -70,7 +70,7 @@ def stream_tokens(
     count = len(tokens)
     require_words("the prompt", prompt if count else "")
     if count >= positions:
-        raise _too_long(Message("{count:,} tokens", count=count), positions - 1, positions)
+        raise prompt_too_long(Message("{count:,} tokens", count=count), positions - 1, positions)
     sample, ends = _sampler(sampling), end_tokens(model)
     ids, cache = torch.tensor([tokens], device=model.device), dict[str, Any]()
     for _ in range(min(sampling.max_new_tokens, positions - count)):
@@ -181,17 +181,16 @@ def require_short(prompt: str, positions: int) -> None:
     """Raise UserError for a prompt that cannot fit into a model's positions, without tokenising it."""
     max_characters = min(CHARACTERS_PER_TOKEN * positions, MAX_PROMPT)
     if len(prompt) > max_characters:
-        raise _too_long(Message("{count:,} characters", count=len(prompt)), max_characters, positions)
+        raise prompt_too_long(Message("{count:,} characters", count=len(prompt)), max_characters, positions)
 
 
-def _too_long(received: Message, limit: int, positions: int) -> UserError:
-    return UserError(
+def prompt_too_long(received: Message, limit: int, positions: int) -> UserError:
+    """The error for a prompt with so many tokens or characters, of which the model's context allows `limit`."""
+    message = (
         "the prompt has {received}; expected at most {limit:,}, as the model's maximum context length is "
-        "{positions:,} tokens",
-        received=received,
-        limit=limit,
-        positions=positions,
+        "{positions:,} tokens"
     )
+    return UserError(message, received=received, limit=limit, positions=positions)
 
 
 def _plain(token: object) -> str | list[str]:
