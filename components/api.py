@@ -13,7 +13,7 @@ from typing import Any, cast, get_type_hints
 
 import gradio as gr
 
-from intraslice.core.registry import require_current
+from intraslice.core.checks import require_current
 
 from .export import files
 from .frame.context import HEAVY

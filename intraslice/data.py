@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.tokenizer import encode
 from intraslice.pretrained.wheels import WIKIPEDIA, fetch
@@ -35,17 +35,18 @@ DIGEST = "sha256:"  # a text may be named by its digest where it is only compare
 WIKITEXT = "Salesforce/wikitext"
 _WIKITEXT_TITLE = re.compile(r" = [^=].* = \n?")  # of an article; titles of sections have more equals signs
 
-_WIKIPEDIA_SENTENCE = (
-    f"lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {WIKIPEDIA.licence}; "
-    f"from {WIKIPEDIA.package} {WIKIPEDIA.version})"
+_WIKIPEDIA_SENTENCE = Message(
+    "lead sections of 10,033 English Wikipedia articles (Wikipedia contributors, {licence}; from {source})",
+    licence=WIKIPEDIA.licence,
+    source=f"{WIKIPEDIA.package} {WIKIPEDIA.version}",
 )
-NAMED_CORPORA: dict[str, str] = {
+NAMED_CORPORA = {
     "default": _WIKIPEDIA_SENTENCE,
     "wikipedia": _WIKIPEDIA_SENTENCE,
-    "wikitext2": f"WikiText-2, raw ({WIKITEXT}, Wikipedia contributors, CC BY-SA 3.0)",
+    "wikitext2": Message("WikiText-2, raw ({source}, Wikipedia contributors, CC BY-SA 3.0)", source=WIKITEXT),
 }
 
-_CHOICES = f"one of {', '.join(NAMED_CORPORA)}, or a {', '.join(READERS)} file"
+_CHOICES = Message("one of {names}, or a {types} file", names=", ".join(NAMED_CORPORA), types=", ".join(READERS))
 # Limits the memory for tokenising unusual texts, such as long runs of blanks.
 CHARACTERS_PER_TOKEN = 64
 TRAINING_TIMES = 5  # training tokens per calibration token
@@ -78,10 +79,16 @@ def training_tokens(
     tokens = _first_tokens(tokenizer, documents, times * count)
     if len(tokens) < count:
         sequences = len(tokens) // config.length
-        advice = f"lower sequences to {sequences}, lower length, or" if sequences else "lower sequences and length, or"
+        fewer = Message("lower sequences to {sequences}, lower length", sequences=sequences)
         raise UserError(
-            f"{display_name(config.text)!r} has {len(tokens)} tokens for calibration, expected {config.sequences} x "
-            f"{config.length} = {count}; {advice} choose a longer text"
+            "{text!r} has {tokens} tokens for calibration, expected {sequences} x {length} = {count}; {advice}, or "
+            "choose a longer text",
+            text=display_name(config.text),
+            tokens=len(tokens),
+            sequences=config.sequences,
+            length=config.length,
+            count=count,
+            advice=fewer if sequences else Message("lower sequences and length"),
         )
     return tokens[: len(tokens) // config.length * config.length].view(-1, config.length)
 
@@ -99,10 +106,14 @@ def evaluation_tokens(
     count = windows * config.window
     tokens = _first_tokens(tokenizer, documents, count)
     if len(tokens) < count:
-        advice = f"lower the number of tokens to {len(tokens)} or less, or " if len(tokens) >= config.window else ""
+        fewer = Message("lower the number of tokens to {tokens} or less, or choose a longer text", tokens=len(tokens))
         raise UserError(
-            f"{display_name(config.text)!r} has {len(tokens)} tokens for evaluation, expected {count} in windows of "
-            f"{config.window}; {advice}choose a longer text"
+            "{text!r} has {tokens} tokens for evaluation, expected {count} in windows of {window}; {advice}",
+            text=display_name(config.text),
+            tokens=len(tokens),
+            count=count,
+            window=config.window,
+            advice=fewer if len(tokens) >= config.window else Message("choose a longer text"),
         )
     return tokens.view(windows, config.window)
 
@@ -117,8 +128,9 @@ def require_held_out(text: str, calibration_text: str, evaluation_text: str) -> 
     path = _readable_path(text)
     if _same_text(path, calibration_text) and not _same_text(path, evaluation_text):
         raise UserError(
-            f"the model was calibrated on all of {path.name!r}, so none of it is held out; evaluate on another text, "
-            "or calibrate again with this text for calibration and evaluation: a fifth of it is then held out"
+            "the model was calibrated on all of {file!r}, so none of it is held out; evaluate on another text, or "
+            "calibrate again with this text for calibration and evaluation: a fifth of it is then held out",
+            file=path.name,
         )
 
 
@@ -137,9 +149,9 @@ def text_digest(text: str) -> str | None:
         return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe(text: str) -> str:
+def describe(text: str) -> Message:
     """A description of the text for people, with source and licence."""
-    return NAMED_CORPORA.get(text) or f"{display_name(text)}, your own file"
+    return NAMED_CORPORA.get(text) or Message("{name}, your own file", name=display_name(text))
 
 
 def read_documents(text: str, part: Part, other: str | None = None) -> list[str]:
@@ -157,8 +169,9 @@ def read_documents(text: str, part: Part, other: str | None = None) -> list[str]
         return documents
     if len(documents) < 2:
         raise UserError(
-            f"{path.name!r} has only one document; calibration and evaluation together need at least two. Separate "
-            "documents by blank lines, or use different files for the two"
+            "{file!r} has only one document; calibration and evaluation together need at least two. Separate "
+            "documents by blank lines, or use different files for the two",
+            file=path.name,
         )
     cut = max(1, len(documents) * 4 // 5)
     return documents[:cut] if part == "calibration" else documents[cut:]
@@ -186,7 +199,8 @@ def _wikitext2(part: Part) -> list[str]:
         try:
             path = hf_hub_download(WIKITEXT, file, repo_type="dataset")
         except OSError as error:
-            raise UserError(f"could not download wikitext2 ({' '.join(str(error).split())}); try again") from error
+            message = "could not download wikitext2 ({reason}); try again"
+            raise UserError(message, reason=" ".join(str(error).split())) from error
     return _articles(pandas.read_parquet(path, columns=["text"])["text"])
 
 
@@ -208,10 +222,11 @@ def display_name(text: str) -> str:
 def _readable_path(text: str) -> Path:
     path = _existing(text)
     if path is None:
-        raise UserError(f"text {display_name(text)!r} not found; expected {_CHOICES}")
+        raise UserError("text {text!r} not found; expected {choices}", text=display_name(text), choices=_CHOICES)
     if path.suffix.lower() not in READERS:
-        kind = f"a {path.suffix} file" if path.suffix else "a file without extension"
-        raise UserError(f"{path.name!r} is {kind}; expected {_CHOICES}")
+        message = "{file!r} is a {type} file; expected {choices}"
+        bare = "{file!r} has no extension; expected {choices}"
+        raise UserError(message if path.suffix else bare, file=path.name, type=path.suffix, choices=_CHOICES)
     return path
 
 

@@ -215,4 +215,4 @@ def require_dense_name(name: str) -> None:
 
 
 def _sliced_already(name: str) -> UserError:
-    return UserError(f"{name} is sliced already; expected a dense model to slice")
+    return UserError("{name} is sliced already; expected a dense model to slice", name=name)

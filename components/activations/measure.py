@@ -11,6 +11,7 @@ from functools import partial
 
 from transformers import PreTrainedModel
 
+from intraslice.data import describe
 from intraslice.diagnostics.shift import PLACES, Distribution, Shift, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
 
@@ -20,7 +21,6 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.caches import BoundedCache
-from ..state.choices import describe_text
 from ..state.crossmodule import nearest_plan, note_of
 from ..state.request import Request, SliceKey
 from ..state.session import Session
@@ -139,7 +139,7 @@ class ShiftViews:
             tokens=min(windows, max(1, TOKENS // window)) * window,
             window=window,
             massive=measurements["intraslice"][1],
-            text=describe_text(request.calibration.config.text),
+            text=describe(request.calibration.config.text),
             missing=missing or "",
             order=request.slicing.order,
         )

@@ -13,6 +13,7 @@ from functools import partial
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.core import checks
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
@@ -48,8 +49,7 @@ def write_answers(
     job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None, other: str = ""
 ) -> Answers:
     """The work of `answer`, inside a job; returns the whole answers. Raises UserError for an empty prompt."""
-    if not question.prompt.strip():
-        raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
+    checks.require_words("the prompt", question.prompt)
     sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
     loaded = columns.dense(job, request)
     encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, sampling.chat))

@@ -72,7 +72,7 @@ def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
     settings, session = context.controls.settings, context.session
     call = {
-        "fn": spread_settings(describe_if_chosen, session, refuse=lambda problem: _problem(str(problem))),
+        "fn": spread_settings(describe_if_chosen, session, refuse=_problem),
         "inputs": [*settings, panel.run_on, panel.file_type],
         "outputs": panel.view,
         **PRIVATE,
@@ -115,7 +115,7 @@ def prepare(
         if event.kind == "error":
             problem = event.text
         yield Prepared(status_line(event), gr.skip())
-    answer = describe(session, request, file_type, written) if written else _problem(translate(problem), is_answer=True)
+    answer = describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)
     yield unchanged(Prepared)._replace(view=answer)
 
 
@@ -130,7 +130,7 @@ def describe(
         require_type(file_type)
         plan = session.plan(request)
     except ValueError as problem:
-        return _problem(str(problem))
+        return _problem(problem)
     parameters = (plan.parameters_dense, plan.parameters_sliced) if plan else (0, 0)
     methods = (DENSE, *(["intraslice"] if request.slicing.sparsity else []))
     sizes = {file.name: file.size for file in written or ()}
@@ -142,8 +142,8 @@ def describe(
     return _json(sparsity=request.settings.sparsity, isAnswer=written is not None, **described)
 
 
-def _problem(problem: str, is_answer: bool = False) -> str:
-    return _json(sparsity=0, problem=problem, isAnswer=is_answer, dense={"url": MODELS, "bytes": 0})
+def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
+    return _json(sparsity=0, problem=translate(str(problem)), isAnswer=is_answer, dense={"url": MODELS, "bytes": 0})
 
 
 def _json(**values: Any) -> str:

@@ -77,12 +77,10 @@ class Columns:
         loaded = self.session.calibrations.load_any(job, request.calibration._replace(model=other))
         if loaded.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
             raise UserError(
-                lazy_gettext(
-                    "{other} has another tokenizer than {model}, so their answers and perplexities cannot be compared. "
-                    "Choose a model of the same family.",
-                    other=other,
-                    model=dense.name,
-                )
+                "{other} has another tokenizer than {model}, so their answers and perplexities cannot be compared. "
+                "Choose a model of the same family.",
+                other=other,
+                model=dense.name,
             )
         return loaded
 

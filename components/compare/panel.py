@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
@@ -95,7 +97,7 @@ def build(session: Session, first: Request) -> ComparePanel:
                 label=lazy_gettext("Seed"),
                 precision=0,
                 minimum=0,
-                maximum=limits.MAX_SEED,
+                maximum=checks.MAX_INTEGER,
                 min_width=90,
                 scale=0,
                 elem_id="sample-seed",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 
+from intraslice.core import checks
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
 from intraslice.evaluation.generation import prompt_tokens
@@ -30,8 +31,7 @@ def next_tokens(
     """The most likely first tokens of the answer; ends with a ready or an error status."""
 
     def work(job: Job) -> None:
-        if not prompt.strip():
-            raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
+        checks.require_words("the prompt", prompt)
         models = columns.pair(job, request)
         tokenizer = columns.dense(job, request).tokenizer
         job.emit(Status(lazy_gettext("Reading the prompt")))
@@ -58,9 +58,7 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
     encode_off_turn(job, tokenizer, lambda: encode(tokenizer, text.strip()))
     count = len(encode(tokenizer, text.strip()))
     if not 2 <= count <= MAX_TOKENS:  # the first has no score
-        raise UserError(
-            lazy_gettext("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
-        )
+        raise UserError("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
     job.emit(Status(lazy_gettext("Scoring the passage")))
     passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), MAX_ALTERNATIVES)
     return PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)

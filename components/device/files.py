@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, get_args
 
 from intraslice import __version__
 from intraslice.checkpoints.to_gguf import require_deci, write_gguf
+from intraslice.core import checks
 from intraslice.pretrained.wheels import file_sha256
 
 from ..i18n.language import lazy_gettext
@@ -97,7 +98,7 @@ def _fetch_engine(job: Job) -> None:
 
 def require_type(value: object) -> None:
     """Raises UserError unless `value` is one of `FILE_TYPES`."""
-    limits.choice(lazy_gettext("Model files"), value, FILE_TYPES)
+    checks.one_of("Model files", value, FILE_TYPES)
 
 
 def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> str:

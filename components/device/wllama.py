@@ -15,11 +15,9 @@ from pathlib import Path
 import httpx
 from filelock import FileLock
 
-from intraslice.core.cache import temporary_folder
+from intraslice.core.cache import temporary_folder, unwritable_cache
 from intraslice.core.errors import UserError, first_line
 from intraslice.pretrained.wheels import file_sha256, wheels_folder
-
-from ..i18n.language import lazy_gettext
 
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
@@ -61,13 +59,7 @@ def fetch() -> Path:
                     for name in FILES:
                         os.replace(temporary / name, target / name)
     except OSError as error:  # filelock's Timeout is one
-        raise UserError(
-            lazy_gettext(
-                "Cannot write to the cache folder ({problem}). Free some space there, or set INTRASLICE_CACHE to a "
-                "folder that can be written.",
-                problem=error.strerror or str(error),
-            )
-        ) from error
+        raise unwritable_cache(error) from error
     return target
 
 
@@ -89,14 +81,12 @@ def _download(home: Path) -> None:
                 return
             problems.append(f"{', '.join(wrong)}: wrong SHA-256")
     raise UserError(
-        lazy_gettext(
-            "The WebAssembly files that run models in the browser ({package} {version}) could not be fetched: "
-            "{problems}. Connect the server to the internet and try again, or run `python -m intraslice device "
-            "--fetch` on a machine with internet access, and share or copy its cache folder.",
-            package=PACKAGE,
-            version=VERSION,
-            problems="; ".join(problems),
-        )
+        "The WebAssembly files that run models in the browser ({package} {version}) could not be fetched: "
+        "{problems}. Connect the server to the internet and try again, or run `python -m intraslice device "
+        "--fetch` on a machine with internet access, and share or copy its cache folder.",
+        package=PACKAGE,
+        version=VERSION,
+        problems="; ".join(problems),
     )
 
 

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice import checkpoints
-from intraslice.checkpoints.to_gguf import GGUFType, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, require_deci, write_gguf
+from intraslice.core import checks
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
@@ -23,7 +24,6 @@ from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 
 from ..i18n.language import gettext, lazy_gettext
-from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..ratios.charts import importance_chart, ratio_chart
@@ -35,7 +35,7 @@ from ..sweep.views import SweepChoice
 from ..ui.downloads import WRITERS, Downloads
 from .report import Report
 
-GGUF_CHOICES: tuple[GGUFType, ...] = ("f16", "q8_0", "q5_0", "q4_0")
+GGUF_CHOICES = tuple(name for name in GGUF_TYPES if name != "f32")
 
 
 class Export(NamedTuple):
@@ -112,8 +112,7 @@ def answers(
     job: Job, session: Session, request: Request, prompt: str, tokens: int, temperature: float, seed: int
 ) -> dict[str, str]:
     """The answers of the dense and the sliced model. Raises UserError for invalid numbers or an empty prompt."""
-    if not prompt.strip():
-        raise UserError(lazy_gettext("The prompt is empty. Enter some text."))
+    checks.require_words("the prompt", prompt)
     loaded = session.calibrations.load(job, request.calibration)
     sliced = session.slice(job, request)
     texts = {"dense": "", "sliced": ""}
@@ -158,11 +157,9 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
         free = shutil.disk_usage(path.parent).free
         if free < 2.2 * size:  # for the folder and its zip
             raise UserError(
-                lazy_gettext(
-                    "The file needs {needed:.0f} MB of disk, but only {free:.0f} MB is free. Choose a smaller model.",
-                    free=free / 1e6,
-                    needed=2.2 * size / 1e6,
-                )
+                "The file needs {needed:.0f} MB of disk, but only {free:.0f} MB is free. Choose a smaller model.",
+                free=free / 1e6,
+                needed=2.2 * size / 1e6,
             )
         with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
             folder = Path(temporary) / name
@@ -185,7 +182,7 @@ def write_gguf_file(
 
     Raises UserError for an unknown type, or for a model that llama.cpp cannot run.
     """
-    limits.choice(lazy_gettext("GGUF type"), gguf_type, GGUF_CHOICES)
+    checks.one_of("GGUF type", gguf_type, GGUF_CHOICES)
     padding = 0
 
     def write(path: Path) -> None:
@@ -212,9 +209,7 @@ def _sliced(
     Nobody holds a model while waiting for the turn: those of many exports would fill the memory.
     """
     if request.slicing.sparsity == 0:
-        raise UserError(
-            lazy_gettext("At 0% nothing is removed, so there is no sliced model to save. Move the slider first.")
-        )
+        raise UserError("At 0% nothing is removed, so there is no sliced model to save. Move the slider first.")
     session.slice(job, request)  # in the cache, unless its memory is needed
     with WRITERS.held(job):
         calibrated = session.calibrations.calibrate(job, request.calibration)

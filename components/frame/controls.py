@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..i18n.language import LazyString, lazy_gettext, translate
 from ..jobs import limits
 from ..state.choices import NO_RECOVERY, PRECISIONS
@@ -105,7 +107,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
                 first.sequences, label=lazy_gettext("Sequences"), minimum=1, maximum=limits.SEQUENCES.value
             )
             length = number(first.length, label=lazy_gettext("Length"), minimum=2, maximum=limits.LENGTH.value)
-            seed = number(first.seed, label=lazy_gettext("Seed"), minimum=0, maximum=limits.MAX_SEED)
+            seed = number(first.seed, label=lazy_gettext("Seed"), minimum=0, maximum=checks.MAX_INTEGER)
     calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
     _heading(lazy_gettext("Slicing"))
     estimator = gr.Radio(

@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from ..lesson.steps import state_of
@@ -87,7 +89,7 @@ def _checked(name: str, value: Any, default: Any) -> Any:
         if name == "pinned":
             return _pinned(value)
         if name in SLIDERS:
-            limits.number(name, value, *SLIDERS[name])
+            checks.number(name, value, *SLIDERS[name])
         parse(Settings()._replace(**{name: value}))
     except ValueError:
         return default
@@ -99,7 +101,7 @@ def _not_loaded(model: str) -> str:
         "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
         "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
         "repository) and choose it there.",
-        model=limits.shown(model),
+        model=checks.shown(model),
     )
     return formatting.problem(ValueError(text))
 
@@ -110,6 +112,6 @@ def _pinned(text: str) -> str:
     if settings is None or settings.upload:
         return ""
     for name, bounds in SLIDERS.items():
-        limits.number(name, getattr(settings, name), *bounds)
+        checks.number(name, getattr(settings, name), *bounds)
     request = parse(settings)
     return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))

@@ -21,6 +21,8 @@ from typing import Any
 import gradio as gr
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
+from intraslice.core import checks
+
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from .upload_folder import is_uploaded
@@ -64,11 +66,11 @@ def require_readable(components: Sequence[Any], values: Sequence[Any], state: An
         if isinstance(current, gr.Slider) or (isinstance(current, gr.Number) and value is not None):
             low = -math.inf if current.minimum is None else current.minimum
             high = math.inf if current.maximum is None else current.maximum
-            require = limits.whole if current.precision == 0 else limits.number
+            require = checks.integer if current.precision == 0 else checks.number
             require(str(current.label), value, low, high)
         if isinstance(current, gr.CheckboxGroup) and isinstance(value, list):
             choices = [str(choice) for _, choice in current.choices]
             for name in (each for each in value if isinstance(each, str)):
-                limits.choice(str(current.label), name, choices)
+                checks.one_of(str(current.label), name, choices)
         if isinstance(current, gr.File) and not (value is None or is_file_obj_with_meta(value)):
             raise ValueError(NOT_UPLOADED)

@@ -17,6 +17,8 @@ from numbers import Number, Real
 from string import Formatter
 from typing import Any, NamedTuple
 
+from intraslice.core.errors import Message
+
 from ..assets import ASSETS
 
 
@@ -89,7 +91,9 @@ class LazyString(str):
 
 
 def translate(text: str) -> str:
-    """A lazy string in the current language; any other text, such as an error of the library, unchanged."""
+    """A lazy string or a message of the library in the current language; any other text unchanged."""
+    if isinstance(text, Message):
+        return gettext(text.template, **text.values) if text.values else term(text.template)
     return text.render() if isinstance(text, LazyString) else text
 
 
@@ -170,7 +174,7 @@ def long_text(file: str, code: str = "") -> str:
 
 def _is_localised(value: Any) -> bool:
     """Whether English, too, writes the value in another way than Python."""
-    return isinstance(value, LazyString) or (isinstance(value, Real) and value < 0)
+    return isinstance(value, (LazyString, Message)) or (isinstance(value, Real) and value < 0)
 
 
 class _Localised(Formatter):

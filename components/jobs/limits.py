@@ -1,4 +1,4 @@
-"""The page's limits, each with the reason for it, and the checks of single values that come from outside.
+"""The page's limits, each with the reason for it, and what a client reads of an error.
 
 A page is hosted where untrusted clients use it: on a Space, or where `INTRASLICE_HOSTED=1` says so. There limits are
 tighter, and no file of the server is read or named.
@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
-from reprlib import Repr
-from typing import Any
 
 from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
-from intraslice.core.errors import UserError
-from intraslice.core.registry import require_current
+from intraslice.core.checks import from_environment
+from intraslice.core.errors import Message
 
-from ..i18n.language import LazyString, lazy_gettext, translate
+from ..i18n.language import LazyString, translate
 
-MAX_SEED = 2**31 - 1  # as the library has it
 MAX_WORDS = 600  # characters of an error
 HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
 MODELS_VARIABLE = "INTRASLICE_MODELS"  # the models that the owner lists, separated by blanks
@@ -44,12 +40,8 @@ class Limit:
     @property
     def value(self) -> int:
         """The bound that holds here. Raises UserError where the environment has no whole number above 0."""
-        text = os.environ.get(self.variable, "").strip()
-        if not text:
-            return self.hosted if hosted() else self.desktop
-        if not text.isdecimal() or not int(text):
-            raise UserError(f"{self.variable} must be a whole number above 0, got {shown(text)}")
-        return int(text)
+        default = self.hosted if hosted() else self.desktop
+        return from_environment(self.variable, default, "a whole number above 0", 1)
 
 
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
@@ -135,10 +127,7 @@ def trusted_hops() -> int:
 
     Raises UserError where that is no whole number.
     """
-    value = os.environ.get(HOPS_VARIABLE, "").strip() or ("1" if os.environ.get("SPACE_ID") else "0")
-    if not value.isdecimal():
-        raise UserError(f"{HOPS_VARIABLE} must be a whole number, 0 or more, got {shown(value)}")
-    return int(value)
+    return from_environment(HOPS_VARIABLE, int(bool(os.environ.get("SPACE_ID"))), "a whole number, 0 or more")
 
 
 def require() -> None:
@@ -162,58 +151,6 @@ def table() -> str:
     return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
 
 
-def whole(name: str, value: Any, low: float, high: float) -> int:
-    """A whole number between the two. Raises UserError for anything else."""
-    if not (_is_number(value) and low <= value <= high and float(value).is_integer()):
-        values = {"name": name, "value": shown(value), "low": low, "high": high}
-        raise UserError(lazy_gettext("{name} must be a whole number from {low:,} to {high:,}, got {value}.", **values))
-    return int(value)
-
-
-def number(name: str, value: Any, low: float, high: float) -> float:
-    """A number between the two. Raises UserError for anything else."""
-    if not (_is_number(value) and low <= value <= high):
-        values = {"name": name, "value": shown(value), "low": low, "high": high}
-        raise UserError(lazy_gettext("{name} must be a number from {low:,} to {high:,}, got {value}.", **values))
-    return value
-
-
-def words(name: str, value: Any, max_length: int) -> str:
-    """A text of so many characters at the most. Raises UserError for anything else."""
-    if not isinstance(value, str):
-        raise UserError(lazy_gettext("{name} must be text, got {value}.", name=name, value=shown(value)))
-    if len(value) > max_length:
-        raise UserError(
-            lazy_gettext(
-                "{name} may have at most {limit:,} characters, got {count:,}.",
-                name=name,
-                count=len(value),
-                limit=max_length,
-            )
-        )
-    if "\0" in value or value.encode(errors="ignore").decode() != value:  # no file and no answer can hold that
-        raise UserError(
-            lazy_gettext("{name} contains an unpaired surrogate or a null character. Remove it.", name=name)
-        )
-    return value
-
-
-def choice(name: str, value: Any, choices: Collection[str]) -> Any:
-    """One of the choices, of whatever literal type they are. Raises UserError for anything else."""
-    if not isinstance(value, str) or value not in choices:
-        require_current(value)
-        values = {"name": name, "value": shown(value), "choices": ", ".join(choices)}
-        raise UserError(lazy_gettext("{name} must be one of {choices}, got {value}.", **values))
-    return value
-
-
-def flag(name: str, value: Any) -> bool:
-    """Yes or no. Raises UserError for anything else."""
-    if not isinstance(value, bool):
-        raise UserError(lazy_gettext("{name} must be true or false, got {value}.", name=name, value=shown(value)))
-    return value
-
-
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
@@ -221,7 +158,8 @@ def error_text(problem: object) -> str:
     library's errors, as Python's, lack the capital and the full stop. A lazy string remains one.
     """
     text = str(problem) or type(problem).__name__
-    return LazyString(lambda: _bounded(translate(text))) if isinstance(text, LazyString) else _bounded(text)
+    is_lazy = isinstance(text, (LazyString, Message))
+    return LazyString(lambda: _bounded(translate(text))) if is_lazy else _bounded(text)
 
 
 def _bounded(text: str) -> str:
@@ -230,23 +168,11 @@ def _bounded(text: str) -> str:
         listed = "".join(rf"(?!{re.escape(name)}(?![\w/]))" for name in os.environ.get(MODELS_VARIABLE, "").split())
         text = re.sub(rf"{listed}(?:{_FOLDERS})", "", text, flags=re.VERBOSE)
     text = _FIRST_WORD.sub(lambda word: word[0].capitalize(), text)
-    if text[-1:].isalnum() or text.endswith((")", "'", '"', "%")):
+    if text[-1:].isalnum() or text.endswith((")", "]", "'", '"', "%")):
         text += "."
     return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]} …"
-
-
-def shown(value: Any) -> str:
-    """A value as an error quotes it, cut where it is long."""
-    return lazy_gettext("nothing") if value is None else _SHORT.repr(value)
 
 
 # The folders of an absolute path; in quotes they may have blanks. An address (https://...) is none.
 _FOLDERS = r"""(?<=['"`])~?/(?:[^'"`\n]*/)?  |  (?<![\w:/.~])~?/(?=\S)(?:[^\s/'"`]+/)*  |  file:///(?:[^\s/'"`]+/)*"""
 _FIRST_WORD = re.compile(r"^[a-z]+(?=[ '])")  # a word of English, and no name of a file or a model
-_SHORT = Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is a number that is no yes or no; `whole` and `number` refuse NaN by comparing."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

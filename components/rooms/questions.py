@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+from intraslice.core import checks
+
 from ..i18n.language import LazyString, lazy_gettext
-from ..jobs import limits
 from ..lesson.steps import texts
 
 Value = float | int | list[float]
@@ -61,10 +62,10 @@ class Question(NamedTuple):
         """Whether a value from outside is an answer to this question."""
         if self.kind == "bars":
             is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
-            return is_list and all(_is_between(entry, 0, self.high) for entry in value)
+            return is_list and all(checks.is_number(entry, 0, self.high) for entry in value)
         if self.is_choice:
-            return isinstance(value, int) and _is_between(value, 0, self.choices - 1)
-        return _is_between(value, self.low, self.high)
+            return isinstance(value, int) and checks.is_number(value, 0, self.choices - 1)
+        return checks.is_number(value, self.low, self.high)
 
     def is_truth(self, value: Any) -> bool:
         """Whether a value from outside may be what was measured; None where it is not known yet."""
@@ -72,8 +73,8 @@ class Question(NamedTuple):
             return True
         if self.kind == "bars":
             is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
-            return is_list and all(_is_between(entry, -MAX_TRUTH, MAX_TRUTH) for entry in value)
-        return self.is_answer(value) if self.is_choice else _is_between(value, -MAX_TRUTH, MAX_TRUTH)
+            return is_list and all(checks.is_number(entry, -MAX_TRUTH, MAX_TRUTH) for entry in value)
+        return self.is_answer(value) if self.is_choice else checks.is_number(value, -MAX_TRUTH, MAX_TRUTH)
 
     def edges(self) -> list[float]:
         """The limits of the bins of a question that takes a number: at most `MAX_BINS` of equal width."""
@@ -117,7 +118,7 @@ def unknown_question(step: Any) -> LazyString:
     """That there is no question with this number, in words."""
     return lazy_gettext(
         "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
-        step=limits.shown(step),
+        step=checks.shown(step),
         count=len(questions()),
     )
 
@@ -132,8 +133,3 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     if len(values) == 1:
         return [values[0]] * 3
     return [round(value, 6) for value in statistics.quantiles(values, n=4, method="inclusive")]
-
-
-def _is_between(value: Any, low: float, high: float) -> bool:
-    """Whether it is a number from `low` to `high`; NaN, infinity and booleans are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high

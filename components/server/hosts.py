@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..jobs import limits
+from intraslice.core import checks
 
 VARIABLE = "INTRASLICE_HOSTS"
 AROUND = re.compile(r"^https?://|(:\d*)?/?$")  # a name: scheme and port
@@ -41,7 +41,7 @@ class KnownHosts:
         name = AROUND.sub("", (host := headers.get("host", "")).lower())
         listed = f"{os.environ.get(VARIABLE, '')} {self._share_url() or ''}".lower().split()
         if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
-            problem = f"Host must be localhost, a loopback address or a name in {VARIABLE}, got {limits.shown(host)}."
+            problem = f"Host must be localhost, a loopback address or a name in {VARIABLE}, got {checks.shown(host)}."
             problem += " If this page is yours, add the name there and start it again."
         elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
             problem = "A page of another site must not send anything to this one."

@@ -17,9 +17,10 @@ import torch
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
+from intraslice.data import describe
 from intraslice.loading import LoadedModel, load_model
+from intraslice.pipeline import require_dense
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
@@ -32,7 +33,6 @@ from ..jobs.jobs import job_progress
 from ..jobs.places import Places
 from ..jobs.status import Status
 from .caches import BUDGET, Caches, return_freed_memory
-from .choices import describe_text
 from .job_memory import JobMemory
 from .plan_views import Source
 from .request import CalibrationKey
@@ -93,8 +93,7 @@ class Calibrations:
     def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         """The dense model. Raises UserError if it cannot be loaded or is already sliced."""
         loaded = self.load_any(job, key)
-        if loaded.made is not None:
-            raise UserError(lazy_gettext("{model} is already sliced. Choose a dense model.", model=key.model))
+        require_dense(loaded)
         return loaded
 
     def load_any(self, job: Job, key: CalibrationKey) -> LoadedModel:
@@ -158,7 +157,7 @@ class Calibrations:
             self._calibrate_now(job, key, loaded)
 
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
-        job.emit(Status(lazy_gettext("Reading text: {text}", text=describe_text(key.config.text))))
+        job.emit(Status(lazy_gettext("Reading text: {text}", text=describe(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
         with READERS.taken(job):
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import get_args
 
-from intraslice import data
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
@@ -28,7 +27,6 @@ __all__ = [
     "RECOVERIES",
     "TEXTS",
     "describe_slicing",
-    "describe_text",
     "offer_own_estimators",
 ]
 
@@ -54,16 +52,6 @@ def offer_own_estimators() -> None:
         raise UserError(f"{OWN_ESTIMATORS} names files to run, and a hosted page runs none; unset it")
     for file in files:
         load_estimator(file)
-
-
-def describe_text(text: str) -> LazyString:
-    """A readable description of a text: its name, source and licence."""
-    description = data.describe(text)
-    name, is_own_file, _ = description.partition(", your own file")
-    if is_own_file:
-        return lazy_gettext("{name}, your own file", name=name)
-    title, bracket, source = description.partition(" (")
-    return LazyString(lambda: term(title) + bracket + source)
 
 
 def describe_slicing(config: SliceConfig) -> LazyString:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
+from intraslice.data import describe
 from intraslice.evaluation.perplexity import BLOCK, DenseStates, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
 
@@ -21,7 +22,7 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
-from .choices import METHODS, describe_slicing, describe_text
+from .choices import METHODS, describe_slicing
 from .request import DENSE, CalibrationKey, Request, SliceKey
 from .snapshots.measurements import Measurements
 from .views import Perplexities, Reading, StoredMeasurement
@@ -241,7 +242,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
         "Standard errors are computed over blocks of {block} tokens.",
         tokens=windows * window,
         window=window,
-        text=describe_text(config.text),
+        text=describe(config.text),
         block=BLOCK,
         dtype=dtype,
         sequences=config.sequences,
@@ -252,7 +253,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
 
 
 def _text_name(request: Request) -> LazyString:
-    is_wikipedia = "Wikipedia" in describe_text(request.calibration.config.text)
+    is_wikipedia = "Wikipedia" in describe(request.calibration.config.text)
     return lazy_gettext("held-out Wikipedia") if is_wikipedia else lazy_gettext("held-out text")
 
 

@@ -12,13 +12,15 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, NamedTuple, cast
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from intraslice import data
+from intraslice.core import checks
 from intraslice.core.config import (
+    MAX_SPARSITY,
     NO_RECOVERY,
     SHAPES,
     CalibrationConfig,
@@ -34,15 +36,14 @@ from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weight
 from intraslice.reporting import Recipe
 
 from ..assets import ASSETS
-from ..i18n.language import lazy_gettext
 from ..jobs import limits
-from .choices import ESTIMATORS, METHODS, PRECISIONS, RECOVERIES
+from .choices import METHODS
 from .settings import Settings
 
+MAX_PERCENT = round(100 * MAX_SPARSITY)
 ANY_MODEL = "*"  # in the list of models: any on the Hub
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
-ORDERS: tuple[Order, ...] = get_args(Order)
 WEIGHTS_FILE = ASSETS / "weights.json"  # digests of the default model's weights, by precision
 _identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
 
@@ -159,7 +160,7 @@ def parse(settings: Settings) -> Request:
     `gradio_compat/inputs.py` checks beforehand that a path is an upload.
     """
     config = _calibration(settings)
-    key = CalibrationKey(model_name(settings.model), _precision(settings.dtype), config)
+    key = CalibrationKey(model_name(settings.model), choose_dtype(settings.dtype, choose_device()), config)
     return Request(settings, key, _slicing(settings))
 
 
@@ -168,10 +169,10 @@ def model_name(model: Any) -> str:
 
     Raises UserError if it is no text or, on a hosted page, none that the owner lists.
     """
-    name = limits.words(lazy_gettext("Model"), model, limits.NAME.value)
+    name = checks.text("Model", model, limits.NAME.value)
     names, is_open = offered_models()
     if not is_open:
-        limits.choice(lazy_gettext("Model"), name, names)
+        checks.one_of("Model", name, names)
     elif limits.hosted() and name not in names:
         try:
             validate_repo_id(name)
@@ -181,11 +182,9 @@ def model_name(model: Any) -> str:
             is_id = not Path(name).exists()  # the library would load the folder
         if not is_id:
             raise UserError(
-                lazy_gettext(
-                    "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
-                    name=limits.shown(name),
-                    default=DEFAULT,
-                )
+                "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
+                name=checks.shown(name),
+                default=DEFAULT,
             )
     return name
 
@@ -205,7 +204,8 @@ def _listed_models(names: str) -> list[str]:
             if name != ANY_MODEL:
                 find_weights(name)
         except (UserError, OSError) as error:
-            raise UserError(f"{limits.MODELS_VARIABLE}: {error}; separate names by spaces") from error
+            message = "{variable}: {error}; separate names by spaces"
+            raise UserError(message, variable=limits.MODELS_VARIABLE, error=str(error)) from error
     return listed
 
 
@@ -219,25 +219,18 @@ def default_precision() -> Precision:
     return choose_dtype(AUTO, choose_device())
 
 
-def _precision(dtype: Any) -> Precision:
-    name = limits.choice(lazy_gettext("Precision"), dtype, (AUTO, *PRECISIONS))
-    return default_precision() if name == AUTO else cast(Precision, name)
-
-
 def _calibration(settings: Settings) -> CalibrationConfig:
-    sequences = limits.whole(lazy_gettext("Sequences"), settings.sequences, 1, limits.SEQUENCES.value)
-    length = limits.whole(lazy_gettext("Length"), settings.length, 2, limits.LENGTH.value)
-    seed = limits.whole(lazy_gettext("Seed"), settings.seed, 0, limits.MAX_SEED)
+    sequences = checks.integer("sequences", settings.sequences, 1, limits.SEQUENCES.value)
+    length = checks.integer("length", settings.length, 2, limits.LENGTH.value)
+    seed = checks.integer("seed", settings.seed, 0, checks.MAX_INTEGER)
     if sequences * length > (max_tokens := limits.CALIBRATION_TOKENS.value):
         raise UserError(
-            lazy_gettext(
-                "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
-                "{length:,}). Lower one of them.",
-                sequences=sequences,
-                length=length,
-                product=sequences * length,
-                limit=max_tokens,
-            )
+            "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
+            "{length:,}). Lower one of them.",
+            sequences=sequences,
+            length=length,
+            product=sequences * length,
+            limit=max_tokens,
         )
     return CalibrationConfig(_text(settings), sequences, length, seed)
 
@@ -246,39 +239,31 @@ def _text(settings: Settings) -> str:
     """The upload, or else the text. Raises UserError if the page is hosted and the text is no named corpus."""
     if settings.upload:
         return settings.upload
-    text = limits.words(lazy_gettext("Text"), settings.text, limits.NAME.value)
+    text = checks.text("text", settings.text, limits.NAME.value)
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
-            lazy_gettext(
-                "Text must be one of {texts}, got {text}. Or upload a file of your own.",
-                text=limits.shown(text),
-                texts=", ".join(data.NAMED_CORPORA),
-            )
+            "Text must be one of {texts}, got {text}. Or upload a file of your own.",
+            text=checks.shown(text),
+            texts=", ".join(data.NAMED_CORPORA),
         )
     return text
 
 
 def _locks(text: Any) -> tuple[Lock, ...]:
     """The locks of a text such as "7 attention 25, 3 mlp 0". Raises UserError for anything else."""
-    text = limits.words(lazy_gettext("Ratios set manually"), text, limits.LOCKED.value)
-    locks = tuple(parse_lock(part) for part in text.split(",") if part.strip())
-    for layer, module, ratio in locks:
-        percent = float(f"{100 * ratio:.12g}")  # as it was typed
-        name = lazy_gettext("The percentage of “{layer} {module}”", layer=layer, module=module)
-        limits.number(name, int(percent) if percent.is_integer() else percent, 0, 100)
-    return locks
+    text = checks.text("Ratios set manually", text, limits.LOCKED.value)
+    return tuple(parse_lock(part) for part in text.split(",") if part.strip())
 
 
 def _slicing(settings: Settings) -> SliceConfig:
-    order = cast(Order, limits.choice(lazy_gettext("Order"), settings.order, ORDERS))
     return SliceConfig(
-        limits.number(lazy_gettext("Sparsity"), settings.sparsity, 0, 80) / 100,
-        limits.choice(lazy_gettext("Ratio estimator"), settings.estimator, ESTIMATORS),
-        None if settings.bias is None else float(limits.number(lazy_gettext("Bias"), settings.bias, 0.2, 2)),
-        limits.number(lazy_gettext("Cap"), settings.cap, 0, 100) / 100,
-        order,
-        limits.flag("iterative", settings.iterative) and order == "sequential",
+        checks.number("sparsity", settings.sparsity, 0, MAX_PERCENT) / 100,
+        settings.estimator,
+        settings.bias,
+        checks.number("cap", settings.cap, 0, 100) / 100,
+        cast(Order, settings.order),
+        checks.flag("iterative", settings.iterative) and settings.order == "sequential",
         locked=_locks(settings.locked),
-        shapes=limits.choice(lazy_gettext("Shapes"), settings.shapes, SHAPES),
-        recovery=limits.choice(lazy_gettext("Recovery"), settings.recovery, (NO_RECOVERY, *RECOVERIES)),
+        shapes=checks.one_of("shapes", settings.shapes, SHAPES),
+        recovery=settings.recovery,
     )

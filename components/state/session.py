@@ -17,6 +17,7 @@ from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
+from intraslice.data import describe
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
@@ -34,7 +35,7 @@ from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from .caches import CachedEntry, Caches
 from .calibrations import Calibrated, Calibrations
-from .choices import ESTIMATORS, TEXTS, describe_text
+from .choices import ESTIMATORS, TEXTS
 from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .readings import Readings
@@ -200,7 +201,7 @@ class Session:
         if best is None:  # the dense model needs no calibration
             return Status(lazy_gettext("Ready"), "ready")
         values = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
-        values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe_text(key.config.text)}
+        values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(key.config.text)}
         whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
         partial_text = lazy_gettext(
             "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",

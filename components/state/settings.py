@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from intraslice.core.config import CalibrationConfig, SliceConfig
+
 PROMPT = "Why does it rain?"  # shown when the page opens
 
 
@@ -11,18 +13,18 @@ class Settings(NamedTuple):
     """The values of the controls, in the order in which handlers receive them."""
 
     model: str = "default"
-    text: str = "default"
+    text: str = CalibrationConfig.text
     upload: str | None = None
-    sequences: int = 32
-    length: int = 512
-    seed: int = 0
+    sequences: int = CalibrationConfig.sequences
+    length: int = CalibrationConfig.length
+    seed: int = CalibrationConfig.seed
     sparsity: float = 20  # per cent, as on the slider: answers are still sentences
-    estimator: str = "pca"
+    estimator: str = SliceConfig.estimator
     bias: float | None = None  # None: set by the importances
-    cap: float = 80  # per cent
+    cap: float = round(100 * SliceConfig.cap)  # per cent
     order: str = "one-shot"
     iterative: bool = False
     locked: str = ""  # manual ratios in per cent: "7 attention 25, 3 mlp 0"
     dtype: str = "auto"
-    shapes: str = "free"
-    recovery: str = "none"
+    shapes: str = SliceConfig.shapes
+    recovery: str = SliceConfig.recovery

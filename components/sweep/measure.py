@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import pandas
 import torch
 
+from intraslice.core import checks
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
@@ -30,7 +31,7 @@ from ..i18n.language import LazyString, lazy_gettext
 from ..jobs import limits, status
 from ..jobs.job import Job
 from ..jobs.status import Status
-from ..state.request import Request
+from ..state.request import MAX_PERCENT, Request
 from ..state.session import Session
 from .charts import MARKERS, line_name
 from .views import SweepChoice, SweepPoint, SweepView
@@ -69,29 +70,22 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError(lazy_gettext("{name} must be a list, got {value}.", name=name, value=limits.shown(values)))
+            raise UserError("{name} must be a list, got {value}.", name=name, value=checks.shown(values))
         if not values:
             raise UserError(NONE_CHOSEN[name])
     if (count := math.prod(map(len, lists.values()))) > (max_points := limits.SWEEP.value):
         raise UserError(
-            lazy_gettext(
-                "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer methods, estimators, "
-                "sparsities or GGUF types.",
-                count=count,
-                limit=max_points,
-            )
+            "A sweep may have at most {limit:,} points, got {count:,}. Choose fewer methods, estimators, "
+            "sparsities or GGUF types.",
+            count=count,
+            limit=max_points,
         )
-    chosen = (
-        (lazy_gettext("Method"), choice.methods, METHODS),
-        (lazy_gettext("Ratio estimator"), choice.estimators, ESTIMATORS),
-    )
-    for kind, names, registered in chosen:
+    chosen = (("method", choice.methods, METHODS), ("estimator", choice.estimators, ESTIMATORS))
+    for kind, names, choices in (*chosen, ("GGUF type", choice.quantise, MARKERS)):
         for name in names:
-            limits.choice(kind, name, registered)
-    for name in choice.quantise:
-        limits.choice(lazy_gettext("GGUF type"), name, MARKERS)
+            checks.one_of(kind, name, choices)
     base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
-    fractions = [limits.number(lazy_gettext("Sparsity"), percent, 0, 80) / 100 for percent in choice.sparsities]
+    fractions = [checks.number("sparsity", percent, 0, MAX_PERCENT) / 100 for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
     return base, points(choice.methods, choice.estimators, fractions, cast(Sequence[Quantise], choice.quantise))
@@ -169,7 +163,7 @@ def write_csv(session: Session, request: Request, choice: SweepChoice, path: Pat
     """Write the measured points like `python -m intraslice sweep --csv`. Raises UserError if there are none."""
     frame = sweep_plan(session, request, choice).frame()
     if frame.empty:
-        raise UserError(lazy_gettext("No point of this sweep has been measured yet. Press “Run the sweep”."))
+        raise UserError("No point of this sweep has been measured yet. Press “Run the sweep”.")
     frame.to_csv(path, index=False)
 
 

@@ -101,9 +101,7 @@ class Downloads:
         if used_bytes() and used_bytes() + size > max_bytes:
             wait = min_kept - (now - self._sent[0].moment) if self._sent else min_kept
             raise UserError(
-                lazy_gettext(
-                    "The server's disk space for downloads is full of files that may still be in use. Try again in "
-                    "{minutes} min.",
-                    minutes=math.ceil(wait / 60),
-                )
+                "The server's disk space for downloads is full of files that may still be in use. Try again in "
+                "{minutes} min.",
+                minutes=math.ceil(wait / 60),
             )

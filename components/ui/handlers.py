@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..gradio_compat.inputs import uploaded_path
 from ..gradio_compat.signatures import (
     guard_handler,
@@ -25,7 +27,7 @@ from ..gradio_compat.signatures import (
     with_default,
     wrap_handler,
 )
-from ..i18n.language import LazyString, language, lazy_gettext
+from ..i18n.language import LazyString, language
 from ..jobs import limits
 from ..jobs.status import Status
 from ..state.request import model_name, parse
@@ -42,17 +44,17 @@ FIELDS = [
 MAX_LAYERS = 10_000
 # Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "layer": lambda value: limits.whole(lazy_gettext("Layer"), value, 0, MAX_LAYERS),
-    "prompt": lambda value: limits.words(lazy_gettext("Prompt"), value, limits.PROMPT.value),
-    "passage": lambda value: limits.words(lazy_gettext("Passage"), value, limits.PASSAGE.value),
-    "sample": lambda value: limits.words(lazy_gettext("Passage"), value, limits.PASSAGE.value),
-    "tokens": lambda value: limits.whole(lazy_gettext("Maximum new tokens"), value, 1, limits.NEW_TOKENS.value),
-    "temperature": lambda value: limits.number(lazy_gettext("Temperature"), value, 0, limits.TEMPERATURE.value),
-    "sample_seed": lambda value: limits.whole(lazy_gettext("Seed"), value or 0, 0, limits.MAX_SEED),
-    "raw": lambda value: limits.flag("raw", value),
+    "layer": lambda value: checks.integer("Layer", value, 0, MAX_LAYERS),
+    "prompt": lambda value: checks.text("Prompt", value, limits.PROMPT.value),
+    "passage": lambda value: checks.text("Passage", value, limits.PASSAGE.value),
+    "sample": lambda value: checks.text("Passage", value, limits.PASSAGE.value),
+    "tokens": lambda value: checks.integer("Maximum new tokens", value, 1, limits.NEW_TOKENS.value),
+    "temperature": lambda value: checks.number("Temperature", value, 0, limits.TEMPERATURE.value),
+    "sample_seed": lambda value: checks.integer("Seed", value or 0, 0, checks.MAX_INTEGER),
+    "raw": lambda value: checks.flag("raw", value),
     "other": lambda value: model_name(value.strip() if isinstance(value, str) else value) if value else "",
     "ratios_file": lambda value: uploaded_path(value),
-    "speed": lambda value: limits.flag("speed", value),
+    "speed": lambda value: checks.flag("speed", value),
 }
 
 

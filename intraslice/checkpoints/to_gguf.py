@@ -29,7 +29,7 @@ from intraslice.checkpoints.gguf_tensors import (
     stored_mlp,
 )
 from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
-from intraslice.core.config import require_choice
+from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.weights import AttentionWeights
@@ -128,7 +128,7 @@ def write_gguf(
     tensors. Raises UserError as `require_new_file` and `require_deci` do, for an unknown type, for values beyond the
     range of float16, and if the disk is full.
     """
-    require_choice("the GGUF type", gguf_type, GGUF_TYPES)
+    one_of("the GGUF type", gguf_type, GGUF_TYPES)
     file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
     sizes = _sizes(model, gguf_type)

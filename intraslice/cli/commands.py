@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -15,10 +14,11 @@ from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
+from intraslice.core.checks import require_words
 from intraslice.core.errors import UserError
 from intraslice.distributed import rank, size
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
-from intraslice.evaluation.generation import generate_text
+from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
@@ -249,12 +249,8 @@ def _write_gguf(run: Run, loaded: LoadedModel) -> CommandResult:
 def generate(run: Run) -> CommandResult:
     """Dense and sliced answers to one prompt."""
     a = run.arguments
-    if a.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens must be 1 or more, got {a.max_new_tokens}")
-    if not 0 <= a.temperature < math.inf:
-        raise UserError(f"--temperature must be a finite number, 0 or more, got {a.temperature}")
-    if not a.prompt.strip():
-        raise UserError("--prompt is empty; expected some text")
+    Sampling(a.max_new_tokens, a.temperature, a.seed)
+    require_words("--prompt", a.prompt)
     loaded = run.load_any()
     models = {"sliced": loaded.model}
     if loaded.made is None:

@@ -14,6 +14,7 @@ from intraslice.cli import analyses, commands, paper, search, tasks
 from intraslice.cli.benchmark import benchmark
 from intraslice.cli.extensions import extensions
 from intraslice.cli.run import CommandResult, Run
+from intraslice.core.checks import RETIRED
 from intraslice.core.config import (
     NO_RECOVERY,
     PRESETS,
@@ -25,7 +26,7 @@ from intraslice.core.config import (
     Targets,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS, RECOVERIES, RETIRED, Registry
+from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import PROMPTS
 from intraslice.evaluation.speed import SpeedConfig

@@ -20,6 +20,7 @@ if sys.platform != "win32":
     import resource
 
 from intraslice import data
+from intraslice.core.checks import integer
 from intraslice.core.config import (
     NO_RECOVERY,
     RUNTIME,
@@ -64,9 +65,7 @@ class Run(Pipeline):
         if size() > 1:
             require_shareable(arguments, self.recipe)
         if arguments.threads is not None:
-            if arguments.threads < 1:
-                raise UserError(f"threads must be 1 or more, got {arguments.threads}")
-            torch.set_num_threads(arguments.threads)
+            torch.set_num_threads(integer("threads", arguments.threads, 1))
 
     def load(self) -> LoadedModel:
         """Load the model as the pipeline does, and print the source of its weights to stderr."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
+from intraslice.core.checks import integer
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel
@@ -59,8 +60,7 @@ def search(run: Run) -> CommandResult:
         raise UserError(f"--out must be a {suffix} file in an existing folder, got {a.out}")
     config = SearchConfig(a.passes, windows=a.windows, seed=a.seed)
     if a.exchanges is not None:
-        if a.exchanges < 1:
-            raise UserError(f"--exchanges must be 1 or more, got {a.exchanges}")
+        integer("--exchanges", a.exchanges, 1)
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
     if a.depth:

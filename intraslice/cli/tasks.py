@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas
 
 from intraslice.cli.run import CommandResult, Run
-from intraslice.core.errors import UserError
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.methods.registry import METHODS
 from intraslice.reporting import records
@@ -46,13 +45,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def tasks(run: Run) -> CommandResult:
     """Scores of the dense model and of its slices by each method, or of a sliced checkpoint only."""
     a = run.arguments
-    for option, value, minimum in (
-        ("--limit", a.limit, 1),
-        ("--num-fewshot", a.num_fewshot, 0),
-        ("--batch-size", a.batch_size, 1),
-    ):
-        if value is not None and value < minimum:
-            raise UserError(f"{option} must be {minimum} or more, got {value}")
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
     manager = require_tasks(config)
     loaded = run.load_any()

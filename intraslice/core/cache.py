@@ -26,6 +26,7 @@ from uuid import uuid4
 import torch
 from filelock import FileLock, Timeout
 
+from intraslice.core.checks import from_environment
 from intraslice.core.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
@@ -123,12 +124,16 @@ def cache_folder() -> Path:
 
 def max_cache_bytes() -> int:
     """Maximum size of the cache folder, in bytes. Raises UserError where the environment has no whole number."""
-    value = os.environ.get(MAX_BYTES_VARIABLE, "").strip() or str(MAX_CACHE_BYTES)
-    if not value.isdecimal():
-        raise UserError(
-            f"{MAX_BYTES_VARIABLE} must be a whole number of bytes, such as {MAX_CACHE_BYTES}, got {value[:80]!r}"
-        )
-    return int(value)
+    return from_environment(MAX_BYTES_VARIABLE, MAX_CACHE_BYTES, f"a whole number of bytes, such as {MAX_CACHE_BYTES}")
+
+
+def unwritable_cache(error: Exception) -> UserError:
+    """The error for a cache folder that cannot be written. It leaves out the path that the system adds."""
+    return UserError(
+        "cannot write to the cache folder ({reason}); free some space there, or set INTRASLICE_CACHE to a folder "
+        "that can be written",
+        reason=getattr(error, "strerror", None) or first_line(error),
+    )
 
 
 def set_max_cache_bytes(size: int) -> None:

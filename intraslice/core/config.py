@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import check_fields, flag, integer, number, one_of, shown
+from intraslice.core.errors import Message, UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
 
 Order = Literal["sequential", "one-shot"]
@@ -18,47 +17,9 @@ FREE, RUNTIME = SHAPES = ("free", "runtime")
 Targets = Literal["sampled", "text"]
 Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
 NO_RECOVERY = "none"
+MAX_SPARSITY = 0.8
+BIASES = (0.2, 2)  # smallest and largest
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
-
-
-def _as_plain(config: object) -> None:
-    """Numbers of numpy and others in the fields of a frozen config become Python's, paths become text."""
-    for name, value in vars(config).items():
-        object.__setattr__(config, name, _plain(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def _require_range(field: str, value: float, low: float, high: float, hint: str = "") -> None:
-    if isinstance(value, bool) or not (
-        isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high
-    ):
-        raise UserError(f"{field} must be between {low:g} and {high:g}{hint and ' (' + hint + ')'}, got {value!r}")
-
-
-def require_count(field: str, value: int, low: int, high: int = 2**31 - 1) -> None:
-    """Raise UserError unless `value` is a whole number in this range."""
-    if isinstance(value, bool) or not (isinstance(value, int) and low <= value <= high):
-        raise UserError(f"{field} must be a whole number from {low} to {high}, got {value!r}")
-
-
-def _require_text(value: str) -> None:
-    if not isinstance(value, str):
-        raise UserError(f"text must be the name of a text or of a file, got {value!r}")
-
-
-def require_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless `value` is one of the choices."""
-    if value not in choices:
-        raise UserError(f"{field} must be one of {', '.join(choices)}, got {value!r}")
 
 
 class Alignment(NamedTuple):
@@ -91,8 +52,10 @@ def canonical_shapes(shapes: str) -> str:
         multiples[name] = int(multiple)
     if not multiples:
         raise UserError(
-            f"shapes must be {', '.join([*SHAPES, *PRESETS])}, or multiples from 1 to {MAX_MULTIPLE:,} such as mlp=64 "
-            f"dim=8 (dim even), got {shapes!r}"
+            "shapes must be {names}, or multiples from 1 to {limit:,} such as mlp=64 dim=8 (dim even), got {value}",
+            names=", ".join([*SHAPES, *PRESETS]),
+            limit=MAX_MULTIPLE,
+            value=shown(shapes),
         )
     alignment = Alignment(**multiples)
     return FREE if alignment == Alignment() else f"mlp={alignment.mlp} dim={alignment.dim}"
@@ -117,13 +80,9 @@ class CalibrationConfig:
     samples: int = 0
 
     def __post_init__(self) -> None:
-        _as_plain(self)
-        _require_text(self.text)
-        require_count("sequences", self.sequences, 1)
-        require_count("samples", self.samples, 0)
-        require_count("length", self.length, 2)
-        require_count("seed", self.seed, 0)
-        require_choice("targets", self.targets, get_args(Targets))
+        check_fields(self, _text_name, text=())
+        check_fields(self, integer, sequences=(1,), samples=(0,), length=(2,), seed=(0,))
+        check_fields(self, one_of, targets=(get_args(Targets),))
 
 
 @dataclass(frozen=True)
@@ -135,10 +94,9 @@ class EvaluationConfig:
     window: int = 512
 
     def __post_init__(self) -> None:
-        _as_plain(self)
-        _require_text(self.text)
-        require_count("window", self.window, 2)
-        require_count("tokens", self.tokens, self.window)
+        check_fields(self, _text_name, text=())
+        check_fields(self, integer, window=(2,))
+        check_fields(self, integer, tokens=(self.window,))
 
 
 @dataclass(frozen=True)
@@ -174,93 +132,113 @@ class SliceConfig:
         return Alignment(**{name: int(multiple) for name, multiple in pairs})
 
     def __post_init__(self) -> None:
-        _as_plain(self)
         object.__setattr__(self, "locked", _locks(self.locked))
-        _require_range("sparsity", self.sparsity, 0.0, 0.8, "a fraction of the decoder layers' parameters, such as 0.3")
-        if self.bias is not None:
-            _require_range("bias", self.bias, 0.2, 2.0)
-        _require_range("cap", self.cap, 0.0, 1.0, "1 allows removing a whole module")
+        hint = "a fraction of the decoder layers' parameters, such as 0.3"
+        check_fields(self, number, sparsity=(0, MAX_SPARSITY, hint), bias=BIASES)
+        check_fields(self, number, cap=(0, 1, "1 allows removing a whole module"))
         ESTIMATORS.require(self.estimator)
-        require_choice("order", self.order, get_args(Order))
-        require_choice("recovery", self.recovery, (NO_RECOVERY, *RECOVERIES))
+        check_fields(self, one_of, order=(get_args(Order),), recovery=((NO_RECOVERY, *RECOVERIES),))
         object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
-        _require_range("iterative_above", self.iterative_above, 0.0, 1.0)
-        require_count("gradient_group", self.gradient_group, 1)
-        require_count("epochs", self.epochs, 0)
-        if self.head_fraction is not None:
-            _require_range("head_fraction", self.head_fraction, 1e-3, 1.0, "1 is a whole head")
-        if not isinstance(self.iterative, bool):
-            raise UserError(f"iterative must be True or False, got {self.iterative!r}")
+        check_fields(self, number, iterative_above=(0, 1), head_fraction=(1e-3, 1, "1 is a whole head"))
+        check_fields(self, integer, gradient_group=(1,), epochs=(0,))
+        check_fields(self, flag, iterative=())
         if self.iterative and self.order != "sequential":
             raise UserError(
                 "iterative requires order 'sequential', got 'one-shot'; change the order, or set iterative to False"
             )
-        for layer, module, ratio in self.locked:
-            require_count("a locked layer", layer, 0)
-            require_choice("a locked module", module, MODULE_KINDS)
-            _require_range(f"the locked ratio of layer {layer}'s {module}", ratio, 0.0, 1.0)
-        if len({lock[:2] for lock in self.locked}) < len(self.locked):
-            raise UserError("a module is locked twice; expected at most one ratio per module")
         if self.sparsity > self.cap:
             raise UserError(
-                f"sparsity must be at most the cap, {100 * self.cap:g}%, got {100 * self.sparsity:g}%; "
-                "raise the cap or lower the sparsity"
+                "sparsity must be at most the cap, {cap:g}%, got {sparsity:g}%; raise the cap or lower the sparsity",
+                cap=100 * self.cap,
+                sparsity=100 * self.sparsity,
             )
+
+
+def _text_name(name: str, value: Any) -> str:
+    if not isinstance(value, (str, Path)):
+        raise UserError("text must be the name of a text or of a file, got {value}", value=shown(value))
+    return str(value)
 
 
 def _locks(locked: Any) -> tuple[Lock, ...]:
     try:
-        return tuple((_plain(layer), module, _plain(ratio)) for layer, module, ratio in locked)
+        locks = [(layer, module, ratio) for layer, module, ratio in locked]
     except (TypeError, ValueError):
         raise UserError(
-            f"locked must have a layer, a module and a ratio for each lock, as in ((7, 'mlp', 0.25),), got {locked!r}"
+            "locked must have a layer, a module and a ratio for each lock, as in ((7, 'mlp', 0.25),), got {value}",
+            value=shown(locked),
         ) from None
+    checked = tuple(
+        (
+            integer("a locked layer", layer, 0),
+            one_of("a locked module", module, MODULE_KINDS),
+            number(Message("the locked ratio of layer {layer}'s {module}", layer=layer, module=module), ratio, 0, 1),
+        )
+        for layer, module, ratio in locks
+    )
+    if len({lock[:2] for lock in checked}) < len(checked):
+        raise UserError("a module is locked twice; expected at most one ratio per module")
+    return checked
 
 
 def parse_lock(text: str) -> Lock:
     """Parse a locked ratio: layer, module and percentage, as in "7 mlp 25". Raises UserError for anything else."""
     try:
-        layer, module, percent = text.split()
-        index, ratio = int(layer), float(percent) / 100
+        layer, module, word = text.split()
+        index, percent = int(layer), float(word)
     except ValueError:
         raise UserError(
-            f"{text.strip()!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25"
+            "{text!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25", text=text.strip()
         ) from None
-    require_choice("a locked module", module, MODULE_KINDS)
-    return index, cast(ModuleKind, module), ratio
+    one_of("a locked module", module, MODULE_KINDS)
+    name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
+    number(name, int(percent) if percent.is_integer() else percent, 0, 100)
+    return index, cast(ModuleKind, module), percent / 100
 
 
 def too_little_removed(config: SliceConfig, removed: float) -> UserError:
     """The error for a plan that removes at most the fraction `removed`, less than its sparsity."""
-    causes, ways = [f"cap {100 * config.cap:g}%"], ["raise the cap"] if config.cap < 1 else []
+    causes, ways = [Message("cap {cap:g}%", cap=100 * config.cap)], [Message("raise the cap")] if config.cap < 1 else []
     if config.bias is not None:
-        causes.append(f"bias {config.bias:g}")
-        ways.append("change the bias")
+        causes.append(Message("bias {bias:g}", bias=config.bias))
+        ways.append(Message("change the bias"))
     if config.locked:
-        causes.append("the locked ratios")
-        ways.append("unlock ratios")
+        causes.append(Message("the locked ratios"))
+        ways.append(Message("unlock ratios"))
     return UserError(
-        f"sparsity {100 * config.sparsity:g}% cannot be reached with {_listed(causes, 'and')}: at most {removed:.1%} "
-        f"of the decoder layers' parameters can be removed; {_listed([*ways, 'lower the sparsity'], 'or')}"
+        "sparsity {sparsity:g}% cannot be reached with {causes}: at most {removed:.1%} of the decoder layers' "
+        "parameters can be removed; {ways}",
+        sparsity=100 * config.sparsity,
+        causes=_listed(causes, Message("and")),
+        removed=removed,
+        ways=_listed([*ways, Message("lower the sparsity")], Message("or")),
     )
 
 
 def missed_by_multiples(config: SliceConfig, removed: float) -> UserError:
     """The error for a plan whose multiples keep it from its sparsity: it removes the fraction `removed`."""
     return UserError(
-        f"sizes in multiples of {config.shapes} cannot meet sparsity {100 * config.sparsity:g}%: they remove "
-        f"{removed:.1%} of the decoder layers' parameters; choose smaller multiples or another sparsity"
+        "sizes in multiples of {shapes} cannot meet sparsity {sparsity:g}%: they remove {removed:.1%} of the decoder "
+        "layers' parameters; choose smaller multiples or another sparsity",
+        shapes=config.shapes,
+        sparsity=100 * config.sparsity,
+        removed=removed,
     )
 
 
 def too_much_locked(config: SliceConfig, removed: float) -> UserError:
     """The error for locked ratios that alone remove the fraction `removed`, more than the sparsity."""
     return UserError(
-        f"the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
-        f"{100 * config.sparsity:g}%; unlock ratios or raise the sparsity"
+        "the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
+        "{sparsity:g}%; unlock ratios or raise the sparsity",
+        removed=removed,
+        sparsity=100 * config.sparsity,
     )
 
 
-def _listed(parts: list[str], conjunction: str) -> str:
-    *before, last = parts
-    return f"{', '.join(before)} {conjunction} {last}" if before else last
+def _listed(parts: list[Message], conjunction: Message) -> Message:
+    text = parts[0]
+    for part in parts[1:-1]:
+        text = Message("{others}, {last}", others=text, last=part)
+    others = {"others": text, "conjunction": conjunction, "last": parts[-1]}
+    return Message("{others} {conjunction} {last}", **others) if len(parts) > 1 else text

@@ -1,4 +1,4 @@
-"""Registries of estimators, methods and recoveries by name, and the names of what was removed.
+"""Registries of estimators, methods and recoveries by name.
 
 Entries are registered in the file that defines them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import one_of
 
 
 @runtime_checkable
@@ -25,19 +25,6 @@ class Named(Protocol):
 
 
 Entry = TypeVar("Entry", bound=Named)
-# Removed commands, endpoints, options and methods, each with what replaces it.
-RETIRED = {
-    "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
-    "decreases",
-    "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
-    "--vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
-}
-
-
-def require_current(name: object) -> None:
-    """Raise UserError, which says what replaces it, for the name of something that was removed."""
-    if isinstance(name, str) and name in RETIRED:
-        raise UserError(RETIRED[name])
 
 
 class Registry(dict[str, Entry]):
@@ -62,10 +49,7 @@ class Registry(dict[str, Entry]):
 
     def require(self, name: str) -> Entry:
         """The entry with this name. Raises UserError, which lists all names, if there is none."""
-        if not isinstance(name, str) or name not in self:
-            require_current(name)
-            raise UserError(f"{self.kind} must be one of {', '.join(self)}, got {name!r}")
-        return self[name]
+        return self[one_of(self.kind, name, self)]
 
     def help(self) -> str:
         """All entries with their explanations, for the command line's help."""

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import integer, one_of
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import blocks
@@ -55,11 +55,9 @@ def ablated_model(
     Raises UserError for an unknown ablation or a width that is not from 1 to the hidden size.
     """
     report = progress_callback(progress)
-    if ablation not in ABLATIONS:
-        raise UserError(f"ablation must be one of {', '.join(ABLATIONS)}, got {ablation!r}")
+    one_of("ablation", ablation, ABLATIONS)
     hidden, layers = model.lm_head.in_features, blocks(model)
-    if not 1 <= width <= hidden:
-        raise UserError(f"width must be between 1 and {hidden}, the hidden size, got {width}")
+    integer("width", width, 1, hidden)
     require_no_output_norms(layers, f"ablation {ablation}")
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}

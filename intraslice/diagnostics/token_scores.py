@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Pause, no_pause
-from intraslice.evaluation.generation import prefill, prompt_tokens, text_of
+from intraslice.evaluation.generation import prefill, prompt_tokens, prompt_too_long, text_of
 from intraslice.evaluation.perplexity import divergences
 from intraslice.modeling.hidden_states import logits_in_chunks
 from intraslice.pretrained.tokenizer import encode
@@ -122,9 +122,7 @@ def compare_next_tokens(
     if not tokens:
         raise UserError("the prompt has no tokens; expected at least one word")
     if len(tokens) > positions:
-        raise UserError(
-            f"the prompt has {len(tokens):,} tokens; expected at most {positions:,}, the model's maximum context length"
-        )
+        raise prompt_too_long(Message("{count:,} tokens", count=len(tokens)), positions, positions)
     logits = [prefill(model, torch.tensor([tokens], device=model.device), {}, pause)[0] for model in (dense, sliced)]
     of_dense, of_sliced = (of_model.float().log_softmax(-1)[0] for of_model in logits)
     return _best(tokenizer, of_dense, of_sliced, count)

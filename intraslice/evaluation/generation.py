@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import check_fields, integer, number, require_words
+from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Pause, no_pause
 from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.modeling.hidden_states import next_token_logits, require_model
@@ -37,10 +38,8 @@ class Sampling:
     chat: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens!r}")
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature must be a finite number, 0 (greedy) or more, got {self.temperature!r}")
+        check_fields(self, integer, max_new_tokens=(1,))
+        check_fields(self, number, temperature=(0, math.inf))
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> list[int]:
@@ -69,13 +68,9 @@ def stream_tokens(
     require_short(prompt, positions)
     tokens = prompt_tokens(tokenizer, prompt, sampling.chat)
     count = len(tokens)
-    if not prompt.strip() or not count:
-        raise UserError("the prompt is empty; expected some text")
+    require_words("the prompt", prompt if count else "")
     if count >= positions:
-        raise UserError(
-            f"the prompt has {count:,} tokens; expected at most {positions - 1:,}, "
-            f"as the model's maximum context length is {positions:,} tokens"
-        )
+        raise prompt_too_long(Message("{count:,} tokens", count=count), positions - 1, positions)
     sample, ends = _sampler(sampling), end_tokens(model)
     ids, cache = torch.tensor([tokens], device=model.device), dict[str, Any]()
     for _ in range(min(sampling.max_new_tokens, positions - count)):
@@ -178,14 +173,21 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
             max_characters=MAX_RENDERED,
         )
     except ValueError as error:
-        raise UserError(f"the model's chat template fails ({error}); turn it off, or use another model") from error
+        message = "the model's chat template fails ({reason}); turn it off, or use another model"
+        raise UserError(message, reason=str(error)) from error
 
 
 def require_short(prompt: str, positions: int) -> None:
     """Raise UserError for a prompt that cannot fit into a model's positions, without tokenising it."""
     max_characters = min(CHARACTERS_PER_TOKEN * positions, MAX_PROMPT)
     if len(prompt) > max_characters:
-        raise UserError(
-            f"the prompt has {len(prompt):,} characters; expected at most {max_characters:,}, "
-            f"as the model's maximum context length is {positions:,} tokens"
-        )
+        raise prompt_too_long(Message("{count:,} characters", count=len(prompt)), max_characters, positions)
+
+
+def prompt_too_long(received: Message, limit: int, positions: int) -> UserError:
+    """The error for a prompt with so many tokens or characters, of which the model's context allows `limit`."""
+    message = (
+        "the prompt has {received}; expected at most {limit:,}, as the model's maximum context length is "
+        "{positions:,} tokens"
+    )
+    return UserError(message, received=received, limit=limit, positions=positions)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import UserError
+from intraslice.core.checks import check_fields, integer
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.modeling.hidden_states import next_token_logits
 
@@ -25,9 +25,7 @@ class SpeedConfig:
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "new", "repeats"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)!r}")
+        check_fields(self, integer, prompt=(1,), new=(1,), repeats=(1,))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.core.checks import check_fields, integer
 from intraslice.core.errors import UserError, first_line
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 
@@ -35,10 +36,7 @@ class TasksConfig:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise UserError("expected at least one task, such as arc_easy, got none")
-        for field, minimum in {"limit": 1, "shots": 0, "batch": 1}.items():
-            value = getattr(self, field)
-            if value is not None and value < minimum:
-                raise UserError(f"{field} must be {minimum} or more, got {value}")
+        check_fields(self, integer, limit=(1,), shots=(0,), batch=(1,))
 
 
 def require_tasks(config: TasksConfig) -> Any:

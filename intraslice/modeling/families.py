@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.core.weights import UNROTATED, AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
@@ -178,11 +178,12 @@ def _fused(*pairs: Pair) -> Pair:
 def family_named(name: str) -> Family:
     """The entry for a `model_type`. Raises UserError if there is none."""
     if name not in FAMILIES:
-        ways = (
-            f"expected one of {', '.join(FAMILIES)}. To support it, add an entry to FAMILIES in "
-            "intraslice/modeling/families.py"
+        ways = Message(
+            "expected one of {names}. To support it, add an entry to FAMILIES in intraslice/modeling/families.py",
+            names=", ".join(FAMILIES),
         )
-        raise UserError(f"model type {name!r} cannot be sliced: {REFUSED.get(name, ways)}")
+        reason = Message(REFUSED[name]) if name in REFUSED else ways
+        raise UserError("model type {name!r} cannot be sliced: {reason}", name=name, reason=reason)
     return FAMILIES[name]
 
 
@@ -192,7 +193,8 @@ def family_of(config: PreTrainedConfig) -> Family:
     family = family_named(name)
     for field in UNSUPPORTED_FIELDS:
         if value := getattr(config, field, None):
-            raise UserError(f"this {name} model has {field} {value!r} and cannot be sliced; only models without it can")
+            message = "this {name} model has {field} {value!r} and cannot be sliced; only models without it can"
+            raise UserError(message, name=name, field=field, value=value)
     return family
 
 

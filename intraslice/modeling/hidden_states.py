@@ -25,27 +25,26 @@ LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequen
 def require_model(model: object) -> None:
     """Raise UserError unless `model` is a transformers model; a `LoadedModel` is not, but has one."""
     if not isinstance(model, PreTrainedModel):
-        raise UserError(f"expected a transformers model, got {type(model).__name__}; of a LoadedModel pass its `model`")
+        message = "expected a transformers model, got {type}; of a LoadedModel pass its `model`"
+        raise UserError(message, type=type(model).__name__)
 
 
 def require_length(length: int, config: PreTrainedConfig) -> None:
     """Raise UserError if a sequence of `length` tokens has more tokens than the model has positions."""
     if length > config.max_position_embeddings:
-        raise UserError(
-            f"length must be at most {config.max_position_embeddings:,}, the model's maximum context length, "
-            f"got {length:,}"
-        )
+        message = "length must be at most {limit:,}, the model's maximum context length, got {length:,}"
+        raise UserError(message, limit=config.max_position_embeddings, length=length)
 
 
 def require_windows(tokens: Tensor, config: PreTrainedConfig) -> None:
     """Raise UserError unless `tokens` has windows of two or more tokens, and the model has positions for them."""
-    expected = (
-        "expected a tensor of whole numbers with shape (windows, tokens), one window or more of two tokens or more"
-    )
-    if not isinstance(tokens, Tensor):
-        raise UserError(f"{expected}, got {type(tokens).__name__}")
-    if tokens.is_floating_point() or tokens.ndim != 2 or not len(tokens) or tokens.shape[1] < 2:
-        raise UserError(f"{expected}, got shape {tuple(tokens.shape)} of {tokens.dtype}")
+    shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else ()
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2 or tokens.is_floating_point():
+        raise UserError(
+            "expected a tensor of whole numbers with shape (windows, tokens), one window or more of two tokens or "
+            "more, got {received}",
+            received=f"shape {shape} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__,
+        )
     require_length(tokens.shape[1], config)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from intraslice.core.config import NO_RECOVERY, Order
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.planning.sizes import Parameters
 
 BISECTION_STEPS = 48
@@ -21,9 +21,12 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
     low = 0.0
     if not count(high) - TOLERANCE * target <= target <= count(low) + TOLERANCE * target:
         raise UserError(
-            f"the sparsity cannot be reached: the plan would have to keep {target:,.0f} parameters of the decoder "
-            f"layers, but only {count(high):,} to {count(low):,} are possible; raise the cap, unlock modules, or "
-            "change the sparsity"
+            "the sparsity cannot be reached: the plan would have to keep {target:,.0f} parameters of the decoder "
+            "layers, but only {least:,} to {most:,} are possible; raise the cap, unlock modules, or change "
+            "the sparsity",
+            target=target,
+            least=count(high),
+            most=count(low),
         )
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
@@ -37,7 +40,7 @@ MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
 def require_below_one(name: str, value: float) -> None:
     """Raise UserError unless a fraction of parameters or axes to remove is from 0 to below 1."""
     if not 0 <= value < 1:
-        raise UserError(f"{name} must be at least 0 and below 1, got {value!r}")
+        raise UserError("{name} must be at least 0 and below 1, got {value}", name=Message(name), value=value)
 
 
 @dataclass(frozen=True)

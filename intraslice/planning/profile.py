@@ -139,8 +139,10 @@ class Profile:
     def _require(self, estimator: str | None) -> None:
         if estimator not in (None, *self.estimators):
             raise UserError(
-                f"estimator must be one of {', '.join(self.estimators)} for this calibration, got {estimator!r}; "
-                "load and calibrate the model again, or choose importances that were computed for this model"
+                "estimator must be one of {names} for this calibration, got {estimator!r}; load and calibrate the "
+                "model again, or choose importances that were computed for this model",
+                names=", ".join(self.estimators),
+                estimator=estimator,
             )
 
     def ranking(self, estimator: str, module: ModuleKind) -> Ranking:

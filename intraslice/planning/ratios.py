@@ -236,7 +236,8 @@ def _uncapped_ratios(
 def require_locked_layers(config: SliceConfig, layers: int) -> None:
     """Raise UserError if a locked layer does not exist."""
     if absent := [layer for layer, _, _ in config.locked if layer >= layers]:
-        raise UserError(f"layer {absent[0]} does not exist, so it cannot be locked; layers are 0 to {layers - 1}")
+        message = "layer {layer} does not exist, so it cannot be locked; layers are 0 to {last}"
+        raise UserError(message, layer=absent[0], last=layers - 1)
 
 
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:

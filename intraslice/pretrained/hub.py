@@ -76,8 +76,9 @@ def model_on_hub(hub_id: str) -> HubModel:
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     if sizes.keys().isdisjoint(WEIGHTS):
         raise UserError(
-            f"{hub_id!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
-            "Choose another model, or convert this one with save_pretrained"
+            "{model!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
+            "Choose another model, or convert this one with save_pretrained",
+            model=hub_id,
         )
     weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
     return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
@@ -90,13 +91,11 @@ def hub_errors(hub_id: str) -> Iterator[None]:
         try:
             yield
         except GatedRepoError as error:
-            raise UserError(
-                f"{hub_id} is gated; request access on its page, then run `hf auth login` or set HF_TOKEN"
-            ) from error
+            message = "{model} is gated; request access on its page, then run `hf auth login` or set HF_TOKEN"
+            raise UserError(message, model=hub_id) from error
         except RepositoryNotFoundError as error:
-            raise UserError(
-                f"the Hub has no model {hub_id!r} (or it is private); check the name, or set HF_TOKEN"
-            ) from error
+            message = "the Hub has no model {model!r} (or it is private); check the name, or set HF_TOKEN"
+            raise UserError(message, model=hub_id) from error
 
 
 @contextmanager
@@ -148,8 +147,11 @@ def make_room(name: str, needed: int) -> None:
         if needed > max_bytes or _remove_fetched(max_bytes) > max_bytes:
             del _fetched_bytes[folder]
             raise UserError(
-                f"{name} takes {needed / 1e6:,.0f} MB of disk, and models from the Hub may take "
-                f"{max_bytes / 1e6:,.0f} MB together; use a smaller model, or try again when no other is being loaded"
+                "{name} takes {needed:,.0f} MB of disk, and models from the Hub may take {limit:,.0f} MB together; use "
+                "a smaller model, or try again when no other is being loaded",
+                name=name,
+                needed=needed / 1e6,
+                limit=max_bytes / 1e6,
             )
 
 

@@ -8,7 +8,6 @@ of the estimate.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import psutil
 import torch
 from transformers import PreTrainedConfig
 
-from intraslice.core.errors import NoRoomError, UserError
+from intraslice.core.checks import from_environment
+from intraslice.core.errors import Message, NoRoomError
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
@@ -69,13 +69,18 @@ def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = 
     """The memory estimate. Raises UserError, with both numbers, if the model and its sliced copy do not fit."""
     estimate = estimate_memory(name, dtype, device)
     if estimate.needed > estimate.available:
-        remedy = "use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model"
-        needed, free = estimate.needed / 2**30, estimate.available / 2**30
-        raise NoRoomError(
-            f"{name} has {estimate.parameters / 1e6:,.0f} M parameters; slicing it in {str(dtype).split('.')[-1]} "
-            f"needs {needed:.1f} GiB, but only {free:.1f} GiB is free on {device}; {remedy}"
-        )
+        size = {"name": name, "millions": estimate.parameters / 1e6, "dtype": str(dtype).split(".")[-1]}
+        what = Message("{name} has {millions:,.0f} M parameters; slicing it in {dtype}", **size)
+        remedy = Message("use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model")
+        raise no_room(what, estimate.needed, estimate.available, device, remedy)
     return estimate
+
+
+def no_room(what: Message, needed: int, free: int, device: object, remedy: Message) -> NoRoomError:
+    """The error for what needs more bytes than are free."""
+    message = "{what} needs {needed:.1f} GiB, but only {free:.1f} GiB is free on {device}; {remedy}"
+    values = {"needed": needed / 2**30, "free": free / 2**30, "device": str(device)}
+    return NoRoomError(message, what=what, remedy=remedy, **values)
 
 
 def calibration_bytes(
@@ -103,11 +108,14 @@ def require_calibration_memory(
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
-        remedy = f"use a length of {shorter:,} or less" if shorter else "use fewer sequences or a smaller model"
-        raise NoRoomError(
-            f"calibrating on {sequences:,} x {length:,} tokens needs {needed / 2**30:.1f} GiB in addition to the "
-            f"model, but only {free / 2**30:.1f} GiB is free on {device}; {remedy}"
+        what = Message(
+            "calibrating on {sequences:,} x {length:,} tokens, in addition to the model,",
+            sequences=sequences,
+            length=length,
         )
+        other = Message("use fewer sequences or a smaller model")
+        remedy = Message("use a length of {length:,} or less", length=shorter) if shorter else other
+        raise no_room(what, needed, free, device, remedy)
     return needed
 
 
@@ -142,10 +150,7 @@ def available_bytes(device: str = "cpu") -> int:
         pages = dict(line.split() for line in reclaimable.read_text().splitlines())
         in_use = int(used.read_text()) - int(pages["inactive_file"])
         available = min(available, max(0, int(bound) - in_use))
-    if max_bytes := os.environ.get(MEMORY_VARIABLE, "").strip():
-        if not max_bytes.isdecimal():
-            raise UserError(
-                f"{MEMORY_VARIABLE} must be a whole number of bytes, such as {2**33}, got {max_bytes[:80]!r}"
-            )
-        available = min(available, max(0, int(max_bytes) - psutil.Process().memory_info().rss))
+    max_bytes = from_environment(MEMORY_VARIABLE, -1, f"a whole number of bytes, such as {2**33}")
+    if max_bytes >= 0:
+        available = min(available, max(0, max_bytes - psutil.Process().memory_info().rss))
     return available

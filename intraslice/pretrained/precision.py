@@ -6,7 +6,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from intraslice.core.config import require_choice
+from intraslice.core.checks import one_of
 
 Precision = Literal["float32", "bfloat16"]
 AUTO: Literal["auto"] = "auto"
@@ -27,7 +27,7 @@ def choose_dtype(dtype: str | torch.dtype = AUTO, device: str = "cpu") -> Precis
     UserError for any other type.
     """
     name = str(dtype).removeprefix("torch.")
-    require_choice("dtype", name, (AUTO, *get_args(Precision)))
+    one_of("dtype", name, (AUTO, *get_args(Precision)))
     if name != AUTO:
         return cast(Precision, name)
     kind = device.partition(":")[0]

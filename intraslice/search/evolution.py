@@ -19,8 +19,8 @@ from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
+from intraslice.core.checks import check_fields, integer, number
 from intraslice.core.config import MODULE_KINDS, ModuleKind
-from intraslice.core.errors import UserError
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import ModuleId, Ratios
 from intraslice.planning.sizes import MULTIPLE, neurons_kept
@@ -160,11 +160,8 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.passes <= MAX_PASSES:
-            raise UserError(f"passes must be between 0 and {MAX_PASSES:,}, got {self.passes!r}")
-        for name in ("children", "survivors", "windows"):
-            if not 1 <= getattr(self, name) <= MAX_COUNT:
-                raise UserError(f"{name} must be between 1 and {MAX_COUNT}, got {getattr(self, name)!r}")
+        check_fields(self, number, passes=(0, MAX_PASSES))
+        check_fields(self, integer, children=(1, MAX_COUNT), survivors=(1, MAX_COUNT), windows=(1, MAX_COUNT))
 
 
 @dataclass(frozen=True)

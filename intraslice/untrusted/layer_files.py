@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from intraslice.core.checks import integer, is_number, number
 from intraslice.core.config import MODULE_KINDS, Lock, ModuleKind
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 
 MAX_CHARACTERS = 2**20
-LAYER = "a whole number, 0 or more"
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
@@ -32,28 +32,31 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(
-            f"{path.name} cannot be read as ratios ({reason}); expected .csv with the columns "
-            f"{', '.join(COLUMNS)}, or .json with these keys"
+            "{file} cannot be read as ratios ({reason}); expected .csv with the columns {columns}, or .json with these "
+            "keys",
+            file=path.name,
+            reason=str(reason),
+            columns=", ".join(COLUMNS),
         ) from error
     rows_by_layer: dict[int, int] = {}
     locks: list[Lock] = []
-    for number, row in enumerate(rows, 1):
-        where = f"{path.name}, row {number}"
-        layer = _number(where, "layer", row["layer"], LAYER)
-        if layer is None or layer < 0 or layer != int(layer):
-            raise UserError(f"{where}: layer must be {LAYER}, got {_shortened(row['layer'])}")
+    for index, row in enumerate(rows, 1):
+        where = Message("{file}, row {row}", file=path.name, row=index)
+        layer = integer(Message("{where}: layer", where=where), _cell(row["layer"]), 0)
         if layer in rows_by_layer:
             raise UserError(
-                f"{where}: layer {layer:g} is in row {rows_by_layer[int(layer)]} already; expected one row per layer"
+                "{where}: layer {layer} is in row {other} already; expected one row per layer",
+                where=where,
+                layer=layer,
+                other=rows_by_layer[layer],
             )
-        rows_by_layer[int(layer)] = number
+        rows_by_layer[layer] = index
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
-            ratio = _number(f"{where} (layer {layer:g})", column, row.get(column))
-            if ratio is not None and not 0 <= ratio <= 1:
-                raise UserError(f"{where} (layer {layer:g}): {column} must be a fraction from 0 to 1, got {ratio:g}")
-            locks += [] if ratio is None else [(int(layer), module, ratio)]
+            if (ratio := _cell(row.get(column))) is not None:
+                name = Message("{where} (layer {layer}): {column}", where=where, layer=layer, column=column)
+                locks.append((layer, module, number(name, ratio, 0, 1)))
     if not locks:
-        raise UserError(f"{path.name} has no ratios; expected a row for at least one layer")
+        raise UserError("{file} has no ratios; expected a row for at least one layer", file=path.name)
     return tuple(locks)
 
 
@@ -86,24 +89,14 @@ def _json_rows(text: str) -> list[dict[str, Any]]:
     return [{"layer": index} | row for index, row in enumerate(rows)]
 
 
-def _number(where: str, column: str, value: Any, expected: str = "a number or empty") -> float | None:
-    """The number in a cell, None if it is empty."""
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
+def _cell(value: Any) -> Any:
+    """The number in a cell; None if it is empty, anything else as it is."""
+    if not isinstance(value, str):
+        return value
     try:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise ValueError
-        number = float(value)
-        if abs(number) >= 1e9 or number != number:  # NaN alone differs from itself
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise UserError(f"{where}: {column} must be {expected}, got {_shortened(value)}") from None
-    return number
-
-
-def _shortened(value: Any) -> str:
-    text = "nothing" if value in (None, "") else repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
+        return float(value)
+    except ValueError:
+        return value if value.strip() else None
 
 
 MAX_BYTES = 2**26
@@ -124,8 +117,12 @@ def read_importances(path: Path) -> list[Units]:
             raise ValueError("no list of layers")
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        expected = 'expected JSON such as {"layers": [{"attention": [0.1, 0.2], "mlp": [0.3, 0.1]}]}'
-        raise UserError(f"{path.name} cannot be read as importances ({reason}); {expected}") from error
+        raise UserError(
+            "{file} cannot be read as importances ({reason}); expected JSON such as {example}",
+            file=path.name,
+            reason=str(reason),
+            example='{"layers": [{"attention": [0.1, 0.2], "mlp": [0.3, 0.1]}]}',
+        ) from error
     return [
         {module: _numbers(f"{path.name}, layer {index}", row, module) for module in MODULE_KINDS}
         for index, row in enumerate(layers)
@@ -144,10 +141,7 @@ def _rounded(value: float) -> float:
 
 def _numbers(where: str, row: Any, module: str) -> list[float]:
     values = row.get(module) if isinstance(row, dict) else None
-    if not isinstance(values, list) or not all(_is_importance(value) for value in values):
-        raise UserError(f"{where}: {module} is not a list of importances; expected non-negative numbers, one per unit")
+    if not isinstance(values, list) or not all(is_number(value, 0, MAX_IMPORTANCE) for value in values):
+        message = "{where}: {module} is not a list of importances; expected non-negative numbers, one per unit"
+        raise UserError(message, where=where, module=module)
     return values
-
-
-def _is_importance(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MAX_IMPORTANCE

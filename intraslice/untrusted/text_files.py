@@ -14,7 +14,7 @@ from io import BytesIO, TextIOWrapper
 from itertools import islice
 from pathlib import Path
 
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 MAX_CHARACTERS = 2**25  # per file; per text column of a parquet file. About eight million tokens
@@ -33,18 +33,20 @@ def read_text_file(path: Path) -> list[str]:
     Raises UserError where the file cannot be read, is of another kind, or has no text.
     """
     if not path.stat().st_size:
-        raise UserError(f"{path.name} is empty; expected text")
+        raise UserError("{file} is empty; expected text", file=path.name)
     try:
         documents = list(filter(str.strip, islice(READERS[path.suffix.lower()](path), MAX_ROWS)))
     except UserError:
         raise
     except UnicodeError as error:
-        raise UserError(f"{path.name} is not UTF-8 ({getattr(error, 'reason', error)}); save it as UTF-8") from error
+        reason = str(getattr(error, "reason", error))
+        raise UserError("{file} is not UTF-8 ({reason}); save it as UTF-8", file=path.name, reason=reason) from error
     except (OSError, ValueError, csv.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path.name} cannot be read ({reason}); save it again, or name another file") from error
+        reason = str(error.strerror if isinstance(error, OSError) else error)
+        message = "{file} cannot be read ({reason}); save it again, or name another file"
+        raise UserError(message, file=path.name, reason=reason) from error
     if not documents:
-        raise UserError(f"{path.name} has no text in it; expected text")
+        raise UserError("{file} has no text in it; expected text", file=path.name)
     if path.suffix.lower() == ".csv" and all(map(_NUMBER.fullmatch, documents)):
         raise _not_text(path, "numbers")
     return documents
@@ -123,11 +125,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _no_text_column(path: Path, columns: int) -> UserError:
-    return UserError(f"{path.name} has no column called text (columns: {columns:,}); rename one to text")
+    message = "{file} has no column called text (columns: {columns:,}); rename one to text"
+    return UserError(message, file=path.name, columns=columns)
 
 
 def _not_text(path: Path, kind: str) -> UserError:
-    return UserError(f"{path.name} has {kind} in its column 'text'; expected strings")
+    message = "{file} has {kind} in its column 'text'; expected strings"
+    return UserError(message, file=path.name, kind=Message(kind))
 
 
 READERS: dict[str, Callable[[Path], Iterator[str]]] = {

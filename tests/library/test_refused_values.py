@@ -1,13 +1,184 @@
-"""Values that the public functions refuse at once, with one line that says what was expected."""
+"""Values that the library, the command line and the page refuse at once, in one line that says what they must be."""
 
 from __future__ import annotations
 
+import re
+from functools import partial
+from math import inf, nan
+from typing import Any
+
+import jaxtyping
 import pytest
 import torch
+from refused_values import REFUSED as NO_SETTINGS
 
 import intraslice
-from intraslice import UserError
+from components.i18n.language import translate, use_language
+from components.state.request import parse
+from components.state.settings import Settings
+from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError
+from intraslice.__main__ import main
 from intraslice.checkpoints.to_gguf import write_gguf
+from intraslice.core.checks import shown
+from intraslice.core.config import parse_lock
+from intraslice.core.registry import ESTIMATORS
+from intraslice.diagnostics.ablation import ablated_model
+from intraslice.diagnostics.sensitivity import require_ratio
+from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
+from intraslice.evaluation.generation import Sampling, generate_text
+from intraslice.evaluation.speed import SpeedConfig
+from intraslice.evaluation.tasks import TasksConfig
+from intraslice.methods.crossmodule import plan_crossmodule
+from intraslice.methods.registry import plan_by
+from intraslice.pretrained.precision import choose_dtype
+from intraslice.search.evolution import SearchConfig
+from intraslice.slicing.refine import RefineConfig
+
+SPARSITY = "a number from 0 to 0.8 (a fraction of the decoder layers' parameters, such as 0.3)"
+CAP = "a number from 0 to 1 (1 allows removing a whole module)"
+LARGEST = "2,147,483,647"
+POSITIVE, COUNT = f"a whole number from 1 to {LARGEST}", f"a whole number from 0 to {LARGEST}"
+MULTIPLES = "free, runtime, cpu, cuda, llama.cpp, or multiples from 1 to 4,096 such as mlp=64 dim=8 (dim even)"
+# A config's field, values that it refuses, and what it must be.
+REFUSED: list[tuple[Any, str, list[Any], str]] = [
+    (SliceConfig, "sparsity", [1.5, -0.1, nan, True, "0.3"], SPARSITY),
+    (SliceConfig, "bias", [0.0, inf], "a number from 0.2 to 2"),
+    (SliceConfig, "cap", [1.1, -0.1, 10**400], CAP),
+    (SliceConfig, "estimator", ["magnitude", ["pca"]], f"one of {', '.join(ESTIMATORS)}"),
+    (SliceConfig, "order", ["parallel", 1], "one of sequential, one-shot"),
+    (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "mlp=0", "mlp=5000", ""], MULTIPLES),
+    (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-ce"),
+    (SliceConfig, "iterative", ["no", 1], "true or false"),
+    (SliceConfig, "iterative_above", [-0.1], "a number from 0 to 1"),
+    (SliceConfig, "head_fraction", [0.0, 1.5], "a number from 0.001 to 1 (1 is a whole head)"),
+    (SliceConfig, "gradient_group", [0], POSITIVE),
+    (SliceConfig, "epochs", [False, -1, 0.5], COUNT),
+    (CalibrationConfig, "text", [4], "the name of a text or of a file"),
+    (CalibrationConfig, "sequences", [0, 2**31], POSITIVE),
+    (CalibrationConfig, "samples", [-1], COUNT),
+    (CalibrationConfig, "length", [1], f"a whole number from 2 to {LARGEST}"),
+    (CalibrationConfig, "seed", [-1, 1.5], COUNT),
+    (CalibrationConfig, "targets", ["labels"], "one of sampled, text"),
+    (EvaluationConfig, "window", [1], f"a whole number from 2 to {LARGEST}"),
+    (EvaluationConfig, "tokens", [511], f"a whole number from 512 to {LARGEST}"),
+    (Sampling, "max_new_tokens", [0], POSITIVE),
+    (Sampling, "temperature", [-1.0, nan, inf], "a number from 0 to inf"),
+    (SearchConfig, "passes", [-1, 10**7], "a number from 0 to 1,000,000"),
+    *(
+        (SearchConfig, name, [0, 1001], "a whole number from 1 to 1,000")
+        for name in ("children", "survivors", "windows")
+    ),
+    *((SpeedConfig, name, [0], POSITIVE) for name in ("prompt", "new", "repeats")),
+    *((partial(TasksConfig, ("task",)), name, [0, 0.5], POSITIVE) for name in ("limit", "batch")),
+    (partial(TasksConfig, ("task",)), "shots", [-1], COUNT),
+    *((RefineConfig, name, [0], POSITIVE) for name in ("passes", "batch", "patience")),
+]
+OPTIONS = ("sparsity", "bias", "cap", "head_fraction", "gradient_group", "epochs", "sequences", "samples", "seed")
+
+
+@pytest.mark.parametrize(("config", "field", "values", "expected"), REFUSED)
+def test_a_config_refuses_a_value_in_one_line(config, field, values, expected, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checker before our own check
+    for value in values:
+        with pytest.raises(UserError) as caught:
+            config(**{field: value})
+        assert str(caught.value) == f"{field} must be {expected}, got {shown(value)}"
+
+
+@pytest.mark.parametrize(("config", "field", "values", "expected"), [row for row in REFUSED if row[1] in OPTIONS])
+def test_the_command_line_refuses_it_in_the_same_words(config, field, values, expected, capsys, monkeypatch):
+    monkeypatch.setattr("intraslice.pipeline.load_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    for value in values:
+        if type(value) is (int if expected in (POSITIVE, COUNT) else float):  # others are refused by argparse
+            assert main(["evaluate", f"--{field.replace('_', '-')}={value}"]) == 2
+            assert capsys.readouterr().err == f"python -m intraslice: {field} must be {expected}, got {value!r}\n"
+
+
+@pytest.mark.parametrize("field", NO_SETTINGS)
+def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
+    for value in NO_SETTINGS[field]:
+        with pytest.raises(UserError, match=r"must be|may have|contains") as caught:
+            parse(Settings()._replace(**{field: value}))
+        message = caught.value.args[0]
+        with use_language("de"):
+            assert re.search(r": (erwartet wird|höchstens|enthält) |muss eine Hub-ID sein", translate(message))
+        assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(SliceConfig, 0.6, cap=0.5), "sparsity must be at most the cap, 50%, got 60%"),
+        (
+            partial(SliceConfig, iterative=True, order="one-shot"),
+            "iterative requires order 'sequential', got 'one-shot'",
+        ),
+        *(
+            (partial(SliceConfig, locked=wrong), "locked must have a layer, a module")
+            for wrong in (None, 7, ((0, "mlp"),), "a")
+        ),
+        (partial(SliceConfig, locked=((-1, "mlp", 0.2),)), f"a locked layer must be {COUNT}, got -1"),
+        (partial(SliceConfig, locked=((0, "head", 0.2),)), "a locked module must be one of attention, mlp, got 'head'"),
+        (
+            partial(SliceConfig, locked=((0, "mlp", 2),)),
+            "the locked ratio of layer 0's mlp must be a number from 0 to 1",
+        ),
+        (partial(SliceConfig, locked=((0, "mlp", 0.1), (0, "mlp", 0.2))), "a module is locked twice"),
+        (partial(RefineConfig, held_out=1.0), "held_out must be a fraction between 0 and 1, got 1.0"),
+        (partial(RefineConfig, rate=0.0), "rate must be above 0"),
+        (partial(RefineConfig, noise=-1.0), "rate must be above 0 and noise at least 0"),
+        (partial(TasksConfig, ()), "expected at least one task"),
+        *(
+            (partial(choose_dtype, wrong), "dtype must be one of auto, float32")
+            for wrong in (torch.float16, "int8", None)
+        ),
+        *(
+            (partial(require_ratio, wrong), "ratio must be above 0 and at most 0.95")
+            for wrong in (0.0, -0.1, 0.96, nan)
+        ),
+        (
+            partial(parse_lock, "1 mlp much"),
+            "'1 mlp much' is not a locked ratio; expected layer, module and percentage",
+        ),
+        (partial(parse_lock, "1 head 5"), "a locked module must be one of attention, mlp, got 'head'"),
+        (partial(parse_lock, "1 mlp 150"), "the percentage of “1 mlp” must be a number from 0 to 100, got 150"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(call, message):
+    with pytest.raises(UserError) as caught:
+        call()
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_values_that_a_model_cannot_have(tiny_case, tmp_path):
+    case = tiny_case("llama-gqa")
+    model, tokenizer, tokens = case.loaded.model, case.loaded.tokenizer, case.tokens
+    for call, message in (
+        (partial(write_gguf, model, tokenizer, tmp_path / "a.gguf", "q2_k"), "the GGUF type must be one of f32, f16"),
+        (partial(intraslice.recover, model, model, tokens, epochs=0.5), "epochs must be a whole number from 0"),
+        (
+            partial(intraslice.recover, model, model, tokens, "magic"),
+            "recovery must be one of distill, distill-ce, got",
+        ),
+        (partial(ablated_model, model, "reads", 0, tokens), "width must be a whole number from 1 to"),
+        (partial(ablated_model, model, "nothing", 4, tokens), "ablation must be one of"),
+        *(
+            (partial(score_passage, model, model, tokenizer, "w7 " * count), "expected 2 to 512")
+            for count in (0, 1, 513)
+        ),
+        (partial(compare_next_tokens, model, model, tokenizer, ""), "no tokens"),
+        (partial(compare_next_tokens, model, model, tokenizer, "w7 " * 513), "513 tokens; expected at most 512"),
+        (partial(next, generate_text(model, tokenizer, "  ")), "the prompt is empty; expected some text"),
+        (partial(next, generate_text(model, tokenizer, "w7 " * 512)), "512 tokens; expected at most 511"),
+        (partial(plan_by, "wanda", model, case.stats, SliceConfig(), 0.25), "does not slice the residual stream"),
+        (partial(plan_crossmodule, model), "expected either sparsity or slicing"),
+        (partial(plan_crossmodule, model, sparsity=0.2, slicing=0.2), "expected either sparsity or slicing"),
+        (partial(plan_crossmodule, model, sparsity=1.0), "sparsity must be at least 0 and below 1, got 1.0"),
+        (partial(plan_crossmodule, model, slicing=-0.1), "slicing must be at least 0 and below 1, got -0.1"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 @pytest.mark.parametrize(
@@ -30,25 +201,6 @@ def test_tokens_without_windows_that_fit_the_model(tiny_case, tokens, received):
     ):
         with pytest.raises(UserError, match=received):
             call()
-
-
-@pytest.mark.parametrize("epochs", [-1, 0.5])
-def test_epochs_of_a_recovery(tiny_case, epochs):
-    case = tiny_case("llama-gqa")
-    with pytest.raises(UserError, match="epochs must be a whole number from 0"):
-        intraslice.recover(case.loaded.model, case.loaded.model, case.tokens, epochs=epochs)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, "float16", "int8"])
-def test_another_precision(dtype):
-    with pytest.raises(UserError, match="dtype must be one of auto, float32, bfloat16, got"):
-        intraslice.load_model("default", dtype)
-
-
-def test_an_unknown_gguf_type(tiny_case, tmp_path):
-    loaded = tiny_case("llama-gqa").loaded
-    with pytest.raises(UserError, match="the GGUF type must be one of f32, f16, q8_0, q5_0, q4_0, got 'q2_k'"):
-        write_gguf(loaded.model, loaded.tokenizer, tmp_path / "model.gguf", "q2_k")
 
 
 def test_a_loaded_model_in_place_of_its_model_and_the_other_way_round(tiny_case, tmp_path):

@@ -41,7 +41,9 @@ from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.ui import formatting
-from intraslice.data import NAMED_CORPORA
+from intraslice.core.checks import RETIRED
+from intraslice.core.config import CalibrationConfig, SliceConfig
+from intraslice.modeling.families import REFUSED
 
 ROOT = ASSETS.parent
 OTHERS = [code for code in LANGUAGES if code != ENGLISH]
@@ -49,16 +51,48 @@ SAID = re.compile(r'\b(?:isxSay|say)\(\s*"((?:[^"\\]|\\.)*)"')
 GERMAN = {"lang": "de"}
 
 
+# Files of the library whose errors the page translates. Those of other files are English in every language.
+TRANSLATED = (
+    "core/cache.py",
+    "core/checks.py",
+    "core/config.py",
+    "data.py",
+    "evaluation/generation.py",
+    "modeling/families.py",
+)
+TRANSLATED += ("modeling/hidden_states.py", "pipeline.py", "planning", "pretrained/hub.py", "pretrained/memory.py")
+TRANSLATED += ("pretrained/sources.py", "recovery/distill.py", "untrusted/layer_files.py", "untrusted/text_files.py")
+TEXTS, ERRORS = ("gettext", "lazy_gettext"), ("Message", "UserError", "NoRoomError", "_refusal")
+STARTING = ("components/intraslice_commands", "components/state/choices.py")  # their errors come before the page
+
+
+def constants(node: ast.expr, tree: ast.Module) -> set[str]:
+    """The constant texts that an expression may be, also through a name that is bound to constants."""
+
+    def cases(node: ast.expr) -> list[ast.expr]:
+        return [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
+
+    names = {each.id for each in cases(node) if isinstance(each, ast.Name)}
+    bound = [each for each in ast.walk(tree) if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) in names]
+    found = [each for value in (node, *(one.value for one in bound)) for each in cases(value)]
+    return {each.value for each in found if isinstance(each, ast.Constant) and isinstance(each.value, str)} - {""}
+
+
 def python_texts() -> set[str]:
-    """Every text that the page's code says."""
+    """Every text that the page's code says, and the errors of the library that it shows."""
+    library = [ROOT / "intraslice" / name for name in TRANSLATED]
+    library = [file for path in library for file in (path.rglob("*.py") if path.is_dir() else [path])]
     found = set()
-    for path in (ROOT / "app.py", *(ROOT / "components").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            name = getattr(getattr(node, "func", None), "id", "")
-            if name in ("gettext", "lazy_gettext") and isinstance(node.args[0], ast.Constant):
-                found.add(node.args[0].value)
-            elif name in ("gettext", "lazy_gettext"):
-                assert path.name == "language.py", f"{path.name}:{node.lineno} says what no list of words can hold"
+    for path in (ROOT / "app.py", *(ROOT / "components").rglob("*.py"), *library):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in filter(lambda node: isinstance(node, ast.Call), ast.walk(tree)):
+            name = ast.unparse(node.func)
+            if name in TEXTS or (name in ERRORS and not str(path.relative_to(ROOT)).startswith(STARTING)):
+                found |= (texts := constants(node.args[0], tree))
+                is_constant = bool(texts) if name in TEXTS else not isinstance(node.args[0], ast.JoinedStr)
+                assert is_constant or path.name == "language.py", f"{path}:{node.lineno} has no constant text"
+            elif name.startswith("checks.") or name in ("integer", "number", "one_of", "require_words"):
+                found |= constants(node.args[0], tree) if node.args else set()
     return found
 
 
@@ -70,7 +104,10 @@ def library_terms() -> set[str]:
         for entry in registry.values()
     }
     units = {entry.units for entry in choices.ESTIMATORS.values() if entry.units}
-    return labels | units | {"neurons", "units"} | {text.partition(" (")[0] for text in NAMED_CORPORA.values()}
+    configs = CalibrationConfig.__dataclass_fields__ | SliceConfig.__dataclass_fields__
+    names = {"dtype", "method", *(name for name in Settings._fields if name in configs)}  # in errors
+    errors = {*RETIRED.values(), *REFUSED.values(), "numbers", "other values"}
+    return labels | units | names | errors | {"neurons", "units"}
 
 
 def script_texts() -> set[str]:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from intraslice.core import checks
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
@@ -26,7 +27,7 @@ from ...jobs.turns import Urgency
 from ...spectra.measure import SpectraViews
 from ...state.caches import BoundedCache
 from ...state.calibrations import Calibrated
-from ...state.request import DENSE, Request, SliceKey, parse
+from ...state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
 from ...state.session import Session
 from ...state.settings import Settings
 from ...state.views import Reading
@@ -136,21 +137,16 @@ class Publisher:
 
 def _validated(choice: Choice) -> Choice:
     """The choice with sorted, unique steps. Raises UserError if it is invalid."""
-    percents = sorted({float(limits.number(lazy_gettext("Sparsity"), percent, 0, 80)) for percent in choice.percents})
+    percents = sorted({checks.number("sparsity", percent, 0, MAX_PERCENT) for percent in choice.percents})
     if not 2 <= len(percents) <= MAX_STEPS:
-        raise UserError(
-            lazy_gettext("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MAX_STEPS)
-        )
+        raise UserError("The slider must have 2 to {limit} steps, got {count}.", count=len(percents), limit=MAX_STEPS)
     if not 1 <= len(choice.prompts) <= MAX_PROMPTS:
         raise UserError(
-            lazy_gettext(
-                "There must be 1 to {limit} prompts, got {count}.", count=len(choice.prompts), limit=MAX_PROMPTS
-            )
+            "There must be 1 to {limit} prompts, got {count}.", count=len(choice.prompts), limit=MAX_PROMPTS
         )
     for prompt in choice.prompts:
-        if not limits.words(lazy_gettext("Prompt"), prompt, limits.PROMPT.value).strip():
-            raise UserError(lazy_gettext("A prompt is empty. Enter some text for each."))
-    tokens = limits.whole(lazy_gettext("Maximum new tokens"), choice.tokens, 1, limits.NEW_TOKENS.value)
+        checks.require_words("a prompt", checks.text("Prompt", prompt, limits.PROMPT.value))
+    tokens = checks.integer("Maximum new tokens", choice.tokens, 1, limits.NEW_TOKENS.value)
     return Choice(tuple(percents), tuple(choice.prompts), tokens, choice.passage)
 
 

@@ -72,9 +72,7 @@ class RatioSearches:
         """
         view = self.cached(request)
         if view is None:
-            raise UserError(
-                lazy_gettext("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
-            )
+            raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
         unlocked = min(range(len(view.found)), key=lambda layer: view.found[layer][1]), "mlp"
         return locked_text(
             (layer, module, ratio)

@@ -10,7 +10,8 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from ...i18n.language import lazy_gettext
+from intraslice.core import checks
+
 from ...jobs import limits
 from ...state.request import Request, parse
 from ...state.settings import Settings
@@ -27,11 +28,11 @@ def write(request: Request) -> str:
 
 def read(text: Any) -> Settings | None:
     """The setting of a text, with a hash as `upload`; None for an empty text. Raises UserError if it is invalid."""
-    values = dict(parse_qsl(limits.words(lazy_gettext("Pinned setting"), text or "", limits.LINK.value)))
+    values = dict(parse_qsl(checks.text("Pinned setting", text or "", limits.LINK.value)))
     if not values:
         return None
     for name in values:
-        limits.choice("a key of the pinned setting", name, Settings._fields)
+        checks.one_of("a key of the pinned setting", name, Settings._fields)
     settings = Settings(**{name: typed(values.get(name), default) for name, default in Settings()._asdict().items()})
     parse(settings._replace(upload=None))
     return settings._replace(upload=values.get("upload"))

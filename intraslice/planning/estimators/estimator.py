@@ -98,7 +98,8 @@ def unit_channels(dim: int, fraction: float) -> int:
     unit = round(fraction * dim)
     if unit < 1 or dim % unit:
         allowed = ", ".join(f"{size / dim:.4g}" for size in range(1, dim + 1) if dim % size == 0)
-        raise UserError(f"head_fraction must be one of {allowed} for heads of {dim} channels, got {fraction!r}")
+        message = "head_fraction must be one of {allowed} for heads of {dim} channels, got {value}"
+        raise UserError(message, allowed=allowed, dim=dim, value=fraction)
     return unit
 
 

@@ -6,57 +6,16 @@ import sys
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
-import jaxtyping
 import numpy
 import pytest
 
 from intraslice.core.cache import cache_folder
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("config", "field", "value"),
-    [
-        (SliceConfig, "sparsity", 1.5),
-        (SliceConfig, "sparsity", -0.1),
-        (SliceConfig, "sparsity", float("nan")),
-        (SliceConfig, "bias", 0.0),
-        (SliceConfig, "bias", float("inf")),
-        (SliceConfig, "cap", 1.1),
-        (SliceConfig, "estimator", "magnitude"),
-        (SliceConfig, "order", "parallel"),
-        (SliceConfig, "shapes", "square"),
-        (SliceConfig, "sparsity", True),
-        (SliceConfig, "estimator", ["pca"]),
-        (SliceConfig, "iterative", "no"),
-        (SliceConfig, "epochs", False),
-        (CalibrationConfig, "text", 4),
-        (CalibrationConfig, "sequences", 0),
-        (CalibrationConfig, "length", 1),
-        (CalibrationConfig, "seed", -1),
-        (EvaluationConfig, "window", 1),
-        (EvaluationConfig, "tokens", 511),
-    ],
-)
-def test_wrong_values_are_refused_in_one_line(config, field, value, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # a user has no type checker before our own check
-    with pytest.raises(UserError) as caught:
-        config(**{field: value})
-    message = str(caught.value)
-    assert message.startswith(f"{field} must be ")
-    assert message.endswith(f", got {value!r}")
-    assert "\n" not in message
+from intraslice.core.config import CalibrationConfig, SliceConfig
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.8])
 def test_sparsities_up_to_the_cap_are_accepted(sparsity):
     assert SliceConfig(sparsity).sparsity == sparsity
-
-
-def test_a_sparsity_above_the_cap_is_refused():
-    with pytest.raises(UserError, match=r"sparsity must be at most the cap, 50%, got 60%"):
-        SliceConfig(0.6, cap=0.5)
 
 
 def test_numbers_of_numpy_and_paths_are_taken_as_pythons_own():
@@ -66,12 +25,6 @@ def test_numbers_of_numpy_and_paths_are_taken_as_pythons_own():
     assert repr(config) == repr(SliceConfig(0.5, epochs=2, locked=((1, "mlp", 0.25),)))
     calibration = CalibrationConfig(Path("text.txt"), numpy.int64(16))
     assert repr(calibration) == repr(CalibrationConfig("text.txt", 16))
-
-
-@pytest.mark.parametrize("locked", [None, 7, ((0, "mlp"),), "mlp"])
-def test_locks_without_layer_module_and_ratio_are_refused(locked):
-    with pytest.raises(UserError, match=r"locked must have a layer, a module and a ratio for each lock.*, got "):
-        SliceConfig(locked=locked)
 
 
 def test_settings_are_values():

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ablations
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import canonicalise
@@ -99,8 +98,3 @@ def test_ablations_are_measured_by_name(dense):
     measured = measure_ablations(dense, dense.config.hidden_size, tokens(), tokens(2), progress=False)
     assert list(measured) == list(ABLATIONS)
     assert list(measured.values()) == pytest.approx([perplexity(dense, tokens(2), progress=False)] * 4, rel=1e-3)
-
-
-def test_a_width_that_the_stream_does_not_have_is_refused(dense):
-    with pytest.raises(UserError, match=r"width must be between 1 and .*, got 0"):
-        cut(dense, "reads", 0)

@@ -13,7 +13,7 @@ from tiny_models import FAMILIES
 
 from intraslice.checkpoints.to_gguf import gguf_bytes, rounded_model
 from intraslice.core.config import SliceConfig
-from intraslice.core.errors import NoRoomError, NumericalError, UserError
+from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
@@ -272,15 +272,3 @@ def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
     found = measure_speed({"one": tiny_case("phi").loaded.model}, config, progress=events.append)
     assert list(dict.fromkeys(event.done for event in events)) == list(range(5))
     assert (found["one"].prefill, found["one"].decode) == (50.0, 5.0)
-
-
-@pytest.mark.parametrize("name", ["prompt", "new", "repeats"])
-def test_a_speed_of_nothing_is_refused(name):
-    with pytest.raises(UserError, match=name):
-        SpeedConfig(**{name: 0})
-
-
-def test_slicing_is_refused_where_the_residual_stream_stays(tiny_case):
-    case = tiny_case("phi")
-    with pytest.raises(UserError, match="slicing"):
-        plan_by("wanda", case.loaded.model, case.stats, SliceConfig(), 0.25)

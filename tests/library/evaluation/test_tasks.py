@@ -147,10 +147,6 @@ def test_a_group_has_rows_of_its_own(tiny_case, questions, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"tasks": ()}, "at least one task"),
-        ({"limit": 0}, "limit must be 1 or more, got 0"),
-        ({"shots": -1}, "shots must be 0 or more, got -1"),
-        ({"batch": 0}, "batch must be 1 or more, got 0"),
         ({"tasks": ("no_such_task",)}, "no task 'no_such_task'"),
         ({"include_path": Path("nowhere")}, "nowhere is not a folder"),
         ({"tasks": ("choice", "broken")}, "data of choice, broken cannot be loaded"),

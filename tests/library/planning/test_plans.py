@@ -245,8 +245,6 @@ def test_impossible_locks_are_refused_in_one_line(profile) -> None:
         make_plan(profile, SliceConfig(0.3, locked=nothing))
     with pytest.raises(UserError, match="layer 99 does not exist, so it cannot be locked; layers are 0"):
         make_plan(profile, SliceConfig(0.3, locked=((99, "mlp", 0.1),)))
-    with pytest.raises(UserError, match="locked twice"):
-        SliceConfig(0.3, locked=((0, "mlp", 0.1), (0, "mlp", 0.2)))
 
 
 @pytest.mark.parametrize("estimator", ["pca", "uniform"])

@@ -118,7 +118,7 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
     monkeypatch.setattr(memory, "available_bytes", lambda device="cpu": 4 * 2**30)
     assert require_calibration_memory(config, 32, 512, torch.float32) < 2 * 2**30
     with pytest.raises(
-        UserError, match=r"1 x 8,192 tokens needs 1\d\.\d GiB .*, but only 4\.0 GiB is free on cpu; use a l"
+        UserError, match=r"1 x 8,192 tokens, .*, needs 1\d\.\d GiB, but only 4\.0 GiB is free on cpu; use a l"
     ):
         require_calibration_memory(config, 1, 8192, torch.float32)
     with pytest.raises(UserError, match="use a length of 2,048 or less"):

@@ -81,14 +81,6 @@ def test_without_a_recovery_the_model_stays_as_it_is(tiny_case):
     assert same_weights(sliced, sliced_by("wanda", case))
 
 
-def test_an_unknown_recovery_is_named(tiny_case):
-    with pytest.raises(UserError, match="must be one of none, distill, distill-ce, got 'magic'"):
-        SliceConfig(recovery="magic")
-    model = tiny_case("llama-gqa").loaded.model
-    with pytest.raises(UserError, match="must be one of distill, distill-ce, got 'magic'"):
-        recover(model, model, torch.zeros(1, 8, dtype=torch.long), "magic")
-
-
 def test_offloaded_weights_are_refused_before_anything_is_sliced(folder):
     offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
     stats = calibrate(offloaded, tokens, progress=False)

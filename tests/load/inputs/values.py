@@ -8,6 +8,7 @@ from typing import Any
 
 from components.jobs import limits
 from components.state.settings import Settings
+from intraslice.core import checks
 
 GOOD: dict[str, Sequence[Any]] = {
     "sequences": (1, 2, 4),
@@ -34,7 +35,7 @@ def bounds() -> dict[str, Sequence[Any]]:
     return {
         "sequences": (limits.SEQUENCES.value, limits.SEQUENCES.value + 1, 0),
         "length": (limits.LENGTH.value, limits.LENGTH.value + 1, 2, 1),
-        "seed": (limits.MAX_SEED, limits.MAX_SEED + 1),
+        "seed": (checks.MAX_INTEGER, checks.MAX_INTEGER + 1),
         "sparsity": (80, 80.000001, -1e-9),
         "bias": (0.2, 2, 2.0001, 0.1999),
         "cap": (0, 100, 100.1),

@@ -160,11 +160,11 @@ def test_the_command_in_the_file_makes_the_same(session, tiny, published, change
     ("choice", "words"),
     [
         (CHOICE._replace(percents=(30,)), "2 to 61 steps, got 1"),
-        (CHOICE._replace(percents=(0, 90)), "Sparsity must be a number from 0 to 80, got 90"),
+        (CHOICE._replace(percents=(0, 90)), "sparsity must be a number from 0 to 80, got 90"),
         (CHOICE._replace(percents=(0, 70)), r"at most the cap, 50%, got 70%; raise the cap or lower the sparsity"),
         (CHOICE._replace(percents=range(80)), "2 to 61 steps, got 80"),
         (CHOICE._replace(prompts=()), "1 to 8 prompts, got 0"),
-        (CHOICE._replace(prompts=(" ",)), "A prompt is empty"),
+        (CHOICE._replace(prompts=(" ",)), "a prompt is empty"),
         (CHOICE._replace(tokens=0), "Maximum new tokens must be a whole number from 1 to 2,048, got 0"),
     ],
 )
@@ -220,7 +220,7 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
         ("page.html", ("--targets", "text"), "does not support targets 'text' (calibration)"),
         ("page.html", ("--device-map", "disk"), "--device-map"),
         ("page.html", ("--lock", "0", "mlp", "5"), "does not support locked"),
-        ("page.html", ("--sparsities", "0", "0.9"), "Sparsity must be a number from 0 to 80, got 90"),
+        ("page.html", ("--sparsities", "0", "0.9"), "sparsity must be a number from 0 to 80, got 90"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, more, words) -> None:

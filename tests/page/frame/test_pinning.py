@@ -56,7 +56,7 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
     for text in NO_SETTINGS:
         assert link.restore(SimpleNamespace(query_params={"pinned": text})).pinned == ""
     for text, words in (
-        ("sparsity=99", "Sparsity must be"),
+        ("sparsity=99", "sparsity must be"),
         ("much=1", "must be one of model, text"),
         (7, "must be text, got 7"),
     ):

@@ -51,7 +51,7 @@ def test_a_file_takes_the_place_of_all_locks_and_the_total_holds(session, tiny, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (HEAD + "0,0.1,0.1\n1,0.1,lots\n", "row 2 (layer 1): mlp_ratio must be a number or empty, got 'lots'"),
+        (HEAD + "0,0.1,0.1\n1,0.1,lots\n", "row 2 (layer 1): mlp_ratio must be a number from 0 to 1, got 'lots'"),
         (HEAD + "9,0.1,0.1\n", "Layer 9 does not exist, so it cannot be locked; layers are 0 to 2"),
         (HEAD + "".join(f"{layer},0.9,0.9\n" for layer in range(3)), "more than the sparsity"),
         ("nothing", "no column layer"),

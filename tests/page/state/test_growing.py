@@ -234,7 +234,7 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
     monkeypatch.setattr(calibrations, "calibrate", None)
     *_, last = fresh.prepare(tiny, "somebody")
     assert last.kind == "error"
-    assert "GiB in addition to the model" in last.text
+    assert "in addition to the model, needs" in last.text
 
 
 def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:

@@ -216,7 +216,7 @@ def _sent(server: Server, name: str, content: str) -> dict:
         ("prepare", {"length": 8192}, "Length must be a whole number from 2 to 2,048, got 8192"),
         ("generate", {"tokens": 10**9}, "Maximum new tokens must be a whole number from 1 to 512, got 1000000000"),
         ("generate", {"prompt": "w10 " * 5_000}, "Prompt may have at most 16,000 characters, got 20,000"),
-        ("generate", {"prompt": " "}, "The prompt is empty. Enter some text."),
+        ("generate", {"prompt": " "}, "The prompt is empty; expected some text."),
         ("generate", {"temperature": 1e9}, "Temperature must be a number from 0 to 5, got 1000000000.0"),
         ("generate", {"sample_seed": 2**40}, "must be a whole number from 0 to 2,147,483,647"),
         ("answer", {"prompt": "w10 " * 5_000}, "Prompt may have at most 16,000 characters, got 20,000"),
@@ -229,7 +229,7 @@ def _sent(server: Server, name: str, content: str) -> dict:
         (
             "sweep_table",
             {"estimators": ["none"]},
-            "Ratio estimator must be one of pca, output-error, fisher, uniform, got 'none'",
+            "Estimator must be one of pca, output-error, fisher, uniform, got 'none'",
         ),
         ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
         ("command_lines", {"locked": "1 mlp 5," * 10_000}, "may have at most 10,000 characters, got 80,000"),
