@@ -147,16 +147,17 @@ def failure(root: Path, tests: list[str], seconds: float) -> str:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return failed[1] if failed else tests[0] if done.returncode not in (0, 5) else ""  # 5: none is selected
 
 
 def noticed_by(root: Path, fault: Fault, seconds: float) -> str:
     """The test that fails with a fault and passes without it, or nothing."""
     package, *names = fault.file.with_suffix("").parts
-    own, sound = f"{TESTS[package]}/{names[0]}", (root / fault.file).read_bytes()
+    own, sound = root / TESTS[package] / names[0], (root / fault.file).read_bytes()
     module = ".".join((package, *names)).removesuffix(".__init__")
-    for tests in ([own] if (root / own).is_dir() else [], importers(module)):
+    first = [str(path) for path in (own, *own.parent.glob(f"test_{names[0]}*.py")) if path.exists()]
+    for tests in (first, importers(module)):
         (root / fault.file).write_bytes(sound[: fault.start] + fault.text.encode() + sound[fault.end :])
         failed = failure(root, tests, seconds) if tests else ""
         (root / fault.file).write_bytes(sound)

@@ -19,6 +19,7 @@ from intraslice.checkpoints.format import WEIGHTS
 from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import Plan, plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
@@ -142,6 +143,10 @@ def test_tensors_are_those_of_the_plan(sliced):
     assert plan.parameters.dense_total == sum(p.numel() for p in case.original.parameters())
     if sliced.kind == "crossmodule":
         return
+    for name, owner in (("dense", case.loaded.model), ("sliced", model)):
+        expected = {f"{name}_total", f"{name}_decoder"}
+        assert parameters_of(owner, name) == {key: getattr(plan.parameters, key) for key in expected}
+    assert (kv_bytes_per_token(case.loaded.model), kv_bytes_per_token(model)) == plan.kv_bytes_per_token
     assert plan.removed_fraction == pytest.approx(plan.config.sparsity, abs=0.05)
     for layer, sliced_layer, size in zip(plan.layers, model.model.layers, case.stats.sizes, strict=True):
         attention, mlp = sliced_layer.self_attn, sliced_layer.mlp

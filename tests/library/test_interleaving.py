@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -164,38 +164,6 @@ def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch,
     together = in_turns(with_own_stats(case), jobs)
     for name, result in together.items():
         assert result == alone[name], name
-
-
-@contextmanager
-def hooked(model: PreTrainedModel) -> Iterator[None]:
-    handle = model.model.layers[1].register_forward_hook(lambda module, inputs, output: 2 * output)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def trainable(model: PreTrainedModel) -> Iterator[None]:
-    model.model.layers[1].requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.model.layers[1].requires_grad_(False)
-
-
-@pytest.mark.parametrize("fault", [hooked, trainable])
-def test_what_a_job_leaves_on_the_model_during_a_progress_call_is_noticed(tiny_case, fault):
-    """Two injected faults, each of which a job takes back before it ends."""
-
-    def faulty(case, progress: ProgressCallback) -> None:
-        with fault(case.loaded.model):
-            progress(Progress("fault", 0, 1))
-
-    case = tiny_case("llama-gqa")
-    with pytest.raises(AssertionError, match="fault"):
-        in_turns(case, {"fault": faulty, "perplexity": JOBS["perplexity"]})
-    assert not left_behind(case.loaded.model)
 
 
 def anatomy(model: PreTrainedModel) -> dict[str, Any]:

@@ -20,8 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -102,19 +100,6 @@ def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes
     assert AutoConfig.from_pretrained(tmp_path / "sliced").to_dict()["transformers"] == saved["transformers"]
     # What transformers falls back to for the tokenizer where the library is not imported.
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
-
-
-@pytest.mark.skipif(not hasattr(LlamaConfig, "is_heterogeneous"), reason="transformers has no settings per layer yet")
-def test_transformers_reads_entries_and_does_not_build_from_them_yet(tiny_case):
-    """Fails once transformers' Llama has layers of different widths: then say so in docs/usage.md."""
-    dense = tiny_case("llama-gqa").original.config.to_dict()
-    widths = {str(layer): {"intermediate_size": width} for layer, width in enumerate((24, 40, 40))}
-    config = LlamaConfig(**dense, per_layer_config=widths)
-    assert [layer.intermediate_size for layer in config.per_layer_config] == [24, 40, 40]
-    with pytest.raises(RuntimeError, match="intermediate_size"):
-        LlamaForCausalLM(config)
-    with pytest.raises(RuntimeError, match="num_attention_heads"):  # it divides the hidden size by them
-        LlamaConfig(**dense, per_layer_config={0: {"num_attention_heads": 2}})
 
 
 def test_from_config_has_the_shapes_and_random_weights(opened):
