@@ -179,7 +179,7 @@ def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypat
     case = with_own_stats(tiny_case("phi"))
     before = anatomy(case.loaded.model)
     with torch.set_grad_enabled(gradients):
-        for call in (1, 2, 5, 11, 23, 47):
+        for call in (1, 4, 19):
             with suppress(Stopped):  # some end before that call
                 JOBS[name](case, stop_at(call))
             assert not left_behind(case.loaded.model)

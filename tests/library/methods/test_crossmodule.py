@@ -20,7 +20,7 @@ from intraslice.modeling.residual import centre
 from intraslice.planning.baseline_plans import CrossModulePlan
 
 ORDERS = ("sequential", "one-shot")
-TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
+TINY = ("tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 
 
 def tokens(sequences: int = 4, length: int = 40, seed: int = 0) -> Tensor:
