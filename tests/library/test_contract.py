@@ -1,29 +1,61 @@
-"""One contract for all families: exact at full rank, as small as planned, itself with caches, batches and padding."""
+"""One contract for all families and methods: exact at full rank, small as planned, itself with caches and padding."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 import torch
+from models import TELLING, TinyCase
+from opened import MADE
+from safetensors.torch import load_file
+from tiny_models import FAMILIES
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
+import intraslice
+from intraslice.checkpoints.format import WEIGHTS
 from intraslice.core.config import SliceConfig
+from intraslice.methods.registry import Plan, plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.profile import LayerProfile
 from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
 
 LENGTHS = (23, 14, 9)  # of the padded batch: longer and shorter than the sliding window of 8
 ORDERS = ("sequential", "one-shot")
+# Two layers without attention, of which one is but its residual stream, and two without MLP.
+HOLLOW = {"sparsity": 0.75, "cap": 1.0, "locked": ((0, "attention", 1.0), (1, "mlp", 1.0))}
+HOLLOW["locked"] += ((2, "attention", 1.0), (2, "mlp", 1.0))
+# All families by intraslice; what makes other modules by those families that tell, each rival by one.
+SLICES = [(family, "intraslice") for family in FAMILIES]
+SLICES += [(family, kind) for family in TELLING for kind in ("hollow", "crossmodule")]
+SLICES += [("llama-biased", "wanda"), ("phi", "flap"), ("smollm3", "magnitude"), ("phi", "modegpt")]
+SLICES += [("smollm3", "modegpt"), ("llama-biased", "flatllm"), ("smollm3", "shortgpt")]
 
 
-def sliced(case, sparsity: float = 0.4, order: str = "sequential", **config) -> tuple[PreTrainedModel, object]:
-    plan = make_plan(case.stats.profile, SliceConfig(sparsity, bias=1.0, order=order, **config))
-    return slice_model(case.loaded.model, plan, case.stats, case.tokens, progress=False), plan
+class Sliced(NamedTuple):
+    """A slice, and the dense tensors before it was made. Shared: do not change it."""
+
+    case: TinyCase
+    kind: str
+    plan: Plan
+    model: PreTrainedModel
+    before: dict[str, Tensor]
+
+
+@pytest.fixture(scope="module", params=SLICES, ids="-".join)
+def sliced(request, tiny_case) -> Sliced:
+    family, kind = request.param
+    case, method = tiny_case(family), "intraslice" if kind == "hollow" else kind
+    config = SliceConfig(**{"sparsity": 0.4, "bias": 1.0, "order": "sequential"} | (HOLLOW if kind == "hollow" else {}))
+    before = {name: tensor.clone() for name, tensor in case.loaded.model.state_dict().items()}
+    plan = plan_by(method, case.loaded.model, case.stats, config)
+    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    return Sliced(case, kind, plan, model, before)
 
 
 def padded_batch(case, side: str) -> tuple[Tensor, Tensor]:
@@ -48,7 +80,7 @@ def greedy_without_cache(model: PreTrainedModel, tokens: Tensor, steps: int) -> 
     return tokens
 
 
-def generate(model: PreTrainedModel, tokens: Tensor, mask: Tensor, steps: int = 12) -> Tensor:
+def generate(model: PreTrainedModel, tokens: Tensor, mask: Tensor, steps: int = 8) -> Tensor:
     """Greedy, with the cache that transformers takes by itself; never stopped early."""
     return model.generate(
         tokens, attention_mask=mask, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -56,48 +88,39 @@ def generate(model: PreTrainedModel, tokens: Tensor, mask: Tensor, steps: int = 
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
-    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4)
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4 if tolerance else 0)
 
 
 # Full rank
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_full_rank_is_transformers_own_model(every_family_case, side):
-    tokens, mask = padded_batch(every_family_case, side)
-    canonical, original = (
-        model(tokens, attention_mask=mask, position_ids=positions(mask)).logits
-        for model in (every_family_case.loaded.model, every_family_case.original)
-    )
-    assert original.std() > 0.1  # far from trivial
-    close(canonical[mask.bool()], original[mask.bool()])
-
-
-def test_full_rank_generates_the_same(every_family_case):
+def test_full_rank_is_transformers_own_model(every_family_case):
+    canonical, original = every_family_case.loaded.model, every_family_case.original
+    for side in ("left", "right"):
+        tokens, mask = padded_batch(every_family_case, side)
+        logits, expected = (
+            model(tokens, attention_mask=mask, position_ids=positions(mask)).logits for model in (canonical, original)
+        )
+        assert expected.std() > 0.1  # far from trivial
+        close(logits[mask.bool()], expected[mask.bool()])
     tokens, mask = padded_batch(every_family_case, "left")
-    assert torch.equal(
-        generate(every_family_case.loaded.model, tokens, mask), generate(every_family_case.original, tokens, mask)
-    )
-
-
-def test_full_rank_has_the_same_number_of_parameters(every_family_case):
-    canonical, original = (
-        sum(p.numel() for p in m.parameters()) for m in (every_family_case.loaded.model, every_family_case.original)
-    )
-    assert (
-        canonical
-        == original
-        == every_family_case.stats.profile.dense_decoder + every_family_case.stats.other_parameters
-    )
+    assert torch.equal(generate(canonical, tokens, mask), generate(original, tokens, mask))
+    profile, others = every_family_case.stats.profile, every_family_case.stats.other_parameters
+    for model in (canonical, original):
+        assert sum(p.numel() for p in model.parameters()) == profile.dense_decoder + others
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("order", ORDERS)
-def test_sparsity_zero_is_exact(every_family_case, order):
-    model, plan = sliced(every_family_case, 0.0, order)
-    tokens = every_family_case.tokens[:2]
-    assert torch.equal(model(tokens).logits, every_family_case.loaded.model(tokens).logits)
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [*(("intraslice", order) for order in ORDERS), *((name, "one-shot") for name in ("wanda", "modegpt", "flatllm"))],
+)
+def test_sparsity_zero_is_exact(every_family_case, method, order):
+    case, tokens = every_family_case, every_family_case.tokens[:2]
+    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.0, order=order))
+    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    close(model(tokens).logits, case.loaded.model(tokens).logits, 0.0 if method == "intraslice" else 1e-4)
     assert plan.removed_fraction == 0
     assert plan.kv_bytes_per_token[0] == plan.kv_bytes_per_token[1]
 
@@ -111,6 +134,33 @@ def unique_values(tensors: list[Tensor]) -> int:
     return sum(stored.values()) // tensors[0].itemsize
 
 
+def test_tensors_are_those_of_the_plan(sliced):
+    case, plan, model = sliced.case, sliced.plan, sliced.model
+    state = model.state_dict()
+    decoder = [tensor for name, tensor in state.items() if name.startswith("model.layers.")]
+    assert sum(t.numel() for t in decoder) == unique_values(decoder) == plan.parameters.sliced_decoder
+    assert unique_values(list(state.values())) == plan.parameters.sliced_total
+    assert plan.parameters.dense_total == sum(p.numel() for p in case.original.parameters())
+    if sliced.kind == "crossmodule":
+        return
+    for name, owner in (("dense", case.loaded.model), ("sliced", model)):
+        expected = {f"{name}_total", f"{name}_decoder"}
+        assert parameters_of(owner, name) == {key: getattr(plan.parameters, key) for key in expected}
+    assert (kv_bytes_per_token(case.loaded.model), kv_bytes_per_token(model)) == plan.kv_bytes_per_token
+    assert plan.removed_fraction == pytest.approx(plan.config.sparsity, abs=0.05)
+    for layer, sliced_layer, size in zip(plan.layers, model.model.layers, case.stats.sizes, strict=True):
+        attention, mlp = sliced_layer.self_attn, sliced_layer.mlp
+        assert isinstance(attention, SlicedAttention)
+        assert isinstance(mlp, SlicedMLP)
+        assert (attention.heads, attention.kv_heads) == (len(layer.heads), layer.kv_heads)
+        assert mlp.neurons == layer.neurons
+        if not layer.heads:
+            continue
+        assert attention.value_dim == layer.dim
+        whole = attention.norms is not None or sliced.kind == "flatllm"
+        assert attention.dim == (size.dim if whole else size.query_dim(layer.dim))
+
+
 def largest_step(layer: LayerProfile) -> int:
     """Parameters of the coarsest single decisions in a layer: eight neurons, and one channel less for the heads.
 
@@ -118,27 +168,6 @@ def largest_step(layer: LayerProfile) -> int:
     """
     costs = [layer.sizes.parameters(*shape, 0) for shape in layer.shapes]
     return 8 * layer.sizes.neuron_cost + max(abs(more - less) for less, more in pairwise(costs))
-
-
-@pytest.mark.parametrize(
-    ("estimator", "order"),
-    [("pca", "sequential"), ("output-error", "one-shot"), ("fisher", "one-shot"), ("uniform", "one-shot")],
-)
-def test_tensors_shrink_as_planned(every_family_case, estimator, order):
-    model, plan = sliced(every_family_case, 0.4, order, estimator=estimator)
-    state = model.state_dict()
-    decoder = [tensor for name, tensor in state.items() if name.startswith("model.layers.")]
-    assert sum(t.numel() for t in decoder) == unique_values(decoder) == plan.parameters.sliced_decoder
-    assert unique_values(list(state.values())) == plan.parameters.sliced_total
-    assert plan.parameters.dense_total == sum(p.numel() for p in every_family_case.original.parameters())
-    for layer, sliced_layer in zip(plan.layers, model.model.layers, strict=True):
-        attention, mlp = sliced_layer.self_attn, sliced_layer.mlp
-        assert isinstance(attention, SlicedAttention)
-        assert isinstance(mlp, SlicedMLP)
-        assert (attention.heads, attention.kv_heads) == (len(layer.heads), layer.kv_heads)
-        assert attention.value_dim == layer.dim
-        assert attention.dim == (layer.dim if attention.norms is None else every_family_case.stats.sizes[0].dim)
-        assert mlp.neurons == layer.neurons
 
 
 @pytest.mark.parametrize("estimator", ["pca", "output-error", "fisher", "uniform"])
@@ -155,64 +184,66 @@ def test_what_is_asked_is_removed(every_family_case, estimator):
 # Sliced and right
 
 
-@pytest.fixture(scope="module")
-def sliced_model(every_family_case) -> PreTrainedModel:
-    return sliced(every_family_case)[0]
-
-
-def test_cached_generation_is_uncached_generation(every_family_case, sliced_model):
-    prompt = every_family_case.tokens[:2, :11]
-    cached = generate(sliced_model, prompt, torch.ones_like(prompt))
-    assert torch.equal(cached, greedy_without_cache(sliced_model, prompt, 12))
+def test_cached_generation_is_uncached_generation(sliced):
+    prompt = sliced.case.tokens[:2, :11]
+    cached = generate(sliced.model, prompt, torch.ones_like(prompt))
+    assert torch.equal(cached, greedy_without_cache(sliced.model, prompt, 8))
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_padded_batch_gives_each_text_its_own_result(every_family_case, sliced_model, side):
-    tokens, mask = padded_batch(every_family_case, side)
-    together = sliced_model(tokens, attention_mask=mask, position_ids=positions(mask)).logits
-    for row, length in enumerate(LENGTHS):
-        alone = sliced_model(every_family_case.tokens[row : row + 1, :length]).logits[0]
-        close(together[row][mask[row].bool()], alone)
-
-
-def test_a_left_padded_batch_generates_what_each_text_does(every_family_case, sliced_model):
-    tokens, mask = padded_batch(every_family_case, "left")
-    together = generate(sliced_model, tokens, mask)
-    for row, length in enumerate(LENGTHS):
-        alone = every_family_case.tokens[row : row + 1, :length]
-        assert torch.equal(
-            together[row, LENGTHS[0] :], generate(sliced_model, alone, torch.ones_like(alone))[0, length:]
-        )
+def test_a_padded_batch_gives_each_text_its_own_result(sliced):
+    rows = [sliced.case.tokens[row : row + 1, :length] for row, length in enumerate(LENGTHS)]
+    logits = [sliced.model(row).logits[0] for row in rows]
+    for side in ("left", "right"):
+        tokens, mask = padded_batch(sliced.case, side)
+        together = sliced.model(tokens, attention_mask=mask, position_ids=positions(mask)).logits
+        for row, alone in enumerate(logits):
+            close(together[row][mask[row].bool()], alone)
+    answers = generate(sliced.model, *padded_batch(sliced.case, "left"))
+    for row, alone in enumerate(rows):
+        answer = generate(sliced.model, alone, torch.ones_like(alone))
+        assert torch.equal(answers[row, LENGTHS[0] :], answer[0, alone.shape[1] :])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
-def test_chunked_prefill_fills_the_cache_alike(every_family_case, sliced_model, cache_class):
-    tokens = every_family_case.tokens[:2, :20]
+def test_chunked_prefill_fills_the_cache_alike(sliced, cache_class):
+    tokens = sliced.case.tokens[:2, :20]
     options = {"max_cache_len": 24} if cache_class is StaticCache else {}
-    cache = {cache_keyword(sliced_model): cache_class(config=sliced_model.config, **options)}
-    parts = [sliced_model(part, **cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
-    close(torch.cat(parts, 1), sliced_model(tokens, use_cache=False).logits)
+    cache = {cache_keyword(sliced.model): cache_class(config=sliced.model.config, **options)}
+    parts = [sliced.model(part, **cache, use_cache=True).logits for part in tokens.split([9, 6, 1, 4], dim=1)]
+    close(torch.cat(parts, 1), sliced.model(tokens, use_cache=False).logits)
+    layers = next(iter(cache.values())).layers
+    if sliced.kind == "intraslice" and cache_class is DynamicCache and len(layers[0].keys[0, 0]) == 20:  # no window
+        stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        assert stored == 2 * 20 * sliced.plan.kv_bytes_per_token[1] < 2 * 20 * sliced.plan.kv_bytes_per_token[0]
 
 
-def test_the_cache_is_smaller_by_what_the_plan_says(every_family_case):
-    model, plan = sliced(every_family_case)
-    tokens = every_family_case.tokens[:1, :6]
-    cache = getattr(model(tokens, use_cache=True), cache_keyword(model))
-    stored = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert stored == 6 * plan.kv_bytes_per_token[1] < 6 * plan.kv_bytes_per_token[0]
-
-
-def test_slicing_leaves_the_dense_model_alone(every_family_case):
-    dense = every_family_case.loaded.model
-    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    model, _ = sliced(every_family_case)
+def test_slicing_leaves_the_dense_model_alone(sliced):
+    dense = sliced.case.loaded.model
     after = dense.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(torch.equal(tensor, after[name]) for name, tensor in sliced.before.items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in dense.modules())
-    assert model.get_input_embeddings().weight is dense.get_input_embeddings().weight
-    assert model.lm_head.weight is dense.lm_head.weight
-    for sliced_layer, dense_layer in zip(model.model.layers, dense.model.layers, strict=True):
+    for sliced_layer, dense_layer in zip(sliced.model.model.layers, dense.model.layers, strict=True):
         assert sliced_layer is not dense_layer
-        assert sliced_layer.input_layernorm.weight is dense_layer.input_layernorm.weight
+        if sliced.kind != "crossmodule":
+            assert sliced_layer.input_layernorm.weight is dense_layer.input_layernorm.weight
+    if sliced.kind != "crossmodule":
+        assert sliced.model.get_input_embeddings().weight is dense.get_input_embeddings().weight
+        assert sliced.model.lm_head.weight is dense.lm_head.weight
+
+
+@torch.no_grad()
+def test_what_is_saved_is_what_the_plan_counts_and_loads_as_the_same_model(sliced, tmp_path):
+    case, folder, counts = sliced.case, tmp_path / "sliced", sliced.plan.parameters
+    intraslice.save(sliced.model, case.loaded.tokenizer, folder, MADE)
+    stored = load_file(folder / WEIGHTS)
+    assert sum(tensor.numel() for tensor in stored.values()) == counts.sliced_total  # a tied head is stored once
+    assert (folder / WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
+    reloaded, tokenizer, made = intraslice.load(folder)
+    assert made == MADE
+    assert tokenizer.get_vocab() == case.loaded.tokenizer.get_vocab()
+    assert torch.equal(reloaded(case.tokens).logits, sliced.model(case.tokens).logits)
+    prompt = case.tokens[:1, :6]
+    answers = [generate(model, prompt, torch.ones_like(prompt)) for model in (reloaded, sliced.model)]
+    assert torch.equal(*answers)

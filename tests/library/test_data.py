@@ -69,15 +69,6 @@ def test_calibration_shuffles_documents_by_the_seed(name, tmp_path, tokenizer):
     assert text_of(tokenizer, tokens) == " ".join(shuffled).split()[:175]
 
 
-def test_calibration_follows_the_seed_alone(tmp_path, tokenizer):
-    path = str(write(tmp_path, "own.txt"))
-    first, again, other = (
-        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=4, length=16, seed=seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
 @pytest.mark.parametrize(("sequences", "read"), [(1, 5), (3, 8), (8, 8)])
 def test_training_reads_on_where_calibration_ends_as_far_as_the_text_goes(tmp_path, tokenizer, sequences, read):
     config = CalibrationConfig(str(write(tmp_path, "own.txt")), sequences, length=25, seed=3)
@@ -126,13 +117,6 @@ def test_empty_rows_are_skipped_and_na_is_a_word(tmp_path):
     assert read_documents(str(tmp_path / "own.csv"), "evaluation") == ["a, b", "NA"]
     (tmp_path / "own.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": ""}\n')
     assert read_documents(str(tmp_path / "own.jsonl"), "evaluation") == ["a"]
-
-
-def test_reading_leaves_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    path = write(tmp_path, "own.jsonl")
-    read_documents(str(path), "evaluation")
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
@@ -189,12 +173,6 @@ def test_an_unknown_name_lists_the_known_ones(text):
     assert all(name in message for name in ["default", "wikipedia", "wikitext2", ".txt", ".jsonl", ".csv", ".parquet"])
 
 
-def test_an_unknown_kind_of_file(tmp_path):
-    (tmp_path / "own.pdf").write_text("text")
-    assert "is a .pdf file" in refusal(tmp_path / "own.pdf")
-    refusal(tmp_path)  # a folder
-
-
 @pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv"])
 def test_text_that_is_not_utf8(name, tmp_path, capfd):
     path = write(tmp_path, name, ["a plain start", "a café"] * 5)
@@ -203,44 +181,31 @@ def test_text_that_is_not_utf8(name, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
-def test_an_empty_file(name, tmp_path):
-    (tmp_path / name).touch()
-    assert "is empty" in refusal(tmp_path / name)
+def frame_in(path: Path, **columns: list) -> None:
+    frame = pandas.DataFrame(columns)
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
 
 
 @pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
-def test_a_file_without_any_text(name, tmp_path):
-    assert "no text in it" in refusal(write(tmp_path, name, ["  ", "\n"]))
-
-
-@pytest.mark.parametrize("name", ["own.jsonl", "own.csv", "own.parquet"])
-def test_a_file_without_a_text_column(name, tmp_path):
+def test_files_without_text_are_refused(name, tmp_path, capfd):
+    """`untrusted/test_text_files.py` has those that are broken."""
     path = tmp_path / name
-    frame = pandas.DataFrame({"body": ["words"], "year": [1990]})
-    {
-        ".jsonl": lambda: frame.to_json(path, orient="records", lines=True),
-        ".csv": lambda: frame.to_csv(path, index=False),
-        ".parquet": lambda: frame.to_parquet(path),
-    }[path.suffix]()
-    assert refusal(path) == f"{name} has no column called text (columns: 2); rename one to text"
-
-
-def test_broken_files(tmp_path, capfd):
-    (tmp_path / "own.jsonl").write_text('{"text": "a"}\nnot json\n')
-    (tmp_path / "own.parquet").write_text("not parquet at all")
-    (tmp_path / "own.csv").write_text('text,id\n"a",1,2,3\n"b"\n"c",1,2,3,4,5\n')
-    for name in ("own.jsonl", "own.parquet", "own.csv"):
-        assert "cannot be read" in refusal(tmp_path / name)
+    path.touch()
+    assert "is empty" in refusal(path)
+    assert "no text in it" in refusal(write(tmp_path, name, ["  ", "\n"]))
+    if path.suffix != ".txt":
+        frame_in(path, body=["words"], year=[1990])
+        assert refusal(path) == f"{name} has no column called text (columns: 2); rename one to text"
+        frame_in(path, text=[5, 6])
+        kind = {".csv": "numbers", ".jsonl": "int", ".parquet": "int64"}[path.suffix]
+        assert refusal(path) == f"{name} has {kind} in its column 'text'; expected strings"
+    (tmp_path / "own.pdf").write_text("text")
+    assert "is a .pdf file" in refusal(tmp_path / "own.pdf")
+    refusal(tmp_path)  # a folder
     assert capfd.readouterr() == ("", "")
-
-
-def test_a_text_column_of_numbers(tmp_path):
-    (tmp_path / "own.csv").write_text("text\n5\n6\n")
-    (tmp_path / "own.jsonl").write_text('{"text": "words"}\n{"text": 5}\n')
-    pandas.DataFrame({"text": [5, 6]}).to_parquet(tmp_path / "own.parquet")
-    for name, kind in [("own.csv", "numbers"), ("own.jsonl", "int"), ("own.parquet", "int64")]:
-        assert refusal(tmp_path / name) == f"{name} has {kind} in its column 'text'; expected strings"
 
 
 def test_one_document_cannot_serve_both(tmp_path):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -166,38 +166,6 @@ def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch,
         assert result == alone[name], name
 
 
-@contextmanager
-def hooked(model: PreTrainedModel) -> Iterator[None]:
-    handle = model.model.layers[1].register_forward_hook(lambda module, inputs, output: 2 * output)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def trainable(model: PreTrainedModel) -> Iterator[None]:
-    model.model.layers[1].requires_grad_(True)
-    try:
-        yield
-    finally:
-        model.model.layers[1].requires_grad_(False)
-
-
-@pytest.mark.parametrize("fault", [hooked, trainable])
-def test_what_a_job_leaves_on_the_model_during_a_progress_call_is_noticed(tiny_case, fault):
-    """Two injected faults, each of which a job takes back before it ends."""
-
-    def faulty(case, progress: ProgressCallback) -> None:
-        with fault(case.loaded.model):
-            progress(Progress("fault", 0, 1))
-
-    case = tiny_case("llama-gqa")
-    with pytest.raises(AssertionError, match="fault"):
-        in_turns(case, {"fault": faulty, "perplexity": JOBS["perplexity"]})
-    assert not left_behind(case.loaded.model)
-
-
 def anatomy(model: PreTrainedModel) -> dict[str, Any]:
     """What makes a model: its modules, what they run, and its tensors with their values."""
     modules = {name: (id(part), part.training, vars(part).get("forward")) for name, part in model.named_modules()}
@@ -211,7 +179,7 @@ def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypat
     case = with_own_stats(tiny_case("phi"))
     before = anatomy(case.loaded.model)
     with torch.set_grad_enabled(gradients):
-        for call in (1, 2, 5, 11, 23, 47):
+        for call in (1, 4, 19):
             with suppress(Stopped):  # some end before that call
                 JOBS[name](case, stop_at(call))
             assert not left_behind(case.loaded.model)

@@ -20,7 +20,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice import compress, loading
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.progress import Progress
 from intraslice.loading import DEFAULT, fingerprint, fingerprint_of, load_model
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
@@ -41,24 +40,6 @@ def test_default_is_a_canonical_model_that_answers(default_model):
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     answer = model.generate(prompt, max_new_tokens=2, do_sample=False)[0, prompt.shape[1] :]
     assert tokenizer.decode(answer) == " Paris."
-
-
-def test_default_generates_alike_in_a_padded_batch(default_model):
-    model, tokenizer = default_model.model, default_model.tokenizer
-    prompts = ["The capital of France is", "Water is made of hydrogen and"]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    together = model.generate(**batch, max_new_tokens=4, do_sample=False)[:, -4:]
-    for prompt, tokens in zip(prompts, together, strict=True):
-        alone = model.generate(**tokenizer(prompt, return_tensors="pt"), max_new_tokens=4, do_sample=False)[0, -4:]
-        assert tokenizer.decode(alone) == tokenizer.decode(tokens)
-
-
-def test_default_is_converted_once_and_loads_alike(default_model):
-    events: list[Progress] = []
-    again = load_model(DEFAULT, progress=events.append)
-    assert "convert weights" not in {event.stage for event in events}
-    assert again.fingerprint == default_model.fingerprint
-    assert again.source == default_model.source
 
 
 def test_default_holds_the_values_of_the_gguf(default_model):
@@ -144,7 +125,7 @@ def test_a_fingerprint_sees_every_edit_of_one_value(tiny_case, family):
     model, draw = tiny_case(family).original, random.Random(family)
     original, seen = fingerprint(model), set()
     with torch.no_grad():
-        for _ in range(400):
+        for _ in range(60):
             name, tensor = draw.choice([*model.named_parameters(), *model.named_buffers()])
             values = tensor.detach().reshape(-1)  # the same memory
             place = draw.randrange(len(values))
@@ -153,7 +134,7 @@ def test_a_fingerprint_sees_every_edit_of_one_value(tiny_case, family):
             seen.add(fingerprint(model))
             assert original not in seen, f"{name}, value {place} of {len(values)}"
             values[place] = before
-    assert len(seen) > 300
+    assert len(seen) > 40
     assert fingerprint(model) == original
 
 

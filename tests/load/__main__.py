@@ -15,10 +15,9 @@ from pathlib import Path
 from components.jobs.limits import UNUSED_SECONDS
 from intraslice.core.cache import cache_folder
 from tests.load.calls import Notes, Page
-from tests.load.clients import KINDS, Life, live
+from tests.load.clients import KINDS, Life, asked, live, truths
+from tests.load.host import Memory
 from tests.load.lecture.report import hold
-from tests.load.memory import Memory
-from tests.load.oracle import asked, truths
 from tests.support.page.browsing import running_app
 
 

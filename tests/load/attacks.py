@@ -32,8 +32,7 @@ from pyarrow.parquet import write_table
 
 from components.jobs.limits import HOPS_VARIABLE
 from components.state.settings import Settings
-from tests.load.host import DISK_BOUND, hosted
-from tests.load.memory import Memory
+from tests.load.host import DISK_BOUND, Memory, hosted
 
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
 PATIENCE = 120.0  # seconds

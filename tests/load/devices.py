@@ -22,8 +22,7 @@ import psutil
 
 from components.jobs.limits import HOPS_VARIABLE
 from tests.load.attacks import WITNESS, client, evaluate, ratios, settings
-from tests.load.host import hosted
-from tests.load.memory import Memory
+from tests.load.host import Memory, hosted
 
 SLIDER_SECONDS, CPU_PERCENT = 0.1, 5.0
 QUIET_SECONDS = 20.0

@@ -26,11 +26,8 @@ from components.device.wllama import VERSION
 from components.jobs.limits import CACHE_SHARE, LINK
 from components.state.settings import Settings
 from tests.load.calls import Page
-from tests.load.host import DISK_BOUND, Host, hosted
-from tests.load.inputs.models import MARK
-from tests.load.inputs.uploads import files, mangled
-from tests.load.inputs.values import drawn, paths
-from tests.load.memory import Memory
+from tests.load.host import DISK_BOUND, Host, Memory, hosted
+from tests.load.inputs import MARK, drawn, files, mangled, paths
 
 FAULT = "An internal error occurred"  # the page's words for what it did not expect
 LEAVES = 4.0  # seconds after which a client leaves, mostly

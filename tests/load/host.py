@@ -1,4 +1,4 @@
-"""A hosted page on this machine, as on a Space, with secrets and hostile models beside it."""
+"""A hosted page on this machine, as on a Space, with secrets and hostile models beside it, and the memory it takes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 from components.gradio_compat.upload_folder import allocated_bytes
 from components.jobs.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, MODELS_VARIABLE, UPLOADS
 from intraslice.core.cache import cache_folder
-from tests.load.inputs.models import write_models
-from tests.load.memory import MEBI
+from tests.load.inputs import write_models
 from tests.support.page.browsing import ROOT, running_app
 
+MEBI = 2**20
 NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
 HOME = Path.home()  # before the page has another
 SECRET = "correct-horse-battery"
@@ -93,3 +96,39 @@ def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
         finally:
             os.environ.clear()
             os.environ.update(before)
+
+
+class Memory:
+    """Resident now, and the most while it was looked at, in MiB: of the processes started, and of theirs with them.
+
+    Args:
+        ignored: the ids of processes that do not count.
+    """
+
+    def __init__(self, ignored: Collection[int] = ()) -> None:
+        self._ignored = frozenset(ignored)
+        self.most = self.most_of_all = 0
+        self._ended = threading.Event()
+
+    def now(self) -> int:
+        """Of all of them."""
+        children, all_of_them = (psutil.Process().children(recursive) for recursive in (False, True))
+        self.most = max(self.most, self._resident(children))
+        self.most_of_all = max(self.most_of_all, resident := self._resident(all_of_them))
+        return resident
+
+    def watch(self) -> None:
+        """Until `end`."""
+        while not self._ended.wait(0.5):
+            self.now()
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _resident(self, processes: Iterable[psutil.Process]) -> int:
+        total = 0
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                total += process.memory_info().rss if process.pid not in self._ignored else 0
+        return total // MEBI

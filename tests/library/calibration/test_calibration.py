@@ -13,8 +13,9 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, layer_sizes, sample_tokens
+from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, sample_tokens
 from intraslice.core.errors import NumericalError
+from intraslice.core.progress import Progress
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
@@ -24,9 +25,8 @@ FIELDS = tuple(LayerStats.__dataclass_fields__)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
-    return tmp_path / "calibration"
+def cache(own_cache: Path) -> Path:
+    return own_cache / "calibration"
 
 
 @pytest.fixture
@@ -241,13 +241,6 @@ def test_the_batch_size_changes_nothing(family_case, batch, monkeypatch):
     assert_same(calibrate(family_case.loaded, tokens, progress=False), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_sizes_count_what_transformers_counts(family_case):
-    stats = family_case.stats
-    for sizes, layer in zip(stats.sizes, family_case.original.model.layers, strict=True):
-        assert sizes.dense_parameters == sum(p.numel() for p in layer.parameters())
-    assert [layer_sizes(block) for block in blocks(family_case.loaded.model)] == list(stats.sizes)
-
-
 def hooks_of(model: PreTrainedModel) -> list:
     return [hook for module in model.modules() for hook in (*module._forward_pre_hooks, *module._forward_hooks)]
 
@@ -266,3 +259,76 @@ def test_broken_weights_are_named_and_not_kept(loaded, cache, value):
     with pytest.raises(NumericalError, match="not finite"):
         calibrate(loaded, TOKENS, progress=False)
     assert not cache.exists()
+
+
+# Between two of its steps
+
+
+@pytest.fixture
+def stepwise(loaded, monkeypatch):
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
+    return loaded
+
+
+def partial_results(loaded, targets="sampled") -> dict[int, CalibrationStats]:
+    """What a calibration hands out before it ends, by the sequences that are done."""
+    partial = {}
+
+    def keep(event: Progress) -> None:
+        if event.partial is not None:
+            partial[event.done] = event.partial()
+
+    calibrate(loaded, TOKENS, targets, progress=keep)
+    return partial
+
+
+def test_progress_counts_sequences_and_no_step_leaves_a_hook(stepwise):
+    counts = []
+
+    def note(event: Progress) -> None:
+        counts.append((event.done, event.total))
+        assert not hooks_of(stepwise.model)
+
+    calibrate(stepwise, TOKENS, progress=note)
+    assert torch.is_grad_enabled()
+    assert counts[0] == (0, 3)
+    assert counts[-1] == (3, 3)
+    assert counts == sorted(counts)
+    assert all(parameter.grad is None for parameter in stepwise.model.parameters())
+
+
+def test_the_model_may_be_used_between_two_steps(family_case, monkeypatch, tmp_path):
+    tokens = family_case.tokens[:4]
+    expected = calibrate(family_case.loaded, tokens, progress=False)
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
+
+    def use_the_model(_: Progress) -> None:
+        with torch.no_grad():
+            family_case.loaded.model(family_case.tokens[5:6])
+
+    assert_same(calibrate(family_case.loaded, tokens, progress=use_the_model), expected, atol=0, rtol=0)
+
+
+def test_what_is_there_after_some_sequences_is_a_calibration_on_those(stepwise):
+    partial = partial_results(stepwise, "text")
+    assert list(partial) == [1, 2, 3]
+    for sequences, statistics in partial.items():
+        expected = calibrate(stepwise, TOKENS[:sequences], "text", progress=False)
+        assert statistics.tokens == expected.tokens == sequences * TOKENS.shape[1]
+        assert_same(statistics, expected, atol=1e-6, rtol=1e-6)
+        assert statistics.make_profile(progress=False) is statistics.profile
+
+
+def test_what_is_broken_so_far_is_named(stepwise):
+    stepwise.model.lm_head.weight.data[7] = float("inf")
+    named = []
+
+    def look(event: Progress) -> None:
+        if event.partial is not None:
+            with pytest.raises(NumericalError, match="not finite") as caught:
+                event.partial()
+            named.append(caught.value)
+
+    with pytest.raises(NumericalError, match="not finite"):
+        calibrate(stepwise, TOKENS, progress=look)
+    assert len(named) == 3

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import time
 from dataclasses import replace
@@ -16,7 +14,7 @@ import torch
 from test_calibration import TOKENS, assert_same
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import LayerStats, calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.core.cache import MAX_BYTES_VARIABLE, set_max_cache_bytes
 from intraslice.core.progress import Progress
 
@@ -106,52 +104,15 @@ def test_another_run_is_not_served_from_the_file(loaded, change, cache):
     assert len(list(cache.iterdir())) == 2
 
 
-def test_models_of_one_architecture_have_their_own_fingerprints(tiny_llama_gqa, as_loaded):
-    first, second = tiny_llama_gqa(), tiny_llama_gqa()
-    second.model.layers[2].mlp.down_proj.weight.data += 1e-3
-    assert as_loaded(first).fingerprint != as_loaded(second).fingerprint
-
-
-@pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_a_truncated_file_is_made_anew(loaded, cache, size):
-    first = calibrate(loaded, TOKENS, progress=False)
-    (file,) = cache.iterdir()
-    content = file.read_bytes()
-    file.write_bytes(content[:size])
-    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
-    assert file.stat().st_size == len(content)
-
-
-def test_a_full_disk_is_a_warning(loaded, cache, monkeypatch, caplog):
-    def full(draft: Path, stats: list[LayerStats]) -> None:
-        draft.write_bytes(b"PK")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(driver, "_write", full)
-    with caplog.at_level(logging.WARNING):
-        stats = calibrate(loaded, TOKENS, progress=False)
-    assert stats.tokens == 30
-    assert "No space left on device" in caplog.text
-    assert "INTRASLICE_CACHE" in caplog.text
-    assert not [path for path in cache.parent.rglob("*") if path.is_file() and path.name != ".lock"]
-
-
 def test_a_file_with_any_bit_flipped_gives_the_same_or_is_made_anew(loaded, cache):
     first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     places = Random(0)
     # The first array's header, the table of contents, and the values between them.
-    for start, end, count in [(0, 200, 20), (len(whole) - 4000, len(whole), 10), (200, len(whole), 5)]:
+    for start, end, count in [(0, 200, 8), (len(whole) - 4000, len(whole), 5), (200, len(whole), 3)]:
         for _ in range(count):
             damaged = bytearray(whole)
             damaged[places.randrange(start, end)] ^= 1 << places.randrange(8)
             file.write_bytes(damaged)
             assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
-
-
-def test_a_cache_folder_that_cannot_be_made_is_a_warning(loaded, tmp_path, monkeypatch, caplog):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
-    calibrate(loaded, TOKENS, progress=False)
-    assert "cannot write the calibration" in caplog.text

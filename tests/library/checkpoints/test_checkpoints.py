@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,43 +25,17 @@ from intraslice.core.errors import UserError
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 
-@pytest.fixture(params=["intraslice", "crossmodule"])
-def saved(request, family_case, tmp_path):
-    if request.param == "crossmodule":
-        request.getfixturevalue("cross_module_case")
-    folder = tmp_path / "sliced"
-    model, plan = save_slice(family_case, request.param, folder)
-    return model, folder, family_case, plan
-
-
-@pytest.fixture(params=["intraslice", "crossmodule"])
-def saved_folder(request, tiny_case, tmp_path):
+@pytest.fixture(scope="module", params=["intraslice", "crossmodule"])
+def whole_folder(request, tiny_case, tmp_path_factory):
     """Of one family: what is broken does not depend on it."""
-    save_slice(tiny_case("llama-biased"), request.param, tmp_path / "sliced")
-    return tmp_path / "sliced"
+    folder = tmp_path_factory.mktemp("saved") / "sliced"
+    save_slice(tiny_case("llama-biased"), request.param, folder)
+    return folder
 
 
-def test_a_reloaded_model_is_the_same_model(saved):
-    model, folder, case, _ = saved
-    reloaded, tokenizer, made = intraslice.load(folder)
-    assert made == MADE
-    assert tokenizer.get_vocab() == case.loaded.tokenizer.get_vocab()
-    with torch.no_grad():
-        assert torch.equal(reloaded(case.tokens).logits, model(case.tokens).logits)
-    prompt = case.tokens[:1, :6]
-    settings = {"max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
-    assert torch.equal(reloaded.generate(prompt, **settings), model.generate(prompt, **settings))
-
-
-def test_the_file_holds_what_the_plan_counts_and_no_more(saved):
-    _, folder, case, plan = saved
-    stored = load_file(folder / checkpoint_format.WEIGHTS)
-    counts = plan.parameters
-    assert sum(tensor.numel() for tensor in stored.values()) == counts.sliced_total  # a tied head is stored once
-    decoder = sum(tensor.numel() for name, tensor in stored.items() if name.startswith("model.layers."))
-    assert decoder == counts.sliced_decoder
-    assert sum(p.numel() for p in case.original.parameters()) == counts.dense_total
-    assert (folder / checkpoint_format.WEIGHTS).stat().st_size < 4 * counts.sliced_total + 20_000
+@pytest.fixture
+def saved_folder(whole_folder, tmp_path):
+    return Path(shutil.copytree(whole_folder, tmp_path / "sliced"))
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule"])

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from gguf_files import TEXTS, ask_llama_cpp, byte_tokenizer, piece_tokenizer
+from gguf_files import TEXTS, ask_llama_cpp, ask_llama_cpp_of, byte_tokenizer, piece_tokenizer
 from tiny_models import losses_at_once
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -44,31 +44,37 @@ def _written(model, tokenizer, file, kind="f32"):
 
 
 @torch.no_grad()
-def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
-    """Greedy tokens, and the greatest log-probabilities at each of them, are those of the model."""
+def _require_all_alike(models, prompts=PROMPTS, steps=STEPS):
+    """Of each file, the greedy tokens, and the greatest log-probabilities at each of them, are its model's.
+
+    `models` has the model of each file and the tolerance.
+    """
     questions = [{"prompt": prompt, "predict": steps, "top": TOP} for prompt in prompts]
-    for prompt, answers in zip(prompts, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
-        tokens = list(prompt)
-        for answer in answers:
-            own = model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
-            best = own.topk(TOP // 2).indices.tolist()
-            for token in best:
-                assert answer[str(token)] == pytest.approx(float(own[token]), abs=tolerance)
-            tokens.append(best[0])
+    answers = ask_llama_cpp_of(*((file, {"logprobs": questions}) for file in models))
+    for (file, (model, tolerance)), told in zip(models.items(), answers, strict=True):
+        for prompt, by_step in zip(prompts, told["logprobs"], strict=True):
+            tokens = list(prompt)
+            for answer in by_step:
+                own = model(torch.tensor([tokens])).logits[0, -1].log_softmax(-1)
+                best = own.topk(TOP // 2).indices.tolist()
+                for token in best:
+                    assert answer[str(token)] == pytest.approx(float(own[token]), abs=tolerance), file.name
+                tokens.append(best[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "shapes"),
-    [
-        *((name, "free") for name in ("llama-mha", "llama-gqa", "llama-biased", "llama-3.2", "phi3", "phi-4-mini")),
-        *(("mistral", "free"), ("qwen2", "free"), ("llama-biased", "runtime")),
-    ],
-)
-def test_a_slice_of_every_family_answers_as_ours(name, shapes, tiny_case, tmp_path):
-    case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot", shapes=shapes)
-    plan = plan_by("intraslice", case.loaded.model, case.stats, config)
-    model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
-    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
+def _require_alike(model, file, tolerance=2e-3, prompts=PROMPTS, steps=STEPS):
+    _require_all_alike({file: (model, tolerance)}, prompts, steps)
+
+
+def test_a_slice_of_every_family_answers_as_ours(tiny_case, tmp_path):
+    models = {}
+    names = ("llama-mha", "llama-gqa", "llama-biased", "llama-3.2", "phi3", "phi-4-mini", "mistral", "qwen2")
+    for name, shapes in [*((name, "free") for name in names), ("llama-biased", "runtime")]:
+        case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot", shapes=shapes)
+        plan = plan_by("intraslice", case.loaded.model, case.stats, config)
+        model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
+        models[_written(model, byte_tokenizer(), tmp_path / f"{name}-{shapes}.gguf")] = model, 2e-3
+    _require_all_alike(models)
 
 
 def _ragged(model):
@@ -83,45 +89,37 @@ def _ragged(model):
     return model
 
 
-@pytest.mark.parametrize(
-    ("kind", "tolerance"), [("f32", 2e-3), ("f16", 0.02), ("q8_0", 0.06), ("q5_0", 0.06), ("q4_0", 0.06)]
-)
-def test_ragged_groups_dropped_pairs_and_other_scales(kind, tolerance, tiny_llama_gqa, tmp_path):
-    model = _ragged(tiny_llama_gqa())
-    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
-    _require_alike(rounded_model(model, kind, progress=False), file, tolerance)
-
-
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_losses_of_rounded_weights_are_those_of_the_file(kind, tiny_llama_gqa, tmp_path):
+def test_ragged_groups_dropped_pairs_and_other_scales_in_every_type(tiny_llama_gqa, tmp_path):
     """But for llama.cpp's activations, which it rounds to 8 bits; without rounding q4_0 is off by 0.1 to 0.3."""
-    model, windows = _ragged(tiny_llama_gqa()), torch.randint(0, 250, (2, 16))
-    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf", kind)
-    rounded, scores = rounded_model(model, kind, progress=False), ask_llama_cpp(file, scores=windows.tolist())["scores"]
-    torch.testing.assert_close(losses_at_once(rounded, windows), -torch.tensor(scores), rtol=0, atol=0.04)
-
-
-@pytest.mark.parametrize("layer", range(3))
-def test_attention_may_be_gone(layer, tiny_llama_gqa, tmp_path):
-    model = tiny_llama_gqa()
-    canonicalise(model)
-    attention = model.model.layers[layer].self_attn
-    attention.o_proj.weight.zero_()
-    attention.heads = 0 if layer else 9  # the first layer's are written, as zeros
-    file = _written(model, byte_tokenizer(), tmp_path / "t.gguf")
-    attention.heads = 9
-    _require_alike(model, file)
+    model, models = _ragged(tiny_llama_gqa()), {}
+    for kind, tolerance in {"f32": 2e-3, "f16": 0.02, "q8_0": 0.06, "q5_0": 0.06, "q4_0": 0.06}.items():
+        file = _written(model, byte_tokenizer(), tmp_path / f"{kind}.gguf", kind)
+        models[file] = rounded_model(model, kind, progress=False), tolerance
+    _require_all_alike(models)
+    windows = torch.randint(0, 250, (2, 16))
+    scores = ask_llama_cpp(file, scores=windows.tolist())["scores"]
+    torch.testing.assert_close(losses_at_once(models[file][0], windows), -torch.tensor(scores), rtol=0, atol=0.04)
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
-@pytest.mark.parametrize("layer", range(3))
-def test_an_mlp_may_be_gone(layer, tiny_llama_gqa, tmp_path):
-    model = tiny_llama_gqa()
-    canonicalise(model)
-    weights, nothing = model.model.layers[layer].mlp.weights(), torch.zeros(0, dtype=torch.long)
-    model.model.layers[layer].mlp = SlicedMLP(select_neurons(weights, nothing, weights.down[:, nothing], None))
-    _require_alike(model, _written(model, byte_tokenizer(), tmp_path / "t.gguf"))
+def test_modules_may_be_gone(tiny_llama_gqa, tmp_path):
+    """The first layer's heads are written all the same, as zeros."""
+    models = {}
+    for layer in range(3):
+        for kind in ("attention", "mlp"):
+            model = tiny_llama_gqa()
+            canonicalise(model)
+            attention, mlp = model.model.layers[layer].self_attn, model.model.layers[layer].mlp.weights()
+            if kind == "attention":
+                attention.o_proj.weight.zero_()
+                attention.heads = 0 if layer else 9
+            else:
+                none = torch.zeros(0, dtype=torch.long)
+                model.model.layers[layer].mlp = SlicedMLP(select_neurons(mlp, none, mlp.down[:, none], None))
+            models[_written(model, byte_tokenizer(), tmp_path / f"{kind}-{layer}.gguf")] = model, 2e-3
+            attention.heads = 9
+    _require_all_alike(models)
 
 
 def _tiny(rows: int):
@@ -131,10 +129,13 @@ def _tiny(rows: int):
     return model
 
 
-def _require_same_tokens(tokenizer, file):
-    rows = max(tokenizer.get_vocab().values()) + 3  # some models have more rows than tokens
-    answer = ask_llama_cpp(_written(_tiny(rows), tokenizer, file, "f16"), tokens=TEXTS)
-    assert answer["tokens"] == [tokenizer(text).input_ids for text in TEXTS]
+def _require_same_tokens(tokenizers, folder):
+    files = []
+    for number, tokenizer in enumerate(tokenizers):
+        rows = max(tokenizer.get_vocab().values()) + 3  # some models have more rows than tokens
+        files.append((_written(_tiny(rows), tokenizer, folder / f"{number}.gguf", "f16"), {"tokens": TEXTS}))
+    for tokenizer, answer in zip(tokenizers, ask_llama_cpp_of(*files), strict=True):
+        assert answer["tokens"] == [tokenizer(text).input_ids for text in TEXTS], tokenizer
 
 
 def _steps(names):
@@ -148,30 +149,25 @@ def _steps(names):
             yield pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
-@pytest.mark.parametrize("described", PRE_TOKENIZERS, ids=PRE_TOKENIZERS.values())
-def test_byte_level_tokens_are_those_of_transformers(described, tmp_path):
-    names, ignore_merges = described
-    tokenizer = byte_tokenizer(list(_steps(names)), rows=1000, ignore_merges=ignore_merges)
-    _require_same_tokens(tokenizer, tmp_path / "t.gguf")
+def test_byte_level_tokens_are_those_of_transformers(default_model, tmp_path):
+    made = [
+        byte_tokenizer(list(_steps(names)), rows=1000, ignore_merges=ignore_merges)
+        for names, ignore_merges in PRE_TOKENIZERS
+    ]
+    _require_same_tokens([*made, default_model.tokenizer], tmp_path)
 
 
-def test_the_default_model_s_tokens_are_those_of_transformers(default_model, tmp_path):
-    _require_same_tokens(default_model.tokenizer, tmp_path / "t.gguf")
-
-
-@pytest.mark.parametrize("prepended", [False, True])
-def test_sentencepiece_tokens_are_those_of_transformers(prepended, tmp_path):
-    tokenizer = piece_tokenizer()
-    if prepended:  # as tokenizer.json of Llama 2 and Phi-3 has it
-        space = {"type": "Prepend", "prepend": "▁"}
-        replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-        described = json.loads(tokenizer.backend_tokenizer.to_str()) | {
-            "pre_tokenizer": None,
-            "normalizer": {"type": "Sequence", "normalizers": [space, replace]},
-        }
-        backend = Tokenizer.from_str(json.dumps(described))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
-    _require_same_tokens(tokenizer, tmp_path / "t.gguf")
+def test_sentencepiece_tokens_are_those_of_transformers(tmp_path):
+    """Also with the steps that tokenizer.json of Llama 2 and Phi-3 has."""
+    own = piece_tokenizer()
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    described = json.loads(own.backend_tokenizer.to_str()) | {
+        "pre_tokenizer": None,
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]},
+    }
+    backend = Tokenizer.from_str(json.dumps(described))
+    prepended = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", unk_token="<unk>")
+    _require_same_tokens([own, prepended], tmp_path)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -13,20 +13,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 from opened import MADE, narrowed, save_slice
+from tiny_models import FAMILIES
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
+    DynamicCache,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 import intraslice
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
+from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.errors import UserError
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.hidden_states import cache_keyword
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 
 # Opened
 
@@ -97,19 +102,6 @@ def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
 
 
-@pytest.mark.skipif(not hasattr(LlamaConfig, "is_heterogeneous"), reason="transformers has no settings per layer yet")
-def test_transformers_reads_entries_and_does_not_build_from_them_yet(tiny_case):
-    """Fails once transformers' Llama has layers of different widths: then say so in docs/usage.md."""
-    dense = tiny_case("llama-gqa").original.config.to_dict()
-    widths = {str(layer): {"intermediate_size": width} for layer, width in enumerate((24, 40, 40))}
-    config = LlamaConfig(**dense, per_layer_config=widths)
-    assert [layer.intermediate_size for layer in config.per_layer_config] == [24, 40, 40]
-    with pytest.raises(RuntimeError, match="intermediate_size"):
-        LlamaForCausalLM(config)
-    with pytest.raises(RuntimeError, match="num_attention_heads"):  # it divides the hidden size by them
-        LlamaConfig(**dense, per_layer_config={0: {"num_attention_heads": 2}})
-
-
 def test_from_config_has_the_shapes_and_random_weights(opened):
     config = AutoConfig.from_pretrained(opened.folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -162,6 +154,8 @@ def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
     model.save_pretrained(tmp_path, max_shard_size=shard)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "60KB")
     assert model.config.model_type == opened.case.original.config.model_type  # as before
+    for folder in (opened.folder, tmp_path):  # neither names a place on this machine
+        assert str(opened.folder.parent) not in (folder / "config.json").read_text()
     AutoTokenizer.from_pretrained(opened.folder).save_pretrained(tmp_path)
     for reopened, made in (
         (again := AutoModelForCausalLM.from_pretrained(tmp_path), again.made),
@@ -172,12 +166,6 @@ def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
         with torch.no_grad():
             assert torch.equal(reopened(opened.case.tokens).logits, model(opened.case.tokens).logits)
     assert not opened.agrees(model, tolerance=1e-3)
-
-
-def test_what_is_saved_names_no_place_on_this_machine(opened, tmp_path):
-    AutoModelForCausalLM.from_pretrained(opened.folder).save_pretrained(tmp_path)
-    for folder in (opened.folder, tmp_path):
-        assert str(opened.folder.parent) not in (folder / "config.json").read_text()
 
 
 @pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
@@ -254,17 +242,6 @@ def test_its_linear_maps_are_found_by_name_and_take_a_lora(opened):
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_peft_finds_its_maps_and_what_it_merges_is_saved(opened, tmp_path):
-    peft = pytest.importorskip("peft")
-    model = AutoModelForCausalLM.from_pretrained(opened.folder)
-    config = peft.LoraConfig(r=2, target_modules=sorted(linears(model)), init_lora_weights=False, task_type="CAUSAL_LM")
-    merged = peft.get_peft_model(model, config).merge_and_unload()
-    merged.save_pretrained(tmp_path)
-    reopened = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert not opened.agrees(reopened, tolerance=1e-3)
-    torch.testing.assert_close(reopened(opened.case.tokens).logits, merged(opened.case.tokens).logits)
-
-
 def test_it_trains_whole_and_with_activations_recomputed(opened):
     gradients = []
     for recompute in (False, True):
@@ -275,3 +252,106 @@ def test_it_trains_whole_and_with_activations_recomputed(opened):
         gradients.append(model.model.layers[0].self_attn.qkv_proj.weight.grad)
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
+
+
+# Generation
+
+STEPS = 8
+
+
+def greedy(model: PreTrainedModel, prompt: Tensor, **options: object) -> Tensor:
+    options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "max_new_tokens": STEPS} | options
+    return model.generate(prompt, do_sample=False, eos_token_id=None, **options)
+
+
+@pytest.fixture
+def prompt(opened) -> Tensor:
+    return opened.case.tokens[:2, :11]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "static", "disable_compile": True},
+        {"cache_implementation": "static", "disable_compile": True, "prefill_chunk_size": 4},
+        {"prefill_chunk_size": 4},
+    ],
+    ids=["none", "static", "static-in-chunks", "in-chunks"],
+)
+def test_every_cache_gives_the_same_answer(opened, prompt, options):
+    assert torch.equal(greedy(opened.model, prompt, **options), greedy(opened.model, prompt))
+
+
+def test_beams_and_samples_are_the_same_with_and_without_a_cache(opened, prompt):
+    for options in ({"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}):
+        assert torch.equal(
+            greedy(opened.model, prompt, **options), greedy(opened.model, prompt, use_cache=False, **options)
+        )
+    drawn = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        options = {"do_sample": True, "top_k": 20, "temperature": 0.8, "eos_token_id": None, "pad_token_id": 0}
+        drawn.append(opened.model.generate(prompt, max_new_tokens=STEPS, use_cache=use_cache, **options))
+    assert torch.equal(*drawn)
+
+
+def test_generation_goes_on_from_a_cache_and_from_embeddings(opened, prompt):
+    expected = greedy(opened.model, prompt)
+    cache = {cache_keyword(opened.model): DynamicCache(config=opened.model.config)}
+    begun = greedy(opened.model, prompt, **cache, max_new_tokens=3)
+    assert torch.equal(begun, expected[:, : prompt.shape[1] + 3])
+    assert torch.equal(greedy(opened.model, begun, **cache, max_new_tokens=STEPS - 3), expected)
+    embedded = opened.model.get_input_embeddings()(prompt).detach()
+    answer = opened.model.generate(
+        inputs_embeds=embedded, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    assert torch.equal(answer, expected[:, prompt.shape[1] :])
+
+
+@torch.no_grad()
+def test_outputs_are_of_the_shapes_that_transformers_promises(opened, prompt):
+    assert opened.model(prompt, logits_to_keep=2).logits.shape == (2, 2, opened.model.config.vocab_size)
+    whole = opened.model(prompt, labels=prompt, output_hidden_states=True)
+    expected = nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), prompt[:, 1:].flatten())
+    torch.testing.assert_close(whole.loss, expected)
+    if not opened.is_crossmodule:  # whose states are of other widths
+        assert [states.shape for states in whole.hidden_states] == [(2, 11, opened.model.config.hidden_size)] * 4
+    answer = greedy(opened.model, prompt, return_dict_in_generate=True, output_scores=True, output_logits=True)
+    assert len(answer.scores) == len(answer.logits) == STEPS
+
+
+def test_as_a_draft_it_leaves_the_dense_answer_as_it_is(opened):
+    prompt, dense = opened.case.tokens[:1, :11], opened.case.original
+    assert torch.equal(greedy(dense, prompt, assistant_model=opened.model), greedy(dense, prompt))
+    assert torch.equal(greedy(opened.model, prompt, assistant_model=dense), greedy(opened.model, prompt))
+    assert torch.equal(greedy(opened.model, prompt, prompt_lookup_num_tokens=3), greedy(opened.model, prompt))
+
+
+# As an ordinary checkpoint
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
+    """Where heads have a width of their own in the configuration, also with fewer groups, other ones in each layer."""
+    sliced, fewer = narrowed(FAMILIES[family](), [40, 40, 40]), 0
+    if family in ("llama-gqa", "mistral", "qwen2", "smollm3", "qwen3", "gemma3"):
+        fewer = 1
+        for index, layer in enumerate(sliced.model.layers):
+            weights = layer.self_attn.weights()
+            heads = (weights.kv_head != index % 2).nonzero().flatten()
+            ones = torch.ones(layer.self_attn.heads, layer.self_attn.dim)
+            channels, frequency = choose_channels(ones, weights, heads, layer.self_attn.dim)
+            layer.self_attn = SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), index)
+    tokens = torch.randint(3, 250, (2, 11))
+    plain_model(sliced).save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert type(reloaded.model.layers[0].mlp) is not SlicedMLP
+    assert reloaded.config.intermediate_size == 40
+    assert reloaded.config.num_key_value_heads == sliced.config.num_key_value_heads - fewer
+    torch.testing.assert_close(reloaded(tokens).logits, sliced(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_differ_are_refused_by_name(tiny_llama_gqa):
+    with pytest.raises(UserError, match="layer 2 has a different shape from layer 0"):
+        plain_model(narrowed(tiny_llama_gqa(), [40, 40, 48]))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from intraslice.core.cache import (
+    MAX_BYTES_VARIABLE,
     cache_path,
     read_record,
     read_result,
@@ -20,6 +21,8 @@ from intraslice.core.cache import (
     write_record,
     write_result,
 )
+from intraslice.core.errors import UserError
+from intraslice.core.journal import resumable_cache_folder, resumable_sibling
 
 
 def test_every_part_tells_paths_apart(own_cache):
@@ -50,7 +53,7 @@ def test_a_record_comes_back(path):
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("damaged", ["", '{"a": ', "[1]", "\xff"])
+@pytest.mark.parametrize("damaged", ["", '{"a": ', '{"a": 1}', "[1]", "\xff"])
 def test_a_damaged_record_counts_as_none_and_is_moved_aside(path, damaged, caplog):
     path.parent.mkdir(parents=True)
     path.write_text(damaged, encoding="latin-1")
@@ -83,12 +86,6 @@ def test_a_lack_of_memory_is_no_damage(path):
     with pytest.raises(MemoryError):
         read_result(path, read)
     assert read_record(path) == {"a": 1}
-
-
-def test_a_record_without_its_checksum_is_damaged(path):
-    path.parent.mkdir(parents=True)
-    path.write_text('{"a": 1}')
-    assert read_record(path) == {}
 
 
 def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
@@ -168,3 +165,51 @@ def test_a_fork_leaves_alone_what_its_parent_holds(own_cache):
         assert folder.is_dir()
     drafts.close()
     assert not folder.exists()
+
+
+# Folders of unfinished runs
+
+DIGEST, OTHER = "0" * 32, "1" * 32
+
+
+def stop_in(folder):
+    with suppress(KeyboardInterrupt), folder as path:
+        (path / "step").write_text("finished")
+        raise KeyboardInterrupt
+    return path
+
+
+def test_a_folder_is_kept_until_its_run_ends(own_cache):
+    path = stop_in(resumable_cache_folder(DIGEST, 100))
+    with resumable_cache_folder(DIGEST, 100) as again:
+        assert again == path
+        assert (again / "step").read_text() == "finished"
+    assert not path.exists()
+
+
+def test_two_processes_do_not_share_a_folder(own_cache):
+    with (
+        resumable_cache_folder(DIGEST, 100),
+        pytest.raises(UserError, match="another process is already working in"),
+        resumable_cache_folder(DIGEST, 100),
+    ):
+        pass
+
+
+def test_an_abandoned_folder_is_removed_once_its_space_is_needed(own_cache, monkeypatch):
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, "1000")
+    abandoned = stop_in(resumable_cache_folder(DIGEST, 600))
+    with temporary_folder(300):
+        assert abandoned.exists()
+    with resumable_cache_folder(OTHER, 700):
+        assert not abandoned.exists()
+        with pytest.raises(OSError, match="exceed the space"), temporary_folder(400):  # what is in use is not removed
+            pass
+    with pytest.raises(UserError, match=MAX_BYTES_VARIABLE), resumable_cache_folder(OTHER, 1100):
+        pass
+
+
+def test_a_sibling_is_removed_by_the_next_one_that_writes_there(tmp_path):
+    path = stop_in(resumable_sibling(tmp_path / "model", DIGEST))
+    with temporary_sibling(tmp_path / "model"):
+        assert not path.exists()

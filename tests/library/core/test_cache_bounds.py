@@ -247,7 +247,7 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
             write_result(cache_path("sweep", ".json", number), slowly, "it", SIZE)
 
     found = 0
-    for _ in range(20):
+    for _ in range(10):
         enough = written.value + moments.randrange(60)
         process = start(work)
         while written.value < enough:
@@ -263,4 +263,4 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
         sizes = {file.stat().st_size for file in (folder / "sweep").glob("*")}
         assert sizes <= {SIZE}
         found += len(sizes)
-    assert found > 5
+    assert found > 2

@@ -11,7 +11,7 @@ from intraslice.diagnostics.ablation import ABLATIONS, ablated_model, measure_ab
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling.families import canonicalise
 
-TINY = ("tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi")
+TINY = ("tiny_llama_gqa", "tiny_phi3", "tiny_phi")
 
 
 def tokens(seed: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from intraslice.diagnostics.rank_agreement import compare_ranks, noise_ceiling, removed_importance
-from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, measure_sensitivity
+from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity
 from intraslice.planning.estimators import Importances
 
 
@@ -110,19 +110,3 @@ def test_without_windows_or_modules_to_compare_there_is_no_ceiling():
     assert noise_ceiling(torch.rand(30, 1)) is None
     assert noise_ceiling(torch.rand(1, 16)) is None
     assert noise_ceiling(torch.ones(30, 16)) is None
-
-
-def test_no_order_no_rho(tiny_case):
-    agreement = compare_ranks(
-        losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(tiny_case("llama-gqa"), [1.0, 1.0, 1.0])
-    )
-    assert agreement.rho["pca"]["attention"] is None
-
-
-def test_every_family_is_judged(family_case, own_cache):
-    tokens = family_case.tokens[:2]
-    agreement = compare_ranks(
-        measure_sensitivity(family_case.loaded, family_case.stats, tokens, progress=False), family_case.stats.profile
-    )
-    assert len(agreement.modules) == 6
-    assert all(-1 <= value <= 1 for by_module in agreement.rho.values() for value in by_module.values())

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +12,10 @@ from stopping import Stopped, stop_when
 from tiny_models import losses_at_once
 from torch.nn import functional
 
-from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import cut_alone, measure_in_context, measure_sensitivity
-from intraslice.loading import load_model
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -110,16 +105,6 @@ def test_no_forward_starts_before_its_own_layer(tiny_case):
     assert [calls.count(index) for index in range(3)] == [4, 6, 7]  # nothing reads what the last one would make
 
 
-def test_a_module_cut_alone_has_the_sizes_of_its_ratio(tiny_case):
-    profile = tiny_case("llama-gqa").stats.profile.layers[0]
-    dense = make_plan(tiny_case("llama-gqa").stats.profile, SliceConfig(0.0)).layers[0]
-    mlp = cut_alone(dense, profile, "mlp", 0.5)
-    assert (mlp.neurons, mlp.heads, mlp.dim) == (68, dense.heads, dense.dim)  # 66 go, rounded down to 64
-    attention = cut_alone(dense, profile, "attention", 0.5)
-    assert attention.neurons == 132
-    assert len(attention.heads) * attention.dim == pytest.approx(36, abs=6)
-
-
 @pytest.fixture
 def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
     done: list[tuple[int, str]] = []
@@ -133,7 +118,7 @@ def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]
     return done
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3, 6])
+@pytest.mark.parametrize("stop", [2, 6])
 def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop):
     case = tiny_case("llama-gqa")
     unbroken = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
@@ -172,25 +157,3 @@ def test_another_run_starts_anew(tiny_case, count_measurements, change):
         stats = replace(stats, layers=[replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers])
     measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
     assert len(count_measurements) == 12
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
-def test_a_killed_run_leaves_a_record_to_go_on_from(tiny_case, folder, count_measurements, tmp_path):
-    def work() -> None:
-        loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
-        stats = calibrate(loaded, tokens, progress=False)
-
-        def die(event: Progress) -> None:
-            if event.done == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        measure_sensitivity(loaded, stats, tokens[:2], progress=die)
-
-    killed = multiprocessing.get_context("fork").Process(target=work)
-    killed.start()
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    loaded, tokens = load_model(str(folder)), torch.arange(96).view(4, 24) + 3
-    resumed = measure_sensitivity(loaded, calibrate(loaded, tokens, progress=False), tokens[:2], progress=False)
-    assert len(resumed.modules) == 6
-    assert count_measurements == [(1, "mlp"), (2, "attention"), (2, "mlp")]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from intraslice.core.config import EvaluationConfig, SliceConfig
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.data import evaluation_tokens
-from intraslice.diagnostics.shift import PLACES, massive_tokens, measure_shift
+from intraslice.diagnostics.shift import PLACES, Moments, distance, histogram_edges, massive_tokens, measure_shift
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
@@ -122,13 +122,6 @@ def test_without_massive_tokens_their_numbers_are_nan(tiny_case):
     assert all(math.isnan(shift.massive_error) for shift in report.shifts)
 
 
-def test_the_first_token_of_each_window_is_massive_in_the_default_model(default_model):
-    tokens = evaluation_tokens(default_model.tokenizer, EvaluationConfig(tokens=192, window=64))
-    report = measure_shift(default_model.model, {"same": default_model.model}, tokens, progress=False)
-    assert report.massive == 3
-    assert report.frame().query("place == 'residual' and layer == 15")["massive_cosine"].tolist() == pytest.approx([1])
-
-
 def test_what_cannot_be_compared_is_named(tiny_case):
     case = tiny_case("llama-gqa")
     dense = case.loaded.model
@@ -139,3 +132,58 @@ def test_what_cannot_be_compared_is_named(tiny_case):
         layer.basis_count = 0
     with pytest.raises(UserError, match="lacks the bases"):
         measure_shift(dense, {"cross": cross}, case.tokens, progress=False)
+
+
+# Distributions
+
+
+def described(values, edges, pieces: int = 3):
+    moments = Moments()
+    for piece in values.chunk(pieces):
+        moments.add(piece, edges)
+    return moments.distribution(edges)
+
+
+def test_streamed_moments_are_those_of_all_values():
+    values = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)).exp() + 100
+    streamed = described(values, torch.linspace(100, 105, 11, dtype=torch.float64))
+    plain = values.double().numpy()
+    assert streamed.mean == pytest.approx(plain.mean())
+    assert streamed.spread == pytest.approx(plain.std())
+    assert streamed.kurtosis == pytest.approx(((plain - plain.mean()) ** 4).mean() / plain.var() ** 2 - 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "kurtosis"), [([-1.0, 1.0], -2.0), ([0.0, 0.0, 0.0, 4.0], -2 / 3), ([5.0, 5.0], 0.0)]
+)
+def test_kurtosis_by_hand(values, kurtosis):
+    distribution = described(torch.tensor(values), torch.linspace(-1, 1, 3, dtype=torch.float64), 1)
+    assert distribution.kurtosis == pytest.approx(kurtosis)
+
+
+def test_the_density_is_numpy_s_and_integrates_to_one():
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(1))
+    edges = histogram_edges(values, 20)
+    distribution = described(values, edges)
+    clipped = np.clip(values.double().numpy(), edges[0].item(), edges[-1].item())
+    expected, _ = np.histogram(clipped, edges.numpy(), density=True)
+    assert np.allclose(distribution.density.numpy(), expected, atol=1e-3)
+    assert (distribution.density * edges.diff()).sum().item() == pytest.approx(1)
+
+
+def test_edges_leave_outliers_out():
+    values = torch.cat([torch.linspace(-1, 1, 10_000), torch.tensor([1e6])])
+    edges = histogram_edges(values, 8)
+    assert len(edges) == 9
+    assert -1.01 < edges[0] < -0.99
+    assert 0.99 < edges[-1] < 1.01
+    assert histogram_edges(torch.ones(4), 2).tolist() == [0.5, 1.0, 1.5]
+
+
+def test_distance_is_how_far_the_mass_moves():
+    edges = torch.linspace(0, 10, 11, dtype=torch.float64)
+    still = described(torch.tensor([1.5, 1.5, 4.5, 4.5]), edges, 1)
+    moved = described(torch.tensor([3.5, 3.5, 4.5, 4.5]), edges, 1)  # half the mass, two bins on
+    assert distance(still, moved) == pytest.approx(1.0)
+    assert distance(still, still) == 0.0
+    assert distance(moved, still) == distance(still, moved)

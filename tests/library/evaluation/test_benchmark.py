@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -171,17 +169,6 @@ def test_what_passes_tokens_is_scaled_to_the_usual_number_and_the_algebra_is_not
     assert (costs.plan_ms, costs.dense_ms) == (pytest.approx(250), pytest.approx(1000))
 
 
-@pytest.mark.parametrize("name", ["llama-gqa", pytest.param("phi", marks=pytest.mark.slow)])
-def test_every_cost_is_measured_and_nothing_is_kept_or_read(tiny_case, own_cache, name):
-    case, events = tiny_case(name), []
-    costs = measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(0.3), progress=events.append)
-    assert set(costs.ratios) == RATIOS
-    assert all(0 < value < math.inf for value in (*costs.ratios.values(), costs.plan_ms, costs.dense_ms))
-    assert {"calibrate", "profile", "slice", "evaluate", "speed"} == {event.stage for event in events}
-    assert cache_folder() == own_cache
-    assert not own_cache.exists()
-
-
 def test_a_calibration_on_disk_is_made_anew(case, own_cache):
     calibrate(case.loaded, case.tokens, progress=False)
     kept = {path: path.stat().st_mtime_ns for path in own_cache.rglob("*")}
@@ -219,12 +206,6 @@ def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatc
 # Growth
 
 
-@pytest.mark.parametrize("power", [-1.0, 0.0, 1.0, 2.5])
-def test_the_exponent_of_a_power_is_that_power(power):
-    sizes = [64, 128, 512]
-    assert exponent(sizes, [3.7 * size**power for size in sizes]) == pytest.approx(power, abs=1e-9)
-
-
 def test_the_exponent_of_what_is_no_power_is_the_slope_of_least_squares():
     # Logs to base 2: sizes 0, 1, 2 and seconds 0, 0, 3. Slope: (-1 * -1 + 0 * -1 + 1 * 2) / 2.
     assert exponent([1, 2, 4], [1.0, 1.0, 8.0]) == pytest.approx(1.5)
@@ -244,23 +225,6 @@ def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
     assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
     for axis, expected in powers.items():
         assert list(found[axis].values()) == pytest.approx(expected, abs=1e-9)
-
-
-def test_every_axis_has_three_sizes_that_differ_in_nothing_else():
-    for axis, along in benchmark.SIZES.items():
-        assert len({getattr(size, axis) for size in along}) >= 3
-        others = [{name: value for name, value in asdict(size).items() if name != axis} for size in along]
-        assert all(other == others[0] for other in others)
-
-
-def test_growth_times_real_jobs(own_cache, monkeypatch):
-    monkeypatch.setattr(benchmark, "SIZES", SMALL)
-    events: list[Progress] = []
-    found = measure_growth(progress=events.append)
-    assert {axis: tuple(by_job) for axis, by_job in found.items()} == dict.fromkeys(SMALL, JOBS)
-    assert all(math.isfinite(value) for by_job in found.values() for value in by_job.values())
-    assert events[-1] == Progress("growth", 12, 12)
-    assert not own_cache.exists()
 
 
 # The command

@@ -21,7 +21,6 @@ from intraslice.evaluation.perplexity import (
     measure_losses,
     perplexity,
 )
-from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -56,7 +55,7 @@ def test_losses_are_by_window_and_token(case, monkeypatch):
     assert_close(losses, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("batch", [3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     expected = perplexity(case.loaded.model, case.tokens, progress=False)
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * case.tokens.shape[1])
@@ -121,14 +120,6 @@ def test_half_a_window_has_the_first_blocks_of_the_first(case, sliced, monkeypat
         half.ratio(measure_losses(case.loaded.model, case.tokens[:, 16:]))
 
 
-def test_the_paired_error_is_smaller_and_honest(case, sliced):
-    dense, cut = (measure_losses(model, case.tokens, progress=False) for model in (case.loaded.model, sliced[1]))
-    ratio = cut.ratio(dense)
-    assert ratio.value == pytest.approx(cut.perplexity().value / dense.perplexity().value)
-    apart = math.hypot(*(part.perplexity().standard_error / part.perplexity().value for part in (dense, cut)))
-    assert 0 < ratio.standard_error / ratio.value < apart
-
-
 def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
     model = tiny_llama_mha()
     model.lm_head.weight.data *= 1e5
@@ -145,15 +136,12 @@ def test_divergences_by_hand():
     assert divergences(dense, other).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("batch", [5])
-def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch):
-    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * family_case.tokens.shape[1])
+def test_divergence_is_measured_in_the_same_pass(family_case, monkeypatch):
+    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 5 * family_case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    dense, cut = (
-        family_case.loaded.model,
-        slice_model(family_case.loaded.model, plan, family_case.stats, progress=False),
-    )
+    dense = family_case.loaded.model
+    cut = slice_model(dense, plan, family_case.stats, progress=False)
     states, passes = DenseStates(dense), []
     hook = dense.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
     own = measure_losses(dense, family_case.tokens, dense=states, progress=False)
@@ -169,14 +157,3 @@ def test_divergence_is_measured_in_the_same_pass(family_case, batch, monkeypatch
     assert own.divergence() == (0.0, 0.0)
     assert losses.sums == measure_losses(cut, family_case.tokens, progress=False).sums
     assert measure_losses(cut, family_case.tokens, progress=False).divergence() is None
-
-
-# Sizes
-
-
-def test_sizes_are_those_of_the_tensors(case, sliced):
-    plan, model = sliced
-    for name, owner in (("dense", case.loaded.model), ("sliced", model)):
-        expected = {f"{name}_total", f"{name}_decoder"}
-        assert parameters_of(owner, name) == {key: getattr(plan.parameters, key) for key in expected}
-    assert (kv_bytes_per_token(case.loaded.model), kv_bytes_per_token(model)) == plan.kv_bytes_per_token

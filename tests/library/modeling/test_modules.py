@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 
 from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
-from intraslice.modeling.attention import SlicedAttention, rotate
+from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 
 HIDDEN = 10
@@ -114,17 +114,6 @@ def test_token_by_token_with_a_cache_is_all_at_once(layout, keyword):
     assert_close(torch.cat(steps, 1), attention(hidden, position_embeddings=tables(6))[0], atol=1e-5, rtol=1e-4)
     assert cache.layers[0].keys.shape == (1, attention.kv_heads, 6, attention.dim)
     assert cache.layers[0].values.shape == (1, attention.kv_heads, 6, attention.value_dim)
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_alone():
-    query, key = random(1, 1, 9, 6), random(1, 1, 9, 6, seed=1)
-    same = [
-        rotate(states[..., :1, :].expand(-1, -1, 9, -1), *(t[:, None, :, :3] for t in tables(9)))
-        for states in (query, key)
-    ]
-    assert_close(same[0].norm(dim=-1), query[..., :1, :].norm(dim=-1).expand(1, 1, 9))
-    products = (same[0] @ same[1].transpose(-1, -2))[0, 0]
-    assert_close(products[1:, 1:], products[:-1, :-1], atol=1e-5, rtol=1e-5)
 
 
 def mlp_weights(gated: bool, bias: bool) -> MLPWeights:

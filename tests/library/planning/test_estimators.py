@@ -18,7 +18,7 @@ from intraslice.core.linalg import diagonal_blocks, principal_axes
 from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
 from intraslice.planning.estimators.fisher import fisher_head_importance
 from intraslice.planning.estimators.pca import pca_importance
-from intraslice.planning.head_table import channel_scores, head_energies, head_table
+from intraslice.planning.head_table import MIN_HEAD_FRACTION, channel_scores, head_energies, head_table
 from intraslice.planning.profile import Ranking
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
 from intraslice.slicing.driver import slice_model
@@ -145,15 +145,6 @@ def test_a_profile_of_other_units_is_refused(tiny_case):
         make_plan(tiny_case("phi").stats.profile, SliceConfig(0.3, head_fraction=0.5))
 
 
-def test_a_rotation_matters_to_single_channels_but_not_to_whole_heads():
-    """Squares summed over a whole head cancel any rotation, so nothing PCA-aware would be left of them."""
-    gradients = random(4, HEADS * DIM, seed=1)
-    first, second = (pca_importance(gradients, moment(seed), HEADS) for seed in (0, 5))
-    assert (first - second).abs().max() > 0.1 * first.max()
-    assert (first - gradients.square().sum(0)).abs().max() > 0.1 * first.max()
-    assert_close(first.view(HEADS, DIM).sum(1), second.view(HEADS, DIM).sum(1))
-
-
 def test_principal_channels_come_heads_first_then_by_variance():
     """A gradient along a head's k-th axis is the importance of channel k of that head and of no other."""
     own = moment()
@@ -225,20 +216,6 @@ def test_what_is_over_the_cap_goes_to_the_others_in_proportion(ratios, weights, 
     assert cap_ratios(ratios, weights, 0.6) == pytest.approx(capped)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_cap_conserves_the_total(seed):
-    generator = torch.Generator().manual_seed(seed)
-    ratios = torch.rand(30, generator=generator).square()
-    weights = torch.randint(1, 100, (30,), generator=generator)
-    capped = torch.tensor(cap_ratios(ratios.tolist(), weights.tolist(), 0.5))
-    assert (capped <= 0.5).all()
-    assert_close((capped * weights).sum(), (ratios * weights).sum())
-    below = capped < 0.5
-    factors = (capped / ratios)[below]
-    assert_close(factors, factors[:1].expand_as(factors))  # one proportion for all below the cap
-    assert factors[0] > 1
-
-
 # Cost
 
 
@@ -254,3 +231,82 @@ def test_operations_are_those_that_torch_counts(tiny_case, name):
             with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):  # others count as 0
                 model(case.tokens[:1, context - 1 : context], past_key_values=earlier)
         assert counted.get_total_flops() == own
+
+
+# Scores and energies
+
+
+def test_channel_score_is_energy_times_squared_column_norm():
+    moment = torch.diag(torch.tensor([2.0, 3.0, 5.0, 7.0]))
+    output = torch.tensor([[[1.0, 0.0], [2.0, 1.0]], [[1.0, 4.0], [0.0, 1.0]]])  # columns' norms^2: 2, 16, 4, 2
+    assert_close(channel_scores(moment, output.square().sum(0)), torch.tensor([[4.0, 48.0], [20.0, 14.0]]))
+
+
+def test_head_energy_is_the_normalised_spectrum_times_the_heads_score():
+    moment = torch.zeros(4, 4)
+    moment[:2, :2] = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # eigenvalues 3 and 1
+    moment[:2, 2:] = moment[2:, :2] = 0.5  # between heads: does not count
+    moment[3, 3] = 6.0
+    energies = head_energies(moment, torch.tensor([[4.0, 4.0], [1.0, 9.0]]))
+    assert_close(energies, torch.tensor([[6.0, 2.0], [10.0, 0.0]]))
+
+
+def test_a_silent_head_has_no_energy():
+    assert_close(head_energies(torch.zeros(4, 4), torch.zeros(2, 2)), torch.zeros(2, 2))
+
+
+# Heads
+
+
+def width_for(keep: int, count: int, dim: int) -> int:
+    return min(max(round(keep / count / 2) * 2, 2), dim)
+
+
+def heads_by_the_book(energies: Tensor, scores: Tensor, keep: int) -> tuple[list[int], int]:
+    """METHOD's three rules, one after the other, in plain loops."""
+    heads, dim = energies.shape
+    best = scores.flatten().argsort(descending=True, stable=True)[:keep].tolist()
+    alive = [h for h in range(heads) if sum(channel // dim == h for channel in best) >= keep / heads / 4]
+
+    def captured(head: int, count: int) -> float:
+        return energies[head, : width_for(keep, count, dim)].sum().item()
+
+    def total(kept: list[int]) -> float:
+        return sum(captured(head, len(kept)) for head in kept)
+
+    def without_weakest() -> list[int]:
+        weakest = min(alive, key=lambda head: captured(head, len(alive)))
+        return [head for head in alive if head != weakest]
+
+    while len(alive) > 1 and total(without_weakest()) > total(alive):
+        alive = without_weakest()
+    while len(alive) > 1 and width_for(keep, len(alive), dim) < MIN_HEAD_FRACTION * dim:
+        alive = without_weakest()
+    return alive, width_for(keep, len(alive), dim)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_table_follows_the_book_for_every_budget(seed):
+    heads, dim = 5, 8
+    scale = torch.rand(heads, 1, generator=torch.Generator().manual_seed(seed)) * 3
+    energies = (random(heads, dim, seed=seed).square().sort(descending=True).values * scale.double().exp()).float()
+    scores = random(heads, dim, seed=seed + 50).square().float() * energies.sum(1, keepdim=True)
+    table = head_table(energies, scores)
+    assert len(table.dim) == heads * dim + 1
+    for keep in range(2, heads * dim + 1):
+        assert (table.alive[keep].nonzero().flatten().tolist(), table.dim[keep].item()) == heads_by_the_book(
+            energies, scores, keep
+        ), keep
+
+
+FLAT = [5.0] * 8
+
+
+@pytest.mark.parametrize(("third", "stays"), [(25.0, True), (6.0, False)])
+def test_a_weak_head_goes_where_that_captures_more(third, stays):
+    """18 channels: three heads of 6 capture 30 + 30 + third, two of 8 capture 40 + 40."""
+    energies = torch.tensor([FLAT, FLAT, [third] + [0.0] * 7])
+    scores = torch.tensor([FLAT, FLAT, [9.0, 9.0] + [0.0] * 6])  # 2 of the best 18: over a quarter of the mean share
+    table = head_table(energies, scores)
+    assert table.alive[18].tolist() == [True, True, stays]
+    assert table.dim[18] == (6 if stays else 8)

@@ -19,13 +19,14 @@ from intraslice.calibration import driver
 from intraslice.calibration.stats import empty_stats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ignore_progress
-from intraslice.loading import DEFAULT, estimate_memory, require_memory
 from intraslice.modeling.families import blocks
 from intraslice.pretrained import memory, sources
-from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory, require_memory
+from intraslice.pretrained.precision import choose_device, choose_dtype
+from intraslice.pretrained.sources import DEFAULT
 
 
-@pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])
+@pytest.mark.parametrize("family", ["tiny_llama_gqa", "tiny_phi"])
 def test_the_estimate_counts_the_parameters(family, request, tmp_path):
     model = request.getfixturevalue(family)()
     model.save_pretrained(tmp_path)
@@ -129,3 +130,46 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         require_calibration_memory(config, 1, 10_000_000, torch.float32)
     with pytest.raises(UserError, match="use fewer sequences"):
         require_calibration_memory(config, 10**9, 512, torch.float32)
+
+
+# The device and the precision
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A machine without CUDA whose CPU is able to do what is given."""
+
+    def able(**capabilities: bool) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+
+    return able
+
+
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_native_bfloat16_is_used(processor, capability):
+    processor(**{capability: True})
+    assert (choose_device(), choose_dtype()) == ("cpu", "bfloat16")
+
+
+def test_elsewhere_it_is_float32(processor, monkeypatch):
+    processor(avx512_f=True, avx512_bf16=False)
+    assert choose_dtype() == "float32"
+    assert choose_dtype(device="mps") == "float32"
+    assert choose_dtype(device="cuda") == "float32"  # loading says that there is none
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype() == "float32"
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_cuda_is_used_where_it_is_there(monkeypatch, supported):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert choose_device() == "cuda"
+    assert choose_dtype(device="cuda:0") == ("bfloat16" if supported else "float32")
+
+
+def test_what_is_named_is_taken(processor):
+    processor(avx512_bf16=True)
+    assert choose_device("cuda:1") == "cuda:1"
+    assert choose_dtype("float32") == "float32"

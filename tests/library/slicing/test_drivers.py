@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,6 +16,8 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import diagonal_blocks
 from intraslice.core.progress import Progress
+from intraslice.methods.registry import METHODS, slice_by
+from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -143,32 +144,6 @@ def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_c
     assert models[0].model.layers[1].self_attn is dense[1].self_attn  # untouched layers are shared
 
 
-@torch.no_grad()
-def error_of(case, part: str, **sizes) -> float:
-    """Relative error of the first layer's module on the calibration tokens."""
-    model = run(case, with_first_layer(case, "sequential", **sizes))
-    linear = "o_proj" if part == "self_attn" else "down_proj"
-    _, call = watch(case.loaded.model, 0, part, linear, case.tokens)
-    sliced, dense = (getattr(m.model.layers[0], part)(**call) for m in (model, case.loaded.model))
-    if part == "self_attn":
-        sliced, dense = sliced[0], dense[0]
-    return ((sliced - dense).norm() / dense.norm()).item()
-
-
-@pytest.mark.parametrize("part", ["self_attn", "mlp"])
-def test_error_does_not_rise_with_rank(family_case, part):
-    """Exactly so for neurons but for the damping; nearly for heads, whose rotary pairs go by score."""
-    first = family_case.stats.sizes[0]
-    if part == "self_attn":
-        ladder = [{"dim": dim} for dim in range(4, first.dim + 1, 2)]
-    else:
-        ladder = [{"neurons": width} for width in range(16, first.neurons, 16)] + [{"neurons": first.neurons}]
-    errors = [error_of(family_case, part, **sizes) for sizes in ladder]
-    assert errors[-1] == 0
-    assert 0.05 < errors[0] < 1
-    assert all(more <= less * 1.03 for less, more in pairwise(errors)), errors
-
-
 # What stops it, and what does not
 
 
@@ -256,3 +231,95 @@ def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
             error = (getattr(layer, name).cpu() - value).norm() / value.norm()
             assert error < tolerance, name
     assert (results["cuda"][1] - results["cpu"][1]).norm() / results["cpu"][1].norm() < 2.5 * tolerance
+
+
+# Modules that go whole
+
+GONE = {"attention": (0, 2), "mlp": (1, 2)}  # layer 2 is but its residual stream
+
+
+def plan_of(case, order: str = "one-shot") -> SlicePlan:
+    """All else stays."""
+    plan = make_plan(case.stats.profile, SliceConfig(0.0, order=order, iterative=order == "sequential"))
+    layers = list(plan.layers)
+    for index in GONE["attention"]:
+        layers[index] = replace(layers[index], attention_ratio=1.0, heads=(), kv_heads=0)
+    for index in GONE["mlp"]:
+        layers[index] = replace(layers[index], mlp_ratio=1.0, neurons=0)
+    return replace(plan, layers=tuple(layers))
+
+
+@pytest.fixture(scope="module", params=["sequential", "one-shot"])
+def hollow(request, family_case) -> PreTrainedModel:
+    return slice_model(
+        family_case.loaded.model,
+        plan_of(family_case, request.param),
+        family_case.stats,
+        family_case.tokens,
+        progress=False,
+    )
+
+
+def constants(model: PreTrainedModel) -> dict[tuple[str, int], Tensor | None]:
+    modules = {"attention": "self_attn", "mlp": "mlp"}
+    found = {}
+    for kind, indices in GONE.items():
+        for index in indices:
+            module = getattr(model.model.layers[index], modules[kind])
+            writer = getattr(module, writer_name(module))
+            assert writer.in_features == 0
+            found[kind, index] = writer.bias
+    return found
+
+
+@torch.no_grad()
+def test_what_is_left_is_transformers_own_model_with_constants(family_case, hollow):
+    """Whose output maps are zero, and whose biases are those of the slice."""
+    case = family_case
+    expected = type(case.original)(case.original.config).eval()
+    expected.load_state_dict(case.original.state_dict())
+    for (kind, index), bias in constants(hollow).items():
+        layer = expected.model.layers[index]
+        module = layer.self_attn if kind == "attention" else layer.mlp
+        writer = next(
+            getattr(module, name) for name in ("o_proj", "dense", "down_proj", "fc2") if hasattr(module, name)
+        )
+        writer.weight.zero_()
+        assert (bias is None) == (writer.bias is None)
+        if bias is not None:
+            writer.bias.copy_(bias)
+    tokens = case.tokens[:2]
+    torch.testing.assert_close(hollow(tokens).logits, expected(tokens).logits, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_constant_is_the_mean_of_what_the_module_wrote(tiny_case):
+    """In the first layer, whose input no slicing changes."""
+    case = tiny_case("llama-biased")
+    hollow = slice_model(case.loaded.model, plan_of(case), case.stats, progress=False)
+    written = []
+    attention = case.loaded.model.model.layers[0].self_attn
+    handle = attention.register_forward_hook(lambda module, inputs, outputs: written.append(outputs[0]))
+    case.loaded.model(case.tokens)
+    handle.remove()
+    mean = torch.cat(written).flatten(0, 1).mean(0)
+    torch.testing.assert_close(constants(hollow)["attention", 0], mean, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "shapes"),
+    [
+        *((method, "free") for method in ("intraslice", "magnitude", "wanda", "flap", "modegpt", "flatllm")),
+        *(("intraslice", "runtime"), ("wanda", "runtime")),
+    ],
+)
+def test_locked_modules_go_whole_by_every_method(tiny_case, method, shapes):
+    case = tiny_case("llama-biased")
+    locked = ((0, "attention", 1.0), (1, "mlp", 1.0))
+    config = SliceConfig(0.4, order="one-shot", cap=1.0, locked=locked, shapes=shapes, epochs=1)
+    plan = METHODS[method].plan(case.loaded.model, case.stats, config)
+    assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
+    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    decoder = sum(p.numel() for p in model.model.layers.parameters())
+    assert decoder == plan.parameters.sliced_decoder
+    assert torch.isfinite(model(case.tokens).logits).all()

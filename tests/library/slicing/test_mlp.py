@@ -9,9 +9,8 @@ from torch.testing import assert_close
 
 from intraslice.core.linalg import damp_by_channel
 from intraslice.core.weights import MLPWeights
-from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.sizes import neurons_kept
-from intraslice.slicing.mlp import fitted_moment, keep_best, keep_neurons, neuron_scores, rank_neurons
+from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
 HIDDEN, NEURONS = 10, 24
 
@@ -55,11 +54,6 @@ def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
 )
 def test_neurons_go_in_eights_rounded_down(neurons, ratio, kept):
     assert neurons_kept(neurons, ratio) == kept
-
-
-def test_neuron_score_is_energy_times_squared_column_norm():
-    moment = torch.tensor([[2.0, 9.0], [9.0, 3.0]])
-    assert_close(neuron_scores(moment, torch.tensor([[1.0, 2.0], [1.0, 1.0]])), torch.tensor([4.0, 15.0]))
 
 
 def test_neurons_that_the_loss_does_not_feel_go_first():
@@ -117,17 +111,6 @@ def test_merging_is_least_squares_of_the_dense_output(bias):
         assert sliced.down_bias is None
 
 
-def test_damped_merging_is_the_methods_formula():
-    """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T` with `S = damp_by_channel(A^T A)`."""
-    weights, rows = make_weights(bias=False), random(60, NEURONS, seed=7)
-    sliced = sliced_on(weights, rows, 16)
-    kept = kept_neurons(sliced, weights)
-    cut = [neuron for neuron in range(NEURONS) if neuron not in kept]
-    damped = damp_by_channel(rows.T @ rows)
-    repair = torch.linalg.solve(damped[kept][:, kept], damped[kept][:, cut])
-    assert_close(sliced.down, weights.down[:, kept] + weights.down[:, cut] @ repair.T)
-
-
 def test_a_constant_neuron_goes_into_the_next_bias():
     """A neuron that always says the same costs nothing, however loudly: the bias takes it exactly."""
     weights = make_weights(bias=True)
@@ -140,31 +123,6 @@ def test_a_constant_neuron_goes_into_the_next_bias():
     assert_close(rows[:, kept] @ sliced.down.T + sliced.down_bias, rows @ weights.down.T + weights.down_bias)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["phi", "llama-biased"])
-def test_choosing_by_variance_beats_choosing_by_energy_where_there_is_a_bias(tiny_case, name):
-    """On held-out tokens, over all layers of a model whose neurons have means far from zero."""
-    case, errors = tiny_case(name), {"variance": 0.0, "energy": 0.0}
-    inputs, held_out = [], torch.randint(3, 256, (16, 48), generator=torch.Generator().manual_seed(1))
-    mlps = [layer.mlp for layer in case.loaded.model.model.layers]
-    handles = [mlp.down_proj.register_forward_pre_hook(lambda _, rows: inputs.append(rows[0])) for mlp in mlps]
-    case.loaded.model(held_out)
-    for handle in handles:
-        handle.remove()
-    for mlp, stats, rows in zip(mlps, case.stats.layers, inputs, strict=True):
-        weights, width = mlp.weights(), neurons_kept(mlp.neurons, 0.4)
-        moments = stats.mlp_moment, stats.mlp_sum / case.stats.tokens, case.stats.tokens
-        loud = neuron_scores(moments[0], weights.down).topk(width).indices.sort().values
-        damped = damp_by_channel(fitted_moment(weights, *moments), 0.01)
-        by_variance = keep_best_of(weights, *moments, width, damping=0.01)
-        choices = {"variance": by_variance, "energy": keep_neurons(weights, damped, moments[1], loud)}
-        for choice, sliced in choices.items():
-            kept = kept_neurons(sliced, weights)
-            output = rows[..., kept] @ sliced.down.T + sliced.down_bias
-            errors[choice] += (output - mlp.down_proj(rows)).square().sum().item()
-    assert errors["variance"] < errors["energy"]
-
-
 def test_a_neuron_that_others_make_up_costs_nothing():
     weights, rows = make_weights(bias=False), random(200, NEURONS, seed=7)
     rows[:, 3] = 1e-3 * (rows[:, 4] - 2 * rows[:, 6])
@@ -172,20 +130,3 @@ def test_a_neuron_that_others_make_up_costs_nothing():
     kept = kept_neurons(sliced, weights)
     assert 3 not in kept
     assert_close(rows[:, kept] @ sliced.down.T, rows @ weights.down.T)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_error_falls_with_width(bias):
-    """The kept neurons are nested, so least squares can only gain; what is merged is a real module's own input."""
-    weights, hidden = make_weights(bias), random(1, 500, HIDDEN, seed=9)
-    dense = SlicedMLP(weights)
-    rows, target = dense.inner(hidden), dense(hidden)
-    errors = [
-        (SlicedMLP(sliced_on(weights, rows.flatten(0, 1), width, damping=1e-10))(hidden) - target)
-        .square()
-        .mean()
-        .item()
-        for width in (4, 8, 12, 16, 20)
-    ]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.5 * errors[0]

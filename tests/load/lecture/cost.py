@@ -15,7 +15,7 @@ import psutil
 
 from components.state.settings import Settings
 from intraslice.pretrained.precision import choose_dtype
-from tests.load.lecture.browser import Browser
+from tests.load.lecture.students import Browser
 from tests.support.page.browsing import running_app
 
 STUDENTS, ROUNDS = 60, 5

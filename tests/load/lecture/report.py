@@ -17,9 +17,9 @@ from components.state.settings import PROMPT, Settings
 from intraslice.core.cache import cache_folder
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Notes, Page
+from tests.load.host import Memory
 from tests.load.lecture.oracle import check
 from tests.load.lecture.students import EVERY, NEW_TOKENS, Lecture, Student, lead
-from tests.load.memory import Memory
 from tests.load.room import Class
 from tests.support.page.browsing import running_app
 

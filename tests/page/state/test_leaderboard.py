@@ -13,8 +13,8 @@ from components.state.snapshots.leaderboard import Cell, cells, measured, merged
 from components.sweep.leaderboard import charts, panel
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep
-from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
+from intraslice.pretrained.sources import SUGGESTED_MODELS
 
 CELL = Cell(
     *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 32, 0, 0.3, "wikipedia"),

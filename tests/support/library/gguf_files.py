@@ -59,10 +59,15 @@ def piece_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def ask_llama_cpp(file: Path, **questions: list) -> dict:
-    """What llama.cpp says of a GGUF file, see run_gguf.py; it must be installed."""
-    command = [sys.executable, str(Path(__file__).with_name("run_gguf.py")), str(file)]
-    words = json.dumps(questions)
-    done = subprocess.run(command, input=words, capture_output=True, text=True, timeout=600, check=False)
+def ask_llama_cpp_of(*files: tuple[Path, dict[str, list]]) -> list[dict]:
+    """What llama.cpp says of GGUF files, each with its questions (see run_gguf.py); it must be installed."""
+    command = [sys.executable, str(Path(__file__).with_name("run_gguf.py"))]
+    pairs = json.dumps([(str(file), questions) for file, questions in files])
+    done = subprocess.run(command, input=pairs, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def ask_llama_cpp(file: Path, **questions: list) -> dict:
+    """What llama.cpp says of one GGUF file."""
+    return ask_llama_cpp_of((file, questions))[0]

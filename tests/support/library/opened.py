@@ -17,7 +17,7 @@ from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.mlp import keep_best, rank_neurons
 
 MADE = {"source": "random weights", "protocol": {}}
-KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("smollm3", "intraslice"), ("llama-biased", "crossmodule")]
+KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("llama-biased", "crossmodule")]
 
 
 class Opened(NamedTuple):

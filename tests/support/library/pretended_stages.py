@@ -1,6 +1,6 @@
 """All stages of tiny models on the pretended device: `python pretended_stages.py NAME…` prints what went wrong as JSON.
 
-Each family runs on the CPU first. `--planted` adds a tensor without a device to one function of each stage instead.
+Each family runs on the CPU first.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 import traceback
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -20,25 +19,17 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES, VOCABULARY
 
 import intraslice
-from intraslice.calibration import hooks
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import plan_by, slice_by
-from intraslice.recovery import distill
-from intraslice.slicing import one_shot
 
 SETTINGS = (
     SliceConfig(0.4, bias=1.0, order="sequential", recovery="distill"),
     SliceConfig(0.4, "fisher", order="one-shot"),
 )
-PLANTED = {
-    "calibration": (hooks, "channel_products"),
-    "slicing": (one_shot, "value_axes"),
-    "recovery": (distill, "last_hidden"),
-}
 
 
 def stages(loaded: LoadedModel) -> list[tuple[float, str]]:
@@ -77,21 +68,6 @@ def problem(name: str) -> str:
     return ""
 
 
-def with_planted(module: Any, function: str) -> str:
-    """The problem with one family while a function adds a tensor without a device to its result."""
-    sound = getattr(module, function)
-
-    def planted(*arguments: Any) -> torch.Tensor:
-        result = sound(*arguments)
-        return result + torch.zeros(result.shape[-1])
-
-    with patch.object(module, function, planted):
-        return problem("llama-gqa")
-
-
 if __name__ == "__main__":
     register()
-    if sys.argv[1:] == ["--planted"]:
-        print(json.dumps({stage: with_planted(*place) for stage, place in PLANTED.items()}))
-    else:
-        print(json.dumps({name: problem(name) for name in sys.argv[1:]}))
+    print(json.dumps({name: problem(name) for name in sys.argv[1:]}))

@@ -1,8 +1,8 @@
-"""Runs a GGUF file in llama.cpp, in a process of its own: an assertion of ggml's ends the process that it happens in.
+"""Runs GGUF files in llama.cpp, in a process of its own: an assertion of ggml's ends the process that it happens in.
 
-Called with a file; questions as JSON on stdin, answers as JSON on stdout. `logprobs`: token ids -> for each of
-`predict` greedy tokens, the log-probabilities of the `top` most probable ones. `scores`: token ids -> of each but the
-first, its log-probability after those before it. `tokens`: texts -> token ids.
+Pairs of a file and questions as JSON on stdin, a list of answers as JSON on stdout. `logprobs`: token ids -> for each
+of `predict` greedy tokens, the log-probabilities of the `top` most probable ones. `scores`: token ids -> of each but
+the first, its log-probability after those before it. `tokens`: texts -> token ids.
 """
 
 from __future__ import annotations
@@ -56,4 +56,4 @@ def main(file: str, questions: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))
+    print(json.dumps([main(file, questions) for file, questions in json.load(sys.stdin)]))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +19,7 @@ from transformers import (
     Phi3ForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -55,161 +59,137 @@ def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor
     return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
 
 
-def llama_mha() -> PreTrainedModel:
-    config = LlamaConfig(hidden_size=56, intermediate_size=100, num_attention_heads=7, **SHARED)
-    return randomised(LlamaForCausalLM(config), 1)
+def factory(seed: int, model: type[PreTrainedModel], config: type[PreTrainedConfig], **sizes: Any) -> ModelFactory:
+    """Makes a model of these sizes with the weights of a seed."""
+    return lambda: randomised(model(config(**copy.deepcopy(SHARED | sizes))), seed)
 
 
-def llama_gqa() -> PreTrainedModel:
-    # Heads times head dim (72) is not the hidden size (54).
-    config = LlamaConfig(
-        hidden_size=54,
-        intermediate_size=132,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=8,
-        tie_word_embeddings=True,
-        **SHARED,
-    )
-    return randomised(LlamaForCausalLM(config), 2)
+def scaled(factor: float, original: int) -> dict[str, Any]:
+    """Llama 3's rotary frequencies for texts `factor` times as long."""
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": original}
+    return {"rope_type": "llama3", "rope_theta": 1e4, "factor": factor, **bands}
 
 
-def phi3() -> PreTrainedModel:
-    config = Phi3Config(
-        hidden_size=48,
-        intermediate_size=108,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        sliding_window=None,
-        **SHARED,
-    )
-    return randomised(Phi3ForCausalLM(config), 3)
-
-
-def phi() -> PreTrainedModel:
-    # Half of each head is rotated; every linear map, and the head, has a bias.
-    config = PhiConfig(
-        hidden_size=48, intermediate_size=116, num_attention_heads=3, partial_rotary_factor=0.5, **SHARED
-    )
-    return randomised(PhiForCausalLM(config), 4)
-
-
-def llama_biased() -> PreTrainedModel:
-    config = LlamaConfig(
+llama = partial(factory, model=LlamaForCausalLM, config=LlamaConfig)
+llama_mha = llama(1, hidden_size=56, intermediate_size=100, num_attention_heads=7)
+# Heads times head dim (72) is not the hidden size (54).
+llama_gqa = llama(
+    2,
+    hidden_size=54,
+    intermediate_size=132,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=8,
+    tie_word_embeddings=True,
+)
+phi3 = factory(
+    3,
+    Phi3ForCausalLM,
+    Phi3Config,
+    hidden_size=48,
+    intermediate_size=108,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    sliding_window=None,
+)
+# Half of each head is rotated; every linear map, and the head, has a bias.
+phi = factory(
+    4,
+    PhiForCausalLM,
+    PhiConfig,
+    hidden_size=48,
+    intermediate_size=116,
+    num_attention_heads=3,
+    partial_rotary_factor=0.5,
+)
+FAMILIES: dict[str, ModelFactory] = {
+    "llama-mha": llama_mha,
+    "llama-gqa": llama_gqa,
+    "llama-biased": llama(
+        5,
         hidden_size=64,
         intermediate_size=112,
         num_attention_heads=8,
         num_key_value_heads=4,
         attention_bias=True,
         mlp_bias=True,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 4.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 128,
-        },
-        **SHARED,
-    )
-    return randomised(LlamaForCausalLM(config), 5)
-
-
-def mistral() -> PreTrainedModel:
-    # A token sees the seven before it; heads times head dim (80) is not the hidden size (48).
-    config = MistralConfig(
+        rope_parameters=scaled(4.0, 128),
+    ),
+    "phi3": phi3,
+    "phi": phi,
+    "mistral": factory(  # a token sees the seven before it; heads times head dim (80) is not the hidden size (48)
+        8,
+        MistralForCausalLM,
+        MistralConfig,
         hidden_size=48,
         intermediate_size=104,
         num_attention_heads=5,
         num_key_value_heads=5,
         head_dim=16,
         sliding_window=8,
-        **SHARED,
-    )
-    return randomised(MistralForCausalLM(config), 8)
-
-
-def qwen2() -> PreTrainedModel:
-    # Queries, keys and values have biases, the output map has none.
-    config = Qwen2Config(
+    ),
+    "qwen2": factory(  # queries, keys and values have biases, the output map has none
+        9,
+        Qwen2ForCausalLM,
+        Qwen2Config,
         hidden_size=48,
         intermediate_size=120,
         num_attention_heads=6,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        **SHARED,
-    )
-    return randomised(Qwen2ForCausalLM(config), 9)
-
-
-def smollm3() -> PreTrainedModel:
-    # The layer in the middle rotates nothing.
-    config = SmolLM3Config(
+    ),
+    "smollm3": factory(  # the layer in the middle rotates nothing
+        10,
+        SmolLM3ForCausalLM,
+        SmolLM3Config,
         hidden_size=64,
         intermediate_size=100,
         num_attention_heads=8,
         num_key_value_heads=4,
         no_rope_layer_interval=2,
-        **SHARED,
-    )
-    return randomised(SmolLM3ForCausalLM(config), 10)
-
-
-def llama_3_2() -> PreTrainedModel:
-    # The scaled frequencies and tied embeddings of Llama 3.2.
-    config = LlamaConfig(
+    ),
+    "llama-3.2": llama(  # its scaled frequencies and tied embeddings
+        11,
         hidden_size=48,
         intermediate_size=112,
         num_attention_heads=6,
         num_key_value_heads=2,
         tie_word_embeddings=True,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 1e4,
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-        **SHARED,
-    )
-    return randomised(LlamaForCausalLM(config), 11)
-
-
-def phi_4_mini() -> PreTrainedModel:
-    # A quarter of each head is not rotated; frequencies change beyond 64 tokens.
-    factors = {"short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0]}
-    config = Phi3Config(
+        rope_parameters=scaled(32.0, 64),
+    ),
+    "phi-4-mini": factory(  # a quarter of each head is not rotated; frequencies change beyond 64 tokens
+        12,
+        Phi3ForCausalLM,
+        Phi3Config,
         hidden_size=64,
         intermediate_size=96,
         num_attention_heads=4,
         num_key_value_heads=2,
         partial_rotary_factor=0.75,
         original_max_position_embeddings=64,
-        rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors},
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+        },
         sliding_window=None,
         tie_word_embeddings=True,
-        **SHARED,
-    )
-    return randomised(Phi3ForCausalLM(config), 12)
-
-
-def qwen3() -> PreTrainedModel:
-    # Queries and keys are normalised; heads times head dim (96) is not the hidden size (48).
-    config = Qwen3Config(
+    ),
+    "qwen3": factory(  # queries and keys are normalised; heads times head dim (96) is not the hidden size (48)
+        13,
+        Qwen3ForCausalLM,
+        Qwen3Config,
         hidden_size=48,
         intermediate_size=120,
         num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=16,
-        **SHARED,
-    )
-    return randomised(Qwen3ForCausalLM(config), 13)
-
-
-def gemma3() -> PreTrainedModel:
-    # Two layers of windows of 8 tokens with a rotary base of their own, norms before and after every module.
-    config = Gemma3TextConfig(
+    ),
+    "gemma3": factory(  # two layers of windows of 8 tokens with a rotary base of their own, norms around every module
+        14,
+        Gemma3ForCausalLM,
+        Gemma3TextConfig,
         hidden_size=48,
         intermediate_size=112,
         num_attention_heads=4,
@@ -222,22 +202,5 @@ def gemma3() -> PreTrainedModel:
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
         },
-        **SHARED,
-    )
-    return randomised(Gemma3ForCausalLM(config), 14)
-
-
-FAMILIES: dict[str, ModelFactory] = {
-    "llama-mha": llama_mha,
-    "llama-gqa": llama_gqa,
-    "llama-biased": llama_biased,
-    "phi3": phi3,
-    "phi": phi,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "smollm3": smollm3,
-    "llama-3.2": llama_3_2,
-    "phi-4-mini": phi_4_mini,
-    "qwen3": qwen3,
-    "gemma3": gemma3,
+    ),
 }

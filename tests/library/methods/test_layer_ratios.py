@@ -1,24 +1,31 @@
-"""MoDeGPT against small cases by hand, the decompositions it is named after, and what every method must hold."""
+"""MoDeGPT, FLAT-LLM and ShortGPT against small cases by hand, and the decompositions and layers they name."""
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 from torch.testing import assert_close
 
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
+from intraslice.methods.flatllm import proportional_fractions
 from intraslice.methods.layer_ratios import leverage_scores
 from intraslice.methods.modegpt import entropic_ratios, narrow_values, pair_norms
-from intraslice.methods.registry import plan_by, slice_by
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.families import blocks
 
 
-def made(case, sparsity: float, **config):
-    plan = plan_by("modegpt", case.loaded.model, case.stats, SliceConfig(sparsity, **config))
-    return plan, slice_by("modegpt", case.loaded.model, plan, case.stats, case.tokens, progress=False)
+def made(method: str, case, sparsity: float, **config):
+    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(sparsity, **config))
+    return plan, slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+
+
+# MoDeGPT
 
 
 def test_shares_by_hand():
@@ -93,18 +100,11 @@ def test_what_it_ranks_by_is_what_passes(family_case):
 
 
 @torch.no_grad()
-def test_nothing_goes_at_sparsity_zero(family_case):
-    plan, model = made(family_case, 0.0)
-    assert plan.removed_fraction == 0
-    assert_close(model(family_case.tokens).logits, family_case.loaded.model(family_case.tokens).logits)
-
-
-@torch.no_grad()
 @pytest.mark.parametrize("module", ["attention", "mlp"])
 def test_whole_modules_are_exact(family_case, module: str):
     """Where only the other kind is cut, this kind's modules are the dense ones."""
     locked = tuple((layer, module, 0.0) for layer in range(3))
-    plan, model = made(family_case, 0.1, locked=locked)
+    plan, model = made("modegpt", family_case, 0.1, locked=locked)
     name = {"attention": "self_attn", "mlp": "mlp"}[module]
     for layer, dense in zip(model.model.layers, family_case.loaded.model.model.layers, strict=True):
         for own, other in zip(getattr(layer, name).parameters(), getattr(dense, name).parameters(), strict=True):
@@ -113,61 +113,72 @@ def test_whole_modules_are_exact(family_case, module: str):
     assert abs(plan.parameters.sliced_decoder - 0.9 * plan.parameters.dense_decoder) <= step / 2 + 1
 
 
-@torch.no_grad()
-def test_a_module_may_go_whole(family_case):
-    """An attention and an MLP of ratio 1 write what their biases are, and no more."""
-    plan, model = made(family_case, 0.5, locked=((0, "attention", 1.0), (2, "mlp", 1.0)))
-    first, last = model.model.layers[0].self_attn, model.model.layers[2].mlp
-    assert (first.heads, last.neurons) == (0, 0)
-    assert plan.parameters.sliced_decoder == sum(p.numel() for p in model.model.layers.parameters())
-    assert model(family_case.tokens[:2]).logits.isfinite().all()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("sparsity", [0.2, 0.4])
-def test_the_plan_counts_the_model(family_case, sparsity: float):
-    plan, model = made(family_case, sparsity)
-    assert plan.parameters.sliced_total == sum(p.numel() for p in model.parameters())
-    assert plan.parameters.sliced_decoder == sum(p.numel() for p in model.model.layers.parameters())
-    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.01)
-    prompt = family_case.tokens[:1, :6]
-    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
-    settings["attention_mask"] = torch.ones_like(prompt)
-    assert torch.equal(model.generate(prompt, **settings), model.generate(prompt, use_cache=False, **settings))
-    for layer, kept in zip(model.model.layers, plan.layers, strict=True):
-        attention = layer.self_attn
-        dim = family_case.stats.sizes[0].query_dim(kept.dim)
-        assert (attention.heads, attention.dim, attention.value_dim) == (len(kept.heads), dim, kept.dim)
-
-
-@torch.no_grad()
-def test_narrower_values_beat_dropping_channels(tiny_case):
-    """At attention alone, KL to the dense model is below that of a model whose last value channels are zeroed."""
-    case = tiny_case("llama-biased")
-    plan, model = made(case, 0.15, locked=tuple((layer, "mlp", 0.0) for layer in range(3)))
-    logits = case.loaded.model(case.tokens).logits.log_softmax(-1)
-
-    def divergence(other: Tensor) -> Tensor:
-        return (logits.exp() * (logits - other.log_softmax(-1))).sum(-1).mean()
-
-    found = divergence(model(case.tokens).logits)
-    zeroed = slice_to_first_channels(case, plan)
-    assert 0 < found < divergence(zeroed)
-
-
-@torch.no_grad()
-def slice_to_first_channels(case, plan) -> Tensor:
-    """Logits of the dense model whose heads write from their first value channels alone."""
-    handles = []
-    for block, kept in zip(blocks(case.loaded.model), plan.layers, strict=True):
-        mask = (torch.arange(block.attention.value_dim) < kept.dim).float().repeat(block.attention.heads)
-        handles.append(block.attention.o_proj.register_forward_pre_hook(lambda *call, mask=mask: (call[1][0] * mask,)))
-    logits = case.loaded.model(case.tokens).logits
-    for handle in handles:
-        handle.remove()
-    return logits
-
-
 def test_what_is_out_of_reach_is_refused(tiny_case):
     with pytest.raises(UserError, match="the sparsity cannot be reached"):
-        made(tiny_case("llama-gqa"), 0.5, locked=tuple((layer, "mlp", 0.0) for layer in range(3)))
+        made("modegpt", tiny_case("llama-gqa"), 0.5, locked=tuple((layer, "mlp", 0.0) for layer in range(3)))
+
+
+# FLAT-LLM
+
+
+def test_fractions_by_hand():
+    """Shares of 1:3:8 of 1.5 modules: the largest is whole, and the others divide 0.5 in the ratio 1:3."""
+    assert proportional_fractions([1.0, 3.0, 8.0], 0.5) == pytest.approx([0.125, 0.375, 1.0])
+    assert proportional_fractions([1.0, 2.0], 0.3) == pytest.approx([0.2, 0.4])
+    assert proportional_fractions([0.1, 5.0, 9.0], 1.0) == [1.0] * 3
+    assert proportional_fractions([0.0, 0.0], 0.4) == pytest.approx([0.4, 0.4])
+
+
+def test_ratios_are_those_of_the_angles():
+    """Layers that turn their input by 90 and 45 degrees keep 2:1."""
+    first, second = METHODS["flatllm"].layer_ratios([1.0, 1 - math.sqrt(0.5)], 0.4)
+    assert (first, second) == pytest.approx((0.2, 0.6))
+
+
+@torch.no_grad()
+def test_values_lose_their_last_principal_axes(tiny_case):
+    """`W_o W_v` becomes `W_o Q Q^T W_v`; the lost energy of the values is the sum of the last eigenvalues."""
+    case = tiny_case("llama-gqa")
+    plan, model = made("flatllm", case, 0.3)
+    for block, layer, kept, stats in zip(
+        blocks(case.loaded.model), model.model.layers, plan.layers, case.stats.layers, strict=True
+    ):
+        dense, sliced = block.attention.weights(), layer.self_attn.weights()
+        assert torch.equal(sliced.query, dense.query)
+        assert torch.equal(sliced.key, dense.key)
+        values, vectors = torch.linalg.eigh(stats.value_moment.double())
+        axes = vectors[..., -kept.dim :]
+        for head, group in enumerate(dense.kv_head.tolist()):
+            projection = axes[group] @ axes[group].T
+            expected = dense.output[:, head].double() @ projection @ dense.value[group].double()
+            assert_close((sliced.output[:, head] @ sliced.value[group]).double(), expected, atol=1e-4, rtol=1e-4)
+        lost = stats.value_moment.double() - axes @ (axes.mT @ stats.value_moment.double())
+        assert_close(lost.diagonal(dim1=-2, dim2=-1).sum(-1), values[..., : -kept.dim].sum(-1), atol=1e-3, rtol=1e-3)
+
+
+# ShortGPT
+
+
+def test_layers_go_in_the_order_of_their_influence():
+    ratios = METHODS["shortgpt"].layer_ratios
+    assert ratios([0.3, 0.1, 0.2, 0.4], 0.5) == [0.0, 1.0, 1.0, 0.0]
+    assert ratios([0.3, 0.1, 0.2, 0.4], 0.3125) == [0.0, 1.0, 0.25, 0.0]
+    assert ratios([0.3, 0.1], 1.0) == [1.0, 1.0]
+    assert ratios([0.3, 0.1], 0.0) == [0.0, 0.0]
+
+
+@torch.no_grad()
+def test_the_model_is_the_one_without_these_layers(tiny_case):
+    case = tiny_case("llama-gqa")
+    dense = case.loaded.model
+    count = len(dense.model.layers)
+    plan, model = made("shortgpt", case, 1 / count)
+    (gone,) = (index for index, layer in enumerate(plan.layers) if layer.attention_ratio == 1)
+    influence = [layer.influence.item() for layer in case.stats.layers]
+    assert influence[gone] == min(influence)
+    shorter = copy.deepcopy(dense)
+    shorter.model.layers = nn.ModuleList(layer for index, layer in enumerate(shorter.model.layers) if index != gone)
+    for index, layer in enumerate(shorter.model.layers):
+        layer.self_attn.layer_idx = index
+    assert_close(model(case.tokens).logits, shorter(case.tokens).logits)
+    assert sum(p.numel() for p in model.model.layers[gone].parameters()) < 0.01 * plan.parameters.dense_decoder
