@@ -19,10 +19,10 @@ from intraslice.calibration import driver
 from intraslice.calibration.stats import empty_stats
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ignore_progress
-from intraslice.loading import DEFAULT, estimate_memory, require_memory
 from intraslice.modeling.families import blocks
 from intraslice.pretrained import memory, sources
-from intraslice.pretrained.memory import calibration_bytes, require_calibration_memory
+from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory, require_memory
+from intraslice.pretrained.sources import DEFAULT
 
 
 @pytest.mark.parametrize("family", ["tiny_llama_mha", "tiny_llama_gqa", "tiny_phi3", "tiny_phi"])

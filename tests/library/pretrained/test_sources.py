@@ -16,9 +16,8 @@ import torch
 from safetensors.torch import save
 
 from intraslice.core import cache
-from intraslice.loading import DEFAULT, SUGGESTED_MODELS
 from intraslice.pretrained import sources
-from intraslice.pretrained.sources import find_weights, obtain_weights
+from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights, obtain_weights
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])

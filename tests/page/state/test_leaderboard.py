@@ -15,8 +15,8 @@ from components.sweep.leaderboard import charts, panel
 from components.ui.palette import coloured
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep
-from intraslice.loading import SUGGESTED_MODELS
 from intraslice.methods.registry import METHODS
+from intraslice.pretrained.sources import SUGGESTED_MODELS
 
 CELL = Cell(
     *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 32, 0, 0.3, "wikipedia"),

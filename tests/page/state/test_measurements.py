@@ -26,7 +26,8 @@ from components.state.views import Perplexities
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import DenseStates
-from intraslice.loading import DEFAULT, load_model
+from intraslice.loading import load_model
+from intraslice.pretrained.sources import DEFAULT
 
 MAX_BYTES = 400_000
 STORED = measurements.load()
