@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice import compress, loading
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.loading import DEFAULT, fingerprint, fingerprint_of, load_model
+from intraslice.loading import fingerprint, fingerprint_of, load_model
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.pretrained import sources
+from intraslice.pretrained.sources import DEFAULT
 from intraslice.pretrained.wheels import SMOLLM2, fetch, wheels_folder
 
 

@@ -33,8 +33,9 @@ from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import DenseStates
-from intraslice.loading import DEFAULT, LoadedModel, load_model
+from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.profile import LayerProfile
+from intraslice.pretrained.sources import DEFAULT
 
 MAX_BYTES = 400_000
 STORED = measurements.load()
