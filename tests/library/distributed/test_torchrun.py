@@ -23,6 +23,8 @@ from intraslice.distributed import rank
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "intraslice"]
 SWEPT = ["--methods", "intraslice", "crossmodule", "--estimators", "pca", "--sparsities", "0.2", "0.4", "--no-speed"]
+ALONE = ("generate", "inspect", "sensitivity", "tasks --tasks any", "benchmark")
+ALONE += ("export --gguf f", "search --out f", "publish --out f")
 BOTH_MODULES = ["--bias", "0.6", "--sparsity", "0.4"]  # left alone, the importances would spare this model's attention
 
 
@@ -62,6 +64,23 @@ def answers(home, words, capsys, monkeypatch):
     return both
 
 
+@pytest.fixture
+def in_processes(words, together, monkeypatch, tmp_path):
+    """What each of so many processes answers, in a folder of its own."""
+
+    def run(count: int, command: str, *more: str) -> list[dict]:
+        def work() -> dict:
+            (folder := tmp_path / f"rank {rank()}").mkdir(exist_ok=True)
+            monkeypatch.chdir(folder)
+            arguments = parser().parse_args([command, *words, *more])
+            return arguments.run(Run(arguments))[0]
+
+        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"cache {count}"))
+        return together(count, work)
+
+    return run
+
+
 def told(stderr: str, stage: str) -> set[str]:
     """How many steps a stage is said to have, by whoever says so."""
     return set(re.findall(rf"\b{stage} \d+/(\d+)", stderr))
@@ -89,18 +108,10 @@ def assert_shares(stderr: str) -> None:
     assert stderr.count("model: ") == 1
 
 
-def test_an_evaluation_in_two_processes_is_that_of_one(words, together, monkeypatch, capfd, tmp_path):
-    def work() -> dict:
-        arguments = parser().parse_args(["evaluate", *words, *BOTH_MODULES])
-        return arguments.run(Run(arguments))[0]
-
-    found = []
-    for count in (1, 2):
-        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"cache {count}"))
-        capfd.readouterr()
-        found += together(count, work)
-    one, *both = found
-    for answer in both:
+def test_an_evaluation_in_two_processes_is_that_of_one(in_processes, capfd):
+    (one,) = in_processes(1, "evaluate", *BOTH_MODULES)
+    capfd.readouterr()
+    for answer in in_processes(2, "evaluate", *BOTH_MODULES):
         assert_same_evaluation(one, answer)
     stderr = capfd.readouterr().err
     assert_shares(stderr)
@@ -116,16 +127,11 @@ def test_evaluate_by_torchrun_answers_as_one_process_does(answers, order):
     assert_shares(stderr)
 
 
-def test_slice_is_written_once_with_the_same_plan(home, words, together, monkeypatch, tmp_path):
-    def work() -> dict:
-        arguments = parser().parse_args(["slice", *words, *BOTH_MODULES, "--out", str(folder)])
-        return arguments.run(Run(arguments))[0]
-
+def test_slice_is_written_once_with_the_same_plan(in_processes, tmp_path):
     found = []
     for count in (1, 2):
-        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"cache {count}"))
         folder = tmp_path / "folders" / f"{count}"
-        first, *others = together(count, work)
+        first, *others = in_processes(count, "slice", *BOTH_MODULES, "--out", str(folder))
         assert others == [{}] * (count - 1)
         record = json.loads((folder / "intraslice.json").read_text())["made"]
         kept = [(layer["heads"], layer["dim"], layer["neurons"]) for layer in record["plan"]["layers"]]
@@ -149,29 +155,17 @@ def test_sweep_has_the_rows_that_one_process_finds(answers, tmp_path):
     assert told(stderr, "sweep") == {"2"}  # of 4 points
 
 
-def test_rows_are_written_by_the_first_alone(words, together, monkeypatch, own_cache, tmp_path):
-    for name in ("0", "1"):
-        (tmp_path / name).mkdir()
-
-    def work() -> dict:
-        monkeypatch.chdir(tmp_path / str(rank()))
-        options = ["--methods", "magnitude", "--sparsities", "0.2", "0.3", "--no-speed", "--csv", "rows.csv"]
-        arguments = parser().parse_args(["sweep", *words, *options])
-        return arguments.run(Run(arguments))[0]
-
-    first, second = together(2, work)
-    assert first["rows"] == second["rows"]
-    assert [path.parent.name for path in tmp_path.glob("*/rows.csv")] == ["0"]
+@pytest.mark.parametrize("options", ["ratios", "sweep --methods magnitude --sparsities 0.2 0.3 --no-speed"])
+def test_rows_are_written_by_the_first_alone(in_processes, tmp_path, options):
+    first, second = in_processes(2, *options.split(), "--csv", "rows.csv")
+    assert without(first, "seconds") == without(second, "seconds")
+    assert [path.parent.name for path in tmp_path.glob("rank */rows.csv")] == ["rank 0"]
 
 
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        *((command, command.split()[0]) for command in ("generate", "inspect", "sensitivity", "tasks --tasks any")),
-        *(
-            (command, command.split()[0])
-            for command in ("benchmark", "export --gguf f", "search --out f", "publish --out f")
-        ),
+        *((words, words.split()[0]) for words in ALONE),
         ("evaluate --method intraslice+", "recovery distill"),
         ("ratios --recover distill-ce", "recovery distill-ce"),
         ("slice --iterative --out folder", "--iterative"),
