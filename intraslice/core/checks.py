@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import sys
 from collections.abc import Callable, Collection
 from numbers import Real
 from reprlib import Repr
@@ -28,8 +28,12 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 def is_number(value: Any, low: float, high: float) -> bool:
     """Whether it is a number from `low` to `high`; NaN, infinity and booleans are none."""
-    is_real = isinstance(value, Real) and not isinstance(value, bool)
-    return is_real and low <= value <= high and abs(value) <= sys.float_info.max
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return low <= float(value) <= high and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False
 
 
 def number(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
