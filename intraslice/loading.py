@@ -40,6 +40,8 @@ __all__ = [
     "fingerprint_of",
     "load_model",
     "prepare_model",
+    "require_dense",
+    "require_dense_name",
     "require_loaded",
     "require_memory",
 ]
@@ -91,6 +93,22 @@ def require_loaded(loaded: object) -> None:
         raise UserError(
             f"expected a LoadedModel, got {type(loaded).__name__}; make one with `prepare_model(model, tokenizer)`"
         )
+
+
+def require_dense(loaded: LoadedModel) -> None:
+    """Raise UserError for a sliced checkpoint."""
+    if loaded.made is not None:
+        raise _sliced_already(loaded.name)
+
+
+def require_dense_name(name: str) -> None:
+    """As `require_dense`, before the model is loaded."""
+    if is_checkpoint(name):
+        raise _sliced_already(name)
+
+
+def _sliced_already(name: str) -> UserError:
+    return UserError(f"{name} is sliced already; expected a dense model to slice")
 
 
 def load_model(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,14 +23,23 @@ from intraslice.samples import calibration_sequences
 
 
 def benchmark(run: Run) -> CommandResult:
-    """Costs of every job in every requested precision, and how they scale."""
+    """Cost of each stage, in multiples of a dense forward pass, in every requested precision, and how they scale."""
     if size() > 1:
         raise UserError(f"a benchmark runs in one process, got {size()}; start it without torchrun")
-    main_dtype = run.recipe.dtype
-    costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
+    main_dtype, costs = run.recipe.dtype, {}
+    for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes]):
+        other = copy.copy(run)  # the times of whose stages are the run's
+        other.recipe = replace(run.recipe, dtype=dtype)
+        inputs = _inputs(other)
+        with run.timed(dtype):
+            costs[dtype] = measure_costs(*inputs)
     with run.timed("growth"):
         growth = measure_growth(run.device)
-    shapes = _shapes(run) if run.arguments.speed else {}
+    shapes: dict[str, ShapeCosts] = {}
+    if run.arguments.speed:
+        inputs = _inputs(run)
+        with run.timed("shapes"):
+            shapes = measure_shapes(*inputs)
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,
@@ -52,22 +62,6 @@ def benchmark(run: Run) -> CommandResult:
         "seconds": run.seconds,
     }
     return result, _text(run, costs, result)
-
-
-def _costs(run: Run, dtype: str) -> Costs:
-    """Costs of the run's model in one precision."""
-    other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
-    other.seconds = run.seconds
-    inputs = _inputs(other)
-    with run.timed(dtype):
-        return measure_costs(*inputs)
-
-
-def _shapes(run: Run) -> dict[str, ShapeCosts]:
-    """Speed and perplexity of several shapes, in the run's precision."""
-    inputs = _inputs(run)
-    with run.timed("shapes"):
-        return measure_shapes(*inputs)
 
 
 def _inputs(run: Run) -> tuple[LoadedModel, Tokens, Tensor, SliceConfig, Targets]:
