@@ -62,8 +62,8 @@ def compress(
         evaluation: held-out text for `evaluate`: a name, a file, or a full configuration.
         progress: False for no display, or a function of one `Progress`. Any exception it raises ends the call.
         options: `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk")
-            for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; all fields
-            of `SliceConfig`, where `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
+            for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; the fields
+            of `SliceConfig`, of which `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
             `load_estimator` takes it; `ratios="search"`, which searches for better ratios than the estimator's within
             `passes` dense passes over the calibration tokens (see `search_ratios`).
 

@@ -175,7 +175,7 @@ def _with_available_texts(run: Run) -> Run:
     except UserError:
         if a.model != DEFAULT or any(getattr(a, name) != value for name, value in PROTOCOL.items()):
             raise
-        return Run(argparse.Namespace(**vars(a) | SMALL | {"given": []}))
+        return Run(argparse.Namespace(**vars(a) | SMALL | {"explicit": []}))
     return run
 
 

@@ -220,17 +220,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     "benchmark": {"eval_tokens": 1024, "sequences": 4, "threads": 1},
 }
-SEARCH_UNUSED = "method sparsity slicing order iterative recover epochs eval_tokens"
-UNUSED = {  # options, or groups of them, that a command has no use for
-    "ratios": "order iterative recover epochs eval_tokens",
+SEARCH_UNUSED = "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens"
+UNUSED = {  # options, or groups of those of all commands, that a command has no use for
+    "ratios": "--order --iterative --recover --epochs --eval-tokens",
     "export": "slicing calibration evaluation",
-    "generate": "eval_tokens",
+    "generate": "--eval-tokens",
     "search": SEARCH_UNUSED,
     "exchange": SEARCH_UNUSED,
-    "sweep": "method estimator sparsity slicing",
-    "tasks": "method slicing eval_tokens",
-    "paper": "method sparsity slicing",
-    "benchmark": "method slicing order",
+    "sweep": "--method --estimator --sparsity --slicing",
+    "tasks": "--method --slicing --eval-tokens",
+    "paper": "--method --sparsity --slicing",
+    "benchmark": "--method --slicing --order",
 }
 
 
@@ -255,11 +255,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse. The result of a command also has the names of the options that were `given`."""
+        """As argparse. The result of a command also has `explicit`, the names of the options that were given."""
         result, rest = super().parse_known_args(args, namespace)
         if self.get_default("run"):  # again, with None as the default of all options
             bare, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(vars(result))))
-            result.given = [name for name, value in vars(bare).items() if value is not None]
+            result.explicit = [name for name, value in vars(bare).items() if value is not None]
         return result, rest
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -296,14 +296,15 @@ def _add_command(
     line = (docstring or "").partition("\n")[0].rstrip(".").replace("%", "%%")
     listed = {"help": line[:1].lower() + line[1:]} if line else {}
     subparser: argparse.ArgumentParser = subparsers.add_parser(name, **listed)
-    unused = unused_options.split()
+    words = unused_options.split()
+    unused = [word.strip("-").replace("-", "_") for word in words if word.startswith("--")]
     for title, options in OPTIONS.items():
         group, common = subparser.add_argument_group(title), []
         for flag, text, owners, settings in options:
             if not owners or name in owners.split():
                 dest = _add_option(group, flag, text, **settings)
                 common += [] if owners else [dest]
-        if title in unused:
+        if title in words:
             unused += common
     subparser.set_defaults(run=run, unused=unused, **DEFAULTS.get(name, {}))
     return subparser

@@ -76,8 +76,8 @@ class Run(Pipeline):
                 f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
             )
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
-        self._not_named = list(arguments.given)
-        self._warn_of_given()
+        self._not_named = list(arguments.explicit)
+        self._warn_of_explicit()
         require_enough(self.recipe.calibration.sequences)
         if arguments.command not in SINGLE_PROCESS or getattr(arguments, "context", False):
             for method in (self.recipe.method, *getattr(arguments, "methods", ())):
@@ -87,7 +87,7 @@ class Run(Pipeline):
                 raise UserError(f"threads must be 1 or more, got {arguments.threads}")
             torch.set_num_threads(arguments.threads)
 
-    def _warn_of_given(self) -> None:
+    def _warn_of_explicit(self) -> None:
         """Name the options that were given although the command and its other options have no use for them."""
         a, options, slicing = self.arguments, vars(self.arguments), self.recipe.slicing
         compared = options.get("methods", [])
