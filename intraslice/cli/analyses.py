@@ -81,7 +81,9 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
 
 def sensitivity(run: Run) -> CommandResult:
     """Damage from slicing each module alone, or in context, compared with the ranks of the estimators."""
-    a, ratios = run.arguments, _ratios(run.arguments.ratio)
+    a = run.arguments
+    for ratio in a.ratio:  # validate all before measuring the first
+        require_ratio(ratio)
     if a.context and run.method.slices_residual_stream:
         raise UserError(
             f"--context needs a method that prunes individual modules, got {run.recipe.method}; choose another "
@@ -92,9 +94,11 @@ def sensitivity(run: Run) -> CommandResult:
     windows = run.windows(loaded)
     with run.timed("sensitivity"):
         if a.context:
-            sensitivities = [_in_context(run, loaded, stats, tokens, windows)]
+            sliced, plan = run.slice(loaded, stats, tokens)
+            assert isinstance(plan, SlicePlan)
+            sensitivities = [measure_in_context(loaded, stats, sliced, plan, windows, run.recipe.method)]
         else:
-            sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in ratios]
+            sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in dict.fromkeys(a.ratio)]
     profile = stats.profile_for(run.recipe.slicing)
     agreements = [compare_ranks(sensitivity, profile, a.measure) for sensitivity in sensitivities]
     pairs = list(zip(sensitivities, agreements, strict=True))
@@ -105,21 +109,6 @@ def sensitivity(run: Run) -> CommandResult:
     result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
     texts = [_text(sensitivity, agreement, a.measure) for sensitivity, agreement in pairs]
     return result, "\n\n".join(texts)
-
-
-def _ratios(ratios: list[float]) -> list[float]:
-    for ratio in ratios:  # validate all before measuring the first
-        require_ratio(ratio)
-    return list(dict.fromkeys(ratios))
-
-
-def _in_context(
-    run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: torch.Tensor, windows: torch.Tensor
-) -> Sensitivity:
-    method = run.recipe.method
-    sliced, plan = run.slice(loaded, stats, tokens)
-    assert isinstance(plan, SlicePlan)
-    return measure_in_context(loaded, stats, sliced, plan, windows, method)
 
 
 def _record(sensitivity: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:

@@ -8,16 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
-from intraslice.core.config import FREE, SliceConfig, Targets
+from intraslice.core.config import FREE
 from intraslice.core.errors import UserError
 from intraslice.distributed.sharing import size
 from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, ShapeCosts, measure_costs, measure_shapes
 from intraslice.evaluation.growth import JOBS, measure_growth
-from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Tokens
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.samples import calibration_sequences
 
@@ -26,20 +23,10 @@ def benchmark(run: Run) -> CommandResult:
     """Cost of each stage, in multiples of a dense forward pass, in every requested precision, and how they scale."""
     if size() > 1:
         raise UserError(f"a benchmark runs in one process, got {size()}; start it without torchrun")
-    main_dtype, costs = run.recipe.dtype, {}
-    for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes]):
-        other = copy.copy(run)  # the times of whose stages are the run's
-        other.recipe = replace(run.recipe, dtype=dtype)
-        inputs = _inputs(other)
-        with run.timed(dtype):
-            costs[dtype] = measure_costs(*inputs)
+    main_dtype, shapes = run.recipe.dtype, dict[str, ShapeCosts]()
+    costs = {dtype: _costs(run, dtype, shapes) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):
         growth = measure_growth(run.device)
-    shapes: dict[str, ShapeCosts] = {}
-    if run.arguments.speed:
-        inputs = _inputs(run)
-        with run.timed("shapes"):
-            shapes = measure_shapes(*inputs)
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,
@@ -64,11 +51,19 @@ def benchmark(run: Run) -> CommandResult:
     return result, _text(run, costs, result)
 
 
-def _inputs(run: Run) -> tuple[LoadedModel, Tokens, Tensor, SliceConfig, Targets]:
-    """What a measurement takes: model, calibration tokens, held-out windows, slicing and targets."""
-    loaded, recipe = run.load_dense(), run.recipe
-    tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
-    return loaded, tokens, run.windows(loaded), recipe.slicing, recipe.calibration.targets
+def _costs(run: Run, dtype: str, shapes: dict[str, ShapeCosts]) -> Costs:
+    """Costs of the model in one precision. With `--speed`, adds those of several shapes in the run's precision."""
+    other, calibration = copy.copy(run), run.recipe.calibration  # the times of whose stages are the run's
+    other.recipe = replace(run.recipe, dtype=dtype)
+    loaded = other.load_dense()
+    tokens = calibration_sequences(loaded, calibration, run.recipe.evaluation.text)
+    inputs = loaded, tokens, run.windows(loaded), run.recipe.slicing, calibration.targets
+    with run.timed(dtype):
+        costs = measure_costs(*inputs)
+    if run.arguments.speed and dtype == run.recipe.dtype:
+        with run.timed("shapes"):
+            shapes |= measure_shapes(*inputs)
+    return costs
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:
