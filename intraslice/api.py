@@ -3,70 +3,38 @@
 from __future__ import annotations
 
 import html
+import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice import checkpoints, data
 from intraslice.calibration.user_estimator import load_estimator
-from intraslice.checkpoints.auto_class import IntraSliceConfig
-from intraslice.checkpoints.model_card import model_card
+from intraslice.checkpoints.format import save
+from intraslice.checkpoints.model_card import write_gguf_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, Lock, Order, SliceConfig
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
-from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
 from intraslice.evaluation.perplexity import Evaluation, evaluate
-from intraslice.loading import LoadedModel, prepare_model
+from intraslice.loading import LoadedModel, prepare_model, require_dense
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
-from intraslice.modeling.offload import Placement
-from intraslice.pipeline import Pipeline, require_dense
+from intraslice.pipeline import PASSES, Pipeline
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
-from intraslice.search.evolution import SearchConfig
 
-
-class Options(TypedDict, total=False):
-    """Further keyword arguments of `compress`; the defaults are those of `Recipe` and `SliceConfig`.
-
-    `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk") control
-    loading, and are refused for a model that is loaded already. `method` is a name in `METHODS`. `ratios`
-    "search" searches for better ones, from the estimator's on, within `passes` dense passes over the calibration tokens
-    (see `search_ratios`). All others are fields of `SliceConfig`; `estimator` may also be a file of your own,
-    `path.py:function` or `path.json`, as `load_estimator` takes it.
-    """
-
-    dtype: str | torch.dtype
-    device: str
-    device_map: Placement | None
-    method: str
-    estimator: str
-    bias: float | None
-    cap: float
-    order: Order
-    iterative: bool
-    locked: tuple[Lock, ...]
-    head_fraction: float | None
-    gradient_group: int
-    epochs: int
-    shapes: str
-    recovery: str
-    ratios: Literal["estimator", "search"]
-    passes: float
-
-
+log = logging.getLogger(__name__)
 LOADING_OPTIONS = ("dtype", "device", "device_map")
-OTHER_OPTIONS = ("method", "ratios", "passes")
+SLICING_OPTIONS = tuple(field.name for field in fields(SliceConfig) if field.metadata and field.name != "sparsity")
+OPTIONS = (*LOADING_OPTIONS, "method", *SLICING_OPTIONS, "ratios", "passes")
 
 
 def compress(
@@ -77,7 +45,7 @@ def compress(
     calibration: str | Path | CalibrationConfig = CalibrationConfig.text,
     evaluation: str | Path | EvaluationConfig = EvaluationConfig.text,
     progress: ProgressCallback | bool = True,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> CompressedModel:
     """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call.
 
@@ -93,7 +61,11 @@ def compress(
         calibration: text for the statistics: a name, a file, or a full configuration.
         evaluation: held-out text for `evaluate`: a name, a file, or a full configuration.
         progress: False for no display, or a function of one `Progress`. Any exception it raises ends the call.
-        options: options for loading and slicing; see `Options`.
+        options: `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk")
+            for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; the fields
+            of `SliceConfig`, of which `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
+            `load_estimator` takes it; `ratios="search"`, which searches for better ratios than the estimator's within
+            `passes` dense passes over the calibration tokens (see `search_ratios`).
 
     Raises:
         UserError: there is no such model, it cannot be sliced, the sparsity cannot be reached, or the estimator's file
@@ -101,34 +73,23 @@ def compress(
         NumericalError: moments are singular or not finite, or the recovery diverged.
         TypeError: an option is unknown.
     """
-    if unknown := options.keys() - Options.__annotations__.keys():
-        raise TypeError(
-            f"compress has no option {min(unknown)!r}; options are {', '.join(Options.__annotations__)}. Token counts "
-            "and the seed are set by calibration=CalibrationConfig(...) and evaluation=EvaluationConfig(...)"
-        )
+    passes = _passes_of(options)
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
-    slicing: dict[str, Any] = {
-        name: value for name, value in options.items() if name not in (*LOADING_OPTIONS, *OTHER_OPTIONS)
-    }
-    if (estimator := slicing.get("estimator", SliceConfig.estimator)) not in ESTIMATORS:
-        slicing["estimator"] = load_estimator(str(estimator)).name
+    slicing = {name: options[name] for name in SLICING_OPTIONS if name in options}
+    slicing["estimator"] = load_estimator(str(options.get("estimator", SliceConfig.estimator))).name
+    method = METHODS.require(options.get("method", Recipe.method))
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
         slicing=SliceConfig(sparsity, **slicing),
         calibration=calibration if isinstance(calibration, CalibrationConfig) else CalibrationConfig(str(calibration)),
         evaluation=evaluation if isinstance(evaluation, EvaluationConfig) else EvaluationConfig(str(evaluation)),
-        method=METHODS.require(options.get("method", Recipe.method)).name,
+        method=method.name,
         dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
-    ratios = options.get("ratios", "estimator")
-    if ratios not in ("estimator", "search"):
-        raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")
-    if ratios != "search" and "passes" in options:
-        raise UserError("passes is the budget of a search; pass ratios='search' too, or leave passes out")
-    passes, seed = options.get("passes", SearchConfig.passes), recipe.calibration.seed
-    search = SearchConfig(passes, seed=seed) if ratios == "search" else None
-    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=search)
+    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=passes)
+    if ignored := [name for name in options if name in method.unused]:
+        log.warning("%s ignored: not used by method %s", ", ".join(ignored), method.name)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
 
 
@@ -182,10 +143,7 @@ class CompressedModel:
         Args:
             tokens: held-out windows; by default, of the recipe's evaluation text.
         """
-        windows = tokens
-        if windows is None:
-            text = self.recipe.calibration.text
-            windows = data.evaluation_tokens(self.tokenizer, self.recipe.evaluation, text)
+        windows = self.recipe.windows(self.tokenizer) if tokens is None else tokens
         evaluation = evaluate(self.dense.model, self.model, windows, progress=progress)
         if tokens is None:
             self._evaluation = evaluation
@@ -208,7 +166,7 @@ class CompressedModel:
 
         The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
         """
-        checkpoints.save(self.model, self.tokenizer, save_directory, self.made)
+        save(self.model, self.tokenizer, save_directory, self.made)
 
     def to_gguf(
         self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
@@ -261,14 +219,32 @@ def export_gguf(
     """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
     file = Path(file).expanduser()
     report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.made, progress=progress)
-    card, made = file.with_suffix(".md"), loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
-    if not card.exists():
-        card.write_text(model_card(IntraSliceConfig.of(loaded.model, made), file.name, "gguf"), encoding="utf-8")
+    made = loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
+    write_gguf_card(loaded.model, made, file)
     return report
 
 
+def _passes_of(options: dict[str, Any]) -> float | None:
+    """The budget of a search, if there is one. Raises TypeError for an unknown option, UserError for a value."""
+    if unknown := options.keys() - {*OPTIONS}:
+        raise TypeError(
+            f"compress has no option {min(unknown)!r}; options are {', '.join(OPTIONS)}. Token counts "
+            "and the seed are set by calibration=CalibrationConfig(...) and evaluation=EvaluationConfig(...)"
+        )
+    ratios = options.get("ratios", "estimator")
+    if ratios not in ("estimator", "search"):
+        raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")
+    if ratios == "search":
+        return options.get("passes", PASSES)
+    if "passes" in options:
+        raise UserError("passes is the budget of a search; pass ratios='search' too, or leave passes out")
+    return None
+
+
 def _loaded(
-    model: str | Path | PreTrainedModel | LoadedModel, tokenizer: PreTrainedTokenizerBase | None, options: Options
+    model: str | Path | PreTrainedModel | LoadedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    options: dict[str, Any],
 ) -> LoadedModel | None:
     """The prepared model if `model` is in memory already, else None."""
     if isinstance(model, str | Path):

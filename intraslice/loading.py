@@ -79,6 +79,22 @@ def require_loaded(loaded: object) -> None:
         )
 
 
+def require_dense(loaded: LoadedModel) -> None:
+    """Raise UserError for a sliced checkpoint."""
+    if loaded.made is not None:
+        raise _sliced_already(loaded.name)
+
+
+def require_dense_name(name: str) -> None:
+    """As `require_dense`, before the model is loaded."""
+    if is_checkpoint(name):
+        raise _sliced_already(name)
+
+
+def _sliced_already(name: str) -> UserError:
+    return UserError("{name} is sliced already; expected a dense model to slice", name=name)
+
+
 def load_model(
     name: str = DEFAULT,
     dtype: str | torch.dtype = torch.float32,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -16,35 +16,26 @@ from transformers import PreTrainedModel
 from intraslice import data
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.calibration.user_estimator import load_estimator
-from intraslice.checkpoints import is_checkpoint
-from intraslice.core.cache import cache_path, write_result
+from intraslice.calibration.user_estimator import register_importances
 from intraslice.core.config import NO_RECOVERY, SliceConfig
-from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback
 from intraslice.distributed import all_gather
-from intraslice.loading import LoadedModel, load_model
-from intraslice.methods.registry import METHODS, Plan, Tokens, plan_by, slice_by
+from intraslice.loading import LoadedModel, load_model, require_dense_name
+from intraslice.methods.registry import METHODS, Plan, SlicingMethod, Tokens, plan_by, slice_by
 from intraslice.modeling.hidden_states import require_length
 from intraslice.modeling.offload import Placement
-from intraslice.recovery.registry import RecoveryCost, cost_of
 from intraslice.reporting import Recipe
 from intraslice.samples import calibration_sequences
-from intraslice.search.depth import COMPARED, search_depth, whole_layers
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import (
-    SearchResult,
-    groups_of,
     require_in_memory,
     require_searchable,
     search_ratios,
     search_windows,
     searched_importances,
 )
-from intraslice.untrusted.layer_files import importances_json
 
-log = logging.getLogger(__name__)
-
+PASSES = SearchConfig.passes  # of a search, by default
 WINDOWS_PER_SEQUENCE = 2  # of a search, for each calibration sequence: half of them text, half samples
 
 
@@ -53,8 +44,8 @@ class Pipeline:
     """All stages of a recipe on one device; `seconds` has the time of each finished stage.
 
     `slicing` is the fraction of the residual stream's axes that the cross-module method removes, instead of a sparsity.
-    With `ratio_search`, the calibration is followed by a search for ratios at the recipe's sparsity, and the recipe's
-    estimator becomes the file of importances that reproduces them.
+    With `ratio_search`, a budget in dense passes, the calibration is followed by a search for ratios at the recipe's
+    sparsity, and the recipe's estimator becomes the file of importances that reproduces them.
     """
 
     recipe: Recipe
@@ -62,18 +53,20 @@ class Pipeline:
     device_map: Placement | None = None
     slicing: float | None = None
     progress: ProgressCallback | bool = field(default=True, kw_only=True)
-    ratio_search: SearchConfig | None = field(default=None, kw_only=True)
+    ratio_search: float | None = field(default=None, kw_only=True)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
-    recovery_cost: RecoveryCost | None = field(default=None, init=False)  # of the last slice
 
     def __post_init__(self) -> None:
-        method = METHODS.require(self.recipe.method)
+        METHODS.require(self.recipe.method)
         if self.slicing is not None:
-            method.require_slicing(self.slicing)
+            self.method.require_slicing(self.slicing)
         if self.ratio_search is not None:
-            self.require_searchable(self.recipe.slicing, self.ratio_search)
-        if ignored := method.ignored(self.recipe.slicing):
-            log.warning("method %s does not use %s; ignored", self.recipe.method, ", ".join(ignored))
+            self.require_searchable(self.recipe.slicing, self._search_config(self.ratio_search))
+
+    @property
+    def method(self) -> SlicingMethod[Any]:
+        """The recipe's method."""
+        return METHODS[self.recipe.method]
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[dict[str, float]]:
@@ -117,35 +110,12 @@ class Pipeline:
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)
             _ = stats.profile  # computed on first access, and counted here
         if self.ratio_search is not None:
-            config, self.ratio_search = self.ratio_search, None
-            stats = self._with_searched_ratios(loaded, stats, config)
+            passes, self.ratio_search = self.ratio_search, None
+            stats = self._with_searched_ratios(loaded, stats, self._search_config(passes))
         return stats, tokens
 
-    def search(
-        self,
-        loaded: LoadedModel,
-        stats: CalibrationStats,
-        slicing: SliceConfig,
-        others: Sequence[SearchResult] = (),
-        search: SearchConfig | None = None,
-    ) -> SearchResult:
-        """Better ratios, found on calibration text after the calibration tokens, and on text that the model writes."""
-        with self.timed("search"):
-            windows = self._search_windows(loaded)
-            return search_ratios(loaded, stats, windows, slicing, others, search, progress=self.progress)
-
-    def search_depth(
-        self, loaded: LoadedModel, stats: CalibrationStats, sparsity: float, search: SearchConfig | None = None
-    ) -> SearchResult:
-        """The modules to remove as a whole, found on the same texts as the ratios of `search`."""
-        # What is refused is refused before the text is sampled.
-        groups_of(WINDOWS_PER_SEQUENCE * self.recipe.calibration.sequences, search or SearchConfig(), COMPARED)
-        whole_layers(stats.sizes, sparsity)
-        with self.timed("search"):
-            windows = self._search_windows(loaded)
-            return search_depth(loaded, stats, windows, sparsity, search, progress=self.progress)
-
-    def _search_windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
+    def search_windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
+        """What a search reads: calibration text after the calibration tokens, and text that the model writes."""
         calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
         text = self.training_tokens(loaded)[count : 2 * count]
         size, skip = WINDOWS_PER_SEQUENCE * count, calibration.samples
@@ -155,21 +125,24 @@ class Pipeline:
         """Raise UserError if `search` would refuse these settings, before anything is loaded."""
         require_searchable(slicing, WINDOWS_PER_SEQUENCE * self.recipe.calibration.sequences, search)
 
+    def _search_config(self, passes: float) -> SearchConfig:
+        return SearchConfig(passes, seed=self.recipe.calibration.seed)
+
     def _with_searched_ratios(
         self, loaded: LoadedModel, stats: CalibrationStats, config: SearchConfig
     ) -> CalibrationStats:
         """The statistics with the importances of searched ratios, which become the recipe's estimator."""
         slicing = self.recipe.slicing
-        found = self.search(loaded, stats, slicing, search=config)
-        text = importances_json(searched_importances(stats.profile, [found], slicing.estimator))
-        file = cache_path("search", ".json", "importances", text)
-        write_result(file, lambda path: path.write_text(text, encoding="utf-8"), "the importances", len(text))
-        self.recipe = replace(self.recipe, slicing=replace(slicing, estimator=load_estimator(str(file)).name))
+        with self.timed("search"):
+            windows = self.search_windows(loaded)
+            found = search_ratios(loaded, stats, windows, slicing, search=config, progress=self.progress)
+        estimator = register_importances(searched_importances(stats.profile, [found], slicing.estimator))
+        self.recipe = replace(self.recipe, slicing=replace(slicing, estimator=estimator))
         return replace(stats)  # its profile is computed again, with the new estimator
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but without statistics if the recipe's method needs none."""
-        if METHODS.require(self.recipe.method).needs_statistics(self.recipe.slicing):
+        if self.method.needs_statistics(self.recipe.slicing):
             return self.calibrate(loaded)
         with self.timed("calibrate"):
             return None, self._calibration_tokens(loaded)
@@ -188,8 +161,6 @@ class Pipeline:
         with self.timed("slice"):
             training_tokens = tokens if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
             model = slice_by(name, loaded.model, plan, stats, tokens, training_tokens, progress=self.progress)
-        cost = cost_of(loaded.model, model, training_tokens, plan.recovery, plan.epochs, tokens.numel())
-        self.recovery_cost = cost
         return model, plan
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
@@ -200,19 +171,3 @@ class Pipeline:
         require_length(self.recipe.calibration.length, loaded.model.config)
         text = self.recipe.evaluation.text
         return calibration_sequences(loaded, self.recipe.calibration, text, progress=self.progress)
-
-
-def require_dense(loaded: LoadedModel) -> None:
-    """Raise UserError for a sliced checkpoint."""
-    if loaded.made is not None:
-        raise _sliced_already(loaded.name)
-
-
-def require_dense_name(name: str) -> None:
-    """As `require_dense`, before the model is loaded."""
-    if is_checkpoint(name):
-        raise _sliced_already(name)
-
-
-def _sliced_already(name: str) -> UserError:
-    return UserError("{name} is sliced already; expected a dense model to slice", name=name)

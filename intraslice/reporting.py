@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas
-from transformers import PreTrainedModel
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.data import display_name, text_digest
+from intraslice.data import display_name, evaluation_tokens, text_digest
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
-from intraslice.modeling.counts import kv_bytes_per_token
+from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.baseline_plans import CrossModulePlan
-from intraslice.planning.ratios import SlicePlan
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours
@@ -36,20 +37,15 @@ class Recipe:
     def slice_options(self) -> dict[str, Any]:
         """The settings of the slice, as JSON."""
         config = self.slicing
-        names = (
-            "estimator",
-            "head_fraction",
-            "gradient_group",
-            "bias",
-            "cap",
-            "order",
-            "iterative",
-            "epochs",
-            "shapes",
-        )
+        apart = ("sparsity", "iterative_above", "locked", "recovery")
+        names = [field.name for field in fields(config) if field.name not in apart]
         options = {"model": self.model, "method": self.method} | {name: getattr(config, name) for name in names}
         options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}
         return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
+
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "windows window"]:
+        """Tokens of the evaluation text, disjoint from the calibration tokens."""
+        return evaluation_tokens(tokenizer, self.evaluation, self.calibration.text)
 
     def protocol(self) -> dict[str, Any]:
         """Texts, windows and precision of the evaluation and the calibration, as JSON."""
@@ -86,24 +82,39 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
-def plan_statistics(plan: Plan, dense: PreTrainedModel) -> dict[str, Any]:
-    """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width instead of ratios."""
+def plan_statistics(plan: Plan, dense: PreTrainedModel | None = None) -> dict[str, Any]:
+    """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width instead of ratios.
+
+    Only for a cross-module plan, the dense model is needed.
+    """
+    result = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters), "ratios": None}
     if isinstance(plan, CrossModulePlan):
-        common = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters)}
-        cache = kv_bytes_per_token(dense)  # keys and values are not sliced
-        cross_module = {name: getattr(plan, name) for name in CROSS_MODULE}
-        return common | {"kv_bytes_per_token": {"dense": cache, "sliced": cache}, "ratios": None, **cross_module}
-    return slice_statistics(plan)
+        assert dense is not None
+        caches = (kv_bytes_per_token(dense),) * 2  # keys and values are not sliced
+        result |= {name: getattr(plan, name) for name in CROSS_MODULE}
+    else:
+        caches = plan.kv_bytes_per_token
+        result["ratios"] = [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers]
+    return result | {"kv_bytes_per_token": dict(zip(("dense", "sliced"), caches, strict=True))}
 
 
-def slice_statistics(plan: SlicePlan) -> dict[str, Any]:
-    """Parameters, cache size and ratios of a plan with a size for every layer, as JSON."""
-    return {
-        "removed_fraction": plan.removed_fraction,
-        "parameters": asdict(plan.parameters),
-        "kv_bytes_per_token": dict(zip(("dense", "sliced"), plan.kv_bytes_per_token, strict=True)),
-        "ratios": [[layer.attention_ratio, layer.mlp_ratio] for layer in plan.layers],
-    }
+def checkpoint_record(loaded: LoadedModel, recipe: Recipe) -> dict[str, Any]:
+    """The record of a sliced checkpoint with its sizes and the protocol of an evaluation by `recipe`, as JSON.
+
+    Values that the checkpoint's record lacks are None: `save` writes whatever its caller knows.
+    """
+    made = loaded.made or {}
+    recorded = made.get("protocol", {})
+    protocol = recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
+    protocol |= {key: recorded[key] for key in ("sampled_tokens",) if key in recorded}
+    result = dict.fromkeys(recipe.slice_options()) | made.get("asked", {})
+    result |= {key: made.get(key) for key in ("removed_fraction", "ratios")}
+    counts = made.get("parameters", {"dense_total": None, "dense_decoder": None})
+    result["parameters"] = counts | parameters_of(loaded.model, "sliced")
+    cache = made.get("kv_bytes_per_token", {"dense": None})
+    result["kv_bytes_per_token"] = cache | {"sliced": kv_bytes_per_token(loaded.model)}
+    result |= {key: made[key] for key in CROSS_MODULE if key in made}
+    return result | {"model": loaded.name, "protocol": protocol}
 
 
 def evaluation_statistics(dense: Losses, sliced: Losses) -> dict[str, Any]:

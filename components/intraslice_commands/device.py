@@ -6,6 +6,8 @@ import argparse
 
 from intraslice.cli.run import CommandResult, Run
 
+UNUSED = "model slicing calibration evaluation"  # options of all commands
+
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Add this command's own option."""

@@ -19,8 +19,7 @@ from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import Progress
 from intraslice.data import describe
-from intraslice.loading import LoadedModel, load_model
-from intraslice.pipeline import require_dense
+from intraslice.loading import LoadedModel, load_model, require_dense
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT

@@ -26,15 +26,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intraslice.core.cache import cache_path, write_result
 from intraslice.core.config import ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators import Estimator, Importances, LayerCalibration
-from intraslice.untrusted.layer_files import read_importances
+from intraslice.untrusted.layer_files import importances_json, read_importances
 
 
 def load_estimator(spec: str) -> Estimator:
-    """Load the file of `path.json` or `path.py:function`, and register an estimator for it.
+    """Load the file of `path.json` or `path.py:function`, and register an estimator for it; or find it by its name.
 
     Its name consists of file, function and a digest of the file, since results are cached by it: another version of the
     file is another estimator. If `spec` ends in `@digest`, the file must have that digest.
@@ -42,6 +43,8 @@ def load_estimator(spec: str) -> Estimator:
     Raises:
         UserError: the spec is invalid, or the file is missing, fails, or has another digest.
     """
+    if spec in ESTIMATORS:
+        return ESTIMATORS[spec]
     file, expected = spec, ""
     if "@" in spec.rpartition("/")[2]:
         file, _, expected = spec.rpartition("@")
@@ -73,6 +76,14 @@ def load_estimator(spec: str) -> Estimator:
     label = f"{function} ({path.name})" if function else path.stem
     explanation = f"{function} of {path.name}" if function else path.name
     return ESTIMATORS.register(Estimator(name, label, explanation, _checked(name, compute), "units", neurons))
+
+
+def register_importances(layers: Sequence[dict[ModuleKind, list[float]]]) -> str:
+    """The name of an estimator with these importances of every layer, from a file of the cache."""
+    text = importances_json(layers)
+    file = cache_path("search", ".json", "importances", text)
+    write_result(file, lambda path: path.write_text(text, encoding="utf-8"), "the importances", len(text))
+    return load_estimator(str(file)).name
 
 
 def _from_file(name: str, layers: Sequence[Mapping[ModuleKind, list[float]]]) -> Callable[[LayerCalibration], Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
-from intraslice.core.config import FREE, SliceConfig, Targets
+from intraslice.core.config import FREE
 from intraslice.evaluation.benchmark import (
     JOBS,
     REFERENCE_TOKENS,
@@ -20,19 +20,16 @@ from intraslice.evaluation.benchmark import (
     measure_growth,
     measure_shapes,
 )
-from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Tokens
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.samples import calibration_sequences
 
 
 def benchmark(run: Run) -> CommandResult:
-    """Costs of every job in every requested precision, and how they scale."""
-    main_dtype = run.recipe.dtype
-    costs = {dtype: _costs(run, dtype) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
+    """Cost of each stage, in multiples of a dense forward pass, in every requested precision, and how they scale."""
+    main_dtype, shapes = run.recipe.dtype, dict[str, ShapeCosts]()
+    costs = {dtype: _costs(run, dtype, shapes) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     with run.timed("growth"):
         growth = measure_growth(run.device)
-    shapes = _shapes(run) if run.arguments.speed else {}
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,
@@ -57,27 +54,19 @@ def benchmark(run: Run) -> CommandResult:
     return result, _text(run, costs, result)
 
 
-def _costs(run: Run, dtype: str) -> Costs:
-    """Costs of the run's model in one precision."""
-    other = Run(argparse.Namespace(**vars(run.arguments) | {"dtype": dtype}))
-    other.seconds = run.seconds
-    inputs = _inputs(other)
+def _costs(run: Run, dtype: str, shapes: dict[str, ShapeCosts]) -> Costs:
+    """Costs of the model in one precision. With `--speed`, adds those of several shapes in the run's precision."""
+    other, calibration = copy.copy(run), run.recipe.calibration  # the times of whose stages are the run's
+    other.recipe = replace(run.recipe, dtype=dtype)
+    loaded = other.load_dense()
+    tokens = calibration_sequences(loaded, calibration, run.recipe.evaluation.text)
+    inputs = loaded, tokens, run.windows(loaded), run.recipe.slicing, calibration.targets
     with run.timed(dtype):
-        return measure_costs(*inputs)
-
-
-def _shapes(run: Run) -> dict[str, ShapeCosts]:
-    """Speed and perplexity of several shapes, in the run's precision."""
-    inputs = _inputs(run)
-    with run.timed("shapes"):
-        return measure_shapes(*inputs)
-
-
-def _inputs(run: Run) -> tuple[LoadedModel, Tokens, Tensor, SliceConfig, Targets]:
-    """What a measurement takes: model, calibration tokens, held-out windows, slicing and targets."""
-    loaded, recipe = run.load_dense(), run.recipe
-    tokens = calibration_sequences(loaded, recipe.calibration, recipe.evaluation.text)
-    return loaded, tokens, run.windows(loaded), recipe.slicing, recipe.calibration.targets
+        costs = measure_costs(*inputs)
+    if run.arguments.speed and dtype == run.recipe.dtype:
+        with run.timed("shapes"):
+            shapes |= measure_shapes(*inputs)
+    return costs
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:

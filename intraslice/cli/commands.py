@@ -7,32 +7,26 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
-from intraslice import checkpoints
 from intraslice.api import compress_loaded, export_gguf
-from intraslice.checkpoints.format import require_new_file
+from intraslice.checkpoints.format import is_checkpoint, require_free, require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
 from intraslice.core.checks import require_words
+from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.distributed import rank, size
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
-from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS
-from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.pipeline import require_dense_name
-from intraslice.planning.baseline_plans import CrossModulePlan
-from intraslice.pretrained.sources import verify_weights
+from intraslice.loading import LoadedModel, require_dense_name
+from intraslice.recovery.registry import cost_of
 from intraslice.reporting import (
-    CROSS_MODULE,
+    checkpoint_record,
     evaluation_statistics,
     layer_table,
     plan_record,
     plan_statistics,
-    slice_statistics,
     summary,
 )
 from intraslice.streaming import estimate, memory_is_short, require_streamable, slice_to_folder
@@ -41,31 +35,26 @@ from intraslice.untrusted.layer_files import ratios_csv
 
 def ratios(run: Run) -> CommandResult:
     """Pruning ratios of every layer, also as a file."""
-    file = run.arguments.csv
+    file, recipe = run.arguments.csv, run.recipe
     if file is not None:
-        if METHODS[run.recipe.method].slices_residual_stream:
+        if run.method.slices_residual_stream:
             raise UserError("crossmodule has one width for all layers and no ratios to write; leave --csv out")
         require_writable(file)
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
     result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
-    texts = []
-    if not isinstance(plan, CrossModulePlan):
+    if ratios := result["ratios"]:  # a cross-module plan has none
         result |= plan_record(plan)
         if file is not None and rank() == 0:
-            file.write_text(
-                ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]), encoding="utf-8"
-            )
-        texts.append(layer_table(plan))
-    return result | {"protocol": run.recipe.protocol(), "seconds": run.seconds}, "\n".join(
-        [*texts, summary(plan, run.recipe.method)]
-    )
+            file.write_text(ratios_csv(ratios), encoding="utf-8")
+    text = f"{layer_table(plan)}\n{summary(plan, recipe.method)}".lstrip()
+    return result | {"protocol": recipe.protocol(), "seconds": run.seconds}, text
 
 
 def evaluate(run: Run) -> CommandResult:
     """Perplexity, dense and sliced, and the KL divergence between the two."""
-    if run.arguments.answers and checkpoints.is_checkpoint(run.recipe.model):
+    if run.arguments.answers and is_checkpoint(run.recipe.model):
         raise UserError(
             "--answers compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
             "or pass the dense model and the options of the slice"
@@ -75,36 +64,38 @@ def evaluate(run: Run) -> CommandResult:
     if loaded.made is not None:
         return _evaluate_checkpoint(run, loaded, windows)
     compressed = compress_loaded(run, loaded)
+    model, plan, calibration = compressed.model, compressed.plan, run.recipe.calibration
     with run.timed("evaluate"):
         evaluation = compressed.evaluate(windows)
-    result = run.recipe.slice_options() | plan_statistics(compressed.plan, loaded.model)
+    result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
     result |= evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
     result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
-    if run.recovery_cost is not None:
-        result["recovery_passes"] = run.recovery_cost._asdict()
-    if run.arguments.answers:
-        with run.timed("answers"):
-            result["answers"] = _answer_statistics({"dense": loaded.model, "sliced": compressed.model}, loaded)
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    line = f"{summary(compressed.plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
-    if run.recovery_cost is not None:
-        training, sampling = run.recovery_cost
-        line += f"\nrecovery: {training:.1f} dense passes of training; {sampling:.1f} for its samples and states, kept"
+    line = f"{summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    if plan.recovery != NO_RECOVERY:
+        tokens = (calibration.sequences + calibration.samples) * calibration.length
+        cost = cost_of(loaded.model, model, run.training_tokens(loaded), plan.recovery, plan.epochs, tokens)
+        assert cost is not None
+        result["recovery_passes"] = cost._asdict()
+        line += f"\nrecovery: {cost.training:.1f} dense passes of training; "
+        line += f"{cost.sampling:.1f} for its samples and states, kept"
+    if run.arguments.answers:
+        with run.timed("answers"):
+            prompts = tokens_of_prompts(loaded.tokenizer)
+            answers = {
+                name: greedy_answers(one, prompts, stage=f"answers {name}")
+                for name, one in (("dense", loaded.model), ("sliced", model))
+            }
+        result["answers"] = {
+            name: answer_statistics(tokens, answers["dense"])._asdict() for name, tokens in answers.items()
+        }
     for name, statistics in result.get("answers", {}).items():
         line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
     return result, line
-
-
-def _answer_statistics(models: dict[str, PreTrainedModel], loaded: LoadedModel) -> dict[str, dict[str, float]]:
-    """Statistics of each model's answers to the fixed prompts; the first model is the dense one."""
-    prompts = tokens_of_prompts(loaded.tokenizer)
-    answers = {name: greedy_answers(model, prompts, stage=f"answers {name}") for name, model in models.items()}
-    dense = next(iter(answers.values()))
-    return {name: answer_statistics(tokens, dense)._asdict() for name, tokens in answers.items()}
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:
@@ -124,27 +115,13 @@ def _measured_on(protocol: dict[str, Any]) -> str:
 
 
 def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -> CommandResult:
-    """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded.
-
-    Values that the record lacks are None: `save` writes whatever its caller knows.
-    """
+    """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded."""
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
-    made = loaded.made or {}
-    recorded = made.get("protocol", {})
-    protocol = run.recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
-    protocol |= {key: recorded[key] for key in ("sampled_tokens",) if key in recorded}
-    result = dict.fromkeys(run.recipe.slice_options()) | made.get("asked", {})
-    result |= {key: made.get(key) for key in ("removed_fraction", "ratios")}
-    counts = made.get("parameters", {"dense_total": None, "dense_decoder": None})
-    result["parameters"] = counts | parameters_of(loaded.model, "sliced")
-    cache = made.get("kv_bytes_per_token", {"dense": None})
-    result["kv_bytes_per_token"] = cache | {"sliced": kv_bytes_per_token(loaded.model)}
-    result |= {key: made[key] for key in CROSS_MODULE if key in made}
-    result |= {"model": loaded.name, "perplexity": {"dense": None, "sliced": value}, "protocol": protocol}
+    result = checkpoint_record(loaded, run.recipe) | {"perplexity": {"dense": None, "sliced": value}}
     result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
-    return result, f"perplexity {value:.3f}; {_measured_on(protocol)}"
+    return result, f"perplexity {value:.3f}; {_measured_on(result['protocol'])}"
 
 
 def slice_(run: Run) -> CommandResult:
@@ -201,14 +178,13 @@ def _require_streamable(run: Run) -> None:
 def _slice_streamed(run: Run) -> CommandResult:
     """Write the sliced model to a folder, with one layer in memory at a time."""
     _require_streamable(run)
-    if run.arguments.verify:
-        verify_weights(run.recipe.model)
+    run.verify()
     out, expected = run.arguments.out, estimate(run.recipe, run.device)
     print(expected, file=sys.stderr, flush=True)
     with run.timed("slice"):
         plan = slice_to_folder(run.recipe, out, run.device, progress=run.progress)
     size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.recipe.slice_options() | slice_statistics(plan) | {"out": str(out), "bytes": size}
+    result = run.recipe.slice_options() | plan_statistics(plan) | {"out": str(out), "bytes": size}
     result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
     return result, f"{summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
@@ -219,15 +195,15 @@ def _require_outputs(run: Run) -> None:
     if out is None and file is None:
         raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
     if out is not None:
-        checkpoints.require_free(out)
+        require_free(out)
     if file is not None:
         require_new_file(file, ".gguf")
-        if run.recipe.method == "crossmodule":
+        if run.method.slices_residual_stream:
             raise UserError(NO_CROSS_MODULE)
 
 
 def export(run: Run) -> CommandResult:
-    """Write a saved model, sliced or dense, as a GGUF file."""
+    """Write a saved model, sliced or dense, for llama.cpp."""
     require_new_file(run.arguments.gguf, ".gguf")
     loaded = run.load_any()
     report, line = _write_gguf(run, loaded)

@@ -1,44 +1,243 @@
-"""The argument parser of the command line, with all commands and options."""
+"""The argument parser of the command line: the tables of its options and of its commands."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from types import ModuleType
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import intraslice
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
-from intraslice.cli import analyses, commands, paper, search, tasks
+from intraslice.cli import analyses, commands, comparisons, search
 from intraslice.cli.benchmark import benchmark
-from intraslice.cli.extensions import extensions
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.checks import RETIRED
 from intraslice.core.config import (
-    NO_RECOVERY,
     PRESETS,
-    SHAPES,
     CalibrationConfig,
     EvaluationConfig,
-    Order,
     SliceConfig,
-    Targets,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS, RECOVERIES, Registry
+from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import PROMPTS
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
+from intraslice.evaluation.tasks import TasksConfig
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
 from intraslice.pretrained.sources import DEFAULT
+from intraslice.reporting import Recipe
 from intraslice.search.evolution import SearchConfig
 
-FEW_TOKENS = 2048  # enough for activations
-RANKING_TOKENS = 8192  # enough to rank modules by their KL divergence
+# An installed package names each of its commands in the entry point group EXTENSIONS. In a clone, which may not be
+# installed, each file in a folder of that name, of any package next to the library, is a command.
+CLONE = Path(__file__).parents[2]
+EXTENSIONS = "intraslice_commands"
+
+
+Option = tuple[str, str, str, dict[str, Any]]  # flag, help, commands (by default all), further settings of argparse
+
+
+def _option(flag: str, help: str, commands: str = "", **settings: Any) -> Option:
+    return flag, help, commands, settings
+
+
+def _options_of(config: type) -> list[Option]:
+    """The fields of a config that are options."""
+    options, hints = [], get_type_hints(config)
+    for field in fields(config):
+        if not field.metadata:
+            continue
+        settings: dict[str, Any] = {"default": [] if field.default == () else field.default, **field.metadata}
+        hint, text, flag = hints[field.name], settings.pop("help"), settings.pop("flag")
+        if settings.get("registry") is ESTIMATORS:
+            settings["type"] = _estimator
+        elif hint is bool:
+            settings["action"] = "store_true"
+        elif get_origin(hint) is Literal:
+            settings["choices"] = get_args(hint)
+        elif "nargs" not in settings:
+            settings["type"] = (get_args(hint) or (hint,))[0]  # of `float | None`, float
+        options.append(_option(flag or f"--{field.name.replace('_', '-')}", text, **settings))
+    return options
+
+
+def _estimator(text: str) -> str:
+    """The name of an estimator. A user's file is loaded and registered."""
+    if text.endswith(".py"):
+        raise argparse.ArgumentTypeError(f"{text} lacks the name of its function; write {text}:FUNCTION")
+    if ":" not in text and ".json" not in text:
+        return text
+    try:
+        return load_estimator(text).name
+    except UserError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+ALIGN = f"free shapes in multiples, such as mlp=64 dim=8, or one of {', '.join(PRESETS)}"
+ALSO_EVAL = "further held-out texts to evaluate every model on, each with its own columns"
+PASSES = "budget of a search at each sparsity, in dense passes over the calibration text"
+PROMPT = "What is the capital of France, and why is it famous?"
+PROMPT_TOKENS = "number of prompt tokens for measuring prefill speed"
+SHOTS = "number of examples before each question (default: set by the task)"
+TASKS = "task names, such as arc_easy; `lm-eval ls tasks` lists all"
+TEMPERATURE = "sampling temperature; 0: greedy decoding"
+DTYPES = "precisions to measure in addition to --dtype"
+DTYPE = "auto: bfloat16 if the device supports it natively, else float32; statistics are always float32"
+DEVICE_MAP = "for models larger than memory: offload the layers that do not fit (auto), or all layers (disk)"
+RATIOS = (
+    "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the "
+    "rest. search: start from the estimator's ratios, and move parameters between modules as long as the measured "
+    "KL decreases"
+)
+STREAM = (
+    "keep one layer in memory at a time, and resume an interrupted run; enabled automatically if memory is short "
+    "(requires method intraslice, --order one-shot, --out and safetensors)"
+)
+SPARSITIES = (
+    "sparsities to search at, in this order; each search constrains every ratio to lie between those found at the "
+    "nearest smaller and larger sparsity; at other sparsities ratios are interpolated"
+)
+PARTS = (
+    "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
+    "dense ones; faults: perplexity when only the inputs, only the outputs, or both are projected in every module, "
+    "to find the part of cross-module slicing that does the damage"
+)
+SEEDS = (
+    "calibrate with each of these seeds instead of --seed; each row has its seed, and the table has the mean over "
+    "the seeds, with the standard deviations (sd) of perplexity and divergence"
+)
+ANSWERS = (
+    f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
+    "the dense model's, fraction of distinct 3-grams"
+)
+MEASURE = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
+CONTEXT = "slice the model by --sparsity and --estimator, and restore one module at a time to dense"
+QUANTISED = "evaluate each model, and the dense one, with its weights rounded to these GGUF types; none: not rounded"
+SEARCHED = ".json file to write the importances to, for --estimator; with --depth a .csv file, for --ratios"
+DEPTH = "search for modules to remove as a whole instead of ratios (depth pruning), at one sparsity"
+WINDOWS = "number of windows of --length tokens that candidates are first compared on"
+SPEED = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
+SEARCH = "search exchange"  # the second is the former name
+FLOATS: dict[str, Any] = {"nargs": "+", "type": float, "metavar": "F"}
+FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+FOLDER: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
+SWITCH: dict[str, Any] = {"action": "store_true"}
+ESTIMATOR: dict[str, Any] = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
+OPTIONS = {  # by the group in which the help lists them
+    "model": (
+        _option("--model", "weights to load", default=DEFAULT, metavar="ID|FOLDER|FILE.gguf|default"),
+        _option("--verify", "hash cached weights first, and download damaged files again", **SWITCH),
+        _option("--dtype", DTYPE, default=AUTO, choices=(AUTO, *get_args(Precision))),
+        _option("--device", "auto: CUDA if available, else the CPU", default=AUTO),
+        _option("--device-map", DEVICE_MAP, choices=PLACEMENTS),
+        _option("--threads", "number of CPU threads (default: PyTorch's)", **NUMBER),
+    ),
+    "slicing": (
+        _option("--method", "slicing method", default=Recipe.method, registry=METHODS),
+        _option("--methods", "methods to compare", "inspect sweep tasks paper", nargs="+", choices=METHODS),
+        *_options_of(SliceConfig),
+        _option("--estimators", "ratio estimators, for methods that use one", "sweep", nargs="+", **ESTIMATOR),
+        _option("--sparsities", "fractions of the decoder layers' parameters to remove", "sweep paper", **FLOATS),
+        _option("--sparsities", SPARSITIES, SEARCH, **FLOATS),
+        _option("--align", ALIGN, nargs="+", default=[], metavar="NAME=N"),
+        _option("--ratios", RATIOS, type=Path, metavar="FILE|search"),
+        _option("--passes", PASSES, type=float, default=SearchConfig.passes, metavar="N"),
+        _option("--slicing", "crossmodule: fraction of axes to remove, instead of --sparsity", type=float, metavar="F"),
+        _option("--stream", STREAM, "slice", **SWITCH),
+        _option("--ratio", "pruning ratio of each module; one or more", "sensitivity", default=[0.3], **FLOATS),
+        _option("--context", CONTEXT, "sensitivity", **SWITCH),
+        _option("--depth", DEPTH, SEARCH, **SWITCH),
+        _option("--exchanges", "number of candidates to measure, instead of --passes", SEARCH, **NUMBER),
+        _option("--windows", WINDOWS, SEARCH, default=SearchConfig.windows, **NUMBER),
+    ),
+    "calibration": (
+        *_options_of(CalibrationConfig),
+        _option("--seeds", SEEDS, "sweep", nargs="+", default=[], **NUMBER),
+    ),
+    "evaluation": (
+        *_options_of(EvaluationConfig),
+        _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
+        _option("--answers", ANSWERS, "evaluate sweep", **SWITCH),
+        _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),
+        _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
+        _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),
+        _option("--prompt", "the prompt to answer", "generate", default=PROMPT),
+        _option("--max-new-tokens", "maximum number of tokens of an answer", "generate", default=64, **NUMBER),
+        _option("--temperature", TEMPERATURE, "generate", type=float, default=0.0, metavar="F"),
+        _option("--parts", PARTS, "inspect", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS),
+        _option("--measure", MEASURE, "sensitivity", default="kl", choices=get_args(Measure)),
+        _option("--tasks", TASKS, "tasks", nargs="+", required=True, metavar="TASK"),
+        _option("--include-path", "folder with YAML files of your own tasks", "tasks", **FOLDER),
+        _option("--limit", "number of documents per task (default: all)", "tasks", **NUMBER),
+        _option("--num-fewshot", SHOTS, "tasks", **NUMBER),
+        _option("--batch-size", "sequences per forward pass", "tasks", default=TasksConfig.batch, **NUMBER),
+        _option("--speed", SPEED, "benchmark", **SWITCH),
+        _option("--dtypes", DTYPES, "benchmark", nargs="+", default=get_args(Precision), choices=get_args(Precision)),
+    ),
+    "output": (
+        _option("--json", "print the result as a single JSON object on stdout", **SWITCH),
+        _option("--csv", "also write the ratios to this file, for --ratios", "ratios", **FILE),
+        _option("--csv", "also write the rows to this file", "sweep", **FILE),
+        _option("--out", "folder in transformers format", "slice", **FOLDER),
+        _option("--out", SEARCHED, SEARCH, required=True, **FILE),
+        _option("--gguf", "file for llama.cpp", "slice", **FILE),
+        _option("--gguf", "file for llama.cpp", "export", required=True, **FILE),
+        _option("--type", "GGUF type of the weights", "slice export", default="f16", choices=GGUF_TYPES),
+    ),
+}
+COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
+    "ratios": commands.ratios,
+    "evaluate": commands.evaluate,
+    "slice": commands.slice_,
+    "export": commands.export,
+    "generate": commands.generate,
+    "inspect": analyses.inspect,
+    "sensitivity": analyses.sensitivity,
+    "search": search.search,
+    "exchange": search.search,
+    "sweep": comparisons.sweep_,
+    "tasks": comparisons.tasks,
+    "paper": comparisons.paper,
+    "benchmark": benchmark,
+}
+COMPARED = {"methods": ["intraslice", "crossmodule"]}
+SEARCHED_AT = {"sparsities": [0.3, 0.2, 0.4, 0.5]}
+DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
+    "export": {"dtype": "float32"},  # represents the values of any saved dtype
+    "inspect": COMPARED | {"eval_tokens": 2048},  # enough for activations
+    # Enough to rank modules by KL. bfloat16's rounding alone is 0.002 nats, as much as small modules cost.
+    "sensitivity": {"eval_tokens": 8192, "dtype": "float32"},
+    "search": SEARCHED_AT,
+    "exchange": SEARCHED_AT,
+    "sweep": COMPARED | {"estimators": ["pca", "uniform"], "sparsities": [0.1, 0.2, 0.3, 0.4]},
+    "tasks": COMPARED,
+    "paper": comparisons.PROTOCOL | {"methods": ["crossmodule", "flap", "intraslice"], "sparsities": [0.2, 0.3, 0.4]},
+    # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
+    "benchmark": {"eval_tokens": 1024, "sequences": 4, "threads": 1},
+}
+SEARCH_UNUSED = "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens"
+UNUSED = {  # options, or groups of those of all commands, that a command has no use for
+    "ratios": "--order --iterative --recover --epochs --eval-tokens",
+    "export": "slicing calibration evaluation",
+    "generate": "--eval-tokens",
+    "search": SEARCH_UNUSED,
+    "exchange": SEARCH_UNUSED,
+    "sweep": "--method --estimator --sparsity --slicing",
+    "tasks": "--method --slicing --eval-tokens",
+    "paper": "--method --sparsity --slicing",
+    "benchmark": "--method --slicing --order",
+}
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -61,6 +260,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:  # one line, without argparse's usage message
         self.exit(2, f"{self.prog}: {message}\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse. The result of a command also has `explicit`, the names of the options that were given."""
+        result, rest = super().parse_known_args(args, namespace)
+        if self.get_default("run"):  # again, with None as the default of all options
+            bare, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(vars(result))))
+            result.explicit = [name for name, value in vars(bare).items() if value is not None]
+        return result, rest
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices and value in RETIRED:
             self.error(RETIRED[value])
@@ -74,218 +281,60 @@ class _Retired(argparse.Action):
         parser.error(RETIRED[self.option_strings[0]])
 
 
-def _registry_help(description: str, registry: Registry[Any]) -> str:
-    """Help for a choice among registered names, with per cent signs escaped for argparse."""
-    return f"{description}. {registry.help()}".replace("%", "%%")
-
-
-def _estimator(text: str) -> str:
-    """The name of an estimator. A user's file is loaded and registered."""
-    if text.endswith(".py"):
-        raise argparse.ArgumentTypeError(f"{text} lacks the name of its function; write {text}:FUNCTION")
-    if ":" not in text and ".json" not in text:
-        return text
-    try:
-        return load_estimator(text).name
-    except UserError as problem:
-        raise argparse.ArgumentTypeError(str(problem)) from problem
-
-
-_ESTIMATOR: dict[str, Any] = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
-
-
-def _common(eval_tokens: int) -> _Parser:
-    calibration, slicing, evaluation = CalibrationConfig(), SliceConfig(), EvaluationConfig()
-    common = _Parser(add_help=False)
-    add = common.add_argument
-    add("--model", default=DEFAULT, metavar="ID|FOLDER|FILE.gguf|default", help="weights to load")
-    add("--verify", action="store_true", help="hash cached weights first, and download damaged files again")
-    explanation = "auto: bfloat16 if the device supports it natively, else float32; statistics are always float32"
-    add("--dtype", default=AUTO, choices=(AUTO, *get_args(Precision)), help=explanation)
-    add("--device", default=AUTO, help="auto: CUDA if available, else the CPU")
-    add(
-        "--device-map",
-        choices=PLACEMENTS,
-        help="for models larger than memory: offload the layers that do not fit (auto), or all layers (disk)",
-    )
-    add("--threads", type=int, metavar="N", help="number of CPU threads (default: PyTorch's)")
-    add("--json", action="store_true", help="print the result as a single JSON object on stdout")
-    add("--sparsity", type=float, default=slicing.sparsity, help="fraction of the decoder layers' parameters to remove")
-    explanation = "ratio estimator, or your own path.py:function or importances.json (see docs/extending.md)"
-    add("--estimator", default=slicing.estimator, **_ESTIMATOR, help=_registry_help(explanation, ESTIMATORS))
-    explanation = (
-        "weight of MLPs against attention: above 1 prunes MLPs more, below 1 attention; "
-        "by default derived from the importances, or 1 for an estimator without importances"
-    )
-    add("--bias", type=float, metavar="F", help=explanation)
-    add(
-        "--head-fraction", type=float, metavar="F", help="fraction of a head that is ranked as one unit; 1: whole heads"
-    )
-    explanation = "number of sequences whose gradients are summed before squaring"
-    add("--gradient-group", type=int, default=slicing.gradient_group, metavar="N", help=explanation)
-    explanation = "upper bound of every ratio that is not locked; 1 allows removing whole modules"
-    add("--cap", type=float, default=slicing.cap, help=explanation)
-    explanation = (
-        "sequential: fits a layer on the outputs of the preceding sliced layers; one-shot: on the dense model's moments"
-    )
-    add("--order", default=slicing.order, choices=get_args(Order), help=explanation)
-    explanation = (
-        "runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
-        "key/value head of a layer, and MLP widths in multiples of 32"
-    )
-    add("--shapes", default=slicing.shapes, choices=SHAPES, help=explanation)
-    explanation = f"free shapes in multiples, such as mlp=64 dim=8, or one of {', '.join(PRESETS)}"
-    add("--align", nargs="+", default=[], metavar="NAME=N", help=explanation)
-    explanation = (
-        "train the kept neurons of MLPs pruned by more than 35%% to match the dense MLP (sequential order; slow)"
-    )
-    add("--iterative", action="store_true", help=explanation)
-    lock = (
-        "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to meet the "
-        "sparsity"
-    )
-    add("--lock", nargs=3, action="append", default=[], metavar=("LAYER", "MODULE", "PERCENT"), help=lock)
-    ratios = (
-        "fix ratios from a file, as written by `ratios --csv`; --lock takes precedence, and the estimator sets the "
-        "rest. search: start from the estimator's ratios, and move parameters between modules as long as the measured "
-        "KL decreases"
-    )
-    add("--ratios", type=Path, metavar="FILE|search", help=ratios)
-    explanation = "budget of a search at each sparsity, in dense passes over the calibration text"
-    add("--passes", type=float, default=SearchConfig().passes, metavar="N", help=explanation)
-    add("--method", default="intraslice", choices=METHODS, help=_registry_help("slicing method", METHODS))
-    explanation = _registry_help("training after slicing, for any method", RECOVERIES)
-    add("--recover", default=slicing.recovery, choices=(NO_RECOVERY, *RECOVERIES), help=explanation)
-    add("--epochs", type=int, default=slicing.epochs, help="epochs of the recovery; 0 skips it")
-    add("--slicing", type=float, metavar="F", help="crossmodule: fraction of axes to remove, instead of --sparsity")
-    add("--calibration", default=calibration.text, metavar="NAME|FILE", help="calibration text")
-    explanation = "number of calibration sequences"
-    add("--sequences", type=int, default=calibration.sequences, metavar="N", help=explanation)
-    add(
-        "--length", type=int, default=calibration.length, help="number of tokens per sequence and per perplexity window"
-    )
-    explanation = (
-        "number of additional calibration sequences, sampled from the dense model, so that the slice also suits other "
-        "kinds of text"
-    )
-    add("--samples", type=int, default=calibration.samples, metavar="N", help=explanation)
-    explanation = "random seed of the calibration text, of sampled answers and of the search for ratios"
-    add("--seed", type=int, default=calibration.seed, metavar="N", help=explanation)
-    explanation = "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
-    add("--targets", default=calibration.targets, choices=get_args(Targets), help=explanation)
-    add("--eval", default=evaluation.text, metavar="NAME|FILE", help="evaluation text")
-    explanation = "number of tokens of the evaluation text, rounded down to whole windows"
-    add("--eval-tokens", type=int, default=eval_tokens, metavar="N", help=explanation)
-    return common
-
-
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands with their options."""
     root = _Parser(prog="python -m intraslice", description=intraslice.__doc__)
     root.add_argument("--version", action="version", version=intraslice.__version__)
     subparsers = root.add_subparsers(dest="command", required=True, parser_class=_Parser)
-
-    def command(
-        name: str, run: Callable[[Run], CommandResult], help: str = "", eval_tokens: int = EvaluationConfig().tokens
-    ) -> argparse.ArgumentParser:
-        parents = [_common(eval_tokens)]
-        subparser = (
-            subparsers.add_parser(name, parents=parents, help=help)
-            if help
-            else subparsers.add_parser(name, parents=parents)  # which is not listed
-        )
-        subparser.set_defaults(run=run)
-        return subparser
-
-    ratios = command("ratios", commands.ratios, "pruning ratios of every layer")
-    ratios.add_argument("--csv", type=Path, metavar="FILE", help="also write the ratios to this file, for --ratios")
-    evaluate = command("evaluate", commands.evaluate, "perplexity, dense and sliced")
-    slice_command = command("slice", commands.slice_, "write the sliced model to a folder, a GGUF file, or both")
-    slice_command.add_argument("--out", type=Path, metavar="FOLDER", help="folder in transformers format")
-    slice_command.add_argument("--gguf", type=Path, metavar="FILE", help="file for llama.cpp")
-    explanation = (
-        "keep one layer in memory at a time, and resume an interrupted run; enabled automatically if memory is short "
-        "(requires method intraslice, --order one-shot, --out and safetensors)"
-    )
-    slice_command.add_argument("--stream", action="store_true", help=explanation)
-    export = command("export", commands.export, "write a saved model for llama.cpp")
-    export.add_argument("--gguf", type=Path, metavar="FILE", required=True, help="file for llama.cpp")
-    export.add_argument("--vllm", action=_Retired, help=argparse.SUPPRESS)
-    export.set_defaults(dtype="float32")  # represents the values of any saved dtype
-    for subparser in (slice_command, export):
-        subparser.add_argument("--type", default="f16", choices=GGUF_TYPES, help="GGUF type of the weights")
-    generate = command("generate", commands.generate, "dense and sliced answers to one prompt")
-    generate.add_argument(
-        "--prompt", default="What is the capital of France, and why is it famous?", help="the prompt to answer"
-    )
-    explanation = "maximum number of tokens of an answer"
-    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help=explanation)
-    explanation = "sampling temperature; 0: greedy decoding"
-    generate.add_argument("--temperature", type=float, default=0.0, metavar="F", help=explanation)
-
-    inspect = command("inspect", analyses.inspect, "spectra and activation shift", FEW_TOKENS)
-    explanation = (
-        "spectra: explained variance of the dense activations; shift: distance of each method's activations from the "
-        "dense ones; faults: perplexity when only the inputs, only the outputs, or both are projected in every module, "
-        "to find the part of cross-module slicing that does the damage"
-    )
-    inspect.add_argument("--parts", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS, help=explanation)
-    explanation = "methods whose shift is measured"
-    methods = ["intraslice", "crossmodule"]
-    inspect.add_argument("--methods", nargs="+", default=methods, choices=METHODS, help=explanation)
-    sensitivity = command("sensitivity", analyses.sensitivity, "damage from slicing each module alone", RANKING_TOKENS)
-    explanation = "pruning ratio of each module; one or more"
-    sensitivity.add_argument("--ratio", type=float, nargs="+", default=[0.3], metavar="F", help=explanation)
-    explanation = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
-    sensitivity.add_argument("--measure", default="kl", choices=get_args(Measure), help=explanation)
-    explanation = "slice the model by --sparsity and --estimator, and restore one module at a time to dense"
-    sensitivity.add_argument("--context", action="store_true", help=explanation)
-    sensitivity.set_defaults(dtype="float32")  # bfloat16's rounding alone is 0.002 nats, as much as small modules cost
-    explanation = "search for better ratios by measuring KL, and save them as importances"
-    search.add_options(command("search", search.search, explanation))
-    search.add_options(command("exchange", search.search))  # its former name
-    explanation = "perplexity, size and speed for all combinations of methods, estimators, sparsities and GGUF types"
-    sweep = command("sweep", analyses.sweep_, explanation)
-    sweep.add_argument("--methods", nargs="+", default=methods, choices=METHODS, help="slicing methods")
-    explanation = "ratio estimators, for methods that use one"
-    sweep.add_argument("--estimators", nargs="+", default=["pca", "uniform"], **_ESTIMATOR, help=explanation)
-    explanation = "fractions of the decoder layers' parameters to remove"
-    sweep.add_argument(
-        "--sparsities", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4], metavar="F", help=explanation
-    )
-    explanation = (
-        "evaluate each model, and the dense one, with its weights rounded to these GGUF types; none: not rounded"
-    )
-    sweep.add_argument("--quantise", nargs="+", default=["none"], choices=QUANTISE, help=explanation)
-    sweep.add_argument("--no-speed", action="store_true", help="do not measure speed")
-    explanation = "number of prompt tokens for measuring prefill speed"
-    sweep.add_argument("--prompt-tokens", type=int, default=SpeedConfig().prompt, metavar="N", help=explanation)
-    explanation = "further held-out texts to evaluate every model on, each with its own columns"
-    sweep.add_argument("--also-eval", nargs="+", default=[], metavar="NAME|FILE", help=explanation)
-    explanation = (
-        "calibrate with each of these seeds instead of --seed; each row has its seed, and the table has the mean over "
-        "the seeds, with the standard deviations (sd) of perplexity and divergence"
-    )
-    sweep.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help=explanation)
-    sweep.add_argument("--csv", type=Path, metavar="FILE", help="also write the rows to this file")
-    explanation = (
-        f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
-        "the dense model's, fraction of distinct 3-grams"
-    )
-    for subparser in (evaluate, sweep):
-        subparser.add_argument("--answers", action="store_true", help=explanation)
-    tasks.add_options(command("tasks", tasks.tasks, "lm-eval task scores of the dense and the sliced models"))
-    explanation = "the table of the IntraSlice paper (arXiv 2602.01975), measured here, next to the published numbers"
-    paper.add_options(command("paper", paper.paper, explanation))
-    explanation = "cost of each stage, in multiples of a dense forward pass"
-    benchmark_command = command("benchmark", benchmark, explanation, FEW_TOKENS // 2)
-    # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
-    benchmark_command.set_defaults(sequences=4, threads=1)
-    explanation = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
-    benchmark_command.add_argument("--speed", action="store_true", help=explanation)
-    precisions, explanation = get_args(Precision), "precisions to measure in addition to --dtype"
-    benchmark_command.add_argument("--dtypes", nargs="+", default=precisions, choices=precisions, help=explanation)
+    for name, run in COMMANDS.items():
+        _add_command(subparsers, name, run, "" if name == "exchange" else run.__doc__, UNUSED.get(name, ""))
     for name, module in extensions().items():
-        summary = module.__doc__.partition("\n")[0].rstrip(".")
-        module.add_options(command(name, module.run, summary[:1].lower() + summary[1:]))
+        unused = getattr(module, "UNUSED", "")
+        module.add_options(_add_command(subparsers, name, module.run, module.__doc__, unused))
+    subparsers.choices["export"].add_argument("--vllm", action=_Retired, help=argparse.SUPPRESS)
     return root
+
+
+def _add_command(
+    subparsers: Any, name: str, run: Callable[[Run], CommandResult], docstring: str | None, unused_options: str
+) -> argparse.ArgumentParser:
+    """Add a command with its options; it is listed with the first line of its docstring, if it has one."""
+    line = (docstring or "").partition("\n")[0].rstrip(".").replace("%", "%%")
+    listed = {"help": line[:1].lower() + line[1:]} if line else {}
+    subparser: argparse.ArgumentParser = subparsers.add_parser(name, **listed)
+    words = unused_options.split()
+    unused = [word.strip("-").replace("-", "_") for word in words if word.startswith("--")]
+    for title, options in OPTIONS.items():
+        group, common = subparser.add_argument_group(title), []
+        for flag, text, owners, settings in options:
+            if not owners or name in owners.split():
+                dest = _add_option(group, flag, text, **settings)
+                common += [] if owners else [dest]
+        if title in words:
+            unused += common
+    subparser.set_defaults(run=run, unused=unused, **DEFAULTS.get(name, {}))
+    return subparser
+
+
+def _add_option(group: Any, flag: str, text: str, registry: Any = None, **settings: Any) -> str:
+    """Add an option to a group of the help. Returns its name in the namespace."""
+    if registry is not None:
+        default = settings["default"]
+        settings["choices"] = registry if default in registry else (default, *registry)
+        text = f"{text}. {registry.help()}"
+    dest: str = group.add_argument(flag, **settings, help=text.replace("%", "%%")).dest
+    return dest
+
+
+def extensions() -> dict[str, ModuleType]:
+    """The modules of extension commands, by name; those of a clone instead of installed ones of the same name.
+
+    A module has the functions `add_options` of its parser and `run` of its `Run`, and may have `UNUSED`, options or
+    groups of them. The first line of its docstring is its help. Every command imports all of these modules.
+    """
+    modules = {point.name: point.module for point in entry_points(group=EXTENSIONS)}
+    if (CLONE / "pyproject.toml").is_file():
+        modules |= {
+            file.stem: f"{file.parts[-3]}.{EXTENSIONS}.{file.stem}" for file in CLONE.glob(f"*/{EXTENSIONS}/[!_]*.py")
+        }
+    return {name: import_module(module) for name, module in sorted(modules.items())}

@@ -7,9 +7,10 @@ import logging
 import re
 import sys
 import tempfile
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -31,6 +32,7 @@ from intraslice.core.config import (
     parse_lock,
 )
 from intraslice.core.errors import UserError
+from intraslice.core.registry import ESTIMATORS
 from intraslice.distributed import size
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
@@ -38,7 +40,6 @@ from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
 from intraslice.reporting import Recipe
-from intraslice.search.evolution import SearchConfig
 from intraslice.untrusted.layer_files import read_ratios
 
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
@@ -47,6 +48,20 @@ SHARED = ("ratios", "evaluate", "slice", *BY_POINT)  # commands that several pro
 SEARCHING = ("ratios", "evaluate", "slice", "generate")  # commands that take --ratios search
 
 log = logging.getLogger(__name__)
+Config = TypeVar("Config", SliceConfig, CalibrationConfig, EvaluationConfig)
+
+
+def names_of(config: type) -> dict[str, str]:
+    """The option of every field of a config that has one, as the parser names it."""
+    flags = {field.name: field.metadata["flag"] or field.name for field in fields(config) if field.metadata}
+    return {name: flag.strip("-").replace("-", "_") for name, flag in flags.items()}
+
+
+# Of these, a command on a sliced model uses the seed and the length alone.
+OF_SLICES = {*names_of(SliceConfig).values(), *names_of(CalibrationConfig).values()} - {"length", "seed"}
+OF_SLICES |= {"method", "methods", "align", "ratios", "passes", "slicing"}
+OF_CONTEXT = OF_SLICES - {*names_of(CalibrationConfig).values(), "estimator", "head_fraction", "gradient_group"}
+SETTERS = {"locked": ("lock", "ratios"), "shapes": ("shapes", "align")}  # options that set the same field
 
 
 class Run(Pipeline):
@@ -55,7 +70,7 @@ class Run(Pipeline):
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         device = choose_device(arguments.device)
-        search = SearchConfig(arguments.passes, seed=arguments.seed) if searches(arguments) else None
+        search: float | None = arguments.passes if searches(arguments) else None
         if search is not None and arguments.command not in SEARCHING:
             raise UserError(
                 f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
@@ -64,26 +79,62 @@ class Run(Pipeline):
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
         if size() > 1:
             require_shareable(arguments, self.recipe)
+        self._not_named = list(arguments.explicit)
+        self._warn_of_explicit()
         if arguments.threads is not None:
             torch.set_num_threads(integer("threads", arguments.threads, 1))
 
-    def load(self) -> LoadedModel:
-        """Load the model as the pipeline does, and print the source of its weights to stderr."""
+    def _warn_of_explicit(self) -> None:
+        """Name the options that were given although the command and its other options have no use for them."""
+        a, options, slicing = self.arguments, vars(self.arguments), self.recipe.slicing
+        compared = options.get("methods", [])
+        methods = [METHODS[name] for name in (compared if "method" in a.unused else [a.method, *compared])]
+        unused = {name for name in names_of(SliceConfig) if methods and all(name in one.unused for one in methods)}
+        estimators = [ESTIMATORS[name] for name in options.get("estimators", [slicing.estimator])]
+        by_method = [option for name in unused for option in SETTERS.get(name, (name,))]
+        is_sensitivity, in_context = a.command == "sensitivity", options.get("context", False)
+        trains = slicing.recovery != NO_RECOVERY or any(one.recovery(slicing) != NO_RECOVERY for one in methods)
+        has_units = is_sensitivity or any(one.importance and not one.neurons for one in estimators)
+        for is_unused, user, names in (
+            (True, f"the command {a.command}", a.unused),
+            (is_sensitivity and not in_context, "sensitivity without --context", OF_CONTEXT),
+            (in_context, "--context", ["ratio"]),
+            (a.slicing is not None, "--slicing", ["sparsity"]),
+            (options.get("no_speed", False), "--no-speed", ["prompt_tokens"]),
+            (bool(options.get("seeds")), "--seeds", ["seed"]),
+            (options.get("exchanges") is not None, "--exchanges", ["passes"]),
+            ("exchanges" not in a and not searches(a), "ratios without a search", ["passes"]),
+            ("gguf" in a and a.gguf is None, "a slice without --gguf", ["type"]),
+            (not trains, "recovery none", ["epochs"]),
+            (bool(unused), f"method {', '.join(one.name for one in methods)}", by_method),
+            (not has_units, f"estimator {', '.join(one.name for one in estimators)}", ["head_fraction"]),
+        ):
+            if is_unused:
+                self.warn_of_unused(user, names)
+
+    def warn_of_unused(self, user: str, options: Collection[str]) -> None:
+        """Name those of the options that were given, and not named before: `user` has no use for them."""
+        if names := [f"--{name.replace('_', '-')}" for name in self._not_named if name in options]:
+            log.warning("%s ignored: not used by %s", ", ".join(names), user)
+        self._not_named = [name for name in self._not_named if name not in options]
+
+    def verify(self) -> None:
+        """With `--verify`, hash the model's cached weights, and download damaged files again."""
         if self.arguments.verify:
             verify_weights(self.recipe.model)
+
+    def load(self) -> LoadedModel:
+        """Load the model as the pipeline does, and print the source of its weights to stderr."""
+        self.verify()
         loaded = super().load()
         print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
     def load_any(self) -> LoadedModel:
         """As `load`, and for a sliced checkpoint log the options of slicing, which it does not use."""
-        loaded, recipe = self.load(), self.recipe
-        options = {"method": recipe.method != Recipe.method, "slicing": self.slicing, "ratios": self.ratio_search}
-        ignored = [name for name, value in options.items() if value]
-        calibration = replace(recipe.calibration, length=CalibrationConfig.length, seed=CalibrationConfig.seed)
-        ignored += [*_changed(recipe.slicing), *(f"calibration {name}" for name in _changed(calibration))]
-        if loaded.made is not None and ignored:
-            log.warning("a sliced model does not use %s; ignored", ", ".join(ignored))
+        loaded = self.load()
+        if loaded.made is not None:
+            self.warn_of_unused("a sliced model", OF_SLICES)
         return loaded
 
     def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
@@ -98,11 +149,6 @@ class Run(Pipeline):
         for text in self.arguments.also_eval:
             data.require_held_out(text, calibration, self.recipe.evaluation.text)
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
-
-
-def _changed(config: SliceConfig | CalibrationConfig) -> list[str]:
-    """Names of the fields whose values are not their defaults."""
-    return [field.name for field in fields(config) if getattr(config, field.name) != field.default]
 
 
 def searches(arguments: argparse.Namespace) -> bool:
@@ -144,27 +190,20 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         raise UserError(f"--eval-tokens must be at least --length, {a.length} tokens, got {a.eval_tokens}")
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
+    locked = (*(lock for lock in file_locks if lock[:2] not in {other[:2] for other in locks}), *locks)
     return Recipe(
         model=a.model,
-        slicing=SliceConfig(
-            sparsity=a.sparsity,
-            estimator=a.estimator,
-            bias=a.bias,
-            cap=a.cap,
-            order=a.order,
-            iterative=a.iterative,
-            locked=(*(lock for lock in file_locks if lock[:2] not in {other[:2] for other in locks}), *locks),
-            head_fraction=a.head_fraction,
-            gradient_group=a.gradient_group,
-            epochs=a.epochs,
-            shapes=_shapes(a),
-            recovery=a.recover,
-        ),
-        calibration=CalibrationConfig(a.calibration, a.sequences, a.length, a.seed, a.targets, a.samples),
-        evaluation=EvaluationConfig(a.eval, a.eval_tokens, a.length),
+        slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a)),
+        calibration=_config(CalibrationConfig, a),
+        evaluation=_config(EvaluationConfig, a, window=a.length),
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
+
+
+def _config(config: type[Config], arguments: argparse.Namespace, **others: Any) -> Config:
+    """A config by the options of its fields, and others."""
+    return config(**{name: getattr(arguments, option) for name, option in names_of(config).items()} | others)
 
 
 def _shapes(arguments: argparse.Namespace) -> str:

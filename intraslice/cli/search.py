@@ -5,11 +5,8 @@ With `--depth`: modules to remove as a whole, as ratios for `--method shortgpt -
 
 from __future__ import annotations
 
-import argparse
-import logging
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import asdict, replace
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
@@ -18,39 +15,25 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.pipeline import WINDOWS_PER_SEQUENCE
+from intraslice.search.depth import COMPARED, search_depth, whole_layers
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchResult, require_in_memory, require_unlocked, searched_importances
+from intraslice.search.ratio_search import (
+    SearchResult,
+    groups_of,
+    require_in_memory,
+    require_unlocked,
+    search_ratios,
+    searched_importances,
+)
 from intraslice.untrusted.layer_files import importances_json, ratios_csv
 
-log = logging.getLogger(__name__)
 DEPTH = "shortgpt"  # the method that removes modules as a whole
 Found = tuple[list[SearchResult], str, str]  # with the file's text, and a sentence on its use
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of this command."""
-    add = command.add_argument
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help=".json file to write the importances to, for --estimator; with --depth a .csv file, for --ratios",
-    )
-    explanation = "search for modules to remove as a whole instead of ratios (depth pruning), at one sparsity"
-    add("--depth", action="store_true", help=explanation)
-    explanation = (
-        "sparsities to search at, in this order; each search constrains every ratio to lie between those found at the "
-        "nearest smaller and larger sparsity; at other sparsities ratios are interpolated"
-    )
-    add("--sparsities", nargs="+", type=float, default=[0.3, 0.2, 0.4, 0.5], metavar="F", help=explanation)
-    add("--exchanges", type=int, metavar="N", help="number of candidates to measure, instead of --passes")
-    explanation = "number of windows of --length tokens that candidates are first compared on"
-    add("--windows", type=int, default=SearchConfig().windows, metavar="N", help=explanation)
-
-
 def search(run: Run) -> CommandResult:
-    """Move parameters between modules while KL decreases, and write importances that reproduce the found ratios.
+    """Search for better ratios by measuring KL, and save them as importances that reproduce the ratios.
 
     With `--depth`, exchange whole modules, and write which are removed.
     """
@@ -64,7 +47,10 @@ def search(run: Run) -> CommandResult:
         config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
     if a.depth:
-        _require_depth(configs)
+        if len(configs) != 1:
+            raise UserError(f"--depth requires one sparsity, such as --sparsities 0.3, got {len(configs)}")
+        require_unlocked(configs[0])
+        run.warn_of_unused("--depth", METHODS[DEPTH].unused)
     else:
         for each in configs:
             run.require_searchable(each, config)
@@ -81,28 +67,11 @@ def search(run: Run) -> CommandResult:
     ]
     lines.append(written)
     plans = [
-        {
-            "sparsity": result.sparsity,
-            "ratios": _by_layer(result),
-            "before": result.before,
-            "after": result.after,
-            "stayed": result.accepted,
-            "passes": result.passes,
-            "changes": result.changes,
-        }
+        asdict(result) | {"ratios": _by_layer(result), "stayed": result.accepted}
         for result in sorted(results, key=lambda result: result.sparsity)
     ]
     output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
     return output, "\n".join(lines)
-
-
-def _require_depth(configs: Sequence[SliceConfig]) -> None:
-    """Raise UserError for settings that a search for whole modules cannot have; warn of those that it does not use."""
-    if len(configs) != 1:
-        raise UserError(f"--depth requires one sparsity, such as --sparsities 0.3, got {len(configs)}")
-    require_unlocked(configs[0])
-    if ignored := METHODS.require(DEPTH).ignored(configs[0]):
-        log.warning("--depth does not use %s; ignored", ", ".join(ignored))
 
 
 def _ratios(
@@ -110,8 +79,10 @@ def _ratios(
 ) -> Found:
     """Importances that reproduce the ratios found at each sparsity."""
     results: list[SearchResult] = []
-    for each in configs:
-        results.append(run.search(loaded, stats, each, results, config))
+    with run.timed("search"):
+        windows = run.search_windows(loaded)
+        for each in configs:
+            results.append(search_ratios(loaded, stats, windows, each, results, config, progress=run.progress))
     importances = searched_importances(stats.profile, results, run.recipe.slicing.estimator)
     out = run.arguments.out
     return results, importances_json(importances), f"wrote the importances to {out}, for --estimator {out}"
@@ -122,7 +93,12 @@ def _modules(
 ) -> Found:
     """Which modules are removed and which kept. The method narrows those that are neither, until the size is right."""
     (each,) = configs
-    result = run.search_depth(loaded, stats, each.sparsity, config)
+    # What is refused is refused before the text is sampled.
+    groups_of(WINDOWS_PER_SEQUENCE * run.recipe.calibration.sequences, config, COMPARED)
+    whole_layers(stats.sizes, each.sparsity)
+    with run.timed("search"):
+        windows = run.search_windows(loaded)
+        result = search_depth(loaded, stats, windows, each.sparsity, config, progress=run.progress)
     whole = [(_if_whole(attention), _if_whole(mlp)) for attention, mlp in _by_layer(result)]
     out = run.arguments.out
     use = f"--method {DEPTH} --sparsity {each.sparsity:g} --ratios {out}"

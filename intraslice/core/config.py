@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
@@ -20,6 +20,14 @@ NO_RECOVERY = "none"
 MAX_SPARSITY = 0.8
 BIASES = (0.2, 2)  # smallest and largest
 GRADIENT_GROUP = 1  # sequences whose gradients are summed before squaring (published: 8)
+
+
+def option(default: Any, help: str, flag: str = "", **settings: Any) -> Any:
+    """A field of a config that the command line offers as an option, `flag` if its name differs.
+
+    `settings` are argparse's where they do not follow from the field's type, or `registry`, which has its values.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag} | settings)
 
 
 class Alignment(NamedTuple):
@@ -65,19 +73,25 @@ def canonical_shapes(shapes: str) -> str:
 class CalibrationConfig:
     """The text for second moments and mask gradients: `sequences` windows of `length` tokens.
 
-    `samples` more windows are text that the dense model writes itself. A few of them make slices generalise to other
-    kinds of text than the calibration text.
-
     Gradients are those of the loss on `targets`: next tokens sampled from the model ("sampled", the Fisher
     information), or the text's next tokens ("text", the empirical Fisher, as published).
     """
 
-    text: str = "default"
-    sequences: int = 32
-    length: int = 512
-    seed: int = 0
-    targets: Targets = "sampled"
-    samples: int = 0
+    text: str = option("default", "calibration text", "--calibration", metavar="NAME|FILE")
+    sequences: int = option(32, "number of calibration sequences", metavar="N")
+    length: int = option(512, "number of tokens per sequence and per perplexity window")
+    seed: int = option(
+        0, "random seed of the calibration text, of sampled answers and of the search for ratios", metavar="N"
+    )
+    targets: Targets = option(
+        "sampled", "labels for gradients: tokens sampled from the model, or the tokens of the text (as published)"
+    )
+    samples: int = option(
+        0,
+        "number of additional calibration sequences, sampled from the dense model, so that the slice also suits other "
+        "kinds of text",
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self, _text_name, text=())
@@ -89,8 +103,10 @@ class CalibrationConfig:
 class EvaluationConfig:
     """The text for perplexity: `tokens` tokens in non-overlapping windows of `window` tokens."""
 
-    text: str = "default"
-    tokens: int = 16384
+    text: str = option("default", "evaluation text", "--eval", metavar="NAME|FILE")
+    tokens: int = option(
+        16384, "number of tokens of the evaluation text, rounded down to whole windows", "--eval-tokens", metavar="N"
+    )
     window: int = 512
 
     def __post_init__(self) -> None:
@@ -103,27 +119,57 @@ class EvaluationConfig:
 class SliceConfig:
     """How much to remove and by which rule.
 
-    `sparsity` is the fraction of decoder-layer parameters to remove. A `bias` (the paper's lambda_b) above 1 prunes
-    MLPs more, below 1 attention; with None the importances decide, or it is 1 if the estimator has none. `cap` is the
-    maximum of every estimated ratio. `locked` ratios are fixed by the user; the other modules compensate, so that the
-    total stays the same. "runtime" `shapes`, for runtimes such as llama.cpp, have full-width heads, in each layer
-    the same number of query heads per key/value head, and MLP widths in multiples of 32; "free" ones have a lower
-    perplexity. Free ones in multiples are "mlp=64 dim=8" and the like; see `canonical_shapes`.
+    `bias` is the paper's lambda_b. `locked` ratios are fixed by the user; the other modules compensate, so that the
+    total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free ones in multiples are
+    "mlp=64 dim=8" and the like (see `canonical_shapes`). `iterative` refines MLPs whose ratio is above
+    `iterative_above`. A `recovery` trains after slicing, for `epochs`.
     """
 
-    sparsity: float = 0.3
-    estimator: str = "pca"  # a name in `registry.ESTIMATORS`
-    bias: float | None = None
-    cap: float = 0.8
-    order: Order = "sequential"
-    iterative: bool = False  # refine MLPs whose ratio is above `iterative_above`; sequential order only
+    sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")
+    estimator: str = option(
+        "pca",
+        "ratio estimator, or your own path.py:function or importances.json (see docs/extending.md)",
+        registry=ESTIMATORS,
+        metavar="NAME|FILE.py:FUNCTION|FILE.json",
+    )
+    bias: float | None = option(
+        None,
+        "weight of MLPs against attention: above 1 prunes MLPs more, below 1 attention; "
+        "by default derived from the importances, or 1 for an estimator without importances",
+        metavar="F",
+    )
+    cap: float = option(0.8, "upper bound of every ratio that is not locked; 1 allows removing whole modules")
+    order: Order = option(
+        "sequential",
+        "sequential: fits a layer on the outputs of the sliced layers before it; one-shot: on the dense moments",
+    )
+    iterative: bool = option(
+        False, "train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential order; slow)"
+    )
     iterative_above: float = 0.35
-    locked: tuple[Lock, ...] = ()
-    head_fraction: float | None = None  # of a head per unit of attention; None: a channel for pca, a head for fisher
-    gradient_group: int = GRADIENT_GROUP
-    epochs: int = 1  # of the recovery; 0 skips it
-    shapes: str = FREE
-    recovery: str = NO_RECOVERY  # training after slicing: a name in `registry.RECOVERIES`
+    locked: tuple[Lock, ...] = option(
+        (),
+        "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to meet the "
+        "sparsity",
+        "--lock",
+        nargs=3,
+        action="append",
+        metavar=("LAYER", "MODULE", "PERCENT"),
+    )
+    head_fraction: float | None = option(  # by default a channel for pca, a head for fisher
+        None, "fraction of a head that is ranked as one unit; 1: whole heads", metavar="F"
+    )
+    gradient_group: int = option(
+        GRADIENT_GROUP, "number of sequences whose gradients are summed before squaring", metavar="N"
+    )
+    epochs: int = option(1, "epochs of the recovery; 0 skips it")
+    shapes: str = option(
+        FREE,
+        "runtime: what llama.cpp runs without padding: heads of full width, equally many query heads for every "
+        "key/value head of a layer, and MLP widths in multiples of 32",
+        choices=SHAPES,
+    )
+    recovery: str = option(NO_RECOVERY, "training after slicing, for any method", "--recover", registry=RECOVERIES)
 
     @property
     def alignment(self) -> Alignment:

@@ -80,15 +80,15 @@ class SlicingMethod(ABC, Generic[PlanType]):
         """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
         return True
 
-    def ignored(self, config: SliceConfig) -> list[str]:
-        """The settings that differ from their defaults although this method does not use them, by name."""
+    @property
+    def unused(self) -> list[str]:
+        """The fields of the config that this method does not use."""
         unused = [] if self.uses_estimator else ["estimator", "head_fraction", "gradient_group"]
         unused += [] if self.has_bias else ["bias"]
-        unused += [] if self.uses_order else ["iterative"]
+        unused += [] if self.uses_order else ["order", "iterative"]
         unused += [] if self.uses_shapes else ["shapes"]
         unused += [] if self.uses_cap else ["cap"]
-        unused += ["locked"] if self.slices_residual_stream else []
-        return [name for name in unused if getattr(config, name) != getattr(SliceConfig, name)]
+        return unused + (["locked"] if self.slices_residual_stream else [])
 
     @property
     def has_bias(self) -> bool:

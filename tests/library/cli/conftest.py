@@ -1,35 +1,72 @@
-"""The command line on a tiny model."""
+"""The command line on a tiny model, in this process."""
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from intraslice.__main__ import main
+from intraslice.core.registry import ESTIMATORS
+
+WORDS = "--model tiny --calibration text.txt --eval text.txt --sequences 16 --length 24 --eval-tokens 96 --device cpu"
+Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> list[str]:
-    """Options that every command takes: a tiny model, its text, few tokens."""
-    home = tmp_path_factory.mktemp("commands")
-    tiny_llama_gqa().save_pretrained(home / "tiny")
+@pytest.fixture(scope="session")
+def template(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Path:
+    """A folder with a tiny model and its text."""
+    folder = tmp_path_factory.mktemp("commands")
     vocabulary = [f"w{index}" for index in range(4, 256)]
-    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
+    tiny_llama_gqa().save_pretrained(folder / "tiny")
+    word_tokenizer(vocabulary).save_pretrained(folder / "tiny")
     draw = random.Random(0)
-    text = "\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60))
-    (home / "text.txt").write_text(text)
-    options = ["--model", "tiny", "--calibration", "text.txt", "--eval", "text.txt"]
-    options = [str(home / word) if not word.startswith("--") else word for word in options]
-    numbers = "--sequences 16 --length 24 --eval-tokens 96 --device cpu --dtype float32"
-    return [*options, *numbers.split(), "--json"]
+    (folder / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
+    return folder
 
 
 @pytest.fixture
-def run(words, capsys):
-    def answer(command: str, *more: str) -> dict:
-        assert main([command, *words, *more]) == 0
+def home(template, tmp_path, tmp_path_factory, monkeypatch) -> Iterator[Path]:
+    """The working directory, a copy of the template; estimators that a test registers are removed after it."""
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path_factory.getbasetemp() / "commands-cache"))
+    registered = dict(ESTIMATORS)
+    yield tmp_path
+    for name in ESTIMATORS.keys() - registered:
+        del ESTIMATORS[name]
+
+
+@pytest.fixture
+def words(home) -> list[str]:
+    """Options that every command takes: the tiny model, its text, few tokens."""
+    return [*WORDS.split(), "--dtype", "float32"]
+
+
+@pytest.fixture
+def run(words, capsys) -> Run:
+    """The JSON result of a command, by its line."""
+
+    def answer(line: str) -> dict[str, Any]:
+        command, *more = line.split()
+        assert main([command, *words, "--json", *more]) == 0
         return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    return answer
+
+
+@pytest.fixture
+def printed(words, capsys) -> Callable[[str], str]:
+    """The text that a command prints for people."""
+
+    def answer(line: str) -> str:
+        command, *more = line.split()
+        assert main([command, *words, *more]) == 0
+        return capsys.readouterr().out
 
     return answer

@@ -26,16 +26,16 @@ def numbers(answer: object) -> object:
 
 
 @pytest.fixture
-def run(words, own_cache, capsys) -> Callable[[], list[object]]:
+def answers(words, own_cache, capsys) -> Callable[[], list[object]]:
     """Runs all commands on a tiny model; each answer is numbers, or what stands on stderr."""
 
     def run_all() -> list[object]:
-        answers = []
+        found = []
         for command in COMMANDS:
-            status = main([*command, *words])
+            status = main([*command, *words, "--json"])
             printed = capsys.readouterr()
-            answers.append(numbers(json.loads(printed.out)) if status == 0 else printed.err.strip())
-        return answers
+            found.append(numbers(json.loads(printed.out)) if status == 0 else printed.err.strip())
+        return found
 
     return run_all
 
@@ -54,8 +54,8 @@ def damage(file: Path, dice: random.Random) -> str:
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(280, marks=pytest.mark.slow)])
-def test_a_damaged_file_of_the_cache_heals(times, run, own_cache, tmp_path) -> None:
-    expected = run()
+def test_a_damaged_file_of_the_cache_heals(times, answers, own_cache, tmp_path) -> None:
+    expected = answers()
     assert all(isinstance(answer, dict) for answer in expected), expected
     shutil.copytree(own_cache, tmp_path / "whole")
     dice = random.Random(times)
@@ -64,6 +64,6 @@ def test_a_damaged_file_of_the_cache_heals(times, run, own_cache, tmp_path) -> N
         shutil.copytree(tmp_path / "whole", own_cache)
         files = sorted(file for file in own_cache.rglob("*") if file.is_file() and file.name != ".lock")
         what = damage(dice.choice(files), dice)
-        for answer, whole in zip(run(), expected, strict=True):
+        for answer, whole in zip(answers(), expected, strict=True):
             assert answer == whole or (isinstance(answer, str) and len(answer.splitlines()) == 1), (what, answer)
-        assert run() == expected, what
+        assert answers() == expected, what

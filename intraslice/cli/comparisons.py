@@ -1,31 +1,40 @@
-"""The command `paper`: repeats the paper's measurement. Returns its JSON object and its text, as Markdown."""
+"""The commands sweep, tasks and paper, which compare methods. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
+
+import pandas
+from pandas.api.types import is_numeric_dtype
 
 from intraslice import data
 from intraslice.cli.benchmark import markdown
-from intraslice.cli.run import CommandResult, Run
+from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
+from intraslice.distributed import rank
+from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
+from intraslice.evaluation.perplexity import DenseStates
+from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
+from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.reporting import records
+from intraslice.reporting import Recipe, records
 
+_SHOWN = ["method", "estimator", "recovery", "sparsity", "quantise", "removed_fraction", "sliced_total", "bytes"]
+_SHOWN += ["perplexity", "perplexity_sd", "divergence", "divergence_sd", "recovery_training_passes"]
+_SHOWN += [*AnswerStatistics._fields, "prefill_ratio", "decode_ratio", "note"]
+_OF_FILES = ("quantise", "bytes")
+_POINT = ("method", "estimator", "recovery", "sparsity", "quantise")  # columns that name a point
 ALL_TOKENS = 2**31 - 1  # all tokens of the text
-PROTOCOL: dict[str, Any] = {
-    "calibration": "wikitext2",
-    "eval": "wikitext2",
-    "sequences": 128,
-    "length": 2048,
-    "eval_tokens": ALL_TOKENS,
-}
+TEXTS = {"calibration": "wikitext2", "eval": "wikitext2"}
+PROTOCOL: dict[str, Any] = TEXTS | {"sequences": 128, "length": 2048, "eval_tokens": ALL_TOKENS}
 # The protocol for the default model if WikiText-2 is not available: that of the README's tables. Takes minutes.
 SMALL = {"calibration": "default", "eval": "default", "sequences": 32, "length": 512, "eval_tokens": 8192}
 # By method and sparsity. Other cells are not published in the paper.
@@ -36,33 +45,93 @@ PUBLISHED: dict[str, Any] = {
     "perplexity": {"crossmodule": {0.3: 8.64}, "intraslice": {0.3: 7.11}},
 }
 
-ROW_KEYS = (
-    "method",
-    "estimator",
-    "sparsity",
-    "removed_fraction",
-    "perplexity",
-    "divergence",
-    "note",
-)  # of a sweep's point
+# Of a sweep's point.
+ROW_KEYS = ("method", "estimator", "sparsity", "removed_fraction", "perplexity", "divergence", "note")
 
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of this command, and set the paper's protocol as the default."""
-    add = command.add_argument
-    add(
-        "--methods",
-        nargs="+",
-        default=["crossmodule", "flap", "intraslice"],
-        choices=METHODS,
-        help="methods, one per row of the table",
-    )
-    add("--sparsities", nargs="+", type=float, default=[0.2, 0.3, 0.4], metavar="F", help="sparsities, one per column")
-    command.set_defaults(**PROTOCOL)
+def sweep_(run: Run) -> CommandResult:
+    """Perplexity, size and speed for all combinations of methods, estimators, sparsities and GGUF types."""
+    a = run.arguments
+    if a.csv is not None:
+        require_writable(a.csv)
+    speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
+    recipe = run.recipe
+    recipes = [
+        replace(recipe, calibration=replace(recipe.calibration, seed=seed)) for seed in dict.fromkeys(a.seeds)
+    ] or [recipe]
+    for sparsity in a.sparsities:
+        replace(recipe.slicing, sparsity=sparsity)  # validates it before any work
+    loaded = run.load_dense()
+    windows, others = run.windows(loaded), run.other_windows(loaded)
+    prompts = tokens_of_prompts(loaded.tokenizer) if a.answers else []
+    grid, states = points(a.methods, a.estimators, a.sparsities, a.quantise), DenseStates(loaded.model)
+
+    def sweep_by(seeded: Recipe) -> pandas.DataFrame:
+        run.recipe = seeded
+        stats, tokens = run.calibrate(loaded)
+        texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts)
+        with run.timed("sweep"):
+            frame = sweep(loaded, texts, grid, recipe.slicing, speed, states)
+        return frame.assign(seed=seeded.calibration.seed) if a.seeds else frame
+
+    frame = pandas.concat(map(sweep_by, recipes), ignore_index=True)  # one calibration in memory at a time
+    run.recipe = recipe
+    if a.csv is not None and rank() == 0:
+        frame.to_csv(a.csv, index=False)
+    protocol = recipe.protocol() | ({"seed": list(dict.fromkeys(a.seeds))} if a.seeds else {})
+    result = {"model": a.model, "rows": records(frame), "protocol": protocol, "seconds": run.seconds}
+    table = _mean_over_seeds(frame) if a.seeds else frame
+    shown = _SHOWN if any(point.quantise != "none" for point in grid) else [c for c in _SHOWN if c not in _OF_FILES]
+    columns = [*shown, *(f"{column} {name}" for name in others for column in ("perplexity", "divergence"))]
+    return result, _fixed(table[[column for column in columns if column in table]])
+
+
+def _mean_over_seeds(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """One row per point: means over its seeds, standard deviations (sd), and the first of what is no number."""
+    points = frame.groupby([name for name in _POINT if name in frame], sort=False, dropna=False)
+    kinds = {name: "mean" if is_numeric_dtype(frame[name]) else "first" for name in frame if name not in _POINT}
+    spread = points[["perplexity", "divergence"]].std().add_suffix("_sd")
+    return points.agg(kinds).join(spread).reset_index()
+
+
+def _fixed(frame: pandas.DataFrame) -> str:
+    digits = {"removed_fraction": 4, "perplexity": 3, "divergence": 4, "prefill_ratio": 2, "decode_ratio": 2}
+    digits |= {"perplexity_sd": 3, "divergence_sd": 4}
+    rounded = {column: digits[kind] for column in frame if (kind := column.partition(" ")[0]) in digits}
+    return frame.round(rounded).to_string(index=False, na_rep="")
+
+
+def tasks(run: Run) -> CommandResult:
+    """Lm-eval task scores of the dense and the sliced models, or of a sliced checkpoint only."""
+    a = run.arguments
+    config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
+    manager = require_tasks(config)
+    loaded = run.load_any()
+    if loaded.made is not None:
+        models, removed = {"sliced": loaded.model}, {"sliced": loaded.made.get("removed_fraction")}
+    else:
+        models, removed = {"dense": loaded.model}, {}
+        stats, tokens = run.calibrate(loaded)
+        for method in dict.fromkeys(a.methods):
+            models[method], plan = run.slice(loaded, stats, tokens, method)
+            removed[method] = plan.removed_fraction
+    with run.timed("tasks"):
+        frame = measure_tasks(models, loaded.tokenizer, config, manager)
+    harness = {"lm_eval": version("lm-eval"), "limit": a.limit, "num_fewshot": a.num_fewshot}
+    result = {"model": a.model, "rows": records(frame), "removed_fraction": removed}
+    return result | {"protocol": run.recipe.protocol() | harness, "seconds": run.seconds}, _task_table(frame)
+
+
+def _task_table(frame: pandas.DataFrame) -> str:
+    """A table with a line for each metric of each task, and a column for each model."""
+    errors = frame["standard_error"].map(lambda error: "" if pandas.isna(error) else f" ± {error:.4f}")
+    frame = frame.assign(score=frame["value"].map("{:.4f}".format) + errors)
+    table = frame.pivot_table("score", ["task", "metric"], "model", aggfunc="first", sort=False)
+    return table.reset_index().to_string(index=False, na_rep="")
 
 
 def paper(run: Run) -> CommandResult:
-    """Perplexities of sliced models by the paper's protocol, next to the published ones."""
+    """The table of the IntraSlice paper (arXiv 2602.01975), measured here, next to the published numbers."""
     run = _with_available_texts(run)
     a, recipe = run.arguments, run.recipe
     for sparsity in a.sparsities:
@@ -90,7 +159,7 @@ def paper(run: Run) -> CommandResult:
         "protocol": protocol,
         "seconds": run.seconds,
     }
-    return result, _text(loaded, result)
+    return result, _paper_text(loaded, result)
 
 
 def _with_available_texts(run: Run) -> Run:
@@ -105,7 +174,7 @@ def _with_available_texts(run: Run) -> Run:
     except UserError:
         if a.model != DEFAULT or any(getattr(a, name) != value for name, value in PROTOCOL.items()):
             raise
-        return Run(argparse.Namespace(**vars(a) | SMALL))
+        return Run(argparse.Namespace(**vars(a) | SMALL | {"explicit": []}))
     return run
 
 
@@ -139,7 +208,7 @@ def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
     return differences
 
 
-def _text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
+def _paper_text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
     """The table with a row per method, and another if it is published, followed by a caption."""
     sparsities = sorted({row["sparsity"] for row in result["rows"]})
     lines = []

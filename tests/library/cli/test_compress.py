@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
-import random
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +20,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import intraslice
 from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model
-from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.progress import Progress
@@ -32,27 +29,15 @@ PROMPT = "w20 w30 w40 w50"
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Path:
-    """A folder with a tiny model and a text."""
-    home = tmp_path_factory.mktemp("api")
-    vocabulary = [f"w{index}" for index in range(4, 256)]
-    tiny_llama_gqa().save_pretrained(home / "tiny")
-    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
-    draw = random.Random(0)
-    (home / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
-    return home
-
-
-@pytest.fixture(scope="module")
-def texts(home) -> dict[str, Any]:
-    text = str(home / "text.txt")
+def texts(template) -> dict[str, Any]:
+    text = str(template / "text.txt")
     return {"calibration": CalibrationConfig(text, 16, 24), "evaluation": EvaluationConfig(text, 96, 24)}
 
 
 @pytest.fixture(scope="module")
-def result(home, texts) -> api.CompressedModel:
+def result(template, texts) -> api.CompressedModel:
     """Shared by the module: do not change it."""
-    return compress(home / "tiny", 0.3, order="one-shot", dtype="float32", device="cpu", progress=False, **texts)
+    return compress(template / "tiny", 0.3, order="one-shot", dtype="float32", device="cpu", progress=False, **texts)
 
 
 def original(home: Path) -> PreTrainedModel:
@@ -69,17 +54,12 @@ def original(home: Path) -> PreTrainedModel:
         {"order": "one-shot", "samples": 3},
     ],
 )
-def test_the_numbers_are_the_command_lines(home, texts, options, capsys):
-    words = [f"--{name}={value}".replace("recovery", "recover") for name, value in options.items()]
-    text = str(home / "text.txt")
-    words += ["--model", str(home / "tiny"), "--calibration", text, "--eval", text]
-    words += ["--sequences", "16", "--length", "24", "--eval-tokens", "96", "--device", "cpu", "--dtype", "float32"]
-    assert main(["evaluate", "--sparsity", "0.3", "--json", *words]) == 0
-    expected = json.loads(capsys.readouterr().out)
-    calibration = replace(texts["calibration"], samples=options.get("samples", 0))
-    arguments = texts | {name: value for name, value in options.items() if name != "samples"}
-    arguments |= {"calibration": calibration, "dtype": torch.float32, "device": "cpu", "progress": False}
-    compressed = compress(str(home / "tiny"), 0.3, **arguments)
+def test_the_numbers_are_the_command_lines(home, texts, options, run):
+    words = " ".join(f"--{name}={value}" for name, value in options.items()).replace("recovery", "recover")
+    expected = run(f"evaluate --sparsity 0.3 {words}")
+    arguments = {"dtype": torch.float32, "device": "cpu", "progress": False} | texts | options
+    calibration = replace(texts["calibration"], samples=arguments.pop("samples", 0))
+    compressed = compress("tiny", 0.3, **arguments | {"calibration": calibration})
     found = compressed.evaluate(progress=False)
     assert expected["perplexity"] == {"dense": found.dense_perplexity.value, "sliced": found.perplexity.value}
     assert expected["perplexity_ratio"] == found.perplexity_ratio._asdict()
@@ -101,26 +81,23 @@ def test_the_defaults_are_the_command_lines(monkeypatch):
     assert compress("default", 0.2, **options).recipe.slicing == SliceConfig(0.2, **options)
 
 
-def test_every_field_of_the_slicing_config_is_an_option():
-    names = {field.name for field in fields(SliceConfig)} - {"sparsity", "iterative_above"}
-    assert names == set(api.Options.__annotations__) - {*api.LOADING_OPTIONS, *api.OTHER_OPTIONS}
+def test_an_option_without_a_use_is_named(monkeypatch, caplog):
+    monkeypatch.setattr(api.Pipeline, "load_dense", lambda pipeline: None)
+    monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
+    compress("default", method="wanda", estimator="fisher", order="one-shot", bias=1.3)
+    assert caplog.messages == ["estimator, order ignored: not used by method wanda"]
 
 
-def test_an_estimator_may_be_a_function_in_a_file(home, texts, tmp_path):
-    registered = dict(intraslice.ESTIMATORS)
+def test_an_estimator_may_be_a_function_in_a_file(home, texts):
     fisher = "layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1).square().sum(0)"
     neurons = "layer.mlp_gradients.square().sum(0)"
-    (tmp_path / "mine.py").write_text(f"def importances(layer):\n    return {fisher}, {neurons}\n")
-    try:
-        own, built_in = (
-            compress(home / "tiny", 0.3, order="one-shot", estimator=name, dtype="float32", progress=False, **texts)
-            for name in (f"{tmp_path / 'mine.py'}:importances", "fisher")
-        )
-        assert own.plan.layers == built_in.plan.layers
-        assert own.plan.config.estimator in intraslice.ESTIMATORS.keys() - registered
-    finally:
-        for name in intraslice.ESTIMATORS.keys() - registered:
-            del intraslice.ESTIMATORS[name]
+    Path("mine.py").write_text(f"def importances(layer):\n    return {fisher}, {neurons}\n")
+    own, built_in = (
+        compress("tiny", 0.3, order="one-shot", estimator=name, dtype="float32", progress=False, **texts)
+        for name in ("mine.py:importances", "fisher")
+    )
+    assert own.plan.layers == built_in.plan.layers
+    assert own.plan.config.estimator.startswith("mine.py:importances@")
 
 
 def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):
@@ -162,26 +139,28 @@ def test_several_sparsities_share_a_loaded_model(home, texts, result):
     assert some[1].evaluate(progress=False) == result.evaluate(progress=False)
 
 
-def test_what_cannot_be_compressed_is_refused(home, result, tmp_path):
-    model, tokenizer = original(home), AutoTokenizer.from_pretrained(home / "tiny")
+def test_what_cannot_be_compressed_is_refused(home, result):
+    model, tokenizer = original(home), AutoTokenizer.from_pretrained("tiny")
+    result.save_pretrained("sliced")
     cases: dict[str, tuple[Any, dict]] = {
         "needs its tokenizer": (model, {}),
         "is for a loaded model": ("default", {"tokenizer": tokenizer}),
         "dtype controls loading": (model, {"tokenizer": tokenizer, "dtype": "float32"}),
         "got torch.float16": (original(home).half(), {"tokenizer": tokenizer}),
         "was converted or sliced before": (result.model, {"tokenizer": tokenizer}),
-        "method must be one of intraslice, .*, got 'none'": (str(home / "tiny"), {"method": "none"}),
-        "estimator must be one of pca, .* or path.json, got 'none'": (str(home / "tiny"), {"estimator": "none"}),
-        "none.py cannot be read": (str(home / "tiny"), {"estimator": "none.py:heads"}),
+        "is sliced already": ("sliced", {}),
+        "dtype must be one of auto, float32, bfloat16, got 'float64'": ("default", {"dtype": torch.float64}),
+        "method must be one of intraslice, .*, got 'none'": ("tiny", {"method": "none"}),
+        "svd was removed; use modegpt": ("tiny", {"method": "svd"}),
+        "estimator must be one of pca, .* or path.json, got 'none'": ("tiny", {"estimator": "none"}),
+        "none.py cannot be read": ("tiny", {"estimator": "none.py:heads"}),
+        "sparsity": ("tiny", {"sparsity": 0.9}),
     }
     for words, (what, options) in cases.items():
         with pytest.raises(UserError, match=words):
             compress(what, progress=False, **options)
     with pytest.raises(TypeError, match=r"no option 'sequences'.* calibration=CalibrationConfig\(...\)"):
         compress("default", sequences=4)
-    result.save_pretrained(tmp_path / "sliced")
-    with pytest.raises(UserError, match="is sliced already"):
-        compress(tmp_path / "sliced", progress=False)
 
 
 def test_progress_goes_to_the_callback_which_can_cancel(home, texts):
@@ -221,12 +200,6 @@ def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_
         assert_close(model(tokens).logits, result.model(tokens).logits, atol=1e-5, rtol=1e-5)
     with pytest.raises(UserError, match="exists and is not empty"):
         result.save_pretrained(tmp_path / "sliced")
-
-
-def test_a_method_without_an_order_shows_none_and_a_removed_one_what_replaces_it(home, texts):
-    assert "sliced by wanda\n" in str(compress(home / "tiny", 0.3, method="wanda", progress=False, **texts))
-    with pytest.raises(UserError, match="svd was removed; use modegpt"):
-        compress(home / "tiny", 0.3, method="svd", progress=False, **texts)
 
 
 def test_a_gguf_file_comes_with_its_card(tiny_llama_gqa, texts, tmp_path, monkeypatch):
@@ -289,7 +262,8 @@ def test_a_notebook_shows_a_bar_for_each_module(result):
     assert "<script" not in result._repr_html_()
 
 
-def test_a_cross_module_slice_has_no_ratios_to_show(home, texts):
+def test_a_cross_module_slice_has_no_ratios_and_a_method_without_an_order_none_to_show(home, texts):
+    assert "sliced by wanda\n" in str(compress("tiny", 0.3, method="wanda", progress=False, **texts))
     cross = compress(home / "tiny", 0.2, method="crossmodule", order="one-shot", progress=False, **texts)
     assert "layer " not in str(cross)
     assert "<svg" not in cross._repr_html_()

@@ -1,0 +1,197 @@
+"""The commands sweep, paper and tasks on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import pytest
+from harness import CHOICE
+
+from intraslice import data
+from intraslice.__main__ import main
+from intraslice.cli import comparisons
+from intraslice.cli.parser import parser
+from intraslice.cli.run import Run
+from intraslice.core.errors import UserError
+
+ROOT = Path(__file__).parents[3]
+ONE_POINT = "sweep --methods intraslice --estimators pca --sparsities 0.3 --no-speed"
+
+
+def test_sweep_writes_the_rows_it_prints(run):
+    chosen = "--methods intraslice crossmodule --estimators pca uniform --sparsities 0.2 0.3 --no-speed"
+    result = run(f"sweep {chosen} --csv rows.csv --also-eval text.txt")
+    assert len(result["rows"]) == 6
+    frame, found = pandas.read_csv("rows.csv"), [row["perplexity"] for row in result["rows"]]
+    assert frame["perplexity"].tolist() == frame["perplexity text"].tolist() == pytest.approx(found)
+
+
+def test_a_sweep_over_seeds_has_the_rows_of_each_and_their_spread(run, printed):
+    chosen = "sweep --methods intraslice wanda --estimators pca --sparsities 0.3 --no-speed"
+    result = run(f"{chosen} --seeds 0 1")
+    assert result["protocol"]["seed"] == [0, 1]
+    rows = result["rows"]
+    assert [row["seed"] for row in rows] == [0, 0, 1, 1]
+    single = run(f"{chosen} --seed 1")["rows"]
+    assert [row["perplexity"] for row in rows[2:]] == [row["perplexity"] for row in single]
+    assert "seed" not in single[0]
+    header, first, second = (line.split() for line in printed(f"{chosen} --seeds 0 1").strip().splitlines())
+    assert (first[:2], second[:2]) == (["intraslice", "pca"], ["wanda", "0.3"])  # which uses no estimator
+    table = dict(zip(header, first, strict=False))
+    for name in ("perplexity", "divergence"):
+        both = [rows[0][name], rows[2][name]]
+        assert float(table[name]) == pytest.approx(statistics.mean(both), rel=1e-2)
+        assert float(table[f"{name}_sd"]) == pytest.approx(statistics.stdev(both), abs=1e-3)
+
+
+def test_a_recovery_follows_any_method(run):
+    values = [run(f"evaluate --method flap{more}")["perplexity"] for more in ("", " --recover distill")]
+    assert values[0]["dense"] == values[1]["dense"]
+    assert values[0]["sliced"] != values[1]["sliced"]
+    (row,) = run("sweep --methods flap --sparsities 0.3 --no-speed --recover distill")["rows"]
+    assert (row["recovery"], row["perplexity"]) == ("distill", values[1]["sliced"])
+    assert 2 < row["recovery_training_passes"] < 30
+
+
+def test_answers_are_judged_behind_an_option(run):
+    judged = run("evaluate --answers")["answers"]
+    (row,) = run(f"{ONE_POINT} --answers")["rows"]
+    assert {name: row[name] for name in judged["sliced"]} == judged["sliced"]
+    assert row["dense_loops"] == judged["dense"]["loops"]
+    assert "answers" not in run("evaluate")
+
+
+def test_the_papers_table_has_what_a_sweep_finds_beside_the_published(run, printed):
+    chosen = "--sequences 4 --eval-tokens 360 --methods crossmodule intraslice --sparsities 0.2 0.3"
+    found = run(f"paper {chosen.replace('360', str(comparisons.ALL_TOKENS))}")
+    assert found["protocol"]["eval_tokens"] == 360  # all windows of the held-out fifth
+    swept = run(f"sweep {chosen} --estimators pca --no-speed")["rows"]
+    for row, point in zip(found["rows"], swept, strict=True):
+        assert {name: row[name] for name in ("method", "sparsity", "perplexity", "removed_fraction")}.items() <= (
+            point.items()
+        )
+        assert row["times_dense"] == point["perplexity"] / point["dense_perplexity"]
+    published = {(row["method"], row["sparsity"]): row["published_times_dense"] for row in found["rows"]}
+    assert published[("intraslice", 0.3)] == pytest.approx(7.11 / 5.47)
+    assert published[("intraslice", 0.2)] is None
+    differences = [line.split(",")[0].split(":")[0] for line in found["differences"]]
+    assert differences == ["text", "windows of 24 tokens", "calibrated on 4 x 24 tokens"]
+    lines = [line for line in printed(f"paper {chosen}").splitlines() if line.startswith("|")]
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert head == ["perplexity (times dense)", "dense", "20%", "30%"]
+    names = [f"{name}, {where}" for name in ("Cross-module", "IntraSlice") for where in ("here", "published")]
+    assert [row[0] for row in rows] == names
+    assert rows[3] == ["IntraSlice, published", "5.47", "", "7.11 (1.30)"]
+    assert rows[2][3].startswith(f"{found['rows'][3]['perplexity']:.2f} ({found['rows'][3]['times_dense']:.2f})")
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_does(missing, monkeypatch):
+    def read(text: str, *_: str) -> list[str]:
+        if missing and text == "wikitext2":
+            raise UserError("wikitext2 is not here")
+        return ["a text"]
+
+    def start(*words: str) -> Run:
+        return Run(parser().parse_args(["paper", "--device", "cpu", *words]))
+
+    monkeypatch.setattr(data, "read_documents", read)
+    run = start()
+    chosen = comparisons._with_available_texts(run)
+    if missing:
+        assert {name: getattr(chosen.arguments, name) for name in comparisons.SMALL} == comparisons.SMALL
+        assert chosen.recipe.calibration.text == chosen.recipe.evaluation.text == "default"
+        assert len(comparisons._differences(chosen.recipe.protocol(), 200_000)) == 4
+        for words in (["--model", "meta-llama/Llama-2-7b-hf"], ["--sequences", "16"]):
+            with pytest.raises(UserError, match="wikitext2 is not here"):
+                comparisons.paper(start(*words))
+    else:
+        assert chosen is run
+        calibration = run.recipe.calibration
+        assert (calibration.text, calibration.sequences, calibration.length) == ("wikitext2", 128, 2048)
+        assert run.recipe.evaluation.window == 2048
+        assert comparisons._differences(run.recipe.protocol() | {"eval_tokens": 339_968}, 341_469) == []
+
+
+def test_what_is_out_of_reach_is_said_in_its_cell():
+    row = dict.fromkeys(comparisons.ROW_KEYS) | {"method": "flap", "sparsity": 0.8, "note": "too much"}
+    beside = comparisons._with_published(row | {"dense_perplexity": 10.0})
+    assert beside["times_dense"] is None
+    assert comparisons._cell(beside) == "out of reach"
+
+
+@pytest.fixture
+def task(home) -> str:
+    """The line of a command on a task over a local file."""
+    draw, vocabulary = random.Random(0), [f"w{index}" for index in range(4, 256)]
+    rows = [
+        {
+            "question": " ".join(draw.choices(vocabulary, k=5)),
+            "choices": draw.sample(vocabulary, 3),
+            "answer": index % 3,
+        }
+        for index in range(20)
+    ]
+    (home / "questions.json").write_text("\n".join(map(json.dumps, rows)))
+    (home / "tasks").mkdir()
+    text = (CHOICE + "metric_list: [{{metric: acc}}]\n").format(name="which", file=home / "questions.json")
+    (home / "tasks" / "which.yaml").write_text(text)
+    return "tasks --tasks which --include-path tasks"
+
+
+def test_dense_and_slices_stand_side_by_side(task, harness, run, printed):
+    result = run(task)
+    assert set(result) == {"model", "rows", "removed_fraction", "protocol", "seconds"}
+    assert [row["model"] for row in result["rows"]] == ["dense", "intraslice", "crossmodule"]
+    assert all(row["task"] == "which" and row["metric"] == "acc" for row in result["rows"])
+    assert all(0 <= row["value"] <= 1 and row["standard_error"] > 0 for row in result["rows"])
+    assert result["removed_fraction"] == pytest.approx({"intraslice": 0.3, "crossmodule": 0.3}, abs=0.12)
+    assert {"lm_eval", "limit", "num_fewshot", "calibration"} <= result["protocol"].keys()
+    head, row = printed(f"{task} --methods wanda --limit 5").splitlines()
+    assert head.split() == ["task", "metric", "dense", "wanda"]
+    assert (row.split()[:2], row.count("±")) == (["which", "acc"], 2)
+
+
+BY_ITS_OWN_COMMAND = """
+import sys
+from functools import partial
+import lm_eval._cli.run, lm_eval.tasks
+lm_eval.tasks.TaskManager = partial(lm_eval.tasks.TaskManager, include_defaults=False)
+from lm_eval.__main__ import cli_evaluate
+sys.argv[0] = "lm_eval"
+cli_evaluate()
+"""
+
+
+def test_a_sliced_folder_scores_as_in_memory_and_by_lm_evals_own_command(task, home, harness, run):
+    run("slice --out sliced")
+    in_memory, reopened = run(f"{task} --methods intraslice"), run(f"{task} --model sliced")
+    (row,) = reopened["rows"]
+    assert (row["model"], row["value"]) == ("sliced", in_memory["rows"][1]["value"])
+    assert reopened["removed_fraction"]["sliced"] == pytest.approx(in_memory["removed_fraction"]["intraslice"])
+    words = ["--model", "hf", "--model_args", "pretrained=sliced,trust_remote_code=True,dtype=float32"]
+    words += ["--device", "cpu", "--tasks", "which", "--include_path", "tasks", "--output_path", "out.json"]
+    places = {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "HF_HOME": str(home)}
+    command = [sys.executable, "-c", BY_ITS_OWN_COMMAND, *words]
+    process = subprocess.run(command, capture_output=True, text=True, env=os.environ | places, timeout=600)
+    assert process.returncode == 0, process.stderr[-2000:]
+    (file,) = home.glob("out*.json")
+    assert json.loads(file.read_text())["results"]["which"]["acc,none"] == row["value"]
+
+
+def test_without_a_folder_of_tasks_one_line_names_it(task, words, harness, capsys):
+    assert main([*task.split(), *words, "--include-path", "nowhere"]) == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_without_lm_eval_one_line_says_what_to_install(task, words, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*task.split(), *words]) == 2
+    assert 'pip install "lm-eval[hf]"' in capsys.readouterr().err.splitlines()[-1]
