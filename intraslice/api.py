@@ -123,17 +123,17 @@ class CompressedModel:
         return 1 - counts["sliced_decoder"] / counts["dense_decoder"]
 
     @property
-    def made(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The record of how the model was made, as saved in its folder; with perplexities after `evaluate`."""
-        made = slice_record(self.recipe, self.dense, self.plan)
-        return made | (
+        record = slice_record(self.recipe, self.dense, self.plan)
+        return record | (
             evaluation_statistics(self._evaluation.dense, self._evaluation.sliced) if self._evaluation else {}
         )
 
     @property
     def loaded(self) -> LoadedModel:
         """The sliced model as `load_model` would return it after saving."""
-        return replace(self.dense, model=self.model, made=self.made)
+        return replace(self.dense, model=self.model, record=self.record)
 
     def evaluate(
         self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressCallback | bool = True
@@ -166,7 +166,7 @@ class CompressedModel:
 
         The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
         """
-        save(self.model, self.tokenizer, save_directory, self.made)
+        save(self.model, self.tokenizer, save_directory, self.record)
 
     def to_gguf(
         self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
@@ -218,9 +218,9 @@ def export_gguf(
 ) -> GGUFReport:
     """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
     file = Path(file).expanduser()
-    report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.made, progress=progress)
-    made = loaded.made or {"source": loaded.source, "asked": {"model": loaded.name}}
-    write_gguf_card(loaded.model, made, file)
+    report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.record, progress=progress)
+    record = loaded.record or {"source": loaded.source, "requested": {"model": loaded.name}}
+    write_gguf_card(loaded.model, record, file)
     return report
 
 

@@ -38,8 +38,8 @@ _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of the
 class LoadedModel:
     """A canonicalised model. `name` is the requested name; `source` is a human-readable description of the weights.
 
-    `fingerprint` is that of the model as it was loaded: do not change its weights in place. `made` is None for a dense
-    model, and for a sliced checkpoint the record of how it was made.
+    `fingerprint` is that of the model as it was loaded: do not change its weights in place. `record` is None for a
+    dense model, and for a sliced checkpoint the record of how it was made.
     """
 
     model: PreTrainedModel
@@ -47,7 +47,7 @@ class LoadedModel:
     name: str
     source: str
     fingerprint: str
-    made: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _fingerprints[self.model] = self.fingerprint
@@ -81,7 +81,7 @@ def require_loaded(loaded: object) -> None:
 
 def require_dense(loaded: LoadedModel) -> None:
     """Raise UserError for a sliced checkpoint."""
-    if loaded.made is not None:
+    if loaded.record is not None:
         raise _sliced_already(loaded.name)
 
 
@@ -122,8 +122,8 @@ def load_model(
             raise UserError(f"{name} is a sliced checkpoint, which cannot be offloaded; leave the device map out")
         return load_offloaded(name, precision, device, device_map, progress=progress)
     if is_checkpoint(name):
-        model, tokenizer, made = load_checkpoint(name, device, precision)
-        return LoadedModel(model, tokenizer, name, f"{made.get('source', name)}, sliced", fingerprint(model), made)
+        model, tokenizer, record = load_checkpoint(name, device, precision)
+        return LoadedModel(model, tokenizer, name, f"{record.get('source', name)}, sliced", fingerprint(model), record)
     weights = require_memory(name, precision, device).weights or fetch_weights(name, progress=progress)
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else precision)

@@ -93,7 +93,7 @@ class Pipeline:
         windows are longer than the model's context.
         """
         require_length(self.recipe.evaluation.window, loaded.model.config)
-        recorded = (loaded.made or {}).get("protocol", {})
+        recorded = (loaded.record or {}).get("protocol", {})
         evaluation = self.recipe.evaluation
         # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)

@@ -67,7 +67,7 @@ def slice_record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, A
     return {
         "version": intraslice.__version__,
         "source": loaded.source,
-        "asked": recipe.slice_options(),
+        "requested": recipe.slice_options(),
         "protocol": recipe.protocol() | {f"{name}_digest": digest for name, digest in digests.items() if digest},
         "plan": plan_record(plan),
         **plan_statistics(plan, loaded.model),
@@ -78,7 +78,8 @@ def plan_record(plan: Plan) -> dict[str, Any]:
     """The kept units of every layer and the reasons for the ratios, as JSON."""
     if isinstance(plan, CrossModulePlan):
         absent = ("recovery", "epochs") if plan.recovery == NO_RECOVERY else ()
-        return {key: value for key, value in asdict(plan).items() if key not in absent}
+        values = {key: value for key, value in asdict(plan).items() if key not in absent}
+        return values | {"asked": plan.requested}  # as HTTP clients know it
     return {"layers": [asdict(layer) for layer in plan.layers], "reasons": asdict(plan.reasons)}
 
 
@@ -103,17 +104,17 @@ def checkpoint_record(loaded: LoadedModel, recipe: Recipe) -> dict[str, Any]:
 
     Values that the checkpoint's record lacks are None: `save` writes whatever its caller knows.
     """
-    made = loaded.made or {}
-    recorded = made.get("protocol", {})
+    record = loaded.record or {}
+    recorded = record.get("protocol", {})
     protocol = recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
     protocol |= {key: recorded[key] for key in ("sampled_tokens",) if key in recorded}
-    result = dict.fromkeys(recipe.slice_options()) | made.get("asked", {})
-    result |= {key: made.get(key) for key in ("removed_fraction", "ratios")}
-    counts = made.get("parameters", {"dense_total": None, "dense_decoder": None})
+    result = dict.fromkeys(recipe.slice_options()) | record.get("requested", {})
+    result |= {key: record.get(key) for key in ("removed_fraction", "ratios")}
+    counts = record.get("parameters", {"dense_total": None, "dense_decoder": None})
     result["parameters"] = counts | parameters_of(loaded.model, "sliced")
-    cache = made.get("kv_bytes_per_token", {"dense": None})
+    cache = record.get("kv_bytes_per_token", {"dense": None})
     result["kv_bytes_per_token"] = cache | {"sliced": kv_bytes_per_token(loaded.model)}
-    result |= {key: made[key] for key in CROSS_MODULE if key in made}
+    result |= {key: record[key] for key in CROSS_MODULE if key in record}
     return result | {"model": loaded.name, "protocol": protocol}
 
 
@@ -130,7 +131,7 @@ def evaluation_statistics(dense: Losses, sliced: Losses) -> dict[str, Any]:
 
 def summary(plan: Plan, method: str) -> str:
     """A one-line summary of a plan by `method`."""
-    counts, target = plan.parameters, plan.asked if isinstance(plan, CrossModulePlan) else plan.config.sparsity
+    counts, target = plan.parameters, plan.requested if isinstance(plan, CrossModulePlan) else plan.config.sparsity
     line = (
         f"removed {plan.removed_fraction:.4f} of the decoder layers' parameters "
         f"({'by --slicing' if target is None else f'target {target:g}'}): "

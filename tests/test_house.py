@@ -1,4 +1,4 @@
-"""Who may import whom (`[tool.importlinter]` in pyproject.toml), and how long packages, files, functions and signatures may be."""
+"""Who may import whom (`[tool.importlinter]` in pyproject.toml); sizes of packages, files, functions and signatures."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_IMPORTS = 500, 60, 7, 15
 ENTRIES = ("intraslice/__init__.py", "intraslice/cli/parser.py")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Functions of the page above the limit, and their lines now: to be divided, and never to grow.
-LONG = {
-}
+LONG = {}
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}
 

@@ -187,7 +187,7 @@ def write_gguf_file(
 
     def write(path: Path) -> None:
         nonlocal padding
-        report = write_gguf(model, tokenizer, path, cast(GGUFType, gguf_type), made=record, progress=False)
+        report = write_gguf(model, tokenizer, path, cast(GGUFType, gguf_type), record=record, progress=False)
         padding = report.padding_bytes
 
     with _sliced(job, session, request) as (model, tokenizer, record):

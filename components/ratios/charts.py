@@ -154,8 +154,8 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         if curve.chosen_below > 0:
             shapes.append(figure.removed_region(axes, 1 - curve.chosen_below))
         below = gettext("{chosen_below:.0%} below the threshold", chosen_below=curve.chosen_below)
-        verdict = below if curve.threshold is not None else gettext("no threshold (uniform ratios)")
-        headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {verdict}", axes))
+        comparison = below if curve.threshold is not None else gettext("no threshold (uniform ratios)")
+        headings.append(figure.heading(f"<b>{MODULES[module]}</b>: {comparison}", axes))
         threshold = gettext("none") if curve.threshold is None else number(curve.threshold, ".3e")
         rows.append([MODULES[module], threshold, number(curve.chosen_below, ".1%"), number(curve.all_below, ".1%")])
     layout["shapes"], layout["annotations"] = shapes, headings

@@ -74,9 +74,9 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
         title=translate(TITLE),
         note=gettext(
             "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
-            "those estimated from {latest} sequences. {verdict}",
+            "those estimated from {latest} sequences. {conclusion}",
             latest=latest,
-            verdict=_verdict(view),
+            conclusion=_conclusion(view),
         ),
         protocol=""
         if latest == total
@@ -91,7 +91,7 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
     )
 
 
-def _verdict(view: ConvergenceView) -> str:
+def _conclusion(view: ConvergenceView) -> str:
     """The number of sequences from which on all ratios have converged."""
     changing = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > TOLERANCE]
     converged = [count for count in view.sequences[:-1] if count > max(changing, default=0)]

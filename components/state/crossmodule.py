@@ -31,7 +31,7 @@ def note_of(plan: CrossModulePlan) -> LazyString:
         "No width that is a multiple of {multiple} removes {target:.1%} of the layer parameters; the nearest, {width} "
         "of {hidden}, removes {removed:.1%}.",
         multiple=MULTIPLE,
-        target=plan.asked,
+        target=plan.requested,
         width=plan.width,
         hidden=plan.hidden,
         removed=plan.removed_fraction,

@@ -35,7 +35,7 @@ EXCLUDED_FIELDS = ("_name_or_path", "dtype")  # of the dense configuration: a lo
 
 
 class IntraSliceConfig(PreTrainedConfig):
-    """The configuration of the dense model, the shape of every layer, and `made`, the record of how it was sliced."""
+    """The configuration of the dense model, the shape of every layer, and the record of how it was sliced."""
 
     model_type = "intraslice"
 
@@ -43,23 +43,28 @@ class IntraSliceConfig(PreTrainedConfig):
         self,
         dense: dict[str, Any] | None = None,
         layers: list[Shape] | None = None,
-        made: dict[str, Any] | None = None,
+        record: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        self.dense, self.layers, self.made = dense or {}, layers or [], made
+        record = options.pop("made", record)  # in folders of older versions, which also have `asked`
+        if record and "asked" in record:
+            record = {"requested" if name == "asked" else name: value for name, value in record.items()}
+        self.dense, self.layers, self.record = dense or {}, layers or [], record
         options.pop("transformers", None)  # `to_dict` makes it from the layers
         super().__init__(**options)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, made: dict[str, Any] | None) -> IntraSliceConfig:
-        """The configuration of the model in its present state. `made` is saved unchanged, so it must be JSON."""
-        return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], made)
+    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> IntraSliceConfig:
+        """The configuration of the model in its present state. `record` is saved unchanged, so it must be JSON."""
+        return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], record)
 
     @classmethod
-    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], made: dict[str, Any] | None) -> IntraSliceConfig:
+    def with_shapes(
+        cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None
+    ) -> IntraSliceConfig:
         """The configuration of a dense model whose layers have these shapes once they are sliced."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
-        return cls(dense=dense, layers=shapes, made=made, dtype=model.dtype)
+        return cls(dense=dense, layers=shapes, record=record, dtype=model.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with transformers' own `per_layer_config` beside `layers`.
@@ -96,14 +101,14 @@ else:
 
 
 class IntraSliceForCausalLM(_Family):
-    """The causal language model class of a family, with sliced layers. `made` records how it was sliced, if known.
+    """The causal language model class of a family, with sliced layers. `record` says how it was sliced, if known.
 
     `config` is the configuration of the dense model. `save_pretrained` writes an `IntraSliceConfig` of the layers.
     """
 
     config_class = IntraSliceConfig
     config: PreTrainedConfig
-    made: dict[str, Any] | None = None
+    record: dict[str, Any] | None = None
     # The layers use torch's attention kernel at any shape.
     _supports_flash_attn = False
     _supports_flex_attn = False
@@ -137,7 +142,7 @@ class IntraSliceForCausalLM(_Family):
         model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
         fill_buffers_(model, config.layers)
         _require_shortcuts_on_device(model)
-        model.made = config.made
+        model.record = config.record
         return opened
 
     @classmethod
@@ -147,12 +152,12 @@ class IntraSliceForCausalLM(_Family):
         model = super(IntraSliceForCausalLM, _sliced_class(dense))._from_config(
             dense, layers=config.layers, dtype=dtype, **options
         )
-        model.made = config.made
+        model.record = config.record
         return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], *arguments: Any, **options: Any) -> None:
         """Save as transformers does, with a configuration of the present layers."""
-        dense, self.config = self.config, IntraSliceConfig.of(self, self.made)
+        dense, self.config = self.config, IntraSliceConfig.of(self, self.record)
         try:
             super().save_pretrained(save_directory, *arguments, **options)
         finally:

@@ -70,8 +70,10 @@ def require_new_file(file: str | Path, suffix: str) -> Path:
     return file
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, made: dict[str, Any]) -> None:
-    """Write a sliced model. `made` (source, plan, protocol ...) is saved unchanged, so it must be JSON.
+def save(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, record: dict[str, Any]
+) -> None:
+    """Write a sliced model. `record` (source, plan, protocol ...) is saved unchanged, so it must be JSON.
 
     The folder is created atomically. Raises UserError if it exists and is not empty, or if the disk is full.
     """
@@ -83,7 +85,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str
     }
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
-    config = IntraSliceConfig.of(model, made)
+    config = IntraSliceConfig.of(model, record)
     with written_whole(folder, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         temporary.mkdir()
         write_tensors(tensors, temporary / WEIGHTS)
@@ -126,9 +128,9 @@ def write_parts(
     # `save_pretrained` refuses what many published models have, such as a temperature without sampling.
     generation.to_json_file(temporary / "generation_config.json")
     (temporary / CARD).write_text(model_card(config, name), encoding="utf-8")
-    record: dict[str, Any] = {"format": FORMAT, "made": config.made}
-    record["sha256"] = _digest(temporary, record)
-    (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    content: dict[str, Any] = {"format": FORMAT, "record": config.record}
+    content["sha256"] = _digest(temporary, content)
+    (temporary / RECORD).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Shards:
         shape = json.dumps(shape_of(layer))
         write_whole(self._shape(index), lambda partial: partial.write_text(shape, encoding="utf-8"))
 
-    def finish(self, tokenizer: PreTrainedTokenizerBase, made: dict[str, Any], target: Path) -> None:
+    def finish(self, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], target: Path) -> None:
         """Write all other weights, the index of the shards, and the other files; move the folder to `target`.
 
         Raises UserError if they cannot be written; the same run may then be started again.
@@ -170,7 +172,7 @@ class Shards:
             index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
             (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
             layers = [read_json(self._shape(index)) for index in range(len(self.model.model.layers))]
-            config = IntraSliceConfig.with_shapes(self.model, layers, made)
+            config = IntraSliceConfig.with_shapes(self.model, layers, record)
             write_parts(self.folder, self.model, tokenizer, config, target.name)
             if target.exists():  # and is empty
                 target.rmdir()
@@ -188,7 +190,7 @@ class Shards:
 def load(
     folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]:
-    """Load a folder that `save` wrote: the model (with `generate()`), its tokenizer, and the record `made`.
+    """Load a folder that `save` wrote: the model (with `generate()`), its tokenizer, and the record of its slicing.
 
     Raises UserError if a file is missing, truncated, or not the one that was saved.
     """
@@ -207,7 +209,7 @@ def load(
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} is not a complete sliced checkpoint ({reason}); copy the folder again") from error
     tokenizer.padding_side = "left"
-    return model.requires_grad_(False).to(device), tokenizer, config.made or {"source": str(folder)}
+    return model.requires_grad_(False).to(device), tokenizer, config.record or {"source": str(folder)}
 
 
 def _read_json_or_empty(file: Path) -> dict[str, Any]:
@@ -225,7 +227,10 @@ def _verify(folder: Path) -> None:
     if not (folder / RECORD).is_file():
         return
     record = _read_json_or_empty(folder / RECORD)
-    if record.get("format") != FORMAT or "made" not in record:
+    if record.get("format") != FORMAT or not record.keys() & {
+        "record",
+        "made",
+    }:  # the second as older versions wrote it
         raise UserError(
             f"{folder / RECORD} cannot be read or is of format {record.get('format')!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"

@@ -38,10 +38,10 @@ class Origin:
     licence: str | None
 
     @classmethod
-    def of(cls, made: dict[str, Any]) -> Origin:
+    def of(cls, record: dict[str, Any]) -> Origin:
         """Read from the record. A folder or a file has no id on the Hub, and no known licence."""
-        model = made.get("asked", {}).get("model", "")
-        match = _HUB_SOURCE.match(made.get("source", ""))
+        model = record.get("requested", {}).get("model", "")
+        match = _HUB_SOURCE.match(record.get("source", ""))
         hub_id, commit, licence = match.groups() if match else (None, None, SUGGESTED_MODELS.get(model))
         if model == DEFAULT:
             hub_id = DEFAULT_HUB_ID
@@ -51,12 +51,12 @@ class Origin:
 def model_card(config: IntraSliceConfig, name: str, form: Form = "folder") -> str:
     """The card, in Markdown, of the folder or GGUF file called `name`.
 
-    Values that are not in the record `config.made`, such as perplexities before an evaluation, are shown as unknown.
-    The record of a dense model has `source`, and `asked` with its `model`.
+    Values that are not in the record `config.record`, such as perplexities before an evaluation, are shown as unknown.
+    The record of a dense model has `source`, and `requested` with its `model`.
     """
-    made, origin = config.made or {}, Origin.of(config.made or {})
-    sections = [f"# {name}", _summary(made, origin), _facts(made, origin), _perplexity(made, name, form)]
-    sections += ["## How to run it", *_usage(config, name, form), "## Limits", _limits(made, origin)]
+    record, origin = config.record or {}, Origin.of(config.record or {})
+    sections = [f"# {name}", _summary(record, origin), _facts(record, origin), _perplexity(record, name, form)]
+    sections += ["## How to run it", *_usage(config, name, form), "## Limits", _limits(record, origin)]
     front_matter = _front_matter(origin, form).to_yaml()
     return ModelCard(f"---\n{front_matter}\n---\n\n" + "\n\n".join(sections) + "\n").content
 
@@ -77,20 +77,20 @@ def _front_matter(origin: Origin, form: Form) -> ModelCardData:
     )
 
 
-def _summary(made: dict[str, Any], origin: Origin) -> str:
+def _summary(record: dict[str, Any], origin: Origin) -> str:
     base = f"[{origin.hub_id}](https://huggingface.co/{origin.hub_id})" if origin.hub_id else f"`{origin.name}`"
-    if "removed_fraction" not in made:
+    if "removed_fraction" not in record:
         return f"{base}, written by IntraSlice."
-    removed = f"{100 * made['removed_fraction']:.1f} % of its decoder layers' parameters"
+    removed = f"{100 * record['removed_fraction']:.1f} % of its decoder layers' parameters"
     return f"{base} with {removed} removed: smaller tensors, nothing is masked. The context length is the base model's."
 
 
-def _facts(made: dict[str, Any], origin: Origin) -> str:
-    settings, protocol = made.get("asked", {}), made.get("protocol", {})
+def _facts(record: dict[str, Any], origin: Origin) -> str:
+    settings, protocol = record.get("requested", {}), record.get("protocol", {})
     commit = f", commit `{origin.commit}`" if origin.commit else ""
     rows = {"base model": f"`{origin.name}`{commit}", "licence": _licence(origin)}
-    if "source" in made and not origin.commit and origin.hub_id:
-        rows["its weights"] = made["source"]
+    if "source" in record and not origin.commit and origin.hub_id:
+        rows["its weights"] = record["source"]
     if method := settings.get("method"):
         paper, options = METHODS.get(method, ("", ()))
         parts = [f"`{method}`", *([f"after [arXiv {paper}](https://arxiv.org/abs/{paper})"] if paper else [])]
@@ -98,10 +98,10 @@ def _facts(made: dict[str, Any], origin: Origin) -> str:
         rows["method"] = ", ".join(parts)
     if recovery := settings.get("recovery"):
         rows["recovery"] = f"`{recovery}`, epochs `{settings['epochs']}`"
-    if counts := made.get("parameters"):
+    if counts := record.get("parameters"):
         rows["parameters"] = f"{counts['dense_total']:,} → {counts['sliced_total']:,}"
         rows["of the decoder layers"] = f"{counts['dense_decoder']:,} → {counts['sliced_decoder']:,}"
-    if cache := made.get("kv_bytes_per_token"):
+    if cache := record.get("kv_bytes_per_token"):
         rows["KV cache, bytes per token"] = f"{cache['dense']:,} → {cache['sliced']:,}"
     if "calibration" in protocol:
         text = _text(protocol["calibration"])
@@ -117,14 +117,14 @@ def _licence(origin: Origin) -> str:
     return "that of the base model, which is not known here: look it up before you pass this on"
 
 
-def _perplexity(made: dict[str, Any], name: str, form: Form) -> str:
+def _perplexity(record: dict[str, Any], name: str, form: Form) -> str:
     heading = "## Perplexity\n\n"
-    if "perplexity" not in made:
+    if "perplexity" not in record:
         command = f": `python -m intraslice evaluate --model {name}`" if form == "folder" else "."
         return f"{heading}Not measured yet{command}"
-    errors, protocol = made.get("perplexity_error", {}), made["protocol"]
+    errors, protocol = record.get("perplexity_error", {}), record["protocol"]
     cells = {}
-    for model, value in made["perplexity"].items():
+    for model, value in record["perplexity"].items():
         error = errors.get(model)
         cells[model] = "unknown" if value is None else f"{value:.2f}" + (f" ± {error:.2f}" if error else "")
     table = f"| {' | '.join(cells)} |\n|{'---|' * len(cells)}\n| {' | '.join(cells.values())} |"
@@ -160,11 +160,11 @@ def _usage(config: IntraSliceConfig, name: str, form: Form) -> list[str]:
     return [*ways, f"With llama.cpp, if it supports the family:\n\n    {export}"]
 
 
-def _limits(made: dict[str, Any], origin: Origin) -> str:
-    if "removed_fraction" not in made:
+def _limits(record: dict[str, Any], origin: Origin) -> str:
+    if "removed_fraction" not in record:
         return f"It has all limits and biases of {origin.name}."
-    text = _text(made.get("protocol", {}).get("calibration", "unknown text"))
-    settings = made.get("asked", {})
+    text = _text(record.get("protocol", {}).get("calibration", "unknown text"))
+    settings = record.get("requested", {})
     trained = settings.get("method") == "intraslice+" or "recovery" in settings
     return (
         f"The remaining parameters were chosen {'and trained ' if trained else ''}on {text}. Abilities that this text "
@@ -179,8 +179,8 @@ def _text(name: str) -> str:
     return _NAMED_TEXTS.get(name, Path(name).name)
 
 
-def write_gguf_card(model: PreTrainedModel, made: dict[str, Any], file: Path) -> None:
+def write_gguf_card(model: PreTrainedModel, record: dict[str, Any], file: Path) -> None:
     """Write the card of a GGUF file next to it, unless there is one."""
     card = file.with_suffix(".md")
     if not card.exists():
-        card.write_text(model_card(IntraSliceConfig.of(model, made), file.name, "gguf"), encoding="utf-8")
+        card.write_text(model_card(IntraSliceConfig.of(model, record), file.name, "gguf"), encoding="utf-8")

@@ -118,13 +118,13 @@ def write_gguf(
     file: str | Path,
     gguf_type: GGUFType = "f16",
     name: str = "",
-    made: dict[str, Any] | None = None,
+    record: dict[str, Any] | None = None,
     *,
     progress: ProgressCallback | bool = True,
 ) -> GGUFReport:
     """Write a canonical model and its tokenizer to `file`, with one tensor in memory at a time.
 
-    Norms and biases stay float32. `name` is the name of the model, `made` the record of a slice. `progress` counts
+    Norms and biases stay float32. `name` is the name of the model, `record` the record of a slice. `progress` counts
     tensors. Raises UserError as `require_new_file` and `require_deci` do, for an unknown type, for values beyond the
     range of float16, and if the disk is full.
     """
@@ -136,7 +136,7 @@ def write_gguf(
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
     with written_whole(file, needed) as temporary_file, closing(GGUFWriter(temporary_file, "deci")) as writer:
-        _add_origin(writer, name, made or {}, sizes.padding)
+        _add_origin(writer, name, record or {}, sizes.padding)
         _write_header(writer, model, sizes, gguf_type, vocabulary)
         report, total = progress_callback(progress), len(sizes.shapes)
         for done, (tensor_name, tensor) in enumerate(deci_tensors(model)):
@@ -195,12 +195,12 @@ def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
     return _Sizes(shapes, types, padding)
 
 
-def _add_origin(writer: GGUFWriter, name: str, made: dict[str, Any], padding: int) -> None:
+def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: int) -> None:
     """Name and description of the model; llama.cpp recognises some tokenizers by the name of the dense model."""
-    if name := Path(made.get("asked", {}).get("model", name)).name:
+    if name := Path(record.get("requested", {}).get("model", name)).name:
         writer.add_name(name)
-    if "removed_fraction" in made:
-        removed = f"{made['removed_fraction']:.1%} of the decoder layers' parameters removed"
+    if "removed_fraction" in record:
+        removed = f"{record['removed_fraction']:.1%} of the decoder layers' parameters removed"
         writer.add_description(f"{removed}; {padding_text(padding)}")
 
 

@@ -88,11 +88,11 @@ decode are seconds per token relative to the dense model: below 1 is faster."""
     tables = [markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(growth_head, powers)]
     if shapes := result.get("shapes"):
         rows = [[name, *(f"{value:.3g}" for value in cost.values())] for name, cost in shapes.items()]
-        tables += [markdown(["shapes", "prefill", "decode", "perplexity"], rows), _verdict(shapes)]
+        tables += [markdown(["shapes", "prefill", "decode", "perplexity"], rows), _conclusion(shapes)]
     return "\n\n".join(tables)
 
 
-def _verdict(shapes: dict[str, dict[str, float]]) -> str:
+def _conclusion(shapes: dict[str, dict[str, float]]) -> str:
     """Which presets decode faster than free shapes, and how the perplexities compare."""
     free = shapes[FREE]
     faster = [

@@ -61,7 +61,7 @@ def evaluate(run: Run) -> CommandResult:
         )
     loaded = run.load_any()
     windows = run.windows(loaded)
-    if loaded.made is not None:
+    if loaded.record is not None:
         return _evaluate_checkpoint(run, loaded, windows)
     compressed = compress_loaded(run, loaded)
     model, plan, calibration = compressed.model, compressed.plan, run.recipe.calibration
@@ -229,7 +229,7 @@ def generate(run: Run) -> CommandResult:
     require_words("--prompt", a.prompt)
     loaded = run.load_any()
     models = {"sliced": loaded.model}
-    if loaded.made is None:
+    if loaded.record is None:
         models = {"dense": loaded.model, "sliced": compress_loaded(run, loaded).model}
     texts = {}
     for name, model in models.items():

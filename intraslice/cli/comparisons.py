@@ -107,8 +107,8 @@ def tasks(run: Run) -> CommandResult:
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
     manager = require_tasks(config)
     loaded = run.load_any()
-    if loaded.made is not None:
-        models, removed = {"sliced": loaded.model}, {"sliced": loaded.made.get("removed_fraction")}
+    if loaded.record is not None:
+        models, removed = {"sliced": loaded.model}, {"sliced": loaded.record.get("removed_fraction")}
     else:
         models, removed = {"dense": loaded.model}, {}
         stats, tokens = run.calibrate(loaded)

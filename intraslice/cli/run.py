@@ -133,7 +133,7 @@ class Run(Pipeline):
     def load_any(self) -> LoadedModel:
         """As `load`, and for a sliced checkpoint log the options of slicing, which it does not use."""
         loaded = self.load()
-        if loaded.made is not None:
+        if loaded.record is not None:
             self.warn_of_unused("a sliced model", OF_SLICES)
         return loaded
 

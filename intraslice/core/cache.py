@@ -32,7 +32,7 @@ from intraslice.core.errors import UserError, first_line
 log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
-Kind = Literal["calibration", "digests", "losses", "samples", "search", "sensitivity", "settling", "states", "sweep"]
+Kind = Literal["calibration", "convergence", "digests", "losses", "samples", "search", "sensitivity", "states", "sweep"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NEVER_REMOVED = ("models", "wheels", "offload")  # folders that count towards the size; models cannot load without them
 UNFINISHED = "unfinished"  # folder of the files with which killed runs go on: see journal.py
@@ -148,10 +148,10 @@ def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
     `size` bytes are reserved for it. Raises OSError where it cannot be created, or where `size` exceeds the maximum
     size of the cache, unless `required`.
     """
-    folder = cache_folder() / "drafts" / f"{size}-{uuid4().hex}"
+    folder = cache_folder() / "temporary" / f"{size}-{uuid4().hex}"
     with ExitStack() as stack:
         with cache_lock():
-            _remove_unlocked(folder for folder, _ in _reserved_folders("drafts"))
+            _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
             if size:
                 free_space(size, folder, required)
             stack.enter_context(_locked_folder(folder))
@@ -194,9 +194,9 @@ def remove_stale_folders() -> None:
         return
     _cleaned_folders.add(folder)
     with suppress(OSError):  # of a read-only folder
-        if (folder / "drafts").is_dir():
+        if (folder / "temporary").is_dir():
             with cache_lock():
-                _remove_unlocked(folder for folder, _ in _reserved_folders("drafts"))
+                _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
 
 
 def cache_lock() -> FileLock:
@@ -243,7 +243,7 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
 
 def _used(folder: Path) -> int:
     """Bytes of all that is not a result, except `folder`; of folders with a reservation, at least what it says."""
-    others = [pair for pair in _reserved_folders("drafts", UNFINISHED) if pair[0] != folder]
+    others = [pair for pair in _reserved_folders("temporary", UNFINISHED) if pair[0] != folder]
     kept = sum(folder_bytes(cache_folder() / name) for name in NEVER_REMOVED)
     return kept + sum(max(reserved, folder_bytes(other)) for other, reserved in others)
 

@@ -49,7 +49,7 @@ class CrossModulePlan:
 
     hidden: int
     width: int  # D'
-    asked: float | None  # target sparsity; None when the slicing fraction was given
+    requested: float | None  # target sparsity; None when the slicing fraction was given
     parameters: Parameters  # a tied head stays tied
     order: Order  # "one-shot": the bases come from the dense model's moments
     untied_total: int  # sliced total with untied embeddings, as in SliceGPT's own code
@@ -71,9 +71,9 @@ class CrossModulePlan:
         removed = self.removed_fraction
         if removed < 0:
             return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."
-        if self.asked is not None and abs(removed - self.asked) > 5e-4:
+        if self.requested is not None and abs(removed - self.requested) > 5e-4:
             return (
-                f"No width that is a multiple of {MULTIPLE} removes {self.asked:.1%} of the decoder; "
+                f"No width that is a multiple of {MULTIPLE} removes {self.requested:.1%} of the decoder; "
                 f"the nearest, {self.width} of {self.hidden}, removes {removed:.1%}."
             )
         return ""

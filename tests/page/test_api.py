@@ -66,7 +66,7 @@ def test_the_documented_examples_run(address, capsys, monkeypatch, tmp_path) -> 
     assert said["row"]["sparsity"] == 0.4
     with zipfile.ZipFile(said["archive"]) as archive:
         record = next(name for name in archive.namelist() if name.endswith(RECORD))
-        assert json.loads(archive.read(record))["made"]["ratios"] == said["sliced"]["ratios"]
+        assert json.loads(archive.read(record))["record"]["ratios"] == said["sliced"]["ratios"]
     assert "--lock 2 mlp 25" in printed
 
 

@@ -29,4 +29,4 @@ def kept_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profil
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
-    return cache_path("settling", "", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)
+    return cache_path("convergence", "", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)

@@ -105,7 +105,7 @@ def _edit(change, file=checkpoint_format.CONFIG):
         _edit(lambda config: config["layers"][0].update(scale=0.1)),  # every shape as it should be
         _edit(lambda config: config["layers"][0].update(frequency=[[99]])),
         _edit(lambda config: config["dense"].update(model_type="gpt2")),
-        _edit(lambda record: record["made"].update(source="another model"), checkpoint_format.RECORD),
+        _edit(lambda record: record["record"].update(source="another model"), checkpoint_format.RECORD),
         _edit(lambda record: record.update(format=99), checkpoint_format.RECORD),
     ],
 )

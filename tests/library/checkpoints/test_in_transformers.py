@@ -40,7 +40,7 @@ def test_auto_classes_open_it_as_it_was_saved(opened):
     assert isinstance(opened.model, IntraSliceForCausalLM)
     assert isinstance(opened.model, type(opened.case.original))
     assert isinstance(AutoConfig.from_pretrained(opened.folder), IntraSliceConfig)
-    assert opened.model.made == MADE
+    assert opened.model.record == MADE
     assert opened.agrees(opened.model)
     assert all(parameter.requires_grad for parameter in opened.model.parameters())
     assert not opened.model.training
@@ -158,7 +158,7 @@ def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
         assert str(opened.folder.parent) not in (folder / "config.json").read_text()
     AutoTokenizer.from_pretrained(opened.folder).save_pretrained(tmp_path)
     for reopened, made in (
-        (again := AutoModelForCausalLM.from_pretrained(tmp_path), again.made),
+        (again := AutoModelForCausalLM.from_pretrained(tmp_path), again.record),
         intraslice.load(tmp_path)[::2],
         (intraslice.load_model(str(tmp_path)).model, MADE),
     ):

@@ -86,7 +86,7 @@ def test_the_front_matter_tells_base_and_licence(sliced):
     ],
 )
 def test_origins_are_read_off_the_words_that_sources_have(model, source, expected):
-    made = {"asked": {"model": model}, "source": source}
+    made = {"requested": {"model": model}, "source": source}
     origin = Origin.of(made)
     assert (origin.hub_id, origin.commit, origin.licence) == expected
     card = model_card(dense(made=made), "mine")
@@ -98,7 +98,7 @@ def test_origins_are_read_off_the_words_that_sources_have(model, source, expecte
 def test_it_says_what_was_done(sliced, method):
     config = sliced(method)
     card = model_card(config, "mine")
-    made = config.made
+    made = config.record
     assert f"{100 * made['removed_fraction']:.1f} % of its decoder layers' parameters" in card
     assert f"{made['parameters']['dense_total']:,} → {made['parameters']['sliced_total']:,}" in card
     assert f"`{method}`" in card
@@ -115,12 +115,15 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "`python -m intraslice evaluate --model mine`" in model_card(config, "mine")
     sums = {"dense": ((2.5, 2.7), (2.6, 2.4)), "sliced": ((3.5, 3.7), (3.8, 3.4))}
     losses = {name: Losses(2, 2, found, (1, 1)) for name, found in sums.items()}
-    config.made |= evaluation_statistics(**losses)
+    config.record |= evaluation_statistics(**losses)
     card = model_card(config, "mine")
     assert "evaluate" not in card
     assert f"| {losses['dense'].perplexity().value:.2f} ± " in card
     assert "On 16,384 held-out tokens of wikitext2 in windows of 512, in float32" in card
-    config.made |= {"perplexity": {"dense": None, "sliced": 20.0}, "perplexity_error": {"dense": None, "sliced": None}}
+    config.record |= {
+        "perplexity": {"dense": None, "sliced": 20.0},
+        "perplexity_error": {"dense": None, "sliced": None},
+    }
     assert "| unknown | 20.00 |" in model_card(config, "mine")
 
 

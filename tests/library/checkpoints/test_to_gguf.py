@@ -137,7 +137,7 @@ def _read(file) -> tuple[dict, dict]:
 def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp_path):
     case = tiny_case(name)
     model, config = _sliced(case), case.loaded.model.config
-    made = {"asked": {"model": "somebody/Tiny-1"}, "removed_fraction": 0.4}
+    made = {"requested": {"model": "somebody/Tiny-1"}, "removed_fraction": 0.4}
     report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", "folder", made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")
     attentions = [layer.self_attn for layer in model.model.layers]
@@ -164,7 +164,7 @@ def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.5, shapes="runtime"))
     model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
     made = {"removed_fraction": plan.removed_fraction}
-    report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", made=made, progress=False)
+    report = write_gguf(model, byte_tokenizer(), tmp_path / "tiny.gguf", "f32", record=made, progress=False)
     fields, tensors = _read(tmp_path / "tiny.gguf")
     assert report.padding_bytes == fields["intraslice.padding_bytes"] == 0
     assert fields["general.description"].endswith("parameters removed; no padding")

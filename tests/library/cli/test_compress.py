@@ -189,7 +189,7 @@ def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_
     evaluation = result.evaluate(progress=False)
     result.save_pretrained(tmp_path / "sliced")
     loaded = load_model(str(tmp_path / "sliced"))
-    assert loaded.made["perplexity"] == {
+    assert loaded.record["perplexity"] == {
         "dense": evaluation.dense_perplexity.value,
         "sliced": evaluation.perplexity.value,
     }

@@ -85,7 +85,7 @@ def test_compress_searches_for_better_ratios_at_the_same_size(home, words, monke
     }
     planned = compress(home / "tiny", 0.3, **options)
     found = compress(home / "tiny", 0.3, ratios="search", passes=4, **options)
-    assert found.made["asked"]["estimator"] == found.plan.config.estimator
+    assert found.record["requested"]["estimator"] == found.plan.config.estimator
     assert ".json@" in found.plan.config.estimator
     assert found.plan.layers != planned.plan.layers
     assert found.removed_fraction == pytest.approx(planned.removed_fraction, abs=0.02)
@@ -140,6 +140,6 @@ def test_a_record_has_the_names_of_texts_and_a_record_with_paths_is_still_read(r
     assert (protocol["calibration"], protocol["eval"]) == ("text.txt", "text.txt")
     assert protocol.pop("calibration_digest") == protocol.pop("eval_digest") == digest
     loaded = intraslice.load_model("sliced")
-    loaded.made["protocol"] = protocol | {"calibration": path, "eval": "default"}
+    loaded.record["protocol"] = protocol | {"calibration": path, "eval": "default"}
     with pytest.raises(UserError, match="calibrated on all of 'text"):
         Run(parser().parse_args(["evaluate", *words, "--model", "sliced"])).windows(loaded)

@@ -90,7 +90,7 @@ def test_a_lack_of_memory_is_no_damage(path):
 
 def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
     write_record(path, {"a": 1}, "it")
-    before = {file for file in own_cache.rglob("*") if file.name != "drafts"}
+    before = {file for file in own_cache.rglob("*") if file.name != "temporary"}
 
     def interrupted(draft: Path) -> None:
         draft.write_text("half")
@@ -99,7 +99,7 @@ def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, 
     with pytest.raises(KeyboardInterrupt):
         write_result(path, interrupted, "it")
     assert read_record(path) == {"a": 1}
-    assert {file for file in own_cache.rglob("*") if file.name != "drafts"} == before
+    assert {file for file in own_cache.rglob("*") if file.name != "temporary"} == before
 
 
 @pytest.mark.parametrize("size", [0, 8])
@@ -153,17 +153,17 @@ def test_what_a_killed_writer_left_beside_its_place_goes_with_the_next(tmp_path)
 
 
 def test_a_fork_leaves_alone_what_its_parent_holds(own_cache):
-    drafts = ExitStack()
-    folder = drafts.enter_context(temporary_folder())
+    writing = ExitStack()
+    folder = writing.enter_context(temporary_folder())
     # As where the last reference to it is dropped: Python 3.13 clears what is registered for the exit in a fork.
-    child = multiprocessing.get_context("fork").Process(target=drafts.close)
+    child = multiprocessing.get_context("fork").Process(target=writing.close)
     child.start()
     child.join()
     assert child.exitcode == 0
     assert folder.is_dir()
     with temporary_folder():  # which removes what nobody holds
         assert folder.is_dir()
-    drafts.close()
+    writing.close()
     assert not folder.exists()
 
 

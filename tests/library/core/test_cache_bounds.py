@@ -43,7 +43,7 @@ def folder(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(number: int, size: int = SIZE, told: bool = True) -> Path:
     """Keep a result; told, its size is known beforehand."""
     path = cache_path("sweep", ".json", number)
-    write_result(path, lambda draft: draft.write_bytes(bytes(size)), "it", size if told else 0)
+    write_result(path, lambda temporary: temporary.write_bytes(bytes(size)), "it", size if told else 0)
     return path
 
 
@@ -71,8 +71,8 @@ def bytes_in(folder: Path) -> int:
     return total
 
 
-def drafts(folder: Path) -> list[Path]:
-    return list((folder / "drafts").glob("*"))
+def temporaries(folder: Path) -> list[Path]:
+    return list((folder / "temporary").glob("*"))
 
 
 def start(work: Callable[[], object]) -> BaseProcess:
@@ -112,7 +112,7 @@ def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing(folder, tol
     assert not too_large.exists()
     assert all(path.exists() for path in paths)
     assert MAX_BYTES_VARIABLE in caplog.text
-    assert drafts(folder) == []
+    assert temporaries(folder) == []
 
 
 def test_nothing_is_written_that_is_known_not_to_fit():
@@ -131,8 +131,8 @@ def test_weights_and_texts_count_and_stay(folder):
     new = kept(10)
     assert [path.exists() for path in paths] == [False] * 7 + [True] * 3
     assert new.exists()
-    with temporary_folder(9 * SIZE, required=True) as draft:  # as for weights, which come first
-        assert draft.is_dir()
+    with temporary_folder(9 * SIZE, required=True) as temporary:  # as for weights, which come first
+        assert temporary.is_dir()
         assert not any(path.exists() for path in [*paths, new])
     assert bytes_in(folder) == 6 * SIZE
     assert kept(11).exists()
@@ -151,9 +151,9 @@ def test_files_of_others_neither_count_nor_go(folder):
 
 
 def test_results_of_several_files_go_too(folder):
-    (old, *_), parts = filled(), cache_path("settling", "", "it")
+    (old, *_), parts = filled(), cache_path("convergence", "", "it")
     for number in (1, 2):
-        write_result(parts / f"{number}.npz", lambda draft: draft.write_bytes(bytes(SIZE)), "it")
+        write_result(parts / f"{number}.npz", lambda temporary: temporary.write_bytes(bytes(SIZE)), "it")
         age(parts / f"{number}.npz", 100)
     assert not old.exists()
     kept(10, 2 * SIZE)
@@ -190,7 +190,7 @@ def test_processes_that_write_at_once_stay_within_the_bound(folder):
     def work(first: int) -> None:
         for number in range(first, first + 30):
             path = cache_path("sweep", ".json", number)
-            write_result(path, lambda draft: draft.write_bytes(bytes(7 * SIZE)), "it", 7 * SIZE)
+            write_result(path, lambda temporary: temporary.write_bytes(bytes(7 * SIZE)), "it", 7 * SIZE)
 
     folder.mkdir()
     processes, most = [start(lambda first=first: work(first)) for first in (0, 100, 200)], 0
@@ -203,38 +203,38 @@ def test_processes_that_write_at_once_stay_within_the_bound(folder):
     assert kept in (6, 7)  # 6 if the last two wrote at once: the room for a result is kept while it is moved
     assert bytes_in(folder) == 7 * kept * SIZE
     assert most <= 50 * SIZE
-    assert drafts(folder) == []
+    assert temporaries(folder) == []
 
 
 def test_a_draft_is_its_writers_until_that_is_dead(folder):
     paths = filled()
 
     def work() -> None:
-        with temporary_folder(4 * SIZE) as draft:
-            (draft / "half").write_bytes(bytes(SIZE))
+        with temporary_folder(4 * SIZE) as temporary:
+            (temporary / "half").write_bytes(bytes(SIZE))
             time.sleep(60)
 
     process = start(work)
-    while not list((folder / "drafts").glob("*/half")):
+    while not list((folder / "temporary").glob("*/half")):
         time.sleep(0.005)
-    (draft,) = drafts(folder)
+    (temporary,) = temporaries(folder)
     with temporary_folder() as own:  # nor does one take the other's in the same process
         kept(10)
-        assert set(drafts(folder)) == {draft, own}
+        assert set(temporaries(folder)) == {temporary, own}
     # What it said that it would write is its own already.
     assert [path.exists() for path in paths] == [False] * 5 + [True] * 5
     process.kill()
     process.join()
     kept(11)
-    assert drafts(folder) == []
+    assert temporaries(folder) == []
 
 
 def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(folder, monkeypatch):
     moments, records = random.Random(0), [{"number": number, "values": [number] * 40} for number in range(20)]
     written = multiprocessing.Value("i", lock=False)  # pieces, by all writers; a lock could be held by a dead one
 
-    def slowly(draft: Path) -> None:
-        with draft.open("wb") as file:
+    def slowly(temporary: Path) -> None:
+        with temporary.open("wb") as file:
             for _ in range(10):
                 file.write(bytes(SIZE // 10))
                 file.flush()
@@ -256,7 +256,7 @@ def test_whatever_moment_a_writer_is_killed_at_nothing_half_is_found_or_left(fol
         process.join()
         monkeypatch.setattr(cache, "_cleaned_folders", set())
         remove_stale_folders()  # as the next start does
-        assert drafts(folder) == []
+        assert temporaries(folder) == []
         assert bytes_in(folder) <= 10 * SIZE
         for number, record in enumerate(records):
             assert read_record(cache_path("losses", ".json", number)) in ({}, record)

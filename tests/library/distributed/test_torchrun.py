@@ -133,7 +133,7 @@ def test_slice_is_written_once_with_the_same_plan(in_processes, tmp_path):
         folder = tmp_path / "folders" / f"{count}"
         first, *others = in_processes(count, "slice", *BOTH_MODULES, "--out", str(folder))
         assert others == [{}] * (count - 1)
-        record = json.loads((folder / "intraslice.json").read_text())["made"]
+        record = json.loads((folder / "intraslice.json").read_text())["record"]
         kept = [(layer["heads"], layer["dim"], layer["neurons"]) for layer in record["plan"]["layers"]]
         shapes = {name: weight.shape for name, weight in load_file(folder / "model.safetensors").items()}
         found.append((without(first, "seconds", "out", "bytes"), kept, shapes))

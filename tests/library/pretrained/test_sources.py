@@ -130,12 +130,12 @@ def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(c
             shutil.rmtree(converting)
         process = multiprocessing.get_context("fork").Process(target=obtain_weights, args=(DEFAULT,), daemon=True)
         process.start()
-        while turn % 4 == 0 and process.is_alive() and not any((own_cache / "drafts").iterdir()):
+        while turn % 4 == 0 and process.is_alive() and not any((own_cache / "temporary").iterdir()):
             time.sleep(0.001)  # every fourth is killed while it writes, however fast the machine
         time.sleep(moments.uniform(0.0, 0.1) if turn % 4 else 0.0)
         process.kill()
         process.join()
-        left += len(list((own_cache / "drafts").iterdir()))
+        left += len(list((own_cache / "temporary").iterdir()))
         monkeypatch.setattr(cache, "_cleaned_folders", set())  # as in a process that begins
         obtain_weights(DEFAULT)
         assert contents(own_cache) == whole

@@ -91,7 +91,7 @@ def test_the_folder_has_the_bits_of_an_ordinary_slice(family_case, recipe_for, o
     plan = slice_to_folder(recipe, folder, progress=False)
     assert plan == expected.plan
     model, tokenizer, made = intraslice.load(folder)
-    assert made == json.loads(json.dumps(expected.made))
+    assert made == json.loads(json.dumps(expected.record))
     assert tokenizer.get_vocab() == expected.tokenizer.get_vocab()
     tensors, expected_tensors = model.state_dict(), expected.model.state_dict()
     assert tensors.keys() == expected_tensors.keys()
