@@ -8,12 +8,11 @@ from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.linalg import OrderedFactor
 from intraslice.core.output_fit import value_axes
-from intraslice.core.weights import AttentionWeights, MLPWeights
+from intraslice.core.weights import AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
@@ -102,15 +101,10 @@ def mlp_from_moments(
     if width == 0:  # in any order
         ranked = OrderedFactor(torch.arange(dense.neurons, device=mean.device), mean.new_empty(dense.neurons, 0))
     elif ranked is None:
-        ranked = rank_mlp(weights, stats.mlp_moment, mean, tokens, stats.mlp_fisher)
+        ranked = rank_neurons(weights, fitted_moment(weights, stats.mlp_moment, mean, tokens), fisher=stats.mlp_fisher)
         if rankings is not None:
             rankings[dense] = ranked
     return SlicedMLP(keep_best(weights, ranked, mean, width))
-
-
-def rank_mlp(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, fisher: Tensor) -> OrderedFactor:
-    """The neurons of an MLP, best first, from `A^T A` over `tokens` tokens of the inputs of its output map."""
-    return rank_neurons(weights, fitted_moment(weights, moment, mean, tokens), fisher=fisher)
 
 
 def is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:

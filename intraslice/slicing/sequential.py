@@ -22,8 +22,8 @@ from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan, SlicePlan
 from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys
-from intraslice.slicing.mlp import keep_best
-from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged, rank_mlp
+from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
+from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged
 from intraslice.slicing.refine import refine_mlp
 
 Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to the hidden states, by batch
@@ -138,7 +138,7 @@ class _SequentialFit:
             pause()
         all_reduce_(moment, total)
         mean = total / self.tokens
-        ranked = rank_mlp(weights, moment, mean, self.tokens, self.stats.mlp_fisher)
+        ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), fisher=self.stats.mlp_fisher)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
         if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import gradio as gr
 import pytest
@@ -152,12 +153,12 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
 
 
 def test_several_moves_of_the_slider_rank_the_neurons_of_a_layer_once(session, tiny, monkeypatch) -> None:
-    rank, ranked, rankings = one_shot.rank_mlp, [], session.calibrated(tiny).slice_cache.rankings
-    monkeypatch.setattr(one_shot, "rank_mlp", lambda *inputs: ranked.append(inputs) or rank(*inputs))
+    ranked, rankings = Mock(wraps=one_shot.rank_neurons), session.calibrated(tiny).slice_cache.rankings
+    monkeypatch.setattr(one_shot, "rank_neurons", ranked)
     rankings.clear()
     models = [in_job(session, session.slice, tiny.with_settings(sparsity=sparsity)) for sparsity in (12, 22, 34)]
     widths = {(index, layer.mlp.neurons) for model in models for index, layer in enumerate(model.model.layers)}
-    assert 0 < len(ranked) == len(rankings) < len(widths)
+    assert 0 < ranked.call_count == len(rankings) < len(widths)
 
 
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:

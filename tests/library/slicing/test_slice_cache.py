@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from unittest.mock import Mock
 
 import torch
 from torch import nn
@@ -25,11 +26,11 @@ def sizes(plan: SlicePlan) -> list[tuple[int, ...]]:
 def test_what_is_equal_is_shared_as_long_as_it_is_used_and_the_numbers_are_those_of_a_slice_alone(
     family_case, monkeypatch
 ):
-    case, cache, rank, ranked = family_case, SliceCache(), one_shot.rank_mlp, []
-    monkeypatch.setattr(one_shot, "rank_mlp", lambda *inputs: ranked.append(inputs) or rank(*inputs))
+    case, cache, ranked = family_case, SliceCache(), Mock(wraps=one_shot.rank_neurons)
+    monkeypatch.setattr(one_shot, "rank_neurons", ranked)
     plans = [make_plan(case.stats.profile, SliceConfig(s, "pca", order="one-shot")) for s in (0.3, 0.35, 0.5, 0.3)]
     made = [slice_model(case.loaded.model, plan, case.stats, cache=cache, progress=False) for plan in plans]
-    assert len(ranked) == len(cache.rankings) <= len(plans[0].layers)
+    assert ranked.call_count == len(cache.rankings) <= len(plans[0].layers)
     equal = [first == second for first, second in zip(sizes(plans[0]), sizes(plans[1]), strict=True)]
     assert [a is b for a, b in zip(modules(made[0]), modules(made[1]), strict=True)] == equal
     assert modules(made[0]) == modules(made[3])
