@@ -21,7 +21,16 @@ MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_IMPORTS = 500, 60, 7, 15
 ENTRIES = ("intraslice/__init__.py", "intraslice/cli/parser.py")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Functions of the page above the limit, and their lines now: to be divided, and never to grow.
-LONG = {}
+LONG = {
+    "build": 148,  # in frame/controls.py
+    "connect": 138,
+    "variance_chart": 105,
+    "pair_chart": 81,
+    "routes": 81,
+    "importance_chart": 74,
+    "estimator_check_chart": 70,
+    "write_answers": 64,
+}
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}
 
@@ -115,9 +124,10 @@ def length(path: Path) -> int:
 
 
 def test_every_package_keeps_to_its_budget():
-    packages = {f"{path.parent.relative_to(ROOT)}/" for path in files("intraslice") if path.name == "__init__.py"}
+    packages = [path.parent for path in (ROOT / "intraslice").glob("*/__init__.py")]
     allowed = budgets()
-    assert {*packages, *(f"{name}/" for name in PACKAGES), "tests/"} <= allowed.keys()
+    expected = {f"{folder.relative_to(ROOT)}/" for folder in packages} | {f"{name}/" for name in (*PACKAGES, "tests")}
+    assert allowed.keys() == expected
     lines = {folder: sum(map(length, files(folder))) for folder in allowed}
     print(*(f"{folder:32}{lines[folder]:8,}{allowed[folder]:8,}" for folder in allowed), sep="\n")
     assert {folder: lines[folder] - most for folder, most in allowed.items() if lines[folder] > most} == {}
@@ -168,7 +178,8 @@ def imported(path: Path) -> dict[str, str]:
             base = ".".join(package[: len(package) - node.level + 1] + ([base] if base else []))
         if base.split(".")[0] in PACKAGES:
             file = file_of(base)
-            defined = imported(file) if file is not None and file.name == "__init__.py" else {}
+            exports = file is not None and file.name == "__init__.py" and file != path
+            defined = imported(file) if exports else {}
             for alias in node.names:
                 name = f"{base}.{alias.name}"
                 found[alias.asname or alias.name] = name if file_of(name) else defined.get(alias.name, base)
