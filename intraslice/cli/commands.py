@@ -15,7 +15,6 @@ from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable
 from intraslice.core.checks import require_words
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.distributed import rank, size
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
@@ -46,7 +45,7 @@ def ratios(run: Run) -> CommandResult:
     result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
     if ratios := result["ratios"]:  # a cross-module plan has none
         result |= plan_record(plan)
-        if file is not None and rank() == 0:
+        if file is not None and run.is_first:
             file.write_text(ratios_csv(ratios), encoding="utf-8")
     text = f"{layer_table(plan)}\n{summary(plan, recipe.method)}".lstrip()
     return result | {"protocol": recipe.protocol(), "seconds": run.seconds}, text
@@ -135,7 +134,7 @@ def slice_(run: Run) -> CommandResult:
     if file is not None:
         require_deci(loaded.model, loaded.tokenizer)
     compressed = compress_loaded(run, loaded)
-    if rank() > 0:
+    if not run.is_first:
         return {}, ""
     plan = compressed.plan
     result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan, run.recipe.method)]
@@ -157,7 +156,7 @@ def _should_stream(run: Run) -> bool:
         _require_streamable(run)
     except UserError:
         return False
-    return size() == 1 and memory_is_short(run.recipe, run.device)
+    return run.is_alone and memory_is_short(run.recipe, run.device)
 
 
 def _require_streamable(run: Run) -> None:

@@ -15,7 +15,6 @@ from intraslice import data
 from intraslice.cli.benchmark import markdown
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
-from intraslice.distributed import rank
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
 from intraslice.evaluation.speed import SpeedConfig
@@ -76,7 +75,7 @@ def sweep_(run: Run) -> CommandResult:
 
     frame = pandas.concat(map(sweep_by, recipes), ignore_index=True)  # one calibration in memory at a time
     run.recipe = recipe
-    if a.csv is not None and rank() == 0:
+    if a.csv is not None and run.is_first:
         frame.to_csv(a.csv, index=False)
     protocol = recipe.protocol() | ({"seed": list(dict.fromkeys(a.seeds))} if a.seeds else {})
     result = {"model": a.model, "rows": records(frame), "protocol": protocol, "seconds": run.seconds}

@@ -33,7 +33,7 @@ from intraslice.core.config import (
 )
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.distributed import size
+from intraslice.distributed import rank, size
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pipeline import Pipeline
@@ -77,7 +77,8 @@ class Run(Pipeline):
                 f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
             )
         super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
-        if size() > 1:
+        self.is_first, self.is_alone = rank() == 0, size() == 1  # of the processes that torchrun has started
+        if not self.is_alone:
             require_shareable(arguments, self.recipe)
         self._not_named = list(arguments.explicit)
         self._warn_of_explicit()
