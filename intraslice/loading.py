@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -182,8 +183,8 @@ def load_offloaded(
 ) -> LoadedModel:
     """A model whose layers are offloaded as `device_map` says.
 
-    Without a device map all weights but the final norm stay in their files, and the layers are those of transformers,
-    so that the model is of use for `open_layer` and `resident` alone.
+    Without a device map all weights but norms stay in their files, and the layers are those of transformers, so that
+    the model is of use for `open_layer` and `resident` alone. Its fingerprint is then of the files, which are not read.
 
     Raises:
         UserError: there is no such model, it cannot be sliced, or is a GGUF file.
@@ -198,8 +199,11 @@ def load_offloaded(
     model, tokenizer = read_weights(weights, dtype, places)
     prepare_tokenizer_(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
-    digest = fingerprint(model, _file_digests(weights, dtype))
-    if device_map is not None:
+    if device_map is None:
+        parts = model.config.to_json_string(use_diff=False), *map(_identity, weight_files(weights.folder))
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    else:
+        digest = fingerprint(model, _file_digests(weights, dtype))
         canonicalise_offloaded_(model, places, device)
     return LoadedModel(model, tokenizer, name, weights.source, digest)
 
@@ -247,9 +251,7 @@ def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
     """Digests of all tensors in the weight files, converted to `dtype`; kept in the cache until a file changes."""
     digests: dict[str, str] = {}
     for file in weight_files(weights.folder):
-        stat = file.stat()
-        identity = file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino
-        path = cache_path("digests", ".json", FORMAT, *identity, dtype)
+        path = cache_path("digests", ".json", FORMAT, *_identity(file), dtype)
         record = read_record(path)
         if not record:
             with safe_open(file, framework="pt") as opened:
@@ -258,6 +260,12 @@ def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
             write_record(path, record, "digests of the weights")
         digests |= record
     return digests
+
+
+def _identity(file: Path) -> tuple[Path, int, int, int]:
+    """What changes with the content of a file."""
+    stat = file.stat()
+    return file.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 def prepare_tokenizer_(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:

@@ -126,13 +126,10 @@ def calibrate(
     for layer in stats:
         all_reduce_(*vars(layer).values())
         layer.mirror_()
-    if not is_cached:
-        for layer in stats:
-            require_finite(layer)
-        if rank() == 0:
-            nbytes = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
-            what = f"the calibration ({nbytes / 1e6:.0f} MB)"
-            write_result(path, lambda file: _write(file, stats), what, nbytes)
+        require_finite(layer)
+    if not is_cached and rank() == 0:
+        nbytes = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
+        write_result(path, lambda file: _write(file, stats), f"the calibration ({nbytes / 1e6:.0f} MB)", nbytes)
     return _statistics(model, stats, tokens.numel(), targets)
 
 
@@ -144,7 +141,8 @@ def _calibrate_shard(
     progress: ProgressCallback,
 ) -> None:
     """Add this process's shard of the sequences to `stats`, one for each layer, in place."""
-    shard = shard_of(len(tokens), sequences_per_batch(tokens))
+    batch = sequences_per_batch(tokens)
+    shard = shard_of(len(tokens), batch)
     # Views of the shard's rows; of sums over sequences, the tensors themselves.
     shard_stats = [replace(layer, **{name: getattr(layer, name)[shard] for name in BY_SEQUENCE}) for layer in stats]
     loss_gradient = loss_gradient_after(tokens[: shard.start], model, targets)
@@ -152,9 +150,7 @@ def _calibrate_shard(
         _calibrate(model, shard_stats, tokens[shard], targets, loss_gradient, progress)
         return
     steps: Steps = {}
-    calibration = LayerwiseCalibration(
-        model, tokens[shard], sequences_per_batch(tokens), loss_gradient, steps, progress
-    )
+    calibration = LayerwiseCalibration(model, tokens[shard], batch, loss_gradient, steps, progress)
     calibration.run()
     for index, layer in enumerate(shard_stats):
         for name, value in vars(calibration.stats(index)).items():
@@ -162,10 +158,8 @@ def _calibrate_shard(
         del steps[f"moments.{index}"]
 
 
-def loss_gradient_after(
-    done: Int[Tensor, "sequences length"], model: PreTrainedModel, targets: Targets
-) -> LossGradient:
-    """`next_token_gradient` for the sequences after those that are `done`, so that samples do not depend on sharding.
+def loss_gradient_after(done: Tensor, model: PreTrainedModel, targets: Targets) -> LossGradient:
+    """`next_token_gradient` for the sequences after those of `done`, so that samples do not depend on the sharding.
 
     Exact on a CPU, and on a GPU if a whole batch begins there.
     """
@@ -197,13 +191,9 @@ def _calibrate(
     progress(Progress("calibrate", done, sequences))
 
     def partial_statistics() -> CalibrationStats:
+        rows = dict.fromkeys(BY_SEQUENCE, slice(done))
         layers = [
-            LayerStats(
-                **{
-                    name: (value[:done] if name in BY_SEQUENCE else value).clone()
-                    for name, value in vars(layer).items()
-                }
-            )
+            LayerStats(**{name: value[rows.get(name, ...)].clone() for name, value in vars(layer).items()})
             for layer in stats
         ]
         for layer in layers:

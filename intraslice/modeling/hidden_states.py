@@ -108,7 +108,8 @@ def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> Hi
     """The inputs of the first layer, with the masks and position embeddings that transformers computes for all."""
     # A copy that shares the embedding; the model itself is not changed, so that other jobs may use it.
     recorders = {layer: _Recorder() for layer in model.model.layers}
-    shell = replace_modules(model.model, {**recorders, final_norm(model): torch.nn.Identity()})
+    kept = {model.model.embed_tokens: model.model.embed_tokens}  # a copy's hooks would keep its weight for a while
+    shell = replace_modules(model.model, {**recorders, **kept, final_norm(model): torch.nn.Identity()})
     for batch in tokens.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])):
         shell(input_ids=batch.to(model.device), use_cache=False)
     first, *_ = recorders.values()
