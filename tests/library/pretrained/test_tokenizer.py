@@ -174,7 +174,7 @@ def test_what_takes_all_time_or_memory_to_load_takes_it_in_the_child(file, saved
     else:
         config = json.loads((folder / file).read_text())
         (folder / file).write_text(json.dumps(config | {"added_tokens_decoder": {"10": token}}))
-    monkeypatch.setattr(bounds, "LOADING", Bounds(2**28, 3))
+    monkeypatch.setattr(bounds, "LOADING", Bounds(2**28, 1))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("loaded here"))
     with pytest.raises(UserError, match="it takes more than"):
         read(folder)

@@ -27,6 +27,12 @@ def divergence(dense, sliced, tokens) -> float:
 
 
 @pytest.fixture
+def family_case(tiny_case):
+    """One is enough: `test_recover.py` has what is trained in others."""
+    return tiny_case("phi")
+
+
+@pytest.fixture
 def sliced(family_case):
     plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
     return slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)

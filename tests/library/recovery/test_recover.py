@@ -63,7 +63,7 @@ def test_every_method_gets_nearer_to_the_dense_model_and_nothing_else_changes(ti
 @pytest.mark.parametrize("name", ["wanda", pytest.param("crossmodule", marks=pytest.mark.slow)])
 def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
     case = tiny_case("llama-gqa")
-    more = torch.cat([case.tokens, case.tokens.flip(1)])
+    more = case.tokens[:4].flip(1)
     by_config = sliced_by(name, case, more, recovery="distill", epochs=2)
     by_hand = recover(case.loaded.model, sliced_by(name, case), more, "distill", epochs=2, progress=False)
     assert same_weights(by_config, by_hand)
@@ -71,7 +71,7 @@ def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
     assert same_weights(sliced_by(name, case, more, recovery="distill", epochs=0), sliced_by(name, case))
 
 
-@pytest.mark.parametrize("ignored", [{}, {"iterative": True}, {"order": "one-shot"}, {"recovery": "distill"}])
+@pytest.mark.parametrize("ignored", [{"iterative": True}, {"recovery": "distill"}])
 def test_intraslice_plus_is_another_name(tiny_case, ignored):
     case = tiny_case("llama-mha")
     alias = sliced_by("intraslice+", case, **ignored)
