@@ -71,7 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.is_relative_to(BROWSER):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"))
-            item.add_marker(pytest.mark.xdist_group(f"browser {_is_in_second(item)}"))
+            item.add_marker(pytest.mark.xdist_group(f"browser {1 + _is_in_second(item)}"))
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if _is_of_plain_gradio(item):
