@@ -194,6 +194,7 @@ def test_what_one_process_must_do_alone_is_refused_before_any_work(monkeypatch, 
 def test_a_slice_is_not_streamed_by_some_of_the_processes(monkeypatch):
     arguments = parser().parse_args(["slice", "--order", "one-shot", "--out", "folder"])
     monkeypatch.setattr(commands, "memory_is_short", lambda *_: True)
-    found = [commands._should_stream(Run(arguments))]
-    monkeypatch.setattr(commands, "size", lambda: 2)
-    assert [*found, commands._should_stream(Run(arguments))] == [True, False]
+    run = Run(arguments)
+    assert commands._should_stream(run)
+    run.is_alone = False
+    assert not commands._should_stream(run)
