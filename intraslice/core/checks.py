@@ -39,8 +39,10 @@ def is_number(value: Any, low: float, high: float) -> bool:
 def number(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
     """A number between the two, which `hint` explains."""
     if not is_number(value, low, high):
-        values = {"low": low, "high": high, "hint": hint and f" ({hint})"}
-        raise _refusal("{name} must be a number from {low:,} to {high:,}{hint}, got {value}", name, value, **values)
+        message = "{name} must be a number from {low:,} to {high:,}{hint}, got {value}"
+        if high == math.inf:
+            message = "{name} must be a number of at least {low:,}{hint}, got {value}"
+        raise _refusal(message, name, value, low=low, high=high, hint=hint and f" ({hint})")
     return float(value)
 
 

@@ -180,7 +180,7 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     [
         ({"prompt": "  "}, "prompt is empty"),
         ({"tokens": 0}, "max_new_tokens must be a whole number from 1 to "),
-        ({"temperature": -1.0}, "Temperature must be a number from 0 to inf, got -1.0."),
+        ({"temperature": -1.0}, "Temperature must be a number of at least 0, got -1.0."),
         ({"prompt": "w10 " * 600}, "600 tokens; expected at most 511"),
     ],
 )
