@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.linalg import OrderedFactor
