@@ -196,10 +196,14 @@ def load_offloaded(
     places = place_layers(read_config(weights), dtype, device, device_map or "disk", *free)
     if device_map is None:
         places |= {"model.embed_tokens": "disk", "lm_head": "disk"}
-    model, tokenizer = read_weights(weights, dtype, places)
+    # In the dtype of the files, transformers only maps them; other weights it would read and convert here.
+    model, tokenizer = read_weights(weights, dtype if device_map else _stored_dtype(weights), places)
     prepare_tokenizer_(tokenizer, model, name)
     model = model.eval().requires_grad_(False)
     if device_map is None:
+        embedding = _convert_dtype_(model, dtype).model.embed_tokens
+        if (scale := getattr(embedding, "scalar_embed_scale", None)) is not None:  # of Gemma; buffers stay float32
+            embedding.embed_scale = nn.Buffer(torch.tensor(scale, device=device), persistent=False)
         parts = model.config.to_json_string(use_diff=False), *map(_identity, weight_files(weights.folder))
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()
     else:
@@ -260,6 +264,15 @@ def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
             write_record(path, record, "digests of the weights")
         digests |= record
     return digests
+
+
+def _stored_dtype(weights: Weights) -> torch.dtype:
+    """bfloat16 if all tensors in the files are, else float32."""
+    dtypes = set()
+    for file in weight_files(weights.folder):
+        with safe_open(file, framework="pt") as opened:
+            dtypes |= {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  not a dict
+    return torch.bfloat16 if dtypes == {"BF16"} else torch.float32
 
 
 def _identity(file: Path) -> tuple[Path, int, int, int]:

@@ -86,7 +86,7 @@ def _values(module: nn.Module) -> dict[str, nn.Parameter]:
     """The values of the module's offloaded parameters, without those of its submodules."""
     hook = _hook(module)
     return {
-        name: nn.Parameter(hook.weights_map[name].to(hook.execution_device), requires_grad=False)
+        name: nn.Parameter(hook.weights_map[name].to(hook.execution_device, parameter.dtype), requires_grad=False)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.is_meta
     }
