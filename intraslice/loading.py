@@ -32,6 +32,7 @@ from intraslice.pretrained.reader import Weights, read_config, read_weights, wei
 from intraslice.pretrained.sources import DEFAULT, fetch_weights, obtain_weights
 
 FORMAT = "1"  # of the kept digests of weight files
+SLICED = "{name} is sliced already; expected a dense model to slice"
 _fingerprints: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of the models in every LoadedModel
 
 
@@ -83,17 +84,13 @@ def require_loaded(loaded: object) -> None:
 def require_dense(loaded: LoadedModel) -> None:
     """Raise UserError for a sliced checkpoint."""
     if loaded.record is not None:
-        raise _sliced_already(loaded.name)
+        raise UserError(SLICED, name=loaded.name)
 
 
 def require_dense_name(name: str) -> None:
     """As `require_dense`, before the model is loaded."""
     if is_checkpoint(name):
-        raise _sliced_already(name)
-
-
-def _sliced_already(name: str) -> UserError:
-    return UserError("{name} is sliced already; expected a dense model to slice", name=name)
+        raise UserError(SLICED, name=name)
 
 
 def load_model(
@@ -129,10 +126,7 @@ def load_model(
     # While loading, transformers sets the default dtype of all threads, which could affect other jobs.
     model, tokenizer = read_weights(weights, torch.float32 if device == "cpu" else precision)
     prepare_tokenizer_(tokenizer, model, name)
-    for parameter in model.parameters():  # buffers, such as rotary frequencies, stay float32
-        parameter.data = parameter.data.to(precision)
-    model.config.dtype = precision
-    model = model.eval().requires_grad_(False)
+    model = _convert_dtype_(model, precision).eval().requires_grad_(False)
     digest = fingerprint(model)
     canonicalise(model)
     return LoadedModel(model.to(device), tokenizer, name, weights.source, digest)
@@ -171,6 +165,14 @@ def prepare_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     prepare_tokenizer_(tokenizer_copy, canonical, name)
     canonicalise(canonical)
     return LoadedModel(canonical, tokenizer_copy, name, f"{name}, as transformers loaded it", digest)
+
+
+def _convert_dtype_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Round the parameters only: buffers, such as rotary frequencies, stay float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def load_offloaded(

@@ -113,8 +113,8 @@ def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
     exports.write_plan(session, tiny, path := downloads.put("plan.json", lambda path: path.write_text("")))
     with zipfile.ZipFile(made(session, tiny, downloads)) as archive:
         record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
-    assert json.loads(path.read_text()) == record["made"]
-    assert len(record["made"]["plan"]["layers"]) == 3
+    assert json.loads(path.read_text()) == record["record"]
+    assert len(record["record"]["plan"]["layers"]) == 3
 
 
 def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, monkeypatch) -> None:
@@ -122,8 +122,8 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
         in_job(session, exports.write_gguf_file, session, tiny, downloads)
     written = []
 
-    def write(model, tokenizer, path, gguf_type, made, progress) -> SimpleNamespace:
-        written.append((model, gguf_type, made))
+    def write(model, tokenizer, path, gguf_type, record, progress) -> SimpleNamespace:
+        written.append((model, gguf_type, record))
         path.write_bytes(b"GGUF")
         return SimpleNamespace(padding_bytes=len(written[1:]) * 1_500_000)
 

@@ -43,6 +43,7 @@ from components.state.settings import Settings
 from components.ui import formatting
 from intraslice.core.checks import RETIRED
 from intraslice.core.config import CalibrationConfig, SliceConfig
+from intraslice.loading import SLICED
 from intraslice.modeling.families import REFUSED
 
 ROOT = ASSETS.parent
@@ -106,7 +107,7 @@ def library_terms() -> set[str]:
     units = {entry.units for entry in choices.ESTIMATORS.values() if entry.units}
     configs = CalibrationConfig.__dataclass_fields__ | SliceConfig.__dataclass_fields__
     names = {"dtype", "method", *(name for name in Settings._fields if name in configs)}  # in errors
-    errors = {*RETIRED.values(), *REFUSED.values(), "numbers", "other values"}
+    errors = {*RETIRED.values(), *REFUSED.values(), SLICED, "numbers", "other values"}
     return labels | units | names | errors | {"neurons", "units"}
 
 
