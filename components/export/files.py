@@ -105,7 +105,8 @@ def evaluation(job: Job, session: Session, request: Request) -> dict[str, Any]:
     dense = sliced = session.readings.losses(job, request.slice_key(DENSE), calibrated)
     if request.slicing.sparsity:
         sliced = session.readings.losses(job, request.slice_key("intraslice"), calibrated)
-    return plan_record(session, request) | evaluation_statistics(dense, sliced)
+    record = plan_record(session, request)
+    return record | {"asked": record["requested"]} | evaluation_statistics(dense, sliced)  # as HTTP clients know it
 
 
 def answers(

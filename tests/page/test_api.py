@@ -121,6 +121,7 @@ def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
 def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
     """What the page saves is locked again, and gives the plan that it was."""
     evaluated = client.predict(sparsity=40, api_name="/evaluate")  # calibrates: before, ratios are the snapshot's
+    assert evaluated["asked"] == evaluated["requested"]  # the former name
     ratios, saved = evaluated["ratios"], client.predict(sparsity=40, api_name="/save_ratios")
     # Sizes of a tiny model are coarse: what is asked for is what they come to.
     asked = 100 * evaluated["removed_fraction"]
