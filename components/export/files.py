@@ -128,7 +128,10 @@ def answers(
 
 def write_plan(session: Session, request: Request, path: Path) -> None:
     """Write the plan as JSON. Raises UserError if the model is not calibrated."""
-    path.write_text(json.dumps(plan_record(session, request), indent=1), encoding="utf-8")
+    record = plan_record(session, request)
+    path.write_text(
+        json.dumps(record | {"asked": record["requested"]}, indent=1), encoding="utf-8"
+    )  # as clients know it
 
 
 def report_of(session: Session, request: Request, layer: int, prompt: str, choice: SweepChoice) -> Report:

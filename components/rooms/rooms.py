@@ -16,8 +16,6 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from intraslice.core import checks
-
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs import limits
 from .questions import Question, questions, unknown_question
@@ -289,7 +287,7 @@ def is_lead(room: Room, secret: str) -> bool:
 
 
 def _question(step: Any) -> Question:
-    if not checks.is_number(step, 1, len(questions())) or step not in questions():
+    if type(step) is not int or step not in questions():
         raise Refused(400, unknown_question(step))
     return questions()[step]
 

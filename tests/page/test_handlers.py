@@ -142,7 +142,9 @@ def test_a_single_output_is_answered_with_its_value(tiny) -> None:
 
 
 def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:
-    job = next(iter(session.jobs.run("ada", "shifts", lambda job: job.emit(job) or job.sleep(60), tab="activations")))
+    events = session.jobs.run("ada", "shifts", lambda job: job.emit(job) or job.sleep(60), tab="activations")
+    job = next(events)
+    assert not job.stopped
     ratios, sweep = handlers.open_tab(session, ["ratios", "sweep"], "sweep", "ada")
     assert (ratios, float(sweep) > 0) == (gr.skip(), True)
     assert job.stopped

@@ -205,9 +205,9 @@ def test_a_slider_is_answered_within_milliseconds(monkeypatch):
     profile, seconds = profile_of(*MODELS["smollm2"]), {shapes: [] for shapes in KINDS}
     for step in range(21):
         for shapes, taken in seconds.items():
-            begun = time.process_time()
+            begun = time.thread_time()  # tests before it may have left threads
             make_plan(profile, SliceConfig(0.1 + step / 50, shapes=shapes))
-            taken.append(time.process_time() - begun)
+            taken.append(time.thread_time() - begun)
     free, runtime = (median(taken[1:]) for taken in seconds.values())  # rankings are sorted once a calibration
     assert free < 0.020
     assert runtime < 3 * free

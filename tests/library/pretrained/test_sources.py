@@ -130,9 +130,9 @@ def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(c
             shutil.rmtree(converting)
         process = multiprocessing.get_context("fork").Process(target=obtain_weights, args=(DEFAULT,), daemon=True)
         process.start()
-        while turn % 4 == 0 and process.is_alive() and not any((own_cache / "temporary").iterdir()):
-            time.sleep(0.001)  # every fourth is killed while it writes, however fast the machine
-        time.sleep(moments.uniform(0.0, 0.1) if turn % 4 else 0.0)
+        while turn % 2 == 0 and process.is_alive() and not any((own_cache / "temporary").iterdir()):
+            time.sleep(0.001)  # every second is killed while it writes, however fast the machine
+        time.sleep(moments.uniform(0.0, 0.1) if turn % 2 else 0.0)
         process.kill()
         process.join()
         left += len(list((own_cache / "temporary").iterdir()))

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from stepping import Clock, Stepped, counting, events
+from stepping import Clock, Stepped, counting, events, until
 
 from components.jobs import turns
 from components.jobs.job import Caller, Cancelled, Job
@@ -455,8 +455,10 @@ def test_nobody_waits_for_a_stopped_job_that_is_away_nor_for_its_sleep() -> None
     arrived.set()
     assert ended.wait(30)
     sleeping = scheduler.start("a", lambda job: job.sleep(1e6))
+    until(lambda: sleeping.is_away)
     sleeping.stop()
     assert events(sleeping) == []
+    until(lambda: sleeping.ended)
 
 
 def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler) -> None:

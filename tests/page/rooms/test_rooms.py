@@ -103,6 +103,7 @@ MALFORMED = {
     b'{"value": NaN, "step": 1, "id": "12345678"}': 400,
     b'{"step": 99, "value": 1, "id": "12345678"}': 400,
     b'{"step": true, "value": 1, "id": "12345678"}': 400,
+    b'{"step": 1.0, "value": 1, "id": "12345678"}': 400,
     b'{"step": 1, "value": 1, "id": "short"}': 400,
     b'{"step": 1, "value": 1, "id": ["12345678"]}': 400,
     b'{"step": 1, "value": 1, "id": "12345678", "more": "' + b"x" * 5000 + b'"}': 413,
