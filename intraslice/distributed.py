@@ -7,6 +7,7 @@ Objects that are not tensors are pickled: the processes belong to one job and tr
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
@@ -52,6 +53,8 @@ def process_group(device: str) -> Iterator[None]:
                 nowhere = muted.enter_context(Path(os.devnull).open("w"))
                 muted.enter_context(redirect_stdout(nowhere))
                 muted.enter_context(redirect_stderr(nowhere))
+                logging.disable(logging.WARNING)  # whose handlers have the stream from before
+                muted.callback(logging.disable, logging.NOTSET)
             yield
         all_gather([])  # wait for all
     finally:

@@ -21,6 +21,7 @@ from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.data import calibration_tokens
+from intraslice.distributed import all_gather, rank
 from intraslice.loading import LoadedModel, fingerprint_of
 from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
 
@@ -54,7 +55,9 @@ def calibration_sequences(
     if not config.samples:
         return tokens
     report, size = progress_callback(progress), (config.samples, config.length)
-    return torch.cat([tokens, kept_samples(loaded.model, size, TEMPERATURE, config.seed, report)])
+    # From one process: another kind of processor may sample others.
+    samples = kept_samples(loaded.model, size, TEMPERATURE, config.seed, report) if rank() == 0 else tokens[:0]
+    return torch.cat([tokens, all_gather([samples])[0]])
 
 
 def kept_samples(

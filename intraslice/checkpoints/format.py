@@ -146,7 +146,7 @@ class Shards:
 
     def has_layer(self, index: int) -> bool:
         """Whether the layer is written."""
-        return bool(_read_json_or_empty(self._shape(index)))
+        return self._file(index + 1).exists() and bool(_read_json_or_empty(self._shape(index)))
 
     def write_layer(self, index: int) -> None:
         """Write a layer in its present state. Raises UserError if it cannot be written."""
@@ -180,8 +180,10 @@ class Shards:
 
     def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-        file = self.folder / f"model-{shard + 1:05d}-of-{len(self.model.model.layers) + 1:05d}.safetensors"
-        write_whole(file, lambda partial: write_tensors(tensors, partial))
+        write_whole(self._file(shard), lambda partial: write_tensors(tensors, partial))
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"model-{shard + 1:05d}-of-{len(self.model.model.layers) + 1:05d}.safetensors"
 
     def _shape(self, index: int) -> Path:
         return self.folder.with_name(f"shape.{index}")

@@ -57,7 +57,7 @@ def ablated_model(
     report = progress_callback(progress)
     one_of("ablation", ablation, ABLATIONS)
     hidden, layers = model.lm_head.in_features, blocks(model)
-    integer("width", width, 1, hidden)
+    width = integer("width", width, 1, hidden)
     require_no_output_norms(layers, f"ablation {ablation}")
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}

@@ -101,12 +101,13 @@ def resident(module: nn.Module) -> Iterator[None]:
     offloaded = [part for part in module.modules() if _hook(part)]
     for part in offloaded:
         state = vars(part)
-        state["_holders"] = state.get("_holders", 0) + 1
-        if state["_holders"] == 1:
+        holders = state.get("_holders", 0)
+        if not holders:
             state["_offloaded_state"] = dict(part.named_parameters(recurse=False)), part.forward
             for name, value in _values(part).items():
                 setattr(part, name, value)
             part.forward = state["_old_forward"]
+        state["_holders"] = holders + 1
     try:
         yield
     finally:
@@ -125,10 +126,10 @@ def open_layer(model: PreTrainedModel, index: int) -> Iterator[tuple[DenseModule
     """One layer, canonical, with its weights in memory inside the context."""
     layer = model.model.layers[index]
     stored = layer.self_attn, layer.mlp
-    if not isinstance(layer.self_attn, SlicedAttention):
-        with resident(layer):
-            canonicalise_layer_(model, index)
     try:
+        if not isinstance(layer.self_attn, SlicedAttention):
+            with resident(layer):
+                canonicalise_layer_(model, index)
         with resident(layer):
             yield layer, block_of(layer, family_of(model.config))
     finally:

@@ -93,7 +93,7 @@ def recover(
         require_model(model)
         require_trainable(model)
     entry: Recovery = RECOVERIES.require(recovery)
-    integer("epochs", epochs, 0)
+    epochs = integer("epochs", epochs, 0)
     require_windows(tokens, dense.config)
     return entry.recover(dense, sliced, tokens, epochs, progress=progress)
 
