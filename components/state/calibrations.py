@@ -24,6 +24,7 @@ from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.slicing.one_shot import SliceCache
+from intraslice.untrusted.text_files import reading_bytes
 
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
@@ -71,6 +72,7 @@ class Calibrations:
     def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
         self._caches, self._memory, self._device = caches, memory, device
         self._loads = JobMemory(caches, device)  # no load waits for calibrations that wait
+        self._reads = JobMemory(caches, device)
         self._evaluation_tokens = evaluation_tokens
         # A job or a calibration may still use what the caches have evicted: its memory is in use, so others share it.
         self._in_use: WeakValueDictionary[CalibrationKey, Calibrated] = WeakValueDictionary()
@@ -158,7 +160,8 @@ class Calibrations:
     def _calibrate_now(self, job: Job, key: CalibrationKey, loaded: LoadedModel) -> None:
         job.emit(Status(lazy_gettext("Reading text: {text}", text=describe(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
-        with READERS.taken(job):
+        needed = reading_bytes(key.config.text)
+        with self._reads.reserved(job, needed, loaded) if needed else nullcontext(), READERS.taken(job):
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()

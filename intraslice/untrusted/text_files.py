@@ -27,6 +27,11 @@ _LINE = re.compile(r"[^\n\v\f\r\x1c-\x1e\x85\u2028\u2029]+")  # lines as of `str
 csv.field_size_limit(MAX_LINE)
 
 
+def reading_bytes(text: str) -> int:
+    """Bytes of memory that the process which reads the file `text` may take; 0 where none is started."""
+    return PARQUET_BOUNDS.memory if text.lower().endswith(".parquet") else 0
+
+
 def read_text_file(path: Path) -> list[str]:
     """The non-blank documents at the beginning of a file: paragraphs of a .txt file, else rows of the column `text`.
 

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -157,6 +158,37 @@ def test_a_model_is_loaded_once_those_before_it_leave_memory_for_it(tiny, monkey
     assert names == ["first"]
     may_end.set()
     assert [list(job.events()) and job.result.identity for job in (first, second)] == ["first", "second"]
+
+
+def test_an_upload_is_read_once_those_before_it_leave_memory_for_its_reader(tiny, monkeypatch) -> None:
+    session, key = Session(evaluation_tokens=256), tiny.calibration
+    begins, may_end = threading.Event(), threading.Event()
+    loaded = in_job(session, session.calibrations.load, key)
+    session._caches.job_bytes = 1
+
+    def read(*_: object) -> None:
+        begins.set()
+        assert may_end.wait(60)
+        raise UserError("that is enough")
+
+    def start(text: str) -> Job:
+        of_text = key._replace(config=replace(key.config, text=text))
+        work = partial(session.calibrations._calibrate_now, key=of_text, loaded=loaded)
+        return session.jobs.scheduler.start(text, work)
+
+    monkeypatch.setattr(calibrations.data, "training_tokens", read)
+    first = start("one.parquet")
+    assert begins.wait(60)
+    second = start("two.parquet")
+    texts = (event.text for events in second.events() for event in events)
+    assert "Waiting for memory; jobs ahead: 1" in texts
+    begins.clear()
+    third = start("three.txt")  # is read in this process
+    assert begins.wait(60)
+    may_end.set()
+    for ends in (first.join, third.join, partial(list, texts)):
+        with pytest.raises(UserError, match="enough"):
+            ends()
 
 
 def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway(fresh, tiny, monkeypatch) -> None:
