@@ -27,10 +27,9 @@ from intraslice.evaluation.perplexity import Evaluation, evaluate
 from intraslice.loading import LoadedModel, prepare_model, require_dense
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
-from intraslice.pipeline import Pipeline
+from intraslice.pipeline import PASSES, Pipeline
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
-from intraslice.search.evolution import SearchConfig
 
 log = logging.getLogger(__name__)
 LOADING_OPTIONS = ("dtype", "device", "device_map")
@@ -236,7 +235,9 @@ def _passes_of(options: dict[str, Any]) -> float | None:
     if ratios not in ("estimator", "search"):
         raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")
     if ratios == "search":
-        return SearchConfig(options.get("passes", SearchConfig.passes)).passes
+        if (passes := options.get("passes", PASSES)) is None:
+            raise UserError("passes must be a number of dense passes, got None")
+        return passes
     if "passes" in options:
         raise UserError("passes is the budget of a search; pass ratios='search' too, or leave passes out")
     return None

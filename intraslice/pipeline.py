@@ -35,6 +35,7 @@ from intraslice.search.ratio_search import (
     searched_importances,
 )
 
+PASSES = SearchConfig.passes  # of a search, by default
 WINDOWS_PER_SEQUENCE = 2  # of a search, for each calibration sequence: half of them text, half samples
 
 
