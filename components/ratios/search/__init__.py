@@ -1,1 +1,0 @@
-"""*Ratio search* on the Ratios tab."""
