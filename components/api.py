@@ -21,7 +21,7 @@ from .gradio_compat.signatures import is_given_by_gradio, with_signature
 from .i18n.language import lazy_gettext, translate
 from .jobs.job import Job
 from .jobs.status import Status
-from .ratios import measure as ratios
+from .ratios import ratio_files
 from .state.request import Request
 from .state.session import Session
 from .state.settings import PROMPT, Settings
@@ -92,7 +92,7 @@ def locked_ratios(session: Session, request: Request, ratios_file: Upload = None
     writes it, and is checked row by row and against the model; modules with empty ratios share the rest of the target.
     Ratios in `locked` override those of the file.
     """
-    request = ratios.with_ratios(request, cast(str | None, ratios_file))  # `CHECKS` has converted the file to its path
+    request = ratio_files.with_ratios(request, cast(str | None, ratios_file))  # `CHECKS` has converted the file to its path
     session.plan(request)
     return request.settings.locked
 

@@ -2,7 +2,7 @@
 
 Writes four files in `assets/`: the snapshot of the estimator's profile (`state/snapshots/plan.py`), spectra and
 activation shifts (`state/snapshots/diagnostics.py`), each module's measured sensitivity
-(`ratios/estimator_check/measure.py`), and the perplexity at every percentage of sparsity
+(`estimator/measure.py`), and the perplexity at every percentage of sparsity
 (`state/snapshots/measurements.py`). Three of them take less than an hour; the last takes four, and continues where it
 stopped: delete the file to measure everything again. `assets/weights.json` has the digests of the weights that all of
 them belong to.
@@ -32,7 +32,7 @@ from intraslice.pretrained.sources import DEFAULT
 
 from .activations.measure import ShiftViews
 from .activations.views import Histogram, PlaceShift, ShiftView
-from .ratios.estimator_check import measure as estimator_check
+from .estimator import measure as estimator_check
 from .spectra.measure import CalibratedSpectra
 from .state.calibrations import Calibrated
 from .state.choices import ESTIMATORS, PRECISIONS

@@ -10,6 +10,7 @@ import gradio as gr
 
 from .activations import panel as activations
 from .compare import panel as compare
+from .estimator import panel as estimator
 from .export import panel as export
 from .frame.context import Context
 from .i18n.language import lazy_gettext
@@ -23,6 +24,7 @@ from .ui.handlers import LiveOutput
 # By id: the label, and a module with `build(session, first)`, which returns the panel, and `connect(panel, context)`.
 TABS: dict[str, tuple[str, ModuleType]] = {
     "ratios": (lazy_gettext("Ratios"), ratios),
+    "estimator": (lazy_gettext("Estimator"), estimator),
     "spectra": (lazy_gettext("Spectra"), spectra),
     "activations": (lazy_gettext("Activations"), activations),
     "compare": (lazy_gettext("Compare"), compare),

@@ -191,8 +191,9 @@ def beside(machine: Machine, browser: playwright.Browser, address: str, busy: Vi
     busy.page.wait_for_selector("#status progress", timeout=MINUTES)
     _moved_beside(machine, "a calibration", other, 23)
     busy.until(WHOLE)
-    busy.page.locator("#verdict-measure").click()
-    busy.page.wait_for_selector("#verdict-progress progress", timeout=MINUTES)
+    busy.open("Estimator")
+    busy.page.locator("#estimator-check-measure").click()
+    busy.page.wait_for_selector("#estimator-check-progress progress", timeout=MINUTES)
     _moved_beside(machine, "a sensitivity run", other, 24)
 
 

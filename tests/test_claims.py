@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from test_documents import ROOT, text_of
 
-from components.ratios.estimator_check.measure import _stored_view
+from components.estimator.measure import _stored_view
 from components.state.snapshots import plan as snapshot
 from components.state.snapshots.leaderboard import SEARCH, STAGES, Cell, read, write
 

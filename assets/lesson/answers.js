@@ -76,7 +76,7 @@
 
   function hurts(said) {
     const names = { attention: window.isxSay("attention"), mlp: window.isxSay("MLP") };
-    const traces = (chart("verdict-chart")?.data ?? []).filter((trace) => typeof trace.customdata?.[0] === "number");
+    const traces = (chart("estimator-check-chart")?.data ?? []).filter((trace) => typeof trace.customdata?.[0] === "number");
     const points = traces.flatMap((trace) => trace.customdata.map((layer, index) => ({ layer, module: names[trace.meta.module], damage: trace.y[index] })));
     if (points.length < 2) return null;
     const [worst, next] = points.sort((a, b) => b.damage - a.damage);

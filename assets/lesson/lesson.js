@@ -308,8 +308,8 @@
   function judged(said, close) {
     const { kind, choices, unit = "" } = step().control;
     const told = { choice: () => window.isxSay("“{choice}”", { choice: choices[said] }), answers: () => "ABC"[said], bars: () => null }[kind] ?? (() => `${window.isxWritten(said)}${unit}`);
-    const verdict = !close ? words.far_guess : choices || kind === "answers" ? words.right_guess : words.close_guess;
-    return told() === null ? verdict : `${fill(words.said, { said: told() })} ${verdict}`;
+    const judgement = !close ? words.far_guess : choices || kind === "answers" ? words.right_guess : words.close_guess;
+    return told() === null ? judgement : `${fill(words.said, { said: told() })} ${judgement}`;
   }
 
   document.addEventListener("click", ({ target }) => target.closest?.("#lesson") && whenReady(() => show(kept.at)));

@@ -1,1 +1,1 @@
-"""*Estimator check* on the Ratios tab: measured damage of every module sliced alone, against the predicted damage."""
+"""The Estimator tab: how well importances predict damage, better ratios by search, convergence with calibration."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ...i18n.language import gettext, number
-from ...state import choices
-from ...ui import figure
-from ...ui.figure import Chart, Json
-from ...ui.labels import ESTIMATORS, MODULES
+from ..i18n.language import gettext, number
+from ..state import choices
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.labels import ESTIMATORS, MODULES
 from .views import EstimatorCheckView, ModuleCheck
 
 

@@ -18,16 +18,16 @@ from intraslice.diagnostics.rank_agreement import compare_ranks
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, cached_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
 
-from ...assets import ASSETS
-from ...i18n.language import lazy_day, lazy_gettext
-from ...jobs.job import Job
-from ...jobs.jobs import job_progress
-from ...jobs.status import Status
-from ...jobs.turns import Urgency
-from ...state.caches import BoundedCache
-from ...state.calibrations import Calibrated
-from ...state.request import CalibrationKey, Request
-from ...state.session import Session
+from ..assets import ASSETS
+from ..i18n.language import lazy_day, lazy_gettext
+from ..jobs.job import Job
+from ..jobs.jobs import job_progress
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..state.caches import BoundedCache
+from ..state.calibrations import Calibrated
+from ..state.request import CalibrationKey, Request
+from ..state.session import Session
 from .views import EstimatorCheckView, Misjudged, ModuleCheck
 
 JOB = "sensitivity"  # the job's kind, which is also the endpoint's name

@@ -1,43 +1,120 @@
-"""*Estimator check* on the Ratios tab: chart, Spearman's rho, misjudged modules, and the job that measures them."""
+"""The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
+from typing import Any, NamedTuple
 
-from ...frame.context import Context
-from ...i18n.language import gettext, lazy_gettext
-from ...state.request import Request
-from ...state.session import Session
-from ...ui import formatting
-from ...ui.explainers import fold
-from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
-from ..measured_section import Measured, Section, SectionPanel
-from .chart import estimator_check_chart, format_rho, shown_estimator
-from .measure import JOB, EstimatorCheckCache
-from .views import EstimatorCheckView, Misjudged
+import gradio as gr
 
-
-def measure(section: Section[EstimatorCheckView], request: Request, layer: int, client: str) -> Iterator[Measured]:
-    """Slice each module alone and measure KL; yields chart (JSON), summary and progress (HTML). Takes minutes."""
-    yield from section.measure(request, layer, client)
-
-
-def build(session: Session, first: Request) -> SectionPanel:
-    """Chart, summary and the job's buttons, initially for `first`. Called inside the Ratios tab."""
-    section = Section(EstimatorCheckCache(session), estimator_check_chart, catalogue, JOB, "verdict", session)
-    panel = section.build(first, lazy_gettext("Measure each module alone"), 360)
-    fold("verdict")
-    return panel
+from ..frame.context import CHEAP, PRIVATE, Context
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import gettext, lazy_gettext
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import formatting
+from ..ui.chart_bridge import chart
+from ..ui.explainers import fold
+from ..ui.handlers import LiveOutput, spread_settings, unchanged
+from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
+from . import measure, search
+from .charts import estimator_check_chart, format_rho, shown_estimator
+from .convergence_chart import convergence_chart
+from .search_chart import search_chart
+from .section import Section, SectionPanel
+from .views import EstimatorCheckView, Misjudged, RatioSearchView
 
 
-def connect(panel: SectionPanel, context: Context) -> None:
-    """Update the section after changes of layer or estimator; measure on request."""
-    controls = context.controls
-    panel.section.connect(panel, context, [controls.layer.change, controls.estimator.input], measure)
+class Shown(NamedTuple):
+    """Outputs of `show`: the fields of `section.Shown` for the estimator check and the ratio search, and a chart."""
+
+    check: Any
+    check_summary: Any
+    check_job: Any
+    search: Any
+    search_summary: Any
+    search_job: Any
+    convergence: Any
 
 
-def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
+class Used(NamedTuple):
+    """Outputs of `use`."""
+
+    locked: Any
+    progress: Any
+
+
+class EstimatorPanel(NamedTuple):
+    """The tab's sections, and the button that locks the ratios of a search."""
+
+    check: SectionPanel
+    search: SectionPanel
+    use: gr.Button
+    convergence: gr.HTML
+
+
+def build(session: Session, first: Request) -> EstimatorPanel:
+    """All sections, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
+    checks, searches = measure.EstimatorCheckCache(session), search.RatioSearches(session)
+    check = Section(checks, estimator_check_chart, check_summary, measure.JOB, "estimator-check", session)
+    check_panel = check.build(lazy_gettext("Measure each module alone"), 360)
+    fold("estimator_check")
+    found = Section(
+        searches, search_chart, search_summary, search.JOB, "search", session, is_complete=lambda view: view.is_complete
+    )
+    search_panel = found.build(lazy_gettext("Search for better ratios"), 440)
+    label = lazy_gettext("Lock the ratios found")
+    button = gr.Button(label, size="sm", elem_id="search-use", min_width=190, scale=0)
+    fold("search")
+    convergence = chart(height=250, elem_id="convergence-chart")
+    fold("convergence")
+    return EstimatorPanel(check_panel, search_panel, button, convergence)
+
+
+def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> Shown:
+    """What is measured of all sections: charts (JSON), summaries (HTML), rows of buttons."""
+    try:
+        convergence = convergence_chart(session.convergence(request)).to_json()
+    except ValueError:  # the headline shows what is wrong with the setting
+        return unchanged(Shown)
+    sections = (panel.check.section, panel.search.section)
+    return Shown(*(value for section in sections for value in section.show(request, layer, client)), convergence)
+
+
+def use(searches: search.RatioSearches, session: Session, request: Request) -> Used:
+    """Lock the ratios that the search found, in every layer; if they are impossible, say why."""
+    try:
+        locked = searches.locked(request)
+        session.plan(request.with_settings(locked=locked))
+    except ValueError as problem:
+        return unchanged(Used)._replace(progress=formatting.problem(problem))
+    return Used(locked, "")
+
+
+def connect(panel: EstimatorPanel, context: Context) -> None:
+    """Update the sections after every committed setting and another layer; measure on request."""
+    controls, session = context.controls, context.session
+    outputs = Shown(*panel.check.shown, *panel.search.shown, panel.convergence)
+    live_output = LiveOutput("estimator", partial_handler(show, panel, session), outputs)
+    context.subscribe(live_output, [*context.on_commit, controls.layer.change])
+    panel.check.connect(
+        context,
+        "Slice each module alone and measure KL; yields chart (JSON), summary and progress (HTML). Takes minutes.",
+    )
+    panel.search.connect(
+        context,
+        "Search for better ratios at this sparsity; yields chart (JSON), summary and progress (HTML). Takes long.",
+    )
+    panel.use.click(
+        spread_settings(use, panel.search.section.source, session),
+        controls.settings,
+        [*Used(controls.locked, panel.search.progress)],
+        **PRIVATE,
+        **CHEAP,
+    )
+
+
+def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
     """The rank correlations, and the misjudged modules (HTML)."""
     if view is None:
         return ""
@@ -76,3 +153,31 @@ def _misjudged(module: Misjudged, name: str) -> str:
         "{of}, predicted rank {predicted}.",
         **values,
     )
+
+
+def search_summary(view: RatioSearchView | None, estimator: str) -> str:
+    """How far the search is, and what it gained (HTML)."""
+    if view is None:
+        return ""
+    text = gettext(
+        "{better} of {generations} generations found a better allocation. Compute used: {passes:.0f} of {budget:.0f} "
+        "forward passes of the dense model over the calibration text.",
+        generations=len(view.changes),
+        passes=view.passes,
+        budget=view.budget,
+        better=sum(change != 0 for change in view.changes),
+    )
+    if view.before is not None and view.after is not None:
+        text += " " + gettext(
+            "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
+            "<b>{after:.3f}</b> nats per token.",
+            before=view.before,
+            after=view.after,
+        )
+    elif view.changes:
+        text += " " + gettext(
+            "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
+            "When the search ends, KL is measured on other text.",
+            change=view.change,
+        )
+    return f'<div class="isx-words"><p>{text}</p></div>'

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import prod
 
 from intraslice.core.config import MODULE_KINDS, SliceConfig
 from intraslice.core.errors import UserError
@@ -13,45 +11,20 @@ from intraslice.planning.ratios import Ratios
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
-from ...i18n.language import lazy_gettext
-from ...jobs.job import Job
-from ...jobs.jobs import job_progress
-from ...jobs.status import Status
-from ...jobs.turns import Urgency
-from ...state.caches import BoundedCache
-from ...state.request import CalibrationKey, Request
-from ...state.session import Session
-from ..measure import locked_text
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.jobs import job_progress
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..ratios.ratio_files import locked_text
+from ..state.caches import BoundedCache
+from ..state.request import CalibrationKey, Request
+from ..state.session import Session
+from .views import RatioSearchView
+
 
 JOB = "search"  # the job's kind, which is also the endpoint's name
 NOTHING = lazy_gettext("At 0% nothing is removed, so there are no ratios to search for. Move the slider first.")
-
-
-@dataclass(frozen=True)
-class RatioSearchView:
-    """The ratios of the attention and the MLP of every layer: of the estimator, and found so far.
-
-    `changes` has the relative change of KL in each generation, on the windows that decided, 0 where nothing was better.
-    `before` and `after` are KL divergences on windows that no generation read, in nats per token, at the end.
-    """
-
-    start: tuple[tuple[float, float], ...]
-    found: tuple[tuple[float, float], ...]
-    passes: float
-    budget: float
-    changes: tuple[float, ...]
-    before: float | None = None
-    after: float | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the budget is spent."""
-        return self.after is not None
-
-    @property
-    def change(self) -> float:
-        """The product of the generations' changes of KL, less 1; it is too good, since these windows decided."""
-        return prod(1 + change for change in self.changes) - 1
 
 
 class RatioSearches:

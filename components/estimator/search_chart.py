@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ...i18n.language import gettext, lazy_gettext, number, translate
-from ...ui import figure
-from ...ui.figure import Chart, Json
-from ...ui.labels import ESTIMATORS, MODULES
-from ..charts import bars_of, line_of
-from .measure import RatioSearchView
+from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..ratios.charts import bars_of, line_of
+from ..ui import figure
+from ..ui.figure import Chart, Json
+from ..ui.labels import ESTIMATORS, MODULES
+from .views import RatioSearchView
 
 WAITING = lazy_gettext(
     "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, and keep the moves "

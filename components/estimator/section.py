@@ -1,8 +1,8 @@
-"""A section of the Ratios tab whose numbers a job of minutes measures: chart, summary, buttons and progress."""
+"""A section whose numbers a job of minutes measures: chart, summary, buttons and progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -11,14 +11,14 @@ import gradio as gr
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..frame.handlers import stop
 from ..gradio_compat.signatures import partial_handler
-from ..i18n.language import LazyString, lazy_gettext, translate
+from ..i18n.language import lazy_gettext, translate
 from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput, spread_settings, unchanged
+from ..ui.handlers import spread_settings, unchanged
 
 View = TypeVar("View", covariant=True)
 NOTICE = lazy_gettext(
@@ -63,6 +63,20 @@ class SectionPanel(NamedTuple):
     cancel: gr.Button
     progress: gr.HTML
 
+    def connect(self, context: Context, description: str) -> None:
+        """Measure on request, by an endpoint with this description; a click on the chart chooses a layer."""
+        section, controls = self.section, context.controls
+        context.choose_layer_by(self.shown.chart)
+        self.measure.click(
+            spread_settings(section.measure),
+            [*controls.settings, controls.layer],
+            [*Measured(*self.shown, self.progress)],
+            api_name=section.job,
+            api_description=description,
+            **HEAVY,
+        )
+        self.cancel.click(partial_handler(stop, section.session, [section.job]), None, None, **PRIVATE, **CHEAP)
+
 
 @dataclass(frozen=True)
 class Section(Generic[View]):
@@ -82,9 +96,9 @@ class Section(Generic[View]):
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
             return unchanged(Shown)
-        estimator = request.slicing.estimator
+        estimator, is_unfinished = request.slicing.estimator, view is None or not self.is_complete(view)
         points = self.draw(view, estimator, int(layer)).to_json()
-        return Shown(points, self.summarise(view, estimator), gr.update(visible=self._is_unfinished(view)))
+        return Shown(points, self.summarise(view, estimator), gr.update(visible=is_unfinished))
 
     def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
@@ -99,33 +113,13 @@ class Section(Generic[View]):
                 shown = self.session.jobs.looked_at(client, "request", request)
                 yield Measured(*self.show(shown, layer, client), progress="")
 
-    def build(self, first: Request, button: str, height: int) -> SectionPanel:
-        """The components, initially for `first`. Called inside the Ratios tab."""
-        view, estimator, name = self.source.cached(first), first.slicing.estimator, self.name
-        points = chart(
-            LazyString(lambda: self.draw(view, estimator, 0).to_json()), height=height, elem_id=f"{name}-chart"
-        )
-        summary = gr.HTML(
-            LazyString(lambda: self.summarise(view, estimator)), elem_id=f"{name}-words", apply_default_css=False
-        )
-        with gr.Row(elem_classes="isx-job", visible=self._is_unfinished(view)) as job:
+    def build(self, button: str, height: int) -> SectionPanel:
+        """The components, empty until the tab is opened. Called inside the Estimator tab."""
+        name = self.name
+        points = chart(height=height, elem_id=f"{name}-chart")
+        summary = gr.HTML(elem_id=f"{name}-words", apply_default_css=False)
+        with gr.Row(elem_classes="isx-job", visible=False) as job:
             measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
         return SectionPanel(self, Shown(points, summary, job), measure, cancel, progress)
-
-    def connect(
-        self, panel: SectionPanel, context: Context, events: Sequence[Any], measure: Callable[..., Iterator[Measured]]
-    ) -> None:
-        """Update the section after some events; measure on request, by a handler that documents the endpoint."""
-        context.choose_layer_by(panel.shown.chart)
-        context.subscribe(LiveOutput("ratios", partial_handler(self.show), panel.shown), events)
-        inputs, outputs = (
-            [*context.controls.settings, context.controls.layer],
-            [*Measured(*panel.shown, panel.progress)],
-        )
-        panel.measure.click(spread_settings(measure, self), inputs, outputs, api_name=self.job, **HEAVY)
-        panel.cancel.click(partial_handler(stop, self.session, [self.job]), None, None, **PRIVATE, **CHEAP)
-
-    def _is_unfinished(self, view: View | None) -> bool:
-        return view is None or not self.is_complete(view)

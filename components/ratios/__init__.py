@@ -1,1 +1,1 @@
-"""The Ratios tab: pruning ratio per layer, the importances behind it, and how well they predict the damage."""
+"""The Ratios tab: pruning ratio per layer, and the importances behind it."""

@@ -16,7 +16,7 @@ from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
 from ..ui.handlers import spread_settings, unchanged
 from ..ui.labels import MODULES
-from . import measure
+from . import ratio_files
 
 
 def _template() -> str:
@@ -72,7 +72,7 @@ def load(session: Session, request: Request, ratios_file: str) -> Edited:
     Columns: layer, attention_ratio, mlp_ratio; fractions from 0 to 1. Empty cells are left to the estimator.
     """
     try:
-        request = measure.with_ratios(request.with_settings(locked=""), ratios_file)
+        request = ratio_files.with_ratios(request.with_settings(locked=""), ratios_file)
         session.plan(request)
     except ValueError as problem:
         return unchanged(Edited)._replace(problem=formatting.problem(problem))
@@ -81,7 +81,7 @@ def load(session: Session, request: Request, ratios_file: str) -> Edited:
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
     """The current plan's ratios as a CSV file, which `load` and the command line's `--ratios` can read."""
-    return str(downloads.put("ratios.csv", lambda path: measure.write_ratios(session, request, path)))
+    return str(downloads.put("ratios.csv", lambda path: ratio_files.write_ratios(session, request, path)))
 
 
 def build() -> OverridesPanel:

@@ -12,11 +12,8 @@ from ..state.session import Session
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, initial_values, unchanged
-from . import convergence, overrides
+from . import overrides
 from .charts import importance_chart, ratio_chart
-from .estimator_check import panel as estimator_check
-from .measured_section import SectionPanel
-from .search import panel as search
 
 
 class Charts(NamedTuple):
@@ -32,9 +29,6 @@ class RatiosPanel(NamedTuple):
     charts: Charts
     live_output: LiveOutput  # updated on every move, on any tab: the table of manual ratios reads the bars too
     overrides: overrides.OverridesPanel
-    estimator_check: SectionPanel
-    search: search.RatioSearchPanel
-    convergence: convergence.ConvergencePanel
 
 
 def show(session: Session, request: Request, layer: int, client: str) -> Charts:
@@ -64,15 +58,7 @@ def build(session: Session, first: Request) -> RatiosPanel:
     importances = chart(opening.importances, height=330, elem_id="importance-chart")
     fold("importances")
     charts = Charts(ratios, importances)
-    live_output = LiveOutput("ratios", partial_handler(show, session), charts)
-    return RatiosPanel(
-        charts,
-        live_output,
-        overrides_panel,
-        estimator_check.build(session, first),
-        search.build(session, first),
-        convergence.build(session, first),
-    )
+    return RatiosPanel(charts, LiveOutput("ratios", partial_handler(show, session), charts), overrides_panel)
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:
@@ -80,6 +66,3 @@ def connect(panel: RatiosPanel, context: Context) -> None:
     for clickable in panel.charts:
         context.choose_layer_by(clickable)
     overrides.connect(panel.overrides, context)
-    estimator_check.connect(panel.estimator_check, context)
-    search.connect(panel.search, context)
-    convergence.connect(panel.convergence, context)

@@ -66,8 +66,9 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
         opened.open_tab(tab)
         assert left_over(page.evaluate(SEEN)) == [], tab
         assert opened.found_by_axe("body" if tab == "ratios" else "#tabs") == [], tab
+    opened.open_tab("estimator")
+    ticks = page.evaluate("[...document.querySelectorAll('#estimator-check-chart .ytick')].map(one => one.textContent)")
     opened.open_tab("ratios")
-    ticks = page.evaluate("[...document.querySelectorAll('#verdict-chart .ytick')].map(one => one.textContent)")
     assert any("," in tick for tick in ticks)
     assert not any("." in tick for tick in ticks)
 
@@ -96,9 +97,9 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
 
 
 def test_long_german_words_fit_on_a_small_screen(visit) -> None:
-    page = visit(width=390, height=844, language="de-DE").page
-    page.locator("#verdict-chart").scroll_into_view_if_needed()
-    page.wait_for_selector("#verdict-chart .main-svg")
+    opened = visit(width=390, height=844, language="de-DE")
+    page = opened.page
+    opened.open_tab("estimator")
     cut = page.evaluate(
         """() => [...document.querySelectorAll('.infolayer text[class$=title]')].filter((words) => {
             const [own, plot] = [words, words.closest(".isx-plot")].map((one) => one.getBoundingClientRect());

@@ -6,7 +6,7 @@ import pytest
 from browsing import PATIENCE, Opened
 
 from components.activations.snapshot import shift
-from components.ratios.estimator_check.measure import EstimatorCheckCache
+from components.estimator.measure import EstimatorCheckCache
 from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -99,11 +99,11 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     opened.drag(50)
     assert page.evaluate(ZOOM) == zoomed
 
-    page.locator("#verdict-chart").scroll_into_view_if_needed()
-    page.wait_for_selector("#verdict-chart .main-svg")
+    page.evaluate("location.hash = 'verdict-chart'")  # a link from before the tab Estimator
+    page.wait_for_selector("#estimator-check-chart .main-svg")
     spot = page.evaluate(
         """() => {
-            const plot = document.querySelector('#verdict-chart .isx-plot');
+            const plot = document.querySelector('#estimator-check-chart .isx-plot');
             const { x, y, xaxis, yaxis } = plot._fullData[0] && { ...plot.data[0], ...plot._fullLayout };
             const box = plot.getBoundingClientRect();
             const layer = 27;
@@ -111,12 +111,12 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
         }"""
     )
     page.mouse.move(*spot, steps=4)
-    page.wait_for_selector("#verdict-chart .hovertext")
+    page.wait_for_selector("#estimator-check-chart .hovertext")
     page.mouse.click(*spot)
     opened.says("#importance-chart .isx-title", "layer 27")
     view = EstimatorCheckCache(page_session).cached(parse(Settings()))
     misjudged = [module for module in view.misjudged if module[0] == "pca"]
-    shown = page.inner_text("#verdict-words")
+    shown = page.inner_text("#estimator-check-words")
     assert misjudged
     assert all(f"layer {layer}'s" in shown for _, layer, *_ in misjudged)
 

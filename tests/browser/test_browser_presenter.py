@@ -4,7 +4,7 @@ import pytest
 from browsing import Opened
 
 STOPS = [
-    *("#ratio-chart", "#importance-chart", "#verdict-chart", "#search-chart", "#settling-chart"),
+    *("#ratio-chart", "#importance-chart", "#estimator-check-chart", "#search-chart", "#convergence-chart"),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
     *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-size-chart"),
 ]

@@ -94,11 +94,14 @@ def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, pa
 def test_ratios_are_searched_for_and_locked(visit, tiny_query) -> None:
     opened = visit(tiny_query.replace("sparsity=30", "sparsity=25"))
     page = opened.page
+    opened.open_tab("estimator")
     page.click("#search-measure")
     opened.says("#search-words", "On text that the search did not read, KL from the dense model changed from")
     assert page.locator("#search-chart .bars .point").count() == 6
     assert not page.is_visible("#search-measure")
-    opened.moved_by(lambda: page.click("#search-use"))
+    page.click("#search-use")
+    opened.addressed("locked=")
+    opened.open_tab("ratios")
     opened.says("#overrides", "(5 locked)")
     opened.says(NOTE, "estimator: Manual")
 

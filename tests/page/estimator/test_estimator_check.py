@@ -6,11 +6,11 @@ import re
 import pytest
 from tiny_page import SOMEBODY
 
-from components.ratios.estimator_check import measure as check
-from components.ratios.estimator_check.chart import estimator_check_chart
-from components.ratios.estimator_check.measure import EstimatorCheckCache
-from components.ratios.estimator_check.panel import catalogue
-from components.ratios.estimator_check.views import EstimatorCheckView, Misjudged
+from components.estimator import measure as check
+from components.estimator.charts import estimator_check_chart
+from components.estimator.measure import EstimatorCheckCache
+from components.estimator.panel import check_summary
+from components.estimator.views import EstimatorCheckView, Misjudged
 from components.state.request import Request
 
 
@@ -49,7 +49,7 @@ def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) 
     assert EstimatorCheckCache(session).cached(tiny) == view
 
 
-def test_the_default_models_kept_verdict_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
+def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
     calibrated = session.calibrated(tiny)
     monkeypatch.setattr(check, "FILE", tmp_path / "kept.json")
     check.save(check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO))
@@ -77,13 +77,13 @@ def test_points_are_what_was_measured(view, estimator) -> None:
 def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
     chart = estimator_check_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
-    assert catalogue(None, "pca") == ""
+    assert check_summary(None, "pca") == ""
     assert chart.layers == 0
 
 
 def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
-    words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
+    words = check_summary(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    words = catalogue(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
+    words = check_summary(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
     assert "no module's predicted rank (Fisher) differs" in words

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from tiny_page import SOMEBODY
 
-from components.ratios.measured_section import Section
-from components.ratios.search.chart import search_chart
-from components.ratios.search.measure import RatioSearches, RatioSearchView
-from components.ratios.search.panel import summary, use
+from components.estimator.section import Section
+from components.estimator.search_chart import search_chart
+from components.estimator.search import RatioSearches
+from components.estimator.panel import search_summary, use
+from components.estimator.views import RatioSearchView
 from components.state.request import Request
 from intraslice.search.evolution import SearchConfig
 
@@ -79,10 +80,10 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     assert bars["y"] == pytest.approx([attention for attention, _ in views[-1].found], abs=1e-4)
     assert line["y"] == pytest.approx([attention for attention, _ in views[-1].start], abs=1e-4)
     assert len(sent["table"]["rows"]) == len(views[-1].found)
-    assert f"{views[-1].after:.3f}" in summary(views[-1], "pca")
+    assert f"{views[-1].after:.3f}" in search_summary(views[-1], "pca")
     running = replace(views[-1], before=None, after=None, changes=(-0.1, 0.0, -0.1))
-    assert "changed by <b>−19%</b>" in summary(running, "pca")
-    assert summary(None, "pca") == ""
+    assert "changed by <b>−19%</b>" in search_summary(running, "pca")
+    assert search_summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
 
 
@@ -92,7 +93,7 @@ def test_a_search_that_has_ended_stays_as_it_is_for_everybody(views, searches, s
 
 
 def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(searches, session, tiny) -> None:
-    section = Section(searches, search_chart, summary, "search", "search", session)
+    section = Section(searches, search_chart, search_summary, "search", "search", session)
     setting = tiny.with_settings(sparsity=35)
     answers = section.measure(setting, 0, SOMEBODY)
     shown = next(answer for answer in answers if isinstance(answer.summary, str))

@@ -9,7 +9,7 @@ import pandas
 import pytest
 from pandas.testing import assert_frame_equal
 
-from components.ratios import measure, overrides
+from components.ratios import overrides, ratio_files
 from components.state import choices
 from components.ui.downloads import Downloads
 from intraslice.core.errors import UserError
@@ -66,9 +66,9 @@ def test_what_cannot_be_is_said_and_changes_nothing(session, tiny, tmp_path, tex
 
 def test_a_call_from_outside_may_give_both(tiny, tmp_path):
     (tmp_path / "mine.csv").write_text(HEAD + "0,0.1,0.2\n")
-    both = measure.with_ratios(tiny.with_settings(locked="0 mlp 5, 1 mlp 6"), str(tmp_path / "mine.csv"))
+    both = ratio_files.with_ratios(tiny.with_settings(locked="0 mlp 5, 1 mlp 6"), str(tmp_path / "mine.csv"))
     assert both.settings.locked == "0 attention 10, 0 mlp 5, 1 mlp 6"
-    assert measure.with_ratios(tiny, None) == tiny
+    assert ratio_files.with_ratios(tiny, None) == tiny
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import make_snapshots
 from components.frame import slider
-from components.ratios.estimator_check import measure as verdict
+from components.estimator import measure as estimator_check
 from components.spectra.measure import SpectraViews
 from components.state import request
 from components.state.choices import ESTIMATORS
@@ -253,7 +253,7 @@ def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
 
 
 def test_the_kept_sensitivity_has_every_module_once():
-    record = json.loads(verdict.FILE.read_text(encoding="utf-8"))
+    record = json.loads(estimator_check.FILE.read_text(encoding="utf-8"))
     layers = len(snapshot.load()[0].layers)
     modules = [(one["layer"], one["module"]) for one in record["modules"]]
     assert modules == [(layer, module) for layer in range(layers) for module in ("attention", "mlp")]

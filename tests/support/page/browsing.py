@@ -32,7 +32,8 @@ ARGUMENTS = [
 PATIENCE = 120_000  # ms, the default timeout: a busy machine takes its time
 # What every tab shows last when it is opened.
 SHOWN = {
-    "ratios": "#settling-chart:has(.main-svg)",
+    "ratios": "#importance-chart:has(.main-svg)",
+    "estimator": "#convergence-chart:has(.main-svg)",
     "spectra": "#pair-chart:has(.main-svg)",
     "activations": "#histogram-chart:has(.main-svg)",
     "compare": "#answers",

@@ -1,22 +1,12 @@
-"""*Convergence with calibration size* on the Ratios tab: differences of ratios from fewer sequences to the latest."""
+"""The chart of *Convergence with calibration size*: differences of the ratios from fewer sequences to the latest. Pure."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
 
-import gradio as gr
-
-from ..frame.context import Context
-from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext, number, translate
-from ..state.request import Request
-from ..state.session import Session
 from ..state.views import ConvergenceView
 from ..ui import figure
-from ..ui.chart_bridge import chart
-from ..ui.explainers import fold
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput, initial_values, unchanged
 
 TITLE = lazy_gettext("Convergence with calibration size")
 NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
@@ -26,19 +16,6 @@ LINES = {
     "mlp": (lazy_gettext("MLP, mean over layers"), figure.line("mlp", 2.4)),
     "largest": (lazy_gettext("Module with the largest change"), figure.line("dense", 1.4)),
 }
-
-
-class ConvergencePanel(NamedTuple):
-    """The section's chart, and the source of its numbers."""
-
-    session: Session
-    chart: gr.HTML
-
-
-class Shown(NamedTuple):
-    """Outputs of `show`."""
-
-    chart: Any
 
 
 def convergence_chart(view: ConvergenceView | None) -> Chart:
@@ -107,25 +84,3 @@ def _conclusion(view: ConvergenceView) -> str:
         latest=view.sequences[-1],
         points=points,
     )
-
-
-def show(session: Session, request: Request, layer: int, client: str) -> Shown:
-    """The convergence of a setting's ratios during the calibration (JSON)."""
-    try:
-        view = session.convergence(request)
-    except ValueError:  # the headline shows what is wrong with the setting
-        return unchanged(Shown)
-    return Shown(convergence_chart(view).to_json())
-
-
-def build(session: Session, first: Request) -> ConvergencePanel:
-    """The chart, with an explanation. Called inside the Ratios tab."""
-    points = chart(initial_values(lambda: show(session, first, 0, "")).chart, height=250, elem_id="settling-chart")
-    fold("convergence")
-    return ConvergencePanel(session, points)
-
-
-def connect(panel: ConvergencePanel, context: Context) -> None:
-    """Update the chart after every committed setting, and while the calibration proceeds."""
-    live_output = LiveOutput("ratios", partial_handler(show, panel.session), Shown(panel.chart))
-    context.subscribe(live_output, context.on_commit)
