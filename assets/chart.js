@@ -1,15 +1,15 @@
 // The browser's half of the chart bridge; components/ui/chart_bridge.py is the other. Runs once for every chart, with
 // gradio's `element`, `props`, `watch` and `trigger` in scope. The plot's div is made once and never replaced, so zoom
 // and legend survive; every new value goes through Plotly.react.
+const { say, make } = isx;
 const find = (name) => element.querySelector(`.isx-${name}`);
 const plot = find("plot");
-const say = window.isxSay;
 const config = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: "reset" };
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
 let drawn = null; // its traces
-let ghost = null; // of the pinned setting's chart, see components/ui/pinned/ghost.py
-let haunting = []; // those of its traces that are drawn
+let overlay = null; // of the pinned setting's chart, see components/ui/pinned/overlay.py
+let overlaid = []; // those of the overlay's traces that are drawn
 let inSight = false;
 let later = null;
 
@@ -31,23 +31,23 @@ function kept(before, now) {
   return same ? before : now;
 }
 
-// The chart with the pinned setting's ghost. Some of its curves are left out while they are no other ones.
+// The chart with the pinned setting's overlay. Some of its curves are left out while they are no other ones.
 function whole() {
-  if (!ghost) return { data: chart.data, layout: chart.layout };
-  const shapes = [...(chart.layout.shapes || []), ...ghost.shapes];
+  if (!overlay) return { data: chart.data, layout: chart.layout };
+  const shapes = [...(chart.layout.shapes || []), ...overlay.shapes];
   // Outlines over a bar are seen where it is pale.
   const data = chart.data.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
-  return { data: [...data, ...haunting], layout: { ...chart.layout, shapes } };
+  return { data: [...data, ...overlaid], layout: { ...chart.layout, shapes } };
 }
 
 function compare() {
   const points = (trace) => JSON.stringify([trace.x, trace.y]);
-  const same = ghost && new Set(chart.data.map(points));
-  haunting = ghost ? ghost.data.filter((trace) => trace.meta.ghost === "always" || !same.has(points(trace))) : [];
+  const same = overlay && new Set(chart.data.map(points));
+  overlaid = overlay ? overlay.data.filter((trace) => trace.meta.overlay === "always" || !same.has(points(trace))) : [];
 }
 
 function caption() {
-  const kinds = ghost ? [...new Set([...haunting.map((trace) => trace.meta.kind), ...ghost.kinds])].join(say(" and ")) : "";
+  const kinds = overlay ? [...new Set([...overlaid.map((trace) => trace.meta.kind), ...overlay.kinds])].join(say(" and ")) : "";
   return kinds ? say("{note} {drawn}: the pinned setting A.", { note: chart.note, drawn: `${kinds[0].toUpperCase()}${kinds.slice(1)}` }) : chart.note;
 }
 
@@ -115,9 +115,9 @@ function draw() {
 
 // plotly.js takes half a second to run: not before the page is on the screen, with its headline.
 function loadPlotly() {
-  const script = (window.isxPlotlyScript ??= document.head.appendChild(Object.assign(document.createElement("script"), { src: "plotly.min.js" })));
+  const script = (isx.plotlyScript ??= document.head.appendChild(make("script", { src: "plotly.min.js" })));
   script.addEventListener("load", draw, { once: true });
-  script.addEventListener("error", () => (window.isxPlotlyScript = null), { once: true }); // the next drawing tries again
+  script.addEventListener("error", () => (isx.plotlyScript = null), { once: true }); // the next drawing tries again
 }
 
 function drawNow() {
@@ -147,33 +147,19 @@ function tell() {
   if (find("twin").open) fillTable();
 }
 
-// The same numbers as a table. Filled when it is opened, so that dragging the slider does not pay for it.
+// The same numbers as a table. Filled when it is opened, so that dragging the slider does not pay for it. Where points can
+// be picked, the row's name picks its point: the way for a keyboard and for fingers.
 function fillTable() {
-  const row = (cells, tag) => {
-    const line = document.createElement("tr");
-    cells.forEach((cell, index) => {
-      const item = document.createElement(tag);
-      item.textContent = cell;
-      if (tag === "th") item.scope = "col";
-      if (index > 0) item.className = "isx-number";
-      line.append(item);
-    });
-    return line;
-  };
-  find("head").replaceChildren(row(chart.table.columns, "th"));
-  find("rows").replaceChildren(...chart.table.rows.map((cells, index) => row(withPinned(cells, index), "td")));
-  // Where points can be picked, the row's name picks its point: the way for a keyboard and for fingers.
-  chart.picks.forEach((name, index) => {
-    const cell = find("rows").rows[index].cells[0];
-    const button = Object.assign(document.createElement("button"), { type: "button", className: "isx-pick", textContent: cell.textContent });
-    button.addEventListener("click", () => pick(name));
-    cell.replaceChildren(button);
-  });
+  const cell = (tag, content, column) => make(tag, { className: column ? "isx-number" : "", ...(tag === "th" && { scope: "col" }) }, content);
+  const name = (row, text) => (chart.picks[row] === undefined ? text : make("button", { type: "button", className: "isx-pick", textContent: text, onclick: () => pick(chart.picks[row]) }));
+  const line = (cells, row) => make("tr", {}, ...cells.map((text, column) => cell("td", column ? text : name(row, text), column)));
+  find("head").replaceChildren(make("tr", {}, ...chart.table.columns.map((text, column) => cell("th", text, column))));
+  find("rows").replaceChildren(...chart.table.rows.map((cells, row) => line(withPinned(cells, row), row)));
 }
 
 // A row's cells with the pinned setting's where they differ.
 function withPinned(cells, index) {
-  const before = ghost?.rows.length === chart.table.rows.length ? ghost.rows[index] : cells;
+  const before = overlay?.rows.length === chart.table.rows.length ? overlay.rows[index] : cells;
   return cells.map((cell, column) => (before[column] === cell || before.length !== cells.length ? cell : `${cell} (A: ${before[column]})`));
 }
 
@@ -208,8 +194,7 @@ async function save() {
     margin: { ...layout.margin, t: layout.margin.t + 44 },
   };
   const address = await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 });
-  const link = Object.assign(document.createElement("a"), { href: address, download: `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").toLowerCase()}.png` });
-  link.click();
+  make("a", { href: address, download: `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").toLowerCase()}.png` }).click();
 }
 
 const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
@@ -237,13 +222,13 @@ window.addEventListener("beforeprint", drawNow); // on paper everything is in si
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-function haunt() {
-  ghost = props.ghost?.startsWith?.("{") ? JSON.parse(props.ghost) : null;
+function receiveOverlay() {
+  overlay = props.overlay?.startsWith?.("{") ? JSON.parse(props.overlay) : null;
   if (!chart) return;
   tell();
   draw();
 }
 
-watch("ghost", haunt);
+watch("overlay", receiveOverlay);
 watch("value", receive);
 receive();

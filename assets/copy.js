@@ -20,8 +20,8 @@ button.addEventListener("click", async () => {
   // Outside https and localhost there is no clipboard to ask for, but the old way still works.
   if (navigator.clipboard) await navigator.clipboard.writeText(text());
   else document.execCommand("copy");
-  button.textContent = window.isxSay("Copied");
-  setTimeout(() => (button.textContent = window.isxSay("Copy")), 1600);
+  button.textContent = isx.say("Copied");
+  setTimeout(() => (button.textContent = isx.say("Copy")), 1600);
 });
 link?.addEventListener("focus", () => link.select());
 window.addEventListener("isx-address", show);

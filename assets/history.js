@@ -1,55 +1,53 @@
-// Undo and redo of settings, and what of the pinned setting is the page's own look. Values come from page.js whenever a
-// control has changed, in the order of a link; a drag, which changes one many times, is one step.
-(() => {
-  const REST = 500; // ms without another change, after which a setting counts
-  const undone = window.isxUndone; // names of what is set again
-  let steps = []; // values by name, as JSON
-  let at = -1;
-  let seen = null;
-  let rest = null;
+// Undo and redo of settings, and the mark of a page with a pinned setting. Values come from page.js whenever a control has
+// changed, in the order of a link; a drag, which changes one many times, is one step.
+const REST = 500; // ms without another change, after which a setting counts
+const all = Object.keys(isx.usual);
+let steps = []; // values by name, as JSON
+let at = -1;
+let seen = null;
+let rest = null;
+let begun;
+isx.ready = new Promise((resolve) => (begun = resolve)); // once the link has set the controls
 
-  const named = (values) => {
-    const all = Object.keys(window.isxUsual);
-    return JSON.stringify(undone.map((name) => values[all.indexOf(name)] ?? null));
-  };
+const named = (values) => JSON.stringify(isx.undone.map((name) => values[all.indexOf(name)] ?? null));
 
-  const show = () => {
-    for (const [id, able] of [["undo", at > 0 || seen !== steps[at]], ["redo", at < steps.length - 1]]) {
-      const button = document.querySelector(`#${id}`);
-      if (button) button.disabled = !able;
-    }
-  };
+function show() {
+  for (const [id, able] of [["undo", at > 0 || seen !== steps[at]], ["redo", at < steps.length - 1]]) {
+    const button = document.querySelector(`#${id}`);
+    if (button) button.disabled = !able;
+  }
+}
 
-  const keep = () => {
-    clearTimeout(rest);
-    if (seen !== null && seen !== steps[at]) {
-      steps = [...steps.slice(0, at + 1), seen].slice(-100);
-      at = steps.length - 1;
-    }
-    show();
-  };
+function keep() {
+  clearTimeout(rest);
+  if (seen !== null && seen !== steps[at]) {
+    steps = [...steps.slice(0, at + 1), seen].slice(-100);
+    at = steps.length - 1;
+  }
+  show();
+}
 
-  window.isxBegin = (values) => {
-    seen = named(values);
-    [steps, at] = [[seen], 0];
-    document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
-    return window.isxRemember(values);
-  };
+isx.begin = (values) => {
+  seen = named(values);
+  [steps, at] = [[seen], 0];
+  document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
+  begun();
+  return isx.remember(values);
+};
 
-  window.isxNote = (values) => {
-    document.body.classList.toggle("isx-pinned", Boolean(values[Object.keys(window.isxUsual).indexOf("pinned")]));
-    seen = named(values);
-    clearTimeout(rest);
-    if (at >= 0 && seen !== steps[at]) rest = setTimeout(keep, REST);
-    show();
-  };
+isx.note = (values) => {
+  document.body.classList.toggle("isx-pinned", Boolean(values[all.indexOf("pinned")]));
+  seen = named(values);
+  clearTimeout(rest);
+  if (at >= 0 && seen !== steps[at]) rest = setTimeout(keep, REST);
+  show();
+};
 
-  // What the controls are set to: the values, and another one for the field that lets them be acted on.
-  window.isxStep = (step) => {
-    keep();
-    at = Math.min(Math.max(at + step, 0), steps.length - 1);
-    seen = steps[at];
-    show();
-    return [...JSON.parse(seen), String(Date.now())];
-  };
-})();
+// What the controls are set to: the values, and another one for the field that lets them be acted on.
+isx.step = (step) => {
+  keep();
+  at = Math.min(Math.max(at + step, 0), steps.length - 1);
+  seen = steps[at];
+  show();
+  return [...JSON.parse(seen), String(Date.now())];
+};

@@ -1,21 +1,46 @@
-// The page's language in the browser: window.isxSay("{n} of {all}", { n, all }) is an English text in it, with values in
-// their places. What is said is in assets/texts/LANGUAGE/scripts.json, which the server sends with the page.
-(() => {
-  const { decimal, thousands, percent, words } = window.isxLanguage;
-  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (place, name) => (name in values ? values[name] : place));
+// What all scripts share. The server sets `isx.language` before them, and on the live page the data of page.js, history.js,
+// tour.js, keys.js and the lesson (components/frame/theme.py). Every file is the body of a function, see
+// components/ui/scripts.py: what others use of it is a property of `isx`.
+const { decimal, thousands, percent, words } = isx.language;
 
-  window.isxSay = (text, values = {}) => fill(words[text] ?? text, values);
+// An English text in the page's language, with values in their places. Translations are in texts/LANGUAGE/scripts.json.
+isx.say = (text, values = {}) => (words[text] ?? text).replace(/\{(\w+)\}/g, (place, name) => (name in values ? values[name] : place));
 
-  // "-12,345.6" as JavaScript or Python write it, in the language's own way, with a minus sign.
-  window.isxWritten = (number) => String(number).replace(/^-/, "−").replace(/[.,%]/g, (mark) => ({ ".": decimal, ",": thousands, "%": percent })[mark]);
+// "-12,345.6" as JavaScript or Python write it, in the language's own way, with a minus sign.
+isx.written = (number) => String(number).replace(/^-/, "−").replace(/[.,%]/g, (mark) => ({ ".": decimal, ",": thousands, "%": percent })[mark]);
+isx.fixed = (number, digits = 0) => isx.written(number.toFixed(digits));
+isx.signed = (number, digits) => (number < 0 ? "" : "+") + isx.fixed(number, digits);
+isx.percent = (number) => isx.written(number) + percent;
 
-  // The switch beside the title: the same page, with whatever it is set to.
-  document.addEventListener("click", (event) => {
-    const link = event.target.closest?.(".isx-languages a");
-    if (!link) return;
-    event.preventDefault();
-    const query = new URLSearchParams(location.search);
-    query.set("lang", link.lang);
-    location.search = query.toString();
-  });
-})();
+// An element with properties, or attributes where the name has a dash, and children.
+isx.make = (tag, properties = {}, ...children) => {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || ["role", "style"].includes(name)) element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+};
+
+// What this browser keeps under a name, or null; it may keep nothing.
+isx.stored = (name) => {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+};
+isx.store = (name, text) => {
+  try {
+    localStorage.setItem(name, text);
+  } catch {}
+};
+// The object that it keeps as JSON, or an empty one.
+isx.kept = (name) => {
+  try {
+    return JSON.parse(isx.stored(name)) ?? {};
+  } catch {
+    return {};
+  }
+};

@@ -6,7 +6,7 @@ const body = element.querySelector("tbody");
 const fold = element.querySelector("details");
 const count = element.querySelector(".isx-count");
 const modules = ["attention", "mlp"];
-const say = window.isxSay;
+const { say, make } = isx;
 const names = { attention: say("attention"), mlp: say("MLP") };
 const locks = new Map(); // "7 attention" -> per cent
 let cells = [];
@@ -25,20 +25,24 @@ function build(layers) {
   cells = [];
   body.replaceChildren();
   for (let layer = 0; layer < layers; layer++) {
-    const row = body.insertRow();
-    row.insertAdjacentHTML("beforeend", `<th scope="row">${layer}</th>`);
+    const row = body.appendChild(make("tr", {}, make("th", { scope: "row", textContent: layer })));
     for (const module of modules) {
       const name = say("Layer {layer}, {module}", { layer, module: names[module] });
-      const ratio = Object.assign(document.createElement("input"), { type: "number", min: 0, max: 100, step: 0.5, ariaLabel: say("{name}: per cent removed", { name }) });
-      const lock = Object.assign(document.createElement("input"), { type: "checkbox", ariaLabel: say("{name}: locked", { name }) });
-      const cell = { key: `${layer} ${module}`, layer, module, ratio, lock };
-      ratio.addEventListener("change", () => (ratio.value === "" ? locks.delete(cell.key) : locks.set(cell.key, Number(ratio.value)), send(ratio)));
-      lock.addEventListener("change", () => (lock.checked ? locks.set(cell.key, Number(ratio.value)) : locks.delete(cell.key), send(ratio)));
-      row.insertCell().append(ratio);
-      row.insertCell().append(lock);
-      cells.push(cell);
+      const key = `${layer} ${module}`;
+      const ratio = make("input", { type: "number", min: 0, max: 100, step: 0.5, "aria-label": say("{name}: per cent removed", { name }) });
+      const lock = make("input", { type: "checkbox", "aria-label": say("{name}: locked", { name }) });
+      ratio.addEventListener("change", () => set(key, ratio.value !== "", ratio));
+      lock.addEventListener("change", () => set(key, lock.checked, ratio));
+      row.append(make("td", {}, ratio), make("td", {}, lock));
+      cells.push({ key, layer, module, ratio, lock });
     }
   }
+}
+
+function set(key, isLocked, ratio) {
+  if (isLocked) locks.set(key, Number(ratio.value));
+  else locks.delete(key);
+  send(ratio);
 }
 
 // A field in which somebody types keeps its text, except for `field`, whose edit is answered.

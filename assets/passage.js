@@ -1,14 +1,11 @@
 // A scored passage: pointing at a token, or moving to it with the arrow keys, tells its numbers below. The passage is
 // one stop of the tab key. Runs once, with gradio's `element` in scope; tokens come and go inside it.
+const { say, make } = isx;
 const tell = (token) => {
   const detail = element.querySelector(".isx-detail");
   if (!token || !detail) return;
-  const line = (name, text) => {
-    const row = document.createElement("p");
-    row.append(Object.assign(document.createElement("span"), { className: "isx-quiet", textContent: name }), ` ${text}`);
-    return row;
-  };
-  detail.replaceChildren(line(window.isxSay("Dense → IntraSlice"), token.dataset.said), line(window.isxSay("Most likely tokens here"), token.dataset.others));
+  const line = (name, text) => make("p", {}, make("span", { className: "isx-quiet", textContent: name }), ` ${text}`);
+  detail.replaceChildren(line(say("Dense → IntraSlice"), token.dataset.said), line(say("Most likely tokens here"), token.dataset.others));
   element.querySelector(".isx-told")?.classList.remove("isx-told");
   token.classList.add("isx-told");
 };

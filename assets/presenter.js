@@ -1,88 +1,83 @@
 // Presenter mode: one chart a screen, large, with the slider below it. The charts are the page's own: the one in turn is
 // laid over the page (presenter.css), and the arrows go on through the charts of a tab, then to the next tab.
-(() => {
-  const STOPS = ".isx-card:not(.isx-card .isx-card), .isx-stop"; // what stands alone on a screen
-  const LOOKS = 60; // 50 ms apart, at a tab that is built and whose charts may still be drawn
-  const on = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
-  let stage = null;
-  let line = null;
-  let coming = null; // another look at a tab that is being built
+const STOPS = ".isx-card:not(.isx-card .isx-card), .isx-stop"; // what stands alone on a screen
+const LOOKS = 60; // 50 ms apart, at a tab that is built and whose charts may still be drawn
+const on = { ArrowRight: 1, PageDown: 1, ArrowLeft: -1, PageUp: -1 };
+const tabs = Object.keys(isx.tabs);
+let stage = null;
+let line = null;
+let coming = null; // another look at a tab that is being built
 
-  const presents = () => document.body.classList.contains("isx-present");
-  const buttons = () => [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')];
-  const labels = Object.values(window.isxTabs);
-  const button = (label) => buttons().find((one) => one.textContent.trim() === label);
-  const opened = () => labels.findIndex((label) => button(label)?.getAttribute("aria-selected") === "true");
-  const panel = () => [...document.querySelectorAll('#tabs [role="tabpanel"]')].find((one) => one.checkVisibility?.() ?? one.offsetParent);
-  // A chart without an answer yet has no title.
-  const stops = () => [...(panel()?.querySelectorAll(STOPS) ?? [])].filter((one) => one.matches(".isx-stop") || one.querySelector(".isx-title")?.textContent);
+const presents = () => document.body.classList.contains("isx-present");
+const opened = () => tabs.findIndex((id) => isx.tab(id)?.getAttribute("aria-selected") === "true");
+const panel = () => [...document.querySelectorAll('#tabs [role="tabpanel"]')].find((one) => one.checkVisibility?.() ?? one.offsetParent);
+// A chart without an answer yet has no title.
+const stops = () => [...(panel()?.querySelectorAll(STOPS) ?? [])].filter((one) => one.matches(".isx-stop") || one.querySelector(".isx-title")?.textContent);
 
-  function show(stop) {
-    clearTimeout(coming);
-    stage?.classList.remove("isx-stage");
-    stage = stop ?? null;
-    if (!stage) return;
-    stage.classList.add("isx-stage");
-    stage.scrollTop = 0;
-    const all = stops();
-    const where = labels[Math.max(opened(), 0)];
-    line.textContent = all.length > 1 ? `${where}, ${window.isxSay("{step} of {steps}", { step: all.indexOf(stage) + 1, steps: all.length })}` : where;
-  }
+function show(stop) {
+  clearTimeout(coming);
+  stage?.classList.remove("isx-stage");
+  stage = stop ?? null;
+  if (!stage) return;
+  stage.classList.add("isx-stage");
+  stage.scrollTop = 0;
+  const all = stops();
+  const where = isx.tabs[tabs[Math.max(opened(), 0)]];
+  line.textContent = all.length > 1 ? `${where}, ${isx.say("{step} of {steps}", { step: all.indexOf(stage) + 1, steps: all.length })}` : where;
+}
 
-  // Tabs without anything to show, such as Export's downloads, are passed over; at either end it stays where it is.
-  function open(index, step, from, tries = LOOKS) {
-    if (!presents()) return;
-    if (!labels[index]) return open(from, -step, 0);
-    if (opened() !== index) button(labels[index])?.click();
-    const built = opened() === index && panel()?.querySelector(".block, button");
-    const found = built ? stops() : [];
-    if (found.length) show(step > 0 ? found[0] : found.at(-1));
-    else if (tries) coming = setTimeout(open, 50, index, step, from, tries - Boolean(built));
-    else open(index + step, step, from);
-  }
+// Tabs without anything to show, such as Export's downloads, are passed over; at either end it stays where it is.
+function open(index, step, from, tries = LOOKS) {
+  if (!presents()) return;
+  if (!tabs[index]) return open(from, -step, 0);
+  if (opened() !== index) isx.openTab(tabs[index]);
+  const built = opened() === index && panel()?.querySelector(".block, button");
+  const found = built ? stops() : [];
+  if (found.length) show(step > 0 ? found[0] : found.at(-1));
+  else if (tries) coming = setTimeout(open, 50, index, step, from, tries - Boolean(built));
+  else open(index + step, step, from);
+}
 
-  function go(step) {
-    clearTimeout(coming);
-    const all = stops();
-    const next = all[all.indexOf(stage) + step];
-    if (next) show(next);
-    else if (labels[opened() + step]) open(opened() + step, step, opened());
-  }
+function go(step) {
+  clearTimeout(coming);
+  const all = stops();
+  const next = all[all.indexOf(stage) + step];
+  if (next) show(next);
+  else if (tabs[opened() + step]) open(opened() + step, step, opened());
+}
 
-  function toggle() {
-    if (presents()) return leave();
-    line ??= Object.assign(document.createElement("p"), { id: "isx-where", role: "status" });
-    document.querySelector(".gradio-container").append(line);
-    const top = document.querySelector("#slider-bar").getBoundingClientRect().bottom;
-    const all = stops();
-    const inView = all.find((one) => one.getBoundingClientRect().bottom > top + 100);
-    document.body.classList.add("isx-present");
-    scrollTo(0, 0);
-    if (all.length) show(inView ?? all[0]);
-    else open(0, 1, 0);
-  }
+isx.present = () => {
+  if (presents()) return leave();
+  line ??= isx.make("p", { id: "isx-where", role: "status" });
+  document.querySelector(".gradio-container").append(line);
+  const top = document.querySelector("#slider-bar").getBoundingClientRect().bottom;
+  const all = stops();
+  const inView = all.find((one) => one.getBoundingClientRect().bottom > top + 100);
+  document.body.classList.add("isx-present");
+  scrollTo(0, 0);
+  if (all.length) show(inView ?? all[0]);
+  else open(0, 1, 0);
+};
 
-  function leave() {
-    document.body.classList.remove("isx-present");
-    const left = stage;
-    show(null);
-    line.remove();
-    left?.scrollIntoView({ block: "center" });
-  }
+function leave() {
+  document.body.classList.remove("isx-present");
+  const left = stage;
+  show(null);
+  line.remove();
+  left?.scrollIntoView({ block: "center" });
+}
 
-  // The arrows of a slider or a field are its own, as long as it has the focus: one that was dragged gives it back.
-  window.isxPresent = toggle;
-  addEventListener("pointerup", ({ target, isTrusted }) => isTrusted && presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
-  addEventListener(
-    "keydown",
-    (event) => {
-      if (!presents() || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], .isx-tour")) return;
-      if (event.key === "Escape") leave();
-      else if (on[event.key] && !window.isxTypes(event.target, true)) go(on[event.key]);
-      else return;
-      event.preventDefault();
-      event.stopPropagation();
-    },
-    true
-  );
-})();
+// The arrows of a slider or a field are its own, as long as it has the focus: one that was dragged gives it back.
+addEventListener("pointerup", ({ target, isTrusted }) => isTrusted && presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
+addEventListener(
+  "keydown",
+  (event) => {
+    if (!presents() || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], .isx-tour")) return;
+    if (event.key === "Escape") leave();
+    else if (on[event.key] && !isx.types(event.target, true)) go(on[event.key]);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  },
+  true
+);

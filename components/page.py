@@ -58,7 +58,11 @@ def build_app(session: Session) -> App:
         tabs.connect(panels, context)
         pinning.connect(toolbar, context, frame)
         api.build(session)
-        page.own_routes += [*routes(panels["compare"].device.files), *room_routes.routes(Rooms(rooms_folder()))]
+        page.own_routes += [
+            *theme.routes(tabs.labels()),
+            *routes(panels["compare"].device.files),
+            *room_routes.routes(Rooms(rooms_folder())),
+        ]
     return page
 
 

@@ -1,6 +1,6 @@
 // The Compare tab on the user's own device. Runs once, with gradio's `element`, `props` and `watch` in scope; its value is
 // JSON of compare/device_panel.py, which tells the files of a setting or, when asked, that they are written.
-const say = window.isxSay;
+const { say } = isx;
 const option = (value) => document.querySelector(`#run-on input[value="${value}"]`);
 const isOn = () => Boolean(option("device")?.checked);
 const field = (id, kind) => document.querySelector(`#${id} ${kind}`);
@@ -17,7 +17,7 @@ function prepare(setting, signal, tell) {
   });
 }
 
-const panel = window.isxDevicePanel(element.querySelector("div"), {
+const panel = isx.devicePanel(element.querySelector("div"), {
   prepare,
   question: () => ({
     prompt: field("prompt", "textarea").value,
@@ -31,7 +31,7 @@ const panel = window.isxDevicePanel(element.querySelector("div"), {
 
 function parsed(text) {
   const { sparsity, engine, dense, sliced, ...rest } = JSON.parse(text);
-  const percent = `${window.isxWritten(sparsity)}${window.isxLanguage.percent}`;
+  const percent = isx.percent(sparsity);
   const files = [{ name: "dense", title: say("Dense"), ...dense }, sliced && { name: "sliced", title: say("IntraSlice, {percent} removed", { percent }), ...sliced }];
   return { ...rest, engine: whole(engine), files: files.filter(Boolean).map((file) => ({ ...file, url: whole(file.url) })) };
 }
@@ -42,8 +42,8 @@ const addresses = ({ files }) => files.map(({ url }) => url).join();
 function answered(setting) {
   const { setting: asked, resolve, reject } = waiting;
   waiting = null;
-  if (setting.problem) reject(new window.isxDevice.Problem(setting.problem));
-  else if (addresses(setting) !== addresses(asked)) reject(new window.isxDevice.Problem(say("The settings changed while the models were being prepared. Try again.")));
+  if (setting.problem) reject(new isx.device.Problem(setting.problem));
+  else if (addresses(setting) !== addresses(asked)) reject(new isx.device.Problem(say("The settings changed while the models were being prepared. Try again.")));
   else resolve(setting);
 }
 

@@ -4,21 +4,14 @@
 // A setting is {engine, about, problem, files: [{name: "dense" | "sliced", title, url, bytes}]}, with whole addresses.
 // `options`: `prepare(setting, signal)` resolves when the files can be downloaded, to the setting with their true sizes;
 // `question()` is the prompt and how to answer it; `toServer`, where there is a server, runs the models there.
-window.isxDevicePanel = (root, { prepare, question, toServer }) => {
-  const device = window.isxDevice;
-  const files = window.isxFiles;
-  const say = (...words) => window.isxSay(...words);
-  const part = (parent, tag, properties = {}) => parent.appendChild(Object.assign(document.createElement(tag), properties));
-  const status = part(root, "p", { className: "isx-status" });
-  status.setAttribute("role", "status");
-  const bar = part(root, "progress", { max: 1, hidden: true });
-  bar.setAttribute("aria-label", say("Download"));
-  const row = part(root, "p", { className: "isx-device-buttons" });
-  const results = part(root, "div");
-  results.setAttribute("aria-live", "polite");
-  const about = part(root, "p", { className: "isx-quiet" });
+isx.devicePanel = (root, { prepare, question, toServer }) => {
+  const { say, make, device, files } = isx;
+  const status = make("p", { className: "isx-status", role: "status" });
+  const bar = make("progress", { max: 1, hidden: true, "aria-label": say("Download") });
+  const results = make("div", { "aria-live": "polite" });
+  const about = make("p", { className: "isx-quiet" });
   // They stay where they are, so that the keyboard's focus does, too.
-  const button = (id, text, act) => part(row, "button", { type: "button", id: `device-${id}`, textContent: text, onclick: act, hidden: true, className: "isx-button" });
+  const button = (id, textContent, onclick) => make("button", { type: "button", id: `device-${id}`, textContent, onclick, hidden: true, className: "isx-button" });
   const buttons = {
     stop: button("stop", say("Stop"), () => stop()),
     download: button("download", "", () => run(fetchAll)),
@@ -27,6 +20,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     server: button("server", say("Run on the server"), () => toServer()),
     free: button("free", "", () => run(forget)),
   };
+  root.append(status, bar, make("p", { className: "isx-device-buttons" }, ...Object.values(buttons)), results, about);
   const MAX_BYTES = 2 ** 31; // of a file in a browser
 
   let setting = null;
@@ -163,7 +157,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     if (!asked.prompt.trim()) throw new device.Problem(say("The prompt is empty. Enter some text."));
     const models = await fetchAll(signal);
     const shown = described(models);
-    const draw = () => window.isxAnswers.show(results, shown);
+    const draw = () => isx.answers.show(results, shown);
     for (const { name } of models) {
       const model = await start(models, name);
       tell(say("Answering"));
@@ -190,7 +184,7 @@ window.isxDevicePanel = (root, { prepare, question, toServer }) => {
     const started = { dense: await start(models, "dense"), sliced: await start(models, "sliced") };
     tell(say("Measuring speed, alternating between models"));
     const measured = await device.speeds(started, 5, signal);
-    if (measured) window.isxAnswers.show(results, { ...described(models), measured });
+    if (measured) isx.answers.show(results, { ...described(models), measured });
   }
 
   async function forget() {

@@ -56,7 +56,7 @@ function live(content) {
     slider.value = index;
     slider.style.setProperty("--range_progress", `${(100 * index) / (steps.length - 1)}%`);
     slider.setAttribute("aria-valuetext", step.said);
-    at("percent").textContent = `${window.isxWritten(step.percent)}${window.isxLanguage.percent}`;
+    at("percent").textContent = isx.percent(step.percent);
     at("removed").innerHTML = step.removed;
     at("headline").innerHTML = step.headline;
     at("numbers").innerHTML = step.table;
@@ -76,7 +76,7 @@ function live(content) {
   window.addEventListener("hashchange", () => asked() >= 0 && move(nearest(asked())));
   at("layer").value = layer;
   move(asked() >= 0 ? nearest(asked()) : first);
-  window.isxSite?.(content);
+  isx.site?.(content);
 }
 
 const lights = matchMedia("(prefers-color-scheme: dark)");
@@ -94,5 +94,5 @@ window.addEventListener("afterprint", () => {
 
 unpacked(at("content").textContent).then(live, (problem) => {
   at("problem").hidden = false;
-  at("problem").textContent = window.isxSay("This browser cannot decode the data in this file ({problem}). Use a newer browser.", { problem: problem.message });
+  at("problem").textContent = isx.say("This browser cannot decode the data in this file ({problem}). Use a newer browser.", { problem: problem.message });
 });

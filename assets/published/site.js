@@ -1,24 +1,21 @@
 // A published site (components/export/published/site.py): its models answer in the reader's browser. Scripts call
 // window.intraslice.generate({sparsity, prompt, maxTokens, chat}), which resolves to {text, tokensPerSecond}.
-window.isxSite = ({ steps, models, engine, about }) => {
+isx.site = ({ steps, models, engine, about }) => {
+  const { say } = isx;
   const at = (id) => document.getElementById(id);
-  const say = window.isxSay;
   const whole = (path) => new URL(path, document.baseURI).href;
-  const written = (percent) => `${window.isxWritten(percent)}${window.isxLanguage.percent}`;
   const nearest = (percent) => models.reduce((best, model) => (Math.abs(model.percent - percent) < Math.abs(best.percent - percent) ? model : best));
   const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
-  const panel = window.isxDevicePanel(at("device-panel"), {
+  const panel = isx.devicePanel(at("device-panel"), {
     prepare: async (setting) => setting,
     question: () => ({ prompt: at("own").value, maxTokens: 64, chat: true }),
   });
 
-  const file = ({ percent, url, bytes }) => ({
-    name: percent ? "sliced" : "dense",
-    title: percent ? say("IntraSlice, {percent} removed", { percent: written(percent) }) : say("Dense"),
-    url: whole(url),
-    bytes,
-  });
+  const file = ({ percent, url, bytes }) => {
+    const title = percent ? say("IntraSlice, {percent} removed", { percent: isx.percent(percent) }) : say("Dense");
+    return { name: percent ? "sliced" : "dense", title, url: whole(url), bytes };
+  };
   const setting = (...chosen) => ({ engine: whole(engine), about, problem: fromDisk, files: chosen.map(file) });
 
   function follow() {
@@ -33,7 +30,7 @@ window.isxSite = ({ steps, models, engine, about }) => {
       return panel.exclusive(async (signal) => {
         const [found] = await panel.fetchAll(signal, setting(model));
         const opened = await panel.start([found], found.name);
-        const { text, timings } = await window.isxDevice.complete(opened, { prompt, maxTokens, chat, signal });
+        const { text, timings } = await isx.device.complete(opened, { prompt, maxTokens, chat, signal });
         return { text, tokensPerSecond: timings?.predicted_per_second ?? null };
       });
     },

@@ -16,7 +16,7 @@ from ..state.session import Session
 from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, initial_values, status_line, unchanged
+from ..ui.handlers import LiveOutput, status_line, unchanged
 from .charts import TITLES, finding, histogram_chart, protocol, shift_chart
 from .measure import ShiftViews
 from .views import ShiftView
@@ -93,13 +93,12 @@ def measure_pinned(
 
 
 def build(session: Session, first: Request) -> ActivationsPanel:
-    """Two charts, each with an explanation, initially for `first`. Called inside a `gr.Tab`."""
+    """Two charts, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
     views = ShiftViews(session)
-    opening = initial_values(lambda: show(views, first, 0, ""))
-    summary = gr.HTML(opening.summary, elem_id="shift-words", apply_default_css=False)
-    shift = chart(opening.shift, height=540, elem_id="shift-chart")
+    summary = gr.HTML(elem_id="shift-words", apply_default_css=False)
+    shift = chart(height=540, elem_id="shift-chart")
     fold("shift")
-    histograms = chart(opening.histograms, height=330, elem_id="histogram-chart", table=True)
+    histograms = chart(height=330, elem_id="histogram-chart", table=True)
     fold("histograms")
     return ActivationsPanel(views, Shown(summary, shift, histograms))
 

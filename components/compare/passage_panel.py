@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ..assets import ASSETS
 from ..frame.context import HEAVY, PRIVATE, Context
 from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs import limits
 from ..ui.explainers import fold
 from ..ui.handlers import only_if_active, spread_settings, unchanged
+from ..ui.scripts import on_load
 from . import handlers
 from .handlers import AfterSlice, Result
 from .models import Columns
@@ -48,7 +48,7 @@ def build() -> PassagePanel:
         gr.HTML(passage_heading, apply_default_css=False, elem_classes="isx-heading")
         scored = gr.HTML(
             placeholder,
-            js_on_load=(ASSETS / "passage.js").read_text(encoding="utf-8"),
+            js_on_load=on_load("passage"),
             elem_id="passage",
             apply_default_css=False,
         )

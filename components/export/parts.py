@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from ..assets import ASSETS
 from ..i18n.language import LazyString, gettext, translate
+from ..ui.scripts import on_load
 
 
 def link_field() -> str:
@@ -29,8 +29,7 @@ def code_block(label: LazyString) -> str:
 
 def copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
     """A component with a copy button (`assets/copy.js`)."""
-    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
-    return gr.HTML(html_template=LazyString(template), js_on_load=script, elem_id=elem_id, apply_default_css=False)
+    return gr.HTML(html_template=LazyString(template), js_on_load=on_load("copy"), elem_id=elem_id, apply_default_css=False)
 
 
 def heading(text: LazyString) -> None:

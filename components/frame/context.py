@@ -42,7 +42,7 @@ class Context(NamedTuple):
     prepared: list[gr.events.Dependency]  # ends of loading and calibrating; filled by `events.connect`
     measured: list[gr.events.Dependency]  # ends of slicing and measuring after `prepared` or by a button
     released: list[gr.events.Dependency]  # ends of slicing and measuring after `on_commit`
-    live_outputs: list[LiveOutput]  # with charts that show the pinned setting as a ghost
+    live_outputs: list[LiveOutput]  # with charts that show the pinned setting as an overlay
     pinned_measured: list[gr.events.Dependency]  # ends of measuring the pinned setting; filled by the tabs
     panels: Mapping[str, Any]  # by tab id, for tabs that show another tab's settings
 

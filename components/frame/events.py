@@ -119,8 +119,8 @@ def connect(
     }
     page.load(**memory, **PRIVATE)
     page.unload(partial_handler(handlers.stop, session, [""]))
-    remember = "(...values) => window.isxRemember(values)"
-    opened_page.then(None, [*linked], None, js="(...values) => window.isxBegin(values)", **PRIVATE, **CHEAP)
+    remember = "(...values) => isx.remember(values)"
+    opened_page.then(None, [*linked], None, js="(...values) => isx.begin(values)", **PRIVATE, **CHEAP)
     gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
 
     opened = _connect_tabs(session, frame)

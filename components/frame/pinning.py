@@ -12,7 +12,7 @@ from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import gettext, lazy_gettext
 from ..state.request import Request
 from ..state.settings import Settings
-from ..ui.chart_bridge import ghost_update, is_chart
+from ..ui.chart_bridge import is_chart, overlay_update
 from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
 from ..ui.pinned import text as pinned_text
 from ..ui.pinned.differences import name_of
@@ -72,7 +72,7 @@ def describe(request: Request, pinned_setting: str) -> Description:
     return Description(f'<p class="isx-quiet">{text}</p>', gr.update(visible=True))
 
 
-def ghosts(
+def overlays(
     live_outputs: Sequence[LiveOutput],
     request: Request,
     layer: int,
@@ -80,7 +80,7 @@ def ghosts(
     pinned: Request | None,
     client: str,
 ) -> tuple[Any, ...]:
-    """Updates of the pinned setting's ghosts on the charts of the active tab; other tabs' charts are unchanged."""
+    """Updates of the pinned setting's overlays on the charts of the active tab; other tabs' charts are unchanged."""
     updates: list[Any] = []
     for live_output in live_outputs:
         are_charts = [is_chart(component) for component in live_output.outputs]
@@ -89,12 +89,12 @@ def ghosts(
             continue
         show = live_output.show_pinned or live_output.show
         values = show(pinned, layer, client) if pinned else [None] * len(are_charts)
-        updates += [ghost_update(value) for value, is_drawn in zip(values, are_charts, strict=True) if is_drawn]
+        updates += [overlay_update(value) for value, is_drawn in zip(values, are_charts, strict=True) if is_drawn]
     return tuple(updates)
 
 
 def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
-    """Connect the toolbar, and the ghosts of all tabs' live outputs; called after the tabs are connected."""
+    """Connect the toolbar, and the overlays of all tabs' live outputs; called after the tabs are connected."""
     controls, session = context.controls, context.session
     pinned, settings = controls.pinned, controls.settings
     toolbar.pin.click(spread_settings(pin), settings, pinned, api_name="pin", **CHEAP)
@@ -108,16 +108,16 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     on_latest([pinned.change, controls.model.change, context.refresh.change], **describe_pinned, **PRIVATE, **CHEAP)
 
     outputs = [output for live_output in context.live_outputs for output in live_output.outputs]
-    draw_ghosts = {
-        "fn": spread_settings(ghosts, context.live_outputs, refuse=leave_unchanged),
+    draw_overlays = {
+        "fn": spread_settings(overlays, context.live_outputs, refuse=leave_unchanged),
         "inputs": [*settings, controls.layer, context.tab, pinned],
         "outputs": [output for output in outputs if is_chart(output)],
         **PRIVATE,
         **CHEAP,
     }
-    on_latest([pinned.change, controls.layer.change, context.refresh.change], **draw_ghosts)
+    on_latest([pinned.change, controls.layer.change, context.refresh.change], **draw_overlays)
     for end in (*context.opened.values(), *context.prepared, *context.pinned_measured):
-        end.then(**draw_ghosts)
+        end.then(**draw_overlays)
     measure_pinned = {
         "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
         "inputs": [*settings, pinned],
@@ -134,8 +134,8 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     }
     measured = (end.then(**measure_pinned) for end in context.measured)
     for end in (on_latest([pinned.change], **measure_pinned), *measured):
-        end.then(**compare_pinned).then(**draw_ghosts)
+        end.then(**compare_pinned).then(**draw_overlays)
 
     history_outputs = [*(getattr(controls, name) for name in HISTORY_FIELDS), context.refresh]
     for button, step in ((toolbar.undo, -1), (toolbar.redo, 1)):
-        button.click(None, None, history_outputs, js=f"() => window.isxStep({step})", **PRIVATE, **CHEAP)
+        button.click(None, None, history_outputs, js=f"() => isx.step({step})", **PRIVATE, **CHEAP)

@@ -1,20 +1,23 @@
-"""The theme, the content of the page's head (CSS, JavaScript, system fonts), and gradio's launch options."""
+"""The theme, the page's script and styles, and gradio's launch options."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.routing import Route
 
-from ..assets import ASSETS
 from ..gradio_compat.http.request_size import BoundedRequests
-from ..i18n.language import LazyString, for_scripts, long_text, translate
+from ..i18n.language import LazyString, language, long_text, translate
 from ..jobs import limits
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
+from ..ui.scripts import asset, page_script
 from .link import default_link
 from .pinning import HISTORY_FIELDS
 
@@ -23,12 +26,10 @@ BLUE = gr.themes.Color(
     *["#0072b2", "#00639b", "#005482", "#00436b", "#003352", "#00243b"],
 )
 SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
-SCRIPTS = ("words.js", "page.js", "history.js", "tour.js", "awake.js", "presenter.js", "keys.js")
-DEVICE = ("device/files.js", "device/engine.js", "device/answers.js", "device/panel.js")
 STYLES = ("outside.css", "awake.css", "presenter.css", "lesson/lesson.css", "rooms/rooms.css", "device/device.css")
-LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
-ROOMS = ("rooms/chart.js", "rooms/room.js", "rooms/record.js", "rooms/panel.js")
 MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
+# A version of a file never changes.
+KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 
 
 def theme() -> gr.themes.Base:
@@ -93,7 +94,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
     limits.require()
     return {
         "theme": theme(),
-        "css": css_variables() + _read("page.css"),
+        "css": css_variables() + asset("page.css"),
         "head": LazyString(lambda: _head(tabs)),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
@@ -105,22 +106,33 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _head(tabs: Mapping[str, str]) -> str:
-    """Styles, scripts, and the global variables of these scripts."""
-    scripts = "".join(map(_read, (*SCRIPTS, *DEVICE, *LESSON, *ROOMS)))
-    styles = "".join(map(_read, STYLES))
-    variables = {
-        "isxLanguage": json.dumps(for_scripts()),
-        "isxUsual": json.dumps(default_link()._asdict()),
-        "isxTabs": json.dumps({tab: translate(label) for tab, label in tabs.items()}),
-        "isxUndone": json.dumps(HISTORY_FIELDS),
-        "isxTour": long_text("tour.json"),
-        "isxKeys": long_text("keys.json"),
-        "isxLesson": long_text("lesson.json"),
+def routes(tabs: Mapping[str, str]) -> list[Route]:
+    """The page's script and its styles, of which `launch_options` names this version."""
+    return [
+        Route("/isx.js", lambda _: Response(script(tabs), headers=KEPT, media_type="text/javascript")),
+        Route("/isx.css", lambda _: Response(styles(), headers=KEPT, media_type="text/css")),
+    ]
+
+
+def script(tabs: Mapping[str, str]) -> str:
+    """The page's script in the current language, with what it knows of the page."""
+    data = {
+        "usual": default_link()._asdict(),
+        "tabs": {tab: translate(label) for tab, label in tabs.items()},
+        "undone": HISTORY_FIELDS,
+        "tour": json.loads(long_text("tour.json")),
+        "lesson": json.loads(long_text("lesson.json")),
     }
-    assignments = "".join(f"window.{name} = {value};" for name, value in variables.items())
-    return f"{plotly_head()}<style>{styles}</style><script>{assignments}{scripts}</script>"
+    return page_script(data)
 
 
-def _read(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
+def styles() -> str:
+    """Styles that gradio must not confine to its own column."""
+    return "".join(map(asset, STYLES))
+
+
+def _head(tabs: Mapping[str, str]) -> str:
+    """The tags that fetch styles, scripts and plotly.js."""
+    css, js = (hashlib.sha256(text.encode()).hexdigest()[:12] for text in (styles(), script(tabs)))
+    style = f'<link rel="stylesheet" href="isx.css?v={css}">'
+    return f'{style}<script src="isx.js?lang={language()}&amp;v={js}"></script>{plotly_head()}'

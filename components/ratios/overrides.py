@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..assets import ASSETS
 from ..frame.context import CHEAP, PRIVATE, Context
 from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import LazyString, gettext, lazy_gettext
@@ -16,6 +15,7 @@ from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
 from ..ui.handlers import spread_settings, unchanged
 from ..ui.labels import MODULES
+from ..ui.scripts import on_load
 from . import ratio_files
 
 
@@ -89,7 +89,7 @@ def build() -> OverridesPanel:
     table = gr.HTML(
         "",
         html_template=LazyString(_template),
-        js_on_load=(ASSETS / "overrides.js").read_text(encoding="utf-8"),
+        js_on_load=on_load("overrides"),
         elem_id="overrides",
         apply_default_css=False,
     )

@@ -61,7 +61,10 @@ class App(PatchedBlocks):
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As in gradio, with `own_routes`, a maximum number of pages with state, and an MCP server if hosted."""
+        """As in gradio, with `own_routes`, a maximum number of pages with state, and an MCP server if hosted.
+
+        `head` is part of the page's HTML.
+        """
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
         kwargs = options.pop("app_kwargs", None) or {}
@@ -76,7 +79,7 @@ class App(PatchedBlocks):
                     NeededRoutes, {route.path: route.methods or () for route in self.own_routes}, self._has_called
                 ),
                 Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
-                Middleware(CachedPage, ISOLATION),
+                Middleware(CachedPage, ISOLATION, options.pop("head", "")),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),
                 Middleware(Pacing),

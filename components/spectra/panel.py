@@ -12,7 +12,7 @@ from ..state.session import Session
 from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, unchanged
 from .charts import TITLES, variance_chart
 from .head_charts import pair_chart, rank_chart
 from .measure import SpectraViews
@@ -53,14 +53,13 @@ def complete(views: SpectraViews, request: Request, layer: int, client: str) -> 
 
 
 def build(session: Session, first: Request) -> SpectraPanel:
-    """Three charts, each with an explanation, initially for `first`. Called inside a `gr.Tab`."""
+    """Three charts, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
     views = SpectraViews(session)
-    opening = initial_values(lambda: show(views, first, 0, ""))
-    variance = chart(opening.variance, height=380, elem_id="variance-chart")
+    variance = chart(height=380, elem_id="variance-chart")
     fold("variance")
-    ranks = chart(opening.ranks, height=330, elem_id="rank-chart")
+    ranks = chart(height=330, elem_id="rank-chart")
     fold("ranks")
-    pairs = chart(opening.pairs, height=260, elem_id="pair-chart")
+    pairs = chart(height=260, elem_id="pair-chart")
     fold("pairs")
     charts = Charts(variance, ranks, pairs)
     return SpectraPanel(views, charts, LiveOutput("spectra", partial_handler(show, views), charts))

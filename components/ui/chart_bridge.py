@@ -2,7 +2,7 @@
 
 `gr.Plot` creates its chart anew for every value. This component keeps its div: its value is the JSON of a
 `figure.Chart`, which `assets/chart.js` passes to `Plotly.react`. A click on a layer triggers the event `select`, whose
-`gr.EventData` has the attribute `layer`. The property `ghost` (`pinned/ghost.py`) is independent of the value.
+`gr.EventData` has the attribute `layer`. The property `overlay` (`pinned/overlay.py`) is independent of the value.
 plotly.js is the file of the installed plotly package: no CDN.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 import gradio as gr
 import plotly
 
-from ..assets import ASSETS
 from ..i18n.language import LazyString, gettext
-from .pinned.ghost import ghost
+from .pinned.overlay import overlay
+from .scripts import on_load
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
@@ -36,11 +36,11 @@ def chart(first: str = "", *, height: int = 400, elem_id: str, table: bool = Fal
     return gr.HTML(
         value=first,
         html_template=LazyString(lambda: template(height, table)),
-        js_on_load=(ASSETS / "chart.js").read_text(encoding="utf-8"),
+        js_on_load=on_load("chart"),
         elem_id=elem_id,
         elem_classes=CARD,
         apply_default_css=False,
-        ghost="",
+        overlay="",
     )
 
 
@@ -65,6 +65,6 @@ def is_chart(component: gr.components.Component) -> bool:
     return CARD in (component.elem_classes or ())
 
 
-def ghost_update(value: object) -> dict[str, Any]:
-    """The update that sets a chart's ghost to the pinned setting's chart (JSON), or removes the ghost."""
-    return gr.update(ghost=ghost(value) if isinstance(value, str) and value else "")
+def overlay_update(value: object) -> dict[str, Any]:
+    """The update that sets a chart's overlay to the pinned setting's chart (JSON), or removes it."""
+    return gr.update(overlay=overlay(value) if isinstance(value, str) and value else "")

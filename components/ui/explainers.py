@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import gradio as gr
 
 from ..i18n.language import LANGUAGES, LazyString, gettext, language, long_text
@@ -13,9 +15,9 @@ def header() -> None:
 
 
 def glossary() -> None:
-    """The glossary, folded at the end of the page."""
+    """The glossary, folded at the end of the page, and the list of keyboard shortcuts, which `assets/keys.js` opens."""
     gr.HTML(
-        LazyString(lambda: _folded(gettext("Glossary"), "glossary", "isx-fold isx-glossary")),
+        LazyString(lambda: _folded(gettext("Glossary"), "glossary", "isx-fold isx-glossary") + _shortcuts()),
         apply_default_css=False,
     )
 
@@ -45,3 +47,16 @@ def _header() -> str:
 
 def _folded(summary: str, name: str, style: str) -> str:
     return f'<details class="{style}"><summary>{summary}</summary>{long_text(f"{name}.html")}</details>'
+
+
+def _shortcuts() -> str:
+    rows = "".join(
+        f"<div><dt>{' '.join(f'<kbd>{key}</kbd>' for key in entry['keys'])}</dt><dd>{entry['does']}</dd></div>"
+        for entry in json.loads(long_text("keys.json"))
+    )
+    return (
+        f'<dialog class="isx-keys" aria-labelledby="isx-keys-title">'
+        f'<h3 id="isx-keys-title">{gettext("Keyboard shortcuts")}</h3><dl>{rows}</dl>'
+        f'<label><input type="checkbox"> {gettext("Enable single-key shortcuts")}</label>'
+        f'<form method="dialog"><button>{gettext("Close")}</button></form></dialog>'
+    )

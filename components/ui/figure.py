@@ -17,10 +17,10 @@ from .palette import DASHES
 Json = dict[str, Any]
 
 POINTS = 160  # of a curve; more cannot be told apart on a screen
-# Marks of what depends on the settings, and therefore has a ghost (`pinned/ghost.py`).
+# Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`pinned/overlay.py`).
 SETTING_SHAPE = "follows-the-setting"  # the name of a shape
-GHOST_ALWAYS = {"ghost": "always"}  # the meta of a trace
-GHOST_IF_DIFFERENT = {"ghost": "different"}  # the meta of a trace whose ghost is only drawn if the curves differ
+GHOST_ALWAYS = {"overlay": "always"}  # the meta of a trace
+GHOST_IF_DIFFERENT = {"overlay": "different"}  # the meta of a trace that is only overlaid if the curves differ
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ ROUNDED = 0.3  # nats: products of q8_0 round activations to 8 bits, in WebAssem
 # Answers five prompts without a template with a model that the page has downloaded.
 COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
     const at = (path) => new URL(path, document.baseURI).href;
-    const model = await window.isxDevice.open(at(engine), at(url), await window.isxFiles.stored(at(url)));
+    const model = await isx.device.open(at(engine), at(url), await isx.files.stored(at(url)));
     const answers = [];
     for (const prompt of prompts) {
-        const answer = await window.isxDevice.complete(model, { prompt, maxTokens });
-        const scored = answers.length ? [] : await window.isxDevice.score(model, { prompt }, answer.tokens);
+        const answer = await isx.device.complete(model, { prompt, maxTokens });
+        const scored = answers.length ? [] : await isx.device.score(model, { prompt }, answer.tokens);
         answers.push({ ...answer, scored });
     }
     return answers.map(({ tokens, text, count, ended, scored }) => ({ text, count, ended, scored,
@@ -75,7 +75,7 @@ def opened(page_of_module: Opened) -> Iterator[Opened]:
     """The page, which runs on the server and has no file on the device."""
     yield page_of_module
     page_of_module.page.click("#run-on input[value=server]")
-    page_of_module.page.evaluate("window.isxFiles.free()")
+    page_of_module.page.evaluate("isx.files.free()")
 
 
 def choose(opened: Opened) -> None:
@@ -166,7 +166,7 @@ REFUSALS = {
 def test_what_a_browser_refuses_is_said_and_the_page_goes_on(opened) -> None:
     page = opened.page
     for what, (refuse, end, words) in REFUSALS.items():
-        page.evaluate("window.isxFiles.free()")
+        page.evaluate("isx.files.free()")
         page.evaluate(f"() => {{ {refuse} }}")
         choose(opened)
         if what != "WebAssembly":
@@ -204,7 +204,7 @@ def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened)
     opened.says(STATUS, "not on your device yet")
     page.click("#device-type input[value=q8_0]")
     opened.says(STATUS, "The models are on your device")
-    page.evaluate("window.isxLesson.show(7)")  # "Who said it?" reads the server's answers
+    page.evaluate("isx.lesson.show(7)")  # "Who said it?" reads the server's answers
     page.wait_for_selector("#run-on input[value=server]:checked", state="attached")
     opened.says("#dense-answer", "token")
 

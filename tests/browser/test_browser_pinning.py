@@ -1,4 +1,4 @@
-"""Pin and compare in a real browser: pin, change, undo, redo, share the link, open it elsewhere and see the ghost."""
+"""Pin and compare in a real browser: pin, change, undo, redo, share the link, open it elsewhere and see its overlay."""
 
 from browsing import Opened
 
@@ -8,13 +8,13 @@ from components.state.settings import Settings
 
 from .test_browser_page import NEURONS, close, ratios
 
-GHOST = """() => document.querySelector('#ratio-chart .isx-plot').data
+OVERLAID = """() => document.querySelector('#ratio-chart .isx-plot').data
     .filter(trace => trace.type === 'bar' && trace.name.startsWith('A: ')).map(trace => [...trace.y])"""
 
 
-def ghost(opened: Opened) -> list[list[float]]:
-    opened.page.wait_for_function(f"({GHOST})().length === 2")
-    return opened.page.evaluate(GHOST)
+def overlay(opened: Opened) -> list[list[float]]:
+    opened.page.wait_for_function(f"({OVERLAID})().length === 2")
+    return opened.page.evaluate(OVERLAID)
 
 
 def bars(opened: Opened) -> list[list[float]]:
@@ -28,7 +28,7 @@ def wait_for(opened: Opened, percent: int) -> None:
 def commit(opened: Opened, words: str) -> None:
     """Wait until the address has these words, then make the change an undo step, as a timer would."""
     opened.addressed(words)
-    opened.page.evaluate("isxStep(0)")
+    opened.page.evaluate("isx.step(0)")
 
 
 def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> None:
@@ -48,7 +48,7 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
     page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons kept")
     moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
     assert moved
-    assert not any('"ghost":"{' in text for text in moved)
+    assert not any('"overlay":"{' in text for text in moved)
     page.click("#tabs button[role=tab] >> text=Compare")
     page.wait_for_selector("#pinned-answer", state="visible")
     assert len(page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").split()) == 4
@@ -59,14 +59,14 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     page = opened.page
     wait_for(opened, 25)
     page.click("#pin")
-    assert close(ghost(opened), ratios(page_session, sparsity=25))
+    assert close(overlay(opened), ratios(page_session, sparsity=25))
     page.wait_for_selector("#unpin")
     commit(opened, "pinned")
     opened.drag(45)
     commit(opened, "sparsity=45")
     opened.drag(50)
     commit(opened, "sparsity=50")
-    assert close(ghost(opened), ratios(page_session, sparsity=25))
+    assert close(overlay(opened), ratios(page_session, sparsity=25))
     assert close(bars(opened), ratios(page_session, sparsity=50))
     assert "Against A (25%, PCA-aware): 26.6 M fewer parameters" in page.inner_text("#headline")
     assert "against A" in page.inner_text("#readout")
@@ -95,12 +95,12 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.open_tab("ratios")
     elsewhere.drag(45)
     elsewhere.addressed("sparsity=45")
-    assert close(ghost(elsewhere), ratios(page_session, sparsity=25))
+    assert close(overlay(elsewhere), ratios(page_session, sparsity=25))
     assert close(bars(elsewhere), ratios(page_session, sparsity=45))
     elsewhere.page.click("#unpin")
-    elsewhere.page.wait_for_function(f"({GHOST})().length === 0")
+    elsewhere.page.wait_for_function(f"({OVERLAID})().length === 0")
     elsewhere.page.wait_for_function("!location.search.includes('pinned')")
     elsewhere.page.wait_for_function("!document.querySelector('#headline').textContent.includes('Against')")
-    elsewhere.page.evaluate("isxStep(0)")
+    elsewhere.page.evaluate("isx.step(0)")
     elsewhere.page.keyboard.press("Control+z")
-    assert close(ghost(elsewhere), ratios(page_session, sparsity=25))
+    assert close(overlay(elsewhere), ratios(page_session, sparsity=25))

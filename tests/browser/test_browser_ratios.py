@@ -129,17 +129,17 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     opened.addressed("sparsity=25")
     assert "tab=" not in page.url
 
-    page.evaluate("isxLook()")
+    page.evaluate("isx.look()")
     assert page.locator(".isx-awake").count() == 0
     page.route("**/healthz", lambda route: route.abort())
     opened.hurry(3000, 200)  # until it asks a server that does not answer again
-    page.evaluate("isxLook()")
+    page.evaluate("isx.look()")
     assert "is not responding" in page.inner_text(".isx-awake")
     page.unroute("**/healthz")  # it answers again, by itself
     page.wait_for_selector(".isx-awake", state="detached")
     other = json.dumps({"ok": True, "began": 1.0})
     page.route("**/healthz", lambda route: route.fulfill(body=other, content_type="application/json"))
-    page.evaluate("isxLook()")
+    page.evaluate("isx.look()")
     assert "has restarted" in page.inner_text(".isx-awake")
     with page.expect_navigation():
         page.click(".isx-awake button")
@@ -166,14 +166,14 @@ def test_the_headline_does_not_wait_for_plotly_which_is_fetched_again_after_an_e
     opened.page.route("**/plotly.min.js", lambda route: route.continue_() if passing.is_set() else held.append(route))
     opened.page.goto(address)
     opened.until("document.querySelector('#headline')?.innerText.includes('perplexity')")
-    opened.until("window.isxPlotlyScript")
+    opened.until("isx.plotlyScript")
     assert opened.page.locator(".main-svg").count() == 0
     # A drawing may fetch it again in the moment after the error: the event is waited for, not the state that it leaves.
-    opened.page.evaluate("window.isxPlotlyScript.addEventListener('error', () => (window.isxFailed = true))")
+    opened.page.evaluate("isx.plotlyScript.addEventListener('error', () => (window.hasFailed = true))")
     passing.set()
     for route in held:
         route.abort()
-    opened.until("window.isxFailed")
+    opened.until("window.hasFailed")
     opened.slide(33)
     opened.until("document.querySelector('#ratio-chart .main-svg')")
     assert opened.faults

@@ -61,7 +61,7 @@ def predict(student: Opened, number: int) -> None:
     try:
         page.click(MAIN)
     except TimeoutError as problem:  # say what the browser and the server had agreed on
-        raise AssertionError(page.evaluate("JSON.stringify(isxRoom.now)")) from problem
+        raise AssertionError(page.evaluate("JSON.stringify(isx.room.now)")) from problem
     page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]').disabled")
 
 
@@ -73,7 +73,7 @@ def at_question(one: Opened, number: int) -> None:
 def lead_elsewhere(presenter: Opened, link: str) -> None:
     """Go on leading by the presenter's link in a browser that knows nothing; the secret leaves the address."""
     page = presenter.page
-    secret = page.evaluate("JSON.parse(localStorage.getItem(`isx-room-${isxRoom.now.code}`)).lead")
+    secret = page.evaluate("JSON.parse(localStorage.getItem(`isx-room-${isx.room.now.code}`)).lead")
     page.evaluate("localStorage.clear()")
     presenter.leave_for(f"{link}#lead={secret}")
     page.wait_for_selector("[data-room=delete]")
@@ -126,10 +126,10 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     for student in students:
         at_question(student, 1)
         student.says(".isx-room-bar b", code)
-        student.until("() => isxRoom.now?.state")  # until then, the question may still be asked anew
+        student.until("() => isx.room.now?.state")  # until then, the question may still be asked anew
         student.page.focus("#isx-lesson-title")
         student.page.keyboard.press("ArrowRight")  # the lesson's, which sends no prediction
-        assert student.page.evaluate("isxRoom.now.waiting ?? null") is None
+        assert student.page.evaluate("isx.room.now.waiting ?? null") is None
         assert student.page.locator(".isx-room-counts, [data-room=delete], [data-room=csv]").count() == 0
     for question in range(1, questions + 1):
         for number, student in [*enumerate(students)][::-1]:

@@ -48,7 +48,7 @@ from intraslice.modeling.families import REFUSED
 
 ROOT = ASSETS.parent
 OTHERS = [code for code in LANGUAGES if code != ENGLISH]
-SAID = re.compile(r'\b(?:isxSay|say)\(\s*"((?:[^"\\]|\\.)*)"')
+SAID = re.compile(r'\bsay\(\s*"((?:[^"\\]|\\.)*)"')
 GERMAN = {"lang": "de"}
 
 
@@ -113,7 +113,7 @@ def library_terms() -> set[str]:
 
 def script_texts() -> set[str]:
     """Every text that the browser's scripts say, but for the example in a comment."""
-    scripts = (path for path in (ASSETS).rglob("*.js") if path.name != "words.js")
+    scripts = (path for path in (ASSETS).rglob("*.js") if path.name != "isx.js")
     return {json.loads(f'"{text}"') for path in scripts for text in SAID.findall(path.read_text(encoding="utf-8"))}
 
 

@@ -9,15 +9,15 @@ from string import Template
 from typing import Any
 
 from ...activations.charts import protocol as shift_protocol
-from ...assets import ASSETS
 from ...compare.html import answer, passage
 from ...compare.views import COLUMNS
-from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
+from ...i18n.language import ENGLISH, gettext, language, lazy_gettext, long_text, number, translate
 from ...ui import formatting
 from ...ui.chart_bridge import PLOTLY, template
 from ...ui.headline import headline
 from ...ui.labels import ESTIMATORS
 from ...ui.palette import css_variables
+from ...ui.scripts import asset, shared
 from . import charts
 from .pack import pack
 from .views import Published, Step
@@ -69,10 +69,10 @@ def fill(
     return Template(long_text(template_name)).substitute(
         texts,
         name=escape(published.name),
-        style=css_variables() + (ASSETS / "page.css").read_text(encoding="utf-8") + _asset("page.css"),
-        words=f"window.isxLanguage = {json.dumps(for_scripts())};{(ASSETS / 'words.js').read_text(encoding='utf-8')}",
-        chart=(ASSETS / "chart.js").read_text(encoding="utf-8"),
-        script=scripts + _asset("page.js"),
+        style=css_variables() + asset("page.css") + asset("published/page.css"),
+        words=shared(),
+        chart=asset("chart.js"),
+        script=scripts + asset("published/page.js"),
         content=pack(content),
         last=len(published.steps) - 1,
         first=published.first,
@@ -85,10 +85,6 @@ def fill(
         protocol=_protocol(published),
         **{f"{place}_chart": template(height) for place, height in HEIGHTS.items()},
     )
-
-
-def _asset(name: str) -> str:
-    return (ASSETS / "published" / name).read_text(encoding="utf-8")
 
 
 def _charts(published: Published) -> dict[str, list[Any]]:

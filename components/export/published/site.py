@@ -10,7 +10,6 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from ...assets import ASSETS
 from ...device import wllama
 from ...device.files import writer
 from ...i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
@@ -20,12 +19,13 @@ from ...state.request import DENSE, Request
 from ...state.session import Session
 from ...state.settings import PROMPT
 from ...ui.chart_bridge import PLOTLY
+from ...ui.scripts import DEVICE, asset, scoped
 from .html import fill
 from .views import Published
 
 MAX_BYTES = 8_000_000  # without models and WebAssembly
 ENGINE, MODELS = "wllama", "models"  # folders of the site
-SCRIPTS = (*(f"device/{name}.js" for name in ("files", "engine", "answers", "panel")), "published/site.js")
+
 # A page whose headers isolate it from others may use several threads.
 README = Template("""---
 title: $title
@@ -82,9 +82,9 @@ def write_pages(folder: Path, published: Published, models: Sequence[SiteModel],
     """
     about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
     content = {"models": [model._asdict() for model in models], "engine": f"{ENGINE}/", "about": about}
-    passage = f"((element) => {{ {_script('passage.js')} }})(document.getElementById('tokens'));"
-    scripts = "".join(map(_script, SCRIPTS)) + passage
-    device_style = _script("device/device.css")
+    passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
+    scripts = scoped(*DEVICE, "published/site.js") + passage
+    device_style = asset("device/device.css")
     for code in LANGUAGES:
         with use_language(code):
             texts = {"own": escape(PROMPT), "languages": _languages(code), "command": escape(command)}
@@ -118,7 +118,3 @@ def _languages(current: str) -> str:
         for code, entry in LANGUAGES.items()
     )
     return " · ".join(links)
-
-
-def _script(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")

@@ -1,9 +1,12 @@
-"""The page's HTML, configuration and list of endpoints, rendered once for each language.
+"""The page's HTML, configuration, script, styles and list of endpoints, rendered once for each language.
 
 Gradio renders them for every request, with a copy of the whole configuration, which blocks the event loop; and it
 buffers a megabyte for every slow client. Only the root address in them differs from request to request, since gradio
 takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
 the compressed result of the last address is kept.
+
+Gradio also leaves it to its script to insert the `head` of `launch`, without waiting for scripts that this names. Here the
+head is part of the HTML, so its scripts run before gradio's.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.
 """
@@ -26,11 +29,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...i18n.language import gettext, requested_language
+from ...i18n.language import gettext, requested_language, translate, use_language
 from .addresses import address_of
 
 INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second
-PATHS = ("/", "/config", INFO)
+PATHS = ("/", "/config", INFO, "/isx.js", "/isx.css")
 VARIANTS = {"serialize": "False", "all_endpoints": "True"}  # of INFO: queries of gradio's clients
 NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
 ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
@@ -57,11 +60,12 @@ async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
 
 
 class Rendered(NamedTuple):
-    """An answer of gradio's, and a name for its content."""
+    """An answer of gradio's, a name for its content, and its header `cache-control`."""
 
     body: bytes
     media_type: str
     version: str
+    caching: str
 
 
 class CachedPage:
@@ -69,10 +73,11 @@ class CachedPage:
 
     Args:
         headers: of these answers.
+        head: of the page (HTML).
     """
 
-    def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None) -> None:
-        self._app, self._headers = app, dict(headers or {})
+    def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None, head: str = "") -> None:
+        self._app, self._headers, self._head = app, dict(headers or {}), head
         self._rendered: dict[tuple[str, str, str], Rendered] = {}
         self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
@@ -95,7 +100,7 @@ class CachedPage:
         if rendered is None:
             return await self._app(scope, receive, send)
         etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
-        headers = self._headers | {"etag": etag, "cache-control": "no-cache"}
+        headers = self._headers | {"etag": etag, "cache-control": rendered.caching}
         headers["vary"] = "accept-language, accept-encoding"
         if request.headers.get("if-none-match") == etag:
             return await Response(status_code=304, headers=headers)(scope, receive, send)
@@ -127,7 +132,9 @@ class CachedPage:
         key = (scope["path"], language, query)
         async with self._making:
             if key not in self._rendered:
-                if (rendered := await self._make({**scope, "query_string": query.encode()}, receive)) is None:
+                with use_language(language):
+                    rendered = await self._make({**scope, "query_string": query.encode()}, receive)
+                if rendered is None:
                     return None
                 self._rendered[key] = rendered
             return self._rendered[key]
@@ -144,5 +151,8 @@ class CachedPage:
         if start["status"] != 200:
             return None
         body = b"".join(part.get("body", b"") for part in parts)
-        media_type = dict(start["headers"])[b"content-type"].decode()
-        return Rendered(body, media_type, hashlib.sha256(body).hexdigest()[:16])
+        answered = {name.decode(): value.decode() for name, value in start["headers"]}
+        if scope["path"] == "/":
+            body = body.replace(b"</head>", translate(self._head).encode() + b"</head>", 1)
+        version = hashlib.sha256(body).hexdigest()[:16]
+        return Rendered(body, answered["content-type"], version, answered.get("cache-control", "no-cache"))

@@ -1,1 +1,1 @@
-"""The pinned setting A: its text, its ghosts on charts, and the differences of the current setting from it."""
+"""The pinned setting A: its text, its overlays of charts, and the differences of the current setting from it."""

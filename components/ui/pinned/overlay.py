@@ -1,6 +1,6 @@
-"""A chart's ghost: the traces and shapes of the pinned setting A, drawn faintly with those of the current one. Pure.
+"""A chart's overlay: the traces and shapes of the pinned setting A, drawn faintly with those of the current one. Pure.
 
-Charts mark what depends on the settings: traces by their `meta`, shapes by their name. A ghost is sent when a setting
+Charts mark what depends on the settings: traces by their `meta`, shapes by their name. An overlay is sent when a setting
 is pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
 """
 
@@ -22,11 +22,11 @@ KINDS = {  # names of what is drawn, for the chart's caption
 }
 
 
-def ghost(chart: str) -> str:
-    """The ghost (JSON) of a chart (JSON); empty if nothing on the chart depends on the settings."""
+def overlay(chart: str) -> str:
+    """The overlay (JSON) of a chart (JSON); empty if nothing on the chart depends on the settings."""
     content = json.loads(chart)
     visible = [trace for trace in content["data"] if trace.get("visible", True) is True]  # not only in the legend
-    traces = [trace for trace in visible if "ghost" in trace.get("meta", ()) and trace["x"]]
+    traces = [trace for trace in visible if "overlay" in trace.get("meta", ()) and trace["x"]]
     shapes = [shape for shape in content["layout"].get("shapes", ()) if shape.get("name") == SETTING_SHAPE]
     if not traces and not shapes:
         return ""

@@ -1,4 +1,4 @@
-"""The pinned setting A: its text, what a link carries of it, its ghosts, and the differences to it."""
+"""The pinned setting A: its text, what a link carries of it, its overlays, and the differences to it."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ from components.ui.handlers import LiveOutput, spread_settings, unchanged
 from components.ui.headline import headline
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
-from components.ui.pinned.ghost import ghost
+from components.ui.pinned.overlay import overlay
 from intraslice.core.errors import UserError
 
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
@@ -124,8 +124,8 @@ def test_headline_and_readout_give_the_differences() -> None:
 
 
 @pytest.mark.parametrize("chart", [ratio_chart(plan_view()), importance_chart(curves(), 1)], ids=["bars", "curves"])
-def test_a_ghost_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
-    sent = json.loads(ghost(chart.to_json()))
+def test_an_overlay_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
+    sent = json.loads(overlay(chart.to_json()))
     figure = go.Figure(data=in_light(sent["data"]), layout={"shapes": in_light(sent["shapes"])})
     assert len(figure.data) == 2
     assert sent["rows"] == chart.rows
@@ -139,38 +139,38 @@ def test_a_ghost_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
 
 
 def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
-    bars = json.loads(ghost(ratio_chart(plan_view()).to_json()))["data"]
+    bars = json.loads(overlay(ratio_chart(plan_view()).to_json()))["data"]
     assert all(bar["marker"]["color"] == "rgba(0,0,0,0)" and bar["marker"]["line"]["width"] > 0 for bar in bars)
     marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": GHOST_ALWAYS}
     marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
     hidden = {**marks, "visible": "legendonly"}
     ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
     layout = layout_of(1, "test") | {"shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]}
-    sent = json.loads(ghost(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
+    sent = json.loads(overlay(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
     (trace,), (shape,) = sent["data"], sent["shapes"]
     assert trace["marker"]["symbol"] == "circle-open"
     assert trace["line"]["width"] < 3
     assert "fill" not in trace
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
     assert sent["kinds"] == ["hollow rings"]
-    assert ghost(Chart("A?", "", [], layout_of(1, "test"), ["a"], [["b"]]).to_json()) == ""
+    assert overlay(Chart("A?", "", [], layout_of(1, "test"), ["a"], [["b"]]).to_json()) == ""
 
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
     live_outputs = [panel.live_output, LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
-    drawn = pinning.ghosts(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
-    bars = json.loads(drawn[0]["ghost"])["data"][0]
+    drawn = pinning.overlays(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
+    bars = json.loads(drawn[0]["overlay"])["data"][0]
     plan = session.plan(tiny.with_settings(sparsity=50))
     assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
-    assert "ghost" not in drawn[2]  # gradio's skip
-    none = pinning.ghosts(live_outputs, tiny, 1, "ratios", None, SOMEBODY)
-    assert [update["ghost"] for update in none[:2]] == ["", ""]
+    assert "overlay" not in drawn[2]  # gradio's skip
+    none = pinning.overlays(live_outputs, tiny, 1, "ratios", None, SOMEBODY)
+    assert [update["overlay"] for update in none[:2]] == ["", ""]
     beyond = tiny.with_settings(locked="9 mlp 5")
-    assert pinning.ghosts(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)[0]["ghost"] == ""
-    unmeasured = pinning.ghosts(live_outputs, tiny, 1, "sweep", tiny, SOMEBODY)
-    assert [update["ghost"] for update in unmeasured[2:]] == ["", "", ""]
+    assert pinning.overlays(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)[0]["overlay"] == ""
+    unmeasured = pinning.overlays(live_outputs, tiny, 1, "sweep", tiny, SOMEBODY)
+    assert [update["overlay"] for update in unmeasured[2:]] == ["", "", ""]
 
 
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:

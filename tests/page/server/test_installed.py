@@ -149,11 +149,12 @@ def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
             time.sleep(0.2)
     assert httpx.get(f"{address}/healthz").json()["ok"]
     config = httpx.get(f"{address}/config").text
-    for place, asset in ((text, "tour.js"), (config, "page.css"), (config, "chart.js")):
+    found = (re.search(rf'[^\s"\\>]*{name}[^\s"\\>]*', text)[0] for name in (r"isx\.js", r"isx\.css", r"plotly\.min\.js"))
+    script, styles, plotly = (httpx.get(f"{address}/{file}").text for file in found)
+    for place, asset in ((script, "tour.js"), (script, "chart.js"), (config, "page.css"), (styles, "presenter.css")):
         first = (ROOT / "assets" / asset).read_text(encoding="utf-8").splitlines()[0]
         assert first[:40] in place, asset
-    script = re.search(r"[^\s\"\\>]*plotly\.min\.js", text)[0]
-    assert "plotly.js" in httpx.get(f"{address}/{script}").text[:200]
+    assert "plotly.js" in plotly[:200]
     page.send_signal(signal.SIGTERM)
     assert page.wait(timeout=10) == 0
     assert list((tmp_path / "empty").iterdir()) == []

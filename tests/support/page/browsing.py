@@ -165,7 +165,7 @@ class Opened:
         """Open a tab by its id, from the row or from its menu on a small screen, and wait until it is drawn."""
         self.page.evaluate(
             """tab => [...document.querySelectorAll('#tabs button[role="tab"], #tabs .overflow-menu button')]
-                .find(button => button.textContent.trim() === window.isxTabs[tab]).click()""",
+                .find(button => button.textContent.trim() === isx.tabs[tab]).click()""",
             tab,
         )
         self.until(
