@@ -4,6 +4,7 @@
 const { say, make } = isx;
 const find = (name) => element.querySelector(`.isx-${name}`);
 const plot = find("plot");
+const LETTER = 7; // px of an axis' words
 const config = { displayModeBar: false, responsive: false, scrollZoom: false, doubleClick: "reset" };
 const height = plot.clientHeight || parseInt(plot.style.height);
 let chart = null;
@@ -84,8 +85,6 @@ function halved(words) {
   return words.length < 10 || middle === undefined ? words : `${words.slice(0, middle)}<br>${words.slice(middle + 1)}`;
 }
 
-const LETTER = 7; // px of an axis' words
-
 // Panels that stand side by side on a wide screen stand one above the other on a narrow one, and long words have two lines.
 function stack(layout) {
   layout.margin = { ...layout.margin, l: 46, r: 6 };
@@ -137,7 +136,7 @@ function drawNow() {
   });
 }
 
-function tell() {
+function show() {
   find("title").textContent = chart.title;
   compare();
   find("note").textContent = caption();
@@ -145,6 +144,7 @@ function tell() {
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
   if (find("twin").open) fillTable();
+  draw();
 }
 
 // The same numbers as a table. Filled when it is opened, so that dragging the slider does not pay for it. Where points can
@@ -179,8 +179,7 @@ function receive() {
   if (!props.value) return;
   chart = find("chart").isxChart = JSON.parse(props.value);
   window.dispatchEvent(new Event("isx-chart"));
-  tell();
-  draw();
+  show();
 }
 
 async function save() {
@@ -208,16 +207,13 @@ find("twin").addEventListener("toggle", () => find("twin").open && chart && fill
 window.addEventListener("isx-layer", ({ detail }) => {
   if (!chart?.layers) return;
   chart.selected = detail;
-  tell();
-  draw();
+  show();
 });
-new IntersectionObserver(
-  (entries) => {
-    inSight = entries.at(-1).isIntersecting;
-    if (inSight && later) drawNow();
-  },
-  { rootMargin: "120px" }
-).observe(plot);
+const sight = new IntersectionObserver((entries) => {
+  inSight = entries.at(-1).isIntersecting;
+  if (inSight && later) drawNow();
+}, { rootMargin: "120px" });
+sight.observe(plot);
 window.addEventListener("beforeprint", drawNow); // on paper everything is in sight
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
@@ -225,8 +221,7 @@ new MutationObserver(draw).observe(document.body, { attributes: true, attributeF
 function receiveOverlay() {
   overlay = props.overlay?.startsWith?.("{") ? JSON.parse(props.overlay) : null;
   if (!chart) return;
-  tell();
-  draw();
+  show();
 }
 
 watch("overlay", receiveOverlay);

@@ -23,24 +23,20 @@ isx.make = (tag, properties = {}, ...children) => {
   return element;
 };
 
-// What this browser keeps under a name, or null; it may keep nothing.
-isx.stored = (name) => {
+// Fill an element with HTML; gives its elements with the attribute data-part, by that name.
+isx.parts = (element, html) => {
+  element.innerHTML = html;
+  return Object.fromEntries([...element.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
+};
+
+// What this browser keeps under a name: a text, or an object as JSON, empty where there is none. It may keep nothing.
+const tried = (act) => {
   try {
-    return localStorage.getItem(name);
+    return act();
   } catch {
     return null;
   }
 };
-isx.store = (name, text) => {
-  try {
-    localStorage.setItem(name, text);
-  } catch {}
-};
-// The object that it keeps as JSON, or an empty one.
-isx.kept = (name) => {
-  try {
-    return JSON.parse(isx.stored(name)) ?? {};
-  } catch {
-    return {};
-  }
-};
+isx.stored = (name) => tried(() => localStorage.getItem(name));
+isx.kept = (name) => tried(() => JSON.parse(isx.stored(name))) ?? {};
+isx.store = (name, text) => tried(() => localStorage.setItem(name, text));

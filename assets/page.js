@@ -2,7 +2,7 @@
 const names = Object.keys(isx.usual); // what a link carries, in the order in which the values come
 const TABS = '#tabs button[role="tab"], #tabs .overflow-menu button'; // some find no room on a small screen: a menu has them
 const [firstTab] = Object.keys(isx.tabs);
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+isx.calm = matchMedia("(prefers-reduced-motion: reduce)");
 let refused = null; // the query that the browser has not taken yet: some allow only so many changes in a while
 const query = () => new URLSearchParams(refused ?? location.search);
 
@@ -18,16 +18,10 @@ function put(search) {
     history.replaceState(history.state, "", `${location.pathname}${search ? "?" + search : ""}`);
     refused = null;
   } catch {
-    if (refused === null) setTimeout(again, 1000);
     refused = search;
+    setTimeout(() => refused === search && put(search), 1000);
   }
   dispatchEvent(new Event("isx-address"));
-}
-
-function again() {
-  const search = refused;
-  refused = null;
-  if (search !== null) put(search);
 }
 
 // Values that are what the page opens with anyway stay out of the link. Until the link has set the controls they are
@@ -74,7 +68,7 @@ document.addEventListener("click", (event) => {
 isx.scrollTo = (target) => {
   const bar = document.querySelector("#slider-bar");
   const top = target === bar ? 0 : target.getBoundingClientRect().top + scrollY - bar.offsetHeight - 20;
-  scrollTo({ top, behavior: calm.matches ? "auto" : "smooth" });
+  scrollTo({ top, behavior: isx.calm.matches ? "auto" : "smooth" });
 };
 
 // A link to a section, such as ?tab=spectra#rank-chart. Those of the Estimator tab were on Ratios before; two had other names.
@@ -112,13 +106,10 @@ for (const type of ["input", "change"]) addEventListener(type, clamp, true);
 let seen = false;
 const fold = (tries) => {
   const toggle = document.querySelector("#controls.open .toggle-button");
-  if (toggle) seen = true;
-  const done = seen && !toggle;
-  if (tries === 0 || done) document.body.classList.add("isx-ready-controls");
-  else {
-    toggle?.click();
-    setTimeout(fold, 100, tries - 1);
-  }
+  seen ||= Boolean(toggle);
+  if (!tries || (seen && !toggle)) return document.body.classList.add("isx-ready-controls");
+  toggle?.click();
+  return setTimeout(fold, 100, tries - 1);
 };
 addEventListener("DOMContentLoaded", () => {
   document.body.classList.toggle("isx-embed", query().get("embed") === "1");

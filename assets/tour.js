@@ -1,18 +1,16 @@
 // The guided tour on the live page: it lights up the real elements and moves the real slider and tabs. Its texts are
 // assets/texts/LANGUAGE/tour.json; the button that starts it is #tour.
 const { say, make, tour: steps } = isx;
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const range = () => document.querySelector("#sparsity input[type=range]");
 let at = -1;
 let spot, card, parts, frame, moving, shown;
 
 function build() {
-  const button = (go, textContent) => make("button", { type: "button", "data-go": go, textContent });
-  parts = { title: make("h3", { id: "isx-tour-title", tabIndex: -1 }), text: make("p", { id: "isx-tour-text" }), count: make("span") };
-  Object.assign(parts, { close: button("close", say("Close")), back: button("back", say("Previous")), on: button("on", "") });
-  const buttons = make("div", { className: "isx-tour-buttons" }, parts.count, parts.close, parts.back, parts.on);
-  const names = { role: "dialog", "aria-labelledby": parts.title.id, "aria-describedby": parts.text.id };
-  card = make("div", { className: "isx-tour", ...names }, parts.title, parts.text, buttons);
+  card = make("div", { className: "isx-tour", role: "dialog", "aria-labelledby": "isx-tour-title", "aria-describedby": "isx-tour-text" });
+  parts = isx.parts(card, `
+    <h3 id="isx-tour-title" tabindex="-1" data-part="title"></h3><p id="isx-tour-text" data-part="text"></p>
+    <div class="isx-tour-buttons"><span data-part="count"></span><button type="button" data-go="close" data-part="close">${say("Close")}</button>
+      <button type="button" data-go="back" data-part="back">${say("Previous")}</button><button type="button" data-go="on" data-part="on"></button></div>`);
   card.addEventListener("click", ({ target: { dataset } }) => {
     if (dataset.go === "close" || (dataset.go === "on" && at === steps.length - 1)) close();
     else if (dataset.go) show(at + (dataset.go === "on" ? 1 : -1));
@@ -57,7 +55,7 @@ function slide(percent) {
   clearInterval(moving);
   moving = setInterval(() => {
     const value = Number(range().value);
-    set.call(range(), calm.matches ? percent : value + Math.sign(percent - value));
+    set.call(range(), isx.calm.matches ? percent : value + Math.sign(percent - value));
     range().dispatchEvent(new Event("input", { bubbles: true }));
     if (Number(range().value) === percent) release();
   }, 60);

@@ -31,8 +31,7 @@ function state(answer, at, dense) {
   const count = answer.count ?? answer.tokens.length;
   const counted = count === 1 ? say("1 token") : say("{count} tokens", { count });
   const suffix = answer.growing ? say(" so far") : answer.stopped ? say(", stopped") : answer.ended ? "" : say(", truncated");
-  if (!dense) return `${counted}${suffix}.`;
-  if (at < 0 && !count) return `${counted}${suffix}.`;
+  if (!dense || (at < 0 && !count)) return `${counted}${suffix}.`;
   if (at < 0 && (answer.growing || answer.stopped)) return say("{counted}{suffix}. Identical to the dense answer so far.", { counted, suffix });
   if (at < 0) return say("{counted}{suffix}. Identical to the dense answer.", { counted, suffix });
   return say("{counted}{suffix}. Diverges from the dense answer at token {at}.", { counted, suffix, at: at + 1 });

@@ -48,19 +48,17 @@ function answered(setting) {
 }
 
 // "Generate", "Stop" and the key that sends a prompt belong to the device while it is chosen.
-const claim = (event, act) => {
+function claim(event) {
+  const isIn = (selector) => event.target.closest?.(selector);
+  const isSent = event.type === "click" ? isIn("#generate") : event.key === "Enter" && event.shiftKey && isIn("#prompt");
+  const isStopped = event.type === "click" && isIn("#stop");
+  if (!isOn() || !(isSent || isStopped)) return;
   event.stopImmediatePropagation();
   event.preventDefault();
-  act();
-};
-document.addEventListener("click", (event) => {
-  if (!isOn()) return;
-  if (event.target.closest?.("#generate")) claim(event, panel.generate);
-  else if (event.target.closest?.("#stop")) claim(event, panel.stop);
-}, true);
-document.addEventListener("keydown", (event) => {
-  if (isOn() && event.key === "Enter" && event.shiftKey && event.target.closest?.("#prompt")) claim(event, panel.generate);
-}, true);
+  if (isSent) panel.generate();
+  else panel.stop();
+}
+for (const type of ["click", "keydown"]) document.addEventListener(type, claim, true);
 document.addEventListener("change", (event) => {
   if (!event.target.closest?.("#run-on")) return;
   document.body.classList.toggle("isx-on-device", isOn());

@@ -6,12 +6,11 @@
 // `question()` is the prompt and how to answer it; `toServer`, where there is a server, runs the models there.
 isx.devicePanel = (root, { prepare, question, toServer }) => {
   const { say, make, device, files } = isx;
-  const status = make("p", { className: "isx-status", role: "status" });
-  const bar = make("progress", { max: 1, hidden: true, "aria-label": say("Download") });
-  const results = make("div", { "aria-live": "polite" });
-  const about = make("p", { className: "isx-quiet" });
+  const { status, bar, row, results, about } = isx.parts(root, `
+    <p class="isx-status" role="status" data-part="status"></p><progress max="1" hidden aria-label="${say("Download")}" data-part="bar"></progress>
+    <p class="isx-device-buttons" data-part="row"></p><div aria-live="polite" data-part="results"></div><p class="isx-quiet" data-part="about"></p>`);
   // They stay where they are, so that the keyboard's focus does, too.
-  const button = (id, textContent, onclick) => make("button", { type: "button", id: `device-${id}`, textContent, onclick, hidden: true, className: "isx-button" });
+  const button = (id, textContent, onclick) => row.appendChild(make("button", { type: "button", id: `device-${id}`, textContent, onclick, hidden: true, className: "isx-button" }));
   const buttons = {
     stop: button("stop", say("Stop"), () => stop()),
     download: button("download", "", () => run(fetchAll)),
@@ -20,7 +19,6 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     server: button("server", say("Run on the server"), () => toServer()),
     free: button("free", "", () => run(forget)),
   };
-  root.append(status, bar, make("p", { className: "isx-device-buttons" }, ...Object.values(buttons)), results, about);
   const MAX_BYTES = 2 ** 31; // of a file in a browser
 
   let setting = null;
@@ -76,43 +74,31 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     return offer("download", ...more);
   }
 
-  // Does one thing, unless another is being done; says why it failed, and what can be done next.
-  async function run(act) {
-    if (busy || !setting) return undefined;
+  // Does one thing, after the one that is being done; if it fails, says why and what can be done next, and fails too.
+  async function exclusive(act) {
+    while (busy) await done;
     const mine = (busy = new AbortController());
-    let finish;
+    let finish, problem;
     done = new Promise((end) => (finish = end));
     offer("stop");
-    let result;
-    let problem = null;
     try {
-      result = await act(mine.signal);
+      return await act(mine.signal);
     } catch (error) {
       problem = error;
       await device.close(); // what has failed once is started anew
+      throw error;
+    } finally {
+      busy = null;
+      bar.hidden = true;
+      await settle();
+      finish();
+      if (problem) tell(mine.signal.aborted ? say("Stopped.") : problem.message, mine.signal.aborted ? "" : "error");
+      if (problem && !mine.signal.aborted && toServer) buttons.server.hidden = false;
     }
-    busy = null;
-    bar.hidden = true;
-    await settle();
-    finish();
-    if (!problem) return result;
-    if (mine.signal.aborted) return tell(say("Stopped."));
-    tell(problem.message, "error");
-    if (toServer) buttons.server.hidden = false;
-    return undefined;
   }
 
-  // As `run`, for programs: waits for its turn, and fails where it fails.
-  async function exclusive(act) {
-    while (busy) await done;
-    let failure = null;
-    const result = await run((signal) => act(signal).catch((error) => {
-      failure = error;
-      throw error;
-    }));
-    if (failure) throw failure;
-    return result;
-  }
+  // The same for a click: nothing where something is being done already.
+  const run = (act) => !busy && setting && exclusive(act).catch(() => {});
 
   // The setting's files with their blobs, downloaded where the browser does not have them.
   async function fetchAll(signal, wanted = setting) {

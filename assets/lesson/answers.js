@@ -122,16 +122,9 @@ function across(said) {
   if (!shown || intra.length < 3 || cross.length < 3) return null;
   const [own, other] = [mean(intra[0]), mean(cross[0])];
   const truth = Math.abs(own / other - 1) < 0.1 ? 2 : own < other ? 0 : 1;
-  const values = {
-    intra: percent(own),
-    cross: percent(other),
-    wins: intra[0].filter((error, layer) => error < cross[0][layer]).length,
-    layers: intra[0].length,
-    lastIntra: percent(intra[0].at(-1)),
-    lastCross: percent(cross[0].at(-1)),
-    spreadIntra: fixed(intra[2].at(-1), 3),
-    spreadCross: fixed(cross[2].at(-1), 3),
-  };
+  const wins = intra[0].filter((error, layer) => error < cross[0][layer]).length;
+  const last = { lastIntra: percent(intra[0].at(-1)), lastCross: percent(cross[0].at(-1)), spreadIntra: fixed(intra[2].at(-1), 3), spreadCross: fixed(cross[2].at(-1), 3) };
+  const values = { intra: percent(own), cross: percent(other), wins, layers: intra[0].length, ...last };
   return { values, truth, close: said === truth };
 }
 

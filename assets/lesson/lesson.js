@@ -25,7 +25,7 @@ const shown = () => Boolean(kept.shown[step().id]);
 
 function build() {
   panel = make("section", { className: "isx-lesson", title: "", "aria-labelledby": "isx-lesson-title" });
-  panel.innerHTML = `
+  parts = isx.parts(panel, `
     <div class="isx-lesson-top"><nav aria-label="${words.steps}"><ol data-part="links"></ol></nav><button type="button" data-go="close">${words.close}</button></div>
     <div class="isx-lesson-body" data-part="body">
       <div class="isx-lesson-bar" data-part="bar"></div><h3 data-part="title" id="isx-lesson-title" tabindex="-1"></h3><div class="isx-lesson-context" data-part="context"></div>
@@ -34,8 +34,7 @@ function build() {
       <div class="isx-lesson-notes" data-part="notes" id="isx-lesson-notes"></div><div class="isx-lesson-class" data-part="class"></div>
     </div>
     <div class="isx-lesson-bottom"><button type="button" data-go="notes" data-part="more" aria-controls="isx-lesson-notes">${words.notes}</button>
-      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`;
-  parts = Object.fromEntries([...panel.querySelectorAll("[data-part]")].map((element) => [element.dataset.part, element]));
+      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`);
   panel.addEventListener("click", clicked);
   panel.addEventListener("keydown", (event) => event.key === "Enter" && !event.repeat && event.target.matches("input[type=number]") && forward());
   document.querySelector(".gradio-container").append(panel);
@@ -85,23 +84,17 @@ const along = { PageDown: 1, ArrowRight: 1, PageUp: -1, ArrowLeft: -1 };
 function pressedKey(event) {
   const { target, key } = event;
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || document.querySelector(".isx-tour, dialog[open]")) return;
-  const field = target.closest?.("input, textarea, select, [contenteditable=true]");
-  const slides = field?.matches("[type=range], [type=radio]");
-  const types = field && !slides && !field.matches("[type=checkbox], [type=button]");
+  const types = isx.types(target);
+  const slides = target.matches?.("input[type=range], input[type=radio]");
   const inside = panel.contains(target);
   const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
   if (!ours && !(inside && key === "Escape")) return;
   if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
   else if (along[key]) along[key] > 0 ? forward(true) : back();
   else if (key.toLowerCase() === "n") toggleNotes();
-  else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? narrow() : close();
+  else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? lesson.toggleWide() : close();
   else return;
   event.preventDefault();
-}
-
-function narrow() {
-  panel.classList.remove("isx-lesson-wide");
-  lesson.renderClass();
 }
 
 // `set`: whether the page is still to be set to the step's state; a link has set it already.
@@ -132,11 +125,9 @@ function link({ id, title }, index) {
   const wanted = new URLSearchParams(location.search);
   ["sparsity", "estimator", "bias", "cap", "order", "iterative", "locked", "tab"].forEach((name) => wanted.delete(name));
   wanted.set("lesson", index + 1);
-  const one = make("a", { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "" });
-  one.setAttribute("aria-label", fill(words.step, { step: index + 1, steps: steps.length, title }));
-  one.dataset.step = index;
-  if (index === at) one.setAttribute("aria-current", "step");
-  return make("li", {}, one);
+  const label = fill(words.step, { step: index + 1, steps: steps.length, title });
+  const current = index === at ? { "aria-current": "step" } : {};
+  return make("li", {}, make("a", { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "", "data-step": index, "aria-label": label, ...current }));
 }
 
 function tell() {
@@ -176,14 +167,10 @@ function reveal() {
 // Covers what would give the answer away, also from those who hear the page.
 function veil(selectors) {
   const wanted = new Set(selectors.flatMap((selector) => [...document.querySelectorAll(selector)]));
-  for (const one of document.querySelectorAll("[data-isx-veil]"))
-    if (!wanted.has(one)) {
-      one.removeAttribute("data-isx-veil");
-      one.inert = false;
-    }
-  for (const one of wanted) {
-    one.dataset.isxVeil = words.veil;
-    one.inert = true;
+  for (const one of [...document.querySelectorAll("[data-isx-veil]"), ...wanted]) {
+    if (wanted.has(one)) one.dataset.isxVeil = words.veil;
+    else one.removeAttribute("data-isx-veil");
+    one.inert = wanted.has(one);
   }
 }
 

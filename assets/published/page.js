@@ -3,6 +3,7 @@
 const at = (id) => document.getElementById(id);
 const slider = at("share");
 const PLACES = ["ratios", "spectra", "shift", "sweep"];
+isx.nearest = (list, percent) => list.reduce((best, one) => (Math.abs(one.percent - percent) < Math.abs(best.percent - percent) ? one : best));
 
 // As pack.py packed it: {"$": n} stands for part n, which refers to earlier ones alone.
 async function unpacked(text) {
@@ -34,11 +35,8 @@ function component(place, choose) {
 function live(content) {
   const { first, steps, charts } = content;
   let layer = Math.floor(charts.spectra[0].length / 2);
+  const nearest = (percent) => steps.indexOf(isx.nearest(steps, percent));
   const draw = Object.fromEntries(PLACES.map((place) => [place, component(place, choose)]));
-  const nearest = (percent) => {
-    const distances = steps.map((step) => Math.abs(step.percent - percent));
-    return distances.indexOf(Math.min(...distances));
-  };
 
   function choose({ layer: chosen, pick }) {
     if (pick !== undefined) return move(nearest(parseFloat(pick)));
@@ -83,14 +81,12 @@ const lights = matchMedia("(prefers-color-scheme: dark)");
 const shine = (dark) => document.body.classList.toggle("dark", dark);
 lights.addEventListener("change", () => shine(lights.matches));
 // Paper is white, and as wide as it is: chart.js draws anew for it after this.
-window.addEventListener("beforeprint", () => {
-  shine(false);
-  document.body.classList.add("isx-paper");
-});
-window.addEventListener("afterprint", () => {
-  shine(lights.matches);
-  document.body.classList.remove("isx-paper");
-});
+const onPaper = (isPaper) => {
+  shine(!isPaper && lights.matches);
+  document.body.classList.toggle("isx-paper", isPaper);
+};
+window.addEventListener("beforeprint", () => onPaper(true));
+window.addEventListener("afterprint", () => onPaper(false));
 
 unpacked(at("content").textContent).then(live, (problem) => {
   at("problem").hidden = false;

@@ -4,7 +4,7 @@ isx.site = ({ steps, models, engine, about }) => {
   const { say } = isx;
   const at = (id) => document.getElementById(id);
   const whole = (path) => new URL(path, document.baseURI).href;
-  const nearest = (percent) => models.reduce((best, model) => (Math.abs(model.percent - percent) < Math.abs(best.percent - percent) ? model : best));
+  const nearest = (percent) => isx.nearest(models, percent);
   const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
   const panel = isx.devicePanel(at("device-panel"), {

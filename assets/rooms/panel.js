@@ -1,64 +1,61 @@
 // The class in the lesson's panel: how to start or join one, what a student sees of it, and the presenter's view.
-const { lesson, say, make } = isx;
-const { steps } = lesson;
+const { lesson, lesson: { steps }, say, make } = isx;
 const { draw, rows } = isx.roomChart;
 const SPOKEN = 5000; // ms between two counts that a screen reader hears
 const STORED = say("The server stores the class's predictions, by question number and without names, for 24 hours or until the class is deleted; on a free Space they are lost when the Space restarts and its disk is cleared.");
 let parts = null; // of the lesson's panel, and ours
 let view = null; // what is in the class's section
 let error = "";
-let isAttempting = false;
+let isEntering = false;
 let spoken = 0;
 
-const button = (act, textContent) => make("button", { type: "button", textContent, "data-room": act });
 const set = (element, name, value) => element[name] !== value && (element[name] = value);
 const at = () => lesson.at();
 
 // Start, join, and take home: at the end of the lesson's panel.
 lesson.fillClass = (found) => {
-  parts = found;
-  view = null;
-  const code = make("input", { type: "text", required: true, maxLength: 9, autocomplete: "off", autocapitalize: "characters", spellcheck: false, size: 9 });
-  const form = make("form", { className: "isx-room-form" }, make("label", {}, make("span", { textContent: say("Class code") }), code), make("button", { textContent: say("Join") }));
-  form.addEventListener("submit", (event) => {
+  const bar = isx.parts(found.bar, `
+    <div class="isx-room-bar"><b data-part="name"></b><button type="button" data-room="leave">${say("Leave")}</button></div><p class="isx-room-problem" role="alert" data-part="refused"></p>`);
+  const ours = isx.parts(found.class, `
+    <details class="isx-room-outside" data-part="outside"><summary>${say("Class")}</summary>
+      <p class="isx-quiet">${say("A class predicts together: the presenter sees the predictions as they arrive; students see them after each reveal.")}</p>
+      <button type="button" data-room="start">${say("Start a class")}</button>
+      <form class="isx-room-form" data-part="form"><label><span>${say("Class code")}</span>
+        <input type="text" data-part="code" required maxlength="9" size="9" autocomplete="off" autocapitalize="characters" spellcheck="false"></label><button>${say("Join")}</button></form>
+      <p class="isx-room-problem" role="alert" data-part="problem"></p><p class="isx-quiet">${STORED}</p></details>
+    <button type="button" data-room="record" data-part="record">${say("Save my predictions (HTML)")}</button>`);
+  [parts, view] = [{ ...found, ...bar, ...ours }, null];
+  parts.form.addEventListener("submit", (event) => {
     event.preventDefault();
-    attempt(() => isx.room.join(code.value));
+    enter(() => isx.room.join(parts.code.value));
   });
-  const problem = make("p", { className: "isx-room-problem", role: "alert" });
-  parts.outside = make("details", { className: "isx-room-outside" }, make("summary", { textContent: say("Class") }), make("p", { className: "isx-quiet", textContent: say("A class predicts together: the presenter sees the predictions as they arrive; students see them after each reveal.") }), button("start", say("Start a class")), form, problem, make("p", { className: "isx-quiet", textContent: STORED }));
-  parts.problem = problem;
-  parts.record = button("record", say("Save my predictions (HTML)"));
-  parts.class.append(parts.outside, parts.record);
-  parts.class.parentElement.addEventListener("click", clicked);
+  parts.body.addEventListener("click", clicked);
   render();
 };
 
-// One at a time: a second click would start another class, or join as another student.
 async function attempt(act) {
-  if (isAttempting) return;
-  [isAttempting, error] = [true, ""];
+  error = "";
   try {
     await act();
   } catch (refused) {
     error = refused.message;
-    parts.outside.open = true;
-  } finally {
-    isAttempting = false;
   }
   render();
 }
 
+// One at a time: a second click would start another class, or join as another student.
+async function enter(act) {
+  if (isEntering) return;
+  isEntering = true;
+  await attempt(act);
+  [isEntering, parts.outside.open] = [false, parts.outside.open || Boolean(error)];
+}
+
 const acts = {
-  start: () => attempt(isx.room.start),
+  start: () => enter(isx.room.start),
   leave: () => isx.room.leave(),
-  large: () => {
-    const panel = parts.bar.closest(".isx-lesson");
-    if (panel.classList.toggle("isx-lesson-wide")) panel.querySelector(".isx-lesson-body").scrollTop = 0;
-  },
-  invite: () => {
-    view.invite.hidden = !view.invite.hidden;
-    render();
-  },
+  large: () => lesson.toggleWide(),
+  invite: () => (view.invite.hidden = !view.invite.hidden),
   copy: () => copy(link(), view.copied),
   secret: () => copy(`${link()}#lead=${isx.room.now.lead}`, view.copied),
   csv: async () => save(await isx.room.file("answers.csv"), "csv"),
@@ -71,16 +68,9 @@ const acts = {
   },
 };
 
-async function clicked(event) {
+function clicked(event) {
   const pressed = event.target.closest("[data-room]");
-  if (!pressed) return;
-  error = "";
-  try {
-    await acts[pressed.dataset.room]();
-  } catch (refused) {
-    error = refused.message;
-  }
-  render();
+  if (pressed) attempt(acts[pressed.dataset.room]);
 }
 
 function save(content, ending) {
@@ -106,15 +96,8 @@ function link() {
   return `${location.origin}${location.pathname}?${query}`;
 }
 
-function figure() {
-  const caption = make("figcaption");
-  const picture = make("div", { className: "isx-room-picture" });
-  const table = make("table");
-  const twin = make("details", { className: "isx-room-table" }, make("summary", { textContent: say("Data table") }), table);
-  return { caption, picture, table, twin, element: make("figure", { className: "isx-room-figure" }, caption, picture, twin) };
-}
-
-function fill({ caption, picture, table, twin, element }, words, shape, truth, mine) {
+function fill(words, shape, truth, mine) {
+  const { caption, picture, table, twin, figure } = view;
   const { control } = steps[at()];
   set(caption, "textContent", words);
   const image = draw(control, shape, truth, mine);
@@ -126,33 +109,33 @@ function fill({ caption, picture, table, twin, element }, words, shape, truth, m
     table.replaceChildren(make("thead", {}, row(head, "th")), make("tbody", {}, ...body.map((cells) => row(cells, "td"))));
   }
   twin.hidden = !shape;
-  element.hidden = false;
+  figure.hidden = false;
 }
+
+const FIGURE = `
+  <figure class="isx-room-figure" data-part="figure"><figcaption data-part="caption"></figcaption><div class="isx-room-picture" data-part="picture"></div>
+    <details class="isx-room-table" data-part="twin"><summary>${say("Data table")}</summary><table data-part="table"></table></details></figure>`;
 
 function buildLead(now) {
-  const counts = make("p", { className: "isx-room-counts" });
-  const heard = make("p", { className: "isx-room-heard", role: "status" });
-  const plot = figure();
-  const code = make("b", { className: "isx-room-code", textContent: now.code });
-  const copied = make("p", { className: "isx-quiet isx-room-copied", role: "status" });
-  const qr = make("div", { className: "isx-room-qr" });
-  const address = make("p", { className: "isx-room-link", textContent: link() });
-  const invite = make("div", { className: "isx-room-invite" }, make("div", { className: "isx-room-words" }, make("p", {}, say("Class code"), " ", code), address, make("div", { className: "isx-room-tools" }, button("copy", say("Copy link")), button("secret", say("Copy presenter's link"))), copied), qr);
-  const sure = make("div", { className: "isx-room-sure", hidden: true }, make("p", { textContent: say("Delete the class with all its predictions?") }), button("sure", say("Delete now")), button("delete", say("Cancel")));
-  const large = button("large", "");
-  const remove = button("remove", say("Remove students who have not answered"));
-  remove.title = say("Those who have made no prediction for any question of this class. They can join again.");
-  const files = make("div", { className: "isx-room-tools" }, button("invite", say("Code and link")), large, button("csv", "CSV"), button("report", say("Report (HTML)")), remove, button("delete", say("Delete class")));
-  parts.room.replaceChildren(invite, counts, heard, plot.element, files, sure);
-  return { isLead: true, counts, heard, plot, invite, copied, qr, sure, address, large };
+  const built = isx.parts(parts.room, `
+    <div class="isx-room-invite" data-part="invite">
+      <div class="isx-room-words"><p>${say("Class code")} <b class="isx-room-code" data-part="code"></b></p><p class="isx-room-link" data-part="address"></p>
+        <div class="isx-room-tools"><button type="button" data-room="copy">${say("Copy link")}</button><button type="button" data-room="secret">${say("Copy presenter's link")}</button></div>
+        <p class="isx-quiet isx-room-copied" role="status" data-part="copied"></p></div>
+      <div class="isx-room-qr" data-part="qr"></div></div>
+    <p class="isx-room-counts" data-part="counts"></p><p class="isx-room-heard" role="status" data-part="heard"></p>${FIGURE}
+    <div class="isx-room-tools"><button type="button" data-room="invite">${say("Code and link")}</button><button type="button" data-room="large" data-part="large"></button>
+      <button type="button" data-room="csv">CSV</button><button type="button" data-room="report">${say("Report (HTML)")}</button>
+      <button type="button" data-room="remove" title="${say("Those who have made no prediction for any question of this class. They can join again.")}">${say("Remove students who have not answered")}</button>
+      <button type="button" data-room="delete">${say("Delete class")}</button></div>
+    <div class="isx-room-sure" data-part="sure" hidden><p>${say("Delete the class with all its predictions?")}</p>
+      <button type="button" data-room="sure">${say("Delete now")}</button><button type="button" data-room="delete">${say("Cancel")}</button></div>`);
+  built.code.textContent = now.code;
+  built.address.textContent = link();
+  return built;
 }
 
-function buildStudent() {
-  const line = make("p", { className: "isx-room-line", role: "status" });
-  const plot = figure();
-  parts.room.replaceChildren(line, plot.element);
-  return { isLead: false, line, plot };
-}
+const buildStudent = () => isx.parts(parts.room, `<p class="isx-room-line" role="status" data-part="line"></p>${FIGURE}`);
 
 async function drawQr() {
   const wanted = link();
@@ -168,13 +151,8 @@ async function drawQr() {
 
 function renderBar(now) {
   const question = now.over ? say("ended") : now.state && !now.isLead ? say("question {step} of {steps}", { step: now.state.step, steps: steps.length }) : "";
-  const words = [`${say("Class")} ${now.code}`, question].filter(Boolean).join(" · ");
-  if (!parts.bar.firstChild) {
-    const problem = make("p", { className: "isx-room-problem", role: "alert" });
-    parts.bar.append(make("div", { className: "isx-room-bar" }, make("b"), button("leave", say("Leave"))), problem);
-  }
-  set(parts.bar.querySelector("b"), "textContent", words);
-  set(parts.bar.querySelector("p"), "textContent", now.problem || error);
+  set(parts.name, "textContent", [`${say("Class")} ${now.code}`, question].filter(Boolean).join(" · "));
+  set(parts.refused, "textContent", now.problem || error);
 }
 
 function renderLead({ state }) {
@@ -190,7 +168,7 @@ function renderLead({ state }) {
   if (revealed && !view.begun) [view.begun, view.invite.hidden] = [true, true]; // the class is complete, most likely
   if (!view.invite.hidden) drawQr();
   const caption = !shape ? say("No predictions yet.") : !revealed ? say("The class's predictions; the measured value appears when the answer is revealed.") : revealed.truth === null ? say("The class's predictions; the page has not measured this yet.") : say("The class's predictions, and what was measured.");
-  fill(view.plot, caption, shape, revealed?.truth ?? null, null);
+  fill(caption, shape, revealed?.truth ?? null, null);
 }
 
 function renderStudent(now) {
@@ -201,11 +179,11 @@ function renderStudent(now) {
   const line = revealed ? (sent === undefined ? say("The answer is revealed. You made no prediction.") : say("The answer is revealed. The next question follows.")) : step !== state.step ? say("The class is on question {step}.", { step: state.step }) : now.waiting ? say("Your prediction is being sent.") : sent !== undefined ? say("Your prediction has been counted. You can change it until the presenter reveals the answer.") : say("Make a prediction and send it. The answer comes when the presenter reveals it.");
   set(view.line, "textContent", line);
   view.line.hidden = !line;
-  if (revealed?.class.count) fill(view.plot, say("Predictions of the class: {count}", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);
+  if (revealed?.class.count) fill(say("Predictions of the class: {count}", { count: revealed.class.count }), revealed.class, revealed.truth, state.mine[step] ?? null);
   else {
-    view.plot.element.hidden = true;
-    view.plot.picture.replaceChildren();
-    delete view.plot.picture.dataset.drawn;
+    view.figure.hidden = true;
+    view.picture.replaceChildren();
+    delete view.picture.dataset.drawn;
   }
 }
 
@@ -223,18 +201,21 @@ function render() {
   if (!now) {
     view = null;
     panel?.classList.remove("isx-lesson-wide");
-    parts.bar.replaceChildren();
     parts.room.replaceChildren();
     return;
   }
   renderBar(now);
   if (ended || !now.state || at() < 0) return;
-  if (view?.isLead !== now.isLead) view = now.isLead ? buildLead(now) : buildStudent();
+  if (view?.isLead !== now.isLead) view = { isLead: now.isLead, ...(now.isLead ? buildLead(now) : buildStudent()) };
   if (now.isLead) renderLead(now);
   else renderStudent(now);
 }
 
 lesson.renderClass = render;
+lesson.toggleWide = () => {
+  if (parts.bar.closest(".isx-lesson").classList.toggle("isx-lesson-wide")) parts.body.scrollTop = 0;
+  render();
+};
 addEventListener("isx-room", ({ detail }) => {
   if (!parts) return;
   if (detail) [error, parts.outside.open] = [detail, true];

@@ -1,7 +1,6 @@
 // What somebody takes home: one HTML file that needs nothing else, with what was predicted, what was measured, and charts.
 // A student's has the own predictions, beside the class's where there was one; the presenter's has the class's.
-const { lesson, say } = isx;
-const { steps } = lesson;
+const { lesson, lesson: { steps }, say } = isx;
 const { draw, escape, rows, told } = isx.roomChart;
 const STYLE = `
   :root { color-scheme: light dark; --page: #fff; --ink: #1f2937; --quiet: #6b7280; --rule: #d1d5db; --bar: #0072b2; --truth: #b34700; --right: #00785a; }

@@ -1,8 +1,7 @@
 // A class: many students predict together. Whoever starts it leads it with a secret, which stays in this browser; a student
 // has a random id, which nobody else gets. Predictions are sent again, with the same id, until the server has counted them.
 // The server is components/rooms/, what people see panel.js. `isx.room` is for both sides.
-const { lesson, say } = isx;
-const { steps } = lesson;
+const { lesson, lesson: { steps }, say } = isx;
 const PAUSE = { lead: 400, student: 1500, away: 4000 }; // ms between two questions to the server
 const PATIENCE = 10_000; // ms for one answer
 const SHORT = 60; // seconds that this page waits by itself where the server asks it to
@@ -128,10 +127,7 @@ function end(words) {
 function take(news) {
   const first = !state;
   state = news;
-  for (const step of Object.keys(state.mine ?? {})) {
-    const index = step - 1;
-    if (first) lesson.set(index, { said: lesson.unpooled(steps[index].control, state.mine[step]) });
-  }
+  if (first) for (const [step, value] of Object.entries(state.mine ?? {})) lesson.set(step - 1, { said: lesson.unpooled(steps[step - 1].control, value) });
   if (state.step !== followed && !led) {
     [followed, problem] = [state.step, ""];
     lesson.show(followed - 1, first);
@@ -252,17 +248,13 @@ isx.room = {
   },
 };
 
-if (linked)
-  isx.ready.then(async () => {
-    lesson.show(lesson.kept().at);
-    const attempt = async () => {
-      try {
-        await join(linked);
-      } catch (error) {
-        if (passes(error)) setTimeout(attempt, PAUSE.away);
-        else isx.address((wanted) => wanted.delete("room"));
-        dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
-      }
-    };
-    await attempt();
-  });
+async function attempt() {
+  try {
+    await join(linked);
+  } catch (error) {
+    if (passes(error)) setTimeout(attempt, PAUSE.away);
+    else isx.address((wanted) => wanted.delete("room"));
+    dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
+  }
+}
+if (linked) isx.ready.then(() => lesson.show(lesson.kept().at)).then(attempt);
