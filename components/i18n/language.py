@@ -158,7 +158,7 @@ def catalogue(code: str, name: str = "words") -> Mapping[str, str]:
 
 
 def for_scripts() -> dict[str, Any]:
-    """The current language's data for the browser's scripts (`assets/words.js`)."""
+    """The current language's data for the browser's scripts (`assets/isx.js`)."""
     return {"code": language(), **LANGUAGES[language()]._asdict(), "words": catalogue(language(), "scripts")}
 
 

@@ -32,7 +32,8 @@ def scoped(*names: str) -> str:
 
 def shared(data: Mapping[str, Any] | None = None) -> str:
     """What all scripts need: `window.isx` with these data and the language's, and the functions of `isx.js`."""
-    isx = json.dumps({"language": for_scripts(), "components": {}, **(data or {})}, separators=(",", ":"))
+    data = {"language": for_scripts(), "components": {}, **(data or {})}
+    isx = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"window.isx = {isx};\n{scoped('isx.js')}"
 
 

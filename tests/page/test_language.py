@@ -306,6 +306,18 @@ def test_the_page_comes_in_its_visitors_language(address) -> None:
     assert httpx.get(f"{address}/config", params=GERMAN).json()["components"]
 
 
+def test_the_page_is_small_and_browsers_keep_its_script_and_styles(address) -> None:
+    page = httpx.get(address, params={"lang": "en"})
+    assert len(page.content) <= 900_000
+    for file in ("isx.js", "isx.css"):
+        tag = re.search(rf'="({file}\?[^"]+)"', page.text)[1]
+        kept = httpx.get(f"{address}/{html.unescape(tag)}")
+        assert "immutable" in kept.headers["cache-control"]
+        assert kept.text not in page.text
+    german = httpx.get(f"{address}/isx.js", params=GERMAN).text
+    assert all(name in german for name in ("isx.address = ", 'isx.components["chart"] = ', "Schieberegler"))
+
+
 def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) -> None:
     clients = {code: Client(address, headers={"Accept-Language": code}, verbose=False) for code in ("de", "en")}
     fields = [value for name, value in default_link()._asdict().items() if name in Settings._fields]

@@ -108,6 +108,9 @@ def test_plain_gradio_leaves_translating_to_the_browser(launch) -> None:
 # The page as it is sent
 
 
+HEAD = '<meta name="of" content="ours">'
+
+
 @pytest.fixture(scope="module", params=["plain", "ours"])
 def client(request, launch_once):
     made = []
@@ -124,8 +127,8 @@ def client(request, launch_once):
 
     with Page() as page:
         gr.Textbox(label="words")
-    ours = [Middleware(CachedPage), Middleware(LanguageMiddleware)]
-    client = launch_once(page, app_kwargs={"middleware": ours if request.param == "ours" else []})
+    ours = [Middleware(CachedPage, head=HEAD), Middleware(LanguageMiddleware)]
+    client = launch_once(page, app_kwargs={"middleware": ours}) if request.param == "ours" else launch_once(page, head=HEAD)
     client.is_plain, client.made = request.param == "plain", made
     return client
 
@@ -162,6 +165,10 @@ def test_each_has_the_address_by_which_it_asked(client, path) -> None:
     behind = ask(client, path, host="inner", x_forwarded_host="outer.example", x_forwarded_proto="https").text
     assert "https://outer.example" in behind
     assert "inner" not in behind
+
+
+def test_plain_gradio_leaves_the_head_to_its_script_and_ours_is_in_the_html(client) -> None:
+    assert (f"{HEAD}</head>" in ask(client).text) is not client.is_plain
 
 
 def test_what_is_known_is_not_sent_again(client) -> None:
