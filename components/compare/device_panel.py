@@ -27,6 +27,7 @@ from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
 
+
 class DevicePanel(NamedTuple):
     """The two choices, the device's view, the hidden button that asks for the files, and the files."""
 
@@ -36,11 +37,13 @@ class DevicePanel(NamedTuple):
     prepare: gr.Button
     files: ModelFiles
 
+
 class Prepared(NamedTuple):
     """The status, and the description of the files (JSON)."""
 
     status: Any
     view: Any
+
 
 def build() -> DevicePanel:
     """The choices and the device's view. Called inside a `gr.Tab`."""
@@ -60,9 +63,12 @@ def build() -> DevicePanel:
         elem_id="device-type",
     )
 
-    view = gr.HTML(elem_id="device", html_template="<div></div>", js_on_load=on_load("device/compare"), apply_default_css=False)
+    view = gr.HTML(
+        elem_id="device", html_template="<div></div>", js_on_load=on_load("device/compare"), apply_default_css=False
+    )
     prepare = gr.Button("prepare", visible="hidden", elem_id="device-prepare")
     return DevicePanel(run_on, file_type, view, prepare, ModelFiles())
+
 
 def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
@@ -87,9 +93,11 @@ def connect(panel: DevicePanel, context: Context) -> None:
         **HEAVY,
     )
 
+
 def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:
     """The description of the files a setting needs (JSON), if the user runs the models on their device."""
     return describe(session, request, file_type) if run_on == DEVICE else gr.skip()
+
 
 def prepare(
     session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
@@ -111,6 +119,7 @@ def prepare(
         yield Prepared(status_line(event), gr.skip())
     answer = describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)
     yield unchanged(Prepared)._replace(view=answer)
+
 
 def describe(
     session: Session, request: Request, file_type: FileType = "q8_0", written: list[ModelFile] | None = None
@@ -134,8 +143,10 @@ def describe(
         described["dense" if method == DENSE else "sliced"] = {"url": MODELS + name, "bytes": size}
     return _json(sparsity=request.settings.sparsity, isAnswer=written is not None, **described)
 
+
 def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
     return _json(sparsity=0, problem=translate(str(problem)), isAnswer=is_answer, dense={"url": MODELS, "bytes": 0})
+
 
 def _json(**values: Any) -> str:
     """The description, with what is the same for all settings."""

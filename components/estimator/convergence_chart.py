@@ -1,4 +1,4 @@
-"""The chart of *Convergence with calibration size*: differences of the ratios from fewer sequences to the latest. Pure."""
+"""The chart of *Convergence with calibration size*: ratios from fewer sequences against the latest. Pure."""
 
 from __future__ import annotations
 

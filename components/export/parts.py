@@ -29,7 +29,9 @@ def code_block(label: LazyString) -> str:
 
 def copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
     """A component with a copy button (`assets/copy.js`)."""
-    return gr.HTML(html_template=LazyString(template), js_on_load=on_load("copy"), elem_id=elem_id, apply_default_css=False)
+    return gr.HTML(
+        html_template=LazyString(template), js_on_load=on_load("copy"), elem_id=elem_id, apply_default_css=False
+    )
 
 
 def heading(text: LazyString) -> None:

@@ -1,6 +1,6 @@
 """The page's scripts: one file for each language, which defines `window.isx`, and which browsers keep.
 
-A file of `assets/` is the body of a function. The scripts of components (`COMPONENTS`) run once for each component, with
+A file of `assets/` is the body of a function. The scripts of components (`COMPONENTS`) run once for each, with
 gradio's `element`, `props`, `watch` and `trigger` in scope.
 """
 

@@ -5,7 +5,7 @@ buffers a megabyte for every slow client. Only the root address in them differs 
 takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
 the compressed result of the last address is kept.
 
-Gradio also leaves it to its script to insert the `head` of `launch`, without waiting for scripts that this names. Here the
+Gradio also leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here the
 head is part of the HTML, so its scripts run before gradio's.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.

@@ -1,6 +1,6 @@
 """A chart's overlay: the traces and shapes of the pinned setting A, drawn faintly with those of the current one. Pure.
 
-Charts mark what depends on the settings: traces by their `meta`, shapes by their name. An overlay is sent when a setting
+Charts mark what depends on the settings: traces by `meta`, shapes by their name. An overlay is sent when a setting
 is pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
 """
 

@@ -128,7 +128,9 @@ def client(request, launch_once):
     with Page() as page:
         gr.Textbox(label="words")
     ours = [Middleware(CachedPage, head=HEAD), Middleware(LanguageMiddleware)]
-    client = launch_once(page, app_kwargs={"middleware": ours}) if request.param == "ours" else launch_once(page, head=HEAD)
+    client = (
+        launch_once(page, app_kwargs={"middleware": ours}) if request.param == "ours" else launch_once(page, head=HEAD)
+    )
     client.is_plain, client.made = request.param == "plain", made
     return client
 

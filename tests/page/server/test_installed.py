@@ -149,7 +149,9 @@ def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
             time.sleep(0.2)
     assert httpx.get(f"{address}/healthz").json()["ok"]
     config = httpx.get(f"{address}/config").text
-    found = (re.search(rf'[^\s"\\>]*{name}[^\s"\\>]*', text)[0] for name in (r"isx\.js", r"isx\.css", r"plotly\.min\.js"))
+    found = (
+        re.search(rf'[^\s"\\>]*{name}[^\s"\\>]*', text)[0] for name in (r"isx\.js", r"isx\.css", r"plotly\.min\.js")
+    )
     script, styles, plotly = (httpx.get(f"{address}/{file}").text for file in found)
     for place, asset in ((script, "tour.js"), (script, "chart.js"), (config, "page.css"), (styles, "presenter.css")):
         first = (ROOT / "assets" / asset).read_text(encoding="utf-8").splitlines()[0]
