@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..state.views import ConvergenceView
 from ..ui import figure

@@ -77,8 +77,9 @@ def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, 
         convergence = convergence_chart(session.convergence(request)).to_json()
     except ValueError:  # the headline shows what is wrong with the setting
         return unchanged(Shown)
-    sections = (panel.check.section, panel.search.section)
-    return Shown(*(value for section in sections for value in section.show(request, layer, client)), convergence)
+    check = panel.check.section.show(request, layer, client)
+    found = panel.search.section.show(request, layer, client)
+    return Shown(*check, *found, convergence)
 
 
 def use(searches: search.RatioSearches, session: Session, request: Request) -> Used:

@@ -22,7 +22,6 @@ from ..state.request import CalibrationKey, Request
 from ..state.session import Session
 from .views import RatioSearchView
 
-
 JOB = "search"  # the job's kind, which is also the endpoint's name
 NOTHING = lazy_gettext("At 0% nothing is removed, so there are no ratios to search for. Move the slider first.")
 

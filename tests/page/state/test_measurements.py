@@ -16,8 +16,8 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import make_snapshots
-from components.frame import slider
 from components.estimator import measure as estimator_check
+from components.frame import slider
 from components.spectra.measure import SpectraViews
 from components.state import request
 from components.state.choices import ESTIMATORS
