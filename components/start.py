@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .server import shutdown
+from .server import process
 from .server.temporary_folder import open_temporary_folder
 
 # A thread that wants the interpreter lock waits for so long at most, at every operation of torch: with Python's default
@@ -20,7 +20,7 @@ def main() -> None:
     # Waiting OpenMP threads sleep instead of spinning, so that they do not slow down the slider's threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.setswitchinterval(SWITCH_SECONDS)
-    shutdown.on_signal()  # before the import below, which takes seconds
+    process.on_signal()  # before the import below, which takes seconds
     open_temporary_folder()
     from .page import serve
 

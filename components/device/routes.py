@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ..gradio_compat.http.addresses import address_of
+from ..gradio_compat.addresses import address_of
 from ..i18n.language import gettext
 from ..jobs import limits
 from . import wllama

@@ -2,7 +2,7 @@
 
 When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
 waits for, is told nothing. So the mark is read off gradio's queue. An MCP call reaches the queue through a client of
-gradio's own, which stays connected: `http/mcp.py` knows who is behind it.
+gradio's own, which stays connected: `mcp.py` knows who is behind it.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
@@ -15,8 +15,8 @@ import gradio as gr
 from gradio.context import LocalContext
 
 from ..jobs.job import Caller
-from .http.addresses import address_of
-from .http.mcp import mcp_caller
+from .addresses import address_of
+from .mcp import mcp_caller
 
 
 def current_caller() -> Caller:

@@ -31,9 +31,9 @@ from gradio.queueing import Event, Queue
 from ..i18n.language import gettext
 from ..jobs import limits
 from .callers import client_of
-from .http.addresses import address_of
-from .http.mailbox import Mailboxes
-from .http.mcp import mcp_caller
+from .addresses import address_of
+from .mailbox import Mailboxes
+from .mcp import mcp_caller
 
 log = logging.getLogger(__name__)
 

@@ -13,16 +13,16 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from ..gradio_compat.blocks import PatchedBlocks
-from ..gradio_compat.http.cached_page import CachedPage
-from ..gradio_compat.http.mcp import McpCallers, prepare_mcp
-from ..gradio_compat.http.routes import NeededRoutes
-from ..gradio_compat.http.streams import OpenStreams
+from ..gradio_compat.page_config import CachedPage
+from ..gradio_compat.mcp import McpCallers, prepare_mcp
+from ..gradio_compat.requests import NeededRoutes
+from ..gradio_compat.streams import OpenStreams
 from ..jobs import limits
 from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
-from . import shutdown
+from . import process
 from .health import Health
-from .hosts import KnownHosts, is_loopback
+from .middleware import KnownHosts, is_loopback
 from .language import LanguageMiddleware
 from .pacing import Pacing
 
@@ -110,7 +110,7 @@ class App(PatchedBlocks):
         """`launch` with logging of each job, until the process receives a signal to end."""
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger(PACKAGE).setLevel(logging.INFO)
-        shutdown.on_signal(self._stop_jobs)
+        process.on_signal(self._stop_jobs)
         _freeze()
         self.launch(**options)
 
@@ -118,4 +118,4 @@ class App(PatchedBlocks):
         """Stop every job at its next checkpoint, and wait briefly for that."""
         for job in list(self._scheduler.jobs):
             job.stop()
-        shutdown.wait_for(lambda: not self._scheduler.jobs)
+        process.wait_for(lambda: not self._scheduler.jobs)

@@ -11,8 +11,8 @@ import asyncio
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..gradio_compat.http.addresses import address_of
-from ..gradio_compat.http.routes import API
+from ..gradio_compat.addresses import address_of
+from ..gradio_compat.requests import API
 
 PACED = tuple(f"{API}/{way}" for way in ("call/", "queue/join", "mcp"))  # not `run/`, which answers the slider
 PAUSE = 0.02  # seconds between the beginnings of two calls of an address

@@ -19,9 +19,9 @@ from stepping import until
 
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import client_of, current_caller
-from components.gradio_compat.http import addresses
-from components.gradio_compat.http.addresses import address_of
-from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
+from components.gradio_compat import addresses
+from components.gradio_compat.addresses import address_of
+from components.gradio_compat.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
 from components.jobs import limits
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError

@@ -15,8 +15,8 @@ from starlette.middleware import Middleware
 from stepping import until
 
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.http import cached_page
-from components.gradio_compat.http.cached_page import CachedPage
+from components.gradio_compat import page_config
+from components.gradio_compat.page_config import CachedPage
 from components.i18n.language import LANGUAGES, lazy_gettext
 from components.server.language import LanguageMiddleware
 
@@ -213,7 +213,7 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
         ):
             return {answer.status_code for answer in pool.map(lambda _: http.get(client.address), range(count))}
 
-    monkeypatch.setattr(cached_page, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
+    monkeypatch.setattr(page_config, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
     with ThreadPoolExecutor() as pool:
         flood = pool.submit(statuses, "127.0.0.2", 5)
         until(lambda: slept)
@@ -221,4 +221,4 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
         assert (len(slept), flood.done()) == (2, False)
         may_go_on.set()
         assert flood.result() == {200}
-    assert slept == [pytest.approx(size / cached_page.RATE)] * 6
+    assert slept == [pytest.approx(size / page_config.RATE)] * 6

@@ -18,7 +18,7 @@ from stepping import until
 
 from components.gradio_compat import queue as steady
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.http import streams
+from components.gradio_compat import streams
 
 RECORDS = [{"function": "work", "status": "success", "process_time": 1.0}]
 

@@ -11,8 +11,8 @@ from gradio import route_utils
 from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
-from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
-from components.gradio_compat.http.routes import API, NEEDED, NeededRoutes
+from components.gradio_compat.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
+from components.gradio_compat.requests import API, NEEDED, NeededRoutes
 from components.gradio_compat.upload_folder import upload_folder
 from components.jobs import limits
 

@@ -63,13 +63,13 @@ start.main()
 IDLE = "from components import start; print('idle', flush=True); start.main()"
 STARTING = """
 import runpy
-from components.server import shutdown
+from components.server import process
 
 def on_signal():
     set_up()
     print("starting", flush=True)
 
-set_up, shutdown.on_signal = shutdown.on_signal, on_signal
+set_up, process.on_signal = process.on_signal, on_signal
 runpy.run_path("app.py", run_name="__main__")
 """
 
@@ -114,9 +114,9 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
 
 PAGE = """
 import os, time
-from components.server import shutdown
+from components.server import process
 from components.server.temporary_folder import open_temporary_folder
-shutdown.on_signal()
+process.on_signal()
 folder = open_temporary_folder()
 assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
 (folder / "upload").mkdir()

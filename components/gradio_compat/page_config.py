@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...i18n.language import gettext, requested_language
+from ..i18n.language import gettext, requested_language
 from .addresses import address_of
 
 INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second

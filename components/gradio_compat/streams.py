@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .mailbox import Mailbox
-from .routes import MESSAGES
+from .requests import MESSAGES
 
 IDLE = 1.0  # seconds without a call after which a stream is closed
 CLOSING = 5.0  # seconds that the page has to close it, during which its calls wait

@@ -25,10 +25,10 @@ from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...i18n.language import gettext
-from ...jobs import limits
-from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
-from .routes import API
+from ..i18n.language import gettext
+from ..jobs import limits
+from .upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
+from .requests import API
 
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 MAX_FILES = 10  # of an upload; the page sends one

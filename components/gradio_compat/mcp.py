@@ -19,7 +19,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...jobs.job import Caller
+from ..jobs.job import Caller
 from .addresses import address_of
 
 PATH = "/gradio_api/mcp"
