@@ -148,7 +148,7 @@ class Rooms:
                     "This prediction's id was already used for another question. Reload the page and send it again."
                 )
                 raise Refused(409, words)
-            self._require_open(room, digest, step)
+            self._require_open(room, digest, question.number)
             columns = "(code, student, id, step, value)"
             self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
 
@@ -259,10 +259,14 @@ class Rooms:
     def _find(self, text: str) -> Room | None:
         """The class with this code, unless it has expired."""
         code, after = normalised(text), time.time() - LIFETIME
+        found = "SELECT lead, created, step FROM rooms WHERE code = ? AND created > ?"
         with self._store.lock:
-            rows = self._store.execute("SELECT * FROM rooms WHERE code = ? AND created > ?", code, after)
-            reveals = self._store.execute("SELECT step, truth FROM reveals WHERE code = ?", code) if rows else []
-        return Room(*rows[0], {step: json.loads(truth) for step, truth in reveals}) if rows else None
+            rows = self._store.execute(found, code, after)
+            reveals = self._store.execute("SELECT step, truth FROM reveals WHERE code = ? ORDER BY step", code)
+        if not rows:
+            return None
+        lead, created, step = rows[0]
+        return Room(code, lead, created, step, {number: json.loads(truth) for number, truth in reveals})
 
     def _joined(self, text: str, student: str) -> tuple[Room, bytes]:
         """The class of a student who has joined it, and the student's digest."""
@@ -314,7 +318,7 @@ class Rooms:
 
     def _code_wait(self, address: str) -> int:
         """Seconds until the address may try another code; 0 where it may now."""
-        times = self._wrong_codes.get(address, ())
+        times = self._wrong_codes.get(address, deque())
         if len(times) < limits.WRONG_CODES.value:
             return 0
         return max(0, math.ceil(times[0] + WRONG_CODE_SECONDS - time.monotonic()))

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from ..gradio_compat.addresses import site_of
+from ..gradio_compat.callers import site_of
 from ..i18n.language import lazy_gettext, translate
 from . import table
 from .rooms import Refused, Rooms

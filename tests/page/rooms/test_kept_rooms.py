@@ -120,7 +120,9 @@ def test_a_restart_keeps_step_reveals_answers_and_what_older_versions_stored(kla
     before, lead = klass.state(student).json(), klass.lead("state").json()
     klass.rooms.close()
     with sqlite3.connect(klass.folder / FILE) as database:  # they set replaced answers to NULL
-        columns = "(number, code, student, step, id, value) SELECT 0, code, student, step, 'replaced', NULL FROM answers"
+        columns = (
+            "(number, code, student, step, id, value) SELECT 0, code, student, step, 'replaced', NULL FROM answers"
+        )
         database.execute(f"INSERT INTO answers {columns}")
     klass.rooms = Rooms(klass.folder)
     klass.http = klass.client()
