@@ -6,7 +6,6 @@ import os
 import sys
 
 from .server import process
-from .server.temporary_folder import open_temporary_folder
 
 # A thread that wants the interpreter lock waits for so long at most, at every operation of torch: with Python's default
 # of 5 ms a slider's answer takes five times as long beside a job (95th percentile), and the job a fifth longer.
@@ -21,7 +20,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.setswitchinterval(SWITCH_SECONDS)
     process.on_signal()  # before the import below, which takes seconds
-    open_temporary_folder()
+    process.open_temporary_folder()
     from .page import serve
 
     serve()

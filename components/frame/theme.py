@@ -10,7 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from ..assets import ASSETS
-from ..gradio_compat.request_size import BoundedRequests
+from ..gradio_compat.requests import BoundedRequests
 from ..i18n.language import LazyString, for_scripts, long_text, translate
 from ..jobs import limits
 from ..ui.chart_bridge import plotly_head

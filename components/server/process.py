@@ -1,24 +1,58 @@
-"""Shutdown on a signal: at once, with exit status 0, and without leaving temporary files behind.
+"""What the page's process leaves behind: a folder of its own while it runs, and nothing once it has ended.
 
-Imports only the standard library, so that it can be set up before slow imports.
+Imports nothing that takes long, so that both can be set up before slow imports: gradio reads `GRADIO_TEMP_DIR` when it
+is imported.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+VARIABLE, PREFIX, LOCK = "GRADIO_TEMP_DIR", "page-", ".lock"
 STEP_SECONDS = 1.0  # that jobs have to end their steps
 MAX_SECONDS = 2.5  # after which the process ends even if a cleanup hangs
 
 
+def open_temporary_folder() -> Path:
+    """Make the folder for uploads, exports and gradio's own files, in the one that the environment names.
+
+    The process holds it by a lock and removes it when it ends. The folder of a process that was killed is removed when
+    the next one starts.
+    """
+    home = Path(os.environ.get(VARIABLE) or Path(tempfile.gettempdir()) / "gradio")
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / LOCK):
+        for other in home.glob(f"{PREFIX}*"):
+            with suppress(Timeout, OSError), FileLock(other / LOCK, timeout=0):
+                shutil.rmtree(other, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(dir=home, prefix=PREFIX))
+        lock = FileLock(folder / LOCK, thread_local=False)
+        lock.acquire()
+    atexit.register(_remove, folder, lock, os.getpid())
+    os.environ[VARIABLE] = str(folder)
+    return folder
+
+
+def _remove(folder: Path, lock: FileLock, process: int) -> None:
+    if os.getpid() == process:  # not in a fork
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def on_signal(*cleanups: Callable[[], object]) -> None:
-    """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process.
+    """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process with status 0.
 
     A normal exit of the interpreter would end threads inside torch, which then aborts.
     """

@@ -11,8 +11,15 @@ from gradio import route_utils
 from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
-from components.gradio_compat.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
-from components.gradio_compat.requests import API, NEEDED, NeededRoutes
+from components.gradio_compat.requests import (
+    API,
+    ENVELOPE,
+    MAX_FILES,
+    NEEDED,
+    BoundedRequests,
+    NeededRoutes,
+    UploadParser,
+)
 from components.gradio_compat.upload_folder import upload_folder
 from components.jobs import limits
 
@@ -182,14 +189,14 @@ def client(request, launch_once):
 
 
 @pytest.mark.parametrize("path", ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"])
-def test_plain_gradio_answers_what_nobody_needs_and_ours_does_not(client, path) -> None:
+def test_plain_gradio_answers_what_no_client_needs_and_ours_does_not(client, path) -> None:
     answer = client.http.get(f"{client.address}{path}")
     assert (answer.text == "not found") is not client.is_plain
     if not client.is_plain:
         assert answer.status_code == 404
 
 
-def test_plain_gradio_logs_a_traceback_for_messages_of_nobody_and_ours_answers(client, caplog) -> None:
+def test_plain_gradio_logs_a_traceback_for_messages_of_no_session_and_ours_answers(client, caplog) -> None:
     answer = None
     try:
         answer = client.http.get(f"{client.api}/queue/data?session_hash=nobody")

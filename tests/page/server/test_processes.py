@@ -35,6 +35,7 @@ BUSY = """
 import os, time
 import torch
 from components import start
+from components.server import process
 
 def multiplying(job):
     product = torch.eye(300)
@@ -46,7 +47,7 @@ def multiplying(job):
         if {checkpoints}:
             job.checkpoint()
 
-def with_a_busy_session(open_folder=start.open_temporary_folder):
+def with_a_busy_session(open_folder=process.open_temporary_folder):
     open_folder()  # before gradio is imported
     from components import page
 
@@ -57,7 +58,7 @@ def with_a_busy_session(open_folder=start.open_temporary_folder):
 
     page.Session = Busy
 
-start.open_temporary_folder = with_a_busy_session
+process.open_temporary_folder = with_a_busy_session
 start.main()
 """
 IDLE = "from components import start; print('idle', flush=True); start.main()"
@@ -115,9 +116,8 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
 PAGE = """
 import os, time
 from components.server import process
-from components.server.temporary_folder import open_temporary_folder
 process.on_signal()
-folder = open_temporary_folder()
+folder = process.open_temporary_folder()
 assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
 (folder / "upload").mkdir()
 (folder / "upload" / "text.txt").write_text("x")
