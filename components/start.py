@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .server import shutdown
-from .server.temporary_folder import open_temporary_folder
+from .server import process
 
 # A thread that wants the interpreter lock waits for so long at most, at every operation of torch: with Python's default
 # of 5 ms a slider's answer takes five times as long beside a job (95th percentile), and the job a fifth longer.
@@ -20,8 +19,8 @@ def main() -> None:
     # Waiting OpenMP threads sleep instead of spinning, so that they do not slow down the slider's threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.setswitchinterval(SWITCH_SECONDS)
-    shutdown.on_signal()  # before the import below, which takes seconds
-    open_temporary_folder()
+    process.on_signal()  # before the import below, which takes seconds
+    process.open_temporary_folder()
     from .page import serve
 
     serve()

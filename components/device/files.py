@@ -75,7 +75,7 @@ class ModelFiles:
         return job.share(("device", name), lambda job: self._write(job, session, request, method, file_type))
 
     def _write(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
-        # The slice is in the cache then: nobody holds one while waiting.
+        # The slice is in the cache then: no job holds one while it waits.
         writer(job, session, request, method, file_type)
         name = file_name(request, method, file_type)
         with WRITERS.held(job):

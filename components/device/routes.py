@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from ..gradio_compat.http.addresses import address_of
+from ..gradio_compat.callers import address_of
 from ..i18n.language import gettext
 from ..jobs import limits
 from . import wllama
@@ -91,7 +91,7 @@ class _LargeFile(FileResponse):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
         end = asyncio.timeout(STALLED_SECONDS)
-        DOWNLOADS.open[end] = address or end  # an unknown address is nobody's
+        DOWNLOADS.open[end] = address or end  # each client of an unknown address is alone
         try:
             with suppress(TimeoutError, ConnectionAbortedError):
                 async with end:
@@ -108,24 +108,21 @@ def routes(files: ModelFiles) -> Sequence[Route]:
         if name not in wllama.FILES or not (path := wllama.folder() / name).is_file():
             return _missing()
         media_type = "application/wasm" if path.suffix == ".wasm" else "text/javascript"
-        return _answer(request, _LargeFile(path, media_type=media_type), wllama.FILES[name][1])
+        return _answer(request, path, media_type, wllama.FILES[name][1])
 
     def model(request: Request) -> Response:
         if (found := files.find(request.path_params["name"])) is None:
             return _missing()
-        path, file = found
-        return _answer(request, _LargeFile(path, media_type="application/octet-stream"), file.sha256)
+        return _answer(request, found[0], "application/octet-stream", found[1].sha256)
 
     return [Route(f"/{ENGINE}{{name}}", engine), Route(f"/{MODELS}{{name}}", model)]
 
 
-def _answer(request: Request, response: FileResponse, digest: str) -> Response:
-    etag = f'"{digest[:32]}"'
-    headers = {"etag": etag, "cache-control": "no-cache"}
-    if request.headers.get("if-none-match") == etag:
+def _answer(request: Request, path: Path, media_type: str, digest: str) -> Response:
+    headers = {"etag": f'"{digest[:32]}"', "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)
-    response.headers.update(headers)
-    return response
+    return _LargeFile(path, media_type=media_type, headers=headers)
 
 
 def _missing() -> Response:

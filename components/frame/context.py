@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..gradio_compat.browser.on_latest import on_latest
-from ..gradio_compat.browser.silent import SILENT
+from ..gradio_compat.browser.on_latest import SILENT, on_latest
 from ..state.session import Session
 from ..ui.downloads import Downloads
 from ..ui.handlers import LiveOutput, only_if_active, unchanged

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ..gradio_compat.http.request_size import BoundedRequests
+from ..gradio_compat.requests import BoundedRequests
 from ..i18n.language import LazyString, language, long_text, translate
 from ..jobs import limits
 from ..ui.chart_bridge import plotly_head

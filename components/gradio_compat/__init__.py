@@ -1,4 +1,4 @@
-"""Every use of gradio's internals: one file per workaround, so that nothing else of the page depends on them.
+"""Every use of gradio's internals, so that nothing else of the page depends on them.
 
 Each file names the behaviour of gradio that it works around, the versions it was tried with, and its tests: in
 `tests/page/gradio_compat/` (for the browser `tests/browser/test_browser_gradio.py`) a test whose name begins with

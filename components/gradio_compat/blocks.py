@@ -1,19 +1,28 @@
-"""`gr.Blocks` with the workarounds that concern a page as a whole."""
+"""`gr.Blocks` with the workarounds that concern a page as a whole, and values that are converted without threads.
+
+Gradio converts the value of each input and output of a call in a worker thread of its own, and the page's sliders have
+twenty of them. Each thread has to get the interpreter lock twice, which takes a millisecond beside a job, and looks
+through all tasks of the event loop. And for an output that is left unchanged (`gr.skip()`) gradio constructs its
+component anew. So numbers, texts and unchanged outputs are converted here.
+
+Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import gradio as gr
-from gradio.state_holder import StateHolder
 
 from ..i18n.language import use_language
+from .callers import prepare_mcp
 from .errors import language_of, translate_errors
 from .inputs import require_readable
-from .plain_values import postprocessed, preprocessed
-from .queue import SteadyQueue, steady_queue
-from .shared_config import share_config, share_in
-from .translated_config import TranslatedConfig
+from .page_config import PageConfig, TranslatedConfig
+from .queue import SteadyQueue
+
+PLAIN = (str, int, float, bool, type(None))
 
 
 class PatchedBlocks(gr.Blocks):
@@ -21,7 +30,7 @@ class PatchedBlocks(gr.Blocks):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        share_config(self)
+        self.default_config.__class__ = PageConfig
 
     @property  # type: ignore[override]  # in gradio an attribute
     def config(self) -> dict[str, Any]:
@@ -33,16 +42,6 @@ class PatchedBlocks(gr.Blocks):
         self._translated_config = TranslatedConfig(config)
 
     @property
-    def state_holder(self) -> StateHolder:
-        """The sessions, as in gradio, where it is an attribute that the server sets."""
-        return self._sessions
-
-    @state_holder.setter
-    def state_holder(self, sessions: StateHolder) -> None:
-        share_in(sessions)
-        self._sessions = sessions
-
-    @property
     def calls(self) -> SteadyQueue:
         """The queue of calls. Raises TypeError before `queue()` was called."""
         if not isinstance(self._queue, SteadyQueue):
@@ -52,8 +51,22 @@ class PatchedBlocks(gr.Blocks):
     def queue(self, *args: Any, **options: Any) -> Self:
         """As in gradio."""
         super().queue(*args, **options)
-        self._queue = steady_queue(self._queue, self)
+        queue = self._queue
+        self._queue = SteadyQueue(
+            queue.live_updates,
+            queue.max_thread_count,
+            queue.update_intervals,
+            queue.max_size,
+            blocks=self,
+            default_concurrency_limit=queue.default_concurrency_limit,
+        )
         return self
+
+    def run_startup_events(self) -> None:
+        """As in gradio, where `launch` calls it once the server runs."""
+        super().run_startup_events()
+        if self.mcp_server_obj is not None:
+            prepare_mcp(self.mcp_server_obj)
 
     async def process_api(  # type: ignore[override]  # the other arguments by name, as gradio passes them
         self, block_fn: Any, inputs: list[Any], state: Any = None, **options: Any
@@ -68,10 +81,64 @@ class PatchedBlocks(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
         """As in gradio."""
-        values = preprocessed(block_fn, inputs, state)
+        values = _preprocessed(block_fn, inputs, state)
         return await super().preprocess_data(block_fn, inputs, state, explicit_call) if values is None else values
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """As in gradio."""
-        values = postprocessed(block_fn, predictions, state)
+        values = _postprocessed(block_fn, predictions, state)
         return await super().postprocess_data(block_fn, predictions, state) if values is None else values
+
+
+def _preprocessed(function: Any, values: Sequence[Any], state: Any) -> list[Any] | None:
+    """A call's inputs as its handler gets them, or None where gradio has to convert them or to refuse one.
+
+    Args:
+        function: the call's `BlockFunction`.
+        values: one for each input, at least.
+        state: the session, which has components of its own where they were updated; None for a program's call.
+    """
+    inputs = function.inputs
+    if not function.preprocess or function.component_prop_inputs or len(values) < len(inputs):
+        return None
+    if not all(map(_is_plain, inputs, values)):
+        return None
+    try:
+        return [_current(component, state).preprocess(value) for component, value in zip(inputs, values, strict=False)]
+    except Exception:  # gradio says in which component
+        return None
+
+
+def _postprocessed(function: Any, answer: Any, state: Any) -> list[Any] | None:
+    """A handler's answer as the browser gets it, or None where gradio has to convert it. Arguments as above."""
+    outputs = function.outputs
+    if not function.postprocess or function.batch or function.is_validator_function:
+        return None
+    if isinstance(answer, dict) and answer and set(outputs).issuperset(answer):
+        answer = [answer.get(component, gr.skip()) for component in outputs]
+    elif len(outputs) == 1:
+        answer = [answer]
+    elif _is_unchanged(answer):
+        answer = [answer] * len(outputs)
+    if not isinstance(answer, list | tuple) or len(answer) != len(outputs):
+        return None
+    pairs = list(zip(outputs, answer, strict=True))
+    if not all(_is_unchanged(value) or _is_plain(component, value) for component, value in pairs):
+        return None
+    return [
+        value if _is_unchanged(value) else _current(component, state).postprocess(value) for component, value in pairs
+    ]
+
+
+def _is_plain(component: Any, value: Any) -> bool:
+    """Whether a value is no file, and its component keeps none of it."""
+    is_component = isinstance(component, gr.components.Component) and not component.stateful
+    return is_component and type(value) in PLAIN and (value is None or component.data_model is None)
+
+
+def _is_unchanged(value: Any) -> bool:
+    return isinstance(value, dict) and value == gr.skip()
+
+
+def _current(component: Any, state: Any) -> Any:
+    return component if state is None else state[component._id]

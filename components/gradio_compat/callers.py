@@ -1,22 +1,68 @@
-"""Who called a handler: from which address, as which client, and whether they are still connected.
+"""Who sends a request or calls a handler: from which address, as which client, and whether it is still connected.
 
-When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
-waits for, is told nothing. So the mark is read off gradio's queue. An MCP call reaches the queue through a client of
-gradio's own, which stays connected: `http/mcp.py` knows who is behind it.
+- Behind a proxy, such as a Space's, every connection comes from the proxy, which appends the address of its peer to
+  `X-Forwarded-For`; what stands left of that was written by the client and may be false. `INTRASLICE_TRUSTED_HOPS` says
+  how many proxies there are: 1 on a Space, else 0. Gradio only has the address of the connection.
+- When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
+  waits for, is told nothing. So the mark is read off gradio's queue.
+- Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's
+  headers. So all calls come from this machine, in a session of gradio's, and a job goes on when its MCP client has
+  gone. `McpCallers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
+- Gradio's MCP server describes all tools anew for each request, which stops the event loop, and so the whole page, for
+  50 ms; and each of the first calls makes a client, which reads the page's whole configuration.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
 
 from __future__ import annotations
 
+import functools
+import ipaddress
+import logging
+import secrets
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..jobs import limits
 from ..jobs.job import Caller
-from .http.addresses import address_of
-from .http.mcp import mcp_caller
+
+log = logging.getLogger(__name__)
+
+NETWORK = 64  # bits of an IPv6 address that name a subscriber, who has all addresses below
+SITE = 48  # bits that name a site, which may have all networks below
+MCP, MCP_HEADER = "/gradio_api/mcp", "x-intraslice-mcp"
+_connected: dict[str, Caller] = {}  # MCP requests that are being answered, by their numbers
+
+
+def address_of(request: Any) -> str:
+    """The address of a request's client, IPv6 by its network; "" where a proxy hides it.
+
+    Args:
+        request: of starlette or of gradio, with `client` and `headers`; None for a call without a request.
+    """
+    if request is None or request.client is None:
+        return ""
+    forwarded, hops = request.headers.get("x-forwarded-for", ""), limits.trusted_hops()
+    if not hops:
+        if forwarded and limits.hosted() and not _parsed(request.client.host, require_global=True):
+            _warn_once()
+            return ""
+        return _parsed(request.client.host)
+    entries = forwarded.split(",")
+    addresses = [_parsed(entry, require_global=True) for entry in entries[: len(entries) - (hops - 1)]]
+    return next(filter(None, reversed(addresses)), "")
+
+
+def site_of(request: Any) -> str:
+    """As `address_of`, but IPv6 by its site: whoever has 65,536 networks counts once."""
+    address = address_of(request)
+    return str(ipaddress.ip_network(address).supernet(new_prefix=SITE)) if ":" in address else address
 
 
 def current_caller() -> Caller:
@@ -41,4 +87,89 @@ def client_of(request: gr.Request | str | None) -> str:
         return f"mcp {caller.address}"
     if session := getattr(request, "session_hash", None):
         return f"session {session}"
-    return f"somebody {address_of(request) if isinstance(request, gr.Request) else ''}".strip()
+    return f"program {address_of(request) if isinstance(request, gr.Request) else ''}".strip()
+
+
+def mcp_caller(request: Any) -> Caller | None:
+    """The MCP client behind a request of gradio's own client; one that has gone is not connected. None for others."""
+    number = getattr(request, "headers", {}).get(MCP_HEADER)
+    return None if number is None else _connected.get(number, Caller("", lambda: False))
+
+
+class McpCallers:
+    """ASGI middleware: notes every request to the MCP server until its client has gone or has its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on."""
+        if scope["type"] != "http" or not scope["path"].startswith(MCP):
+            return await self._app(scope, receive, send)
+        number = secrets.token_hex(16)
+        _connected[number] = Caller(address_of(Request(scope)), lambda: number in _connected)
+        headers = [pair for pair in scope["headers"] if pair[0] != MCP_HEADER.encode()]
+        headers.append((MCP_HEADER.encode(), number.encode()))
+
+        async def receive_until_disconnect() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                _connected.pop(number, None)
+            return message
+
+        try:
+            await self._app({**scope, "headers": headers}, receive_until_disconnect, send)
+        finally:
+            _connected.pop(number, None)
+
+
+def prepare_mcp(server: Any) -> None:
+    """Let gradio's MCP server keep the description and the schema of each tool, made now, and one client for all calls.
+
+    Otherwise each list of tools is made in the event loop.
+    """
+    for name in ("get_fn_description", "get_input_schema"):
+        setattr(server, name, _kept_by_tool(getattr(server, name)))
+    for tool, endpoint in server.tool_to_endpoint.items():
+        if (function := server.get_block_fn_from_endpoint_name(endpoint)) is not None and function.fn is not None:
+            _, parameters = server.get_fn_description(function, tool)
+            server.get_input_schema(tool, parameters)
+    make_client, lock = server._get_or_create_client, threading.Lock()
+
+    def one_client() -> Any:
+        with lock:
+            return make_client()
+
+    server._get_or_create_client = one_client
+
+
+def _kept_by_tool(describe: Callable[..., Any]) -> Callable[..., Any]:
+    kept: dict[tuple[str | bool, ...], Any] = {}
+
+    @functools.wraps(describe)
+    def described(*values: Any) -> Any:
+        key = tuple(value if isinstance(value, str) else value is None for value in values)
+        if key not in kept:
+            kept[key] = describe(*values)
+        return kept[key]
+
+    return described
+
+
+def _parsed(text: str, require_global: bool = False) -> str:
+    try:
+        address = ipaddress.ip_address(text.strip().strip("[]"))
+    except ValueError:
+        return ""
+    if require_global and not address.is_global:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, NETWORK), strict=False))
+    return str(address)
+
+
+@functools.cache
+def _warn_once() -> None:
+    log.warning("requests come through a proxy, so clients are limited by session alone; set %s", limits.HOPS_VARIABLE)

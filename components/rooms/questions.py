@@ -1,4 +1,4 @@
-"""The lesson's questions as a room sees them: which answers a question takes, and the distribution of many answers."""
+"""The lesson's questions as a class sees them: which answers a question takes, and the distribution of many answers."""
 
 from __future__ import annotations
 
@@ -49,32 +49,21 @@ class Question(NamedTuple):
             return lazy_gettext("a list of 1 to {count} numbers from 0 to {high:g}", count=self.choices, high=self.high)
         return lazy_gettext("a number from {low:g} to {high:g}", low=self.low, high=self.high)
 
-    @property
-    def wrong_truth(self) -> LazyString:
-        """That a value from outside cannot be what was measured, in words."""
-        return lazy_gettext(
-            "The measured value for question {step} has the wrong type or is out of range. Reload the page and reveal "
-            "it again.",
-            step=self.number,
-        )
-
     def is_answer(self, value: Any) -> bool:
         """Whether a value from outside is an answer to this question."""
-        if self.kind == "bars":
-            is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
-            return is_list and all(checks.is_number(entry, 0, self.high) for entry in value)
-        if self.is_choice:
-            return isinstance(value, int) and checks.is_number(value, 0, self.choices - 1)
-        return checks.is_number(value, self.low, self.high)
+        return self._is_value(value, self.low, self.high)
 
     def is_truth(self, value: Any) -> bool:
         """Whether a value from outside may be what was measured; None where it is not known yet."""
-        if value is None:
-            return True
+        return value is None or self._is_value(value, -MAX_TRUTH, MAX_TRUTH)
+
+    def _is_value(self, value: Any, low: float, high: float) -> bool:
+        if self.is_choice:
+            return isinstance(value, int) and checks.is_number(value, 0, self.choices - 1)
         if self.kind == "bars":
             is_list = isinstance(value, list) and 1 <= len(value) <= self.choices
-            return is_list and all(checks.is_number(entry, -MAX_TRUTH, MAX_TRUTH) for entry in value)
-        return self.is_answer(value) if self.is_choice else checks.is_number(value, -MAX_TRUTH, MAX_TRUTH)
+            return is_list and all(checks.is_number(entry, low, high) for entry in value)
+        return checks.is_number(value, low, high)
 
     def edges(self) -> list[float]:
         """The limits of the bins of a question that takes a number: at most `MAX_BINS` of equal width."""
@@ -112,15 +101,6 @@ def questions() -> dict[int, Question]:
             number, kind, control.get("min", 0), control.get("max", 0), control.get("step", 1), count.get(kind, 0)
         )
     return found
-
-
-def unknown_question(step: Any) -> LazyString:
-    """That there is no question with this number, in words."""
-    return lazy_gettext(
-        "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
-        step=checks.shown(step),
-        count=len(questions()),
-    )
 
 
 def _counts(indices: Iterable[int], size: int) -> list[int]:

@@ -1,296 +1,387 @@
-"""All rooms: who may create, join, answer and lead, and in which bounds.
+"""All classes ("rooms"): who may create, join, answer and lead one, and in which bounds.
 
-One process serves a folder, on which it has a lock: rooms are kept in memory once somebody has asked for them, and
-every change is committed to the store before it is made there.
+What a class is stands in the database alone. In memory are the network addresses of a class, which are not stored, and
+wrong codes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import json
+import math
 import re
 import secrets
 import time
+from collections import deque
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from threading import Lock, Timer
-from typing import Any
+from threading import Timer
+from typing import Any, NamedTuple
+
+from intraslice.core import checks
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs import limits
-from .questions import Question, questions, unknown_question
-from .room import LIFETIME, Room
-from .store import Answer, Store, StoredRoom, StoreError
-from .wrong_codes import WrongCodes
+from .questions import Question, Value, questions
+from .store import Store, StoreError
 
 ALPHABET = "BCDFGHJKMNPQRSTVWXYZ"  # no letter that looks like another or like a digit, and no vowel: no words
 LENGTH = 6
 STUDENT_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
+LIFETIME = 24 * 3600.0  # seconds
 MAX_REVISIONS = 50  # answers of one student to one question
-EXPIRY_SECONDS = 60.0  # between two looks for expired rooms
-EMPTY_SECONDS = 900  # after which a room without students gives way to a new one, where there are too many
+EXPIRY_SECONDS = 60.0  # between two deletions of expired classes
+EMPTY_SECONDS = 900  # after which a class without students gives way to a new one, where there are too many
+JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
+WRONG_CODE_SECONDS = 600.0  # for which a wrong code counts
+MAX_ADDRESSES = 10_000  # that are remembered; the one that was noted first is forgotten first
 
 
 class Refused(Exception):
-    """What a client asked for is refused; the message is a sentence for the client.
+    """A client's request is refused; the message is a sentence for the client.
 
     Attributes:
         status: of HTTP.
-        wait: seconds after which it is worth another try; 0 where it never is.
+        wait: seconds after which the client may try again; 0 where that would not help.
     """
 
-    def __init__(self, status: int, words: LazyString, wait: int = 0) -> None:
-        super().__init__(words)
+    def __init__(self, status: int, text: LazyString, wait: int = 0) -> None:
+        super().__init__(text)
         self.status, self.wait = status, wait
 
 
+class Room(NamedTuple):
+    """A class as it is stored, without its students and answers."""
+
+    code: str
+    lead: bytes  # SHA-256 of the presenter's secret
+    created: float  # seconds since 1970
+    step: int  # the current question
+    revealed: dict[int, Value | None]  # what was measured, by question
+
+    @property
+    def expires(self) -> float:
+        """When it is deleted, in seconds since 1970."""
+        return self.created + LIFETIME
+
+
 class Rooms:
-    """The rooms in a folder. Methods may be called from any thread; they raise Refused and StoreError."""
+    """The classes in a folder. Methods may be called from any thread; they raise Refused and StoreError.
+
+    A class is found by its code as a person types it. Whoever has not joined a class, or does not lead it, gets the
+    same answer for it as for one that does not exist.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._store, self._wrong_codes = Store(folder), WrongCodes()
-        self._rooms: dict[str, Room] = {}
-        self._codes: set[str] | None = None  # of all rooms, kept from the store: wrong codes cost nothing
-        self._lock = Lock()  # held while something is changed, the commit included
+        self._store = Store(folder)
+        self._creators: dict[str, str] = {}  # network addresses by code
+        # By code and address: the time at which its students so far would have joined, one every `JOIN_SECONDS`.
+        self._paced: dict[tuple[str, str], float] = {}
+        self._wrong_codes: dict[str, deque[float]] = {}  # when an address has sent its last wrong codes
         self._timer: Timer | None = None
         self.delete_expired()
 
     def create(self, address: str) -> tuple[Room, str]:
-        """A new room, and the secret of whoever leads it."""
-        self.delete_expired()
+        """A new class, and the secret of its presenter."""
         secret = secrets.token_urlsafe(24)
-        with self._lock:
+        with self._store.lock:
             self._make_place(address)
-            code = ""
-            while not code or code in self._all_codes():
-                code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
-            stored = StoredRoom(code, _digest(secret), time.time(), 1, {}, [], [])
-            self._store.create(stored)
-            self._all_codes().add(code)
-            room = self._rooms[code] = Room(stored, address)
-        self._schedule()
+            code = "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
+            room = Room(code, _digest(secret), time.time(), 1, {})
+            self._store.execute("INSERT INTO rooms VALUES (?, ?, ?, ?)", *room[:4], create=True)
+            self._creators[code] = address
+            _note(self._paced, (code, address), 0.0)
+        self.delete_expired()
         return room, secret
 
     def join(self, text: str, student: str, address: str) -> Room:
-        """The room with this code, which the student has joined now or before.
+        """The class with this code, which the student has joined now or before.
 
-        After `WRONG_CODES` wrong codes an address can only join rooms in which it takes part already: whoever tries
-        codes learns nothing more, and nobody can lock a class out by typing wrong codes in the same building. New
-        students of an address join at a pace that lets a lecture hall in at once, and few invented ones.
+        After `WRONG_CODES` wrong codes an address can only join classes in which it takes part already: trying codes
+        tells nothing more, and wrong codes from the same building lock no class out. New students of an address join
+        at a pace that lets a lecture hall in at once, and few invented ones.
         """
-        code, digest = normalised(text), _digest(student)
         if not STUDENT_ID.fullmatch(student):
             raise Refused(400, lazy_gettext("This browser's id is not valid. Reload the page."))
-        wait = self._wrong_codes.wait(address)
-        room = self.find(code, in_memory=wait > 0)
-        if wait and not (room and (room.is_from(address) or digest in room.numbers)):
-            words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
-            raise Refused(429, words, wait)
-        if room is None:
-            self._wrong_codes.count(address)
-            raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
-        with self._lock:
-            self._require_current(room)
-            if digest not in room.numbers:
-                if (count := len(room.numbers)) >= limits.STUDENTS.value:
-                    raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
-                if wait := room.join_wait(address):
-                    words = lazy_gettext(
-                        "Many students from your network are joining this class. Try again in {count} s.", count=wait
-                    )
-                    raise Refused(429, words, wait)
-                self._store.join(room.code, digest)
-                room.add_student(digest, address)
+        digest = _digest(student)
+        with self._store.lock:
+            room, wait = self._find(text), self._code_wait(address)
+            has_joined = room is not None and self._has_joined(room, digest)
+            takes_part = has_joined or (room is not None and address != "" and (room.code, address) in self._paced)
+            if wait and not takes_part:
+                words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
+                raise Refused(429, words, wait)
+            if room is None:
+                times = self._wrong_codes.get(address, deque(maxlen=limits.WRONG_CODES.value))
+                _note(self._wrong_codes, address, times)
+                times.append(time.monotonic())
+                raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
+            if not has_joined:
+                self._add_student(room.code, digest, address)
         return room
 
-    def student_room(self, text: str, student: str) -> tuple[Room, bytes]:
-        """The room of a student who has joined it, and the student's digest.
-
-        Anybody else gets the same answer, whether there is such a room or not.
-        """
-        room, digest = self.find(normalised(text)), _digest(student)
-        if room is None or digest not in room.numbers:
-            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
-        return room, digest
-
-    def led_room(self, text: str, secret: str) -> Room:
-        """The room that this secret leads. Anybody else gets the same answer, whether there is such a room or not."""
-        room = self.find(normalised(text))
-        if room is None or not hmac.compare_digest(room.lead, _digest(secret)):
-            raise Refused(403, lazy_gettext("This class has ended, or was not started in this browser."))
-        return room
-
-    def answer(self, text: str, student: str, body: dict[str, Any]) -> Room:
+    def answer(self, text: str, student: str, body: dict[str, Any]) -> None:
         """Record the answer `{"id", "step", "value"}`: once for each id, and only before its question is revealed.
 
         A second answer to a question replaces the first.
         """
-        room, digest = self.student_room(text, student)
-        id, step, value = body.get("id"), body.get("step"), body.get("value")
-        question = _question(step)
-        if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
-            raise Refused(400, lazy_gettext("The prediction's id is not valid. Reload the page and send it again."))
-        if not question.is_answer(value):
-            words = lazy_gettext(
-                "The prediction for question {step} must be {expected}.", step=step, expected=question.expected
-            )
-            raise Refused(400, words)
-        with self._lock:
-            self._require_current(room, digest)
-            earlier = room.question_of(digest, id)
-            if earlier == question.number:
-                return room  # a repeat
-            if earlier is not None:
+        with self._store.lock:
+            room, digest = self._joined(text, student)
+            id, step, value = body.get("id"), body.get("step"), body.get("value")
+            question = _question(step)
+            if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
+                raise Refused(400, lazy_gettext("The prediction's id is not valid. Reload the page and send it again."))
+            if not question.is_answer(value):
+                words = lazy_gettext(
+                    "The prediction for question {step} must be {expected}.", step=step, expected=question.expected
+                )
+                raise Refused(400, words)
+            key = room.code, digest, id
+            earlier = self._store.execute("SELECT step FROM answers WHERE code = ? AND student = ? AND id = ?", *key)
+            if earlier == [(step,)]:
+                return  # a repeat
+            if earlier:
                 words = lazy_gettext(
                     "This prediction's id was already used for another question. Reload the page and send it again."
                 )
                 raise Refused(409, words)
-            if question.number in room.revealed:
-                words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
-                raise Refused(409, words)
-            if question.number != room.step:
-                raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
-            if room.answer_count >= (max_answers := limits.ROOM_ANSWERS.value):
-                words = lazy_gettext(
-                    "This class already has {count:,} predictions and accepts no more.", count=max_answers
-                )
-                raise Refused(429, words)
-            if room.revisions(digest, question.number) >= MAX_REVISIONS:
-                words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
-                raise Refused(429, words)
-            answer = Answer(digest, question.number, id, value)
-            self._store.answer(room.code, answer)
-            room.add_answer(answer)
+            self._require_open(room, digest, question.number)
+            columns = "(code, student, id, step, value)"
+            self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
+
+    def seen_by_student(self, text: str, student: str, since: str = "") -> dict[str, Any] | None:
+        """The current question, the class's answers to what is revealed, and the student's; None if `since` is this.
+
+        No student gets the answers of another one.
+        """
+        with self._store.lock:
+            room, digest = self._joined(text, student)
+            if (version := _version(room.step, room.revealed)) == since:
+                return None
+            answers = self._answers(room.code)
+        mine = {step: json.loads(values[digest]) for step, values in answers.items() if digest in values}
+        revealed = {
+            step: {"truth": truth, "class": _distribution(step, tuple(answers.get(step, {}).values()))}
+            for step, truth in room.revealed.items()
+        }
+        common = {"version": version, "code": room.code, "step": room.step, "expires": room.expires}
+        return {**common, "revealed": revealed, "mine": mine}
+
+    def seen_by_lead(self, text: str, secret: str, since: str = "") -> dict[str, Any] | None:
+        """The number of students, all answers' distributions, and what is revealed; None if `since` is this version."""
+        with self._store.lock:
+            room = self.led_room(text, secret)
+            students = self._count("students", room.code)
+            if (version := _version(room.step, room.revealed, students, self._count("answers", room.code))) == since:
+                return None
+            answers = self._answers(room.code)
+        shown = {step: _distribution(step, tuple(values.values())) for step, values in answers.items()}
+        revealed = {step: {"truth": truth} for step, truth in room.revealed.items()}
+        common = {"version": version, "code": room.code, "step": room.step, "expires": room.expires}
+        return {**common, "students": students, "revealed": revealed, "answers": shown}
+
+    def led_room(self, text: str, secret: str) -> Room:
+        """The class that this secret leads."""
+        room = self._find(text)
+        if room is None or not hmac.compare_digest(room.lead, _digest(secret)):
+            raise Refused(403, lazy_gettext("This class has ended, or was not started in this browser."))
         return room
 
-    def go_to(self, text: str, secret: str, step: Any) -> Room:
+    def predictions(self, text: str, secret: str) -> tuple[Room, list[tuple[int, int, Value]]]:
+        """The class; and of each current answer the question, the student's number in order of joining, the value."""
+        with self._store.lock:
+            room = self.led_room(text, secret)
+            answers = self._answers(room.code)
+            students = self._store.execute("SELECT student FROM students WHERE code = ? ORDER BY number", room.code)
+        numbers = {student: number for number, (student,) in enumerate(students, start=1)}
+        rows = [
+            (step, numbers[student], json.loads(value))
+            for step, values in answers.items()
+            for student, value in values.items()
+        ]
+        return room, sorted(rows, key=lambda row: row[:2])
+
+    def go_to(self, text: str, secret: str, step: Any) -> None:
         """Make a question the current one."""
-        room = self.led_room(text, secret)
-        number = _question(step).number
-        with self._lock:
-            self._require_current(room)
-            if number != room.step:
-                self._store.go_to(room.code, number)
-                room.go_to(number)
-        return room
+        with self._store.lock:
+            room = self.led_room(text, secret)
+            self._store.execute("UPDATE rooms SET step = ? WHERE code = ?", _question(step).number, room.code)
 
-    def reveal(self, text: str, secret: str, step: Any, truth: Any) -> Room:
+    def reveal(self, text: str, secret: str, step: Any, truth: Any) -> None:
         """Reveal a question, with what was measured, or None while that is not known; it may follow."""
-        room = self.led_room(text, secret)
-        question = _question(step)
-        if not question.is_truth(truth):
-            raise Refused(400, question.wrong_truth)
-        with self._lock:
-            self._require_current(room)
-            if step not in room.revealed or (truth is not None and truth != room.revealed[step]):
-                self._store.reveal(room.code, step, truth)
-                room.reveal(step, truth)
-        return room
+        with self._store.lock:
+            room = self.led_room(text, secret)
+            question = _question(step)
+            if not question.is_truth(truth):
+                words = lazy_gettext(
+                    "The measured value for question {step} has the wrong type or is out of range. Reload the page and "
+                    "reveal it again.",
+                    step=step,
+                )
+                raise Refused(400, words)
+            if step not in room.revealed or truth is not None:
+                row = room.code, step, json.dumps(truth)
+                self._store.execute("INSERT OR REPLACE INTO reveals VALUES (?, ?, ?)", *row)
 
-    def remove_without_answers(self, text: str, secret: str) -> Room:
-        """Remove the students who have answered no question; they may join again."""
-        room = self.led_room(text, secret)
-        with self._lock:
-            self._require_current(room)
-            self._store.remove_without_answers(room.code)
-            room.remove_without_answers()
-        return room
+    def remove_without_answers(self, text: str, secret: str) -> None:
+        """Remove the students who have answered no question; they may join again. The others get new numbers."""
+        with self._store.lock:
+            code = self.led_room(text, secret).code
+            answered = "SELECT student FROM answers WHERE code = ?"
+            self._store.execute(f"DELETE FROM students WHERE code = ? AND student NOT IN ({answered})", code, code)
 
     def delete(self, text: str, secret: str) -> None:
-        """Delete a room at once."""
-        room = self.led_room(text, secret)
-        with self._lock:
-            self._store.delete(room.code)
-            self._forget(room.code)
+        """Delete a class at once."""
+        with self._store.lock:
+            self._delete("code = ?", self.led_room(text, secret).code)
 
     def delete_expired(self) -> None:
-        """Delete the rooms that are 24 hours old, now and every minute."""
-        if not self._store.exists():
+        """Delete the classes that are 24 hours old, now and every minute."""
+        if not self._store.exists:
             return
-        with suppress(StoreError), self._lock:  # the log has it
-            self._store.delete(created_before=time.time() - LIFETIME)
-            self._codes = None  # to be read again: those of rooms that nobody has asked for are deleted too
-            for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
-                self._forget(code)
-        self._schedule()
-
-    def find(self, code: str, in_memory: bool = False) -> Room | None:
-        """The room with this code, unless it has expired; `in_memory` looks only there, and never waits."""
-        if (room := self._rooms.get(code)) is None and not in_memory:
-            with self._lock:
-                if code in self._all_codes() and (stored := self._store.load(code)) is not None:
-                    room = self._rooms.setdefault(code, Room(stored))
-        return room if room is not None and room.expires > time.time() else None
-
-    def close(self) -> None:
-        """Close the store, and expect nothing to expire."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._store.close()
-
-    def _make_place(self, address: str) -> None:
-        """Delete the oldest room without students where there is no place for one more. The lock is held."""
-        of_address = {code for code, room in self._rooms.items() if address and room.creator == address}
-        may_add = len(of_address) < limits.ADDRESS_ROOMS.value
-        if may_add and limits.has_room(limits.ROOMS, len(self._all_codes()), bool(of_address)):
-            return
-        empty = [code for code in self._store.codes(time.time() - EMPTY_SECONDS) if may_add or code in of_address]
-        if not empty:
-            words = lazy_gettext(
-                "There are too many classes on this server, or from your network address. Delete one that is no longer "
-                "needed, or try again later."
-            )
-            raise Refused(429, words, EMPTY_SECONDS)
-        self._store.delete(empty[0])
-        self._forget(empty[0])
-
-    def _all_codes(self) -> set[str]:
-        """The codes of all rooms. The lock is held."""
-        if self._codes is None:
-            if not self._store.exists():
-                return set()  # until somebody creates a room: it may be another process
-            self._codes = set(self._store.codes())
-        return self._codes
-
-    def _forget(self, code: str) -> None:
-        """Drop a deleted room from memory. The lock is held."""
-        self._rooms.pop(code, None)
-        self._all_codes().discard(code)
-
-    def _require_current(self, room: Room, student: bytes | None = None) -> None:
-        """Refuse a room that was deleted, or a student who was removed, a moment ago. The lock is held."""
-        if self._rooms.get(room.code) is not room or (student and student not in room.numbers):
-            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
-
-    def _schedule(self) -> None:
+        with suppress(StoreError):  # it is in the log
+            self._delete("created <= ?", time.time() - LIFETIME)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = Timer(EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 
+    def close(self) -> None:
+        """Close the store, and delete nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._store.close()
+
+    def _find(self, text: str) -> Room | None:
+        """The class with this code, unless it has expired."""
+        code, after = normalised(text), time.time() - LIFETIME
+        found = "SELECT lead, created, step FROM rooms WHERE code = ? AND created > ?"
+        with self._store.lock:
+            rows = self._store.execute(found, code, after)
+            reveals = self._store.execute("SELECT step, truth FROM reveals WHERE code = ? ORDER BY step", code)
+        if not rows:
+            return None
+        lead, created, step = rows[0]
+        return Room(code, lead, created, step, {number: json.loads(truth) for number, truth in reveals})
+
+    def _joined(self, text: str, student: str) -> tuple[Room, bytes]:
+        """The class of a student who has joined it, and the student's digest."""
+        room, digest = self._find(text), _digest(student)
+        if room is None or not self._has_joined(room, digest):
+            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
+        return room, digest
+
+    def _has_joined(self, room: Room, student: bytes) -> bool:
+        return bool(self._store.execute("SELECT 1 FROM students WHERE code = ? AND student = ?", room.code, student))
+
+    def _add_student(self, code: str, student: bytes, address: str) -> None:
+        """Add a student, unless the class is full or too many have just joined from the address."""
+        if (count := self._count("students", code)) >= limits.STUDENTS.value:
+            raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
+        now, paced = time.monotonic(), self._paced.get((code, address), 0.0)
+        if (wait := math.ceil(paced - (limits.JOINS.value - 1) * JOIN_SECONDS - now)) > 0:
+            words = lazy_gettext(
+                "Many students from your network are joining this class. Try again in {count} s.", count=wait
+            )
+            raise Refused(429, words, wait)
+        self._store.execute("INSERT INTO students (code, student) VALUES (?, ?)", code, student)
+        _note(self._paced, (code, address), max(paced, now) + JOIN_SECONDS)
+
+    def _require_open(self, room: Room, student: bytes, step: int) -> None:
+        """Refuse an answer to a question that is not the current one or is revealed, and one too many."""
+        if step in room.revealed:
+            words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
+            raise Refused(409, words)
+        if step != room.step:
+            raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
+        if self._count("answers", room.code) >= (max_answers := limits.ROOM_ANSWERS.value):
+            words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=max_answers)
+            raise Refused(429, words)
+        if self._count("answers", room.code, "AND student = ? AND step = ?", student, step) >= MAX_REVISIONS:
+            words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
+            raise Refused(429, words)
+
+    def _answers(self, code: str) -> dict[int, dict[bytes, str]]:
+        """The current answers as JSON, by question and student."""
+        answers: dict[int, dict[bytes, str]] = {}
+        query = "SELECT step, student, value FROM answers WHERE code = ? AND value IS NOT NULL ORDER BY number"
+        for step, student, value in self._store.execute(query, code):
+            answers.setdefault(step, {})[student] = value
+        return {step: values for step, values in answers.items() if step in questions()}
+
+    def _count(self, table: str, code: str, condition: str = "", *values: Any) -> int:
+        return int(self._store.execute(f"SELECT COUNT(*) FROM {table} WHERE code = ? {condition}", code, *values)[0][0])
+
+    def _code_wait(self, address: str) -> int:
+        """Seconds until the address may try another code; 0 where it may now."""
+        times = self._wrong_codes.get(address, deque())
+        if len(times) < limits.WRONG_CODES.value:
+            return 0
+        return max(0, math.ceil(times[0] + WRONG_CODE_SECONDS - time.monotonic()))
+
+    def _make_place(self, address: str) -> None:
+        """Delete the oldest class without students where there is no place for one more. The lock is held."""
+        codes = [code for (code,) in self._store.execute("SELECT code FROM rooms")]
+        self._creators = {code: self._creators[code] for code in codes if code in self._creators}
+        of_address = {code for code, creator in self._creators.items() if address and creator == address}
+        may_add = len(of_address) < limits.ADDRESS_ROOMS.value
+        if may_add and limits.has_room(limits.ROOMS, len(codes), bool(of_address)):
+            return
+        empty = "SELECT code FROM rooms WHERE created < ? AND code NOT IN (SELECT code FROM students) ORDER BY created"
+        oldest = [code for (code,) in self._store.execute(empty, time.time() - EMPTY_SECONDS)]
+        if not (oldest := [code for code in oldest if may_add or code in of_address]):
+            words = lazy_gettext(
+                "There are too many classes on this server, or from your network address. Delete one that is no longer "
+                "needed, or try again later."
+            )
+            raise Refused(429, words, EMPTY_SECONDS)
+        self._delete("code = ?", oldest[0])
+
+    def _delete(self, condition: str, value: object) -> None:
+        """Delete classes with all that belongs to them, also from the log."""
+        self._store.execute(f"DELETE FROM rooms WHERE {condition}", value)
+        with suppress(StoreError):
+            self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
 
 def normalised(text: str) -> str:
-    """A code as somebody has typed it, in capitals without blanks and hyphens."""
+    """A code as a person types it, in capitals without blanks and hyphens."""
     return re.sub(r"[\s-]", "", text[:40]).upper()
-
-
-def is_student(room: Room, student: str) -> bool:
-    """Whether the student has joined the room."""
-    return _digest(student) in room.numbers
-
-
-def is_lead(room: Room, secret: str) -> bool:
-    """Whether the secret leads the room."""
-    return hmac.compare_digest(room.lead, _digest(secret))
 
 
 def _question(step: Any) -> Question:
     if type(step) is not int or step not in questions():
-        raise Refused(400, unknown_question(step))
+        words = lazy_gettext(
+            "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
+            step=checks.shown(step),
+            count=len(questions()),
+        )
+        raise Refused(400, words)
     return questions()[step]
+
+
+@lru_cache(maxsize=256)
+def _distribution(step: int, answers: tuple[str, ...]) -> dict[str, Any]:
+    """The distribution of answers in JSON, made once for all students who see it."""
+    return questions()[step].distribution(list(map(json.loads, answers)))
+
+
+def _version(*shown: object) -> str:
+    """Differs if what is shown does."""
+    return hashlib.sha256(repr(shown).encode()).hexdigest()[:16]
 
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="replace")).digest()
+
+
+def _note(notes: dict[Any, Any], key: object, value: object) -> None:
+    """Set an entry as the newest of at most `MAX_ADDRESSES`."""
+    notes.pop(key, None)
+    notes[key] = value
+    if len(notes) > MAX_ADDRESSES:
+        del notes[next(iter(notes))]

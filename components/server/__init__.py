@@ -1,1 +1,1 @@
-"""The web server: the page's class, language of responses, health check, shutdown. Imports no tab."""
+"""The web server: the page's class, what requests pass, the health check, the process. Imports no tab."""

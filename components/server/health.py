@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-
 from ..gradio_compat.queue import SteadyQueue
 from ..jobs import limits
 from ..jobs.job import Job
@@ -31,7 +28,20 @@ class Health:
         self.warming: Warming | None = None
         self._probe: tuple[Job, float] | None = None  # and when it was started
 
-    async def blocked_seconds(self) -> float:
+    async def report(self, queue: SteadyQueue) -> dict[str, object]:
+        """The state of queue and scheduler; `ok` summarises it."""
+        blocked, read = await self._blocked_seconds(), READERS.longest
+        return {
+            "ok": queue.is_running and max(blocked, read) < limits.STUCK_SECONDS.value,
+            "queue": "running" if queue.is_running else "stopped",
+            "calls": queue.open_calls,
+            "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
+            "readers": "free" if not read else f"reading one text for {read:.1f} s",
+            "began": START_TIME,
+            **({"warming": self.warming.progress} if self.warming else {}),
+        }
+
+    async def _blocked_seconds(self) -> float:
         """Seconds for which one job has not given up its turn, measured since the probe's start; 0.0 if none blocks."""
         if self._probe is None or self._probe[0].ended:
             self._probe = self._scheduler.start("health", lambda job: None), time.monotonic()
@@ -40,22 +50,3 @@ class Health:
         while not job.ended and time.monotonic() < until:
             await asyncio.sleep(0.01)
         return 0.0 if job.ended else time.monotonic() - start
-
-    async def report(self, queue: SteadyQueue) -> dict[str, object]:
-        """The state of queue and scheduler; `ok` summarises it."""
-        blocked, read = await self.blocked_seconds(), READERS.longest
-        running = queue.is_running
-        return {
-            "ok": running and max(blocked, read) < limits.STUCK_SECONDS.value,
-            "queue": "running" if running else "stopped",
-            "calls": queue.open_calls,
-            "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
-            "readers": "free" if not read else f"reading one text for {read:.1f} s",
-            "began": START_TIME,
-            **({"warming": self.warming.progress} if self.warming else {}),
-        }
-
-    async def answer(self, queue: SteadyQueue, _: Request) -> Response:
-        """The report as JSON, with status 200, or 503 if it is not ok."""
-        report = await self.report(queue)
-        return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})

@@ -1,8 +1,8 @@
-"""Prepares the default model before anybody comes: its weights, its calibration, and the slices looked at most.
+"""Prepares the default model before the first client comes: its weights, its calibration, and the most usual slices.
 
 Every page loads the weights when its process starts. A hosted one does the rest, too, unless `INTRASLICE_WARM` is
 `0`; another one if it is `1`. All of it has background urgency. The calibration and the slices stay in memory
-although nobody uses them, until their memory is needed.
+although they are unused, until their memory is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..jobs.jobs import EXPECTED, failure
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.caches import BUDGET
-from ..state.request import Request, parse
+from ..state.request import parse
 from ..state.session import Session
 from ..state.settings import Settings
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 VARIABLE = "INTRASLICE_WARM"
 SPARSITIES = (20, 30, 40, 10, 50)  # percent
 RECOVERED = (20, 30, 40)
+CLIENT = "warming"  # as which the scheduler knows the jobs
 
 
 def is_wanted() -> bool:
@@ -36,7 +37,7 @@ def is_wanted() -> bool:
 
 
 def load_weights(session: Session) -> Job:
-    """Start a job that loads the default model. Where that fails, whoever opens the page tries again, and is told."""
+    """Start a job that loads the default model. Where that fails, the first client tries again, and is told."""
 
     def work(job: Job) -> None:
         try:
@@ -44,7 +45,7 @@ def load_weights(session: Session) -> Job:
         except EXPECTED as problem:
             log.warning("the default model was not loaded: %s", problem)
 
-    return session.jobs.scheduler.start("nobody", work, Urgency.BACKGROUND)
+    return session.jobs.scheduler.start(CLIENT, work, Urgency.BACKGROUND)
 
 
 class Warming:
@@ -56,13 +57,12 @@ class Warming:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._step = ""
-        self.progress = ""
+        self._step = self.progress = ""
 
     def start(self) -> threading.Thread:
         """Start the job; returns the thread that follows its progress."""
         self.progress = "waiting"
-        job = self._session.jobs.scheduler.start("nobody", self._work, Urgency.BACKGROUND)
+        job = self._session.jobs.scheduler.start(CLIENT, self._work, Urgency.BACKGROUND)
         thread = threading.Thread(target=self._follow, args=(job,), name="warming", daemon=True)
         thread.start()
         return thread
@@ -80,30 +80,27 @@ class Warming:
             log.warning("warming ended: %s", problem)
 
     def _work(self, job: Job) -> None:
-        first = parse(Settings())
+        session, first = self._session, parse(Settings())
         self._begin("calibration", job)
-        calibrated = self._session.calibrations.calibrate(job, first.calibration)
-        self._session.keep_calibration(first)
+        calibrated = session.calibrations.calibrate(job, first.calibration)
+        session.keep_calibration(first)
         model = calibrated.loaded.model
         size = sum(parameter.nbytes for parameter in model.parameters())
         weights, length = calibrated.stats.profile.dense_decoder, calibrated.tokens.shape[1]
         self._begin("measurement", job)
-        self._session.measure_perplexities(job, first)
+        session.measure_perplexities(job, first)
         requests = [("slice", first.with_settings(sparsity=percent)) for percent in SPARSITIES]
         requests += [("recovery", first.with_settings(sparsity=percent, recovery="distill")) for percent in RECOVERED]
         for step, request in requests:
             if BUDGET.held_bytes() + size > BUDGET.max_bytes:
                 log.info("warming ends: the caches have no memory for another slice")
                 return
-            if not self._session.slice_memory.can_train(request.slicing.recovery, model, weights, length):
+            if not session.slice_memory.can_train(request.slicing.recovery, model, weights, length):
                 log.info("warming ends: training would leave other jobs too little memory")
                 return
-            self._slice(step, request, job)
-
-    def _slice(self, step: str, request: Request, job: Job) -> None:
-        self._begin(f"{step} at {request.settings.sparsity:g}%", job)
-        self._session.slice(job, request)
-        self._session.keep_slice(request)
+            self._begin(f"{step} at {request.settings.sparsity:g}%", job)
+            session.slice(job, request)
+            session.keep_slice(request)
 
     def _begin(self, step: str, job: Job) -> None:
         self._step = self.progress = step

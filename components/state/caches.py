@@ -1,8 +1,7 @@
 """Bounded in-memory caches: each has a maximum number of entries, and all of them share a maximum number of bytes.
 
-All caches of the process share one `BUDGET`. When it is full, it evicts the entries that take the fewest seconds per
-byte to recompute and were used least recently (GreedyDual-Size, Cao and Irani 1997). It also evicts large entries that
-have not been used for a while.
+All caches of the process share one `BUDGET`. When it is full, it evicts the large entries that were used least
+recently. It also evicts those that have not been used for a while.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import ctypes
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakSet, WeakValueDictionary
 
@@ -38,17 +37,16 @@ OWN_MODULES = (f"{__name__.partition('.')[0]}.", "intraslice.")
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, its bytes when it was stored, and the budget's inflation and the time when it was last used.
+    """A value, its bytes when it was stored, and the time when it was last used.
 
-    One that `is_kept` stays although nobody uses it, as long as there is room.
+    One that `is_kept` stays although it is not used, as long as there is room.
     """
 
     value: Value
     size: int
-    inflation: float
     last_used: float
+    parts: dict[int, int] | None  # bytes by address of a value that does not grow
     is_kept: bool = False
-    parts: dict[int, int] | None = None  # bytes by address of a value that does not grow
 
 
 def identities_in(key: object) -> tuple[str, ...]:
@@ -64,12 +62,11 @@ class BoundedCache(Generic[Key, Value]):
     A value is found as long as the models that its key names have the weights with which it was stored.
 
     Args:
-        seconds: approximate time to recompute a value.
         grows: whether a value may take more memory later; otherwise its bytes are counted once.
     """
 
-    def __init__(self, max_entries: float = math.inf, seconds: float = 1.0, grows: bool = True) -> None:
-        self.max_entries, self.seconds, self.grows = max_entries, seconds, grows
+    def __init__(self, max_entries: float = math.inf, grows: bool = True) -> None:
+        self.max_entries, self.grows = max_entries, grows
         self._lock = threading.Lock()
         # By key and identities, the least recently used first.
         self._entries: dict[tuple[Key, tuple[str, ...]], _Entry[Value]] = {}
@@ -83,21 +80,20 @@ class BoundedCache(Generic[Key, Value]):
             if entry is None:
                 return None
             self._entries[identified] = entry
-            entry.inflation, entry.last_used = BUDGET.inflation, time.monotonic()
+            entry.last_used = time.monotonic()
             return entry.value
 
     def put(self, key: Key, value: Value) -> Value:
         """Store `value` and return it; may evict the least recently used entry, and entries of other caches."""
         parts = bytes_in(value)
-        size = sum(parts.values())
-        entry = _Entry(value, size, BUDGET.inflation, time.monotonic(), parts=None if self.grows else parts)
+        entry = _Entry(value, sum(parts.values()), time.monotonic(), None if self.grows else parts)
         identified = key, identities_in(key)
         with self._lock:
             self._entries.pop(identified, None)
             self._entries[identified] = entry
             if len(self._entries) > self.max_entries:
                 del self._entries[next(iter(self._entries))]
-        if size >= LARGE:
+        if entry.size >= LARGE:
             BUDGET.make_room(value)
         return value
 
@@ -124,91 +120,77 @@ class Budget:
 
     def __init__(self) -> None:
         self.caches: WeakSet[BoundedCache[Any, Any]] = WeakSet()
-        self.inflation = 0.0  # GreedyDual-Size's L: the value of the last evicted entry, added to that of later uses
         self.max_bytes: float = math.inf
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None  # runs `evict_unused`
 
-    def set(self, free_bytes: int) -> None:
-        """Give the caches their percentage of the free memory."""
-        self.max_bytes = free_bytes * limits.CACHE_SHARE.value / 100
-
     def held_bytes(self) -> int:
         """Bytes held now; memory that several values share counts once."""
-        large, small_bytes = self._large_entries()
-        return small_bytes + sum({address: size for _, _, parts in large for address, size in parts.items()}.values())
+        large, small_bytes = self._sizes()
+        return small_bytes + _together(large.values())
 
     def make_room(self, newest: object, max_bytes: float = math.inf) -> None:
-        """Evict the least valuable entries until the rest fits, but never `newest`.
-
-        Entries that share memory are each charged an equal part of it. With `max_bytes` the rest fits into that, too.
-        """
-        max_bytes = min(max_bytes, self.max_bytes)
+        """Evict the least recently used entries until the rest fits, also into `max_bytes`, but never `newest`."""
         with self._lock:
-            large, total = self._large_entries()
-            sizes = {address: size for _, _, parts in large for address, size in parts.items()}
-            sharers = Counter(address for _, _, parts in large for address in parts)
-            total += sum(sizes.values())
-            large = [candidate for candidate in large if candidate[1].value is not newest]
-            evicts = bool(large) and total > max_bytes
-            while large and total > max_bytes:
-                charged = [sum(size / sharers[part] for part, size in parts.items()) for _, _, parts in large]
-                values = [
-                    entry.inflation + cache.seconds * LARGE / max(entry_bytes, 1.0)
-                    for (cache, entry, _), entry_bytes in zip(large, charged, strict=True)
-                ]
-                least = min(values)
-                cache, entry, parts = large.pop(values.index(least))
-                cache.drop(entry)
-                sharers.subtract(parts.keys())
-                total -= sum(size for address, size in parts.items() if not sharers[address])
-                self.inflation = max(self.inflation, least)
+            evicts = self._evict(newest, min(max_bytes, self.max_bytes))
             if self._timer is None:
                 self._start_timer(limits.UNUSED_SECONDS.value)
         if evicts:
-            del cache, entry, large  # these references would keep the evicted values alive
             return_freed_memory()
 
-    def release(self, needed: int, free_bytes: Callable[[], int], in_use: object) -> None:
-        """Return memory to the operating system, then evict entries, until `needed` bytes are free; never `in_use`."""
+    def release(self, needed: int, free_bytes: Callable[[], int], in_use: object) -> bool:
+        """Return memory to the operating system, then evict entries but `in_use`; whether `needed` bytes are free."""
         if free_bytes() < needed:
             return_freed_memory()
         if (missing := needed - free_bytes()) > 0:
             self.make_room(in_use, self.held_bytes() - missing)
+        return free_bytes() >= needed
 
     def evict_unused(self) -> None:
         """Evict large entries that have not been used for a while, and schedule the next check."""
+        oldest = time.monotonic() - limits.UNUSED_SECONDS.value
         with self._lock:
             self._timer = None
-            oldest = time.monotonic() - limits.UNUSED_SECONDS.value
-            entries = [(cache, entry) for cache, entry in self._entries() if entry.size >= LARGE and not entry.is_kept]
-            large = [(entry.last_used, cache, entry) for cache, entry in entries]
-            unused = [(cache, entry) for last_used, cache, entry in large if last_used <= oldest]
-            for cache, entry in unused:
-                cache.drop(entry)
-            if still_used := [last_used for last_used, _, _ in large if last_used > oldest]:
-                self._start_timer(min(still_used) - oldest)
-        if unused:
-            del cache, entry, entries, large, unused  # these references would keep the evicted values alive
-            return_freed_memory()
+            if later := self._drop_unused(oldest):
+                self._start_timer(min(later) - oldest)
+        return_freed_memory()
+
+    def _evict(self, newest: object, max_bytes: float) -> bool:
+        large, small_bytes = self._sizes()
+        count = len(large)
+        for entry in sorted((entry for entry in large if entry.value is not newest), key=attrgetter("last_used")):
+            if small_bytes + _together(large.values()) <= max_bytes:
+                break
+            self._drop(entry)
+            del large[entry]
+        return len(large) < count
+
+    def _drop_unused(self, oldest: float) -> list[float]:
+        """Drop what was last used before `oldest`; the times when the other large entries were last used."""
+        large = [entry for entry in self._entries() if entry.size >= LARGE and not entry.is_kept]
+        for entry in large:
+            if entry.last_used <= oldest:
+                self._drop(entry)
+        return [entry.last_used for entry in large if entry.last_used > oldest]
+
+    def _drop(self, entry: _Entry[Any]) -> None:
+        for cache in list(self.caches):
+            cache.drop(entry)
 
     def _start_timer(self, seconds: float) -> None:
         self._timer = threading.Timer(seconds, self.evict_unused)
         self._timer.daemon = True
         self._timer.start()
 
-    def _entries(self) -> list[tuple[BoundedCache[Any, Any], _Entry[Any]]]:
-        return [(cache, entry) for cache in list(self.caches) for entry in cache.entries()]
+    def _entries(self) -> list[_Entry[Any]]:
+        return [entry for cache in list(self.caches) for entry in cache.entries()]
 
-    def _large_entries(self) -> tuple[list[tuple[BoundedCache[Any, Any], _Entry[Any], dict[int, int]]], int]:
-        """The large entries with their current bytes by address, and the bytes of all others."""
+    def _sizes(self) -> tuple[dict[_Entry[Any], dict[int, int]], int]:
+        """The current bytes by address of each large entry, and the bytes of all others."""
         entries = self._entries()
-        large = [
-            (cache, entry, bytes_in(entry.value) if entry.parts is None else entry.parts)
-            for cache, entry in entries
-            if entry.size >= LARGE
-        ]
-        return large, sum(entry.size for _, entry in entries if entry.size < LARGE)
+        large = [entry for entry in entries if entry.size >= LARGE]
+        parts = {entry: bytes_in(entry.value) if entry.parts is None else entry.parts for entry in large}
+        return parts, sum(entry.size for entry in entries if entry.size < LARGE)
 
 
 BUDGET = Budget()
@@ -228,15 +210,20 @@ class Caches:
     """
 
     def __init__(self, free_bytes: int) -> None:
-        BUDGET.set(free_bytes)
+        BUDGET.max_bytes = free_bytes * limits.CACHE_SHARE.value / 100
         self.job_bytes = free_bytes - BUDGET.max_bytes  # left for running jobs
-        self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache(seconds=10)
-        self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache(seconds=60)
-        self.partial_sources: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100, seconds=0.2)
-        self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(seconds=3, grows=False)
+        self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache()
+        self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache()
+        self.partial_sources: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100)
+        self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(grows=False)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)
+
+
+def _together(several: Iterable[dict[int, int]]) -> int:
+    """Bytes of values; memory that they share counts once."""
+    return sum({address: size for parts in several for address, size in parts.items()}.values())
 
 
 def bytes_in(value: object) -> dict[int, int]:

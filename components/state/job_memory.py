@@ -1,4 +1,4 @@
-"""The memory of running jobs: work that needs much of it waits for earlier work, for the caches, and for other jobs."""
+"""The memory of running jobs: work that needs much of it waits for earlier work of its kind, then for free memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count, takewhile
+from itertools import takewhile
 
 from transformers import PreTrainedModel
 
@@ -19,8 +19,7 @@ from ..jobs.status import Status
 from .caches import BUDGET, Caches
 
 WAIT_SECONDS = 60.0  # for memory that other jobs use
-LOOK = 0.5  # seconds between two looks
-RELEASE = 10  # looks between two requests to the caches: returning memory to the system stops other threads
+LOOK = 1.0  # seconds between two looks
 
 
 class JobMemory:
@@ -43,27 +42,29 @@ class JobMemory:
 
     @contextmanager
     def reserved(self, job: Job, needed: int, in_use: object) -> Iterator[None]:
-        """Wait until earlier work leaves `needed` bytes, then until caches and other jobs do; hold them while open.
+        """Wait until earlier work leaves `needed` bytes, then until they are free; they count as needed while open.
 
-        Other jobs give back what they use in a while, so the wait for them ends after `WAIT_SECONDS`; there is none
-        where so much is never free. `in_use` is a cached value that is not evicted.
+        The caches make room, except for `in_use`, and other jobs give back what they use in a while: the wait for them
+        ends after `WAIT_SECONDS`, and there is none where so much is never free. The caller checks what is free then.
         """
+        self._needed[job], begin = needed, time.monotonic()
         try:
-            self._needed[job], until = needed, time.monotonic() + self._max_wait
-            while earlier := list(takewhile(lambda other: other is not job, self._needed)):
-                fits = sum(self._needed[other] for other in earlier) + needed <= self._caches.job_bytes
-                if fits or time.monotonic() >= until:
-                    break
-                job.emit(Status(lazy_gettext("Waiting for memory; jobs ahead: {count}", count=len(earlier))))
+            while (ahead := self._ahead(job)) and time.monotonic() < begin + self._max_wait:
+                job.emit(Status(lazy_gettext("Waiting for memory; jobs ahead: {count}", count=ahead)))
                 job.sleep(LOOK)
             until = time.monotonic() + (WAIT_SECONDS if needed <= self._caches.job_bytes else 0)
-            for look in count():
-                if look % RELEASE == 0:
-                    BUDGET.release(needed, lambda: available_bytes(self._device), in_use)
-                if available_bytes(self._device) >= needed or time.monotonic() >= until:
-                    break
+            while not BUDGET.release(needed, self._free_bytes, in_use) and time.monotonic() < until:
                 job.emit(Status(lazy_gettext("Waiting for memory")))
                 job.sleep(LOOK)
             yield
         finally:
             self._needed.pop(job, None)
+
+    def _ahead(self, job: Job) -> int:
+        """The number of jobs before this one, if they leave it too little memory."""
+        earlier = list(takewhile(lambda other: other is not job, self._needed))
+        needed = sum(self._needed[other] for other in (*earlier, job))
+        return len(earlier) if needed > self._caches.job_bytes else 0
+
+    def _free_bytes(self) -> int:
+        return available_bytes(self._device)

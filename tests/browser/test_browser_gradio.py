@@ -8,9 +8,9 @@ import gradio as gr
 import pytest
 from starlette.middleware import Middleware
 
-from components.gradio_compat.browser.on_latest import on_latest
-from components.gradio_compat.browser.silent import SILENT
-from components.server.language import LanguageMiddleware
+from components.gradio_compat.browser.on_latest import SILENT, on_latest
+from components.gradio_compat.page_config import CachedPage
+from components.server.middleware import LanguageMiddleware
 
 LARGE = "x" * 1000
 COUNT_COPIES = """() => {
@@ -83,7 +83,9 @@ class Page:
 @pytest.fixture(scope="module")
 def page(launch_once) -> Page:
     page = Page()
-    client = launch_once(page.blocks, app_kwargs={"middleware": [Middleware(LanguageMiddleware)]})
+    client = launch_once(
+        page.blocks, app_kwargs={"middleware": [Middleware(LanguageMiddleware), Middleware(CachedPage)]}
+    )
     page.address = client.address
     return page
 

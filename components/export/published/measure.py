@@ -50,7 +50,7 @@ class Publisher:
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
         self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
-        self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100, seconds=30)
+        self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
         """Measure everything on a published page that opens at these settings; ignores manual ratios.

@@ -17,11 +17,17 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from stepping import until
 
+from components.gradio_compat import callers as callers_module
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.callers import client_of, current_caller
-from components.gradio_compat.http import addresses
-from components.gradio_compat.http.addresses import address_of
-from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
+from components.gradio_compat.callers import (
+    MCP_HEADER,
+    McpCallers,
+    address_of,
+    client_of,
+    current_caller,
+    mcp_caller,
+    prepare_mcp,
+)
 from components.jobs import limits
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
@@ -73,25 +79,22 @@ def test_plain_gradio_has_the_address_of_the_proxy_and_ours_that_before_it(launc
     assert found == [("127.0.0.2", "8.8.4.4")]
 
 
-def test_a_space_has_one_proxy_and_a_desktop_none(monkeypatch) -> None:
+def test_a_space_has_one_proxy_a_desktop_none_and_another_number_is_refused(monkeypatch) -> None:
     monkeypatch.delenv(limits.HOPS_VARIABLE, raising=False)
     assert address_of(asked_by("127.0.0.1", "8.8.4.4")) == "127.0.0.1"
     monkeypatch.setenv("SPACE_ID", "me/page")
     assert address_of(asked_by("127.0.0.1", "8.8.4.4")) == "8.8.4.4"
+    monkeypatch.setenv(limits.HOPS_VARIABLE, "-1")
+    with pytest.raises(UserError, match="must be a whole number, 0 or more, got '-1'"):
+        limits.trusted_hops()
 
 
 def test_clients_that_a_proxy_hides_are_no_address_and_the_log_says_so_once(monkeypatch, caplog) -> None:
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    addresses._warn_once.cache_clear()
+    callers_module._warn_once.cache_clear()
     assert address_of(asked_by("10.0.0.1", "8.8.4.4")) == address_of(asked_by("10.0.0.1", "9.9.9.9")) == ""
     (record,) = caplog.records
     assert limits.HOPS_VARIABLE in record.message
-
-
-def test_a_number_of_proxies_that_is_none_is_refused(monkeypatch) -> None:
-    monkeypatch.setenv(limits.HOPS_VARIABLE, "-1")
-    with pytest.raises(UserError, match="must be a whole number, 0 or more, got '-1'"):
-        limits.trusted_hops()
 
 
 # Connections
@@ -123,7 +126,7 @@ def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> N
     assert ended.wait(30)
 
 
-def test_outside_of_a_call_there_is_nobody_to_leave() -> None:
+def test_outside_of_a_call_no_client_can_leave() -> None:
     assert current_caller().is_connected()
 
 
@@ -197,7 +200,7 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
         clients, callers = zip(*work.callers, strict=True)
         if ours:
             assert clients == tuple(f"mcp {caller.address}" for caller in callers)
-            of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "somebody")}
+            of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "program")}
             assert not of_names & {*clients, client_of(None), client_of(SimpleNamespace(headers={}))}
         assert {caller.address for caller in callers} == (set(ADDRESSES) if ours else {"127.0.0.1"})
         assert all(caller.is_connected() for caller in callers)
@@ -235,8 +238,8 @@ def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launc
     assert len(described) == 1 if kind == "ours" else len(described) >= 3
 
 
-def test_a_number_that_nobody_was_given_is_of_nobody_who_is_connected() -> None:
-    caller = mcp_caller(SimpleNamespace(headers={HEADER: "0" * 32}))
+def test_a_number_that_no_client_was_given_is_of_none_that_is_connected() -> None:
+    caller = mcp_caller(SimpleNamespace(headers={MCP_HEADER: "0" * 32}))
     assert caller is not None
     assert not caller.is_connected()
     assert mcp_caller(None) is None

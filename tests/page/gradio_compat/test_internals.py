@@ -91,8 +91,8 @@ class Panel:
 
 
 def test_each_workaround_names_versions_and_a_test_that_exists() -> None:
-    files = [path for path in COMPAT.rglob("*.py") if path.name not in ("__init__.py", "blocks.py")]
-    assert len(files) >= 12
+    files = [path for path in COMPAT.rglob("*.py") if path.name != "__init__.py"]
+    assert len(files) >= 9
     for path in files:
         words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert "Tried with gradio 6." in words, path

@@ -1,4 +1,4 @@
-"""The page's HTML and configuration: made once for each language, shared by sessions, with the caller's address."""
+"""The page's HTML and configuration: made once for each language, with the caller's address."""
 
 import asyncio
 import json
@@ -9,18 +9,17 @@ from types import SimpleNamespace
 import gradio as gr
 import httpx
 import pytest
-from gradio.blocks import BlocksConfig
-from gradio.state_holder import SessionState, StateHolder
+from gradio.state_holder import StateHolder
 from starlette.middleware import Middleware
 from stepping import until
 
+from components.gradio_compat import page_config
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.http import cached_page
-from components.gradio_compat.http.cached_page import CachedPage
+from components.gradio_compat.page_config import CachedPage
 from components.i18n.language import LANGUAGES, lazy_gettext
-from components.server.language import LanguageMiddleware
+from components.server.middleware import LanguageMiddleware
 
-# Sessions share one configuration of the page, and nothing that they write into it
+# Sessions have no configurations of their own
 
 
 def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
@@ -30,54 +29,22 @@ def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
     return page
 
 
-def sessions_of(page: gr.Blocks, count: int = 2) -> list[SessionState]:
-    """As gradio's server makes them."""
-    holder = StateHolder()
-    page.state_session_capacity = 2 * count
-    holder.set_blocks(page)
-    return [holder[f"session {number}"] for number in range(count)]
-
-
-def built_for_two_sessions(kind: type[gr.Blocks], monkeypatch) -> int:
-    """How often the slider's configuration is built."""
+@pytest.mark.parametrize("kind", [gr.Blocks, PatchedBlocks], ids=["plain", "ours"])
+def test_plain_gradio_builds_the_configuration_anew_for_each_session_and_ours_for_none(kind, monkeypatch) -> None:
     built, original = [], gr.Slider.get_config
     monkeypatch.setattr(gr.Slider, "get_config", lambda self, *rest: built.append(self) or original(self, *rest))
-    page = make_page(kind)
+    page, holder = make_page(kind), StateHolder()
+    page.state_session_capacity = 9
+    holder.set_blocks(page)
     built.clear()
-    assert all(session.config_values for session in sessions_of(page))
-    return len(built)
-
-
-def test_plain_gradio_builds_the_configuration_anew_for_each_session(monkeypatch) -> None:
-    assert built_for_two_sessions(gr.Blocks, monkeypatch) == 2
-
-
-def test_the_configuration_is_built_once(monkeypatch) -> None:
-    assert built_for_two_sessions(PatchedBlocks, monkeypatch) <= 1
-
-
-def test_a_sessions_configuration_is_gradios_own() -> None:
-    made = make_page()
-    own = {key: BlocksConfig.config_for_block(key, [], block) for key, block in made.default_config.blocks.items()}
-    for session in sessions_of(made):
-        found = session.config_values
-        assert found == {key: own[key] for key in found}
-        assert len(found) >= 3
-
-
-def test_what_a_session_writes_is_its_own() -> None:
-    made = make_page()
-    first, second = sessions_of(made)
-    (slider,) = (key for key, block in made.default_config.blocks.items() if isinstance(block, gr.Slider))
-    first._update_value_in_config(slider, 7)
-    first._update_value_in_config(slider, 8)
-    assert first.config_values[slider]["props"]["value"] == 8
-    assert second.config_values[slider]["props"]["value"] == 3
-    assert sessions_of(made)[0].config_values[slider]["props"]["value"] == 3
-    del first.config_values[slider]
-    first._update_value_in_config(slider, 9)
-    assert first.config_values[slider]["props"]["value"] == 9
-    assert second.config_values[slider]["props"]["value"] == 3
+    sessions = [holder[f"session {number}"] for number in range(2)]
+    assert len(built) == (2 if kind is gr.Blocks else 0)
+    (slider,) = (key for key, block in page.default_config.blocks.items() if isinstance(block, gr.Slider))
+    sessions[0]._update_value_in_config(slider, 7)
+    sessions[0][slider] = gr.Slider(0, 20, label="of one", render=False)
+    assert [session[slider].label for session in sessions] == ["of one", "of all"]
+    configurations = {each["id"]: each for each in page.get_config_file()["components"]}
+    assert configurations[slider]["props"]["value"] == 3
 
 
 # Languages
@@ -127,7 +94,7 @@ def client(request, launch_once):
 
     with Page() as page:
         gr.Textbox(label="words")
-    ours = [Middleware(CachedPage, head=HEAD), Middleware(LanguageMiddleware)]
+    ours = [Middleware(LanguageMiddleware), Middleware(CachedPage, head=HEAD)]
     client = (
         launch_once(page, app_kwargs={"middleware": ours}) if request.param == "ours" else launch_once(page, head=HEAD)
     )
@@ -222,7 +189,7 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
         ):
             return {answer.status_code for answer in pool.map(lambda _: http.get(client.address), range(count))}
 
-    monkeypatch.setattr(cached_page, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
+    monkeypatch.setattr(page_config, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))
     with ThreadPoolExecutor() as pool:
         flood = pool.submit(statuses, "127.0.0.2", 5)
         until(lambda: slept)
@@ -230,4 +197,4 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
         assert (len(slept), flood.done()) == (2, False)
         may_go_on.set()
         assert flood.result() == {200}
-    assert slept == [pytest.approx(size / cached_page.RATE)] * 6
+    assert slept == [pytest.approx(size / page_config.RATE)] * 6

@@ -11,8 +11,15 @@ from gradio import route_utils
 from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
-from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
-from components.gradio_compat.http.routes import API, NEEDED, NeededRoutes
+from components.gradio_compat.requests import (
+    API,
+    ENVELOPE,
+    MAX_FILES,
+    NEEDED,
+    BoundedRequests,
+    NeededRoutes,
+    UploadParser,
+)
 from components.gradio_compat.upload_folder import upload_folder
 from components.jobs import limits
 
@@ -35,28 +42,25 @@ def sized(request, launch_once):
         yield sized
 
 
-def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses(sized) -> None:
+def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses_whatever_its_headers_say(sized, monkeypatch) -> None:
     content = b'{"data": [1.0], "unread": "' + b" " * limits.REQUEST.value + b'"}'
     answer = sized.http.post(f"{sized.api}/call/work", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == (200 if sized.is_plain else 413)
+    monkeypatch.setenv("INTRASLICE_MAX_REQUEST", "1000")
+    answer = sized.http.post(f"{sized.api}/call/work", files=[("files", ("a.txt", bytes(2000)))])
+    assert answer.status_code == (422 if sized.is_plain else 413)
 
 
-def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum(sized, monkeypatch) -> None:
+def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum_and_number(sized, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_UPLOAD", str(2**16))
-    half = bytes(2**15)
-    for count, status in ((1, 200), (2 + ENVELOPE // len(half), 200 if sized.is_plain else 413)):
-        files = [("files", (f"{index}.txt", half)) for index in range(count)]
-        assert sized.http.post(f"{sized.api}/upload", files=files).status_code == status
-    one = [("files", ("large.txt", bytes(2**16 + 1)))]
-    assert sized.http.post(f"{sized.api}/upload", files=one).status_code == 413
-
-
-def test_plain_gradio_takes_any_number_of_files_and_ours_a_few(sized) -> None:
-    files = [("files", (f"{index}.txt", b"x")) for index in range(MAX_FILES + 1)]
-    assert sized.http.post(f"{sized.api}/upload", files=files[1:]).status_code == 200
-    answer = sized.http.post(f"{sized.api}/upload", files=files)
-    assert answer.status_code == (200 if sized.is_plain else 400)
+    too_many = 2 + ENVELOPE // 2**15
+    for count, size, refused in ((1, 2**15, 200), (too_many, 2**15, 413), (MAX_FILES, 1, 200), (MAX_FILES + 1, 1, 400)):
+        files = [("files", (f"{index}.txt", bytes(size))) for index in range(count)]
+        answer = sized.http.post(f"{sized.api}/upload", files=files)
+        assert answer.status_code == (200 if sized.is_plain else refused)
     assert sized.is_plain or answer.text == f"An upload may have at most {MAX_FILES} files. Upload fewer."
+    large = [("files", ("large.txt", bytes(2**16 + 1)))]
+    assert sized.http.post(f"{sized.api}/upload", files=large).status_code == 413
 
 
 def part(boundary: str, name: str = "files", file: str = "; filename=a.txt") -> bytes:
@@ -115,12 +119,6 @@ def test_plain_gradio_fails_at_a_part_that_is_no_file_and_ours_refuses_it(sized,
             assert inodes, (name, file)
         else:
             assert (status, inodes) == (400, 0), (name, file)
-
-
-def test_what_is_no_upload_is_a_call_whatever_its_headers_say(sized, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_REQUEST", "1000")
-    answer = sized.http.post(f"{sized.api}/call/work", files=[("files", ("a.txt", bytes(2000)))])
-    assert answer.status_code == (422 if sized.is_plain else 413)
 
 
 # Routes: those of the installed version, each of which is needed or refused
@@ -182,14 +180,14 @@ def client(request, launch_once):
 
 
 @pytest.mark.parametrize("path", ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"])
-def test_plain_gradio_answers_what_nobody_needs_and_ours_does_not(client, path) -> None:
+def test_plain_gradio_answers_what_no_client_needs_and_ours_does_not(client, path) -> None:
     answer = client.http.get(f"{client.address}{path}")
     assert (answer.text == "not found") is not client.is_plain
     if not client.is_plain:
         assert answer.status_code == 404
 
 
-def test_plain_gradio_logs_a_traceback_for_messages_of_nobody_and_ours_answers(client, caplog) -> None:
+def test_plain_gradio_logs_a_traceback_for_messages_of_no_session_and_ours_answers(client, caplog) -> None:
     answer = None
     try:
         answer = client.http.get(f"{client.api}/queue/data?session_hash=nobody")

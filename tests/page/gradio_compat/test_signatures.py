@@ -87,7 +87,7 @@ def test_a_handler_gets_the_id_of_the_open_page_for_gradios_request(launch) -> N
 
     wrapped = partial_handler(caller, "from")
     assert [parameter.annotation for parameter in parameters_of(wrapped)] == [gr.Request]
-    assert wrapped(None) == "from somebody"
+    assert wrapped(None) == "from program"
     assert wrapped("ada") == partial_handler(partial_handler(caller), "from")("ada") == "from ada"
     with gr.Blocks() as page:
         button, output = gr.Button(), gr.Textbox()
@@ -96,7 +96,7 @@ def test_a_handler_gets_the_id_of_the_open_page_for_gradios_request(launch) -> N
     (state, (answer,)) = client.ask("caller")
     assert state == "complete"
     assert answer.startswith("from ")
-    assert answer != "from somebody"
+    assert answer != "from program"
 
 
 def test_values_that_cannot_be_read_are_refused_or_raise() -> None:

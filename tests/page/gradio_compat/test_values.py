@@ -170,7 +170,7 @@ def test_a_wrong_value_is_refused_as_gradio_refuses_it() -> None:
         Page(PatchedBlocks).call(wrong)
 
 
-@pytest.mark.parametrize("skips", [lambda _: (gr.skip(), 2), lambda _: gr.skip()])
+@pytest.mark.parametrize("skips", [lambda _: (gr.skip(), 2), lambda _: gr.skip(), lambda page: {page.components[0]: 2}])
 def test_a_component_that_is_left_unchanged_is_not_made_anew(skips: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[type] = []
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from components.frame import link
-from components.gradio_compat.http.request_size import make_room
+from components.gradio_compat.requests import make_room
 from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.i18n.language import translate, use_language
 from components.jobs import limits

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from components.rooms.rooms import Rooms
 from components.rooms.routes import routes
-from components.server.language import LanguageMiddleware
+from components.server.middleware import LanguageMiddleware
 
 CAMPUS = "192.0.2.1"
 

@@ -9,9 +9,9 @@ import pytest
 from gradio_client import Client
 
 from components.jobs.scheduler import Scheduler
-from components.server import pacing
+from components.server import middleware
 from components.server.app import App
-from components.server.pacing import MAX_WAIT, PAUSE, Pacing
+from components.server.middleware import MAX_WAIT, PAUSE, Pacing
 
 OTHERS = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example@", "")
 
@@ -83,60 +83,44 @@ def test_on_the_loopback_of_ipv6_it_is_the_same(ask) -> None:
     assert [status(host) for host in (None, "evil.example")] == [200, 403]
 
 
-# Calls of one network address begin one after the other, and keep nobody else waiting
-
-
 CALL, JOIN, MOVE = "/gradio_api/call/evaluate", "/gradio_api/queue/join", "/gradio_api/run/ratios"
 
 
-def scope(path: str, address: str, method: str = "POST") -> dict:
-    return {"type": "http", "method": method, "path": path, "headers": [], "client": (address, 1)}
-
-
-@pytest.fixture
-def waits(monkeypatch):
-    """A function that lets requests come at once, and returns the seconds that each of them waits."""
+def test_calls_of_one_address_begin_one_after_the_other_but_no_call_waits_for_long(monkeypatch) -> None:
+    """Those of another address do not wait, nor do slider moves and what is read."""
+    slept: list[float] = []
+    answered: list[str] = []
 
     async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+        slept.append(round(seconds, 6))
 
     async def answer(scope, receive, send) -> None:
         answered.append(scope["path"])
 
-    slept, answered = [], []
-    monkeypatch.setattr(pacing.asyncio, "sleep", sleep)
+    monkeypatch.setattr(middleware.asyncio, "sleep", sleep)
     paced = Pacing(answer)
 
-    def come(*scopes: dict, now: float = 100.0) -> list[float]:
-        async def all_of_them() -> None:
+    def waits(*requests: tuple[str, ...], now: float = 100.0) -> list[float]:
+        """Seconds that requests wait which come at once: path, address, and method unless it is POST."""
+
+        async def come() -> None:
             monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
-            for one in scopes:
-                await paced(one, None, None)
+            for path, address, *method in requests:
+                scope = {"type": "http", "method": (*method, "POST")[0], "path": path, "headers": []}
+                await paced({**scope, "client": (address, 1)}, None, None)
 
         slept.clear()
         answered.clear()
-        asyncio.run(all_of_them())
-        assert answered == [one["path"] for one in scopes]
-        return [round(seconds, 6) for seconds in slept]
+        asyncio.run(come())
+        assert answered == [path for path, *_ in requests]
+        return slept.copy()
 
-    come.paced = paced
-    return come
-
-
-def test_calls_of_an_address_begin_one_after_the_other_and_those_of_another_at_once(waits) -> None:
-    found = waits(*(scope(path, "1.1.1.1") for path in (CALL, JOIN, CALL)), scope(CALL, "2.2.2.2"))
-    assert found == [0.0, PAUSE, 2 * PAUSE, 0.0]
-    assert waits(scope(CALL, "1.1.1.1"), now=100.0 + 2 * PAUSE) == [PAUSE]
-    assert waits(scope(CALL, "1.1.1.1"), now=200.0) == [0.0]
-
-
-def test_slider_moves_and_what_is_read_never_wait(waits) -> None:
-    waits(scope(CALL, "1.1.1.1"))
-    assert waits(scope(MOVE, "1.1.1.1"), scope(f"{CALL}/7", "1.1.1.1", "GET")) == []
-
-
-def test_nobody_waits_for_long_and_addresses_are_forgotten(waits) -> None:
-    found = waits(*(scope(CALL, "1.1.1.1") for _ in range(1_000)))
-    assert max(found) == MAX_WAIT
-    waits(*(scope(CALL, f"1.2.{number // 250}.{number % 250}") for number in range(pacing.MAX_ADDRESSES)), now=200.0)
-    assert len(waits.paced._next) <= pacing.MAX_ADDRESSES
+    ours = [(path, "1.1.1.1") for path in (CALL, JOIN, CALL)]
+    assert waits(*ours, (CALL, "2.2.2.2")) == [0.0, PAUSE, 2 * PAUSE, 0.0]
+    assert waits((CALL, "1.1.1.1"), now=100.0 + 2 * PAUSE) == [PAUSE]
+    assert waits((CALL, "1.1.1.1"), now=200.0) == [0.0]
+    assert waits((MOVE, "1.1.1.1"), (f"{CALL}/7", "1.1.1.1", "GET"), now=200.0) == []
+    assert max(waits(*[(CALL, "1.1.1.1")] * 1_000, now=200.0)) == MAX_WAIT
+    addresses = [f"1.2.{number // 250}.{number % 250}" for number in range(middleware.MAX_ADDRESSES)]
+    waits(*((CALL, address) for address in addresses), now=300.0)
+    assert len(paced._next) <= middleware.MAX_ADDRESSES

@@ -35,6 +35,7 @@ BUSY = """
 import os, time
 import torch
 from components import start
+from components.server import process
 
 def multiplying(job):
     product = torch.eye(300)
@@ -46,7 +47,7 @@ def multiplying(job):
         if {checkpoints}:
             job.checkpoint()
 
-def with_a_busy_session(open_folder=start.open_temporary_folder):
+def with_a_busy_session(open_folder=process.open_temporary_folder):
     open_folder()  # before gradio is imported
     from components import page
 
@@ -57,19 +58,19 @@ def with_a_busy_session(open_folder=start.open_temporary_folder):
 
     page.Session = Busy
 
-start.open_temporary_folder = with_a_busy_session
+process.open_temporary_folder = with_a_busy_session
 start.main()
 """
 IDLE = "from components import start; print('idle', flush=True); start.main()"
 STARTING = """
 import runpy
-from components.server import shutdown
+from components.server import process
 
 def on_signal():
     set_up()
     print("starting", flush=True)
 
-set_up, shutdown.on_signal = shutdown.on_signal, on_signal
+set_up, process.on_signal = process.on_signal, on_signal
 runpy.run_path("app.py", run_name="__main__")
 """
 
@@ -114,10 +115,9 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
 
 PAGE = """
 import os, time
-from components.server import shutdown
-from components.server.temporary_folder import open_temporary_folder
-shutdown.on_signal()
-folder = open_temporary_folder()
+from components.server import process
+process.on_signal()
+folder = process.open_temporary_folder()
 assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
 (folder / "upload").mkdir()
 (folder / "upload" / "text.txt").write_text("x")

@@ -1,11 +1,12 @@
-"""Streams of messages that stay open between a page's calls, and end so that no call is lost.
+"""The messages of each session, and streams of them that stay open between a page's calls.
 
 Gradio ends a session's stream as soon as the last of its calls has been answered. A call that the server accepts after
 that, but whose acceptance reaches the page before the end of the stream does, is never answered: the page takes its
 stream for an open one. With up to 0.1 s between the arrivals of two answers a fifth of overlapping calls are lost.
 
 Here a stream goes on for `IDLE` seconds after the last answer, which also saves the page a request for each call. Then
-the page is told to close it, and does; until it has, no call of its session is accepted.
+the page is told to close it, and does; until it has, no call of its session is accepted. And a session's messages,
+which gradio deletes with the stream that reads them, remain until `SteadyQueue.tidy` deletes them.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
@@ -13,18 +14,97 @@ Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .mailbox import Mailbox
-from .routes import MESSAGES
+from .requests import MESSAGES
 
 IDLE = 1.0  # seconds without a call after which a stream is closed
 CLOSING = 5.0  # seconds that the page has to close it, during which its calls wait
 CLOSE = b'"msg":"close_stream"'
+
+
+class Mailbox(asyncio.Queue[Any]):
+    """A session's messages.
+
+    Attributes:
+        readers: the streams that wait for a message now.
+        streams: those that are open.
+        calls_coming: the calls that wait to be accepted.
+        is_open: cleared while the page is told to close its stream: no call is accepted then.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers = self.streams = self.calls_coming = 0
+        self.is_open, self._called = asyncio.Event(), asyncio.Event()
+        self.is_open.set()
+        self.touch()
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether the next call's messages will be read."""
+        return bool(self.readers or self.streams)
+
+    def touch(self) -> None:
+        """Note that the session has just called, or read."""
+        self._last_seen = time.monotonic()
+
+    def unread(self) -> float:
+        """Seconds since the last reader left or the session called; 0.0 while there is a reader."""
+        return 0.0 if self.readers else time.monotonic() - self._last_seen
+
+    async def put(self, message: Any) -> None:
+        """Add a sign of life, for a reader who waits; all other messages come by `put_nowait`."""
+        if self.readers:
+            self.put_nowait(message)
+
+    async def get(self) -> Any:
+        """The next message, once there is one."""
+        self.readers += 1
+        try:
+            return await super().get()
+        finally:
+            self.readers -= 1
+            self.touch()
+
+    @asynccontextmanager
+    async def calling(self) -> AsyncIterator[None]:
+        """A context in which a call of the session is accepted, once no stream of the session is being closed."""
+        self.calls_coming += 1
+        try:
+            await self.is_open.wait()
+            yield
+        finally:
+            self.calls_coming -= 1
+            self._called.set()
+
+    async def called_before(self, left: asyncio.Task[Any], seconds: float) -> bool:
+        """Whether messages come, as of every accepted call, within some seconds and before the page has `left`."""
+        while self.empty():
+            self._called.clear()
+            called = asyncio.create_task(self._called.wait())
+            await asyncio.wait({called, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            is_called = called.done()
+            called.cancel()
+            if left.done() or not (is_called or self.calls_coming):
+                return False
+        return True
+
+
+class Mailboxes(dict[str, Mailbox]):
+    """Mailboxes by session. Gradio sets queues as values, each of which becomes a `Mailbox`."""
+
+    def __setitem__(self, session: str, _: object) -> None:
+        super().__setitem__(session, Mailbox())
+
+    def __delitem__(self, session: str) -> None:
+        """Nothing: gradio deletes a mailbox when its reader leaves."""
 
 
 class OpenStreams:
@@ -45,9 +125,12 @@ class OpenStreams:
         if mailbox is None:
             return await self._app(scope, receive, send)
         stream = _Stream(send)
-        with mailbox.streaming():
+        mailbox.streams += 1
+        try:
             while await self._is_continued(scope, receive, stream, mailbox):
                 pass
+        finally:
+            mailbox.streams -= 1
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _is_continued(self, scope: Scope, receive: Receive, stream: _Stream, mailbox: Mailbox) -> bool:
@@ -61,11 +144,13 @@ class OpenStreams:
             if await mailbox.called_before(left, IDLE):
                 return True
             if not left.done():
-                with mailbox.closing(), suppress(TimeoutError):
+                mailbox.is_open.clear()
+                with suppress(TimeoutError):
                     async with asyncio.timeout(CLOSING):
                         await stream.send_end()
                         await left
         finally:
+            mailbox.is_open.set()
             left.cancel()
         return False
 

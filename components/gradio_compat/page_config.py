@@ -1,14 +1,23 @@
-"""The page's HTML, configuration, script, styles and list of endpoints, rendered once for each language.
+"""The page's HTML, configuration, script, styles and list of endpoints: made once for each language, with the caller's
+address.
 
-Gradio renders them for every request, with a copy of the whole configuration, which blocks the event loop; and it
-buffers a megabyte for every slow client. Only the root address in them differs from request to request, since gradio
-takes it from the request's headers. So they are rendered once with a placeholder address, which each answer replaces;
-the compressed result of the last address is kept.
+- Gradio builds a page once and sends the same configuration to all clients; its `gr.I18n` translates labels in the
+  browser alone, neither values nor what a program reads. Here each `LazyString` of the configuration is translated when
+  a language is first requested.
+- Gradio's own texts ("Drop File Here") are in the browser's language, `navigator.language`, which no setting of the
+  server's changes. So the page comes with a script that answers with the page's language instead.
+- Gradio renders page and configuration for every request, with a copy of the whole configuration, which blocks the
+  event loop; and it buffers a megabyte for every slow client. Only the root address in them differs from request to
+  request, since gradio takes it from the request's headers. So they are rendered once with a placeholder address, which
+  each answer replaces; the compressed results of the last addresses are kept.
+- Gradio builds the configurations of a page's components anew for every session, on the event loop: 16 ms for this
+  page, and 600 objects for each session, which the garbage collector visits again and again. It needs them for deep
+  links alone, a route that is closed here: a session has none.
+- Gradio leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here the head is
+  part of the HTML, so its scripts run before gradio's.
 
-Gradio also leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here the
-head is part of the HTML, so its scripts run before gradio's.
-
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_page_config.py`.
+Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_page_config.py`,
+`tests/browser/test_browser_gradio.py`.
 """
 
 from __future__ import annotations
@@ -16,21 +25,23 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import json
 import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 import httpx
+from gradio.blocks import BlocksConfig
 from gradio.route_utils import get_request_origin
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...i18n.language import gettext, requested_language, translate, use_language
-from .addresses import address_of
+from ..i18n.language import ENGLISH, gettext, language, translate
+from .callers import address_of
 
 INFO = "/gradio_api/info"  # what a program reads of all endpoints; encoding it takes the event loop a third of a second
 PATHS = ("/", "/config", INFO, "/isx.js", "/isx.css")
@@ -44,19 +55,43 @@ CHUNK = 2**16  # bytes
 RATE = 10**8  # bytes per second to one network address: a thousand pages would fill the system's buffers for seconds
 
 
-def origin_of(request: Request) -> str:
-    """Scheme and host by which the client sees the page, as gradio reads them; empty where they are none."""
-    try:
-        url = get_request_origin(request, request.url.path)
-    except (httpx.InvalidURL, ValueError):
-        return ""
-    return f"{url.scheme}://{url.netloc.decode('latin-1')}"
+class PageConfig(BlocksConfig):
+    """The components of a page, of which gradio gives every session a copy: one without their configurations."""
+
+    def __copy__(self) -> BlocksConfig:
+        copied = super().__copy__()
+        copied.__class__ = _SessionConfig
+        return copied
 
 
-async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
-    """The body in parts: of a client who does not read, one part waits and not all of it."""
-    for start in range(0, len(body), CHUNK):
-        yield body[start : start + CHUNK]
+class _SessionConfig(BlocksConfig):
+    @staticmethod
+    def config_for_block(*_: Any, **__: Any) -> dict[str, Any]:
+        return {}
+
+
+class TranslatedConfig:
+    """A page's configuration (`gr.Blocks.config`) by language, each made once."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._configs = {ENGLISH: config}
+
+    def current(self) -> dict[str, Any]:
+        """The one in the current language. Gradio copies what it changes of it."""
+        if language() not in self._configs:
+            self._configs[language()] = _translated(self._configs[ENGLISH])
+        return self._configs[language()]
+
+
+def _translated(value: Any) -> Any:
+    """A copy of plain lists and dictionaries with all `LazyString`s in them in the current language."""
+    if isinstance(value, str):
+        return translate(value)
+    if isinstance(value, Mapping):
+        return {key: _translated(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        return [_translated(inside) for inside in value]
+    return value
 
 
 class Rendered(NamedTuple):
@@ -69,7 +104,7 @@ class Rendered(NamedTuple):
 
 
 class CachedPage:
-    """ASGI middleware: answers `GET` of the page and of its configuration from memory, with an ETag.
+    """ASGI middleware: answers `GET` of the page and of its configuration from memory, in the current language.
 
     Args:
         headers: of these answers.
@@ -92,11 +127,10 @@ class CachedPage:
             words = gettext("The request's Host header is not a valid host name.")
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
-        language = requested_language(query, request.headers.get("accept-language"))
-        parts = [f"lang={language}"] if query.get("lang") == language else []
+        parts = [f"lang={language()}"] if query.get("lang") == language() else []
         if scope["path"] == INFO:
             parts += [f"{name}={value}" for name, value in VARIANTS.items() if query.get(name) == value]
-        rendered = await self._answer(scope, receive, language, "&".join(parts))
+        rendered = await self._answer(scope, receive, "&".join(parts))
         if rendered is None:
             return await self._app(scope, receive, send)
         etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
@@ -124,17 +158,15 @@ class CachedPage:
             del self._sent[next(iter(self._sent))]
         return body
 
-    async def _answer(self, scope: Scope, receive: Receive, language: str, query: str) -> Rendered | None:
-        """Gradio's answer to this path in a language; None where it is no page, which is not kept.
+    async def _answer(self, scope: Scope, receive: Receive, query: str) -> Rendered | None:
+        """Gradio's answer to this path in the current language; None where it is no page, which is not kept.
 
         A page says whether its address names the language.
         """
-        key = (scope["path"], language, query)
+        key = (scope["path"], language(), query)
         async with self._making:
             if key not in self._rendered:
-                with use_language(language):
-                    rendered = await self._make({**scope, "query_string": query.encode()}, receive)
-                if rendered is None:
+                if (rendered := await self._make({**scope, "query_string": query.encode()}, receive)) is None:
                     return None
                 self._rendered[key] = rendered
             return self._rendered[key]
@@ -153,6 +185,33 @@ class CachedPage:
         body = b"".join(part.get("body", b"") for part in parts)
         answered = {name.decode(): value.decode() for name, value in start["headers"]}
         if scope["path"] == "/":
+            start_of_head = f"<head><script>{_language_script(is_named=bool(scope['query_string']))}</script>"
+            body = body.replace(b"<head>", start_of_head.encode(), 1)
             body = body.replace(b"</head>", translate(self._head).encode() + b"</head>", 1)
         version = hashlib.sha256(body).hexdigest()[:16]
         return Rendered(body, answered["content-type"], version, answered.get("cache-control", "no-cache"))
+
+
+def _language_script(is_named: bool) -> str:
+    """A script that sets the page's language, which replaces a browser's English variant where the address names it."""
+    code = language()
+    script = f'document.documentElement.lang = "{code}";'
+    if is_named or code != ENGLISH:
+        for name, value in (("language", code), ("languages", [code])):
+            script += f'Object.defineProperty(navigator, "{name}", {{ get: () => {json.dumps(value)} }});'
+    return script
+
+
+def origin_of(request: Request) -> str:
+    """Scheme and host by which the client sees the page, as gradio reads them; empty where they are none."""
+    try:
+        url = get_request_origin(request, request.url.path)
+    except (httpx.InvalidURL, ValueError):
+        return ""
+    return f"{url.scheme}://{url.netloc.decode('latin-1')}"
+
+
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    """The body in parts: of a client who does not read, one part waits and not all of it."""
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]

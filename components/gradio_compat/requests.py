@@ -1,8 +1,13 @@
-"""Bounds for the size of requests.
+"""Which requests the page answers: by which of gradio's routes, and of what size.
 
-Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the files
-of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error with a
-traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has the limits.
+- Gradio has some ninety routes, and each version adds more. Several write to disk (`deep_link`), ask other servers
+  (`proxy=`), tell about other clients (`monitoring`), or are meant for development. A route that neither the page nor a
+  program that calls it needs is answered 404 before gradio sees the request. So are messages for a session that has
+  called nothing, which gradio answers with a traceback in the log.
+- Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the
+  files of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error
+  with a traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has
+  the limits.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_requests.py`.
 """
@@ -11,7 +16,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,20 +24,73 @@ from gradio import route_utils
 from gradio.route_utils import GradioMultiPartParser
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import FormData, Headers
+from starlette.datastructures import FormData, Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...i18n.language import gettext
-from ...jobs import limits
-from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
-from .routes import API
+from ..i18n.language import gettext
+from ..jobs import limits
+from .upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 
+READ, WRITE, ANY, API = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST", "DELETE"), "/gradio_api"
+MESSAGES = f"{API}/queue/data"  # of a session, as they come
+NEEDED = {
+    # The page itself.
+    **dict.fromkeys(("/", "/config", "/config/", "/favicon.ico", "/manifest.json", "/robots.txt", "/theme.css"), READ),
+    **dict.fromkeys(("/assets/{path:path}", "/static/{path:path}", "/svelte/{path:path}"), READ),
+    **dict.fromkeys((f"{API}/theme.css", f"{API}/app_id", f"{API}/app_id/", f"{API}/startup-events"), READ),
+    f"{API}/heartbeat/{{session_hash}}": READ,
+    # Calls, of the page and of programs.
+    **dict.fromkeys((MESSAGES, f"{API}/queue/status"), READ),
+    **dict.fromkeys((f"{API}/queue/join", f"{API}/cancel", f"{API}/reset", f"{API}/reset/"), WRITE),
+    **dict.fromkeys(
+        (f"{API}/{way}/{{name}}{end}" for way in ("api", "run", "call", "call/v2") for end in ("", "/")), WRITE
+    ),
+    **dict.fromkeys((f"{API}/call/{{name}}/{{event}}", f"{API}/call/v2/{{name}}/{{event}}"), READ),
+    **dict.fromkeys((f"{API}/info", f"{API}/info/", f"{API}/openapi.json"), READ),
+    **dict.fromkeys((f"{API}/mcp", f"{API}/mcp/{{path:path}}"), ANY),
+    # Files.
+    f"{API}/upload": WRITE,
+    f"{API}/upload_progress": READ,
+    f"{API}/file={{path:path}}": READ,
+}
 ENVELOPE = 64 * 2**10  # bytes around the files of an upload
 MAX_FILES = 10  # of an upload; the page sends one
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
+
+
+class NeededRoutes:
+    """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
+
+    Args:
+        page_paths: the page's own paths, with the methods of each.
+        is_session: whether a session has called something.
+    """
+
+    def __init__(
+        self, app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
+    ) -> None:
+        self._app, self._is_session = app, is_session
+        needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
+        # They are for matching alone.
+        self._routes = [Route(path, lambda _: None, methods=methods) for path, methods in needed.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, or refuse it."""
+        if scope["type"] == "http" and not self._is_needed(scope):
+            return await PlainTextResponse("not found", 404)(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    def _is_needed(self, scope: Scope) -> bool:
+        # A browser asks with OPTIONS whether another site's page may call: gradio has the answer.
+        enough = Match.PARTIAL if scope["method"] == "OPTIONS" else Match.FULL
+        found = next((route for route in self._routes if route.matches(scope)[0].value >= enough.value), None)
+        if found is not None and found.path == MESSAGES:
+            return self._is_session(QueryParams(scope.get("query_string", b"")).get("session_hash", ""))
+        return found is not None
 
 
 class BoundedRequests:
@@ -45,13 +103,12 @@ class BoundedRequests:
         """Hand the request on, bounded."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = Headers(scope=scope)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
         max_bytes = limits.UPLOAD.value + ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
             "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
         )
-        length = headers.get("content-length", "0")
+        length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if is_upload:

@@ -1,1 +1,0 @@
-"""ASGI middleware that checks, limits and answers requests before gradio sees them."""

@@ -1,0 +1,102 @@
+"""What each request passes: who may send it, in which language it is answered, and how soon."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import re
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, QueryParams
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from intraslice.core import checks
+
+from ..gradio_compat.callers import address_of
+from ..gradio_compat.requests import API
+from ..i18n.language import requested_language, use_language
+
+HOSTS_VARIABLE = "INTRASLICE_HOSTS"
+AROUND = re.compile(r"^https?://|(:\d*)?/?$")  # a name: scheme and port
+PACED = tuple(f"{API}/{way}" for way in ("call/", "queue/join", "mcp"))  # not `run/`, which answers the slider
+PAUSE = 0.02  # seconds between the beginnings of two calls of an address
+MAX_WAIT = 2.0  # seconds; a class of a hundred may be behind one address
+MAX_ADDRESSES = 1_000  # that are remembered; then those are forgotten whose calls have all begun
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class KnownHosts:
+    """ASGI middleware: answers requests for loopback, the names in `INTRASLICE_HOSTS`, and gradio's `share_url()`.
+
+    A page on loopback opens any path for its user. A site whose name comes to mean this machine (DNS rebinding) could
+    use it through the user's browser, but its name stays in the Host header. What another site sends without reading
+    the answer, the browser marks as cross-site.
+    """
+
+    def __init__(self, app: ASGIApp, share_url: Callable[[], str | None]) -> None:
+        self._app, self._share_url = app, share_url
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on, or refuse it."""
+        headers, problem = Headers(raw=scope.get("headers", ())), ""
+        name = AROUND.sub("", (host := headers.get("host", "")).lower())
+        listed = f"{os.environ.get(HOSTS_VARIABLE, '')} {self._share_url() or ''}".lower().split()
+        if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
+            problem = f"Host must be localhost, a loopback address or a name in {HOSTS_VARIABLE}, "
+            problem += f"got {checks.shown(host)}. If this page is yours, add the name there and start it again."
+        elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
+            problem = "A page of another site must not send anything to this one."
+        if problem and scope["type"] != "lifespan":
+            return await PlainTextResponse(problem, 403)(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+
+class LanguageMiddleware:
+    """ASGI middleware: a request's language is that of its address (`?lang=de`), else that of `Accept-Language`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on in its language."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        query = QueryParams(scope.get("query_string", b""))
+        with use_language(requested_language(query, Headers(scope=scope).get("accept-language"))):
+            await self._app(scope, receive, send)
+
+
+class Pacing:
+    """ASGI middleware: calls of one network address begin one after the other.
+
+    A call takes the event loop some milliseconds, and a slider move waits for whatever has come before it: of sixty
+    calls that arrive at once for a third of a second. One after the other, they leave turns to others.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._next: dict[str, float] = {}  # the earliest beginning of an address's next call
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request on in time."""
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PACED):
+            await asyncio.sleep(self._wait(address_of(Request(scope)), asyncio.get_running_loop().time()))
+        return await self._app(scope, receive, send)
+
+    def _wait(self, address: str, now: float) -> float:
+        """Seconds until a call may begin, which takes its place."""
+        begin = min(max(now, self._next.get(address, now)), now + MAX_WAIT)
+        self._next[address] = begin + PAUSE
+        if len(self._next) > MAX_ADDRESSES:
+            self._next = {other: free for other, free in self._next.items() if free > now}
+        return begin - now
