@@ -20,7 +20,7 @@ from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, an
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
-from ..jobs.places import Places
+from ..jobs.places import JobSemaphore
 from ..jobs.status import Status
 from ..jobs.turns import Urgency
 from ..state.request import DENSE, Request
@@ -30,7 +30,7 @@ from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
-SLICED_ANSWERS = Places(4, lazy_gettext("Waiting for other answers to end"))
+SLICED_ANSWERS = JobSemaphore(4, lazy_gettext("Waiting for other answers to end"))
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
 
 

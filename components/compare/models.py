@@ -143,9 +143,9 @@ class Columns:
     ) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned, other=other)
-        follows: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
+        cancel_when_changed: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
         ready = partial(self.session.ready, request)
-        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **follows)
+        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **cancel_when_changed)
 
     def is_measuring(self, request: Request, client: str, pinned: Request | None, other: str = "") -> bool:
         """Whether `measure` runs for a client with these settings."""

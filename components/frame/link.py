@@ -101,7 +101,7 @@ def _not_loaded(model: str) -> str:
         "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
         "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
         "repository) and choose it there.",
-        model=checks.shown(model),
+        model=checks.quoted(model),
     )
     return formatting.problem(ValueError(text))
 

@@ -116,7 +116,7 @@ class SteadyQueue(Queue):
 
     @staticmethod
     def _too_many(own_calls: int) -> str:
-        if own_calls < limits.VISITOR_CALLS.value:
+        if own_calls < limits.CLIENT_CALLS.value:
             return ""
         return gettext(
             "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls

@@ -31,7 +31,7 @@ class Caller(NamedTuple):
     is_connected: Callable[[], bool] = lambda: True
 
 
-NOBODY = Caller()
+UNKNOWN = Caller()
 
 
 class Runner(Protocol):
@@ -57,7 +57,7 @@ class Runner(Protocol):
 
 
 class Job(Account):
-    """Somebody's work. The first part is for whoever started it, the second for the work itself."""
+    """A client's work. The first part is for the handler that started it, the second for the work itself."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Job(Account):
         client: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
-        caller: Caller = NOBODY,
+        caller: Caller = UNKNOWN,
         max_seconds: float = math.inf,
     ) -> None:
         super().__init__(client, caller.address, urgency)
@@ -75,7 +75,7 @@ class Job(Account):
         self.stopped = self.ended = False
         self._scheduler = scheduler
         self._events: list[Any] = []
-        self._only_event: Any = None  # emitted instead of every other
+        self._only_event: Any = None  # replaces every other
         self._changed = threading.Condition()  # of events, `stopped` and `ended`
         self._interrupted = threading.Event()
         # What the scheduler knows of it, under the scheduler's lock.
@@ -131,11 +131,11 @@ class Job(Account):
     # For the work itself, while it has the turn
 
     def checkpoint(self) -> None:
-        """Let whoever comes next run, and return when it is this job's turn again. Raises Cancelled."""
+        """Let the next job run, and return when it is this job's turn again. Raises Cancelled."""
         self._scheduler.checkpoint(self)
 
     def emit(self, event: Any) -> None:
-        """Tell an event to whoever listens; then as `checkpoint`."""
+        """Deliver an event to the handler that started it; then as `checkpoint`."""
         self.deliver(event)
         self.checkpoint()
 
@@ -146,7 +146,7 @@ class Job(Account):
 
     @contextmanager
     def emitting_only(self, event: Any) -> Iterator[None]:
-        """While open, `event` is told instead of whatever is emitted: for details that nobody reads."""
+        """While open, `event` replaces all that is emitted: for details that no client reads."""
         self._only_event = event
         try:
             yield
@@ -155,16 +155,16 @@ class Job(Account):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While open, others run: for a download, a child process, or whatever needs no turn. Raises Cancelled."""
-        self.require_wanted()
+        """While open, others run: for a download, a child process, or what else needs no turn. Raises Cancelled."""
+        self.raise_if_cancelled()
         self._scheduler.leave(self)
         try:
             yield
         finally:
             self._scheduler.come_back(self)
-        self.require_wanted()
+        self.raise_if_cancelled()
 
-    def require_wanted(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise Cancelled where it is to end; no checkpoint, so that it can be called while `waiting`."""
         if self.is_cancelled:
             raise Cancelled
@@ -188,7 +188,7 @@ class Job(Account):
 
     @contextmanager
     def holding(self, key: Hashable) -> Iterator[None]:
-        """While open, shared work under `key` is not cancelled when nobody waits for it."""
+        """While open, shared work under `key` is not cancelled when no job waits for it."""
         self._scheduler.hold(key, 1)
         try:
             yield
@@ -198,13 +198,13 @@ class Job(Account):
     # For the scheduler
 
     def deliver(self, event: Any) -> None:
-        """Tell an event to whoever listens."""
+        """Deliver an event to the handler that started it."""
         with self._changed:
             self._events.append(event if self._only_event is None else self._only_event)
             self._changed.notify_all()
 
     def interrupt(self) -> None:
-        """Wake whoever waits for it, and its own sleep, once it is cancelled."""
+        """Wake the handler that waits for its events, and its own sleep, once it is cancelled."""
         self._interrupted.set()
         with self._changed:
             self._changed.notify_all()
@@ -241,7 +241,7 @@ class SharedWork(Job):
             taker.note_result()
 
     def deliver(self, event: Any) -> None:
-        """Tell an event to whoever listens to those who wait."""
+        """Deliver an event to the jobs that wait."""
         for taker in list(self.takers):
             taker.deliver(event)
 

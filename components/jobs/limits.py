@@ -31,6 +31,7 @@ class Limit:
     desktop: int
     hosted: int
     why: str
+    former_name: str = ""  # whose variable is read as well
 
     @property
     def variable(self) -> str:
@@ -40,8 +41,10 @@ class Limit:
     @property
     def value(self) -> int:
         """The bound that holds here. Raises UserError where the environment has no whole number above 0."""
-        default = self.hosted if hosted() else self.desktop
-        return from_environment(self.variable, default, "a whole number above 0", 1)
+        value = self.hosted if hosted() else self.desktop
+        for name in filter(None, (self.former_name, self.name)):
+            value = from_environment(f"INTRASLICE_MAX_{name}", value, "a whole number above 0", 1)
+        return value
 
 
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
@@ -69,10 +72,10 @@ DOWNLOADS = Limit("DOWNLOADS", "downloads to users' devices at once", 200, 200, 
 JOBS = Limit(
     "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
 )
-VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven")
+CLIENT_JOBS = Limit("CLIENT_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven", "VISITOR_JOBS")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
-VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty")
+CLIENT_CALLS = Limit("CLIENT_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty", "VISITOR_CALLS")
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from .job import Job
 from .status import Status
 
-LOOK = 0.5  # seconds between two looks for a free place
+RETRY_SECONDS = 0.5  # between two attempts to get a place
 
 
-class Places:
+class JobSemaphore:
     """At most `count` jobs have a place at a time; the others wait, and say so.
 
     Args:
@@ -60,6 +60,6 @@ class Places:
                 self._free.release()
 
     def wait(self, job: Job) -> None:
-        """Say that the job waits, and let others run until it looks again. Raises Cancelled."""
+        """Say that the job waits, and let others run until the next attempt. Raises Cancelled."""
         job.emit(Status(self._words))
-        job.sleep(LOOK)
+        job.sleep(RETRY_SECONDS)

@@ -57,5 +57,5 @@ def lower_priority() -> None:
     """Make this thread, and those that it will start, nicer than the rest of the process, where a thread can be."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        # A process may be nicer already, and nobody but root may make a thread less nice.
+        # A process may be nicer already, and only root may make a thread less nice.
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

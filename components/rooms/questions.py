@@ -118,7 +118,7 @@ def unknown_question(step: Any) -> LazyString:
     """That there is no question with this number, in words."""
     return lazy_gettext(
         "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
-        step=checks.shown(step),
+        step=checks.quoted(step),
         count=len(questions()),
     )
 

@@ -41,7 +41,7 @@ class KnownHosts:
         name = AROUND.sub("", (host := headers.get("host", "")).lower())
         listed = f"{os.environ.get(VARIABLE, '')} {self._share_url() or ''}".lower().split()
         if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
-            problem = f"Host must be localhost, a loopback address or a name in {VARIABLE}, got {checks.shown(host)}."
+            problem = f"Host must be localhost, a loopback address or a name in {VARIABLE}, got {checks.quoted(host)}."
             problem += " If this page is yours, add the name there and start it again."
         elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
             problem = "A page of another site must not send anything to this one."

@@ -30,7 +30,7 @@ from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
-from ..jobs.places import Places
+from ..jobs.places import JobSemaphore
 from ..jobs.status import Status
 from .caches import BUDGET, Caches, return_freed_memory
 from .job_memory import JobMemory
@@ -38,7 +38,7 @@ from .plan_views import Source
 from .request import CalibrationKey
 from .snapshots.convergence import keep_profile, kept_profiles
 
-READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
+READERS = JobSemaphore(2, lazy_gettext("Waiting for other uploads to be read"))
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
@@ -142,7 +142,7 @@ class Calibrations:
         with self._loads.reserved(job, estimate.needed if fits else 0, None):
             job.emit(loading)
             with job.waiting(), self._bounded_hub_cache(key.model):
-                loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.require_wanted())
+                loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.raise_if_cancelled())
                 key.note_identity(loaded.identity)  # computed here, where others run
                 return loaded
 

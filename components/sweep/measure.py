@@ -70,7 +70,7 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError("{name} must be a list, got {value}.", name=name, value=checks.shown(values))
+            raise UserError("{name} must be a list, got {value}.", name=name, value=checks.quoted(values))
         if not values:
             raise UserError(NONE_CHOSEN[name])
     if (count := math.prod(map(len, lists.values()))) > (max_points := limits.SWEEP.value):

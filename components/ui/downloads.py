@@ -21,10 +21,10 @@ from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_fol
 from ..i18n.language import lazy_gettext
 from ..jobs import limits
 from ..jobs.limits import Limit
-from ..jobs.places import Places
+from ..jobs.places import JobSemaphore
 
 MIN_KEPT_SECONDS = 600.0  # seconds that a finished file is kept
-WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
+WRITERS = JobSemaphore(2, lazy_gettext("Waiting for other exports to finish"))
 # Saves the file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();

@@ -14,7 +14,7 @@ from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.jobs.places import Places
+from components.jobs.places import JobSemaphore
 from components.jobs.status import Status
 from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
@@ -75,7 +75,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
 
 
 def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny, monkeypatch) -> None:
-    monkeypatch.setattr(streaming, "SLICED_ANSWERS", Places(1, "waiting"))
+    monkeypatch.setattr(streaming, "SLICED_ANSWERS", JobSemaphore(1, "waiting"))
     with streaming.SLICED_ANSWERS.requested() as take:
         assert take()
         events = streaming.answer(columns, tiny, Question("w40 w50", 12), "somebody")

@@ -251,7 +251,7 @@ def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatc
 def test_calls_that_wait_for_the_end_of_a_stream_are_bounded(launch, monkeypatch) -> None:
     monkeypatch.setattr(streams, "IDLE", 0.0)
     monkeypatch.setattr(streams, "CLOSING", 60.0)
-    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "3")
     client = launched(launch, PatchedBlocks)
     call(client)
     with ThreadPoolExecutor(12) as pool:

@@ -17,7 +17,7 @@ from stepping import until
 
 from components.jobs import threads
 from components.jobs.job import Job
-from components.jobs.places import Places
+from components.jobs.places import JobSemaphore
 from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
 from components.jobs.turns import Urgency
@@ -167,7 +167,7 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, m
 
 
 def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> None:
-    places, scheduler = Places(2, "waiting for a place"), Scheduler()
+    places, scheduler = JobSemaphore(2, "waiting for a place"), Scheduler()
     begun, may_end = threading.Semaphore(0), threading.Semaphore(0)
     inside, most = [], 0
 

@@ -44,7 +44,7 @@ class Caller:
 def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
     """A page of one endpoint, which waits the given seconds, or until `released`; two calls run at a time."""
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
-    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "3")
     monkeypatch.setattr(serving_queue, "EVERY", 0.05)
     pages = []
 
