@@ -8,7 +8,7 @@ from . import api, tabs
 from .device.routes import routes
 from .frame import controls, events, link, pinning, slider, theme
 from .gradio_compat.callers import current_caller
-from .jobs import limits
+from . import limits
 from .rooms import routes as room_routes
 from .rooms.rooms import Rooms
 from .rooms.store import rooms_folder

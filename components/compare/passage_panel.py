@@ -9,7 +9,7 @@ import gradio as gr
 from ..assets import ASSETS
 from ..frame.context import HEAVY, PRIVATE, Context
 from ..i18n.language import LazyString, gettext, lazy_gettext
-from ..jobs import limits
+from .. import limits
 from ..ui.explainers import fold
 from ..ui.handlers import only_if_active, spread_settings, unchanged
 from . import handlers

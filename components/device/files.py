@@ -18,7 +18,7 @@ from intraslice.core import checks
 from intraslice.pretrained.wheels import file_sha256
 
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import DENSE, Request

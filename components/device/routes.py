@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ..gradio_compat.http.addresses import address_of
 from ..i18n.language import gettext
-from ..jobs import limits
+from .. import limits
 from . import wllama
 from .files import ModelFiles
 

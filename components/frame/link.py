@@ -11,7 +11,7 @@ import gradio as gr
 from intraslice.core import checks
 
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
+from .. import limits
 from ..lesson.steps import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse

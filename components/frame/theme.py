@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 from ..assets import ASSETS
 from ..gradio_compat.http.request_size import BoundedRequests
 from ..i18n.language import LazyString, for_scripts, long_text, translate
-from ..jobs import limits
+from .. import limits
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
 from .link import default_link

@@ -17,7 +17,7 @@ from typing import Any
 import gradio as gr
 
 from ..i18n.language import gettext, requested_language, term, translate
-from ..jobs import limits
+from .. import limits
 from ..jobs.jobs import failure
 
 

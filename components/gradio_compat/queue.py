@@ -29,7 +29,7 @@ import gradio as gr
 from gradio.queueing import Event, Queue
 
 from ..i18n.language import gettext
-from ..jobs import limits
+from .. import limits
 from .callers import client_of
 from .http.addresses import address_of
 from .http.mailbox import Mailboxes

@@ -16,7 +16,8 @@ from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback
 
 from ..i18n.language import lazy_gettext
-from . import limits, status
+from .. import limits
+from . import status
 from .job import Caller, Job
 from .scheduler import Scheduler
 from .status import Status

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import Any
 from uuid import uuid4
 
-from ..jobs import limits
+from .. import limits
 from .questions import Value, questions
 from .store import Answer, StoredRoom
 

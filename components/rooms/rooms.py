@@ -17,7 +17,7 @@ from threading import Lock, Timer
 from typing import Any
 
 from ..i18n.language import LazyString, lazy_gettext
-from ..jobs import limits
+from .. import limits
 from .questions import Question, questions, unknown_question
 from .room import LIFETIME, Room
 from .store import Answer, Store, StoredRoom, StoreError

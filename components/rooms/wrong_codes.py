@@ -7,7 +7,7 @@ import time
 from collections import deque
 from threading import Lock
 
-from ..jobs import limits
+from .. import limits
 
 WINDOW = 600.0  # seconds
 MAX_ADDRESSES = 10_000  # that are remembered; the one with the oldest wrong code is forgotten first

@@ -17,7 +17,7 @@ from ..gradio_compat.http.cached_page import CachedPage
 from ..gradio_compat.http.mcp import McpCallers, prepare_mcp
 from ..gradio_compat.http.routes import NeededRoutes
 from ..gradio_compat.http.streams import OpenStreams
-from ..jobs import limits
+from .. import limits
 from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
 from . import shutdown

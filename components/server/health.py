@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ..gradio_compat.queue import SteadyQueue
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Job
 from ..jobs.scheduler import Scheduler
 from ..state.calibrations import READERS

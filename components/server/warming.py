@@ -12,7 +12,7 @@ import os
 import threading
 
 from ..i18n.language import translate
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Job
 from ..jobs.jobs import EXPECTED, failure
 from ..jobs.status import Status

@@ -27,7 +27,7 @@ from intraslice.slicing.one_shot import SliceCache
 from intraslice.untrusted.text_files import reading_bytes
 
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.places import JobSemaphore

@@ -17,7 +17,7 @@ from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES
 
 from ..i18n.language import LazyString, lazy_gettext, term
-from ..jobs import limits
+from .. import limits
 
 __all__ = [
     "ESTIMATORS",

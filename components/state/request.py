@@ -36,7 +36,7 @@ from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weight
 from intraslice.reporting import Recipe
 
 from ..assets import ASSETS
-from ..jobs import limits
+from .. import limits
 from .choices import METHODS
 from .settings import Settings
 

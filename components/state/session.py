@@ -27,7 +27,7 @@ from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.slicing.driver import slice_model
 
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Job
 from ..jobs.jobs import Jobs, job_progress
 from ..jobs.scheduler import Scheduler

@@ -28,7 +28,8 @@ from intraslice.recovery.registry import cost_of
 from intraslice.reporting import records
 
 from ..i18n.language import LazyString, lazy_gettext
-from ..jobs import limits, status
+from .. import limits
+from ..jobs import status
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import MAX_PERCENT, Request

@@ -19,8 +19,8 @@ from intraslice.core.errors import UserError
 
 from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_folder
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
-from ..jobs.limits import Limit
+from .. import limits
+from ..limits import Limit
 from ..jobs.places import JobSemaphore
 
 MIN_KEPT_SECONDS = 600.0  # seconds that a finished file is kept

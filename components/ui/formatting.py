@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
-from ..jobs import limits
+from .. import limits
 from ..jobs.status import Status
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, StoredMeasurement
 from .pinned.differences import signed

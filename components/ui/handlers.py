@@ -28,7 +28,7 @@ from ..gradio_compat.signatures import (
     wrap_handler,
 )
 from ..i18n.language import LazyString, language
-from ..jobs import limits
+from .. import limits
 from ..jobs.status import Status
 from ..state.request import model_name, parse
 from ..state.settings import Settings

@@ -18,7 +18,7 @@ from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
 from components.export import files
-from components.jobs import limits
+from components import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.page import build_app, launch_options

@@ -20,7 +20,7 @@ from ...compare.models import Columns
 from ...compare.passages import score_tokens
 from ...compare.views import Question
 from ...i18n.language import lazy_gettext
-from ...jobs import limits
+from ... import limits
 from ...jobs.job import Job
 from ...jobs.status import Status
 from ...jobs.turns import Urgency

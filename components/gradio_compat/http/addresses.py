@@ -14,7 +14,7 @@ import logging
 from functools import cache
 from typing import Any
 
-from ...jobs import limits
+from ... import limits
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...i18n.language import gettext
-from ...jobs import limits
+from ... import limits
 from ..upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 from .routes import API
 

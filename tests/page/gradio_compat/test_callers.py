@@ -22,7 +22,7 @@ from components.gradio_compat.callers import client_of, current_caller
 from components.gradio_compat.http import addresses
 from components.gradio_compat.http.addresses import address_of
 from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
-from components.jobs import limits
+from components import limits
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
 

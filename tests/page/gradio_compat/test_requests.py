@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
 from components.gradio_compat.http.routes import API, NEEDED, NeededRoutes
 from components.gradio_compat.upload_folder import upload_folder
-from components.jobs import limits
+from components import limits
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])

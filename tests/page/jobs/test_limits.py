@@ -11,7 +11,7 @@ from components.frame import link
 from components.gradio_compat.http.request_size import make_room
 from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.i18n.language import translate, use_language
-from components.jobs import limits
+from components import limits
 from components.jobs.status import Status
 from components.page import launch_options
 from components.state.request import offered_models, parse

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from components.jobs import limits
+from components import limits
 from components.rooms import room
 from components.rooms.room import JOIN_SECONDS
 from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, LENGTH, Rooms

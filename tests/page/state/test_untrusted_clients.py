@@ -18,7 +18,7 @@ from refused_values import NAN, REFUSED
 from tiny_page import tiny_settings
 
 from components.assets import ASSETS
-from components.jobs import limits
+from components import limits
 from components.page import build_app, launch_options
 from components.state import calibrations, request
 from components.state.session import Session

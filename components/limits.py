@@ -14,7 +14,7 @@ from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
 from intraslice.core.checks import from_environment
 from intraslice.core.errors import Message
 
-from ..i18n.language import LazyString, translate
+from .i18n.language import LazyString, translate
 
 MAX_WORDS = 600  # characters of an error
 HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
