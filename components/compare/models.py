@@ -20,10 +20,9 @@ from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..i18n.language import gettext
-from ..jobs.turns import Urgency
+from ..jobs.job import Urgency
 from ..state.request import Request
 from ..state.session import Session
 from ..state.views import PinnedView, PlanView

@@ -6,15 +6,20 @@ and may be cancelled there; between two of these calls no other job runs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from .turns import SHARED_SECONDS, Account, Urgency
+from ..limits import BEGINNING_SECONDS
 
 Result = TypeVar("Result")
+Path = tuple[Any, ...]  # is it background, has it begun, address, is a result seen, client, number: see `turns.py`
+NUMBERS = itertools.count()
 
 
 class Cancelled(BaseException):
@@ -22,6 +27,13 @@ class Cancelled(BaseException):
 
     No `Exception`, so that code which handles failures of its own work, the library's included, lets it pass.
     """
+
+
+class Urgency(Enum):
+    """Who waits for a job."""
+
+    PEOPLE = "its client"
+    BACKGROUND = "no client"
 
 
 class Caller(NamedTuple):
@@ -56,7 +68,7 @@ class Runner(Protocol):
     def hold(self, key: Hashable, count: int) -> None: ...
 
 
-class Job(Account):
+class Job:
     """A client's work. The first part is for the handler that started it, the second for the work itself."""
 
     def __init__(
@@ -64,12 +76,16 @@ class Job(Account):
         scheduler: Runner,
         client: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
+        urgency: Urgency = Urgency.PEOPLE,
         caller: Caller = UNKNOWN,
         max_seconds: float = math.inf,
     ) -> None:
-        super().__init__(client, caller.address, urgency)
-        self.work, self.is_connected, self.max_seconds = work, caller.is_connected, max_seconds
+        self.client, self.work, self.urgency, self.max_seconds = client, work, urgency, max_seconds
+        self.address, self.is_connected = caller
+        self.number = next(NUMBERS)
+        self.path: Path = ()  # when its turn was last considered
+        self.seconds = 0.0  # of its turns so far
+        self.seconds_to_result: float | None = None  # of its turns until its client saw a first result
         self.result: Any = None  # what `work` returned
         self.error: BaseException | None = None
         self.stopped = self.ended = False
@@ -94,10 +110,14 @@ class Job(Account):
         Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away. With
         `patience`, a list is empty where nothing came for so many seconds.
         """
+
+        def has_news() -> bool:
+            return bool(self._events) or self.ended or (self.stopped and self.is_away)
+
         try:
             while True:
                 with self._changed:
-                    self._await_events(patience)
+                    self._changed.wait_for(has_news, patience)
                     events, self._events = self._events, []
                     is_last = self.ended or self.stopped
                 if (events or not is_last) and not self.stopped:
@@ -121,12 +141,14 @@ class Job(Account):
         return self.stopped or self.error is not None
 
     @property
-    def sharers(self) -> int:
-        """As of every account."""
-        if self.wait is None or (work := self.wait.work).seconds > SHARED_SECONDS:
-            return 1
-        waiting = [taker for taker in work.takers if taker.wait is not None and taker.wait.work is work]
-        return len({taker.client for taker in waiting if taker.urgency is not Urgency.BACKGROUND} | {self.client})
+    def is_new(self) -> bool:
+        """Whether it has only begun, and its client sees no result."""
+        return not self.has_result and self.seconds < BEGINNING_SECONDS
+
+    @property
+    def has_result(self) -> bool:
+        """Whether its client sees a first result."""
+        return self.seconds_to_result is not None
 
     # For the work itself, while it has the turn
 
@@ -140,7 +162,7 @@ class Job(Account):
         self.checkpoint()
 
     def note_result(self) -> None:
-        """Note that its client sees a first result: where many wait, those come first who see none."""
+        """Note that its client sees a first result: where many wait, clients who see none come first."""
         if self.seconds_to_result is None:
             self.seconds_to_result = self.seconds
 
@@ -216,9 +238,6 @@ class Job(Account):
             del self.work
             self._changed.notify_all()
 
-    def _await_events(self, patience: float | None) -> None:
-        self._changed.wait_for(lambda: self._events or self.ended or (self.stopped and self.is_away), patience)
-
 
 class SharedWork(Job):
     """Work that several jobs wait for. It has no turns of its own: they give it theirs; its `seconds` count them."""
@@ -232,7 +251,7 @@ class SharedWork(Job):
         """As of every job; and end the waits whose condition is met."""
         for taker in list(self.takers):
             if taker.wait is not None and taker.wait.work is self:
-                taker.wait.check()
+                taker.wait.is_met = taker.wait.condition()
         super().checkpoint()
 
     def note_result(self) -> None:
@@ -246,26 +265,19 @@ class SharedWork(Job):
             taker.deliver(event)
 
 
+@dataclass(eq=False)
 class Wait:
     """A job's wait for shared work: until that has ended, a moment has come, or a condition holds."""
 
-    def __init__(self, work: SharedWork, until_moment: float, condition: Callable[[], bool] | None) -> None:
-        self.work, self.until_moment, self._condition = work, until_moment, condition
-        self._is_met = False
-        self.has_given = False  # a turn to the work
-
-    def check(self) -> None:
-        """Look whether the condition holds; called by the work, which has the turn."""
-        self._is_met = self._condition is not None and self._condition()
+    work: SharedWork
+    until_moment: float
+    condition: Callable[[], bool]  # called by the work, which has the turn
+    is_met: bool = False
+    has_given: bool = False  # a turn to the work
 
     def is_over(self, now: float) -> bool:
         """Whether its job has something else to do than to wait."""
-        return self.work.ended or self._is_met or (self.has_given and self.until_moment <= now)
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether its job has something to do meanwhile."""
-        return self.until_moment < math.inf
+        return self.work.ended or self.is_met or (self.has_given and self.until_moment <= now)
 
 
 class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
@@ -279,13 +291,13 @@ class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
         """Whether the work has ended, well or not."""
         return self._work.ended
 
-    def wait(self, seconds: float = math.inf, until: Callable[[], bool] | None = None) -> bool:
+    def wait(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> bool:
         """Give the job's turns to the work, and return whether that has ended.
 
         With `seconds`, for so long, but for one turn at least, and not while the work is away. With `until`, until that
         is true; it is called at every checkpoint of the work. Raises Cancelled.
         """
-        if not self.done and not (until is not None and until()):
+        if not self.done and not until():
             self._scheduler.wait(self._job, Wait(self._work, self._clock() + seconds, until))
         return self.done
 

@@ -15,20 +15,17 @@ import psutil
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback
 
-from ..i18n.language import lazy_gettext
 from .. import limits
-from . import status
-from .job import Caller, Job
+from ..i18n.language import lazy_gettext
+from .job import Caller, Job, Urgency
 from .scheduler import Scheduler
 from .status import Status
-from .turns import Urgency
-from .waiting import AGAIN, PATIENCE, Line
+from .waiting import Line
 
 log = logging.getLogger(__name__)
 
 CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of work for which no client has asked yet
-REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 REPEAT = object()  # an event of a job that has to emit its last status again
 
@@ -93,7 +90,7 @@ class Jobs:
         """
 
         def rested(job: Job) -> None:
-            job.sleep(REST)
+            job.sleep(limits.REST_SECONDS)
             if len(self.scheduler.jobs) == 1:
                 work(job)
 
@@ -108,7 +105,7 @@ class Jobs:
         client: str,
         kind: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
+        urgency: Urgency = Urgency.PEOPLE,
         ready: Callable[[], Status] | None = None,
         **cancel_when_changed: object,
     ) -> Iterator[Any]:
@@ -151,10 +148,10 @@ class Jobs:
         """Yields a job's events; returns the status of its failure, if it fails."""
         job, shown, shown_at = running.job, None, -math.inf
         try:
-            for events in job.events(PATIENCE):
+            for events in job.events(limits.QUIET_SECONDS):
                 if events:
                     shown = None
-                elif time.monotonic() >= shown_at + AGAIN:
+                elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
                     waiting = self._line.status(job, self.scheduler, self._kinds())
                     if waiting not in (None, shown):
                         shown, shown_at = waiting, time.monotonic()
@@ -232,7 +229,7 @@ def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallba
     def progress(event: Progress) -> None:
         nonlocal moment, done, first
         first = event.done if first is None else first
-        if event.done == done if when_done else time.monotonic() < moment + status.EVERY:
+        if event.done == done if when_done else time.monotonic() < moment + limits.STATUS_SECONDS:
             job.checkpoint()
             return
         moment, done = time.monotonic(), event.done

@@ -18,9 +18,10 @@ from traceback import format_tb
 from typing import Any
 
 from ..i18n.language import lazy_gettext
-from .job import UNKNOWN, Caller, Cancelled, Job, Result, Shared, SharedWork, Wait
+from ..limits import NOTICED_SECONDS
+from .job import UNKNOWN, Caller, Cancelled, Job, Result, Shared, SharedWork, Urgency, Wait
 from .threads import ThreadPool
-from .turns import LONG, Turns, Urgency
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,13 @@ class Scheduler:
         self,
         client: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
+        urgency: Urgency = Urgency.PEOPLE,
         caller: Caller = UNKNOWN,
         max_seconds: float = math.inf,
     ) -> Job:
         """Take on a job of a client. It ends in a TimeoutError after `max_seconds` of its own turns."""
         job = self.job_class(self, client, work, urgency, caller, max_seconds)
         with self.lock:
-            self._turns.admit(job, self.jobs)
             self.jobs.append(job)
             self._pass_on()
         return job
@@ -164,7 +164,7 @@ class Scheduler:
             self._turns.count(payer, seconds)
         if payer is not job:
             job.seconds += seconds
-        if seconds > LONG:
+        if seconds > NOTICED_SECONDS:
             log.info("a step of %s took %.2f s", getattr(job.work, "__qualname__", "a job"), seconds)
         return payer
 
@@ -211,7 +211,7 @@ class Scheduler:
         if job.is_cancelled or job.wait is None or job.wait.is_over(now):
             return None if job.is_away else job
         runner = self._runner_for(job.wait.work, now)
-        return job if runner is None and job.wait.is_limited else runner
+        return job if runner is None and job.wait.until_moment < math.inf else runner
 
     def _acquire(self, job: Job) -> None:
         job.turn.wait_for(lambda: self._runner is job)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from .. import limits
 
-EVERY = 0.5  # seconds between two statuses of a job: each costs the page some milliseconds of what it reports on
-
 
 @dataclass(frozen=True)
 class Status:

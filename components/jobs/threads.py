@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-IDLE_SECONDS = 60.0  # after which a thread without work ends
+from .. import limits
+
 NICENESS = 5  # jobs give way to handlers, which answer every move of a slider
 
 Task = Callable[[], None]
@@ -40,7 +41,7 @@ class ThreadPool:
         self._initialise()
         while True:
             try:
-                task = inbox.get(timeout=IDLE_SECONDS)
+                task = inbox.get(timeout=limits.IDLE_THREAD_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if inbox in self._idle:

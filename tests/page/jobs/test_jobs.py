@@ -14,7 +14,8 @@ from stepping import OnlyWhileAwaited, Stepped
 
 from components.jobs.job import Caller, Job
 from components.jobs.jobs import Jobs, job_progress
-from components.jobs.status import EVERY, Status
+from components.jobs.status import Status
+from components.limits import STATUS_SECONDS
 from components.state.settings import Settings
 from components.ui.handlers import status_line
 from intraslice.core.errors import UserError
@@ -196,7 +197,7 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
         for done in range(8):
             progress(Progress("slice", done, 8))
             turns.append(done)
-            now[0] += 0.4 * EVERY
+            now[0] += 0.4 * STATUS_SECONDS
 
     scheduler = Stepped()
     job = scheduler.start("a", work)
@@ -206,7 +207,9 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
     scheduler.run()
     statuses = [event for events in job.events() for event in events]
     assert [status.done for status in statuses] == [0, 3, 6]
-    assert [status.seconds_left for status in statuses] == pytest.approx([None, 0.4 * EVERY * 5, 0.4 * EVERY * 2])
+    assert [status.seconds_left for status in statuses] == pytest.approx(
+        [None, 0.4 * STATUS_SECONDS * 5, 0.4 * STATUS_SECONDS * 2]
+    )
     assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)
 
 
