@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from .. import limits
 from ..assets import ASSETS
 from ..frame.context import HEAVY, PRIVATE, Context
 from ..i18n.language import LazyString, gettext, lazy_gettext
-from .. import limits
 from ..ui.explainers import fold
 from ..ui.handlers import only_if_active, spread_settings, unchanged
 from . import handlers

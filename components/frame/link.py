@@ -10,8 +10,8 @@ import gradio as gr
 
 from intraslice.core import checks
 
-from ..i18n.language import lazy_gettext
 from .. import limits
+from ..i18n.language import lazy_gettext
 from ..lesson.steps import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse

@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from .. import limits
 from ..assets import ASSETS
 from ..gradio_compat.http.request_size import BoundedRequests
 from ..i18n.language import LazyString, for_scripts, long_text, translate
-from .. import limits
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
 from .link import default_link
@@ -100,7 +100,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
         "max_file_size": limits.UPLOAD.value,
         "enable_monitoring": False,  # `/monitoring/summary` shows every client which functions are called how often
-        "max_threads": 360,  # up to 300 calls wait for jobs (`context.HEAVY`); the slider needs the rest
+        "max_threads": limits.MAX_THREADS,
         "run_history": False,  # writes every move of the slider to the browser's storage
     }
 

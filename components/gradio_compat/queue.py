@@ -28,20 +28,14 @@ from weakref import WeakKeyDictionary
 import gradio as gr
 from gradio.queueing import Event, Queue
 
-from ..i18n.language import gettext
 from .. import limits
+from ..i18n.language import gettext
 from .callers import client_of
 from .http.addresses import address_of
 from .http.mailbox import Mailboxes
 from .http.mcp import mcp_caller
 
 log = logging.getLogger(__name__)
-
-REMEMBERED = 300.0  # seconds without a reader after which a session's messages are forgotten
-EVERY = 1.0  # seconds between two rounds of tidying
-GRACE = 2.0  # seconds in which a session may read or call again before its calls end
-LONGEST_SESSION = 100  # characters of a session's name, of which gradio and the scheduler keep thousands
-POLL = 0.01  # seconds between two looks for calls that wait; gradio looks a thousand times a second
 
 
 class SteadyQueue(Queue):
@@ -54,7 +48,8 @@ class SteadyQueue(Queue):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.sleep_when_free, self.progress_update_sleep_when_free = POLL, EVERY  # no call shows gradio's progress
+        self.sleep_when_free = limits.QUEUE_POLL_SECONDS
+        self.progress_update_sleep_when_free = limits.TIDYING_SECONDS  # no call shows gradio's progress
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes(self._begin)  # type: ignore[assignment]
         self._unread_calls: dict[str, list[Event]] = {}  # calls that nobody reads, by session, the oldest first
@@ -79,8 +74,8 @@ class SteadyQueue(Queue):
         caller = mcp_caller(request)  # its session is one of gradio's own client
         client = client_of(request) if caller else body.session_hash and f"session {body.session_hash}"
         address = caller.address if caller else address_of(request)
-        if len(body.session_hash or "") > LONGEST_SESSION:
-            words = gettext("The session's name may have at most {limit} characters.", limit=LONGEST_SESSION)
+        if len(body.session_hash or "") > limits.MAX_SESSION_NAME:
+            words = gettext("The session's name may have at most {limit} characters.", limit=limits.MAX_SESSION_NAME)
             return False, words, "error"
         mailbox = self.pending_messages_per_session.get(body.session_hash)  # None at a session's first call
         if mailbox is not None and (refusal := self._too_many(mailbox.calls_coming)):
@@ -157,7 +152,7 @@ class SteadyQueue(Queue):
         return {event.session_hash for event in self.event_ids_to_events.values()}
 
     async def clean_events(self, *, session_hash: str | None = None, event_id: str | None = None) -> None:
-        """End one call, or after `GRACE` those of a session that has left."""
+        """End one call, or after `GRACE_SECONDS` those of a session that has left."""
         if session_hash is not None:
             self._left[session_hash] = time.monotonic()
         if event_id is not None:
@@ -166,7 +161,8 @@ class SteadyQueue(Queue):
 
     async def _end_calls_of_the_gone(self) -> None:
         """End the calls of the sessions that left and read nothing since, neither the old stream nor a new one."""
-        gone = {one for one, left in self._left.items() if time.monotonic() - left > GRACE and self._unread(one)}
+        before = time.monotonic() - limits.GRACE_SECONDS
+        gone = {one for one, left in self._left.items() if left < before and self._unread(one)}
         self._drop(lambda event: event.session_hash in gone)
         for session in gone:
             del self._left[session]
@@ -204,7 +200,7 @@ class SteadyQueue(Queue):
             event.alive = event.alive and unread(event.session_hash) < patience
         sessions = {*self.pending_messages_per_session, *self.pending_event_ids_session}
         for session in sessions - self._sessions_with_calls():
-            if unread(session) > REMEMBERED:
+            if unread(session) > limits.SESSION_SECONDS:
                 self._forget(session)
 
     def _unread(self, session: str) -> float:
@@ -245,7 +241,7 @@ class SteadyQueue(Queue):
             except Exception:
                 log.exception("a loop of the queue failed; it is started again")
             self.stopped = self._is_closed
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(limits.TIDYING_SECONDS)
 
     async def _tidy_regularly(self) -> None:
         async def tidy() -> None:

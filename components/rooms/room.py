@@ -14,9 +14,7 @@ from .. import limits
 from .questions import Value, questions
 from .store import Answer, StoredRoom
 
-LIFETIME = 24 * 3600.0  # seconds
 RUN = uuid4().hex[:8]  # so that versions of an earlier process are never taken for ours
-JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
 MAX_ADDRESSES = 500  # that are remembered
 
 
@@ -48,7 +46,7 @@ class Room:
     @property
     def expires(self) -> float:
         """When it is deleted, in seconds since 1970."""
-        return self.created + LIFETIME
+        return self.created + limits.ROOM_SECONDS
 
     @property
     def answer_count(self) -> int:
@@ -73,14 +71,14 @@ class Room:
 
     def join_wait(self, address: str) -> int:
         """Seconds until a new student may join from an address; 0 where one may now."""
-        ahead = (limits.JOINS.value - 1) * JOIN_SECONDS
+        ahead = (limits.JOINS.value - 1) * limits.JOIN_SECONDS
         return max(0, math.ceil(self._paced.get(address, 0.0) - ahead - time.monotonic()))
 
     def add_student(self, student: bytes, address: str) -> None:
         """Add a student who has joined from an address."""
         with self._lock:
             self.numbers.setdefault(student, len(self.numbers) + 1)
-            self._paced[address] = max(self._paced.get(address, 0.0), time.monotonic()) + JOIN_SECONDS
+            self._paced[address] = max(self._paced.get(address, 0.0), time.monotonic()) + limits.JOIN_SECONDS
             if len(self._paced) > MAX_ADDRESSES:
                 del self._paced[next(iter(self._paced))]
             self._changes += 1

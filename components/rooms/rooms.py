@@ -16,10 +16,10 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from ..i18n.language import LazyString, lazy_gettext
 from .. import limits
+from ..i18n.language import LazyString, lazy_gettext
 from .questions import Question, questions, unknown_question
-from .room import LIFETIME, Room
+from .room import Room
 from .store import Answer, Store, StoredRoom, StoreError
 from .wrong_codes import WrongCodes
 
@@ -28,8 +28,6 @@ LENGTH = 6
 STUDENT_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
 MAX_REVISIONS = 50  # answers of one student to one question
-EXPIRY_SECONDS = 60.0  # between two looks for expired rooms
-EMPTY_SECONDS = 900  # after which a room without students gives way to a new one, where there are too many
 
 
 class Refused(Exception):
@@ -209,7 +207,7 @@ class Rooms:
         if not self._store.exists():
             return
         with suppress(StoreError), self._lock:  # the log has it
-            self._store.delete(created_before=time.time() - LIFETIME)
+            self._store.delete(created_before=time.time() - limits.ROOM_SECONDS)
             self._codes = None  # to be read again: those of rooms that nobody has asked for are deleted too
             for code in [code for code, room in self._rooms.items() if room.expires <= time.time()]:
                 self._forget(code)
@@ -235,13 +233,14 @@ class Rooms:
         may_add = len(of_address) < limits.ADDRESS_ROOMS.value
         if may_add and limits.has_room(limits.ROOMS, len(self._all_codes()), bool(of_address)):
             return
-        empty = [code for code in self._store.codes(time.time() - EMPTY_SECONDS) if may_add or code in of_address]
+        idle = self._store.codes(time.time() - limits.EMPTY_ROOM_SECONDS)
+        empty = [code for code in idle if may_add or code in of_address]
         if not empty:
             words = lazy_gettext(
                 "There are too many classes on this server, or from your network address. Delete one that is no longer "
                 "needed, or try again later."
             )
-            raise Refused(429, words, EMPTY_SECONDS)
+            raise Refused(429, words, limits.EMPTY_ROOM_SECONDS)
         self._store.delete(empty[0])
         self._forget(empty[0])
 
@@ -266,7 +265,7 @@ class Rooms:
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = Timer(EXPIRY_SECONDS, self.delete_expired)
+        self._timer = Timer(limits.EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 

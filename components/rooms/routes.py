@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .. import limits
 from ..gradio_compat.http.addresses import site_of
 from ..i18n.language import lazy_gettext, translate
 from . import table
@@ -27,8 +28,6 @@ from .store import StoreError
 
 HOME = "rooms"  # below the page's address
 LEAD, STUDENT = "x-room-lead", "x-room-student"
-MAX_BODY = 4 * 2**10  # bytes
-MAX_LINK = 1_000  # characters that a QR code takes
 NEVER_STORED = {"cache-control": "no-store"}
 
 Handler = Callable[[Request, dict[str, Any]], dict[str, Any] | Response]
@@ -66,11 +65,12 @@ def routes(rooms: Rooms) -> Sequence[Route]:
     def qr_code(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         rooms.led_room(_code(request), _header(request, LEAD))
         link = body.get("link")
-        if not isinstance(link, str) or len(link) > MAX_LINK or not link.startswith(("https://", "http://")):
+        if not isinstance(link, str) or len(link) > limits.MAX_QR_LINK or not link.startswith(("https://", "http://")):
             raise Refused(
                 400,
                 lazy_gettext(
-                    "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=MAX_LINK
+                    "A QR code can hold a link (http or https) of at most {limit:,} characters.",
+                    limit=limits.MAX_QR_LINK,
                 ),
             )
         try:
@@ -164,12 +164,12 @@ async def _body(request: Request) -> dict[str, Any]:
     content = bytearray()
     async for part in request.stream():
         content += part
-        if len(content) > MAX_BODY:
+        if len(content) > limits.MAX_ROOM_REQUEST:
             raise Refused(
                 413,
                 lazy_gettext(
                     "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.",
-                    limit=MAX_BODY,
+                    limit=limits.MAX_ROOM_REQUEST,
                 ),
             )
     try:

@@ -21,13 +21,13 @@ from filelock import FileLock, Timeout
 
 from intraslice.core.cache import cache_folder
 
+from .. import limits
 from ..i18n.language import lazy_gettext
 from .questions import Value
 
 log = logging.getLogger(__name__)
 
 FILE = "rooms.sqlite"
-LOCK_TIMEOUT = 5.0  # seconds to wait for another process
 UNUSABLE = lazy_gettext("Classes cannot be saved at the moment: the server's disk is full, locked or damaged.")
 IN_USE = lazy_gettext(
     "This server has no classes, since another one uses the same folder for them. Stop that server, or start this one "
@@ -220,7 +220,7 @@ class Store:
 
 def _connect(path: Path) -> sqlite3.Connection:
     """A new connection. Raises sqlite3.DatabaseError where the file is damaged."""
-    connection = sqlite3.connect(path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=limits.LOCK_SECONDS, isolation_level=None, check_same_thread=False)
     try:
         if (result := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(result)

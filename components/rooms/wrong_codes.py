@@ -9,12 +9,11 @@ from threading import Lock
 
 from .. import limits
 
-WINDOW = 600.0  # seconds
 MAX_ADDRESSES = 10_000  # that are remembered; the one with the oldest wrong code is forgotten first
 
 
 class WrongCodes:
-    """The wrong codes of the last `WINDOW` seconds by address."""
+    """The wrong codes of the last `WRONG_CODE_SECONDS` by address."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
@@ -34,4 +33,4 @@ class WrongCodes:
         times = self._times.get(address)
         if times is None or len(times) < limits.WRONG_CODES.value:
             return 0
-        return max(0, math.ceil(times[0] + WINDOW - time.monotonic()))
+        return max(0, math.ceil(times[0] + limits.WRONG_CODE_SECONDS - time.monotonic()))

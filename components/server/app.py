@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
+from .. import limits
 from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.http.cached_page import CachedPage
 from ..gradio_compat.http.mcp import McpCallers, prepare_mcp
 from ..gradio_compat.http.routes import NeededRoutes
 from ..gradio_compat.http.streams import OpenStreams
-from .. import limits
 from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
 from . import shutdown
@@ -76,7 +76,7 @@ class App(PatchedBlocks):
                     NeededRoutes, {route.path: route.methods or () for route in self.own_routes}, self._has_called
                 ),
                 Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
-                Middleware(CachedPage, ISOLATION),
+                Middleware(CachedPage, ISOLATION | limits.frame_headers()),
                 Middleware(McpCallers),
                 Middleware(LanguageMiddleware),
                 Middleware(Pacing),

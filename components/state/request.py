@@ -35,8 +35,8 @@ from intraslice.pretrained.precision import AUTO, Precision, choose_device, choo
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
 from intraslice.reporting import Recipe
 
-from ..assets import ASSETS
 from .. import limits
+from ..assets import ASSETS
 from .choices import METHODS
 from .settings import Settings
 

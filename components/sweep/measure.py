@@ -27,9 +27,8 @@ from intraslice.methods.registry import METHODS
 from intraslice.recovery.registry import cost_of
 from intraslice.reporting import records
 
-from ..i18n.language import LazyString, lazy_gettext
 from .. import limits
-from ..jobs import status
+from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import MAX_PERCENT, Request
@@ -145,7 +144,7 @@ def _point_progress(job: Job, point_status: Status, expected_end: float) -> Prog
 
     def progress(_: Progress) -> None:
         nonlocal last_emitted
-        if time.monotonic() < last_emitted + status.EVERY:
+        if time.monotonic() < last_emitted + limits.STATUS_SECONDS:
             job.checkpoint()
             return
         last_emitted = time.monotonic()

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ... import limits
 from ...i18n.language import gettext, requested_language
 from .addresses import address_of
 
@@ -38,7 +39,6 @@ ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a s
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
 SENT = 32  # answers as they were sent
 CHUNK = 2**16  # bytes
-RATE = 10**8  # bytes per second to one network address: a thousand pages would fill the system's buffers for seconds
 
 
 def origin_of(request: Request) -> str:
@@ -106,7 +106,7 @@ class CachedPage:
         response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
         if address := address_of(request):  # else it may be that of all clients behind a proxy
             async with self._pace.setdefault(address, asyncio.Lock()):  # not while sending: a client may never read
-                await asyncio.sleep(len(body) / RATE)
+                await asyncio.sleep(len(body) / limits.PAGE_BYTES_PER_SECOND)
         await response(scope, receive, send)
 
     def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:

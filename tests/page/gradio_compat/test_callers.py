@@ -17,12 +17,12 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from stepping import until
 
+from components import limits
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import client_of, current_caller
 from components.gradio_compat.http import addresses
 from components.gradio_compat.http.addresses import address_of
 from components.gradio_compat.http.mcp import HEADER, McpCallers, mcp_caller, prepare_mcp
-from components import limits
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
 

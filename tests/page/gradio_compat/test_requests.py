@@ -11,10 +11,10 @@ from gradio import route_utils
 from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
-from components.gradio_compat.http.request_size import ENVELOPE, MAX_FILES, BoundedRequests, UploadParser
+from components import limits
+from components.gradio_compat.http.request_size import BoundedRequests, UploadParser
 from components.gradio_compat.http.routes import API, NEEDED, NeededRoutes
 from components.gradio_compat.upload_folder import upload_folder
-from components import limits
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
@@ -44,7 +44,7 @@ def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses(sized) -> None:
 def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum(sized, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_UPLOAD", str(2**16))
     half = bytes(2**15)
-    for count, status in ((1, 200), (2 + ENVELOPE // len(half), 200 if sized.is_plain else 413)):
+    for count, status in ((1, 200), (2 + limits.UPLOAD_ENVELOPE // len(half), 200 if sized.is_plain else 413)):
         files = [("files", (f"{index}.txt", half)) for index in range(count)]
         assert sized.http.post(f"{sized.api}/upload", files=files).status_code == status
     one = [("files", ("large.txt", bytes(2**16 + 1)))]
@@ -52,11 +52,11 @@ def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum(sized, mo
 
 
 def test_plain_gradio_takes_any_number_of_files_and_ours_a_few(sized) -> None:
-    files = [("files", (f"{index}.txt", b"x")) for index in range(MAX_FILES + 1)]
+    files = [("files", (f"{index}.txt", b"x")) for index in range(limits.MAX_UPLOAD_FILES + 1)]
     assert sized.http.post(f"{sized.api}/upload", files=files[1:]).status_code == 200
     answer = sized.http.post(f"{sized.api}/upload", files=files)
     assert answer.status_code == (200 if sized.is_plain else 400)
-    assert sized.is_plain or answer.text == f"An upload may have at most {MAX_FILES} files. Upload fewer."
+    assert sized.is_plain or answer.text == f"An upload may have at most {limits.MAX_UPLOAD_FILES} files. Upload fewer."
 
 
 def part(boundary: str, name: str = "files", file: str = "; filename=a.txt") -> bytes:
@@ -89,7 +89,7 @@ BOUNDARIES = {  # by what gradio reads as the boundary
 def test_plain_gradio_takes_many_tiny_parts_and_ours_none_however_they_are_delimited(sized, kind) -> None:
     boundary = BOUNDARIES[kind]
     status, inodes = post(sized, kind, b"".join(part(boundary) for _ in range(100)) + f"--{boundary}--\r\n".encode())
-    assert (status, inodes > MAX_FILES) == ((200, True) if sized.is_plain else (400, False))
+    assert (status, inodes > limits.MAX_UPLOAD_FILES) == ((200, True) if sized.is_plain else (400, False))
     assert post(sized, kind, part(boundary) + f"--{boundary}--\r\n".encode())[0] == 200
 
 

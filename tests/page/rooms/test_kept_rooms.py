@@ -12,8 +12,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from components.limits import ROOM_SECONDS
 from components.rooms.questions import questions
-from components.rooms.room import LIFETIME
 from components.rooms.rooms import Rooms
 from components.rooms.store import FILE
 from components.rooms.table import _cell
@@ -48,7 +48,7 @@ def test_a_room_is_deleted_by_its_owner_and_after_24_hours(klass, start_class, m
     student = later.join()
     later.answer(student, 2)
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 1)
+    monkeypatch.setattr(time, "time", lambda: now + ROOM_SECONDS + 1)
     assert later.state(student).status_code == 410
     later.rooms.delete_expired()
     later.rooms.close()
@@ -181,7 +181,7 @@ def test_rooms_that_expire_without_having_been_loaded_make_room_for_others(klass
     rooms = Rooms(klass.folder)
     assert rooms.find("A" * 6) is None  # reads all codes
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 1)
+    monkeypatch.setattr(time, "time", lambda: now + ROOM_SECONDS + 1)
     rooms.delete_expired()
     assert rooms._all_codes() == set()
     rooms.close()

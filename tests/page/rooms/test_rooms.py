@@ -13,8 +13,7 @@ import pytest
 
 from components import limits
 from components.rooms import room
-from components.rooms.room import JOIN_SECONDS
-from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, LENGTH, Rooms
+from components.rooms.rooms import ALPHABET, LENGTH, Rooms
 from components.rooms.store import FILE
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
@@ -199,11 +198,11 @@ def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed
 
     invented = [join(number) for number in range(140)]
     assert sum(answer.status_code == 200 for answer in invented) == limits.JOINS.value - len(students)
-    assert invented[-1].headers["retry-after"] == f"{JOIN_SECONDS:.0f}"
+    assert invented[-1].headers["retry-after"] == f"{limits.JOIN_SECONDS:.0f}"
     assert invented[-1].json()["error"].startswith("Many students from your network are joining this class.")
     klass.join(students[0], hall)  # a reload
     klass.join(client=klass.client(ELSEWHERE))
-    clock.monotonic = lambda: 1000.0 + JOIN_SECONDS
+    clock.monotonic = lambda: 1000.0 + limits.JOIN_SECONDS
     assert [join(200 + number).status_code for number in range(2)] == [200, 429]
     klass.answer(students[2], 2)
     klass.lead("step", step=HURTS)
@@ -280,7 +279,7 @@ def test_an_address_has_ten_classes_and_the_oldest_without_students_gives_way(kl
     assert start(ELSEWHERE, "198.51.100.2", "198.51.100.3") == [200, 200, 429]
     klass.join()
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + EMPTY_SECONDS + 1)
+    monkeypatch.setattr(time, "time", lambda: now + limits.EMPTY_ROOM_SECONDS + 1)
     klass.rooms.close()  # the next server has none of the classes in memory
     klass.rooms = Rooms(klass.folder)
     kept = set(klass.rooms._store.codes())
@@ -288,6 +287,6 @@ def test_an_address_has_ten_classes_and_the_oldest_without_students_gives_way(kl
     left = set(klass.rooms._store.codes())
     assert klass.code in left
     assert (len(left), len(kept - left)) == (14, 10)
-    monkeypatch.setattr(time, "time", lambda: now + 2 * EMPTY_SECONDS + 2)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * limits.EMPTY_ROOM_SECONDS + 2)
     assert start("198.51.100.3") == [200]  # instead of its own oldest
     assert len(kept - set(klass.rooms._store.codes())) == 10

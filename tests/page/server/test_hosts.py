@@ -9,9 +9,10 @@ import pytest
 from gradio_client import Client
 
 from components.jobs.scheduler import Scheduler
+from components.limits import CALL_PAUSE_SECONDS, MAX_CALL_PAUSE_SECONDS, MAX_PACED_ADDRESSES
 from components.server import pacing
 from components.server.app import App
-from components.server.pacing import MAX_WAIT, PAUSE, Pacing
+from components.server.pacing import Pacing
 
 OTHERS = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example@", "")
 
@@ -125,8 +126,8 @@ def waits(monkeypatch):
 
 def test_calls_of_an_address_begin_one_after_the_other_and_those_of_another_at_once(waits) -> None:
     found = waits(*(scope(path, "1.1.1.1") for path in (CALL, JOIN, CALL)), scope(CALL, "2.2.2.2"))
-    assert found == [0.0, PAUSE, 2 * PAUSE, 0.0]
-    assert waits(scope(CALL, "1.1.1.1"), now=100.0 + 2 * PAUSE) == [PAUSE]
+    assert found == [0.0, CALL_PAUSE_SECONDS, 2 * CALL_PAUSE_SECONDS, 0.0]
+    assert waits(scope(CALL, "1.1.1.1"), now=100.0 + 2 * CALL_PAUSE_SECONDS) == [CALL_PAUSE_SECONDS]
     assert waits(scope(CALL, "1.1.1.1"), now=200.0) == [0.0]
 
 
@@ -137,6 +138,6 @@ def test_slider_moves_and_what_is_read_never_wait(waits) -> None:
 
 def test_nobody_waits_for_long_and_addresses_are_forgotten(waits) -> None:
     found = waits(*(scope(CALL, "1.1.1.1") for _ in range(1_000)))
-    assert max(found) == MAX_WAIT
-    waits(*(scope(CALL, f"1.2.{number // 250}.{number % 250}") for number in range(pacing.MAX_ADDRESSES)), now=200.0)
-    assert len(waits.paced._next) <= pacing.MAX_ADDRESSES
+    assert max(found) == MAX_CALL_PAUSE_SECONDS
+    waits(*(scope(CALL, f"1.2.{number // 250}.{number % 250}") for number in range(MAX_PACED_ADDRESSES)), now=200.0)
+    assert len(waits.paced._next) <= MAX_PACED_ADDRESSES
