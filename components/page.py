@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gradio as gr
 
-from . import api, tabs
+from . import api, limits, tabs
 from .device.routes import routes
 from .frame import controls, events, link, pinning, slider, theme
 from .gradio_compat.callers import current_caller
-from .jobs import limits
 from .rooms import routes as room_routes
 from .rooms.rooms import Rooms
 from .rooms.store import rooms_folder

@@ -19,7 +19,6 @@ from ..i18n.language import LazyString, gettext, lazy_gettext, translate
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan, note_of
 from ..state.request import Request, SliceKey
@@ -78,7 +77,7 @@ class ShiftViews:
         """
         work = partial(self.measure_both, request=request)
         jobs, ready = self._session.jobs, partial(self._session.ready, request)
-        yield from jobs.run(client, "shift", work, Urgency.FIRST, ready, request=request, tab="activations")
+        yield from jobs.run(client, "shift", work, ready=ready, request=request, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
         """The work of `measure`, inside a job."""

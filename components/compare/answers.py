@@ -18,11 +18,11 @@ from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
 
+from .. import limits
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
-from ..jobs.places import Places
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
+from ..jobs.waiting import JobSemaphore
 from ..state.request import DENSE, Request
 from .models import CANNOT_ANSWER, Columns, encode_off_turn
 from .token_streams import TokenStream, TokenStreams, stream_key
@@ -30,8 +30,7 @@ from .views import COLUMNS, OTHER, PINNED, Answer, Question
 
 Answers = Mapping[str, Answer]
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
-SLICED_ANSWERS = Places(4, lazy_gettext("Waiting for other answers to end"))
-SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
+SLICED_ANSWERS = JobSemaphore(limits.MAX_SLICED_ANSWERS, lazy_gettext("Waiting for other answers to end"))
 
 
 def answer(
@@ -42,7 +41,7 @@ def answer(
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
-    yield from columns.session.jobs.run(client, "answer", work, Urgency.FIRST, partial(columns.session.ready, request))
+    yield from columns.session.jobs.run(client, "answer", work, ready=partial(columns.session.ready, request))
 
 
 def write_answers(
@@ -99,7 +98,7 @@ def write_answers(
                 continue
             for name in ready:  # one model at a time; columns that have one continue
                 try:
-                    if not models[name].wait(SLICING_SECONDS if decoder.running else math.inf):
+                    if not models[name].wait(limits.SLICING_SECONDS if decoder.running else math.inf):
                         break
                     model = models.pop(name).result()
                     # The key again, since it names the weights, which have been loaded only now.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from .. import limits
 from ..device import wllama
 from ..i18n.language import gettext, lazy_gettext
 from ..jobs.status import Status
@@ -20,8 +21,6 @@ from . import answers, html, passages
 from .models import Columns
 from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
 
-UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
-LONG_WAIT = 10  # seconds from which a wait offers the user's own device
 UNFINISHED = ("waiting", "pending", "growing")
 
 
@@ -116,8 +115,9 @@ def answer(
             event = _with_offer(columns, request, event)
             status, event = status_line(event), _with_slicing_progress(latest, event)
         latest = event
-        is_named = columns.session.jobs.looked_at(client, "other", other) == other
-        if status is not None or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
+        is_named = columns.session.jobs.view_of(client, "other", other) == other
+        is_due = time.monotonic() > shown_at + limits.ANSWER_UPDATE_SECONDS
+        if status is not None or is_due or _states(latest) != _states(shown):
             yield changed(shown, latest)._replace(status=status or gr.skip())
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
@@ -130,7 +130,7 @@ def name_other(columns: Columns, request: Request, other: str, shown: str, clien
 
     `shown` is the column as it is now: an answer of the same model stays.
     """
-    columns.session.jobs.look(client, other=other)
+    columns.session.jobs.set_view(client, other=other)
     if not other:
         return OtherColumn("", "")
     answer = gr.skip() if html.is_of(other, shown) else html.answer(OTHER, other=other)
@@ -230,7 +230,7 @@ def _changed(
 
 def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
     """The status; one of a long wait offers the user's own device, where that can run the models."""
-    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
+    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= limits.LONG_WAIT_SECONDS
     if not is_long or not wllama.is_fetched() or columns.session.source(request) is None:
         return event
     waiting = formatting.status_text(event)

@@ -20,10 +20,9 @@ from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request
@@ -143,9 +142,9 @@ class Columns:
     ) -> Iterator[Status]:
         """Measure the missing perplexities and speeds, with background priority."""
         work = partial(self._measure, request=request, pinned=pinned, other=other)
-        follows: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
+        cancel_when_changed: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
         ready = partial(self.session.ready, request)
-        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **follows)
+        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **cancel_when_changed)
 
     def is_measuring(self, request: Request, client: str, pinned: Request | None, other: str = "") -> bool:
         """Whether `measure` runs for a client with these settings."""

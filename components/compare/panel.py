@@ -9,12 +9,12 @@ import gradio as gr
 
 from intraslice.core import checks
 
+from .. import limits
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext
-from ..jobs import limits
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import gradio as gr
 
+from .. import limits
 from ..frame.context import HEAVY, PRIVATE, Context
 from ..i18n.language import LazyString, gettext, lazy_gettext
-from ..jobs import limits
 from ..ui.explainers import fold
 from ..ui.handlers import only_if_active, spread_settings, unchanged
 from ..ui.scripts import on_load

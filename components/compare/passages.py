@@ -12,6 +12,7 @@ from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_n
 from intraslice.evaluation.generation import prompt_tokens
 from intraslice.pretrained.tokenizer import encode
 
+from .. import limits
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
@@ -21,7 +22,6 @@ from .views import Candidate, PassageToken, PassageView
 
 MAX_CANDIDATES = 8  # of either model
 MAX_ALTERNATIVES = 3  # per token of the passage
-MAX_TOKENS = 512  # of a passage: each token is an element of the page
 PassageResult = tuple[Candidate, ...] | PassageView
 
 
@@ -57,8 +57,9 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
     tokenizer = columns.dense(job, request).tokenizer
     encode_off_turn(job, tokenizer, lambda: encode(tokenizer, text.strip()))
     count = len(encode(tokenizer, text.strip()))
-    if not 2 <= count <= MAX_TOKENS:  # the first has no score
-        raise UserError("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=MAX_TOKENS)
+    if not 2 <= count <= limits.MAX_PASSAGE_TOKENS:  # the first has no score
+        limit = limits.MAX_PASSAGE_TOKENS
+        raise UserError("The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limit)
     job.emit(Status(lazy_gettext("Scoring the passage")))
     passage = score_passage(models["dense"], models["intraslice"], tokenizer, text.strip(), MAX_ALTERNATIVES)
     return PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)

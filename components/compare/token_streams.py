@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.core.progress import Pause
 from intraslice.evaluation.generation import Sampling, end_tokens, stream_tokens
 
+from .. import limits
 from ..jobs.job import Job
 from ..state.caches import BoundedCache
 from ..state.request import SliceKey
 from .views import Question
 
-POLL = 0.05  # seconds between two looks whether another job has read the prompt
 MAX_FINISHED = 1000  # answers of a few kB
 
 
@@ -56,7 +56,7 @@ class TokenStream:
         """Return whether there are more than `count` tokens, once that is certain. Raises as `stream_tokens` does."""
         while len(self.tokens) <= count and self._begin is not None:
             if self._writer.job is not None:
-                job.sleep(POLL)
+                job.sleep(limits.PROMPT_POLL_SECONDS)
             else:
                 self._generate(job, self._begin)
         return len(self.tokens) > count

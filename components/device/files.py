@@ -17,8 +17,8 @@ from intraslice.checkpoints.to_gguf import require_deci, write_gguf
 from intraslice.core import checks
 from intraslice.pretrained.wheels import file_sha256
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import DENSE, Request
@@ -29,7 +29,6 @@ from . import wllama
 FileType = Literal["q8_0", "f16"]  # q8_0 is the smallest that changes answers little
 FILE_TYPES: tuple[FileType, ...] = get_args(FileType)
 BYTES_PER_PARAMETER = {"q8_0": 34 / 32, "f16": 2.0}  # q8_0: 32 values and their scale take 34 bytes
-KEPT_SECONDS = 120.0  # seconds that a file is kept at least after it was asked for
 
 
 class ModelFile(NamedTuple):
@@ -44,7 +43,7 @@ class ModelFiles:
     """GGUF files on disk, the newest within `limits.DEVICE_FILES` bytes. One for all who ask for the same setting."""
 
     def __init__(self) -> None:
-        self._downloads = Downloads(limits.DEVICE_FILES, KEPT_SECONDS)
+        self._downloads = Downloads(limits.DEVICE_FILES, limits.DEVICE_FILE_SECONDS)
         self._written: dict[str, tuple[Path, ModelFile]] = {}
         self._lock = threading.Lock()
 

@@ -14,23 +14,20 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from .. import limits
 from ..gradio_compat.callers import address_of
 from ..i18n.language import gettext
-from ..jobs import limits
 from . import wllama
 from .files import ModelFiles
 
 HOME = "device"  # below the page's address
 ENGINE = f"{HOME}/wllama-{wllama.VERSION}/"
 MODELS = f"{HOME}/models/"
-BYTES_PER_SECOND = 125e6  # a connection of a gigabit
 PART = 2**16  # bytes: what waits in memory for each client
-STALLED_SECONDS = 60.0
-SLOW_SECONDS = 5.0  # for a part: such a client gives way to others of its address
 
 
 class _Downloads:
-    """All that are open; `BYTES_PER_SECOND` for all of them leave the cores to the slider."""
+    """All that are open; `DEVICE_BYTES_PER_SECOND` for all of them leave the cores to the slider."""
 
     def __init__(self) -> None:
         self.open: dict[asyncio.Timeout, Hashable] = {}  # network addresses, by what ends each when its client stalls
@@ -39,7 +36,7 @@ class _Downloads:
     async def wait(self, size: int) -> None:
         """Wait until `size` more bytes may have been sent."""
         now = time.monotonic()
-        self._free = max(self._free, now) + size / BYTES_PER_SECOND
+        self._free = max(self._free, now) + size / limits.DEVICE_BYTES_PER_SECOND
         await asyncio.sleep(self._free - now)
 
     def make_room(self, address: str) -> bool:
@@ -52,10 +49,10 @@ class _Downloads:
         if counts.total() < limits.DOWNLOADS.value:
             return True
         most, count = counts.most_common(1)[0]
-        crowd, seconds = (most, 0.0) if count > counts[address] + 1 else (address, SLOW_SECONDS)
+        crowd, seconds = (most, 0.0) if count > counts[address] + 1 else (address, limits.SLOW_SECONDS)
         ends = {end.when() or 0.0: end for end, owner in self.open.items() if owner == crowd}
         now = asyncio.get_running_loop().time()
-        if not ends or min(ends) > now + STALLED_SECONDS - seconds:
+        if not ends or min(ends) > now + limits.STALLED_SECONDS - seconds:
             return False
         del self.open[slowest := ends[min(ends)]]
         if not slowest.expired():
@@ -82,7 +79,7 @@ class _LargeFile(FileResponse):
                 more = message.get("more_body", False) or start + PART < len(body)
                 await send({**message, "body": part, "more_body": more} if body else message)
                 if end in DOWNLOADS.open:
-                    end.reschedule(asyncio.get_running_loop().time() + STALLED_SECONDS)
+                    end.reschedule(asyncio.get_running_loop().time() + limits.STALLED_SECONDS)
                 await DOWNLOADS.wait(len(part))
             if body and not Path(self.path).exists():
                 raise ConnectionAbortedError("the file has been deleted")
@@ -90,7 +87,7 @@ class _LargeFile(FileResponse):
         if not DOWNLOADS.make_room(address := address_of(Request(scope))):
             words = gettext("Too many downloads. Try again in a minute.")
             return await PlainTextResponse(words, 503, {"retry-after": "60"})(scope, receive, send)
-        end = asyncio.timeout(STALLED_SECONDS)
+        end = asyncio.timeout(limits.STALLED_SECONDS)
         DOWNLOADS.open[end] = address or end  # each client of an unknown address is alone
         try:
             with suppress(TimeoutError, ConnectionAbortedError):

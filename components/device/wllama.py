@@ -19,14 +19,14 @@ from intraslice.core.cache import temporary_folder, unwritable_cache
 from intraslice.core.errors import UserError, first_line
 from intraslice.pretrained.wheels import file_sha256, wheels_folder
 
+from .. import limits
+
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
 FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
     "index.js": ("esm/index.js", "fffd95c16ca191f31f4303664a05189c43d0cb20c52b67276c04e8857b138b64"),
     "wllama.wasm": ("esm/wasm/wllama.wasm", "79ac5be917b71d50571a4f584436a9f6baf6b6e57719d094ed8bd950e9a65780"),
 }
-MAX_BYTES = 40 * 10**6  # of the package and its files together
-TIMEOUT = 300  # seconds for the whole download
 
 
 def folder() -> Path:
@@ -54,7 +54,7 @@ def fetch() -> Path:
         target.mkdir(parents=True, exist_ok=True)
         with FileLock(target / ".lock"):
             if not _intact(target):
-                with temporary_folder(MAX_BYTES, required=True) as temporary:
+                with temporary_folder(limits.MAX_ENGINE_BYTES, required=True) as temporary:
                     _download(temporary)
                     for name in FILES:
                         os.replace(temporary / name, target / name)
@@ -96,7 +96,7 @@ def _from_npm(home: Path) -> None:
     if npm is None:
         raise FileNotFoundError("npm is not installed")
     command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--ignore-scripts", "--fetch-retries=1"]
-    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=limits.ENGINE_SECONDS, check=False)
     packed = next(home.glob("*.tgz"), None)
     if packed is None:
         raise OSError(f"npm: {(done.stderr.strip() or done.stdout.strip() or 'no reason given').splitlines()[0][:200]}")
@@ -116,5 +116,5 @@ def _from_cdn(home: Path) -> None:
                 answer.raise_for_status()
                 for part in answer.iter_bytes():
                     sink.write(part)
-                    if sink.tell() > MAX_BYTES:
-                        raise OSError(f"{name} is larger than {MAX_BYTES} bytes")
+                    if sink.tell() > limits.MAX_ENGINE_BYTES:
+                        raise OSError(f"{name} is larger than {limits.MAX_ENGINE_BYTES} bytes")

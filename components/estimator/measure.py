@@ -20,10 +20,9 @@ from intraslice.planning.profile import Profile
 
 from ..assets import ASSETS
 from ..i18n.language import lazy_day, lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
 from ..state.request import CalibrationKey, Request

@@ -12,10 +12,9 @@ from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..ratios.ratio_files import locked_text
 from ..state.caches import BoundedCache
 from ..state.request import CalibrationKey, Request

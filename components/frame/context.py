@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from .. import limits
 from ..gradio_compat.browser.on_latest import SILENT, on_latest
 from ..state.session import Session
 from ..ui.downloads import Downloads
@@ -16,7 +17,7 @@ from .controls import Controls
 
 # Events that wait for a job. They share one gradio queue, in which each call holds a thread (`max_threads` in
 # theme.py); the session's scheduler decides the order of the jobs.
-HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": 300, **SILENT}
+HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": limits.MAX_WAITING_CALLS, **SILENT}
 # Events that answer in milliseconds, outside of the queue.
 CHEAP: dict[str, Any] = {"queue": False, **SILENT}
 # Events that are no API endpoint.

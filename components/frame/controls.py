@@ -9,8 +9,8 @@ import gradio as gr
 
 from intraslice.core import checks
 
+from .. import limits
 from ..i18n.language import LazyString, lazy_gettext, translate
-from ..jobs import limits
 from ..state.choices import NO_RECOVERY, PRECISIONS
 from ..state.request import offered_models
 from ..state.session import Session

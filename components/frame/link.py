@@ -10,8 +10,8 @@ import gradio as gr
 
 from intraslice.core import checks
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
 from ..lesson.steps import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
@@ -101,7 +101,7 @@ def _not_loaded(model: str) -> str:
         "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
         "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
         "repository) and choose it there.",
-        model=checks.shown(model),
+        model=checks.quoted(model),
     )
     return formatting.problem(ValueError(text))
 

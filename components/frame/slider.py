@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..i18n.language import gettext
-from ..jobs.turns import Urgency
+from ..jobs.job import Urgency
 from ..state.request import Request
 from ..state.session import Session
 from ..state.views import PinnedView, PlanView
@@ -69,7 +69,7 @@ def preview(
     Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
     the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
-    session.jobs.look(client, request=request)
+    session.jobs.set_view(client, request=request)
     values = [value for live_output in always for value in live_output.show(request, layer, client)]
     return *values, *texts_of(session, request, pinned)
 
@@ -131,7 +131,7 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
     for event in session.measure(request, client):
         answer = unchanged(Measured)._replace(status=status_line(event))
         perplexities = session.perplexities(request)
-        is_in_view = session.jobs.looked_at(client, "request", request) == request
+        is_in_view = session.jobs.view_of(client, "request", request) == request
         if is_in_view and (perplexities != shown or event.kind != "busy"):
             hint = gettext("… (being measured)") if event.kind == "busy" else ""
             with suppress(ValueError):  # the job's own error says what is wrong with the setting

@@ -12,9 +12,9 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .. import limits
 from ..gradio_compat.requests import BoundedRequests
 from ..i18n.language import LazyString, language, long_text, translate
-from ..jobs import limits
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
 from ..ui.scripts import asset, page_script
@@ -101,7 +101,7 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
         "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
         "max_file_size": limits.UPLOAD.value,
         "enable_monitoring": False,  # `/monitoring/summary` shows every client which functions are called how often
-        "max_threads": 360,  # up to 300 calls wait for jobs (`context.HEAVY`); the slider needs the rest
+        "max_threads": limits.MAX_THREADS,
         "run_history": False,  # writes every move of the slider to the browser's storage
     }
 

@@ -29,7 +29,7 @@ from gradio.context import LocalContext
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..jobs import limits
+from .. import limits
 from ..jobs.job import Caller
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 import gradio as gr
 
+from .. import limits
 from ..i18n.language import gettext, requested_language, term, translate
-from ..jobs import limits
 from ..jobs.jobs import failure
 
 

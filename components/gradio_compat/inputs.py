@@ -23,8 +23,8 @@ from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
 from intraslice.core import checks
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
 from .upload_folder import is_uploaded
 
 NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")

@@ -13,8 +13,8 @@ address.
 - Gradio builds the configurations of a page's components anew for every session, on the event loop: 16 ms for this
   page, and 600 objects for each session, which the garbage collector visits again and again. It needs them for deep
   links alone, a route that is closed here: a session has none.
-- Gradio leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here the head is
-  part of the HTML, so its scripts run before gradio's.
+- Gradio leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here it is part
+  of the HTML, so its scripts run before gradio's.
 
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_page_config.py`,
 `tests/browser/test_browser_gradio.py`.
@@ -40,6 +40,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import limits
 from ..i18n.language import ENGLISH, gettext, language, translate
 from .callers import address_of
 
@@ -52,7 +53,6 @@ ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a s
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
 SENT = 32  # answers as they were sent
 CHUNK = 2**16  # bytes
-RATE = 10**8  # bytes per second to one network address: a thousand pages would fill the system's buffers for seconds
 
 
 class PageConfig(BlocksConfig):
@@ -145,7 +145,7 @@ class CachedPage:
         response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
         if address := address_of(request):  # else it may be that of all clients behind a proxy
             async with self._pace.setdefault(address, asyncio.Lock()):  # not while sending: a client may never read
-                await asyncio.sleep(len(body) / RATE)
+                await asyncio.sleep(len(body) / limits.PAGE_BYTES_PER_SECOND)
         await response(scope, receive, send)
 
     def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:

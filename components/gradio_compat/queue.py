@@ -25,16 +25,10 @@ from weakref import WeakKeyDictionary
 
 from gradio.queueing import Event, Queue
 
+from .. import limits
 from ..i18n.language import gettext
-from ..jobs import limits
 from .callers import address_of, client_of, mcp_caller
 from .streams import Mailboxes
-
-REMEMBERED = 300.0  # seconds without a reader after which a session's messages are forgotten
-EVERY = 1.0  # seconds between two rounds of tidying
-GRACE = 2.0  # seconds in which a session may read or call again before its calls end
-LONGEST_SESSION = 100  # characters of a session's name, of which gradio and the scheduler keep thousands
-POLL = 0.01  # seconds between two looks for calls that wait; gradio looks a thousand times a second
 
 
 class SteadyQueue(Queue):
@@ -46,7 +40,8 @@ class SteadyQueue(Queue):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.sleep_when_free, self.progress_update_sleep_when_free = POLL, EVERY  # no call shows gradio's progress
+        self.sleep_when_free = limits.QUEUE_POLL_SECONDS
+        self.progress_update_sleep_when_free = limits.TIDYING_SECONDS  # no call shows gradio's progress
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes()  # type: ignore[assignment]
         self._left: dict[str, float] = {}  # when the reader of a session left
@@ -69,8 +64,8 @@ class SteadyQueue(Queue):
         caller = mcp_caller(request)  # its session is one of gradio's own client
         client = client_of(request) if caller else body.session_hash and f"session {body.session_hash}"
         address = caller.address if caller else address_of(request)
-        if len(body.session_hash or "") > LONGEST_SESSION:
-            words = gettext("The session's name may have at most {limit} characters.", limit=LONGEST_SESSION)
+        if len(body.session_hash or "") > limits.MAX_SESSION_NAME:
+            words = gettext("The session's name may have at most {limit} characters.", limit=limits.MAX_SESSION_NAME)
             return False, words, "error"
         mailbox = self.pending_messages_per_session.get(body.session_hash)  # None at a session's first call
         if mailbox is not None and (refusal := self._too_many(mailbox.calls_coming)):
@@ -127,7 +122,7 @@ class SteadyQueue(Queue):
 
     @staticmethod
     def _too_many(own_calls: int) -> str:
-        if own_calls < limits.VISITOR_CALLS.value:
+        if own_calls < limits.CLIENT_CALLS.value:
             return ""
         return gettext(
             "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
@@ -169,7 +164,9 @@ class SteadyQueue(Queue):
     async def tidy(self) -> None:
         """End the calls of sessions that have left, and forget sessions whose messages no client has read for long."""
         patience, now = limits.UNREAD_SECONDS.value, time.monotonic()
-        for session, left in [(session, left) for session, left in self._left.items() if now - left > GRACE]:
+        for session, left in [
+            (session, left) for session, left in self._left.items() if now - left > limits.GRACE_SECONDS
+        ]:
             self._left.pop(session, None)
             if self._unread(session) >= now - left:
                 await super().clean_events(session_hash=session)
@@ -180,7 +177,7 @@ class SteadyQueue(Queue):
             event.alive = event.alive and self._unread(event.session_hash) < patience
         sessions = {*self.pending_messages_per_session, *self.pending_event_ids_session}
         for session in sessions - self._sessions_with_calls():
-            if self._unread(session) > REMEMBERED:
+            if self._unread(session) > limits.SESSION_SECONDS:
                 self._forget(session)
 
     def send_message(self, event: Event, event_message: Any) -> None:
@@ -197,7 +194,7 @@ class SteadyQueue(Queue):
 
     async def _tidy_regularly(self) -> None:
         while not self.stopped:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(limits.TIDYING_SECONDS)
             await self.tidy()
 
     def compute_analytics_summary(self, records: Any) -> dict[str, Any]:

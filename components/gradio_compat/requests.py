@@ -31,8 +31,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import limits
 from ..i18n.language import gettext
-from ..jobs import limits
 from .upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 
 READ, WRITE, ANY, API = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST", "DELETE"), "/gradio_api"
@@ -57,8 +57,6 @@ NEEDED = {
     f"{API}/upload_progress": READ,
     f"{API}/file={{path:path}}": READ,
 }
-ENVELOPE = 64 * 2**10  # bytes around the files of an upload
-MAX_FILES = 10  # of an upload; the page sends one
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
@@ -104,7 +102,7 @@ class BoundedRequests:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
-        max_bytes = limits.UPLOAD.value + ENVELOPE if is_upload else limits.REQUEST.value
+        max_bytes = limits.UPLOAD.value + limits.UPLOAD_ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
             "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
         )
@@ -112,7 +110,8 @@ class BoundedRequests:
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if is_upload:
-            self._arrived += (int(length) or max_bytes) + 2 * MAX_FILES * BYTES_PER_INODE  # each has a folder
+            folders = 2 * limits.MAX_UPLOAD_FILES * BYTES_PER_INODE  # one for each file
+            self._arrived += (int(length) or max_bytes) + folders
             if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
                 self._arrived = 0
                 reserved = int(length) + limits.UPLOADS.value // LOOKS
@@ -131,7 +130,7 @@ class BoundedRequests:
 
 
 class UploadParser(GradioMultiPartParser):
-    """Gradio's parser of an upload, which refuses parts that are no files, and more than `MAX_FILES`."""
+    """Gradio's parser of an upload, which refuses parts that are no files, and more than `MAX_UPLOAD_FILES`."""
 
     async def parse(self) -> FormData:
         """As in gradio; a boundary that is too long is an error of the client's."""
@@ -145,9 +144,9 @@ class UploadParser(GradioMultiPartParser):
         super().on_headers_finished()
         if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
-        if self._current_files > MAX_FILES:
+        if self._current_files > limits.MAX_UPLOAD_FILES:
             raise MultiPartException(
-                gettext("An upload may have at most {limit} files. Upload fewer.", limit=MAX_FILES)
+                gettext("An upload may have at most {limit} files. Upload fewer.", limit=limits.MAX_UPLOAD_FILES)
             )
 
 

@@ -4,7 +4,7 @@ Gradio ends a session's stream as soon as the last of its calls has been answere
 that, but whose acceptance reaches the page before the end of the stream does, is never answered: the page takes its
 stream for an open one. With up to 0.1 s between the arrivals of two answers a fifth of overlapping calls are lost.
 
-Here a stream goes on for `IDLE` seconds after the last answer, which also saves the page a request for each call. Then
+Here a stream goes on for `STREAM_IDLE_SECONDS` after the last answer, which also saves the page a request per call. Then
 the page is told to close it, and does; until it has, no call of its session is accepted. And a session's messages,
 which gradio deletes with the stream that reads them, remain until `SteadyQueue.tidy` deletes them.
 
@@ -22,10 +22,9 @@ from typing import Any
 from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .. import limits
 from .requests import MESSAGES
 
-IDLE = 1.0  # seconds without a call after which a stream is closed
-CLOSING = 5.0  # seconds that the page has to close it, during which its calls wait
 CLOSE = b'"msg":"close_stream"'
 
 
@@ -141,12 +140,12 @@ class OpenStreams:
             return False
         left = asyncio.create_task(_disconnected(receive))
         try:
-            if await mailbox.called_before(left, IDLE):
+            if await mailbox.called_before(left, limits.STREAM_IDLE_SECONDS):
                 return True
             if not left.done():
                 mailbox.is_open.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(CLOSING):
+                    async with asyncio.timeout(limits.STREAM_CLOSING_SECONDS):
                         await stream.send_end()
                         await left
         finally:

@@ -6,15 +6,20 @@ and may be cancelled there; between two of these calls no other job runs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from .turns import SHARED_SECONDS, Account, Urgency
+from ..limits import BEGINNING_SECONDS
 
 Result = TypeVar("Result")
+Path = tuple[Any, ...]  # is it background, has it begun, address, is a result seen, client, number: see `turns.py`
+NUMBERS = itertools.count()
 
 
 class Cancelled(BaseException):
@@ -24,6 +29,13 @@ class Cancelled(BaseException):
     """
 
 
+class Urgency(Enum):
+    """Who waits for a job."""
+
+    PEOPLE = "its client"
+    BACKGROUND = "no client"
+
+
 class Caller(NamedTuple):
     """Who started a job: the network address, "" where it is unknown, and whether they are still connected."""
 
@@ -31,7 +43,7 @@ class Caller(NamedTuple):
     is_connected: Callable[[], bool] = lambda: True
 
 
-NOBODY = Caller()
+UNKNOWN = Caller()
 
 
 class Runner(Protocol):
@@ -56,26 +68,30 @@ class Runner(Protocol):
     def hold(self, key: Hashable, count: int) -> None: ...
 
 
-class Job(Account):
-    """Somebody's work. The first part is for whoever started it, the second for the work itself."""
+class Job:
+    """A client's work. The first part is for the handler that started it, the second for the work itself."""
 
     def __init__(
         self,
         scheduler: Runner,
         client: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
-        caller: Caller = NOBODY,
+        urgency: Urgency = Urgency.PEOPLE,
+        caller: Caller = UNKNOWN,
         max_seconds: float = math.inf,
     ) -> None:
-        super().__init__(client, caller.address, urgency)
-        self.work, self.is_connected, self.max_seconds = work, caller.is_connected, max_seconds
+        self.client, self.work, self.urgency, self.max_seconds = client, work, urgency, max_seconds
+        self.address, self.is_connected = caller
+        self.number = next(NUMBERS)
+        self.path: Path = ()  # when its turn was last considered
+        self.seconds = 0.0  # of its turns so far
+        self.seconds_to_result: float | None = None  # of its turns until its client saw a first result
         self.result: Any = None  # what `work` returned
         self.error: BaseException | None = None
         self.stopped = self.ended = False
         self._scheduler = scheduler
         self._events: list[Any] = []
-        self._only_event: Any = None  # emitted instead of every other
+        self._only_event: Any = None  # replaces every other
         self._changed = threading.Condition()  # of events, `stopped` and `ended`
         self._interrupted = threading.Event()
         # What the scheduler knows of it, under the scheduler's lock.
@@ -94,10 +110,14 @@ class Job(Account):
         Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away. With
         `patience`, a list is empty where nothing came for so many seconds.
         """
+
+        def has_news() -> bool:
+            return bool(self._events) or self.ended or (self.stopped and self.is_away)
+
         try:
             while True:
                 with self._changed:
-                    self._await_events(patience)
+                    self._changed.wait_for(has_news, patience)
                     events, self._events = self._events, []
                     is_last = self.ended or self.stopped
                 if (events or not is_last) and not self.stopped:
@@ -121,32 +141,34 @@ class Job(Account):
         return self.stopped or self.error is not None
 
     @property
-    def sharers(self) -> int:
-        """As of every account."""
-        if self.wait is None or (work := self.wait.work).seconds > SHARED_SECONDS:
-            return 1
-        waiting = [taker for taker in work.takers if taker.wait is not None and taker.wait.work is work]
-        return len({taker.client for taker in waiting if taker.urgency is not Urgency.BACKGROUND} | {self.client})
+    def is_new(self) -> bool:
+        """Whether it has only begun, and its client sees no result."""
+        return not self.has_result and self.seconds < BEGINNING_SECONDS
+
+    @property
+    def has_result(self) -> bool:
+        """Whether its client sees a first result."""
+        return self.seconds_to_result is not None
 
     # For the work itself, while it has the turn
 
     def checkpoint(self) -> None:
-        """Let whoever comes next run, and return when it is this job's turn again. Raises Cancelled."""
+        """Let the next job run, and return when it is this job's turn again. Raises Cancelled."""
         self._scheduler.checkpoint(self)
 
     def emit(self, event: Any) -> None:
-        """Tell an event to whoever listens; then as `checkpoint`."""
+        """Deliver an event to the handler that started it; then as `checkpoint`."""
         self.deliver(event)
         self.checkpoint()
 
     def note_result(self) -> None:
-        """Note that its client sees a first result: where many wait, those come first who see none."""
+        """Note that its client sees a first result: where many wait, clients who see none come first."""
         if self.seconds_to_result is None:
             self.seconds_to_result = self.seconds
 
     @contextmanager
     def emitting_only(self, event: Any) -> Iterator[None]:
-        """While open, `event` is told instead of whatever is emitted: for details that nobody reads."""
+        """While open, `event` replaces all that is emitted: for details that no client reads."""
         self._only_event = event
         try:
             yield
@@ -155,16 +177,16 @@ class Job(Account):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While open, others run: for a download, a child process, or whatever needs no turn. Raises Cancelled."""
-        self.require_wanted()
+        """While open, others run: for a download, a child process, or what else needs no turn. Raises Cancelled."""
+        self.raise_if_cancelled()
         self._scheduler.leave(self)
         try:
             yield
         finally:
             self._scheduler.come_back(self)
-        self.require_wanted()
+        self.raise_if_cancelled()
 
-    def require_wanted(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise Cancelled where it is to end; no checkpoint, so that it can be called while `waiting`."""
         if self.is_cancelled:
             raise Cancelled
@@ -188,7 +210,7 @@ class Job(Account):
 
     @contextmanager
     def holding(self, key: Hashable) -> Iterator[None]:
-        """While open, shared work under `key` is not cancelled when nobody waits for it."""
+        """While open, shared work under `key` is not cancelled when no job waits for it."""
         self._scheduler.hold(key, 1)
         try:
             yield
@@ -198,13 +220,13 @@ class Job(Account):
     # For the scheduler
 
     def deliver(self, event: Any) -> None:
-        """Tell an event to whoever listens."""
+        """Deliver an event to the handler that started it."""
         with self._changed:
             self._events.append(event if self._only_event is None else self._only_event)
             self._changed.notify_all()
 
     def interrupt(self) -> None:
-        """Wake whoever waits for it, and its own sleep, once it is cancelled."""
+        """Wake the handler that waits for its events, and its own sleep, once it is cancelled."""
         self._interrupted.set()
         with self._changed:
             self._changed.notify_all()
@@ -215,9 +237,6 @@ class Job(Account):
             self.result, self.error, self.ended = result, self.error or error, True
             del self.work
             self._changed.notify_all()
-
-    def _await_events(self, patience: float | None) -> None:
-        self._changed.wait_for(lambda: self._events or self.ended or (self.stopped and self.is_away), patience)
 
 
 class SharedWork(Job):
@@ -232,7 +251,7 @@ class SharedWork(Job):
         """As of every job; and end the waits whose condition is met."""
         for taker in list(self.takers):
             if taker.wait is not None and taker.wait.work is self:
-                taker.wait.check()
+                taker.wait.is_met = taker.wait.condition()
         super().checkpoint()
 
     def note_result(self) -> None:
@@ -241,31 +260,24 @@ class SharedWork(Job):
             taker.note_result()
 
     def deliver(self, event: Any) -> None:
-        """Tell an event to whoever listens to those who wait."""
+        """Deliver an event to the jobs that wait."""
         for taker in list(self.takers):
             taker.deliver(event)
 
 
+@dataclass(eq=False)
 class Wait:
     """A job's wait for shared work: until that has ended, a moment has come, or a condition holds."""
 
-    def __init__(self, work: SharedWork, until_moment: float, condition: Callable[[], bool] | None) -> None:
-        self.work, self.until_moment, self._condition = work, until_moment, condition
-        self._is_met = False
-        self.has_given = False  # a turn to the work
-
-    def check(self) -> None:
-        """Look whether the condition holds; called by the work, which has the turn."""
-        self._is_met = self._condition is not None and self._condition()
+    work: SharedWork
+    until_moment: float
+    condition: Callable[[], bool]  # called by the work, which has the turn
+    is_met: bool = False
+    has_given: bool = False  # a turn to the work
 
     def is_over(self, now: float) -> bool:
         """Whether its job has something else to do than to wait."""
-        return self.work.ended or self._is_met or (self.has_given and self.until_moment <= now)
-
-    @property
-    def is_limited(self) -> bool:
-        """Whether its job has something to do meanwhile."""
-        return self.until_moment < math.inf
+        return self.work.ended or self.is_met or (self.has_given and self.until_moment <= now)
 
 
 class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
@@ -279,13 +291,13 @@ class Shared(Generic[Result], AbstractContextManager["Shared[Result]"]):
         """Whether the work has ended, well or not."""
         return self._work.ended
 
-    def wait(self, seconds: float = math.inf, until: Callable[[], bool] | None = None) -> bool:
+    def wait(self, seconds: float = math.inf, until: Callable[[], bool] = lambda: False) -> bool:
         """Give the job's turns to the work, and return whether that has ended.
 
         With `seconds`, for so long, but for one turn at least, and not while the work is away. With `until`, until that
         is true; it is called at every checkpoint of the work. Raises Cancelled.
         """
-        if not self.done and not (until is not None and until()):
+        if not self.done and not until():
             self._scheduler.wait(self._job, Wait(self._work, self._clock() + seconds, until))
         return self.done
 

@@ -15,33 +15,31 @@ import psutil
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from . import limits, status
-from .job import Caller, Job
+from .job import Caller, Job, Urgency
 from .scheduler import Scheduler
 from .status import Status
-from .turns import Urgency
-from .waiting import AGAIN, PATIENCE, Line
+from .waiting import Line
 
 log = logging.getLogger(__name__)
 
 CANCELLED = lazy_gettext("Cancelled.")
-PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
-REST = 0.15  # seconds without a move, after which the slider may be about to be released
+PREFETCH = "prefetch"  # the kind of work for which no client has asked yet
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 REPEAT = object()  # an event of a job that has to emit its last status again
 
 
 @dataclass(eq=False)
 class _Running:
-    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
+    """A client's job, its kind, and which part of the view it is for."""
 
     client: str
     kind: str
     job: Job
-    follows: dict[str, object]
+    cancel_when_changed: dict[str, object]
     has_line: bool = False  # it shares the page's status line with the client's other jobs
-    seen: dict[str, object] = field(default_factory=dict)  # what the client has looked at since
+    view: dict[str, object] = field(default_factory=dict)  # what the client has set of it since
     status: Status | None = None  # its last in that line; None again at its end
     is_covered: bool = False  # another job's error is there instead
     is_superseded: bool = False  # its client has moved on, which says enough
@@ -64,31 +62,35 @@ class Jobs:
                 running.is_superseded = is_superseded
                 running.job.stop()
 
-    def look(self, client: str, **at: object) -> None:
-        """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
+    def set_view(self, client: str, **at: object) -> None:
+        """Set a part of what a client views now, such as `request` or `tab`: jobs for another one are cancelled."""
         for running in self._of(client):
-            running.seen.update(at)
-            if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
+            running.view.update(at)
+            if any(running.cancel_when_changed.get(what, value) != value for what, value in at.items()):
                 running.is_superseded = True
                 running.job.stop()
 
-    def looked_at(self, client: str, what: str, default: Any) -> Any:
-        """What a client has looked at since a job of theirs began that still runs."""
-        return next((running.seen[what] for running in self._of(client) if what in running.seen), default)
+    def view_of(self, client: str, what: str, default: Any) -> Any:
+        """What a client has set of their view since a job of theirs began that still runs."""
+        return next((running.view[what] for running in self._of(client) if what in running.view), default)
 
-    def is_running(self, client: str, kind: str, **follows: object) -> bool:
-        """Whether a client's job of a kind runs that follows just this, and has neither ended nor been stopped."""
-        jobs = [running.job for running in self._of(client) if running.kind == kind and running.follows == follows]
+    def is_running(self, client: str, kind: str, **cancel_when_changed: object) -> bool:
+        """Whether a client's job of a kind runs for just this view, and has neither ended nor been stopped."""
+        jobs = [
+            running.job
+            for running in self._of(client)
+            if running.kind == kind and running.cancel_when_changed == cancel_when_changed
+        ]
         return any(not (job.stopped or job.ended) for job in jobs)
 
-    def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
-        """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
+    def prefetch(self, client: str, work: Callable[[Job], Any], **cancel_when_changed: object) -> None:
+        """Run what a client will soon ask for, once they have rested for a moment and no client has a job.
 
-        Nobody hears of it; it ends when the client looks at something else, and whoever asks shares the work.
+        Its events reach no client, and it is cancelled when the client's view changes. Other jobs may share the work.
         """
 
         def rested(job: Job) -> None:
-            job.sleep(REST)
+            job.sleep(limits.REST_SECONDS)
             if len(self.scheduler.jobs) == 1:
                 work(job)
 
@@ -96,23 +98,23 @@ class Jobs:
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
             going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
+            self._running = [*going_on, _Running(client, PREFETCH, job, cancel_when_changed)]
 
     def run(
         self,
         client: str,
         kind: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
+        urgency: Urgency = Urgency.PEOPLE,
         ready: Callable[[], Status] | None = None,
-        **follows: object,
+        **cancel_when_changed: object,
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
-        at something else (`look`). The last event is a status that replaces what the job has said, whatever ends it: an
-        error, "Cancelled.", or `ready()`. Jobs with `ready` share the page's status line. Where others of the client
-        go on, the line is `taken`, and they repeat their statuses.
+        While it waits for other clients' jobs, a status says for how many. `cancel_when_changed` is the part of the
+        client's view (`set_view`) for which it is: it ends when that changes. The last event is a status that replaces
+        what the job has said, whatever ends it: an error, "Cancelled.", or `ready()`. Jobs with `ready` share the
+        page's status line. Where others of the client go on, the line is `taken`, and they repeat their statuses.
         """
         self.halt(client, kind, is_superseded=True)
         caller = self.caller()
@@ -120,7 +122,7 @@ class Jobs:
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, follows, has_line=ready is not None)
+                running = _Running(client, kind, job, cancel_when_changed, has_line=ready is not None)
                 self._running.append(running)
         if refusal:
             yield Status(refusal, "error")
@@ -146,10 +148,10 @@ class Jobs:
         """Yields a job's events; returns the status of its failure, if it fails."""
         job, shown, shown_at = running.job, None, -math.inf
         try:
-            for events in job.events(PATIENCE):
+            for events in job.events(limits.QUIET_SECONDS):
                 if events:
                     shown = None
-                elif time.monotonic() >= shown_at + AGAIN:
+                elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
                     waiting = self._line.status(job, self.scheduler, self._kinds())
                     if waiting not in (None, shown):
                         shown, shown_at = waiting, time.monotonic()
@@ -186,7 +188,7 @@ class Jobs:
         """Why no further job can be taken on, or nothing. The lock is held."""
         jobs = [running.job for running in self._running if running.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
-        if of_client >= limits.VISITOR_JOBS.value:
+        if of_client >= limits.CLIENT_JOBS.value:
             return lazy_gettext(
                 "You already have {count} jobs running. Wait for one to finish, or stop one.", count=of_client
             )
@@ -207,7 +209,7 @@ class Jobs:
 
 
 def failure(problem: BaseException) -> Status:
-    """The status of a failure. One that nobody expects is logged, and its text does not reach the client."""
+    """The status of a failure. An unexpected one is logged, and its text does not reach the client."""
     if isinstance(problem, (ValueError, *EXPECTED)):
         return Status(str(problem) or type(problem).__name__, "error")
     log.error("an internal error", exc_info=problem)
@@ -219,7 +221,7 @@ def failure(problem: BaseException) -> Status:
 def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:
     """A callback for the library that emits a job's progress as statuses, with the time that is left.
 
-    As often as somebody can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
+    As often as a client can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
     """
     start, moment, done = time.monotonic(), -math.inf, -1
     first: int | None = None  # what was done before
@@ -227,7 +229,7 @@ def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallba
     def progress(event: Progress) -> None:
         nonlocal moment, done, first
         first = event.done if first is None else first
-        if event.done == done if when_done else time.monotonic() < moment + status.EVERY:
+        if event.done == done if when_done else time.monotonic() < moment + limits.STATUS_SECONDS:
             job.checkpoint()
             return
         moment, done = time.monotonic(), event.done

@@ -1,4 +1,4 @@
-"""Runs everybody's jobs, each in a thread of a pool, one at a time: the others wait until they are given the turn.
+"""Runs the jobs of all clients, each in a thread of a pool, one at a time: the others wait until they get the turn.
 
 So jobs neither compete for the cores nor need locks among each other; only the few layers that a slice has begun end in
 another job's turn. `turns.py` says who comes next. No lock is held while a job's function runs. Knows nothing of
@@ -18,15 +18,16 @@ from traceback import format_tb
 from typing import Any
 
 from ..i18n.language import lazy_gettext
-from .job import NOBODY, Caller, Cancelled, Job, Result, Shared, SharedWork, Wait
+from ..limits import NOTICED_SECONDS
+from .job import UNKNOWN, Caller, Cancelled, Job, Result, Shared, SharedWork, Urgency, Wait
 from .threads import ThreadPool
-from .turns import LONG, Turns, Urgency
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
 
 class Scheduler:
-    """Everybody's jobs.
+    """The jobs of all clients.
 
     Args:
         initialise: called once in every thread that runs jobs, before its first.
@@ -44,7 +45,7 @@ class Scheduler:
         self._threads = ThreadPool(initialise)
         self._shared: dict[Hashable, SharedWork] = {}
         self._held: Counter[Hashable] = Counter()
-        self._cancelled: list[SharedWork] = []  # that nobody waits for any more, and that has not ended
+        self._cancelled: list[SharedWork] = []  # for which no job waits any more, and that has not ended
         # The turn: the job whose function runs, the job that is charged for it, and since when.
         self._runner: Job | None = None
         self._payer: Job | None = None
@@ -54,14 +55,13 @@ class Scheduler:
         self,
         client: str,
         work: Callable[[Job], Any],
-        urgency: Urgency = Urgency.USUAL,
-        caller: Caller = NOBODY,
+        urgency: Urgency = Urgency.PEOPLE,
+        caller: Caller = UNKNOWN,
         max_seconds: float = math.inf,
     ) -> Job:
         """Take on a job of a client. It ends in a TimeoutError after `max_seconds` of its own turns."""
         job = self.job_class(self, client, work, urgency, caller, max_seconds)
         with self.lock:
-            self._turns.admit(job, self.jobs)
             self.jobs.append(job)
             self._pass_on()
         return job
@@ -81,7 +81,7 @@ class Scheduler:
         with self.lock:
             self._give_up(job)
             self._acquire(job)
-        self._require_wanted(job)
+        self._raise_if_cancelled(job)
 
     def leave(self, job: Job) -> None:
         """Give up the turn until `come_back`."""
@@ -111,7 +111,7 @@ class Scheduler:
         """Let a job take part in the work under `key`."""
         with self.lock:
             shared = self._shared.get(key)
-            if shared is None or shared.ended:  # somebody may still use what ended work has made
+            if shared is None or shared.ended:  # other jobs may still use the result of work that has ended
                 shared = self._shared[key] = SharedWork(self, key, work)
             shared.takers.append(job)
         return Shared(self, job, shared, self._clock)
@@ -123,7 +123,7 @@ class Scheduler:
             self._give_up(job)
             self._acquire(job)
             job.wait = None
-        self._require_wanted(job)
+        self._raise_if_cancelled(job)
 
     def end_sharing(self, job: Job, work: SharedWork) -> None:
         """A job waits no more for shared work; the last one's leaving cancels that."""
@@ -135,7 +135,7 @@ class Scheduler:
         """Keep the work under `key` where it is `count` times more, or less."""
         with self.lock:
             self._held[key] += count
-            self._held += Counter()  # without those that nobody holds
+            self._held += Counter()  # without those that no job holds
             if work := self._shared.get(key):
                 self._drop(work)
 
@@ -158,18 +158,18 @@ class Scheduler:
         self._pass_on()
 
     def _charge(self, job: Job) -> Job | None:
-        """Charge whoever pays for the turn that ends now, and return them."""
+        """Charge the job that pays for the turn that ends now, and return it."""
         seconds, payer = self._clock() - self._since, self._payer
         if payer is not None:
             self._turns.count(payer, seconds)
         if payer is not job:
             job.seconds += seconds
-        if seconds > LONG:
+        if seconds > NOTICED_SECONDS:
             log.info("a step of %s took %.2f s", getattr(job.work, "__qualname__", "a job"), seconds)
         return payer
 
     def _pass_on(self) -> None:
-        """Give the turn to whoever comes next, if nobody has it."""
+        """Give the turn to the next job, if no job has it."""
         if self._runner is not None:
             return
         self._payer, self._runner = self._choose()
@@ -207,18 +207,18 @@ class Scheduler:
         return (payer, runners[payer]) if payer is not None else (None, None)
 
     def _runner_for(self, job: Job, now: float) -> Job | None:
-        """Who runs when it is a job's turn: itself, or the work that it waits for; nobody while that is away."""
+        """Who runs when it is a job's turn: itself, or the work that it waits for; none while that is away."""
         if job.is_cancelled or job.wait is None or job.wait.is_over(now):
             return None if job.is_away else job
         runner = self._runner_for(job.wait.work, now)
-        return job if runner is None and job.wait.is_limited else runner
+        return job if runner is None and job.wait.until_moment < math.inf else runner
 
     def _acquire(self, job: Job) -> None:
         job.turn.wait_for(lambda: self._runner is job)
         self._since = self._clock()
 
     def _drop(self, work: SharedWork) -> None:
-        """Forget shared work that has ended, or that nobody waits for or holds; cancel it where it goes on."""
+        """Forget shared work that has ended, or that no job waits for or holds; cancel it where it goes on."""
         if work.takers or (self._held[work.key] and not work.ended):
             return
         if self._shared.get(work.key) is work:
@@ -234,7 +234,7 @@ class Scheduler:
 
     # Without the lock
 
-    def _require_wanted(self, job: Job) -> None:
+    def _raise_if_cancelled(self, job: Job) -> None:
         """Raise Cancelled in a job that is to end; take back the turn from a client who has gone."""
         while (payer := self._payer) is not None and not (payer.is_cancelled or payer.is_connected()):
             with self.lock:
@@ -244,7 +244,7 @@ class Scheduler:
                     self._pass_on()
                     self._acquire(job)
             payer.interrupt()
-        job.require_wanted()
+        job.raise_if_cancelled()
 
     def _run(self, job: Job) -> None:
         """What a thread of the pool does for a job."""
@@ -252,11 +252,11 @@ class Scheduler:
         with self.lock:
             self._acquire(job)
         try:
-            self._require_wanted(job)
+            self._raise_if_cancelled(job)
             result = job.work(job)
         except Cancelled:
             pass
-        except BaseException as problem:  # whoever listens is told; the others' work goes on
+        except BaseException as problem:  # its handler gets the error; the other jobs go on
             if not isinstance(problem, Exception):  # a panic of a tokenizer: for its callers an error as any other
                 problem = RuntimeError(repr(problem)).with_traceback(problem.__traceback__)
             error = problem

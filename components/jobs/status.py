@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from . import limits
-
-EVERY = 0.5  # seconds between two statuses of a job: each costs the page some milliseconds of what it reports on
+from .. import limits
 
 
 @dataclass(frozen=True)

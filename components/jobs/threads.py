@@ -8,7 +8,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-IDLE_SECONDS = 60.0  # after which a thread without work ends
+from .. import limits
+
 NICENESS = 5  # jobs give way to handlers, which answer every move of a slider
 
 Task = Callable[[], None]
@@ -40,7 +41,7 @@ class ThreadPool:
         self._initialise()
         while True:
             try:
-                task = inbox.get(timeout=IDLE_SECONDS)
+                task = inbox.get(timeout=limits.IDLE_THREAD_SECONDS)
             except queue.Empty:
                 with self._lock:
                     if inbox in self._idle:
@@ -57,5 +58,5 @@ def lower_priority() -> None:
     """Make this thread, and those that it will start, nicer than the rest of the process, where a thread can be."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        # A process may be nicer already, and nobody but root may make a thread less nice.
+        # A process may be nicer already, and only root may make a thread less nice.
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

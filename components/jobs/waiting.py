@@ -1,23 +1,70 @@
-"""How many jobs come before another one, and about how long they take, estimated from the last jobs of their kinds."""
+"""What jobs wait for, and say meanwhile: a place where files are read or written, or their turn."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from .. import limits
 from ..i18n.language import lazy_gettext
 from .job import Job
 from .scheduler import Scheduler
 from .status import Status
 
-PATIENCE = 1.0  # seconds without an event, after which a job that waits says so
-AGAIN = 4.0  # seconds between two such statuses: each costs the page some milliseconds, and many may wait
-LINE_SECONDS = 0.5  # for which a line is used for all who ask
 NEWEST = 0.3  # weight of the newest job in the mean of its kind
 STEP = 5  # seconds to which an estimate is rounded up
+
+
+class JobSemaphore:
+    """At most `count` jobs have a place at a time; the others wait, and say so.
+
+    Args:
+        text: the status of a job that waits.
+    """
+
+    def __init__(self, count: int, text: str) -> None:
+        self._count, self._text = count, text
+        self._since: dict[Callable[[], bool], float] = {}
+
+    @property
+    def longest(self) -> float:
+        """Seconds for which the job that has had its place longest has had it; 0.0 where none has one."""
+        now = time.monotonic()
+        return now - min(self._since.copy().values(), default=now)
+
+    @contextmanager
+    def held(self, job: Job) -> Iterator[None]:
+        """While open, the job has a place. Raises Cancelled, also while it waits."""
+        with self.requested() as take:
+            while not take():
+                self.wait(job)
+            yield
+
+    @contextmanager
+    def requested(self) -> Iterator[Callable[[], bool]]:
+        """Yields a function that takes a place if one is free, and returns whether it has one; kept while open.
+
+        A job calls it while it has the turn.
+        """
+
+        def take() -> bool:
+            if take not in self._since and len(self._since) < self._count:
+                self._since[take] = time.monotonic()
+            return take in self._since
+
+        try:
+            yield take
+        finally:
+            self._since.pop(take, None)
+
+    def wait(self, job: Job) -> None:
+        """Say that the job waits, and let others run until the next attempt. Raises Cancelled."""
+        job.emit(Status(self._text))
+        job.sleep(limits.RETRY_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -50,7 +97,7 @@ class Line:
             kinds: the kinds of the running jobs.
         """
         with self._lock:
-            if time.monotonic() > self._moment + LINE_SECONDS:
+            if time.monotonic() > self._moment + limits.LINE_SECONDS:
                 self._jobs, self._moment = scheduler.line(), time.monotonic()
             if job not in self._jobs:
                 return None

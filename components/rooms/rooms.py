@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from intraslice.core import checks
 
+from .. import limits
 from ..i18n.language import LazyString, lazy_gettext
-from ..jobs import limits
 from .questions import Question, Value, questions
 from .store import Store, StoreError
 
@@ -31,12 +31,7 @@ ALPHABET = "BCDFGHJKMNPQRSTVWXYZ"  # no letter that looks like another or like a
 LENGTH = 6
 STUDENT_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
-LIFETIME = 24 * 3600.0  # seconds
 MAX_REVISIONS = 50  # answers of one student to one question
-EXPIRY_SECONDS = 60.0  # between two deletions of expired classes
-EMPTY_SECONDS = 900  # after which a class without students gives way to a new one, where there are too many
-JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
-WRONG_CODE_SECONDS = 600.0  # for which a wrong code counts
 MAX_ADDRESSES = 10_000  # that are remembered; the one that was noted first is forgotten first
 
 
@@ -65,7 +60,7 @@ class Room(NamedTuple):
     @property
     def expires(self) -> float:
         """When it is deleted, in seconds since 1970."""
-        return self.created + LIFETIME
+        return self.created + limits.ROOM_SECONDS
 
 
 class Rooms:
@@ -78,7 +73,7 @@ class Rooms:
     def __init__(self, folder: Path) -> None:
         self._store = Store(folder)
         self._creators: dict[str, str] = {}  # network addresses by code
-        # By code and address: the time at which its students so far would have joined, one every `JOIN_SECONDS`.
+        # By code and address: the time at which its students so far would have joined, one every `limits.JOIN_SECONDS`.
         self._paced: dict[tuple[str, str], float] = {}
         self._wrong_codes: dict[str, deque[float]] = {}  # when an address has sent its last wrong codes
         self._timer: Timer | None = None
@@ -243,10 +238,10 @@ class Rooms:
         if not self._store.exists:
             return
         with suppress(StoreError):  # it is in the log
-            self._delete("created <= ?", time.time() - LIFETIME)
+            self._delete("created <= ?", time.time() - limits.ROOM_SECONDS)
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = Timer(EXPIRY_SECONDS, self.delete_expired)
+        self._timer = Timer(limits.EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 
@@ -258,7 +253,7 @@ class Rooms:
 
     def _find(self, text: str) -> Room | None:
         """The class with this code, unless it has expired."""
-        code, after = normalised(text), time.time() - LIFETIME
+        code, after = normalised(text), time.time() - limits.ROOM_SECONDS
         found = "SELECT lead, created, step FROM rooms WHERE code = ? AND created > ?"
         with self._store.lock:
             rows = self._store.execute(found, code, after)
@@ -283,13 +278,13 @@ class Rooms:
         if (count := self._count("students", code)) >= limits.STUDENTS.value:
             raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
         now, paced = time.monotonic(), self._paced.get((code, address), 0.0)
-        if (wait := math.ceil(paced - (limits.JOINS.value - 1) * JOIN_SECONDS - now)) > 0:
+        if (wait := math.ceil(paced - (limits.JOINS.value - 1) * limits.JOIN_SECONDS - now)) > 0:
             words = lazy_gettext(
                 "Many students from your network are joining this class. Try again in {count} s.", count=wait
             )
             raise Refused(429, words, wait)
         self._store.execute("INSERT INTO students (code, student) VALUES (?, ?)", code, student)
-        _note(self._paced, (code, address), max(paced, now) + JOIN_SECONDS)
+        _note(self._paced, (code, address), max(paced, now) + limits.JOIN_SECONDS)
 
     def _require_open(self, room: Room, student: bytes, step: int) -> None:
         """Refuse an answer to a question that is not the current one or is revealed, and one too many."""
@@ -321,7 +316,7 @@ class Rooms:
         times = self._wrong_codes.get(address, deque())
         if len(times) < limits.WRONG_CODES.value:
             return 0
-        return max(0, math.ceil(times[0] + WRONG_CODE_SECONDS - time.monotonic()))
+        return max(0, math.ceil(times[0] + limits.WRONG_CODE_SECONDS - time.monotonic()))
 
     def _make_place(self, address: str) -> None:
         """Delete the oldest class without students where there is no place for one more. The lock is held."""
@@ -332,13 +327,13 @@ class Rooms:
         if may_add and limits.has_room(limits.ROOMS, len(codes), bool(of_address)):
             return
         empty = "SELECT code FROM rooms WHERE created < ? AND code NOT IN (SELECT code FROM students) ORDER BY created"
-        oldest = [code for (code,) in self._store.execute(empty, time.time() - EMPTY_SECONDS)]
+        oldest = [code for (code,) in self._store.execute(empty, time.time() - limits.EMPTY_ROOM_SECONDS)]
         if not (oldest := [code for code in oldest if may_add or code in of_address]):
             words = lazy_gettext(
                 "There are too many classes on this server, or from your network address. Delete one that is no longer "
                 "needed, or try again later."
             )
-            raise Refused(429, words, EMPTY_SECONDS)
+            raise Refused(429, words, limits.EMPTY_ROOM_SECONDS)
         self._delete("code = ?", oldest[0])
 
     def _delete(self, condition: str, value: object) -> None:

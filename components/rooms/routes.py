@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from .. import limits
 from ..gradio_compat.callers import site_of
 from ..i18n.language import lazy_gettext, translate
 from . import table
@@ -26,8 +27,6 @@ from .store import StoreError
 
 HOME = "rooms"  # below the page's address
 LEAD, STUDENT = "x-room-lead", "x-room-student"
-MAX_BODY = 4 * 2**10  # bytes
-MAX_LINK = 1_000  # characters that a QR code takes
 NEVER_STORED = {"cache-control": "no-store"}
 
 Body = dict[str, Any]
@@ -107,9 +106,9 @@ def _header(request: Request, name: str) -> str:
 
 def _qr_code(link: Any) -> str:
     """A link as an SVG image. Raises Refused."""
-    if not isinstance(link, str) or len(link) > MAX_LINK or not link.startswith(("https://", "http://")):
+    if not isinstance(link, str) or len(link) > limits.MAX_QR_LINK or not link.startswith(("https://", "http://")):
         words = lazy_gettext(
-            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=MAX_LINK
+            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.MAX_QR_LINK
         )
         raise Refused(400, words)
     try:
@@ -158,9 +157,10 @@ async def _body(request: Request) -> Body:
     """The JSON object of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused(415, lazy_gettext("The request must be JSON."))
-    if len(content := await request.body()) > MAX_BODY:
+    if len(content := await request.body()) > limits.MAX_ROOM_REQUEST:
         words = lazy_gettext(
-            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=MAX_BODY
+            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.",
+            limit=limits.MAX_ROOM_REQUEST,
         )
         raise Refused(413, words)
     try:

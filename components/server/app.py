@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from .. import limits
 from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.callers import McpCallers
 from ..gradio_compat.page_config import CachedPage
 from ..gradio_compat.requests import NeededRoutes
 from ..gradio_compat.streams import OpenStreams
-from ..jobs import limits
 from ..jobs.scheduler import Scheduler
 from ..ui.chart_bridge import PLOTLY
 from . import process
@@ -70,7 +70,7 @@ class App(PatchedBlocks):
                 Middleware(NeededRoutes, paths, lambda session: session in self.calls.pending_messages_per_session),
                 Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
                 Middleware(LanguageMiddleware),
-                Middleware(CachedPage, ISOLATION, options.pop("head", "")),
+                Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
                 Middleware(McpCallers),
                 Middleware(Pacing),
                 *kwargs.get("middleware", ()),

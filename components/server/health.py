@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+from .. import limits
 from ..gradio_compat.queue import SteadyQueue
-from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.scheduler import Scheduler
 from ..state.calibrations import READERS
 from .warming import Warming
 
-PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another job does not give up its turn
 START_TIME = time.time()
 
 
@@ -46,7 +45,7 @@ class Health:
         if self._probe is None or self._probe[0].ended:
             self._probe = self._scheduler.start("health", lambda job: None), time.monotonic()
         job, start = self._probe
-        until = time.monotonic() + PROBE_SECONDS
+        until = time.monotonic() + limits.PROBE_SECONDS
         while not job.ended and time.monotonic() < until:
             await asyncio.sleep(0.01)
         return 0.0 if job.ended else time.monotonic() - start

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from intraslice.core import checks
 
+from .. import limits
 from ..gradio_compat.callers import address_of
 from ..gradio_compat.requests import API
 from ..i18n.language import requested_language, use_language
@@ -22,9 +23,6 @@ from ..i18n.language import requested_language, use_language
 HOSTS_VARIABLE = "INTRASLICE_HOSTS"
 AROUND = re.compile(r"^https?://|(:\d*)?/?$")  # a name: scheme and port
 PACED = tuple(f"{API}/{way}" for way in ("call/", "queue/join", "mcp"))  # not `run/`, which answers the slider
-PAUSE = 0.02  # seconds between the beginnings of two calls of an address
-MAX_WAIT = 2.0  # seconds; a class of a hundred may be behind one address
-MAX_ADDRESSES = 1_000  # that are remembered; then those are forgotten whose calls have all begun
 
 
 def is_loopback(host: str) -> bool:
@@ -95,8 +93,8 @@ class Pacing:
 
     def _wait(self, address: str, now: float) -> float:
         """Seconds until a call may begin, which takes its place."""
-        begin = min(max(now, self._next.get(address, now)), now + MAX_WAIT)
-        self._next[address] = begin + PAUSE
-        if len(self._next) > MAX_ADDRESSES:
+        begin = min(max(now, self._next.get(address, now)), now + limits.MAX_CALL_PAUSE_SECONDS)
+        self._next[address] = begin + limits.CALL_PAUSE_SECONDS
+        if len(self._next) > limits.MAX_PACED_ADDRESSES:
             self._next = {other: free for other, free in self._next.items() if free > now}
         return begin - now

@@ -11,12 +11,11 @@ import logging
 import os
 import threading
 
+from .. import limits
 from ..i18n.language import translate
-from ..jobs import limits
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import EXPECTED, failure
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from ..state.caches import BUDGET
 from ..state.request import parse
 from ..state.session import Session

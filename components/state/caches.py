@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from intraslice.evaluation.perplexity import DenseStates, Losses
 from intraslice.loading import LoadedModel
 
-from ..jobs import limits
+from .. import limits
 from .request import CalibrationKey, SliceKey
 
 Key = TypeVar("Key", bound=Hashable)

@@ -26,19 +26,19 @@ from intraslice.pretrained.sources import DEFAULT
 from intraslice.slicing.one_shot import SliceCache
 from intraslice.untrusted.text_files import reading_bytes
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
-from ..jobs.places import Places
 from ..jobs.status import Status
+from ..jobs.waiting import JobSemaphore
 from .caches import BUDGET, Caches, return_freed_memory
 from .job_memory import JobMemory
 from .plan_views import Source
 from .request import CalibrationKey
 from .snapshots.convergence import keep_profile, kept_profiles
 
-READERS = Places(2, lazy_gettext("Waiting for other uploads to be read"))
+READERS = JobSemaphore(limits.MAX_READERS, lazy_gettext("Waiting for other uploads to be read"))
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
@@ -142,7 +142,7 @@ class Calibrations:
         with self._loads.reserved(job, estimate.needed if fits else 0, None):
             job.emit(loading)
             with job.waiting(), self._bounded_hub_cache(key.model):
-                loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.require_wanted())
+                loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.raise_if_cancelled())
                 key.note_identity(loaded.identity)  # computed here, where others run
                 return loaded
 
@@ -161,7 +161,7 @@ class Calibrations:
         job.emit(Status(lazy_gettext("Reading text: {text}", text=describe(key.config.text))))
         evaluation = key.evaluation(self._evaluation_tokens)
         needed = reading_bytes(key.config.text)
-        with self._reads.reserved(job, needed, loaded) if needed else nullcontext(), READERS.taken(job):
+        with self._reads.reserved(job, needed, loaded) if needed else nullcontext(), READERS.held(job), job.waiting():
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()

@@ -16,8 +16,8 @@ from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES
 
+from .. import limits
 from ..i18n.language import LazyString, lazy_gettext, term
-from ..jobs import limits
 
 __all__ = [
     "ESTIMATORS",

@@ -35,8 +35,8 @@ from intraslice.pretrained.precision import AUTO, Precision, choose_device, choo
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
 from intraslice.reporting import Recipe
 
+from .. import limits
 from ..assets import ASSETS
-from ..jobs import limits
 from .choices import METHODS
 from .settings import Settings
 
@@ -183,7 +183,7 @@ def model_name(model: Any) -> str:
         if not is_id:
             raise UserError(
                 "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
-                name=checks.shown(name),
+                name=checks.quoted(name),
                 default=DEFAULT,
             )
     return name
@@ -243,7 +243,7 @@ def _text(settings: Settings) -> str:
     if limits.hosted() and text not in data.NAMED_CORPORA:
         raise UserError(
             "Text must be one of {texts}, got {text}. Or upload a file of your own.",
-            text=checks.shown(text),
+            text=checks.quoted(text),
             texts=", ".join(data.NAMED_CORPORA),
         )
     return text

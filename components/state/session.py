@@ -26,13 +26,12 @@ from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.slicing.driver import slice_model
 
+from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
-from ..jobs.job import Job
+from ..jobs.job import Job, Urgency
 from ..jobs.jobs import Jobs, job_progress
 from ..jobs.scheduler import Scheduler
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
 from .caches import CachedEntry, Caches
 from .calibrations import Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS

@@ -27,8 +27,8 @@ from intraslice.methods.registry import METHODS
 from intraslice.recovery.registry import cost_of
 from intraslice.reporting import records
 
+from .. import limits
 from ..i18n.language import LazyString, lazy_gettext
-from ..jobs import limits, status
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import MAX_PERCENT, Request
@@ -70,7 +70,7 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
-            raise UserError("{name} must be a list, got {value}.", name=name, value=checks.shown(values))
+            raise UserError("{name} must be a list, got {value}.", name=name, value=checks.quoted(values))
         if not values:
             raise UserError(NONE_CHOSEN[name])
     if (count := math.prod(map(len, lists.values()))) > (max_points := limits.SWEEP.value):
@@ -144,7 +144,7 @@ def _point_progress(job: Job, point_status: Status, expected_end: float) -> Prog
 
     def progress(_: Progress) -> None:
         nonlocal last_emitted
-        if time.monotonic() < last_emitted + status.EVERY:
+        if time.monotonic() < last_emitted + limits.STATUS_SECONDS:
             job.checkpoint()
             return
         last_emitted = time.monotonic()

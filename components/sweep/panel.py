@@ -15,9 +15,9 @@ from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext, percentage, translate
-from ..jobs.limits import error_text
+from ..jobs.job import Urgency
 from ..jobs.status import Status
-from ..jobs.turns import Urgency
+from ..limits import error_text
 from ..state import choices
 from ..state.request import Request
 from ..state.session import Session

@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 from intraslice.core.errors import UserError
 
+from .. import limits
 from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_folder
 from ..i18n.language import lazy_gettext
-from ..jobs import limits
-from ..jobs.limits import Limit
-from ..jobs.places import Places
+from ..jobs.waiting import JobSemaphore
+from ..limits import Limit
 
-MIN_KEPT_SECONDS = 600.0  # seconds that a finished file is kept
-WRITERS = Places(2, lazy_gettext("Waiting for other exports to finish"))
+WRITERS = JobSemaphore(limits.MAX_WRITERS, lazy_gettext("Waiting for other exports to finish"))
 # Saves the file that a hidden download button has just received.
 SAVE = """(file) => {
     if (file) Object.assign(document.createElement("a"), { href: file.url, download: file.orig_name }).click();
@@ -46,7 +45,7 @@ class Downloads:
     The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
     """
 
-    def __init__(self, limit: Limit = limits.EXPORTS, min_kept_seconds: float = MIN_KEPT_SECONDS) -> None:
+    def __init__(self, limit: Limit = limits.EXPORTS, min_kept_seconds: float = limits.DOWNLOAD_SECONDS) -> None:
         self._limit, self._min_kept_seconds = limit, min_kept_seconds
         home = upload_folder()
         home.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
+from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
-from ..jobs import limits
 from ..jobs.status import Status
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, StoredMeasurement
 from .pinned.differences import signed

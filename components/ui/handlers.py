@@ -19,6 +19,7 @@ import gradio as gr
 
 from intraslice.core import checks
 
+from .. import limits
 from ..gradio_compat.inputs import uploaded_path
 from ..gradio_compat.signatures import (
     guard_handler,
@@ -28,7 +29,6 @@ from ..gradio_compat.signatures import (
     wrap_handler,
 )
 from ..i18n.language import LazyString, language
-from ..jobs import limits
 from ..jobs.status import Status
 from ..state.request import model_name, parse
 from ..state.settings import Settings
@@ -41,10 +41,9 @@ FIELDS = [
     inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
     for name, annotation in get_type_hints(Settings).items()
 ]
-MAX_LAYERS = 10_000
 # Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
-    "layer": lambda value: checks.integer("Layer", value, 0, MAX_LAYERS),
+    "layer": lambda value: checks.integer("Layer", value, 0, limits.MAX_LAYER),
     "prompt": lambda value: checks.text("Prompt", value, limits.PROMPT.value),
     "passage": lambda value: checks.text("Passage", value, limits.PASSAGE.value),
     "sample": lambda value: checks.text("Passage", value, limits.PASSAGE.value),

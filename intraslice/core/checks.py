@@ -100,7 +100,7 @@ def from_environment(variable: str, default: int, expected: str, low: int = 0) -
     """An environment variable that is `expected`, a whole number of at least `low`; the default if it is not set."""
     value = os.environ.get(variable, "").strip()
     if value and not (value.isdecimal() and int(value) >= low):
-        raise UserError("{name} must be {expected}, got {value}", name=variable, expected=expected, value=shown(value))
+        raise UserError("{name} must be {expected}, got {value}", name=variable, expected=expected, value=quoted(value))
     return int(value or default)
 
 
@@ -110,11 +110,11 @@ def require_current(name: object) -> None:
         raise UserError(RETIRED[name])
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as an error quotes it, cut where it is long."""
     return Message("nothing") if value is None else _SHORT.repr(value)
 
 
 def _refusal(message: str, name: str, value: Any, **values: Any) -> UserError:
     name = Message(name) if type(name) is str else name
-    return UserError(message, name=name, value=shown(value), **values)
+    return UserError(message, name=name, value=quoted(value), **values)

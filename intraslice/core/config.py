@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
 
-from intraslice.core.checks import check_fields, flag, integer, number, one_of, shown
+from intraslice.core.checks import check_fields, flag, integer, number, one_of, quoted
 from intraslice.core.errors import Message, UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
 
@@ -63,7 +63,7 @@ def canonical_shapes(shapes: str) -> str:
             "shapes must be {names}, or multiples from 1 to {limit:,} such as mlp=64 dim=8 (dim even), got {value}",
             names=", ".join([*SHAPES, *PRESETS]),
             limit=MAX_MULTIPLE,
-            value=shown(shapes),
+            value=quoted(shapes),
         )
     alignment = Alignment(**multiples)
     return FREE if alignment == Alignment() else f"mlp={alignment.mlp} dim={alignment.dim}"
@@ -202,7 +202,7 @@ class SliceConfig:
 
 def _text_name(name: str, value: Any) -> str:
     if not isinstance(value, (str, Path)):
-        raise UserError("text must be the name of a text or of a file, got {value}", value=shown(value))
+        raise UserError("text must be the name of a text or of a file, got {value}", value=quoted(value))
     return str(value)
 
 
@@ -212,7 +212,7 @@ def _locks(locked: Any) -> tuple[Lock, ...]:
     except (TypeError, ValueError):
         raise UserError(
             "locked must have a layer, a module and a ratio for each lock, as in ((7, 'mlp', 0.25),), got {value}",
-            value=shown(locked),
+            value=quoted(locked),
         ) from None
     checked = tuple(
         (

@@ -19,7 +19,7 @@ from components.state.settings import Settings
 from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError
 from intraslice.__main__ import main
 from intraslice.checkpoints.to_gguf import write_gguf
-from intraslice.core.checks import shown
+from intraslice.core.checks import quoted
 from intraslice.core.config import parse_lock
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.ablation import ablated_model
@@ -80,7 +80,7 @@ def test_a_config_refuses_a_value_in_one_line(config, field, values, expected, m
     for value in values:
         with pytest.raises(UserError) as caught:
             config(**{field: value})
-        assert str(caught.value) == f"{field} must be {expected}, got {shown(value)}"
+        assert str(caught.value) == f"{field} must be {expected}, got {quoted(value)}"
 
 
 @pytest.mark.parametrize(("config", "field", "values", "expected"), [row for row in REFUSED if row[1] in OPTIONS])

@@ -12,7 +12,7 @@ import time
 from itertools import chain, repeat
 from pathlib import Path
 
-from components.jobs.limits import UNUSED_SECONDS
+from components.limits import UNUSED_SECONDS
 from intraslice.core.cache import cache_folder
 from tests.load.calls import Notes, Page
 from tests.load.clients import KINDS, Life, asked, live, truths

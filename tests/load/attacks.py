@@ -30,7 +30,7 @@ from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from pyarrow.parquet import write_table
 
-from components.jobs.limits import HOPS_VARIABLE
+from components.limits import HOPS_VARIABLE
 from components.state.settings import Settings
 from tests.load.host import DISK_BOUND, Memory, hosted
 

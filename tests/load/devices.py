@@ -20,7 +20,7 @@ from uuid import uuid4
 import httpx
 import psutil
 
-from components.jobs.limits import HOPS_VARIABLE
+from components.limits import HOPS_VARIABLE
 from tests.load.attacks import WITNESS, client, evaluate, ratios, settings
 from tests.load.host import Memory, hosted
 

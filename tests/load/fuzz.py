@@ -23,7 +23,7 @@ from urllib.parse import quote
 import httpx
 
 from components.device.wllama import VERSION
-from components.jobs.limits import CACHE_SHARE, LINK
+from components.limits import CACHE_SHARE, LINK
 from components.state.settings import Settings
 from tests.load.calls import Page
 from tests.load.host import DISK_BOUND, Host, Memory, hosted

@@ -23,7 +23,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from components.jobs import limits
+from components import limits
 from components.state.settings import Settings
 from intraslice.core import checks
 from tests.support.library.tiny_models import VOCABULARY, llama_gqa

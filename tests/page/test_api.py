@@ -17,8 +17,8 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
 
+from components import limits
 from components.export import files
-from components.jobs import limits
 from components.jobs.job import Job
 from components.jobs.status import Status
 from components.page import build_app, launch_options

@@ -9,13 +9,14 @@ import pytest
 import torch
 from tiny_page import SOMEBODY, in_job, stepwise
 
+from components import limits
 from components.compare import answers as streaming
 from components.compare import handlers
 from components.compare import html as compare_words
 from components.compare.models import Columns
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
-from components.jobs.places import Places
 from components.jobs.status import Status
+from components.jobs.waiting import JobSemaphore
 from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -75,7 +76,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
 
 
 def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny, monkeypatch) -> None:
-    monkeypatch.setattr(streaming, "SLICED_ANSWERS", Places(1, "waiting"))
+    monkeypatch.setattr(streaming, "SLICED_ANSWERS", JobSemaphore(1, "waiting"))
     with streaming.SLICED_ANSWERS.requested() as take:
         assert take()
         events = streaming.answer(columns, tiny, Question("w40 w50", 12), "somebody")
@@ -140,7 +141,7 @@ def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(column
 
 
 def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(streaming, "SLICING_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "SLICING_SECONDS", 0.0)
     columns = Columns(stepwise(Session(evaluation_tokens=256)))
     seen = []
     for event in streaming.answer(columns, tiny.with_settings(seed=7), Question(PROMPT, 200), "somebody"):

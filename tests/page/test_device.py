@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from tiny_page import SOMEBODY, in_job
 
+from components import limits
 from components.compare import device_panel
 from components.device import files as files_module
 from components.device import wllama
@@ -152,7 +153,7 @@ def test_a_file_has_another_name_if_anything_is_different(tiny) -> None:
 
 
 def test_old_files_give_way_and_are_written_again(session, tiny, written, monkeypatch) -> None:
-    monkeypatch.setattr(files_module, "KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(limits, "DEVICE_FILE_SECONDS", -1.0)
     monkeypatch.setattr(files_module, "approximate_bytes", lambda *_: 2**15)
     monkeypatch.setenv("INTRASLICE_MAX_DEVICE_FILES", str(2**16))  # two files
     files = ModelFiles()
@@ -218,7 +219,7 @@ def crowd(session, tiny, written) -> Callable[..., Awaitable[list[asyncio.Task[b
 @pytest.mark.parametrize("address", [CLASS, ATTACKER])
 def test_a_class_downloads_at_once_while_somebody_holds_many_slow_downloads(address, crowd, monkeypatch) -> None:
     """Also where that is somebody at the address of the class."""
-    monkeypatch.setattr("components.device.routes.SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "SLOW_SECONDS", 0.0)
 
     async def attack() -> tuple[list[bool], list[bool]]:
         begin, end = asyncio.Event(), asyncio.Event()
@@ -237,7 +238,7 @@ def test_a_class_downloads_at_once_while_somebody_holds_many_slow_downloads(addr
 def test_places_for_downloads_are_shared_among_addresses(crowd, monkeypatch) -> None:
     """One at work gives way to those of an address with fewer, and to none of its own."""
     monkeypatch.setenv("INTRASLICE_MAX_DOWNLOADS", "4")
-    monkeypatch.setattr("components.device.routes.SLOW_SECONDS", math.inf)
+    monkeypatch.setattr(limits, "SLOW_SECONDS", math.inf)
 
     async def meet() -> list[int]:
         end = asyncio.Event()
@@ -263,7 +264,7 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
 
     def move(*_: object) -> None:  # while the files are written
-        session.jobs.look(SOMEBODY, request=tiny.with_settings(sparsity=40))
+        session.jobs.set_view(SOMEBODY, request=tiny.with_settings(sparsity=40))
 
     monkeypatch.setattr(files_module, "require_deci", move)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)

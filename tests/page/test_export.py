@@ -14,11 +14,12 @@ from components.export import files as exports
 from components.export import panel
 from components.export.report import Report, html
 from components.gradio_compat.upload_folder import BYTES_PER_INODE
+from components.limits import DOWNLOAD_SECONDS
 from components.ratios.charts import ratio_chart
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import downloads as module_of_downloads
-from components.ui.downloads import MIN_KEPT_SECONDS, Downloads
+from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
@@ -167,12 +168,12 @@ def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monke
     for size in (0, BYTES_PER_INODE):  # told before, or found once it is written
         with pytest.raises(UserError, match="Try again in 10 min"):
             downloads.put("file", lambda path: path.write_bytes(b"12345"), size)
-    clock.monotonic = lambda: 1000.0 + MIN_KEPT_SECONDS + 1
+    clock.monotonic = lambda: 1000.0 + DOWNLOAD_SECONDS + 1
     paths.append(downloads.put("file", lambda path: path.write_bytes(b"12345")))
     assert [path.exists() for path in paths] == [False, True, True]
     with pytest.raises(ZeroDivisionError):
         downloads.put("broken", lambda path: 1 / 0, 5)
-    clock.monotonic = lambda: 1000.0 + 2 * MIN_KEPT_SECONDS + 2
+    clock.monotonic = lambda: 1000.0 + 2 * DOWNLOAD_SECONDS + 2
     large = downloads.put("large", lambda path: path.write_bytes(bytes(2**20)), 2**20)
     assert [path.exists() for path in (*paths, large)] == [False, False, False, True]
     home = large.parent.parent

@@ -252,7 +252,7 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
 
 def test_two_visitors_hear_of_one_job_each_in_their_language(monkeypatch) -> None:
     """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
-    monkeypatch.setattr("components.jobs.jobs.PATIENCE", 60.0)  # a busy machine's pauses are not told
+    monkeypatch.setattr("components.limits.QUIET_SECONDS", 60.0)  # a busy machine's pauses are not told
     jobs = Jobs()
 
     def work(job):

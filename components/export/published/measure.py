@@ -14,16 +14,15 @@ from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 
+from ... import limits
 from ...activations.measure import ShiftViews
 from ...compare.answers import write_answers
 from ...compare.models import Columns
 from ...compare.passages import score_tokens
 from ...compare.views import Question
 from ...i18n.language import lazy_gettext
-from ...jobs import limits
-from ...jobs.job import Job
+from ...jobs.job import Job, Urgency
 from ...jobs.status import Status
-from ...jobs.turns import Urgency
 from ...spectra.measure import SpectraViews
 from ...state.caches import BoundedCache
 from ...state.calibrations import Calibrated

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from intraslice.core import checks
 
-from ...jobs import limits
+from ... import limits
 from ...state.request import Request, parse
 from ...state.settings import Settings
 

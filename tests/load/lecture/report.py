@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from components.jobs.limits import HOPS_VARIABLE, MEMORY, UNUSED_SECONDS
+from components.limits import HOPS_VARIABLE, MEMORY, UNUSED_SECONDS
 from components.state.settings import PROMPT, Settings
 from intraslice.core.cache import cache_folder
 from intraslice.pretrained.precision import choose_dtype

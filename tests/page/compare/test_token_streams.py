@@ -7,6 +7,7 @@ import pytest
 from stepping import Stepped
 from tiny_page import in_job
 
+from components import limits
 from components.compare import answers as streaming
 from components.compare import token_streams
 from components.compare.models import Columns
@@ -93,7 +94,7 @@ def test_an_answer_without_an_end_token_is_cut() -> None:
 
 
 def test_who_leaves_while_the_prompt_is_read_leaves_the_answer_to_the_others(monkeypatch) -> None:
-    monkeypatch.setattr(token_streams, "POLL", 0.001)
+    monkeypatch.setattr(limits, "PROMPT_POLL_SECONDS", 0.001)
     begun, scheduler = [], Stepped()
     stream = TokenStream(counting(begun, pauses=3), ends=set())
     leaving = scheduler.start("a", reading(stream))

@@ -99,7 +99,7 @@ def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny
     for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
         assert next(answer for answer in answers if "isx-busy" in str(answer.status))
         job = session.jobs._running[-1].job
-        session.jobs.look("ada", request=moved)
+        session.jobs.set_view("ada", request=moved)
         with job._changed:
             assert job._changed.wait_for(lambda job=job: job.ended, 30)
         session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does

@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from stepping import until
 
+from components import limits
 from components.gradio_compat import callers as callers_module
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import (
@@ -28,7 +29,6 @@ from components.gradio_compat.callers import (
     mcp_caller,
     prepare_mcp,
 )
-from components.jobs import limits
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
 
@@ -190,7 +190,7 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
         for address in ADDRESSES
     ]
     if ours:  # a session may have any name, and as many calls as are allowed
-        monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "1")
+        monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "1")
         asked = {"data": [], "session_hash": f"mcp {ADDRESSES[0]}"}
         client.http.post(f"{client.api}/call/work", json=asked).raise_for_status()
     try:

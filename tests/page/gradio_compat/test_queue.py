@@ -16,7 +16,7 @@ from gradio_pages import Client
 from starlette.middleware import Middleware
 from stepping import until
 
-from components.gradio_compat import queue as steady
+from components import limits
 from components.gradio_compat import streams
 from components.gradio_compat.blocks import PatchedBlocks
 
@@ -106,14 +106,14 @@ def test_plain_gradio_loses_a_call_when_the_stream_ends(launch, gate) -> None:
 
 
 def test_a_call_survives_the_end_of_the_stream(launch, gate, monkeypatch) -> None:
-    monkeypatch.setattr(steady, "GRACE", 60.0)
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 60.0)
     client = leave_a_call(launch, PatchedBlocks, gate, lambda queue: "one" in queue._left)
     gate.set()
     assert '"msg":"process_completed"' in client.http.get(f"{client.api}/{MESSAGES}").text
 
 
 def test_the_calls_of_a_session_that_does_not_come_back_end(launch, gate, monkeypatch) -> None:
-    monkeypatch.setattr(steady, "GRACE", 0.0)
+    monkeypatch.setattr(limits, "GRACE_SECONDS", 0.0)
 
     def has_ended(queue: Queue) -> bool:
         return [event.alive for job in queue.active_jobs if job for event in job] == [False]
@@ -128,9 +128,12 @@ def test_the_calls_of_a_session_that_reads_another_stream_go_on(has_read, reader
     queue.active_jobs = [[event := Event("one", function, None, None)]]
     queue.pending_messages_per_session["one"] = None
     box = queue.pending_messages_per_session["one"]
-    box.readers, queue._left = readers, {"one": box._last_seen - 2 * steady.GRACE}  # when the first stream ended
+    box.readers, queue._left = (
+        readers,
+        {"one": box._last_seen - 2 * limits.GRACE_SECONDS},
+    )  # when the first stream ended
     if not has_read:
-        box._last_seen -= 3 * steady.GRACE
+        box._last_seen -= 3 * limits.GRACE_SECONDS
     tidy(queue)
     assert (event.alive, queue._left) == (goes_on, {})
 
@@ -192,7 +195,7 @@ def test_plain_gradio_accepts_a_call_whose_page_takes_its_stream_for_open(launch
 def test_calls_that_follow_are_answered_in_the_same_stream_which_new_sessions_do_not_displace(
     launch, monkeypatch
 ) -> None:
-    monkeypatch.setattr(streams, "IDLE", 60.0)
+    monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "3")  # one more than the session's own: an answered call lingers
     client = launched(launch, PatchedBlocks)
     first = call(client)
@@ -207,8 +210,8 @@ def test_calls_that_follow_are_answered_in_the_same_stream_which_new_sessions_do
 
 def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkeypatch) -> None:
     """And so many may wait for that."""
-    monkeypatch.setattr(streams, "IDLE", 0.0)
-    monkeypatch.setattr(streams, "CLOSING", 60.0)
+    monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 0.0)
+    monkeypatch.setattr(limits, "STREAM_CLOSING_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
     client = launched(launch, PatchedBlocks)
     call(client)
@@ -229,8 +232,8 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
 
 
 def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatch) -> None:
-    for name in ("IDLE", "CLOSING"):
-        monkeypatch.setattr(streams, name, 0.05)
+    for name in ("STREAM_IDLE_SECONDS", "STREAM_CLOSING_SECONDS"):
+        monkeypatch.setattr(limits, name, 0.05)
     client = launched(launch, PatchedBlocks)
     for _ in range(2):
         event = call(client)

@@ -11,6 +11,7 @@ from gradio import route_utils
 from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
+from components import limits
 from components.gradio_compat.requests import (
     API,
     ENVELOPE,
@@ -21,7 +22,6 @@ from components.gradio_compat.requests import (
     UploadParser,
 )
 from components.gradio_compat.upload_folder import upload_folder
-from components.jobs import limits
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
@@ -93,7 +93,7 @@ BOUNDARIES = {  # by what gradio reads as the boundary
 def test_plain_gradio_takes_many_tiny_parts_and_ours_none_however_they_are_delimited(sized, kind) -> None:
     boundary = BOUNDARIES[kind]
     status, inodes = post(sized, kind, b"".join(part(boundary) for _ in range(100)) + f"--{boundary}--\r\n".encode())
-    assert (status, inodes > MAX_FILES) == ((200, True) if sized.is_plain else (400, False))
+    assert (status, inodes > limits.MAX_UPLOAD_FILES) == ((200, True) if sized.is_plain else (400, False))
     assert post(sized, kind, part(boundary) + f"--{boundary}--\r\n".encode())[0] == 200
 
 

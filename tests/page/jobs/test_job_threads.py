@@ -15,12 +15,12 @@ import psutil
 import pytest
 from stepping import until
 
+from components import limits
 from components.jobs import threads
-from components.jobs.job import Job
-from components.jobs.places import Places
+from components.jobs.job import Job, Urgency
 from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
-from components.jobs.turns import Urgency
+from components.jobs.waiting import JobSemaphore
 from components.state.caches import return_freed_memory
 
 
@@ -80,7 +80,7 @@ def test_a_job_that_fails_or_is_stopped_leaves_nothing_that_it_held_before_any_g
     gc.disable()
     try:
         for work in (working, sharing):
-            job = Scheduler().start("somebody", work)
+            job = Scheduler().start("client", work)
             if is_stopped:
                 next(listening := job.events())
                 job.stop()
@@ -98,7 +98,7 @@ def test_a_job_that_fails_or_is_stopped_leaves_nothing_that_it_held_before_any_g
 @pytest.mark.parametrize("seed", range(3))
 def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, monkeypatch) -> None:
     """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients; each makes a model."""
-    monkeypatch.setattr(threads, "IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.1)
     before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
     initialised, running, overlaps, wrong = [], [], [], []
 
@@ -167,13 +167,13 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, m
 
 
 def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> None:
-    places, scheduler = Places(2, "waiting for a place"), Scheduler()
+    places, scheduler = JobSemaphore(2, "waiting for a place"), Scheduler()
     begun, may_end = threading.Semaphore(0), threading.Semaphore(0)
     inside, most = [], 0
 
     def work(job: Job) -> None:
         nonlocal most
-        with places.taken(job):
+        with places.held(job), job.waiting():
             inside.append(job.client)
             most = max(most, len(inside))
             begun.release()

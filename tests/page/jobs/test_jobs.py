@@ -14,7 +14,8 @@ from stepping import OnlyWhileAwaited, Stepped
 
 from components.jobs.job import Caller, Job
 from components.jobs.jobs import Jobs, job_progress
-from components.jobs.status import EVERY, Status
+from components.jobs.status import Status
+from components.limits import STATUS_SECONDS
 from components.state.settings import Settings
 from components.ui.handlers import status_line
 from intraslice.core.errors import UserError
@@ -33,9 +34,9 @@ def jobs() -> Jobs:
     return jobs
 
 
-def begun(jobs: Jobs, client: str, kind: str, **follows: object) -> Iterator[Status]:
+def begun(jobs: Jobs, client: str, kind: str, **cancel_when_changed: object) -> Iterator[Status]:
     """The events of a job that has emitted its first."""
-    events = jobs.run(client, kind, endless, **follows)
+    events = jobs.run(client, kind, endless, **cancel_when_changed)
     assert next(events).text == "working"
     return events
 
@@ -44,16 +45,16 @@ def test_a_job_ends_with_what_it_follows_or_when_replaced_and_spares_all_others(
     live = begun(jobs, "a", "measure", request=Settings(sparsity=30))
     shift = begun(jobs, "a", "shift", request=Settings(sparsity=30), tab="activations")
     asked, yours = begun(jobs, "a", "sweep"), begun(jobs, "you", "answer")
-    jobs.look("a", request=Settings(sparsity=30), tab="activations")  # another layer was clicked
+    jobs.set_view("a", request=Settings(sparsity=30), tab="activations")  # another layer was clicked
     assert next(live).text == next(shift).text == "working"
-    jobs.look("a", tab="compare")
+    jobs.set_view("a", tab="compare")
     assert list(shift) == []
     assert next(live).text == "working"
-    jobs.look("a", request=Settings(sparsity=31))
+    jobs.set_view("a", request=Settings(sparsity=31))
     assert list(live) == []
     again = begun(jobs, "a", "sweep")
     assert list(asked) == []
-    jobs.look("you", request=Settings(), tab="ratios")
+    jobs.set_view("you", request=Settings(), tab="ratios")
     assert next(again).text == next(yours).text == "working"
     jobs.halt("you")
     assert [event.text for event in yours] == ["Cancelled."]
@@ -65,7 +66,7 @@ def test_a_job_ends_with_what_it_follows_or_when_replaced_and_spares_all_others(
 
 
 def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "2")
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_JOBS", "2")
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")
     own = [begun(jobs, "a", kind) for kind in ("measure", "answer")]
     (refused,) = jobs.run("a", "sweep", endless)
@@ -145,17 +146,17 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     monkeypatch.setattr(Job, "sleep", sleep)
     jobs.prefetch("ada", work("first"), request=30)
     scheduler.step()
-    jobs.look("ada", request=31)  # moved on before the rest was over
+    jobs.set_view("ada", request=31)  # moved on before the rest was over
     scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
     jobs.prefetch("ada", work("second"), request=31)
     scheduler.step()  # ends the first
     scheduler.step()
     rest()
-    jobs.look("ada", request=31)  # let go where it is
+    jobs.set_view("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
     assert jobs._refusal("ada", "") == ""
-    jobs.look("ada", request=32)
+    jobs.set_view("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs
 
@@ -196,7 +197,7 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
         for done in range(8):
             progress(Progress("slice", done, 8))
             turns.append(done)
-            now[0] += 0.4 * EVERY
+            now[0] += 0.4 * STATUS_SECONDS
 
     scheduler = Stepped()
     job = scheduler.start("a", work)
@@ -206,7 +207,9 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
     scheduler.run()
     statuses = [event for events in job.events() for event in events]
     assert [status.done for status in statuses] == [0, 3, 6]
-    assert [status.seconds_left for status in statuses] == pytest.approx([None, 0.4 * EVERY * 5, 0.4 * EVERY * 2])
+    assert [status.seconds_left for status in statuses] == pytest.approx(
+        [None, 0.4 * STATUS_SECONDS * 5, 0.4 * STATUS_SECONDS * 2]
+    )
     assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)
 
 
@@ -227,7 +230,7 @@ class Page:
         self.jobs.scheduler = OnlyWhileAwaited()
         self.jobs.caller = lambda: Caller(is_connected=lambda: self.is_connected)
 
-    def run(self, kind: str, **follows: object) -> Iterator[Status]:
+    def run(self, kind: str, **cancel_when_changed: object) -> Iterator[Status]:
         def work(job: Job) -> None:
             done = 0
             while self.ends.get(kind) != "done":
@@ -236,17 +239,17 @@ class Page:
                 if isinstance(problem := self.ends.get(kind), BaseException):
                     raise problem
 
-        return self.jobs.run("ada", kind, work, ready=lambda: READY, **follows)
+        return self.jobs.run("ada", kind, work, ready=lambda: READY, **cancel_when_changed)
 
-    def begin(self, kind: str, **follows: object) -> Iterator[Status]:
+    def begin(self, kind: str, **cancel_when_changed: object) -> Iterator[Status]:
         """The events of a job that has emitted its first."""
-        events = self.run(kind, **follows)
+        events = self.run(kind, **cancel_when_changed)
         assert next(events) == Status(kind)
         return events
 
     def end(self, how: Any, kind: str = "measure") -> None:
         if how == "moved":
-            self.jobs.look("ada", request=31)
+            self.jobs.set_view("ada", request=31)
         elif how == "cancelled":
             self.jobs.halt("ada", kind)
         elif how == "replaced":
@@ -348,8 +351,8 @@ def test_the_line_ends_without_a_bar_in_whatever_order_statuses_arrive(seed) -> 
             for done in range(steps):
                 job.emit(Status(kind, done=done, total=steps))
 
-        follows = {"request": 30} if kind == "measure" else {}
-        running.append([page.jobs.run("ada", kind, work, ready=lambda: READY, **follows), None, gr.skip()])
+        cancel_when_changed = {"request": 30} if kind == "measure" else {}
+        running.append([page.jobs.run("ada", kind, work, ready=lambda: READY, **cancel_when_changed), None, gr.skip()])
 
     for _ in range(20):
         act = chance.choice(["begin", "begin", "moved", "cancelled", *["step"] * 12])

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from components import limits
 from components.frame import link
 from components.gradio_compat.requests import make_room
 from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.i18n.language import translate, use_language
-from components.jobs import limits
 from components.jobs.status import Status
 from components.page import launch_options
 from components.state.request import offered_models, parse
@@ -34,19 +34,30 @@ def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> N
     for name in ("SPACE_ID", "INTRASLICE_HOSTED", "INTRASLICE_MAX_LENGTH"):
         monkeypatch.delenv(name, raising=False)
     assert limits.LENGTH.value == 4096
-    monkeypatch.setenv("SPACE_ID", "somebody/explorer")
+    monkeypatch.setenv("SPACE_ID", "owner/explorer")
     assert limits.LENGTH.value == 2048
     monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
     assert limits.LENGTH.value == 1000
     with pytest.raises(UserError, match="length must be a whole number from 2 to 1,000, got 1024"):
         parse(Settings(length=1024))
+    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "7")  # its former name
+    assert limits.CLIENT_JOBS.value == 7
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_JOBS", "8")
+    assert limits.CLIENT_JOBS.value == 8
 
 
-@pytest.mark.parametrize("value", ["0", "-3", "many", "1e3"])
-def test_no_page_opens_with_a_bound_that_is_none(value, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_JOBS", value)
-    with pytest.raises(UserError, match=r"INTRASLICE_MAX_JOBS must be a whole number above 0, got .*"):
-        launch_options()
+@pytest.mark.parametrize(
+    ("name", "values", "expected"),
+    [
+        ("MAX_JOBS", ("0", "-3", "many", "1e3"), "a whole number above 0"),
+        ("FRAME_ANCESTORS", ("a; script-src *", "a, b", "a\nb", "é"), "sites separated by spaces"),
+    ],
+)
+def test_no_page_opens_with_a_bound_that_is_none(name, values, expected, monkeypatch) -> None:
+    for value in values:
+        monkeypatch.setenv(f"INTRASLICE_{name}", value)
+        with pytest.raises(UserError, match=f"INTRASLICE_{name} must be {expected}.*, got "):
+            launch_options()
 
 
 def test_sequences_and_length_are_bounded_together() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product, zip_longest
 from random import Random
 from typing import Any
 
@@ -13,9 +15,9 @@ import pytest
 from stepping import Clock, Stepped, counting, events, until
 
 from components.jobs import turns
-from components.jobs.job import Caller, Cancelled, Job
+from components.jobs.job import Caller, Cancelled, Job, Urgency
 from components.jobs.scheduler import Scheduler
-from components.jobs.turns import LONG, SHARE, WEIGHT, Urgency
+from components.limits import BEGINNING_SECONDS, SHARE
 
 
 class Failed(Exception):
@@ -26,11 +28,13 @@ class Panic(BaseException):
     """As tokenizers raise it."""
 
 
-# Who runs. A program is a list of steps ("take", seconds), ("share", key), ("urgency", urgency), ("fail", error).
+# Who runs. A program is a list of steps ("take", seconds), ("share", key), ("urgency", urgency), ("result", None), and
+# ("fail", error).
 
-ADDRESSES = {"ada": "127.0.0.2", "bob": "127.0.0.2", "eve": "127.0.0.3", "hidden": ""}  # few: `test_crowds.py` has more
+ADDRESSES = {"ada": "127.0.0.2", "bob": "127.0.0.2", "cyd": "127.0.0.2", "eve": "127.0.0.3", "hidden": ""}
 KEYS = ("model", "calibration", "slice")  # of shared work, which shares only what comes before it
-SHORTEST = 2.0**-13  # seconds, so that all sums are exact
+FEW, TURN, LONG_TURN = 2, 0.25, 2.0  # all sums of seconds are exact
+Path = tuple[Any, ...]
 
 
 @dataclass(eq=False)
@@ -40,12 +44,11 @@ class Actor:
     name: str
     program: list[tuple[str, Any]]
     client: str = ""
-    urgency: Urgency = Urgency.USUAL
+    urgency: Urgency = Urgency.PEOPLE
     limit: float = math.inf
     place: int = 0  # in the program
     seconds: float = 0.0
-    weighted: float = 0.0
-    last: float = LONG
+    sees_result: bool = False
     wait: Actor | None = None
     takers: list[Actor] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -54,23 +57,55 @@ class Actor:
     has_ended: bool = False
     error: type[Exception] | None = None
 
-    @property
-    def address(self) -> str:
-        return ADDRESSES[self.client] or f"of {self.client}"
-
     def tell(self, event: str) -> None:
         self.told.append(event)
         for taker in self.takers:
             taker.tell(event)
 
+    def note_result(self) -> None:
+        self.sees_result = True
+        for taker in self.takers:
+            taker.note_result()
+
+
+class Level:
+    """Those who take turns, the next one first, and the seconds that each has used of their turn."""
+
+    def __init__(self) -> None:
+        self.names: list[Any] = []
+        self.holder: Any = None
+        self.used: defaultdict[Any, float] = defaultdict(float)
+
+    def add(self, names: list[Any]) -> None:
+        self.names += [name for name in dict.fromkeys(names) if name not in self.names]
+
+    def next(self, waiting: list[Any], seconds: float) -> Any:
+        """Whose turn it is, where a turn takes so long."""
+        self.add(waiting)
+        if self.holder not in waiting or self.used[self.holder] >= seconds:
+            if self.holder is not None:
+                self.names.append(self.names.pop(self.names.index(self.holder)))
+            self.holder = next(name for name in self.names if name in waiting)
+            self.used[self.holder] = 0.0
+        return self.holder
+
+    def next_queue(self, waiting: list[bool], turns: float) -> bool:
+        """Whether it is the turn of the second queue, which has one after so many of the first."""
+        if self.used[True] >= TURN:
+            self.used.clear()
+        return self.used[False] > turns * TURN if len(waiting) == 2 else waiting[0]
+
+    def place(self, name: Any) -> int:
+        return -1 if name == self.holder else self.names.index(name)
+
 
 class Oracle:
     """Runs the programs without threads, and says whose turn it is.
 
-    What is to end comes first. Then come those for whom somebody waits: the least use of the address, then of the
-    client, then of the job. Background jobs get a second for every `SHARE` of theirs. Nobody begins with less use than
-    whoever had the last turn. Who waits for shared work gives it their turns and pays for them; it ends with its last
-    taker.
+    What is to end comes first. Then people before the background, jobs that have only begun before others, and in turns
+    the addresses, the clients of an address, and the jobs of a client; of a crowd's jobs those come first whose clients
+    see no result. A job that waits for shared work gives it its turns and pays for them; the work ends with the last
+    job that waits for it.
     """
 
     def __init__(self, programs: dict[str, list[tuple[str, Any]]]) -> None:
@@ -79,19 +114,8 @@ class Oracle:
         self.cancelled: list[Actor] = []
         self.works: dict[str, Actor] = {}
         self.log: list[str] = []
-        self.used: dict[tuple[str, str], float] = {}
-        self.least = {"address": 0.0, "client": 0.0}
-        self.owed = 0.0  # to the background
-
-    def use(self, job: Actor) -> tuple[float, ...]:
-        return *(self.used[kind, getattr(job, kind)] for kind in self.least), job.weighted
-
-    def start(self, job: Actor) -> None:
-        job.weighted = min((other.weighted for other in self.jobs if other.client == job.client), default=0.0)
-        for kind, least in self.least.items():
-            key = kind, getattr(job, kind)
-            self.used[key] = max(self.used.get(key, 0.0), least)
-        self.jobs.append(job)
+        self.levels: defaultdict[Path, Level] = defaultdict(Level)
+        self.path: Path = ()
 
     def stop(self, job: Actor) -> None:
         if not job.has_ended:
@@ -99,8 +123,40 @@ class Oracle:
             if not job.has_begun:
                 self.end(job)
 
+    def path_of(self, job: Actor) -> Path:
+        def place(job: Actor) -> tuple[bool, str]:
+            return job.urgency is Urgency.BACKGROUND, ADDRESSES[job.client] or f"of {job.client}"
+
+        is_crowd = len({other.client for other in self.jobs if place(other) == place(job)}) > FEW
+        background, address = place(job)
+        return (
+            background,
+            job.sees_result or job.seconds >= BEGINNING_SECONDS,
+            address,
+            is_crowd and job.sees_result,
+            job.client,
+            job,
+        )
+
     def line(self) -> list[Actor]:
-        return sorted(self.jobs, key=lambda job: (job.urgency is Urgency.BACKGROUND, *self.use(job)))
+        paths, line = [self.path_of(job) for job in self.jobs], []
+        for path in paths:
+            for level in range(6):
+                self.levels[path[:level]].add([path[level]])
+        for queue in product([False, True], repeat=2):
+            of_address: defaultdict[str, list[Path]] = defaultdict(list)
+            for path in paths:
+                if path[:2] == queue:
+                    of_address[path[2]].append(path)
+            columns = [
+                sorted(
+                    of_address[name],
+                    key=lambda path: (path[3], *(self.levels[path[:n]].place(path[n]) for n in (4, 5))),
+                )
+                for name in sorted(of_address, key=self.levels[queue].place)
+            ]
+            line += [path[-1] for turn in zip_longest(*columns) for path in turn if path]
+        return line
 
     def choose(self) -> tuple[Actor | None, Actor]:
         """Who pays for the next turn, and who runs in it."""
@@ -108,12 +164,16 @@ class Oracle:
             return None, self.cancelled[0]
         payer = next((job for job in self.jobs if job.is_stopped or job.error), None)
         if payer is None:
-            payer, *_ = line = self.line()
-            background = next((job for job in line if job.urgency is Urgency.BACKGROUND), None)
-            if background and self.owed >= min(background.last, LONG):
-                payer = background
-            for kind, used in zip(self.least, self.use(payer), strict=False):
-                self.least[kind] = max(self.least[kind], used)
+            self.path, paths = (), [self.path_of(job) for job in self.jobs]
+            for level, turns_of_first in enumerate((SHARE, 1, None, SHARE, None, None)):
+                here = self.levels[self.path]
+                waiting = list(dict.fromkeys(path[level] for path in paths if path[:level] == self.path))
+                if turns_of_first is not None:
+                    self.path += (here.next_queue(waiting, turns_of_first),)
+                else:
+                    is_long = level in (2, 4) and len(waiting) > FEW and self.path[1]
+                    self.path += (here.next(waiting, LONG_TURN if is_long else TURN),)
+            payer = self.path[-1]
         runner = payer
         while not runner.is_stopped and not runner.error and runner.wait and not runner.wait.has_ended:
             runner = runner.wait
@@ -125,13 +185,9 @@ class Oracle:
         seconds = self.run(runner)
         if payer is None:
             return
-        counted = payer.last = max(seconds, SHORTEST)
-        payer.seconds += counted
-        payer.weighted += counted / WEIGHT if payer.urgency is Urgency.FIRST else counted
-        for kind in self.least:
-            self.used[kind, getattr(payer, kind)] += counted
-        is_background = payer.urgency is Urgency.BACKGROUND
-        self.owed = max(-LONG, self.owed - counted) if is_background else min(LONG, self.owed + counted / SHARE)
+        payer.seconds += seconds
+        for level in range(6):
+            self.levels[self.path[:level]].used[self.path[level]] += seconds
         if payer.seconds > payer.limit and not (runner.has_ended or payer.is_stopped or payer.error):
             payer.error = TimeoutError
 
@@ -157,7 +213,9 @@ class Oracle:
                 return 0.0
             if what == "urgency":
                 actor.urgency = value
-            elif what == "fail":
+            elif what == "result":
+                actor.note_result()
+            else:
                 actor.error = value if issubclass(value, Exception) else RuntimeError
         self.end(actor)
         return 0.0
@@ -172,7 +230,7 @@ class Oracle:
     def end(self, actor: Actor) -> None:
         actor.has_ended = True
         if self.works.get(actor.name) is actor:
-            del self.works[actor.name]  # whoever comes now begins it anew
+            del self.works[actor.name]  # a job that asks now begins it anew
         for actors in (self.jobs, self.cancelled):
             if actor in actors:
                 actors.remove(actor)
@@ -181,11 +239,12 @@ class Oracle:
 def random_program(rng: Random, keys: tuple[str, ...], length: int = 8) -> list[tuple[str, Any]]:
     steps = []
     for _ in range(rng.randrange(1, length)):
-        what = rng.choices(["take", "share", "urgency", "fail"], [8, 3 if keys else 0, 1, 0.4])[0]
+        what = rng.choices(["take", "share", "urgency", "result", "fail"], [8, 3 if keys else 0, 1, 1, 0.4])[0]
         value = {
-            "take": rng.choice([0.0, 0.125, 0.25, 1.5]),
+            "take": rng.choice([0.0, 0.0625, 0.125, 0.25, 1.5]),
             "share": rng.choice(keys) if keys else None,
             "urgency": rng.choice(list(Urgency)),
+            "result": None,
             "fail": rng.choice([Failed, Panic]),
         }
         steps.append((what, value[what]))
@@ -198,7 +257,7 @@ class Pair:
     def __init__(self, rng: Random) -> None:
         self.rng, self.clock, self.log = rng, Clock(), []
         programs = {key: random_program(rng, KEYS[:index]) for index, key in enumerate(KEYS)}
-        self.scheduler, self.oracle = Stepped(self.clock), Oracle(programs)
+        self.scheduler, self.oracle = Stepped(self.clock, TURN), Oracle(programs)
         self.both: list[tuple[Job, Actor]] = []
 
     def follow(self, job: Job, name: str, program: list[tuple[str, Any]]) -> str:
@@ -211,7 +270,9 @@ class Pair:
                 assert job.share(value, partial(self.follow, name=value, program=self.oracle.programs[value])) == value
             elif what == "urgency":
                 job.urgency = value
-            elif what == "fail":
+            elif what == "result":
+                job.note_result()
+            else:
                 raise value
         return name
 
@@ -221,7 +282,7 @@ class Pair:
         name, program = f"{client} {len(self.both)}", random_program(self.rng, KEYS, length=14)
         work = partial(self.follow, name=name, program=program)
         job = self.scheduler.start(client, work, urgency, Caller(ADDRESSES[client]), limit)
-        self.oracle.start(actor := Actor(name, program, client, urgency, limit))
+        self.oracle.jobs.append(actor := Actor(name, program, client, urgency, limit))
         self.both.append((job, actor))
 
     def stop(self) -> None:
@@ -243,6 +304,7 @@ class Pair:
         assert self.log == self.oracle.log
         for job, actor in self.both:
             assert (job.ended, job.seconds, job.urgency) == (actor.has_ended, actor.seconds, actor.urgency), actor
+            assert job.has_result == actor.sees_result
             if actor.has_ended:
                 assert type(job.error) is (actor.error or type(None))
                 assert job.result == (None if actor.is_stopped or actor.error else actor.name)
@@ -251,8 +313,9 @@ class Pair:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_oracle_says_who_runs(seed, monkeypatch) -> None:
-    """Jobs that share work, change their urgency, fail, are stopped and reach their limit, at random."""
-    monkeypatch.setattr(turns, "SHORTEST", SHORTEST)
+    """Jobs that share work, change their urgency, note results, fail, are stopped and reach their limit, at random."""
+    monkeypatch.setattr(turns, "FEW", FEW)
+    monkeypatch.setattr(turns, "LONG_TURN_SECONDS", LONG_TURN)
     pair = Pair(rng := Random(seed))
     pair.start()
     for _ in range(150):
@@ -268,7 +331,7 @@ def test_the_oracle_says_who_runs(seed, monkeypatch) -> None:
 # Shared work that is held, or beside which a job does its own
 
 
-def test_shared_work_that_somebody_holds_waits_where_it_is_and_ends_when_they_leave(scheduler) -> None:
+def test_shared_work_that_is_held_waits_where_it_is_and_ends_with_the_last_job_that_holds_it(scheduler) -> None:
     log, ended = [], []
 
     def making(job: Job) -> None:
@@ -316,7 +379,7 @@ def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(s
     assert log.count("made") == 6
 
 
-def test_nobody_waits_beside_work_that_is_away(scheduler) -> None:
+def test_no_job_waits_beside_work_that_is_away(scheduler) -> None:
     """Tokens go on while a model is downloaded; without a limit the job waits, and others have its turns."""
     log, arrived = [], threading.Event()
 
@@ -340,7 +403,7 @@ def test_nobody_waits_beside_work_that_is_away(scheduler) -> None:
     assert job.result == "model"
 
 
-def test_work_that_has_ended_is_done_anew_for_who_comes_then_though_somebody_uses_its_result(scheduler) -> None:
+def test_work_that_has_ended_is_done_anew_for_a_job_that_comes_then_though_another_uses_its_result(scheduler) -> None:
     made = []
 
     def make(job: Job) -> int:
@@ -392,7 +455,7 @@ def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(sche
     assert (log, job.ended, events(other)) == (["a"], True, [0, 1])
 
 
-def test_who_stops_listening_stops_the_job_and_passes_on_the_turn() -> None:
+def test_leaving_the_events_stops_the_job_and_passes_on_the_turn() -> None:
     ended = threading.Event()
 
     def endless(job: Job) -> None:
@@ -430,7 +493,7 @@ def test_a_job_that_waits_lets_others_work(scheduler) -> None:
     assert (log[-1], events(job)) == ("slow", ["done"])
 
 
-def test_nobody_waits_for_a_stopped_job_that_is_away_nor_for_its_sleep() -> None:
+def test_neither_a_stopped_job_that_is_away_nor_its_sleep_is_waited_for() -> None:
     arrived, ended = threading.Event(), threading.Event()
 
     def slow(job: Job) -> None:

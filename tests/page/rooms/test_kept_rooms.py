@@ -12,8 +12,9 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from components.limits import ROOM_SECONDS
 from components.rooms.questions import questions
-from components.rooms.rooms import LIFETIME, Rooms
+from components.rooms.rooms import Rooms
 from components.rooms.store import FILE
 from components.rooms.table import _cell
 
@@ -47,7 +48,7 @@ def test_a_class_is_deleted_by_its_presenter_and_after_24_hours(klass, start_cla
     later.answer(student, 2, id="first-of-them")
     later.lead("reveal", step=COST, truth=1.4)
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + LIFETIME + 1)
+    monkeypatch.setattr(time, "time", lambda: now + ROOM_SECONDS + 1)
     assert later.state(student).status_code == 410
     later.rooms.close()
     Rooms(klass.folder).close()  # the next server, to which no client has come

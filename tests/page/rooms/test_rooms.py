@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from components.jobs import limits
+from components import limits
 from components.rooms import rooms
-from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, JOIN_SECONDS, LENGTH, MAX_REVISIONS, Refused, Rooms
+from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, LENGTH, MAX_REVISIONS, Refused, Rooms
 from components.rooms.store import FILE
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
@@ -196,11 +196,11 @@ def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed
 
     invented = [join(number) for number in range(140)]
     assert sum(answer.status_code == 200 for answer in invented) == limits.JOINS.value - len(students)
-    assert invented[-1].headers["retry-after"] == f"{JOIN_SECONDS:.0f}"
+    assert invented[-1].headers["retry-after"] == f"{limits.JOIN_SECONDS:.0f}"
     assert invented[-1].json()["error"].startswith("Many students from your network are joining this class.")
     klass.join(students[0], hall)  # a reload
     klass.join(client=klass.client(ELSEWHERE))
-    clock.monotonic = lambda: 1000.0 + JOIN_SECONDS
+    clock.monotonic = lambda: 1000.0 + limits.JOIN_SECONDS
     assert [join(200 + number).status_code for number in range(2)] == [200, 429]
     klass.answer(students[2], 2)
     klass.lead("step", step=HURTS)

@@ -13,7 +13,7 @@ from gradio_client import Client
 from stepping import until
 from tiny_page import PageSession
 
-from components.gradio_compat import queue as serving_queue
+from components import limits
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
 from components.page import build_app, launch_options
@@ -44,8 +44,8 @@ class Caller:
 def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
     """A page of one endpoint, which waits the given seconds, or until `released`; two calls run at a time."""
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
-    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
-    monkeypatch.setattr(serving_queue, "EVERY", 0.05)
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "3")
+    monkeypatch.setattr(limits, "TIDYING_SECONDS", 0.05)
     pages = []
 
     def open_page(scheduler: Scheduler | None = None, released: threading.Event | None = None) -> tuple[App, Caller]:
@@ -148,7 +148,7 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     assert answer.json() | free == answer.json()
 
     def read(job: Job) -> None:
-        with READERS.taken(job):
+        with READERS.held(job), job.waiting():
             ended.wait()
 
     def load(job: Job) -> None:

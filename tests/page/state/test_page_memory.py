@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import constants
 from tiny_page import in_job, stepwise
 
-from components.jobs import limits
+from components import limits
 from components.jobs.job import Job
 from components.state import caches, calibrations, job_memory
 from components.state.caches import BUDGET, BoundedCache, bytes_in

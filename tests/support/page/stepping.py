@@ -11,6 +11,7 @@ import pytest
 
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
+from components.jobs.turns import Turns
 
 PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
 
@@ -33,10 +34,11 @@ class Clock:
 
 
 class Stepped(Scheduler):
-    """Gives one turn at a time, from one checkpoint to the next, at every `step`."""
+    """Gives one turn at a time, from one checkpoint to the next, at every `step`; a short turn has `seconds`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, seconds: float = 0.0) -> None:
         super().__init__(clock=clock)
+        self._turns = Turns(seconds)
         self._may_give = False
         self._passed = threading.Condition(self.lock)
 
@@ -134,9 +136,15 @@ class AwaitedJob(Job):
 
 
 class OnlyWhileAwaited(Scheduler):
-    """Gives turns only while somebody waits for an event of any job, so that a test sees the state after every one."""
+    """Gives turns only while somebody waits for an event of any job, so that a test sees the state after every one.
+
+    A turn is one step, however short."""
 
     job_class = AwaitedJob
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock=clock)
+        self._turns = Turns(0.0)
 
     def wake(self) -> None:
         with self.lock:

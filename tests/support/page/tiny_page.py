@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from stepping import OnlyWhileAwaited
 
+from components import limits
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
 from components.export.published.measure import Publisher
-from components.jobs import status
 from components.spectra.measure import SpectraViews
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -64,7 +64,7 @@ def tiny(tmp_path_factory, tiny_llama_gqa, word_tokenizer):
     home = tmp_path_factory.mktemp("page")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        patch.setattr(status, "EVERY", 0.0)
+        patch.setattr(limits, "STATUS_SECONDS", 0.0)
         yield parse(tiny_settings(home, tiny_llama_gqa, word_tokenizer))
 
 

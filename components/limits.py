@@ -1,7 +1,7 @@
-"""The page's limits, each with the reason for it, and what a client reads of an error.
+"""Every limit and waiting time of the page, and what a client reads of an error.
 
 A page is hosted where untrusted clients use it: on a Space, or where `INTRASLICE_HOSTED=1` says so. There limits are
-tighter, and no file of the server is read or named.
+tighter, and no file of the server is read or named. Those of class `Limit` can be set in the environment.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import re
 from dataclasses import dataclass
 
 from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
-from intraslice.core.checks import from_environment
-from intraslice.core.errors import Message
+from intraslice.core.checks import from_environment, quoted
+from intraslice.core.errors import Message, UserError
 
-from ..i18n.language import LazyString, translate
+from .i18n.language import LazyString, translate
 
 MAX_WORDS = 600  # characters of an error
 HOPS_VARIABLE = "INTRASLICE_TRUSTED_HOPS"
 MODELS_VARIABLE = "INTRASLICE_MODELS"  # the models that the owner lists, separated by blanks
+FRAMES_VARIABLE = "INTRASLICE_FRAME_ANCESTORS"  # sites that may embed the page, as in the header; by default any
 KEPT_FREE = 5  # one of so many places is kept for network addresses that have none
 
 
@@ -31,6 +32,7 @@ class Limit:
     desktop: int
     hosted: int
     why: str
+    former_name: str = ""  # whose variable is read as well
 
     @property
     def variable(self) -> str:
@@ -40,8 +42,10 @@ class Limit:
     @property
     def value(self) -> int:
         """The bound that holds here. Raises UserError where the environment has no whole number above 0."""
-        default = self.hosted if hosted() else self.desktop
-        return from_environment(self.variable, default, "a whole number above 0", 1)
+        value = self.hosted if hosted() else self.desktop
+        for name in filter(None, (self.former_name, self.name)):
+            value = from_environment(f"INTRASLICE_MAX_{name}", value, "a whole number above 0", 1)
+        return value
 
 
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
@@ -69,10 +73,10 @@ DOWNLOADS = Limit("DOWNLOADS", "downloads to users' devices at once", 200, 200, 
 JOBS = Limit(
     "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
 )
-VISITOR_JOBS = Limit("VISITOR_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven")
+CLIENT_JOBS = Limit("CLIENT_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven", "VISITOR_JOBS")
 JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
 CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
-VISITOR_CALLS = Limit("VISITOR_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty")
+CLIENT_CALLS = Limit("CLIENT_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty", "VISITOR_CALLS")
 UNREAD_SECONDS = Limit(
     "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
 )
@@ -105,6 +109,72 @@ CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches",
 UNUSED_SECONDS = Limit(
     "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
 )
+# Turns of jobs (`jobs/turns.py`)
+TURN_SECONDS = 0.25
+FEW = 4  # addresses, or clients of one, that take short turns; where more wait, turns are long
+LONG_TURN_SECONDS = 10.0  # a slice and its first number, on a busy machine too
+SHARE = 8  # seconds of the jobs that come first, to one of the others
+BEGINNING_SECONDS = 0.1  # of a new job, which have a queue of their own: what is cached, the first token of an answer
+REMEMBERED_TURNS = 10_000
+
+# Jobs, and what their clients see of them
+NOTICED_SECONDS = 0.5  # of a step that is logged, since others wait for it
+IDLE_THREAD_SECONDS = 60.0  # after which a thread without work ends
+RETRY_SECONDS = 0.5  # between two attempts to get a place
+REST_SECONDS = 0.15  # without a move, after which the slider may be about to be released
+STATUS_SECONDS = 0.5  # between two statuses of a job: each costs the page some milliseconds of what it reports on
+QUIET_SECONDS = 1.0  # without an event, after which a job that waits says so
+REMINDER_SECONDS = 4.0  # between two statuses that say so: many may wait
+LINE_SECONDS = 0.5  # for which the order of jobs is used for all who ask
+MAX_READERS = 2  # jobs that read an uploaded text at once
+MAX_WRITERS = 2  # jobs that write a model at once
+MAX_SLICED_ANSWERS = 4  # answers of sliced models at once
+
+# Answers
+ANSWER_UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
+SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
+PROMPT_POLL_SECONDS = 0.05  # between two checks whether another job has read the prompt
+LONG_WAIT_SECONDS = 10  # from which a wait offers the user's own device
+MAX_PASSAGE_TOKENS = 512  # each token is an element of the page
+
+# Calls
+MAX_WAITING_CALLS = 300  # that wait for jobs, each in a thread
+MAX_THREADS = 360  # of calls: the slider needs some, too
+CALL_PAUSE_SECONDS = 0.02  # between the beginnings of two calls of an address
+MAX_CALL_PAUSE_SECONDS = 2.0  # a class of a hundred may be behind one address
+MAX_PACED_ADDRESSES = 1_000  # then those are forgotten whose calls have all begun
+SESSION_SECONDS = 300.0  # without a reader, after which a session's messages are forgotten
+TIDYING_SECONDS = 1.0  # between two rounds of forgetting
+GRACE_SECONDS = 2.0  # in which a session may read or call again before its calls end
+MAX_SESSION_NAME = 100  # characters, of which gradio and the scheduler keep thousands
+QUEUE_POLL_SECONDS = 0.01  # between two checks for calls that wait; gradio checks a thousand times a second
+STREAM_IDLE_SECONDS = 1.0  # without a call, after which a stream is closed
+STREAM_CLOSING_SECONDS = 5.0  # that the page has to close it, during which its calls wait
+PAGE_BYTES_PER_SECOND = 10**8  # to one address: a thousand pages would fill the system's buffers for seconds
+PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another one does not give up its turn
+MAX_LAYER = 10_000
+
+# Files
+UPLOAD_ENVELOPE = 64 * 2**10  # bytes around the files of an upload
+MAX_UPLOAD_FILES = 10  # the page sends one
+DOWNLOAD_SECONDS = 600.0  # that a finished file is kept
+DEVICE_FILE_SECONDS = 120.0  # that a model for users' devices is kept at least after it was asked for
+DEVICE_BYTES_PER_SECOND = 125e6  # to all devices, a connection of a gigabit: leaves the cores to the slider
+STALLED_SECONDS = 60.0  # that a download may take for a part
+SLOW_SECONDS = 5.0  # for a part, after which a client gives way to others of its address
+MAX_ENGINE_BYTES = 40 * 10**6  # of the WebAssembly package and its files together
+ENGINE_SECONDS = 300  # for fetching them
+
+# Classes
+ROOM_SECONDS = 24 * 3600.0
+EMPTY_ROOM_SECONDS = 900  # after which a room without students gives way to a new one, where there are too many
+EXPIRY_SECONDS = 60.0  # between two checks for expired rooms
+JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
+WRONG_CODE_SECONDS = 600.0  # for which wrong codes are counted
+MAX_ROOM_REQUEST = 4 * 2**10  # bytes
+MAX_QR_LINK = 1_000  # characters
+LOCK_SECONDS = 5.0  # to wait for another process
+
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
 
 
@@ -130,9 +200,24 @@ def trusted_hops() -> int:
     return from_environment(HOPS_VARIABLE, int(bool(os.environ.get("SPACE_ID"))), "a whole number, 0 or more")
 
 
+def frame_headers() -> dict[str, str]:
+    """The header that says which sites may embed the page; none where any site may.
+
+    Raises UserError where the environment has no list of sites.
+    """
+    sites = os.environ.get(FRAMES_VARIABLE, "").strip()
+    if not re.fullmatch(r"[!-+.-:<-~ -]*", sites):  # no comma or semicolon, which would end the list
+        expected = "sites separated by spaces, such as 'self' https://example.org"
+        raise UserError(
+            "{name} must be {expected}, got {value}", name=FRAMES_VARIABLE, expected=expected, value=quoted(sites)
+        )
+    return {"content-security-policy": f"frame-ancestors {sites}"} if sites else {}
+
+
 def require() -> None:
-    """Raises UserError, before the page opens, where the environment has a limit that is not a whole number."""
+    """Raises UserError, before the page opens, where the environment has a limit that is none."""
     trusted_hops()
+    frame_headers()
     for limit in LIMITS:
         limit.value  # noqa: B018
 

@@ -1,0 +1,273 @@
+"""The order of turns, computed by hand, and what clients who wait are told of it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from itertools import count
+
+import pytest
+from stepping import Clock, Stepped, counting
+
+from components import limits
+from components.i18n.language import translate, use_language
+from components.jobs import turns
+from components.jobs.job import Caller, Job, Urgency
+from components.jobs.jobs import Jobs
+from components.jobs.status import Status
+from components.jobs.waiting import Line, Waiting
+from components.limits import BEGINNING_SECONDS, FEW, LONG_TURN_SECONDS, SHARE, TURN_SECONDS
+from components.ui import formatting
+
+CLASS, ELSEWHERE = Caller("127.0.0.2"), Caller("127.0.0.3")
+MANY = FEW + 2
+STEP = 0.125  # seconds of a step; sums of it are exact
+PER_TURN = round(TURN_SECONDS / STEP)
+
+
+class Crowd:
+    """Jobs on a scheduler that is stepped; each step takes `STEP` seconds, and is noted in the log."""
+
+    def __init__(self) -> None:
+        self.clock, self.log, self.numbers = Clock(), [], count()
+        self.scheduler = Stepped(self.clock, TURN_SECONDS)
+
+    def join(
+        self,
+        names: Iterable,
+        steps: int,
+        result: int = -1,
+        urgency: Urgency = Urgency.PEOPLE,
+        caller: Caller = CLASS,
+        seconds: float = STEP,
+    ) -> list[Job]:
+        """A job for each name, of a client of its own, who sees a result after step `result`."""
+        work = {name: counting(self.log, name, steps, self.clock, seconds, result) for name in names}
+        return [self.scheduler.start(f"{name} {next(self.numbers)}", work[name], urgency, caller) for name in work]
+
+    def step(self, count: int) -> list:
+        """Let so many steps pass; returns whose they were."""
+        before = len(self.log)
+        while len(self.log) < before + count and self.scheduler.step():
+            pass
+        return self.log[before:]
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    return Crowd()
+
+
+def test_addresses_take_short_turns_then_clients_then_jobs(crowd) -> None:
+    crowd.join("ab", 6)
+    crowd.join("e", 8, caller=ELSEWHERE)
+    assert "".join(crowd.step(3)) == "abe"  # what has not begun comes first
+    assert "".join(crowd.step(17)) == "aaeebbeeaaeebbe" + "ab"
+    client = [crowd.scheduler.start("one client", counting(crowd.log, name, 5, crowd.clock, STEP)) for name in "xy"]
+    assert "".join(crowd.step(10)) == "xyxxyyxxyy"
+    crowd.scheduler.run()
+    assert all(job.ended for job in client)
+
+
+@pytest.mark.parametrize("addresses", [1, MANY])
+def test_many_take_long_turns_one_after_the_other(crowd, addresses) -> None:
+    """Many clients of one address, or many addresses."""
+    for client in range(MANY):
+        crowd.join([client], 20, caller=Caller(f"127.0.1.{client % addresses}"))
+    assert crowd.step(10) == [0, 1, 2, 0, 0, 3, 4, 5, 0, 0]
+    assert crowd.step(34) == [0] * 15 + [1] * 19
+    assert crowd.step(8) == [2, 2, 3, 3, 4, 4, 5, 5]  # only a few are left
+    crowd.scheduler.run()
+    crowd.join(range(MANY), 2 * round(LONG_TURN_SECONDS / STEP))
+    log = crowd.step(3 * round(LONG_TURN_SECONDS / STEP))
+    assert max(log.count(client) for client in range(MANY)) <= LONG_TURN_SECONDS / STEP + 1  # the first one's new job
+
+
+def test_a_client_of_a_crowd_keeps_their_place_when_their_job_is_replaced(crowd) -> None:
+    crowd.join(range(MANY), 40)
+    crowd.step(20)
+    before = [job.client for job in crowd.scheduler.line()]
+    for client in before[2:5:2]:
+        next(job for job in crowd.scheduler.jobs if job.client == client).stop()
+        crowd.scheduler.step()
+        crowd.scheduler.start(client, counting(crowd.log, "moved", 20, crowd.clock, STEP), caller=CLASS)
+        crowd.step(2)
+    assert crowd.log.count("moved") == 2  # what a new job gets at once
+    assert [job.client for job in crowd.scheduler.line()] == before
+
+
+@pytest.mark.parametrize("second", ["seen", "background"])
+def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(crowd, second) -> None:
+    """Of a crowd at one address, jobs whose clients see a result; and background jobs of any."""
+    crowd.join(["alone"], 900, result=0, caller=ELSEWHERE)
+    if second == "seen":
+        crowd.join([f"seen {number}" for number in range(3)], 900, result=0)
+        crowd.join(range(MANY), 900)
+    else:
+        crowd.join(["background"], 900, urgency=Urgency.BACKGROUND)
+    log = crowd.step(900)
+    of_second = sum(str(name).startswith(second) for name in log)
+    if second == "seen":
+        assert log.count("alone") == pytest.approx(450, abs=8)
+        assert of_second == pytest.approx(450 / (1 + SHARE), abs=12)
+    else:
+        assert of_second == pytest.approx(900 / (1 + SHARE), abs=8)
+
+
+def test_a_first_result_ends_a_long_turn(crowd) -> None:
+    jobs = crowd.join(range(2 * MANY), 200, result=4)
+    while not all(job.has_result for job in jobs):
+        crowd.step(1)
+    assert len(crowd.log) <= 2 * MANY * 5 * (1 + 1 / SHARE) + PER_TURN
+
+
+def test_an_address_that_floods_the_page_with_new_jobs_leaves_another_half_of_the_time(crowd) -> None:
+    crowd.join(["alone"], 400, caller=ELSEWHERE, seconds=STEP / 8)
+    crowd.step(8)
+    for number in range(200):
+        crowd.join([f"flood {number}"], 2, seconds=STEP / 8)
+        crowd.step(1)
+    assert crowd.log.count("alone") == pytest.approx(8 + 100, abs=20)
+
+
+def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(crowd) -> None:
+    crowd.join(range(2 * MANY), 50)
+    crowd.step(5 * MANY)
+    for seconds, steps in ((BEGINNING_SECONDS / 4, 3), (BEGINNING_SECONDS * 0.9, 2)):
+        crowd.join(["new"], steps, seconds=seconds)
+        assert crowd.step(steps) == ["new"] * steps
+        crowd.step(PER_TURN)
+
+
+def test_a_shared_result_is_seen_by_all_who_wait_for_it(scheduler) -> None:
+    jobs = [scheduler.start(name, lambda job: job.share("slice", counting([], "", 4, result=1))) for name in "ab"]
+    while not jobs[0].has_result:
+        scheduler.step()
+    assert jobs[1].has_result
+
+
+def test_turns_of_long_ago_are_forgotten(crowd, monkeypatch) -> None:
+    monkeypatch.setattr(turns, "REMEMBERED_TURNS", 30)
+    for number in range(20):
+        crowd.join([number], 2)
+        crowd.scheduler.run()
+    assert len(crowd.scheduler._turns._turns) < 50
+
+
+def test_a_class_of_sixty_at_one_address_is_not_refused_and_another_address_has_places(monkeypatch) -> None:
+    """Each student measures a setting, has an answer written, and has its costs measured in the background."""
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    jobs, address, begun = Jobs(), ["127.0.0.2"], []
+    jobs.caller, done = lambda: Caller(address[0]), threading.Event()
+
+    def work(job: Job) -> None:
+        job.emit(Status("working"))
+        with job.waiting():
+            done.wait()
+
+    def begin(client: str, kind: str) -> str:
+        begun.append(jobs.run(client, kind, work))
+        return next(begun[-1]).kind
+
+    kinds = ("measure", "answer", "costs")
+    assert {begin(f"student {number}", kind) for number in range(60) for kind in kinds} == {"busy"}
+    address[0] = "127.0.0.3"
+    assert begin("another", "measure") == "busy"
+    done.set()
+    assert not any(event.kind == "error" for events in begun for event in events)
+
+
+# What clients who wait are told
+
+
+@pytest.fixture
+def line(monkeypatch) -> Line:
+    monkeypatch.setattr(limits, "LINE_SECONDS", -1.0)
+    return Line()
+
+
+def ended(seconds: float, result: float | None = None) -> Job:
+    job = Stepped().start("x", lambda job: None)
+    job.seconds, job.seconds_to_result = seconds, result
+    return job
+
+
+def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(crowd, line) -> None:
+    """How long is estimated from the last jobs of their kind until their first result, the newest with less weight."""
+    crowd.join(range(MANY), 20)
+    crowd.join(["alone"], 20, caller=ELSEWHERE)
+    crowd.step(12)
+    scheduler, kinds = crowd.scheduler, dict.fromkeys(crowd.scheduler.jobs, "evaluate 18")
+    order = scheduler.line()
+    assert "alone" in order[0].client + order[1].client  # the addresses take turns
+    first, second, *_, last = order
+    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 6")  # nothing is known of this kind
+    for seconds, result in ((30.0, 3.0), (2.0, None)):
+        line.note("evaluate 17", ended(seconds, result))
+    stopped = ended(500.0)
+    stopped.stopped = True
+    line.note("evaluate 3", stopped)
+    assert line.status(first, scheduler, kinds) is None
+    assert line.status(second, scheduler, kinds) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
+    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 6", seconds_left=15)
+    for job in order[:-1]:
+        job.stop()
+    scheduler.run()
+    assert line.status(last, scheduler, kinds) is None
+
+
+def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(scheduler, clock, line) -> None:
+    work = counting([], "made", 400, clock, STEP)
+    jobs = [scheduler.start(f"{n}", lambda job: job.share("slice", work), caller=CLASS) for n in range(FEW + 1)]
+    jobs += [scheduler.start("last", counting([], "", 400, clock, STEP), Urgency.BACKGROUND, CLASS) for _ in range(2)]
+    while not all(job.wait for job in jobs[: FEW + 1]):
+        scheduler.step()
+    line.note("measure", ended(9.0, 4.5))
+    told = line.status(jobs[-1], scheduler, dict.fromkeys(jobs, "measure"))
+    assert told.text == f"Waiting; jobs ahead: {FEW + 1}"
+    assert told.seconds_left <= 5
+
+
+def test_a_job_that_has_the_turn_or_is_away_does_not_wait(crowd, line) -> None:
+    scheduler, seen = crowd.scheduler, []
+
+    def work(job: Job) -> None:
+        seen.append(line.status(job, scheduler, {}))
+        job.checkpoint()
+
+    crowd.join(range(2), 20)
+    job = scheduler.start("a", work)
+    while not seen:
+        scheduler.step()
+    assert seen == [None]
+    with scheduler.lock:
+        job.is_away = True
+    assert line.status(job, scheduler, {}) is None
+
+
+def test_the_page_tells_it_once_in_a_while_and_again_after_the_job_has_done_something(scheduler, monkeypatch) -> None:
+    for name in ("LINE_SECONDS", "REMINDER_SECONDS", "QUIET_SECONDS"):
+        monkeypatch.setattr(limits, name, 0.01 if name == "QUIET_SECONDS" else 0.0)
+    jobs = Jobs(scheduler)
+    scheduler.start("other", counting([], "", 20))  # whose turns alternate with those of the job
+
+    def work(job: Job) -> None:
+        job.emit(Status("working"))
+        for _ in range(9):
+            job.checkpoint()
+
+    events = jobs.run("me", "answer", work)
+    assert next(events) == Waiting("Waiting; jobs ahead: 1")
+    for _ in range(3):
+        scheduler.step()
+    assert next(events).text == "working"
+    assert next(events) == Waiting("Waiting; jobs ahead: 1")
+    scheduler.run()
+    assert list(events) == []
+
+
+def test_the_status_of_a_job_that_waits_is_in_the_language() -> None:
+    status = Waiting("", seconds_left=30)
+    assert "about 30 s" in formatting.status_text(status)
+    with use_language("de"):
+        assert translate(formatting.status_text(status)) == ", noch etwa 30 s"
