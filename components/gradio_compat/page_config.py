@@ -13,7 +13,7 @@ address.
 - Gradio builds the configurations of a page's components anew for every session, on the event loop: 16 ms for this
   page, and 600 objects for each session, which the garbage collector visits again and again. It needs them for deep
   links alone, a route that is closed here: a session has none.
-- Gradio leaves it to its script to insert the `head` of `launch`, without waiting for the scripts in it. Here it is part
+- Gradio leaves it to its script to insert the `head` of `launch`, and waits for none of its scripts. Here it is part
   of the HTML, so its scripts run before gradio's.
 
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_page_config.py`,
