@@ -236,7 +236,7 @@ def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny)
     assert "estimator: Energy." in bars["note"]
     assert drawn[1] == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
     *_, swept, _ = sweep_panel.sweep(own_session, tiny, [random_heads], [energy], [30], False, ["none"], SOMEBODY)
-    assert [trace["name"] for trace in json.loads(swept.removed)["data"]] == ["Random heads"]
+    assert [trace["name"] for trace in json.loads(swept["removed"])["data"]] == ["Random heads"]
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ LONG = {
     "routes": 81,
     "importance_chart": 74,
     "estimator_check_chart": 70,
-    "write_answers": 64,
 }
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}

@@ -6,8 +6,9 @@ it is sliced once per sparsity and order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from transformers import PreTrainedModel
 
@@ -28,6 +29,7 @@ from .views import Histogram, MethodShift, PlaceShift, ShiftView
 
 TOKENS = 1024  # more tokens change the medians by less than the width of a chart line
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": lazy_gettext("cross-module")}
+Value = TypeVar("Value")
 
 
 class ShiftViews:
@@ -36,7 +38,6 @@ class ShiftViews:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # about 200 kB each
-        self._missing: BoundedCache[SliceKey, str] = BoundedCache(1000)
         self._shown: BoundedCache[str, Request] = BoundedCache(1000)
         self._snapshot = snapshot.shift()
 
@@ -81,14 +82,12 @@ class ShiftViews:
 
     def measure_both(self, job: Job, request: Request) -> None:
         """The work of `measure`, inside a job."""
-        keys = {method: request.slice_key(method) for method in NAMES}
         sliced: dict[str, PreTrainedModel] = {}
-        for method, key in keys.items():
-            if (
-                self._shifts.get(key) is not None
-                or self._missing.get(key) is not None
-                or self._is_unreachable(job, request, key)
-            ):
+        for method in NAMES:
+            if self._shifts.get(request.slice_key(method)) is not None:
+                continue
+            dense = self._session.calibrations.load(job, request.calibration).model
+            if method == "crossmodule" and not nearest_plan(dense, request.slicing.sparsity)[1]:
                 continue
             sliced[method] = self._session.slice(job, request, method)
             if not request.is_live:  # show the first method at once: slicing the second takes a minute
@@ -96,16 +95,6 @@ class ShiftViews:
                 sliced = {}
         if sliced:
             self._compare(job, request, sliced)
-
-    def _is_unreachable(self, job: Job, request: Request, key: SliceKey) -> bool:
-        """Whether the cross-module method cannot reach this sparsity; stores the reason."""
-        if key[2] != "crossmodule":
-            return False
-        dense = self._session.calibrations.load(job, request.calibration).model
-        plan, is_close = nearest_plan(dense, request.slicing.sparsity)
-        if not is_close:
-            self._missing.put(key, note_of(plan))
-        return not is_close
 
     def _compare(self, job: Job, request: Request, sliced: dict[str, PreTrainedModel]) -> None:
         """Measure several methods in one pass of the dense model."""
@@ -122,16 +111,14 @@ class ShiftViews:
     def _view(self, request: Request) -> ShiftView:
         calibrated = self._session.calibrated(request)
         windows, window = calibrated.windows.shape
-        measurements = {
-            method: measured
-            for method in NAMES
-            if (measured := self._shifts.get(request.slice_key(method))) is not None
-        }
-        missing = self._missing.get(request.slice_key("crossmodule"))
-        if missing is None and "crossmodule" not in measurements:
+        cached = {method: self._shifts.get(request.slice_key(method)) for method in NAMES}
+        measurements = {method: measured for method, measured in cached.items() if measured is not None}
+        missing = ""
+        if "crossmodule" not in measurements:
+            plan, is_close = nearest_plan(calibrated.loaded.model, request.slicing.sparsity)
             fast = lazy_gettext("Cross-module slicing at the same sparsity follows in a moment.")
             slow = lazy_gettext("Cross-module slicing at the same sparsity follows; it takes a minute or two.")
-            missing = fast if request.is_live else slow
+            missing = note_of(plan) if not is_close else fast if request.is_live else slow
         return ShiftView(
             target_sparsity=request.slicing.sparsity,
             methods={method: measured[0] for method, measured in measurements.items()},
@@ -139,37 +126,27 @@ class ShiftViews:
             window=window,
             massive=measurements["intraslice"][1],
             text=describe(request.calibration.config.text),
-            missing=missing or "",
+            missing=missing,
             order=request.slicing.order,
         )
 
 
 def _summary(report: ShiftReport, method: str, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
     counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
-    shifts = [shift for shift in report.shifts if shift.method == method]
-    by_place = {place: [shift for shift in shifts if shift.place == place] for place in PLACES}
     distributions = report.distributions
+
+    def by_place(read: Callable[[Shift], Value]) -> dict[str, list[Value]]:
+        shifts = [shift for shift in report.shifts if shift.method == method]
+        return {place: [read(shift) for shift in shifts if shift.place == place] for place in PLACES}
+
+    def shifted(shift: Shift) -> PlaceShift:
+        numbers = shift.error, shift.massive_error, shift.cosine, shift.massive_cosine, shift.distance
+        return PlaceShift(*numbers, _histogram(distributions[method, shift.layer, shift.place]))
+
     return MethodShift(
         removed=1 - counts["sliced_decoder"] / counts["dense_decoder"],
-        places={
-            place: [_place(shift, distributions[method, shift.layer, place]) for shift in shifts]
-            for place, shifts in by_place.items()
-        },
-        dense={
-            place: [_histogram(distributions["dense", shift.layer, place]) for shift in shifts]
-            for place, shifts in by_place.items()
-        },
-    )
-
-
-def _place(shift: Shift, distribution: Distribution) -> PlaceShift:
-    return PlaceShift(
-        shift.error,
-        shift.massive_error,
-        shift.cosine,
-        shift.massive_cosine,
-        shift.distance,
-        _histogram(distribution),
+        places=by_place(shifted),
+        dense=by_place(lambda shift: _histogram(distributions["dense", shift.layer, shift.place])),
     )
 
 

@@ -7,86 +7,61 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from intraslice.core import checks
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
+from intraslice.loading import LoadedModel
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Shared
 from ..jobs.status import Status
 from ..jobs.waiting import JobSemaphore
-from ..state.request import DENSE, Request
-from .models import CANNOT_ANSWER, Columns, encode_off_turn
-from .token_streams import TokenStream, TokenStreams, stream_key
-from .views import COLUMNS, OTHER, PINNED, Answer, Question
+from ..state.request import Request
+from .models import CANNOT_ANSWER, Columns, columns_of, encode_off_turn
+from .token_streams import TokenStream, stream_key
+from .views import COLUMNS, OTHER, Answer, Question
 
 Answers = Mapping[str, Answer]
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
 SLICED_ANSWERS = JobSemaphore(limits.MAX_SLICED_ANSWERS, lazy_gettext("Waiting for other answers to end"))
 
 
-def answer(
-    columns: Columns, request: Request, question: Question, client: str, pinned: Request | None = None, other: str = ""
-) -> Iterator[Status | Answers]:
-    """All columns' answers after every token, and the status; ends with a ready or an error status.
-
-    No column waits for the model of another column; the dense column does not even wait for the calibration.
-    """
-    work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
-    yield from columns.session.jobs.run(client, "answer", work, ready=partial(columns.session.ready, request))
-
-
 def write_answers(
     job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None, other: str = ""
 ) -> Answers:
-    """The work of `answer`, inside a job; returns the whole answers. Raises UserError for an empty prompt."""
+    """Emit all columns' answers after every token, and return the whole ones. Raises UserError for an empty prompt.
+
+    No column waits for the model of another column; the dense column does not even wait for the calibration.
+    """
     checks.require_words("the prompt", question.prompt)
-    sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
-    loaded = columns.dense(job, request)
-    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, sampling.chat))
-    decoder = InterleavedDecoder(job, columns.streams, loaded.tokenizer, question.prompt, sampling)
-
-    def key(of: Request, name: str) -> str:
-        if name == OTHER:  # never that of a page whose model it is: nobody has compared the tokenizers there
-            identity = of.calibration._replace(model=other).identity
-            named = of.slice_key(DENSE)._replace(method=f"{OTHER} {other} {identity}")
-            return stream_key(named, loaded.tokenizer, question)
-        method = name if of.slicing.sparsity else DENSE
-        return stream_key(of.slice_key(method), loaded.tokenizer, question)
-
-    def make(job: Job, of: Request, name: str) -> PreTrainedModel:
-        if name == OTHER:
-            return columns.other(job, of, other).model
-        return columns.model(job, of, name, full_calibration=False)  # from the sequences read so far
-
-    decoder.start("dense", loaded.model, key(request, DENSE))
-    sources = {name: (request, name) for name in COLUMNS if name != DENSE}
-    if pinned is not None:
-        sources[PINNED] = pinned, "intraslice"
-    if other:
-        sources[OTHER] = request, OTHER
+    loaded, chat = columns.dense(job, request), not question.raw
+    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, chat))
+    sources = columns_of(request, pinned, other)
     # The model of a calibration that is still running depends on when it is sliced, so its answer is not shared.
-    is_final = columns.session.is_calibrated
-    keys = {name: key(*source) if name == OTHER or is_final(source[0]) else "" for name, source in sources.items()}
-    for name in [name for name in sources if decoder.start_finished(name, keys[name])]:
-        del sources[name]
-    with SLICED_ANSWERS.requested() as has_place, ExitStack() as stack:
+    shared = {name for name, column in sources.items() if columns.has_final_model(column)}
+
+    def key(name: str) -> str:
+        return stream_key(sources[name].key(), loaded.tokenizer, question) if name in shared else ""
+
+    with ExitStack() as stack:
+        has_place = stack.enter_context(SLICED_ANSWERS.requested())
+        decoder = InterleavedDecoder(job, columns, loaded, question, stack)
+        decoder.start("dense", loaded.model, key("dense"))
+        waiting = [name for name in sources if name != "dense" and not decoder.start_finished(name, key(name))]
         models = {
-            name: stack.enter_context(
-                job.begin(("column", *source, other), partial(make, of=source[0], name=source[1]))
-            )
-            for name, source in sources.items()
+            name: stack.enter_context(job.begin(("column", sources[name]), partial(columns.load, column=sources[name])))
+            for name in waiting
         }
-        for name in models:
-            decoder.show_pending(name)
+        for name in waiting:
+            decoder.show(name, Answer(state="pending"))
         job.emit(Status(lazy_gettext("Answering")))
         decoder.step()
         while models or decoder.running:
@@ -101,77 +76,74 @@ def write_answers(
                     if not models[name].wait(limits.SLICING_SECONDS if decoder.running else math.inf):
                         break
                     model = models.pop(name).result()
-                    # The key again, since it names the weights, which have been loaded only now.
-                    decoder.start(name, model, keys[name] and key(*sources[name]))
+                    decoder.start(name, model, key(name))  # which names the weights, loaded only now
                     job.emit(Status(lazy_gettext("Answering")))
                 except CANNOT_ANSWER as problem:
-                    decoder.refuse(name, str(problem))
+                    decoder.show(name, Answer(state="refused", problem=str(problem)))
             decoder.step()
-    return decoder.answers
+    return dict(decoder.answers)
 
 
 class InterleavedDecoder:
-    """Decodes the columns in turn, one token each, so that no column waits for another to end."""
+    """Decodes the columns in turn, one token each, so that no column waits for another to end.
 
-    def __init__(
-        self, job: Job, streams: TokenStreams, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
-    ) -> None:
-        self._job, self._streams = job, streams
-        self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
-        self.running: dict[str, tuple[str, TokenStream]] = {}
+    `stack` ends the job's part in work that other jobs share.
+    """
+
+    def __init__(self, job: Job, columns: Columns, dense: LoadedModel, question: Question, stack: ExitStack) -> None:
+        self._job, self._streams, self._stack = job, columns.streams, stack
+        self._tokenizer, self._question = dense.tokenizer, question
+        self.running: dict[str, tuple[TokenStream, Shared[None] | None]] = {}
+        self.answers = {name: Answer() for name in COLUMNS}  # so far
         self._tokens: defaultdict[str, list[int]] = defaultdict(list)
-        self._answers = {name: Answer() for name in COLUMNS}
 
-    @property
-    def answers(self) -> Answers:
-        """The answers so far."""
-        return dict(self._answers)
-
-    def show_pending(self, name: str) -> None:
-        """Show that a column's model is not sliced yet."""
-        self._show(name, Answer(state="pending"))
-
-    def refuse(self, name: str, problem: str) -> None:
-        """Show why a column has no answer."""
-        self._show(name, Answer(state="refused", problem=problem))
+    def show(self, name: str, answer: Answer) -> None:
+        """Emit all answers, with a new one of a column."""
+        self.answers[name] = answer
+        self._job.emit(dict(self.answers))
 
     def start(self, name: str, model: PreTrainedModel, key: str) -> None:
         """Start a column's answer; without `key` it is not shared."""
-        self.running[name] = key, self._streams.begin(key, model, self._tokenizer, self._prompt, self._sampling)
+        if self.start_finished(name, key):
+            return
+        stream, question = self._streams.get(key) or TokenStream(), self._question
+        if key:
+            self._streams.put(key, stream)
+        sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
+        work = partial(
+            stream.generate, model=model, tokenizer=self._tokenizer, prompt=question.prompt, sampling=sampling
+        )
+        self.running[name] = stream, self._stack.enter_context(self._job.begin(stream, work))
 
     def start_finished(self, name: str, key: str) -> bool:
         """Start a column whose answer is known already, without a model; returns whether it is."""
-        stream = self._streams.finished(key)
-        if stream is not None:
-            self.running[name] = key, stream
-        return stream is not None
+        stream = self._streams.get(key)
+        is_finished = stream is not None and stream.state != "growing"
+        if stream is not None and is_finished:
+            self.running[name] = stream, None
+        return is_finished
 
     def step(self) -> None:
         """Decode one token per running column, or take all that others have decoded; shows all columns after each.
 
         Raises UserError for a bad prompt.
         """
-        for name, (key, stream) in list(self.running.items()):
+        for name, (stream, work) in list(self.running.items()):
             tokens = self._tokens[name]
             try:
-                has_more = stream.reach(self._job, len(tokens))
+                has_more = stream.reach(work, len(tokens))
             except UserError as problem:
                 if name != OTHER:
                     raise
                 del self.running[name]  # its context may be shorter than that of the others
-                self.refuse(name, str(problem))
+                self.show(name, Answer(state="refused", problem=str(problem)))
                 continue
             if has_more:
                 tokens.extend(stream.tokens[len(tokens) :])
             elif name == "dense" or "dense" not in self.running:  # else it is compared with a longer dense answer later
                 del self.running[name]
-                self._streams.keep(key, stream)
             self._job.note_result()
-            self._show(name, self._view(name, "growing" if has_more else stream.state))
-
-    def _show(self, name: str, answer: Answer) -> None:
-        self._answers[name] = answer
-        self._job.emit(self.answers)
+            self.show(name, self._view(name, "growing" if has_more else stream.state))
 
     def _view(self, name: str, state: str) -> Answer:
         tokens, dense = self._tokens[name], self._tokens["dense"]

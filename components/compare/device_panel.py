@@ -9,89 +9,56 @@ import json
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from ..device import wllama
 from ..device.files import FileType, ModelFile, ModelFiles, approximate_bytes, file_name, require_type
 from ..device.routes import ENGINE, MODELS
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui.handlers import spread_settings, status_line, unchanged
+from ..ui.handlers import status_line
 from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
+ABOUT = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
 
 
-class DevicePanel(NamedTuple):
+class DevicePanel:
     """The two choices, the device's view, the hidden button that asks for the files, and the files."""
 
-    run_on: gr.Radio
-    file_type: gr.Radio
-    view: gr.HTML
-    prepare: gr.Button
-    files: ModelFiles
-
-
-class Prepared(NamedTuple):
-    """The status, and the description of the files (JSON)."""
-
-    status: Any
-    view: Any
-
-
-def build() -> DevicePanel:
-    """The choices and the device's view. Called inside a `gr.Tab`."""
-    run_on = gr.Radio(
-        [(lazy_gettext("This server"), SERVER), (lazy_gettext("This device"), DEVICE)],
-        value=SERVER,
-        label=lazy_gettext("Run on"),
-        elem_id="run-on",
-    )
-    file_type = gr.Radio(
-        [
+    def __init__(self) -> None:
+        self.files = ModelFiles()
+        places = [(lazy_gettext("This server"), SERVER), (lazy_gettext("This device"), DEVICE)]
+        self.run_on = gr.Radio(places, value=SERVER, label=lazy_gettext("Run on"), elem_id="run-on")
+        types = [
             (lazy_gettext("q8_0 (8-bit weights)"), "q8_0"),
             (lazy_gettext("f16 (16-bit weights: more exact, twice the download)"), "f16"),
-        ],
-        value="q8_0",
-        label=lazy_gettext("Model files"),
-        elem_id="device-type",
-    )
-
-    view = gr.HTML(
-        elem_id="device", html_template="<div></div>", js_on_load=on_load("device/compare"), apply_default_css=False
-    )
-    prepare = gr.Button("prepare", visible="hidden", elem_id="device-prepare")
-    return DevicePanel(run_on, file_type, view, prepare, ModelFiles())
+        ]
+        self.file_type = gr.Radio(types, value="q8_0", label=lazy_gettext("Model files"), elem_id="device-type")
+        self.view = gr.HTML(
+            elem_id="device", html_template="<div></div>", js_on_load=on_load("device/compare"), apply_default_css=False
+        )
+        self.prepare = gr.Button("prepare", visible="hidden", elem_id="device-prepare")
 
 
 def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
-    settings, session = context.controls.settings, context.session
-    call = {
-        "fn": spread_settings(describe_if_chosen, session, refuse=_problem),
-        "inputs": [*settings, panel.run_on, panel.file_type],
-        "outputs": panel.view,
-        **PRIVATE,
-        **CHEAP,
-    }
-    on_latest(
-        [panel.run_on.change, panel.file_type.change, *context.on_commit, context.controls.iterative.input], **call
-    )
+    session, view, file_type = context.session, {"view": panel.view}, panel.file_type
+    choice: dict[str, Any] = {"run_on": panel.run_on, "file_type": file_type}
+    tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, **choice)
+    chosen = [panel.run_on.change, file_type.change]
+    on_latest([*chosen, *context.on_commit, context.controls.iterative.input], **tell)
     for end in (*context.prepared, *context.measured, *context.released):
-        end.then(**call)
-    panel.prepare.click(
-        spread_settings(prepare, session, panel.files),
-        [*settings, panel.file_type],
-        [*Prepared(context.status, panel.view)],
-        api_name="device_files",
-        **HEAVY,
-    )
+        end.then(**tell)
+    endpoint: dict[str, Any] = {"queue": HEAVY, "api_name": "device_files", "file_type": file_type}
+    outputs = {"status": context.status} | view
+    panel.prepare.click(**context.call(prepare, session, panel.files, outputs=outputs, **endpoint))
 
 
 def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:
@@ -101,7 +68,7 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
 
 def prepare(
     session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
-) -> Iterator[Prepared]:
+) -> Iterator[dict[str, Any]]:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
     `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
@@ -116,9 +83,8 @@ def prepare(
     for event in session.jobs.run(client, "device", work, ready=partial(session.ready, request), request=request):
         if event.kind == "error":
             problem = event.text
-        yield Prepared(status_line(event), gr.skip())
-    answer = describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)
-    yield unchanged(Prepared)._replace(view=answer)
+        yield {"status": status_line(event)}
+    yield {"view": describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)}
 
 
 def describe(
@@ -133,23 +99,22 @@ def describe(
         plan = session.plan(request)
     except ValueError as problem:
         return _problem(problem)
-    parameters = (plan.parameters_dense, plan.parameters_sliced) if plan else (0, 0)
-    methods = (DENSE, *(["intraslice"] if request.slicing.sparsity else []))
+    parameters = {"dense": plan.parameters_dense if plan else 0}
+    if request.slicing.sparsity:
+        parameters["sliced"] = plan.parameters_sliced if plan else 0
     sizes = {file.name: file.size for file in written or ()}
-    described = {}
-    for method, count in zip(methods, parameters, strict=False):
-        name = file_name(request, method, file_type)
-        size = sizes.get(name, approximate_bytes(count, file_type))
-        described["dense" if method == DENSE else "sliced"] = {"url": MODELS + name, "bytes": size}
-    return _json(sparsity=request.settings.sparsity, isAnswer=written is not None, **described)
+    files: dict[str, Any] = {}
+    for key, count in parameters.items():
+        name = file_name(request, DENSE if key == "dense" else "intraslice", file_type)
+        files[key] = {"url": MODELS + name, "bytes": sizes.get(name, approximate_bytes(count, file_type))}
+    return _json(request.settings.sparsity, files, written is not None)
 
 
 def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
-    return _json(sparsity=0, problem=translate(str(problem)), isAnswer=is_answer, dense={"url": MODELS, "bytes": 0})
+    return _json(0, {"dense": {"url": MODELS, "bytes": 0}}, is_answer, translate(str(problem)))
 
 
-def _json(**values: Any) -> str:
-    """The description, with what is the same for all settings."""
-    about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
+def _json(sparsity: float, files: dict[str, Any], is_answer: bool, problem: str = "") -> str:
     # The browser hears of no value that is equal to the last, hence the moment.
-    return json.dumps({"engine": ENGINE, "about": about, "problem": "", "moment": time.time()} | values)
+    about = {"engine": ENGINE, "about": ABOUT, "problem": problem, "moment": time.time()}
+    return json.dumps(about | {"sparsity": sparsity, "isAnswer": is_answer} | files)

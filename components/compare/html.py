@@ -47,20 +47,17 @@ def answer(name: str, content: Answer | None = None, sparsity: float | None = No
     if sparsity is not None and name not in ("dense", OTHER):
         removed = gettext("{sparsity:g}% removed", sparsity=sparsity)
         subtitle = f' <span class="isx-quiet" data-percent="{sparsity:g}">{removed}</span>'
-    if content is None:
-        body = f'<p class="isx-text isx-quiet">{EMPTY[name]}</p>'
-    elif content.state == "refused":
-        body = f'<p class="isx-text isx-quiet">{escape(translate(content.problem))}</p>'
+    if content is None or content.state == "refused":
+        text = escape(translate(content.problem)) if content else EMPTY[name]
+        body = f'<p class="isx-text isx-quiet">{text}</p>'
     else:
-        body = f'<p class="isx-text">{_highlighted(content)}</p><p class="isx-quiet">{_state(name, content)}</p>'
-        body += (
-            f'<p class="isx-quiet">{gettext("Loop: a sequence of four tokens occurs at least three times.")}</p>'
-            * content.loops
-        )
+        loop = gettext("Loop: a sequence of four tokens occurs at least three times.")
+        notes = [_state(name, content), *([loop] if content.loops else [])]
+        body = f'<p class="isx-text">{_highlighted(content)}</p>'
+        body += "".join(f'<p class="isx-quiet">{note}</p>' for note in notes)
     growing = ' aria-busy="true"' if content and content.state == "growing" else ""
-    style = f"isx-answer isx-of-{COLOURS[name]}"
     title = escape(other) if name == OTHER else label(name)
-    return f'<section class="{style}"{growing}><h3>{title}{subtitle}</h3>{body}</section>'
+    return f'<section class="isx-answer isx-of-{COLOURS[name]}"{growing}><h3>{title}{subtitle}</h3>{body}</section>'
 
 
 def is_of(other: str, column: str) -> bool:
@@ -81,31 +78,27 @@ def _highlighted(content: Answer) -> str:
 
 
 def _state(name: str, content: Answer) -> str:
+    if content.state == "waiting":
+        return "…"
     if content.state == "pending" and name == OTHER:
         return gettext("This model is being loaded; its answer will appear here.")
     if content.state == "pending":
         pending = gettext("This model has not been sliced at this sparsity yet; its answer will appear here.")
         return escape(translate(content.problem)) or pending
-    if content.state == "waiting":
-        return "…"
     counted = gettext("1 token") if content.count == 1 else gettext("{count} tokens", count=content.count)
-    suffix = translate(STATE_SUFFIXES[content.state])
-    if name == "dense":
-        return f"{counted}{suffix}."
-    if content.identical:
-        return gettext("{counted}{suffix}. Identical to the dense answer.", counted=counted, suffix=suffix)
-    if not content.count:
-        return f"{counted}{suffix}."
+    words = {"counted": counted, "suffix": translate(STATE_SUFFIXES[content.state])}
+    if content.identical and name != "dense":
+        return gettext("{counted}{suffix}. Identical to the dense answer.", **words)
+    if name == "dense" or not content.count:
+        return "{counted}{suffix}.".format(**words)
     if content.diverges_at is None:
-        return gettext("{counted}{suffix}. Identical to the dense answer so far.", counted=counted, suffix=suffix)
-    token, dense = _token_name(content.token), _token_name(content.dense_token)
+        return gettext("{counted}{suffix}. Identical to the dense answer so far.", **words)
     return gettext(
         "{counted}{suffix}. Diverges from the dense answer at token {at}: {token} instead of {dense}.",
-        counted=counted,
-        suffix=suffix,
+        **words,
         at=content.diverges_at + 1,
-        token=token,
-        dense=dense,
+        token=_token_name(content.token),
+        dense=_token_name(content.dense_token),
     )
 
 
@@ -122,36 +115,30 @@ def cost(name: str, costs: Costs, title: str = "") -> str:
     if name in costs.problems or name not in costs.columns:
         return ""
     column, dense = costs.columns[name], costs.columns["dense"]
+    removed = gettext("{share:.1%} of the layer parameters removed", share=column.removed) if column.removed else ""
     rows = [
-        (
-            gettext("Parameters"),
-            formatting.millions(column.parameters),
-            gettext("{share:.1%} of the layer parameters removed", share=column.removed) if column.removed else "",
-        ),
+        (gettext("Parameters"), formatting.millions(column.parameters), removed),
         (gettext("KV cache per token"), formatting.size(column.kv), ""),
-        (
-            gettext("Perplexity"),
-            "–" if column.perplexity is None else number(column.perplexity, ".2f"),
-            _relative_perplexity(column, dense),
-        ),
+        (gettext("Perplexity"), *_perplexity(column, dense)),
         (gettext("KL from dense"), *(_divergence(column) if name != "dense" else ("0", gettext("by definition")))),
         (gettext("Prefill (reading a prompt)"), *_speed(column.prefill, dense.prefill, name)),
         (gettext("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
     ]
     lines = "".join(f"<div><dt>{term}</dt><dd>{value}<small>{note}</small></dd></div>" for term, value, note in rows)
-    label = escape(gettext("Cost of {name}", name=title or COLUMNS[name]))
     measured = {"reads": column.prefill, "writes": column.decode}
-    speeds = "".join(
-        f' data-{kind}="{speed:{_digits(speed)}}"' for kind, speed in measured.items() if speed is not None
-    )
-    cache = f' data-cache="{formatting.size(column.kv)}"'
-    return f'<dl class="isx-cost"{speeds}{cache} aria-label="{label}">{lines}</dl>'
+    data = {kind: f"{speed:{_digits(speed)}}" for kind, speed in measured.items() if speed is not None}
+    data["cache"] = formatting.size(column.kv)
+    attributes = "".join(f' data-{kind}="{value}"' for kind, value in data.items())
+    heading = escape(gettext("Cost of {name}", name=title or COLUMNS[name]))
+    return f'<dl class="isx-cost"{attributes} aria-label="{heading}">{lines}</dl>'
 
 
-def _relative_perplexity(column: Cost, dense: Cost) -> str:
-    if column is dense or column.perplexity is None or dense.perplexity is None:
-        return ""
-    return number(column.perplexity / dense.perplexity - 1, "+.0%")
+def _perplexity(column: Cost, dense: Cost) -> tuple[str, str]:
+    """The perplexity, and its relative increase."""
+    if column.perplexity is None:
+        return "–", ""
+    change = "" if column is dense or not dense.perplexity else number(column.perplexity / dense.perplexity - 1, "+.0%")
+    return number(column.perplexity, ".2f"), change
 
 
 def _divergence(column: Cost) -> tuple[str, str]:
@@ -166,15 +153,16 @@ def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, st
     """A speed in tokens per second, and its ratio to the dense model's."""
     if speed is None or dense is None:
         return "–", ""
-    value = gettext("{speed} tokens/s", speed=number(speed, _digits(speed)))
-    if name == "dense":
-        return value, ""
     ratio = speed / dense
-    if abs(ratio - 1) <= SPEED_TOLERANCE:
-        return value, gettext("as fast as dense")
-    return value, gettext("{ratio:.2f} × dense (slower)", ratio=ratio) if ratio < 1 else gettext(
-        "{ratio:.2f} × dense", ratio=ratio
-    )
+    if name == "dense":
+        note = ""
+    elif abs(ratio - 1) <= SPEED_TOLERANCE:
+        note = gettext("as fast as dense")
+    elif ratio < 1:
+        note = gettext("{ratio:.2f} × dense (slower)", ratio=ratio)
+    else:
+        note = gettext("{ratio:.2f} × dense", ratio=ratio)
+    return gettext("{speed} tokens/s", speed=number(speed, _digits(speed))), note
 
 
 def _digits(speed: float) -> str:
@@ -196,21 +184,23 @@ def candidates(tokens: Sequence[Candidate], prompt: str) -> str:
         f"{_bar('dense', token.dense, top)}{_bar('intraslice', token.sliced, top)}</tr>"
         for token in tokens
     )
-    names = (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
-    head = f"<tr>{''.join(map(_heading, names))}</tr>"
-    excerpt = prompt if len(prompt) <= 80 else prompt[:79] + "…"
     caption = gettext(
         "Which token would each model predict next? Probability of the first token of the answer to “{prompt}”.",
-        prompt=escape(excerpt),
+        prompt=escape(prompt if len(prompt) <= 80 else prompt[:79] + "…"),
     )
-    return (
-        f'<p class="isx-note">{caption}</p><table class="isx-next"><thead>{head}</thead><tbody>{lines}</tbody></table>'
-    )
+    table = f'<table class="isx-next">{_head()}<tbody>{lines}</tbody></table>'
+    return f'<p class="isx-note">{caption}</p>{table}'
+
+
+def _head(*names: str) -> str:
+    """The headings of a table of tokens: those of both models, and more."""
+    headings = (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"], *names)
+    cells = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
+    return f"<thead><tr>{cells}</tr></thead>"
 
 
 def _bar(name: str, probability: float, top: float) -> str:
-    width = f"{100 * probability / top:.1f}%"
-    bar = f'<span><i style="width:{width}"></i></span><b>{percentage(probability)}</b>'
+    bar = f'<span><i style="width:{100 * probability / top:.1f}%"></i></span><b>{percentage(probability)}</b>'
     return f'<td><div class="isx-bars isx-of-{name}">{bar}</div></td>'
 
 
@@ -226,56 +216,46 @@ def visible(token: str) -> str:
 
 def passage(view: PassageView) -> str:
     """The passage, each token coloured by its loss increase, with its scores as data attributes; and a table."""
-    mean = sum(token.loss_increase for token in view.tokens) / len(view.tokens)
-    worse = sum(token.loss_increase > 0 for token in view.tokens) / len(view.tokens)
+    caption = gettext(
+        "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
+        "have the same most likely token at {agreement:.0%} of the positions.",
+        mean=sum(token.loss_increase for token in view.tokens) / len(view.tokens),
+        worse=sum(token.loss_increase > 0 for token in view.tokens) / len(view.tokens),
+        agreement=view.agreement,
+    )
     text = "".join(_token(index, token) for index, token in enumerate(view.tokens))
     rows = "".join(
         f"<tr><td>{visible(token.text)}</td><td>{percentage(token.dense)}</td><td>{percentage(token.sliced)}</td>"
         f"<td>{number(token.loss_increase, '+.2f')}</td></tr>"
         for token in view.tokens
     )
-    head = "".join(
-        map(_heading, (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"], gettext("Loss increase, nats")))
-    )
-    caption = gettext(
-        "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
-        "have the same most likely token at {agreement:.0%} of the positions.",
-        mean=mean,
-        worse=worse,
-        agreement=view.agreement,
-    )
     label = gettext("The passage's data")
-    instructions = gettext("Point at a token, or choose one and move with the arrow keys.")
-    passage_label = gettext("The passage; arrow keys move from token to token")
+    table = f"<table>{_head(gettext('Loss increase, nats'))}<tbody>{rows}</tbody></table>"
     return (
         f'<p class="isx-note">{caption}</p>'
         f'<p class="isx-scale"><span>{gettext("loss increase 0")}</span><i></i><span>{gettext("2 nats or more")}</span>'
         f"<u>{gettext('predicted better, by 0.1 nats or more')}</u></p>"
-        f'<p class="isx-passage" role="group" aria-label="{passage_label}">'
+        f'<p class="isx-passage" role="group" '
+        f'aria-label="{gettext("The passage; arrow keys move from token to token")}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
-        f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">{instructions}</span></div>'
+        f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">'
+        f"{gettext('Point at a token, or choose one and move with the arrow keys.')}</span></div>"
         f'<details class="isx-fold"><summary>{gettext("Data table")}</summary><div class="isx-scroll" tabindex="0" '
-        f'role="region" aria-label="{label}"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-        "</details>"
+        f'role="region" aria-label="{label}">{table}</div></details>'
     )
-
-
-def _heading(name: str) -> str:
-    return f'<th scope="col">{name}</th>'
 
 
 def _token(index: int, token: PassageToken) -> str:
     strength = round(MAX_COLOUR * min(max(token.loss_increase, 0.0) / MAX_LOSS_INCREASE, 1.0))
     style = f' style="--isx-strength:{strength}%"' if strength else ""
     better = " isx-better" if token.loss_increase < -0.1 else ""
-    candidates = " · ".join(map(_probabilities, token.candidates))
+    others = " · ".join(map(_probabilities, token.candidates))
     score = gettext("{shares}, {extra:+.2f} nats", shares=_probabilities(token), extra=token.loss_increase)
     return (
         f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
-        f'data-extra="{token.loss_increase:.2f}" '
-        f'data-others="{candidates}">{escape(token.text)}</span>'
+        f'data-extra="{token.loss_increase:.2f}" data-others="{others}">{escape(token.text)}</span>'
     )
 
 
-def _probabilities(token: Candidate | PassageToken) -> str:
+def _probabilities(token: Candidate) -> str:
     return f"{visible(token.text)} {percentage(token.dense)} → {percentage(token.sliced)}"

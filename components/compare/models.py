@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,19 +19,43 @@ from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job, Urgency
+from ..jobs.job import Job
 from ..jobs.jobs import job_progress
-from ..jobs.status import Status
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan
-from ..state.request import DENSE, CalibrationKey, Request
+from ..state.request import DENSE, CalibrationKey, Request, SliceKey
 from ..state.session import Session
-from .token_streams import TokenStreams
-from .views import OTHER, Cost, Costs
+from .token_streams import TokenStream
+from .views import COLUMNS, OTHER, PINNED, Cost, Costs
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 Other = CalibrationKey | None  # another model, or none: in keys, for its identity
+
+
+class Column(NamedTuple):
+    """What answers in a column: the model of a method at a setting, or with the method OTHER the model of that name."""
+
+    request: Request
+    method: str
+    other: str = ""
+
+    def key(self) -> SliceKey:
+        """The key of its model. One of another model names its weights only once they are loaded."""
+        if self.method == OTHER:  # no page's whose model it is: nobody has compared the tokenizers there
+            identity = self.request.calibration._replace(model=self.other).identity
+            return self.request.slice_key(DENSE)._replace(method=f"{OTHER} {self.other} {identity}")
+        return self.request.slice_key(self.method if self.request.slicing.sparsity else DENSE)
+
+
+def columns_of(request: Request, pinned: Request | None, other: str) -> dict[str, Column]:
+    """All columns by name; that of the pinned setting and that of another model only where there is one."""
+    columns = {name: Column(request, name) for name in COLUMNS}
+    if pinned is not None:
+        columns[PINNED] = Column(pinned, "intraslice")
+    if other:
+        columns[OTHER] = Column(request, OTHER, other)
+    return columns
 
 
 class Columns:
@@ -40,34 +63,27 @@ class Columns:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.streams = TokenStreams()
-        self._stopped: BoundedCache[str, bool] = BoundedCache(1000)  # by client
-        self._plans: BoundedCache[tuple[CalibrationKey, float], tuple[CrossModulePlan, bool]] = BoundedCache(1000)
+        self.streams: BoundedCache[str, TokenStream] = BoundedCache(1000)  # answers of a few kB, also finished ones
+        self.has_stopped: BoundedCache[str, bool] = BoundedCache(1000)  # by client: their last answer
         self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, Other], dict[str, Speed]] = BoundedCache(1000)
         self._others: BoundedCache[tuple[CalibrationKey, Other], Cost] = BoundedCache(1000)  # without speeds
-
-    def is_ready(self, request: Request) -> bool:
-        """Whether the dense and the sliced model are in memory."""
-        return self.session.is_calibrated(request) and self.session.is_sliced(request)
 
     def dense(self, job: Job, request: Request) -> LoadedModel:
         """The dense model; needs no calibration."""
         return self.session.calibrations.load(job, request.calibration)
 
-    def pair(self, job: Job, request: Request) -> dict[str, PreTrainedModel]:
-        """The dense and the IntraSlice model."""
-        return {"dense": self.dense(job, request).model, "intraslice": self.session.slice(job, request)}
-
     def model(self, job: Job, request: Request, name: str, full_calibration: bool = True) -> PreTrainedModel:
-        """A column's model; without `full_calibration` from the sequences that the calibration has read so far.
+        """A method's model; without `full_calibration` from the sequences that the calibration has read so far.
 
         Raises UserError if the cross-module method cannot reach the sparsity on this model.
         """
         loaded = self.dense(job, request)
         if name == DENSE or request.slicing.sparsity == 0:
             return loaded.model
-        if name == "crossmodule" and (problem := self._unreachable(request, loaded.model)):
-            raise UserError(problem)
+        if name == "crossmodule":
+            plan, is_close = nearest_plan(loaded.model, request.slicing.sparsity)
+            if not is_close:
+                raise UserError(_unreachable(request, plan))
         return self.session.slice(job, request, name, full_calibration or not request.is_live)
 
     def other(self, job: Job, request: Request, other: str) -> LoadedModel:
@@ -83,32 +99,23 @@ class Columns:
             )
         return loaded
 
-    def _unreachable(self, request: Request, dense: PreTrainedModel) -> str:
-        plan, is_close = self._nearest_plan(request, dense)
-        if is_close:
-            return ""
-        return lazy_gettext(
-            "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest width, "
-            "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity "
-            "to compare.",
-            target=request.slicing.sparsity,
-            width=plan.width,
-            hidden=plan.hidden,
-            removed=plan.removed_fraction,
-        )
+    def load(self, job: Job, column: Column) -> PreTrainedModel:
+        """A column's model, from the sequences that its calibration has read so far."""
+        if column.method == OTHER:
+            return self.other(job, column.request, column.other).model
+        return self.model(job, column.request, column.method, full_calibration=False)
 
-    def _nearest_plan(self, request: Request, dense: PreTrainedModel) -> tuple[CrossModulePlan, bool]:
-        key = (request.calibration, request.slicing.sparsity)
-        return self._plans.get(key) or self._plans.put(key, nearest_plan(dense, request.slicing.sparsity))
+    def has_final_model(self, column: Column) -> bool:
+        """Whether a column's model is always the same, since it needs no calibration or that is whole."""
+        return column.method in (DENSE, OTHER) or self.session.is_calibrated(column.request)
 
     # Costs
 
     def cached_costs(self, request: Request, other: str = "") -> Costs:
         """The costs measured so far, without computing. Raises UserError for an impossible setting."""
-        plan = self.session.plan(request)
+        plan, measured, readings = self.session.plan(request), self.session.perplexities(request), self.session.readings
         if plan is None:
             return Costs({}, {})
-        measured, key = self.session.perplexities(request), request.calibration
         columns = {
             "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, measured.dense),
             "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, measured.sliced),
@@ -118,67 +125,47 @@ class Columns:
             columns["crossmodule"] = columns["dense"]
         elif self.session.is_calibrated(request):
             dense = self.session.calibrated(request).loaded.model
-            if problem := self._unreachable(request, dense):
-                problems["crossmodule"] = problem
-            else:
-                cross, _ = self._nearest_plan(request, dense)
-                value = self.session.readings.perplexity(request.slice_key("crossmodule"))
+            cross, is_close = nearest_plan(dense, request.slicing.sparsity)
+            if is_close:
+                value, kv_bytes = readings.perplexity(request.slice_key("crossmodule")), kv_bytes_per_token(dense)
                 # Cross-module slicing cuts the inputs and outputs of the heads, not their keys and values.
-                kv_bytes = kv_bytes_per_token(dense)
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
-        if cost := self._others.get((key, _other_key(request, other))):
+            else:
+                problems["crossmodule"] = _unreachable(request, cross)
+        if cost := self._others.get((request.calibration, _other_key(request, other))):
             columns[OTHER] = cost
-        cached = (self._speeds.get((key, request.slicing, _other_key(request, named))) for named in (other, ""))
-        speeds = next(filter(None, cached), {})
-        for name in speeds.keys() & columns.keys():  # a cache may have dropped a column's costs
-            columns[name] = replace(columns[name], prefill=speeds[name].prefill, decode=speeds[name].decode)
-        for name in columns.keys() - {"dense", OTHER} if request.slicing.sparsity else ():
-            if divergence := self.session.readings.divergence(request.slice_key(name)):
-                columns[name] = replace(columns[name], divergence=(divergence.value, divergence.error))
-        return Costs(columns, problems, measured.protocol, self._speed_protocol() if speeds else "")
+        keys = [(request.calibration, request.slicing, _other_key(request, named)) for named in (other, "")]
+        speeds = next(filter(None, map(self._speeds.get, keys)), {})
+        for name, cost in columns.items():
+            if speed := speeds.get(name):
+                cost = replace(cost, prefill=speed.prefill, decode=speed.decode)
+            is_sliced = name not in (DENSE, OTHER) and request.slicing.sparsity
+            if is_sliced and (divergence := readings.divergence(request.slice_key(name))):
+                cost = replace(cost, divergence=(divergence.value, divergence.error))
+            columns[name] = cost
+        return Costs(columns, problems, self._speed_protocol() if speeds else "")
 
-    def measure(
-        self, request: Request, client: str, pinned: Request | None = None, other: str = ""
-    ) -> Iterator[Status]:
-        """Measure the missing perplexities and speeds, with background priority."""
-        work = partial(self._measure, request=request, pinned=pinned, other=other)
-        cancel_when_changed: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
-        ready = partial(self.session.ready, request)
-        yield from self.session.jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **cancel_when_changed)
+    def measure_costs(self, job: Job, request: Request, pinned: Request | None, other: str) -> None:
+        """Measure the missing perplexities and speeds of all columns."""
+        self._measure(job, request, ["intraslice", "crossmodule"], other)
+        if pinned is not None and pinned.slicing.sparsity:
+            self._measure(job, pinned, ["intraslice"])
 
-    def is_measuring(self, request: Request, client: str, pinned: Request | None, other: str = "") -> bool:
-        """Whether `measure` runs for a client with these settings."""
-        return self.session.jobs.is_running(client, "costs", request=request, pinned=pinned, other=other)
-
-    def note_end(self, client: str, stopped: bool) -> None:
-        """Record whether a client's answer was stopped."""
-        self._stopped.put(client, stopped)
-
-    def was_stopped(self, client: str) -> bool:
-        """Whether a client's last answer was stopped."""
-        return bool(self._stopped.get(client))
-
-    def _measure(self, job: Job, request: Request, pinned: Request | None, other: str) -> None:
+    def _measure(self, job: Job, request: Request, methods: Sequence[str], other: str = "") -> None:
         self.session.measure_perplexities(job, request)
-        models = self.pair(job, request)
-        if request.slicing.sparsity:
+        calibrated = self.session.calibrations.calibrate(job, request.calibration)
+        models = {DENSE: calibrated.loaded.model}
+        for method in methods if request.slicing.sparsity else ():
             with suppress(UserError, NumericalError):  # `cached_costs` has the reason
-                models["crossmodule"] = self.model(job, request, "crossmodule")
-            calibrated = self.session.calibrations.calibrate(job, request.calibration)
-            for name in [name for name in models if name != "dense"]:
-                self.session.readings.losses(job, request.slice_key(name), calibrated, compared=True)
+                models[method] = self.model(job, request, method)
+        for method in list(models)[1:]:
+            self.session.readings.losses(job, request.slice_key(method), calibrated, compared=True)
         if other:
             with suppress(*CANNOT_ANSWER):  # its answer has the reason
                 loaded = self.other(job, request, other)  # held until its numbers are stored, under its identity
                 self._measure_other(job, request, other, loaded.model)
                 models[OTHER] = loaded.model
         self._measure_speed(job, request, models, other)
-        if pinned is not None and pinned.slicing.sparsity:
-            self.session.measure_perplexities(job, pinned)
-            models = self.pair(job, pinned)
-            calibrated = self.session.calibrations.calibrate(job, pinned.calibration)
-            self.session.readings.losses(job, pinned.slice_key("intraslice"), calibrated, compared=True)
-            self._measure_speed(job, pinned, models)
 
     def _measure_other(self, job: Job, request: Request, other: str, model: PreTrainedModel) -> None:
         """Measure another model's perplexity and KL divergence, unless they are cached."""
@@ -200,7 +187,7 @@ class Columns:
         cost = Cost(parameters, 0.0, kv_bytes_per_token(model), losses.perplexity().value)
         self._others.put(key, replace(cost, divergence=losses.divergence()))
 
-    def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str = "") -> None:
+    def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str) -> None:
         """Measure the speeds of a setting's models, unless they are cached; one that is the dense model has none."""
         models = {name: model for name, model in models.items() if name == DENSE or model is not models[DENSE]}
         key, named = (request.calibration, request.slicing), _other_key(request, other if OTHER in models else "")
@@ -227,6 +214,19 @@ def encode_off_turn(job: Job, tokenizer: PreTrainedTokenizerBase, encode: Callab
     if encodes_in_child(tokenizer):
         with job.waiting():
             encode()
+
+
+def _unreachable(request: Request, plan: CrossModulePlan) -> str:
+    """Why there is no cross-module model to compare with: the nearest plan is too far."""
+    return lazy_gettext(
+        "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest width, "
+        "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity "
+        "to compare.",
+        target=request.slicing.sparsity,
+        width=plan.width,
+        hidden=plan.hidden,
+        removed=plan.removed_fraction,
+    )
 
 
 def _other_key(request: Request, other: str) -> Other:

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from intraslice.core import checks
 
-from .. import limits
+from ..device import wllama
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext
+from ..jobs import limits
+from ..jobs.job import Urgency
+from ..jobs.status import Status
+from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
-from ..ui.handlers import LiveOutput, spread_settings
-from . import device_panel, handlers, html, passage_panel
-from .device_panel import DevicePanel
-from .handlers import Answered, CostsMeasured, CostTexts
+from ..ui import formatting
+from ..ui.handlers import status_line
+from . import device_panel, html, passage_panel
+from .answers import Answers, write_answers
 from .models import Columns
-from .passage_panel import PassagePanel
-from .views import COLUMNS, OTHER, PINNED
+from .views import COLUMNS, OTHER, PINNED, Costs, Question
 
 EXAMPLES = [
     PROMPT,
@@ -32,84 +38,66 @@ EXAMPLES = [
     "What is the capital of France, and what is it known for?",
     "Explain to a child what a magnet does.",
 ]
+LONG_WAIT = 10  # seconds from which a wait offers the user's own device
+UNFINISHED = ("waiting", "pending", "growing")
 # Screen readers announce an answer once it is complete, not at every token.
 ARIA_LIVE_JS = """element.setAttribute("aria-live", "polite");
 const settle = () => element.setAttribute("aria-busy", String(Boolean(element.querySelector("[aria-busy]"))));
 watch("value", settle);"""
 
 
-class ComparePanel(NamedTuple):
-    """The tab's components, and the models that it compares."""
+class ComparePanel:
+    """The tab's components, created inside a `gr.Tab`, and the models that it compares."""
 
-    columns: Columns
-    prompt: gr.Textbox
-    generate: gr.Button
-    stop: gr.Button
-    raw: gr.Checkbox
-    tokens: gr.Slider
-    temperature: gr.Slider
-    seed: gr.Number
-    other: gr.Textbox
-    answers: dict[str, gr.HTML]  # by column
-    costs: CostTexts
-    perplexity: gr.HTML
-    passage: PassagePanel
-    device: DevicePanel
+    def __init__(self, session: Session, first: Request) -> None:
+        self.columns = Columns(session)
+        self.answers: dict[str, gr.HTML] = {}  # by column
+        costs: dict[str, gr.HTML] = {}
+        text = partial(gr.HTML, apply_default_css=False)
+        with gr.Column(elem_classes="isx-stop"):
+            self._build_question()
+            with gr.Row(elem_id="answers"):
+                for name in (*COLUMNS, PINNED, OTHER):
+                    empty = "" if name == OTHER else LazyString(partial(html.answer, name))
+                    self.answers[name] = text(empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer")
+                    costs[name] = text(elem_id=f"{name}-cost")
+            self.perplexity = text(elem_id="perplexity")
+            costs["protocol"] = text(elem_id="cost-protocol")
+            self.costs = {name: costs[name] for name in (*COLUMNS, "protocol", PINNED, OTHER)}  # as the endpoint has it
+            text(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"))
+            self._build_options()
+            self.device = device_panel.DevicePanel()
+        self.passage = passage_panel.PassagePanel()
 
-
-def build(session: Session, first: Request) -> ComparePanel:
-    """Prompt, answers and their costs. Called inside a `gr.Tab`."""
-    answers, costs = {}, {}
-    with gr.Column(elem_classes="isx-stop"):
+    def _build_question(self) -> None:
         with gr.Row(equal_height=True, elem_id="asking"):
-            max_length = limits.PROMPT.value
-            prompt = gr.Textbox(
-                PROMPT,
-                label=lazy_gettext("Prompt"),
-                lines=2,
-                max_lines=6,
-                max_length=max_length,
-                scale=6,
-                elem_id="prompt",
+            label, max_length = lazy_gettext("Prompt"), limits.PROMPT.value
+            self.prompt = gr.Textbox(
+                PROMPT, label=label, lines=2, max_lines=6, max_length=max_length, scale=6, elem_id="prompt"
             )
             with gr.Column(scale=1, min_width=120):
-                generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
-                stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
-        gr.Examples([[example] for example in EXAMPLES], [prompt], label=lazy_gettext("Examples"), elem_id="examples")
-        with gr.Row(elem_id="answers"):
-            for name in (*COLUMNS, PINNED, OTHER):
-                empty = "" if name == OTHER else LazyString(partial(html.answer, name))
-                answers[name] = gr.HTML(
-                    empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
-                )
-                costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
-        perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
-        costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
-        gr.HTML(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"), apply_default_css=False)
+                self.generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
+                self.stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
+        examples = [[example] for example in EXAMPLES]
+        gr.Examples(examples, [self.prompt], label=lazy_gettext("Examples"), elem_id="examples")
+
+    def _build_options(self) -> None:
         with gr.Row(elem_id="sampling"):
             slider = partial(gr.Slider, min_width=160, buttons=[])
+            number = partial(gr.Number, precision=0, minimum=0, min_width=90, scale=0)
             tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")
-            temperature = slider(
-                0, 1.5, 0, step=0.1, label=lazy_gettext("Temperature (0: greedy)"), elem_id="temperature"
-            )
-            seed = gr.Number(
-                0,
-                label=lazy_gettext("Seed"),
-                precision=0,
-                minimum=0,
-                maximum=checks.MAX_INTEGER,
-                min_width=90,
-                scale=0,
-                elem_id="sample-seed",
-            )
-            raw = gr.Checkbox(
-                False,
-                label=lazy_gettext("Raw completion, no chat template"),
-                elem_id="raw",
-                container=False,
-                min_width=200,
-            )
-        other = gr.Textbox(
+            label = lazy_gettext("Temperature (0: greedy)")
+            temperature = slider(0, 1.5, 0, step=0.1, label=label, elem_id="temperature")
+            seed = number(0, label=lazy_gettext("Seed"), maximum=checks.MAX_INTEGER, elem_id="sample-seed")
+            label = lazy_gettext("Raw completion, no chat template")
+            self.raw = gr.Checkbox(False, label=label, elem_id="raw", container=False, min_width=200)
+        self.sampling: dict[str, Any] = {
+            "tokens": tokens,
+            "temperature": temperature,
+            "sample_seed": seed,
+            "raw": self.raw,
+        }
+        self.other = gr.Textbox(
             "",
             label=lazy_gettext("Another model in a column of its own"),
             placeholder=lazy_gettext("A model with the same tokenizer, such as HuggingFaceTB/SmolLM2-360M-Instruct"),
@@ -117,67 +105,165 @@ def build(session: Session, first: Request) -> ComparePanel:
             max_length=limits.NAME.value,
             elem_id="other-model",
         )
-        device = device_panel.build()
-    return ComparePanel(
-        columns=Columns(session),
-        prompt=prompt,
-        generate=generate,
-        stop=stop,
-        raw=raw,
-        tokens=tokens,
-        temperature=temperature,
-        seed=seed,
-        other=other,
-        answers=answers,
-        costs=CostTexts(**costs),
-        perplexity=perplexity,
-        passage=passage_panel.build(),
-        device=device,
-    )
+
+
+build = ComparePanel
 
 
 def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
-    columns, settings = panel.columns, context.controls.settings
-    pinned = context.controls.pinned
-    inputs = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned, panel.other]
+    call, columns, pinned, other = context.call, panel.columns, context.controls.pinned, panel.other
+    status = {"status": context.status}
+    options: dict[str, Any] = {"queue": HEAVY, "other": other}
+    asks = call(answer, columns, outputs=status | panel.answers, api_name="answer", **options, **panel.sampling)
     # A prompt that is sent during an answer is answered after it.
-    outputs = [*Answered(context.status, **panel.answers)]
-    listener = {"fn": spread_settings(handlers.answer, columns), "inputs": inputs, "outputs": outputs, **HEAVY}
-    triggers = [panel.generate.click, panel.prompt.submit]
-    answered = on_latest(triggers, **listener, api_name="answer")
-    measured = [*CostsMeasured(context.status, *panel.costs)]
-    answered.then(
-        spread_settings(handlers.costs, columns),
-        [*settings, pinned, panel.other],
-        measured,
-        api_name="costs",
-        **HEAVY,
-    )
+    answered = on_latest([panel.generate.click, panel.prompt.submit], **asks)
+    answered.then(**call(costs, columns, outputs=status | panel.costs, api_name="costs", **options))
     stopped = ["answer", "next tokens", "costs"]  # an answer, and what follows it
     panel.stop.click(partial_handler(stop, columns.session, stopped), None, None, **PRIVATE, **CHEAP)
-
-    cached_costs = partial_handler(handlers.cached_costs, columns)
-    live_costs = LiveOutput("compare", cached_costs, panel.costs, inputs=(panel.other,))
-    context.subscribe(live_costs, [*context.on_commit, pinned.change])
-    for end in (*context.measured, *context.released):
-        end.then(
-            spread_settings(cached_costs),
-            [*settings, context.controls.layer, pinned, panel.other],
-            [*panel.costs],
-            **PRIVATE,
-            **CHEAP,
-        )
-    on_latest(
-        [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
-    )
-    on_latest(
-        [panel.other.submit, panel.other.blur],
-        fn=spread_settings(handlers.name_other, columns, refuse=handlers.refuse_other),
-        inputs=[*settings, panel.other, panel.answers[OTHER]],
-        outputs=[panel.answers[OTHER], panel.costs.other],
-        **PRIVATE,
-        **CHEAP,
-    )
+    shown = call(cached_costs, columns, outputs=panel.costs, tab="compare", other=other)
+    on_latest([*context.on_commit, pinned.change], **shown)
+    for end in (*context.prepared, *context.measured, *context.released, context.opened["compare"]):
+        end.then(**shown)
+    unanswered = {"fn": lambda: html.answer(PINNED), "inputs": None, "outputs": panel.answers[PINNED]}
+    on_latest([pinned.change], **unanswered, **PRIVATE, **CHEAP)
+    column = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
+    named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
+    on_latest([other.submit, other.blur], **named)
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+
+
+def answer(
+    columns: Columns,
+    request: Request,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    sample_seed: int,
+    raw: bool,
+    pinned: Request | None,
+    other: str,
+    client: str,
+) -> Iterator[dict[str, Any]]:
+    """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
+
+    `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
+    is greedy; raw omits the chat template.
+    """
+    question, session = Question(prompt, tokens, temperature, sample_seed, raw), columns.session
+    work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
+    shown: Answers = {}
+    latest: Answers = {}
+    shown_at = 0.0
+
+    def changes() -> dict[str, str]:
+        is_named = session.jobs.view_of(client, "other", other) == other  # the user may name another model meanwhile
+        percents = dict.fromkeys(latest, request.settings.sparsity)
+        percents |= {PINNED: pinned.settings.sparsity} if pinned else {}
+        return {
+            name: html.answer(name, column, percents[name], other)
+            for name, column in latest.items()
+            if shown.get(name) != column and (name != OTHER or is_named)
+        }
+
+    yield {}
+    columns.has_stopped.put(client, False)
+    for event in session.jobs.run(client, "answer", work, ready=partial(session.ready, request)):
+        is_status, status = isinstance(event, Status), {}
+        if is_status:
+            status["status"] = status_line(_with_offer(columns, request, event))
+        latest = _with_slicing_progress(latest, event) if is_status else event
+        if is_status or _states(latest) != _states(shown) or time.monotonic() > shown_at + limits.ANSWER_UPDATE_SECONDS:
+            yield status | changes()
+            shown, shown_at = latest, time.monotonic()
+    if not latest or any(state in UNFINISHED for state in _states(latest)):
+        columns.has_stopped.put(client, True)
+        ends = {name: "stopped" if column.state in UNFINISHED else column.state for name, column in latest.items()}
+        latest = {name: replace(column, state=ends[name]) for name, column in latest.items()}
+        yield changes()
+
+
+def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> dict[str, Any]:
+    """The column of another model before its answer, and its costs so far (HTML); empty without one.
+
+    `shown` is the column as it is now: an answer of the same model stays.
+    """
+    columns.session.jobs.set_view(client, other=other)
+    if not other:
+        return {"answer": "", "cost": ""}
+    cost = {"cost": html.cost(OTHER, _costs(columns, request, other), other)}
+    return cost if html.is_of(other, shown) else cost | {"answer": html.answer(OTHER, other=other)}
+
+
+def refuse_other(problem: ValueError) -> dict[str, Any]:
+    """The answer to a name that is none, or to invalid settings."""
+    return {"answer": formatting.problem(problem), "cost": ""}
+
+
+def cached_costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> dict[str, Any]:
+    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
+
+    Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
+    """
+    is_measuring = columns.session.jobs.is_running(client, "costs", request=request, pinned=pinned, other=other)
+    return {} if is_measuring else _cost_texts(columns, request, pinned, other)
+
+
+def costs(
+    columns: Columns, request: Request, pinned: Request | None, other: str, client: str
+) -> Iterator[dict[str, Any]]:
+    """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
+
+    Does nothing if the client stopped its last answer.
+    """
+    yield {}
+    if columns.has_stopped.get(client):
+        return
+    jobs, ready = columns.session.jobs, partial(columns.session.ready, request)
+    compared: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}
+    work = partial(columns.measure_costs, **compared)
+    for event in jobs.run(client, "costs", work, Urgency.BACKGROUND, ready, **compared):
+        texts = {} if event.stopped else _cost_texts(columns, request, pinned, other)
+        yield {"status": status_line(event)} | texts
+
+
+def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> dict[str, Any]:
+    costs = _costs(columns, request, other)
+    texts = {name: html.cost(name, costs) for name in COLUMNS}
+    texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
+    return texts | {OTHER: html.cost(OTHER, costs, other), "protocol": html.protocol(costs)}
+
+
+def _costs(columns: Columns, request: Request, other: str = "") -> Costs:
+    try:
+        return columns.cached_costs(request, other)
+    except ValueError:  # the headline shows what is wrong with the setting
+        return Costs({}, {})
+
+
+def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
+    """The status; one of a long wait offers the user's own device, where that can run the models."""
+    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
+    if not is_long or not wllama.is_fetched() or columns.session.source(request) is None:
+        return event
+    waiting = formatting.status_text(event)
+    return Status(gettext("{waiting}. Choose “Run on: This device” to have the models answer there.", waiting=waiting))
+
+
+def _with_slicing_progress(answers: Answers, event: Status) -> Answers:
+    """The columns; one whose model is being sliced shows the progress of that."""
+    progress = lazy_gettext(
+        "This model must be sliced before it can answer. {what} {done} of {total}.",
+        what=event.text,
+        done=event.done,
+        total=event.total,
+    )
+    is_sliced = [
+        name for name, column in answers.items() if column.state == "pending" and event.total and name != OTHER
+    ]
+    return {**answers, **{name: replace(answers[name], problem=progress) for name in is_sliced}}
+
+
+def _states(answers: Answers) -> list[str]:
+    return [column.state for column in answers.values()]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import gradio as gr
 
-from .. import limits
-from ..frame.context import HEAVY, PRIVATE, Context
-from ..i18n.language import LazyString, gettext, lazy_gettext
+from ..frame.context import HEAVY, Context
+from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import Request
+from ..state.session import Session
+from ..ui import formatting
 from ..ui.explainers import fold
-from ..ui.handlers import only_if_active, spread_settings, unchanged
+from ..ui.handlers import status_line
 from ..ui.scripts import on_load
-from . import handlers
-from .handlers import AfterSlice, Result
+from . import html, passages
 from .models import Columns
 
 SAMPLE = (
@@ -22,58 +28,90 @@ SAMPLE = (
     "bound to its orbit, it always shows the same side to us. The first people to walk on it were Neil Armstrong and "
     "Buzz Aldrin, in July 1969."
 )
+Work = Callable[[Job], Any]
 
 
-class PassagePanel(NamedTuple):
-    """The section's components."""
+class PassagePanel:
+    """The section's components, created inside a `gr.Tab`."""
 
-    candidates: gr.HTML
-    text: gr.Textbox
-    score: gr.Button
-    scored: gr.HTML
-
-
-def build() -> PassagePanel:
-    """Next tokens, and a passage to score. Called inside a `gr.Tab`."""
-    placeholder = LazyString(
-        lambda: f'<p class="isx-quiet">{gettext("Shown as soon as the sliced model is ready.")}</p>'
-    )
-    next_tokens_heading = LazyString(lambda: f"<h3>{gettext('Next-token probabilities')}</h3>")
-    passage_heading = LazyString(lambda: f"<h3>{gettext('Loss increase per token')}</h3>")
-    with gr.Column(elem_classes="isx-stop"):
-        gr.HTML(next_tokens_heading, apply_default_css=False, elem_classes="isx-heading")
-        candidates = gr.HTML(placeholder, elem_id="next-tokens", apply_default_css=False)
-    fold("next")
-    with gr.Column(elem_classes="isx-stop"):
-        gr.HTML(passage_heading, apply_default_css=False, elem_classes="isx-heading")
-        scored = gr.HTML(
-            placeholder,
-            js_on_load=on_load("passage"),
-            elem_id="passage",
-            apply_default_css=False,
+    def __init__(self) -> None:
+        waiting = LazyString(
+            lambda: f'<p class="isx-quiet">{gettext("Shown as soon as the sliced model is ready.")}</p>'
         )
-    with gr.Row(elem_id="passage-text"):
-        max_length = limits.PASSAGE.value
-        text = gr.Textbox(
-            SAMPLE, label=lazy_gettext("Your own passage"), lines=3, max_lines=10, max_length=max_length, scale=6
-        )
-        score = gr.Button(lazy_gettext("Score tokens"), size="md", elem_id="score", scale=1, min_width=120)
-    fold("passage")
-    return PassagePanel(candidates, text, score, scored)
+        result = partial(gr.HTML, waiting, apply_default_css=False)
+        with gr.Column(elem_classes="isx-stop"):
+            _heading(lazy_gettext("Next-token probabilities"))
+            self.candidates = result(elem_id="next-tokens")
+        fold("next")
+        with gr.Column(elem_classes="isx-stop"):
+            _heading(lazy_gettext("Loss increase per token"))
+            self.scored = result(elem_id="passage", js_on_load=on_load("passage"))
+        with gr.Row(elem_id="passage-text"):
+            label, length = lazy_gettext("Your own passage"), limits.PASSAGE.value
+            self.text = gr.Textbox(SAMPLE, label=label, lines=3, max_lines=10, max_length=length, scale=6)
+            label = lazy_gettext("Score tokens")
+            self.score = gr.Button(label, size="md", elem_id="score", scale=1, min_width=120)
+        fold("passage")
 
 
 def connect(
     panel: PassagePanel, columns: Columns, raw: gr.Checkbox, answered: gr.events.Dependency, context: Context
 ) -> None:
     """Attach the section's handlers. `answered` is the end of an answer; the prompt may have changed since."""
-    settings, status = context.controls.settings, context.status
-    inputs = [*settings, context.prompt, raw]
-    candidates, scored = [*Result(status, panel.candidates)], [*Result(status, panel.scored)]
-    answered.then(spread_settings(handlers.next_tokens, columns), inputs, candidates, api_name="next_tokens", **HEAVY)
-    panel.score.click(
-        spread_settings(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY
-    )
-    outputs = AfterSlice(status, panel.candidates, panel.scored)
-    after_slice = only_if_active("compare", unchanged(AfterSlice), handlers.after_slice, columns)
+    call, status = partial(context.call, queue=HEAVY), {"status": context.status}
+    candidates, scored = {"candidates": panel.candidates}, {"scored": panel.scored}
+    answered.then(**call(next_tokens, columns, outputs=status | candidates, api_name="next_tokens", raw=raw))
+    panel.score.click(**call(passage, columns, outputs=status | scored, api_name="passage", passage=panel.text))
+    outputs = status | candidates | scored
+    follows = call(after_slice, columns, outputs=outputs, tab="compare", raw=raw, sample=panel.text)
     for end in (*context.measured, context.opened["compare"]):
-        end.then(after_slice, [*inputs, panel.text, context.tab], [*outputs], **PRIVATE, **HEAVY)
+        end.then(**follows)
+
+
+def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
+    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML).
+
+    Does nothing if the client stopped its last answer.
+    """
+    yield {}
+    if not columns.has_stopped.get(client):
+        yield from _next_tokens(columns, request, prompt, raw, client)
+
+
+def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[dict[str, Any]]:
+    """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
+    work = partial(passages.score_tokens, columns=columns, request=request, text=passage)
+    yield from _results(columns.session, request, client, "passage", work, "scored", html.passage)
+
+
+def after_slice(
+    columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str
+) -> Iterator[dict[str, Any]]:
+    """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
+    if columns.session.is_calibrated(request) and columns.session.is_sliced(request):
+        yield from _next_tokens(columns, request, prompt, raw, client)
+        yield from passage(columns, request, sample, client)
+
+
+def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
+    work = partial(passages.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
+    draw = partial(html.candidates, prompt=prompt)
+    yield from _results(columns.session, request, client, "next tokens", work, "candidates", draw)
+
+
+def _results(
+    session: Session, request: Request, client: str, kind: str, work: Work, output: str, draw: Callable[[Any], str]
+) -> Iterator[dict[str, Any]]:
+    """The statuses of a job, and what it returns, drawn in `output`; an error is both."""
+    ready = partial(session.ready, request)
+    for event in session.jobs.run(client, kind, lambda job: job.emit(work(job)), ready=ready, request=request):
+        if not isinstance(event, Status):
+            yield {output: draw(event)}
+        elif event.kind == "error":
+            yield {"status": status_line(event), output: formatting.problem(ValueError(event.text))}
+        else:
+            yield {"status": status_line(event)}
+
+
+def _heading(text: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False, elem_classes="isx-heading")

@@ -73,17 +73,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """The costs by column, the reason if a column has none, and how they were measured."""
+    """The costs by column, the reason if a column has none, and how the speeds were measured."""
 
     columns: Mapping[str, Cost]
     problems: Mapping[str, str]
-    protocol: str = ""
     speed_protocol: str = ""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate for the next token, with its probability under both models."""
+    """A token, with its probability under both models."""
 
     text: str
     dense: float
@@ -91,12 +90,9 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class PassageToken:
-    """One token of a passage: its probability under both models, and the most likely tokens at its position."""
+class PassageToken(Candidate):
+    """One token of a passage, with the most likely tokens at its position."""
 
-    text: str
-    dense: float
-    sliced: float
     loss_increase: float  # by slicing, in nats
     candidates: tuple[Candidate, ...]
 

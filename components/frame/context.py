@@ -10,9 +10,11 @@ import gradio as gr
 
 from .. import limits
 from ..gradio_compat.browser.on_latest import SILENT, on_latest
+from ..gradio_compat.signatures import guard_handler, is_given_by_gradio, partial_handler
 from ..state.session import Session
+from ..state.settings import Settings
 from ..ui.downloads import Downloads
-from ..ui.handlers import LiveOutput, only_if_active, unchanged
+from ..ui.handlers import LiveOutput, leave_unchanged, only_if_active, spread_settings, unchanged
 from .controls import Controls
 
 # Events that wait for a job. They share one gradio queue, in which each call holds a thread (`max_threads` in
@@ -68,6 +70,38 @@ class Context(NamedTuple):
             controls.recovery.input,
             self.refresh.change,
         ]
+
+    def call(
+        self,
+        handler: Callable[..., Any],
+        *bound: Any,
+        outputs: Mapping[str, Any] | None = None,
+        tab: str = "",
+        refuse: Callable[[ValueError], Any] | None = None,
+        queue: Mapping[str, Any] = CHEAP,
+        api_name: str = "",
+        **inputs: gr.components.Component,
+    ) -> dict[str, Any]:
+        """Keyword arguments of a listener that calls `handler(*bound, request, ..., client)`.
+
+        The names of the handler's parameters tell its inputs: `request` stands for all controls, `layer`, `pinned`,
+        `prompt` and `active_tab` are the frame's, all others are given as `inputs`. So do the names in its answer and
+        `outputs`. With `tab` it is called while that is active. Without `api_name` it is no endpoint.
+        """
+        if tab:
+            handler, bound = guard_handler(partial_handler(handler, *bound), "active_tab", tab, {}), ()
+            refuse = leave_unchanged
+        function, controls = spread_settings(handler, *bound, outputs=[*(outputs or ())], refuse=refuse), self.controls
+        components = dict(zip(Settings._fields, controls.settings, strict=True)) | {"layer": controls.layer, **inputs}
+        components |= {"pinned": controls.pinned, "prompt": self.prompt, "active_tab": self.tab}
+        parameters = inspect.signature(function).parameters.values()
+        return {
+            "fn": function,
+            "inputs": [components[parameter.name] for parameter in parameters if not is_given_by_gradio(parameter)],
+            "outputs": [*(outputs or {}).values()],
+            **({"api_name": api_name} if api_name else PRIVATE),
+            **queue,
+        }
 
     def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
         """Update the live output after these events while its tab is active, and when the tab is opened."""

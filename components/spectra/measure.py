@@ -5,11 +5,9 @@ Before the default model is loaded, everything comes from the snapshot (`snapsho
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
-from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
 
 from ..state.caches import BoundedCache
@@ -23,22 +21,6 @@ from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 EXPLAINED = 0.95  # fraction of the variance that defines the effective rank
 
 
-class SpectraSource(Protocol):
-    """The source of a model's spectra: its calibration, or the snapshot."""
-
-    label: str
-
-    def curves(self, layer: int) -> LayerCurves: ...
-
-    def complete(self, layer: int) -> None: ...
-
-    def ranks(self) -> list[list[int]]: ...
-
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView: ...
-
-    def width(self, sparsity: float) -> int | None: ...
-
-
 class CalibratedSpectra:
     """Spectra of a calibrated model."""
 
@@ -46,10 +28,9 @@ class CalibratedSpectra:
 
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
-        self._spectra: dict[int, LayerSpectra] = {}
         self._curves: dict[int, LayerCurves] = {}
         self._widths: dict[float, int | None] = {}
-        self._ranks: list[list[int]] | None = None
+        self._ranks = head_ranks(self._stats, EXPLAINED)
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -69,8 +50,6 @@ class CalibratedSpectra:
 
     def ranks(self) -> list[list[int]]:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
-        if self._ranks is None:
-            self._ranks = head_ranks(self._stats, EXPLAINED)
         return self._ranks
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
@@ -138,7 +117,7 @@ class SpectraViews:
         if (source := self._source(request)) is not None:
             source.complete(min(int(layer), len(source.ranks()) - 1))
 
-    def _source(self, request: Request) -> SpectraSource | None:
+    def _source(self, request: Request) -> CalibratedSpectra | snapshot.SnapshotSpectra | None:
         key = request.calibration
         if not self._session.is_calibrated(request):
             return self._snapshot if request.is_default_calibration else None

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -25,105 +25,83 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, only_if_active, spread_settings, status_line, unchanged
+from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
 from .charts import MARKERS, type_name
 from .leaderboard import panel as leaderboard
-from .leaderboard.panel import LeaderboardPanel
 from .size_chart import measured_charts
 from .views import SweepChoice, SweepView
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
-class Shown(NamedTuple):
-    """The progress of the sweep (HTML), and its charts (JSON)."""
+class SweepPanel:
+    """The tab's components, created inside a `gr.Tab`.
 
-    progress: Any
-    removed: Any
-    size: Any
-    speed: Any
+    `choice` has a control for each field of a `SweepChoice`, `charts` a component for each of `measured_charts`.
+    """
 
-
-class Swept(NamedTuple):
-    """The page's status, and the outputs of `Shown`."""
-
-    status: Any
-    progress: Any
-    removed: Any
-    size: Any
-    speed: Any
-
-
-class Picked(NamedTuple):
-    """The controls that a click on a point sets."""
-
-    sparsity: Any
-    estimator: Any
-    locked: Any
-    refresh: Any
-
-
-class SweepPanel(NamedTuple):
-    """The tab's components."""
-
-    # The fields of a SweepChoice.
-    choice: tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox, gr.CheckboxGroup]
-    shown: Shown
-    run: gr.Button
-    cancel: gr.Button
-    csv: gr.Button
-    file: gr.DownloadButton
-    leaderboard: LeaderboardPanel | None
-
-
-def build(session: Session, first: Request) -> SweepPanel:
-    """The choice of points, the progress and the charts. Called inside a `gr.Tab`."""
-    default = SweepChoice()
-    with_estimator = [name for name, method in choices.METHODS.items() if method.uses_estimator]
-    gr.HTML(LazyString(_lead), apply_default_css=False)
-    with gr.Row(elem_id="sweep-choice"):
-        methods = gr.CheckboxGroup(
-            METHODS.options(), value=list(default.methods), label=lazy_gettext("Methods"), min_width=260
-        )
-        estimators = gr.CheckboxGroup(
-            ESTIMATORS.options(),
-            value=list(default.estimators),
-            label=LazyString(lambda: _estimators(with_estimator)),
-            min_width=260,
-        )
-        percents = [(LazyString(partial(percentage, percent)), percent) for percent in SPARSITIES]
-        sparsities = gr.CheckboxGroup(
-            percents, value=list(default.sparsities), label=lazy_gettext("Sparsity"), min_width=260
-        )
+    def __init__(self, session: Session, first: Request) -> None:
+        default = SweepChoice()
+        gr.HTML(LazyString(_lead), apply_default_css=False)
+        group, sparsities = partial(gr.CheckboxGroup, min_width=260), [(_percent(one), one) for one in SPARSITIES]
         types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
-        quantise = gr.CheckboxGroup(
-            types, value=list(default.quantise), label=lazy_gettext("Quantise weights to GGUF type"), min_width=260
-        )
-    speed = gr.Checkbox(
-        default.speed, label=lazy_gettext("Measure speed too (takes longer)"), container=False, elem_id="sweep-speed"
-    )
-    with gr.Row(equal_height=True, elem_id="sweep-buttons"):
-        run = gr.Button(lazy_gettext("Run the sweep"), variant="primary", elem_id="sweep-run", min_width=160, scale=0)
-        cancel = gr.Button(lazy_gettext("Cancel"), elem_id="sweep-cancel", min_width=100, scale=0)
-        csv = gr.Button(lazy_gettext("Save CSV"), elem_id="sweep-csv", min_width=120, scale=0)
-    file = gr.DownloadButton(visible="hidden")
-    progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
-    removed = chart(height=440, elem_id="sweep-chart")
-    sizes = chart(height=400, elem_id="sweep-size-chart")
-    speed_curves = chart(height=360, elem_id="sweep-speed-chart")
-    fold("sweep")
-    stored = leaderboard.build()
-    return SweepPanel(
-        choice=(methods, estimators, sparsities, speed, quantise),
-        shown=Shown(progress, removed, sizes, speed_curves),
-        run=run,
-        cancel=cancel,
-        csv=csv,
-        file=file,
-        leaderboard=stored,
-    )
+        with gr.Row(elem_id="sweep-choice"):
+            options: dict[str, tuple[Any, str]] = {
+                "methods": (METHODS.options(), lazy_gettext("Methods")),
+                "estimators": (ESTIMATORS.options(), LazyString(_estimators)),
+                "sparsities": (sparsities, lazy_gettext("Sparsity")),
+                "quantise": (types, lazy_gettext("Quantise weights to GGUF type")),
+            }
+            controls: dict[str, Any] = {
+                name: group(values, value=list(getattr(default, name)), label=label)
+                for name, (values, label) in options.items()
+            }
+        label = lazy_gettext("Measure speed too (takes longer)")
+        controls["speed"] = gr.Checkbox(default.speed, label=label, container=False, elem_id="sweep-speed")
+        self.choice = [controls[name] for name in SweepChoice._fields]
+        with gr.Row(equal_height=True, elem_id="sweep-buttons"):
+            label, button = lazy_gettext("Run the sweep"), partial(gr.Button, scale=0)
+            self.run = button(label, variant="primary", elem_id="sweep-run", min_width=160)
+            self.cancel = button(lazy_gettext("Cancel"), elem_id="sweep-cancel", min_width=100)
+            self.csv = button(lazy_gettext("Save CSV"), elem_id="sweep-csv", min_width=120)
+        self.file = gr.DownloadButton(visible="hidden")
+        self.progress = gr.HTML(elem_id="sweep-progress", apply_default_css=False)
+        self.charts = {
+            "removed": chart(height=440, elem_id="sweep-chart"),
+            "size": chart(height=400, elem_id="sweep-size-chart"),
+            "speed": chart(height=360, elem_id="sweep-speed-chart"),
+        }
+        fold("sweep")
+        self.leaderboard = leaderboard.build()
+
+
+build = SweepPanel
+
+
+def connect(panel: SweepPanel, context: Context) -> None:
+    """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
+    session, controls = context.session, context.controls
+    choice = dict(zip(SweepChoice._fields, panel.choice, strict=True))
+    outputs = {"progress": panel.progress, **panel.charts}
+    previews = context.call(preview, session, outputs=outputs, tab="sweep", **choice)
+    changed = [component.change for component in choice.values()]
+    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **previews)
+    for end in (context.opened["sweep"], *context.prepared):
+        end.then(**previews)
+    context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), (*panel.charts.values(),)))
+    outputs = {"status": context.status} | outputs
+    runs = context.call(sweep, session, outputs=outputs, queue=HEAVY, api_name="sweep", **choice)
+    context.pinned_measured.append(panel.run.click(**runs))
+    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
+    saves = context.call(save, session, context.downloads, outputs={"file": panel.file}, api_name="sweep_csv", **choice)
+    panel.csv.click(**saves).success(None, panel.file, None, js=SAVE, **CHEAP)
+    picked = [controls.sparsity, controls.estimator, controls.locked, context.refresh]
+    for points in panel.charts.values():
+        points.select(pick, None, picked, **CHEAP, **PRIVATE)
+    if panel.leaderboard is not None:
+        leaderboard.connect(panel.leaderboard, context)
 
 
 def preview(
@@ -134,25 +112,27 @@ def preview(
     sparsities: list[float],
     speed: bool,
     quantise: list[str],
-) -> Shown:
+) -> dict[str, Any]:
     """The measured points of this sweep, and the estimated time for the rest."""
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     try:
-        return _shown(
-            measure.cached_view(session, request, choice), measure.estimated_seconds(session, request, choice)
-        )
+        view = measure.cached_view(session, request, choice)
+        seconds = measure.estimated_seconds(session, request, choice)
     except ValueError as problem:  # not calibrated yet, or an empty choice
-        return Shown(f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>', "", "", "")
+        return {"progress": _quiet(escape(translate(error_text(problem)))), "removed": "", "size": "", "speed": ""}
+    return {"progress": _quiet(_missing(view, seconds)), **_drawn(view)}
 
 
-def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
+def show_pinned(session: Session, request: Request, layer: int, client: str) -> tuple[Any, ...]:
     """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
     choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
     try:
         view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
-        return unchanged(Shown)
-    return unchanged(Shown) if request.slicing.locked or not view.points else _shown(view)
+        view = None
+    if view is None or not view.points or request.slicing.locked:
+        return (gr.skip(),) * 3
+    return tuple(_drawn(view).values())
 
 
 def sweep(
@@ -164,7 +144,7 @@ def sweep(
     speed: bool,
     quantise: list[str],
     client: str,
-) -> Iterator[Swept]:
+) -> Iterator[dict[str, Any]]:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
     `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
@@ -175,13 +155,11 @@ def sweep(
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
     for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
         if isinstance(event, Status):
-            line = formatting.status(event)
-            progress = line if event.kind != "ready" or view is None else _done(view)
-            yield unchanged(Swept)._replace(status=status_line(event), progress=progress)
+            progress = _end(view) if event.kind == "ready" and view is not None else formatting.status(event)
+            yield {"status": status_line(event), "progress": progress}
         else:
             view = event
-            charts = _shown(view)
-            yield unchanged(Swept)._replace(removed=charts.removed, size=charts.size, speed=charts.speed)
+            yield _drawn(view)
 
 
 def save(
@@ -196,71 +174,45 @@ def save(
 ) -> str:
     """The measured points of a sweep, as a CSV file."""
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
-    return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
+    return str(downloads.put("sweep.csv", partial(measure.write_csv, session, request, choice)))
 
 
-def pick(event: gr.EventData) -> Picked:
-    """The setting of the point that was clicked, for the controls."""
+def pick(event: gr.EventData) -> tuple[Any, ...]:
+    """The setting of the point that was clicked: sparsity, estimator and no manual ratios; and that it has changed."""
     percent, *estimator = event.pick.split()
-    return Picked(float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time()))
+    return float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time())
 
 
-def connect(panel: SweepPanel, context: Context) -> None:
-    """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
-    session, controls = context.session, context.controls
-    inputs = [*controls.settings, *panel.choice]
-    preview_listener = {
-        "fn": only_if_active("sweep", unchanged(Shown), preview, session),
-        "inputs": [*inputs, context.tab],
-        "outputs": [*panel.shown],
-        **CHEAP,
-        **PRIVATE,
-    }
-    changed = [component.change for component in panel.choice]
-    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **preview_listener)
-    for end in (context.opened["sweep"], *context.prepared):
-        end.then(**preview_listener)
-    context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.shown))
-    swept = [*Swept(context.status, *panel.shown)]
-    context.pinned_measured.append(
-        panel.run.click(spread_settings(sweep, session), inputs, swept, api_name="sweep", **HEAVY)
-    )
-    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
-    saved = panel.csv.click(
-        spread_settings(save, session, context.downloads), inputs, panel.file, api_name="sweep_csv", **CHEAP
-    )
-    saved.success(None, panel.file, None, js=SAVE, **CHEAP)
-    picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
-    for point_chart in (panel.shown.removed, panel.shown.size, panel.shown.speed):
-        point_chart.select(pick, None, [*picked], **CHEAP, **PRIVATE)
-    if panel.leaderboard is not None:
-        leaderboard.connect(panel.leaderboard, context)
+def _drawn(view: SweepView) -> dict[str, str]:
+    charts = measured_charts(view)._asdict()
+    return {name: points.to_json() if points else "" for name, points in charts.items()}
 
 
-def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
+def _quiet(text: str) -> str:
+    return f'<p class="isx-quiet">{text}</p>'
+
+
+def _missing(view: SweepView, seconds: float) -> str:
     missing = view.total - len(view.points)
-    progress = gettext("All {total} points are measured.", total=view.total)
-    if missing:
-        progress = gettext(
-            "{missing} of {total} points are not measured yet: about {time} on this machine.",
-            missing=missing,
-            total=view.total,
-            time=formatting.seconds(seconds),
-        )
-    charts = measured_charts(view)
-    return Shown(f'<p class="isx-quiet">{progress}</p>', *(chart.to_json() if chart else "" for chart in charts))
+    if not missing:
+        return gettext("All {total} points are measured.", total=view.total)
+    return gettext(
+        "{missing} of {total} points are not measured yet: about {time} on this machine.",
+        missing=missing,
+        total=view.total,
+        time=formatting.seconds(seconds),
+    )
 
 
-def _done(view: SweepView) -> str:
-    if len(view.points) == view.total:
-        return _shown(view).progress
+def _end(view: SweepView) -> str:
+    """What a sweep that has ended has measured (HTML)."""
     done = len(view.points)
     stopped = gettext(
         "Cancelled after {done} of {total} points. Press “Run the sweep” to continue from there.",
         done=done,
         total=view.total,
     )
-    return f'<p class="isx-quiet">{stopped}</p>'
+    return _quiet(_missing(view, 0.0) if done == view.total else stopped)
 
 
 def _lead() -> str:
@@ -271,6 +223,10 @@ def _lead() -> str:
     return f'<p class="isx-lead">{lead}</p>'
 
 
-def _estimators(methods: list[str]) -> str:
-    names = gettext(" and ").join(METHODS[method] for method in methods)
-    return gettext("Ratio estimators ({methods})", methods=names)
+def _estimators() -> str:
+    with_estimator = [METHODS[name] for name, method in choices.METHODS.items() if method.uses_estimator]
+    return gettext("Ratio estimators ({methods})", methods=gettext(" and ").join(with_estimator))
+
+
+def _percent(value: float) -> LazyString:
+    return LazyString(partial(percentage, value))

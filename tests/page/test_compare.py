@@ -3,17 +3,20 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from html import unescape
 
 import pytest
 import torch
+from stepping import Stepped
 from tiny_page import SOMEBODY, in_job, stepwise
 
 from components import limits
 from components.compare import answers as streaming
-from components.compare import handlers
 from components.compare import html as compare_words
+from components.compare import panel, token_streams
 from components.compare.models import Columns
+from components.compare.token_streams import TokenStream, stream_key
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -21,9 +24,9 @@ from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.ui.handlers import unchanged
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
+from intraslice.evaluation.generation import Sampling, stream_tokens
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
@@ -42,10 +45,29 @@ def columns(session) -> Columns:
     return Columns(session)
 
 
-def asked(columns: Columns, settings: Request, **question) -> dict[str, Answer]:
+@pytest.fixture
+def begun(monkeypatch) -> list:
+    """The models that have begun to generate an answer."""
+    begun = []
+
+    def noted(model, *arguments, **options):
+        begun.append(model)
+        return stream_tokens(model, *arguments, **options)
+
+    monkeypatch.setattr(token_streams, "stream_tokens", noted)
+    return begun
+
+
+def events_of(columns: Columns, request: Request, question: Question, client: str = SOMEBODY):
+    """The events of an answer's job."""
+    work = partial(streaming.write_answers, columns=columns, request=request, question=question)
+    return columns.session.jobs.run(client, "answer", work, ready=partial(columns.session.ready, request))
+
+
+def asked(columns: Columns, settings: Request, client: str = SOMEBODY, **question) -> dict[str, Answer]:
     """The columns at the end of an answer."""
     question = {"prompt": PROMPT, "tokens": 12} | question
-    events = list(streaming.answer(columns, settings, Question(**question), "somebody"))
+    events = list(events_of(columns, settings, Question(**question), client))
     assert events[-1].kind == "ready", events[-1].text
     return [event for event in events if not isinstance(event, Status)][-1]
 
@@ -53,10 +75,6 @@ def asked(columns: Columns, settings: Request, **question) -> dict[str, Answer]:
 def plain(html: str) -> str:
     """The words of an answer's column."""
     return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', html, re.DOTALL)[1]))
-
-
-def model(session: Session, settings: Request, name: str):
-    return in_job(session, session.slice, settings, name)
 
 
 # Answers
@@ -68,8 +86,8 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for _, *answers, _, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
-        shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
+    for answer in panel.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
+        shown |= answer
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
     assert "12 tokens" in shown["crossmodule"]
@@ -79,7 +97,7 @@ def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny
     monkeypatch.setattr(streaming, "SLICED_ANSWERS", JobSemaphore(1, "waiting"))
     with streaming.SLICED_ANSWERS.requested() as take:
         assert take()
-        events = streaming.answer(columns, tiny, Question("w40 w50", 12), "somebody")
+        events = events_of(columns, tiny, Question("w40 w50", 12))
         shown: dict[str, Answer] = {}
         for event in events:
             if event == Status("waiting"):
@@ -108,21 +126,23 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
     assert answers["dense"].diverges_at is None
 
 
-def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the_same(columns, tiny) -> None:
+def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the_same(columns, tiny, begun) -> None:
     state = torch.get_rng_state()
-    first, again, other = (asked(columns, tiny, temperature=2.0, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (asked(Columns(columns.session), tiny, temperature=2.0, seed=seed) for seed in (5, 5, 6))
     assert first == again
     for name in COLUMNS:
         assert first[name].text != other[name].text
         assert (first[name].count, first[name].state) == (12, "cut")
+    before = len(begun)
     agreeing = asked(columns, tiny.with_settings(sparsity=0), temperature=2.0)
-    assert agreeing["dense"].text == agreeing["intraslice"].text == agreeing["crossmodule"].text
+    assert len(begun) == before + 1  # without sparsity all columns share the dense answer
+    assert len({answer.text for answer in agreeing.values()}) == 1
     assert agreeing["intraslice"].diverges_at is None
     assert "Identical to the dense answer." in compare_words.answer("intraslice", agreeing["intraslice"])
     assert torch.equal(torch.get_rng_state(), state)  # torch's own are left alone
 
 
-def test_only_a_whole_answer_is_called_identical(columns, tiny) -> None:
+def test_only_a_whole_answer_is_called_identical() -> None:
     def words(count: int) -> str:
         stopped = Answer("w10 " * count, count=count, state="stopped")
         return compare_words.answer("intraslice", stopped).rpartition('isx-quiet">')[2].partition("<")[0]
@@ -131,20 +151,11 @@ def test_only_a_whole_answer_is_called_identical(columns, tiny) -> None:
     assert words(3) == "3 tokens, stopped. Identical to the dense answer so far."
 
 
-def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, tiny, monkeypatch) -> None:
-    finished, request = columns.streams._finished, tiny.with_settings(sparsity=5)
-    before = len(finished.entries())
-    first = asked(columns, request, prompt="w100")
-    assert first["intraslice"].diverges_at > 2
-    finished.drop(finished.entries()[before])  # the dense answer, which ended first
-    assert asked(columns, request, prompt="w100") == first
-
-
 def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
     monkeypatch.setattr(limits, "SLICING_SECONDS", 0.0)
     columns = Columns(stepwise(Session(evaluation_tokens=256)))
     seen = []
-    for event in streaming.answer(columns, tiny.with_settings(seed=7), Question(PROMPT, 200), "somebody"):
+    for event in events_of(columns, tiny.with_settings(seed=7), Question(PROMPT, 200)):
         is_status = isinstance(event, Status)
         seen.append(event.text if is_status else {name: (one.state, one.count) for name, one in event.items()})
     states = [event for event in seen if isinstance(event, dict)]
@@ -186,38 +197,110 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question, words) -> None:
-    *_, last = streaming.answer(columns, tiny, Question(**{"prompt": PROMPT} | question), "somebody")
+    *_, last = events_of(columns, tiny, Question(**{"prompt": PROMPT} | question))
     assert last.kind == "error"
     assert words in last.text
     assert "\n" not in last.text
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
-    answers = handlers.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
+    answers = panel.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
     for _ in range(12):
         next(answers)
     columns.session.jobs.halt(SOMEBODY, "answer")
     left = list(answers)
-    assert "Cancelled." in left[-2][0]
+    assert "Cancelled." in left[-2]["status"]
     assert 0 < len(left) < 6
-    last = [html for html in left[-1][1:] if isinstance(html, str)]
-    assert last
-    assert all(", stopped" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs(columns, tiny, None, "", SOMEBODY))[1:] == []  # no more work follows
-    assert list(handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY))[1:] == []
-    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY)
-    assert "Calibrated on" in end[0]
+    assert left[-1]
+    assert all(", stopped" in html and "aria-busy" not in html for html in left[-1].values())
+    assert list(panel.costs(columns, tiny, None, "", SOMEBODY)) == [{}]  # no more work follows
+    assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
+    end = [answer for answer in panel.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY) if answer]
+    assert "Calibrated on" in end[-1]["status"]
+
+
+# Tokens that jobs share (the rules of shared work are tested in `jobs/`)
+
+
+def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_gets(
+    columns, session, tiny, begun, monkeypatch
+) -> None:
+    request, prompt = tiny.with_settings(cap=75), "w70 w80"
+    first = asked(columns, request, prompt=prompt)
+    assert len(begun) == len(COLUMNS)
+    monkeypatch.setattr(session, "slice", None)  # a finished answer needs no model
+    assert asked(columns, request, "another", prompt=prompt) == first
+    assert len(begun) == len(COLUMNS)
+    monkeypatch.undo()
+    tokenizer = session.calibrated(request).loaded.tokenizer
+    for name in ("intraslice", "crossmodule"):
+        alone = list(stream_tokens(in_job(session, session.slice, request, name), tokenizer, prompt, Sampling(12)))
+        assert first[name].text == tokenizer.decode(alone, skip_special_tokens=True)
+
+
+def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, session, tiny) -> None:
+    request, question = tiny.with_settings(sparsity=5), Question("w100", 12)
+    first = asked(columns, request, prompt="w100")
+    assert first["intraslice"].diverges_at > 2
+    dense = stream_key(request.slice_key("dense"), session.calibrated(tiny).loaded.tokenizer, question)
+    columns.streams.put(dense, TokenStream())  # as if it were not known any more
+    assert asked(columns, request, prompt="w100") == first
+
+
+def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_cancelled_job_left(monkeypatch) -> None:
+    def generate(model, tokenizer, prompt, sampling, pause):
+        pause()
+        yield from range(sampling)
+
+    monkeypatch.setattr(token_streams, "stream_tokens", generate)
+    monkeypatch.setattr(token_streams, "end_tokens", lambda ends: ends)
+    scheduler, stream = Stepped(), TokenStream()
+
+    def reading(job, count: int = 4, ends: tuple = (3,)):
+        work = partial(stream.generate, model=ends, tokenizer=None, prompt="", sampling=count)
+        seen = []
+        with job.begin(stream, work) as shared:
+            while stream.reach(shared, len(seen)):
+                seen.append(stream.tokens[len(seen) :])
+                job.checkpoint()
+        return seen
+
+    leaving = scheduler.start("a", reading)
+    while len(stream.tokens) < 2:
+        scheduler.step()
+    leaving.stop()
+    late = scheduler.start("b", reading)
+    scheduler.run()
+    assert late.result[0] == [0, 1]
+    assert stream.tokens == [0, 1, 2, 3]
+    assert stream.state == "ended"
+    stream = TokenStream()
+    scheduler.start("a", partial(reading, ends=()))
+    scheduler.run()
+    assert stream.state == "cut"
+
+
+def test_another_setting_question_or_seed_is_another_answer(session, tiny) -> None:
+    tokenizer = session.calibrated(tiny).loaded.tokenizer
+
+    def key(request: Request = tiny, **question: object) -> str:
+        return stream_key(request.slice_key("intraslice"), tokenizer, Question(PROMPT, 12)._replace(**question))
+
+    assert key() == key(seed=5)  # greedy
+    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, seed=5)]
+    others += [key(tiny.with_settings(sparsity=31)), key(tiny.with_settings(cap=70))]
+    assert len({key(), *others}) == 7
 
 
 # Costs
 
 
 def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
-    assert [event.kind for event in columns.measure(tiny, "somebody")][-1] == "ready"
+    in_job(session, columns.measure_costs, tiny, None, "")
     costs = columns.cached_costs(tiny)
     windows, dense = session.calibrated(tiny).windows, session.calibrated(tiny).loaded.model
-    models = {"dense": dense} | {name: model(session, tiny, name) for name in ("intraslice", "crossmodule")}
-    for name, one in models.items():
+    models = {name: in_job(session, session.slice, tiny, name) for name in ("intraslice", "crossmodule")}
+    for name, one in (models | {"dense": dense}).items():
         cost, counted = costs.columns[name], parameters_of(one, "own") | parameters_of(dense, "dense")
         assert cost.parameters == counted["own_total"]
         assert cost.removed == pytest.approx(1 - counted["own_decoder"] / counted["dense_decoder"], abs=1e-6)
@@ -228,36 +311,32 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
         assert cost.prefill > 0
         assert cost.decode > 0
     assert abs(costs.columns["crossmodule"].removed - costs.columns["intraslice"].removed) < TOLERANCE
-    assert "windows of 32" in costs.protocol
     assert "in turn" in costs.speed_protocol
 
 
 def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(columns, tiny) -> None:
     setting = tiny.with_settings(sparsity=45)
-    measuring = handlers.costs(columns, setting, None, "", SOMEBODY)
+    measuring = panel.costs(columns, setting, None, "", SOMEBODY)
     for _ in range(2):  # the first begins nothing
         next(measuring)
-    late = handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
-    assert late == unchanged(handlers.CostTexts)
-    assert handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY) != late  # another setting's
-    assert handlers.cached_costs(columns, setting, 0, None, "", "another") != late
+    assert panel.cached_costs(columns, setting, None, "", SOMEBODY) == {}
+    assert panel.cached_costs(columns, tiny, None, "", SOMEBODY)  # another setting's
+    assert panel.cached_costs(columns, setting, None, "", "another")
     *_, last = measuring
-    assert last[1:] == handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
+    assert last == panel.cached_costs(columns, setting, None, "", SOMEBODY) | {"status": last["status"]}
 
 
 def test_a_slower_model_is_called_slower() -> None:
     dense, sliced = Cost(10, 0.0, 8, 20.0, 100.0, 30.0), Cost(8, 0.3, 6, 25.0, 130.0, 24.0)
-    html = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": sliced}, {}))
-    assert "1.30 × dense<" in html
-    assert "0.80 × dense (slower)" in html
-    assert "+25%" in html
-    assert "KL from dense</dt><dd>–" in html
-    far = replace(sliced, divergence=(0.4, 0.05))
-    assert "0.400 nats per token<small>± 0.050" in compare_words.cost(
-        "intraslice", Costs({"dense": dense, "intraslice": far}, {})
-    )
-    equal = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": dense}, {}))
-    assert equal.count("as fast as dense") == 2
+
+    def cost(own: Cost) -> str:
+        return compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": own}, {}))
+
+    html = cost(sliced)
+    for words in ("1.30 × dense<", "0.80 × dense (slower)", "+25%", "KL from dense</dt><dd>–"):
+        assert words in html
+    assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
+    assert cost(dense).count("as fast as dense") == 2
 
 
 def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:

@@ -10,7 +10,7 @@ import pytest
 from gradio.utils import get_type_hints, is_special_typed_parameter
 from tiny_page import SOMEBODY
 
-from components.compare import handlers as compare
+from components.compare import panel as compare
 from components.frame import handlers, link, slider
 from components.page import build_app
 from components.state.request import Request
@@ -126,7 +126,13 @@ def test_the_api_names_every_parameter_and_says_what_a_handler_does(session) -> 
     parameters = inspect.signature(spread_settings(slider.preview, session, [])).parameters
     assert list(parameters) == [*Settings._fields, "layer", "pinned", "client"]
     named = [link.restore_existing, slider.preview, slider.measure, slider.on_release, handlers.stop, handlers.prepare]
-    named += [handlers.memory, compare.answer, compare.costs, compare.next_tokens, compare.passage]
+    named += [
+        handlers.memory,
+        compare.answer,
+        compare.costs,
+        compare.passage_panel.next_tokens,
+        compare.passage_panel.passage,
+    ]
     assert all(handler.__doc__ for handler in named)
 
 

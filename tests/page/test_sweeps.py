@@ -21,15 +21,6 @@ from intraslice.evaluation import sweep as library
 CHOICE = SweepChoice(sparsities=(20, 40))
 
 
-@pytest.fixture
-def fresh(tiny, tmp_path, monkeypatch) -> Session:
-    """A session that has only calibrated, and a cache that has no points."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    session = stepwise(Session(evaluation_tokens=256))
-    assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
-    return session
-
-
 def run(session: Session, settings: Request, choice: SweepChoice) -> list[Status | SweepView]:
     return list(session.jobs.run("tests", "sweep", lambda job: sweeps.run_sweep(job, session, settings, choice)))
 
@@ -60,47 +51,34 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
 def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path) -> None:
     run(session, tiny, CHOICE)
     sweeps.write_csv(session, tiny, CHOICE, tmp_path / "page.csv")
-    words = [
-        "--model",
-        tiny.settings.model,
-        "--calibration",
-        tiny.settings.text,
-        "--eval",
-        tiny.settings.text,
-        "--sequences",
-        "8",
-    ]
-    words += ["--length", "32", "--eval-tokens", "256", "--order", "one-shot", "--device", "cpu", "--no-speed"]
-    words += ["--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
+    texts = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8"]
+    words = ["--model", tiny.settings.model, *texts, "--length", "32", "--eval-tokens", "256", "--device", "cpu"]
+    words += ["--order", "one-shot", "--no-speed", "--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
     assert main(["sweep", *words]) == 0
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "page.csv"), pandas.read_csv(tmp_path / "line.csv"))
 
 
-def test_points_appear_as_they_come_and_the_time_left_with_them(fresh, tiny) -> None:
-    assert sweeps.cached_view(fresh, tiny, CHOICE).points == ()
-    assert sweeps.estimated_seconds(fresh, tiny, CHOICE) > 0
-    events = run(fresh, tiny, CHOICE)
-    assert [len(view.points) for view in views(events)] == [0, 1, 2, 3, 4, 5, 6]
-    busy = [event for event in events if isinstance(event, Status) and event.total]
+def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))  # which has no points
+    session = stepwise(Session(evaluation_tokens=256))
+    assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
+    measured, measure = [], library._measure
+    monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
+    assert sweeps.cached_view(session, tiny, CHOICE).points == ()
+    assert sweeps.estimated_seconds(session, tiny, CHOICE) > 0
+    stopped = []
+    for event in session.jobs.run("somebody", "sweep", lambda job: sweeps.run_sweep(job, session, tiny, CHOICE)):
+        stopped.append(event)
+        if isinstance(event, SweepView) and len(event.points) == 2:
+            session.jobs.halt("somebody", "sweep")
+    assert stopped[-1].text == "Cancelled."
+    rest = run(session, tiny, CHOICE)
+    assert [len(view.points) for view in views(stopped + rest)] == [0, 1, 2, 2, 3, 4, 5, 6]
+    assert len(measured) == 6
+    busy = [event for event in rest if isinstance(event, Status) and event.total]
     assert [event.done for event in busy] == sorted(event.done for event in busy)
     assert all(event.seconds_left >= 0 for event in busy)
-    assert sweeps.estimated_seconds(fresh, tiny, CHOICE) == 0
-
-
-def test_a_stopped_sweep_goes_on(fresh, tiny, monkeypatch) -> None:
-    measured = []
-    measure = library._measure
-    monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
-    events = []
-    for event in fresh.jobs.run("somebody", "sweep", lambda job: sweeps.run_sweep(job, fresh, tiny, CHOICE)):
-        events.append(event)
-        if isinstance(event, SweepView) and len(event.points) == 2:
-            fresh.jobs.halt("somebody", "sweep")
-    assert events[-1].text == "Cancelled."
-    assert len(measured) == 2
-    assert len(sweeps.cached_view(fresh, tiny, CHOICE).points) == 2
-    assert len(views(run(fresh, tiny, CHOICE))[-1].points) == 6
-    assert len(measured) == 6
+    assert sweeps.estimated_seconds(session, tiny, CHOICE) == 0
 
 
 def test_what_a_method_cannot_reach_is_said_in_the_table(session, tiny) -> None:
@@ -124,12 +102,10 @@ def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
     assert chart.data[1]["x"] == pytest.approx([view.points[0].decode], rel=1e-4)
 
 
-CHOSEN = {"methods": "method", "estimators": "estimator", "sparsities": "sparsity", "quantise": "GGUF type"}
-
-
 def test_a_choice_of_nothing_and_a_table_of_nothing_measured_are_refused_in_words(session, tiny, tmp_path) -> None:
-    for name, one in CHOSEN.items():
-        with pytest.raises(UserError, match=f"No {one} is chosen. Choose at least one."):
+    nouns = {"methods": "method", "estimators": "estimator", "sparsities": "sparsity", "quantise": "GGUF type"}
+    for name, noun in nouns.items():
+        with pytest.raises(UserError, match=f"No {noun} is chosen. Choose at least one."):
             sweeps.cached_view(session, tiny, CHOICE._replace(**{name: ()}))
     with pytest.raises(UserError, match="No point of this sweep has been measured yet"):
         sweeps.write_csv(session, tiny.with_settings(cap=72), CHOICE, tmp_path / "rows.csv")

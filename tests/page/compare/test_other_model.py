@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_page import SOMEBODY, in_job
 
-from components.compare import handlers
+from components.compare import panel
 from components.compare.models import Columns
 from components.ui.handlers import spread_settings
 from intraslice import checkpoints
@@ -41,17 +41,9 @@ def text_of(column: str) -> str:
 def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
     """The last HTML of each column."""
     shown: dict[str, str] = {}
-    for step in handlers.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
-        shown |= {field: value for field, value in step._asdict().items() if isinstance(value, str)}
+    for answer in panel.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
+        shown |= answer
     return shown
-
-
-def test_who_has_stopped_an_answer_is_remembered_of_the_last_thousand_clients(session) -> None:
-    columns = Columns(session)
-    for number in range(1001):
-        columns.note_end(f"client {number}", stopped=True)
-    columns.note_end("client 1000", stopped=False)
-    assert [columns.was_stopped(f"client {number}") for number in (0, 1, 1000)] == [False, True, False]
 
 
 def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) -> None:
@@ -60,22 +52,20 @@ def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) ->
     assert f"<h3>{other}" in shown["other"]
     assert text_of(shown["other"]) == "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 12))
     columns = Columns(session)
-    *_, costs = handlers.costs(columns, tiny, None, other, SOMEBODY)
-    calibrated = session.calibrated(tiny)
-    losses = measure_losses(
-        loaded.model, calibrated.windows, dense=DenseStates(calibrated.loaded.model), progress=False
-    )
+    *_, costs = panel.costs(columns, tiny, None, other, SOMEBODY)
+    windows, dense = session.calibrated(tiny).windows, session.calibrated(tiny).loaded.model
+    losses = measure_losses(loaded.model, windows, dense=DenseStates(dense), progress=False)
     cost = columns.cached_costs(tiny, other).columns["other"]
     assert cost.perplexity == pytest.approx(losses.perplexity().value, rel=1e-5)
     assert cost.divergence == pytest.approx(losses.divergence(), rel=1e-4)
     assert cost.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
     assert cost.decode
-    assert "nats per token" in costs.other
-    assert handlers.name_other(columns, tiny, other, "", SOMEBODY).cost == costs.other
-    assert handlers.cached_costs(columns, tiny, 0, None, other, SOMEBODY) == costs[1:]
-    without = handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY)
-    assert without.other == ""
-    assert without.dense == costs.dense  # with its speed
+    assert "nats per token" in costs["other"]
+    assert panel.name_other(columns, tiny, other, "", SOMEBODY)["cost"] == costs["other"]
+    assert panel.cached_costs(columns, tiny, None, other, SOMEBODY) | {"status": costs["status"]} == costs
+    without = panel.cached_costs(columns, tiny, None, "", SOMEBODY)
+    assert without["other"] == ""
+    assert without["dense"] == costs["dense"]  # with its speed
     assert "other" not in columns.cached_costs(tiny).columns
 
 
@@ -87,9 +77,7 @@ def test_a_saved_slice_answers_as_the_column_of_its_sparsity(session, tiny, tmp_
     assert "12 tokens" in shown["other"]
 
 
-def test_what_cannot_be_compared_says_so_while_the_others_answer(
-    session, tiny, tmp_path, tiny_llama_gqa, word_tokenizer
-):
+def test_what_cannot_be_compared_says_so_while_the_others_answer(session, tiny, tmp_path, tiny_llama_gqa) -> None:
     short = tiny_llama_gqa()
     short.config.max_position_embeddings = 2
     short.save_pretrained(tmp_path / "short")
@@ -98,9 +86,9 @@ def test_what_cannot_be_compared_says_so_while_the_others_answer(
         shown = answered(session, tiny, str(name))
         assert words in text_of(shown["other"])
         assert "12 tokens" in shown["intraslice"]
-    *_, costs = handlers.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
-    assert costs.other == ""
-    assert "tokens/s" in costs.intraslice
+    *_, costs = panel.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
+    assert costs["other"] == ""
+    assert "tokens/s" in costs["intraslice"]
 
 
 def test_foreign_tokens_are_never_shown(session, tiny, tmp_path, tiny_llama_gqa, word_tokenizer):
@@ -116,21 +104,21 @@ def test_foreign_tokens_are_never_shown(session, tiny, tmp_path, tiny_llama_gqa,
 def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
     columns = Columns(session)
     shown = answered(session, tiny, other, columns)["other"]
-    assert handlers.name_other(columns, tiny, other, shown, SOMEBODY).answer == {"__type__": "update"}
-    assert "<h3>another</h3>" in handlers.name_other(columns, tiny, "another", shown, SOMEBODY).answer
-    assert handlers.name_other(columns, tiny, "", shown, SOMEBODY) == ("", "")
-    late = handlers.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
-    assert any(isinstance(step.other, str) for step in late)  # the first of its tokens
-    handlers.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
-    assert not any(isinstance(step.other, str) for step in late)
+    assert "answer" not in panel.name_other(columns, tiny, other, shown, SOMEBODY)
+    assert "<h3>another</h3>" in panel.name_other(columns, tiny, "another", shown, SOMEBODY)["answer"]
+    assert panel.name_other(columns, tiny, "", shown, SOMEBODY) == {"answer": "", "cost": ""}
+    late = panel.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
+    assert any("other" in step for step in late)  # the first of its tokens
+    panel.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
+    assert not any("other" in step for step in late)
 
 
 def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
-    named = spread_settings(handlers.name_other, Columns(session), refuse=handlers.refuse_other)
-    assert "isx-error" not in named(*tiny.settings, other, "", None)[0]
-    assert named(*tiny.settings, " ", "", None) == ("", "")
+    named = spread_settings(panel.name_other, Columns(session), refuse=panel.refuse_other)
+    assert "isx-error" not in named(*tiny.settings, other, "", None)["answer"]
+    assert named(*tiny.settings, " ", "", None) == {"answer": "", "cost": ""}
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
-    assert "Model must be one of default, " in named(*default, other, "", None)[0]
+    assert "Model must be one of default, " in named(*default, other, "", None)["answer"]
     with pytest.raises(UserError, match="Model must be one of default, "):
-        list(spread_settings(handlers.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))
+        list(spread_settings(panel.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))

@@ -6,14 +6,13 @@ from html import escape, unescape
 import pytest
 from tiny_page import SOMEBODY, in_job
 
-from components.compare import handlers
 from components.compare import html as compare_words
+from components.compare import panel, passage_panel
 from components.compare.models import Columns
 from components.device import wllama
 from components.i18n.language import number, use_language
 from components.jobs.status import Status
 from components.jobs.waiting import Waiting
-from components.ui.handlers import only_if_active, unchanged
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation import generation
 
@@ -26,20 +25,22 @@ def columns(session) -> Columns:
 
 
 def test_candidates_are_the_librarys(columns, session, tiny) -> None:
-    shown = [html for _, html in handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY) if isinstance(html, str)]
+    *_, shown, _ = passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)
     loaded = session.calibrated(tiny).loaded
     expected = compare_next_tokens(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, PROMPT, 8)
-    rows = re.findall('<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>', shown[-1])
+    row = '<tr><th scope="row"><code>(.*?)</code></th>.*?<b>(.*?)</b>.*?<b>(.*?)</b>'
     percentage = compare_words.percentage
-    assert rows == [(escape(one.text), percentage(one.dense), percentage(one.sliced)) for one in expected]
+    assert re.findall(row, shown["candidates"]) == [
+        (escape(one.text), percentage(one.dense), percentage(one.sliced)) for one in expected
+    ]
 
 
 def test_stop_also_ends_the_reading_of_a_long_prompt(columns, tiny, monkeypatch) -> None:
     monkeypatch.setattr(generation, "PREFILL_TOKENS", 1)
     read = []
-    for status, candidates in handlers.next_tokens(columns, tiny, "w10 " * 400, False, SOMEBODY):
-        read.append(isinstance(candidates, str))
-        if "Reading the prompt" in str(status):
+    for answer in passage_panel.next_tokens(columns, tiny, "w10 " * 400, False, SOMEBODY):
+        read.append("candidates" in answer)
+        if "Reading the prompt" in str(answer):
             columns.session.jobs.halt(SOMEBODY, "next tokens")
     assert len(read) > 1
     assert not any(read)
@@ -47,39 +48,35 @@ def test_stop_also_ends_the_reading_of_a_long_prompt(columns, tiny, monkeypatch)
 
 def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None:
     text = "w10 w20 w30 w40 w50 w60"
-    *_, html = (html for _, html in handlers.passage(columns, tiny, text, SOMEBODY) if isinstance(html, str))
+    *_, shown, _ = passage_panel.passage(columns, tiny, text, SOMEBODY)
     loaded = session.calibrated(tiny).loaded
     expected = score_passage(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, text, 3)
-    said = [unescape(one) for one in re.findall('data-said="(.*?)"', html)]
+    said = [unescape(one) for one in re.findall('data-said="(.*?)"', shown["scored"])]
     assert len(said) == 5
     for line, one in zip(said, expected.tokens, strict=True):
         assert line.startswith(one.text)
         assert f"{number(one.extra_loss, '+.2f')} nats" in line
-    assert f"{expected.agreement:.0%} of the positions" in html
-    assert html.count('tabindex="0"') == 2  # the first token, and the table
+    assert f"{expected.agreement:.0%} of the positions" in shown["scored"]
+    assert shown["scored"].count('tabindex="0"') == 2  # the first token, and the table
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [("w10", "must have 2 to 512 tokens, got 1."), ("w10 " * 600, "must have 2 to 512 tokens, got 600.")],
-)
-def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, text, words) -> None:
+@pytest.mark.parametrize("count", [1, 600])
+def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns, tiny, count) -> None:
     """And in the status line, where the job may have said how far it was."""
-    *_, (status, html) = handlers.passage(columns, tiny, text, SOMEBODY)
-    assert words in html
-    assert words in status
-    assert "<progress" not in status
+    *_, last = passage_panel.passage(columns, tiny, "w10 " * count, SOMEBODY)
+    assert last.keys() == {"status", "scored"}
+    assert all(f"must have 2 to 512 tokens, got {count}." in html for html in last.values())
+    assert "<progress" not in last["status"]
 
 
-def test_nothing_follows_a_slice_that_is_not_there_or_not_looked_at(columns, tiny) -> None:
-    unknown = tiny.with_settings(sparsity=33)
-    after_slice = only_if_active("compare", unchanged(handlers.AfterSlice), handlers.after_slice, columns)
-    asked = (PROMPT, False, "w10 w20")
-    assert list(after_slice(*unknown.settings, *asked, "compare", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
-    assert list(after_slice(*tiny.settings, *asked, "ratios", SOMEBODY)) == [unchanged(handlers.AfterSlice)]
-    found = list(after_slice(*tiny.settings, *asked, "compare", SOMEBODY))
-    assert any(isinstance(one, str) and "isx-next" in one for _, one, _ in found)
-    assert any(isinstance(one, str) and "isx-passage" in one for _, _, one in found)
+def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> None:
+    asked = PROMPT, False, "w10 w20", SOMEBODY
+    assert list(passage_panel.after_slice(columns, tiny.with_settings(sparsity=33), *asked)) == []
+    shown: dict[str, str] = {}
+    for answer in passage_panel.after_slice(columns, tiny, *asked):
+        shown |= answer
+    assert "isx-next" in shown["candidates"]
+    assert "isx-passage" in shown["scored"]
 
 
 # A long wait for an answer of the server offers the user's own device, where that can run the models
@@ -94,9 +91,9 @@ def told(session, tiny, monkeypatch):
 
     def status(event: Status, is_fetched: bool = True) -> str:
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
-        monkeypatch.setattr(handlers.answers, "answer", lambda *_: iter([event]))
+        monkeypatch.setattr(session.jobs, "run", lambda *_: iter([event]))
         question = "w10", 4, 0.0, 0, False, None, ""
-        return list(handlers.answer(Columns(session), tiny, *question, SOMEBODY))[1].status
+        return list(panel.answer(Columns(session), tiny, *question, SOMEBODY))[1]["status"]
 
     return status
 

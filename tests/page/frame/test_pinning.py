@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from tiny_page import SOMEBODY, curves, in_light, plan_view
 
-from components.compare import handlers as compare
+from components.compare import panel as compare
 from components.compare.models import Columns
 from components.frame import link, pinning, slider
 from components.gradio_compat.signatures import partial_handler
@@ -159,7 +159,10 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
-    live_outputs = [panel.live_output, LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.shown)]
+    live_outputs = [
+        panel.live_output,
+        LiveOutput("sweep", partial_handler(sweep.show_pinned, session), (*swept.charts.values(),)),
+    ]
     drawn = pinning.overlays(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
     bars = json.loads(drawn[0]["overlay"])["data"][0]
     plan = session.plan(tiny.with_settings(sparsity=50))
@@ -193,15 +196,15 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     mine = tiny.with_settings(sparsity=25)
     shown = {}
     for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, "", SOMEBODY):
-        shown |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
+        shown |= answer
     alone = {}
     for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, "", SOMEBODY):
-        alone |= {name: html for name, html in answer._asdict().items() if isinstance(html, str)}
+        alone |= answer
     assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
     assert "pinned" not in alone
     *_, costs = compare.costs(columns, mine, other, "", SOMEBODY)
-    assert f"{columns.cached_costs(other).columns['intraslice'].perplexity:.2f}" in costs.pinned
-    assert costs.pinned.count("tokens/s") == 2
+    assert f"{columns.cached_costs(other).columns['intraslice'].perplexity:.2f}" in costs["pinned"]
+    assert costs["pinned"].count("tokens/s") == 2
     assert columns.cached_costs(other).columns["intraslice"].divergence is not None
-    assert compare.cached_costs(columns, mine, 0, None, "", SOMEBODY).pinned == ""
+    assert compare.cached_costs(columns, mine, None, "", SOMEBODY)["pinned"] == ""
