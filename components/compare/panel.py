@@ -12,13 +12,13 @@ import gradio as gr
 
 from intraslice.core import checks
 
+from .. import limits
 from ..device import wllama
 from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext
-from ..jobs import limits
 from ..jobs.job import Urgency
 from ..jobs.status import Status
 from ..jobs.waiting import Waiting
