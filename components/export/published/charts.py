@@ -65,8 +65,8 @@ def sweep(published: Published, step: Step) -> Chart:
     chart = removed_chart(published.sweep)
     removed = figure.rounded(step.plan.removed)
     marker = figure.upright(1, removed, {"color": "@ink", "width": 1.4, "dash": "5px,3px"})
-    label = figure.label(1, removed, 1, percentage(step.percent))
-    label |= {"xref": "x", "yref": "y domain", "xanchor": "left", "yanchor": "top"}
+    place = ("x", removed), ("y domain", 1)
+    label = figure.annotation(percentage(step.percent), *place, ("left", "top"), "@quiet", 12)
     layout = chart.layout | {
         "shapes": [*chart.layout["shapes"], marker],
         "annotations": [*chart.layout["annotations"], label],

@@ -11,9 +11,10 @@ from ...state.request import Request
 from ...state.session import Session
 from ...ui import formatting
 from ...ui.explainers import fold
+from ...ui.figure import cell
 from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from ..measured_section import Measured, Section, SectionPanel
-from .chart import estimator_check_chart, format_rho, shown_estimator
+from .chart import estimator_check_chart, shown_estimator
 from .measure import JOB, EstimatorCheckCache
 from .views import EstimatorCheckView, Misjudged
 
@@ -43,7 +44,7 @@ def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
     correlations[gettext("noise ceiling")] = view.ceiling
-    rows = [(name, *(format_rho(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
+    rows = [(name, *(cell(rhos[module], ".2f") for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     predictor = shown_estimator(view, estimator)
     misjudged = [module for module in view.misjudged if module.estimator == predictor]
