@@ -1,4 +1,4 @@
-// The script of a published page (components/export/published/html.py): the slider chooses a step, and every part shows what
+// The script of a published page (components/export/pages.py): the slider chooses a step, and every part shows what
 // was measured there. Charts are drawn by assets/chart.js, which here stands as `drawChart`.
 const at = (id) => document.getElementById(id);
 const slider = at("share");

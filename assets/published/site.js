@@ -1,4 +1,4 @@
-// A published site (components/export/published/site.py): its models answer in the reader's browser. Scripts call
+// A published site (components/export/site.py): its models answer in the reader's browser. Scripts call
 // window.intraslice.generate({sparsity, prompt, maxTokens, chat}), which resolves to {text, tokensPerSecond}.
 window.isxSite = ({ steps, models, engine, about }) => {
   const at = (id) => document.getElementById(id);

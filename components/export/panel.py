@@ -21,11 +21,11 @@ from ..ui.chart_bridge import PLOTLY
 from ..ui.downloads import SAVE, Downloads
 from ..ui.handlers import only_if_active, spread_settings, status_line, unchanged
 from . import files
+from .measure import Publisher
+from .pages import embed, page
 from .parts import code_block, copyable, heading, link_field, note
-from .published.html import embed, page
-from .published.measure import Publisher
-from .published.views import Choice
 from .report import html
+from .views import Choice
 
 Write = Callable[[Job], files.Export]  # the work of a job
 

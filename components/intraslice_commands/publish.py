@@ -54,8 +54,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(run: Run) -> CommandResult:
     """Measure all steps of the slider, unless they are cached, and write the file or the site atomically."""
     # Imported here, since the page takes a second to import, which would slow down all other commands.
-    from ..export.published import measure
-    from ..export.published.html import page
+    from ..export import measure
+    from ..export.pages import page
     from ..i18n.language import LANGUAGES, use_language
     from ..state.session import Session
 
@@ -91,7 +91,7 @@ def _write_site(run: Run, session: Session, request: Request, asked: Sequence[fl
     """Measure the slider's steps and those of the models, and write the site's folder atomically."""
     from ..compare.passage_panel import SAMPLE
     from ..device import wllama
-    from ..export.published import measure, site
+    from ..export import measure, site
 
     folder = run.arguments.site.expanduser().resolve()
     require_free(folder)

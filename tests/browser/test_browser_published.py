@@ -12,8 +12,9 @@ import pytest
 from browsing import PATIENCE, Opened
 from tiny_page import in_job, publisher
 
-from components.export.published import html, site
-from components.export.published.views import Choice
+from components.export import pages as html
+from components.export import site
+from components.export.views import Choice
 from components.state.session import Session
 from intraslice.__main__ import main
 

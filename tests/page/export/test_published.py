@@ -15,10 +15,10 @@ from tiny_page import SOMEBODY, in_job, publisher
 
 from components.device import files as device_files
 from components.device import wllama
-from components.export import panel
-from components.export.published import charts, html, measure, site
-from components.export.published.pack import pack
-from components.export.published.views import Choice, Published
+from components.export import charts, measure, panel, site
+from components.export import pages as html
+from components.export.pack import pack
+from components.export.views import Choice, Published
 from components.i18n.language import LANGUAGES, use_language
 from components.state.request import Request
 from components.ui.downloads import Downloads

@@ -9,7 +9,7 @@ from stepping import OnlyWhileAwaited
 
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
-from components.export.published.measure import Publisher
+from components.export.measure import Publisher
 from components.jobs import status
 from components.spectra.measure import SpectraViews
 from components.state.request import Request, parse

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...activations.views import ShiftView
-from ...compare.views import Answer, Costs, PassageView
-from ...spectra.views import SpectraView
-from ...state.settings import PROMPT
-from ...state.views import Perplexities, PlanView, Reading
-from ...sweep.views import SweepView
+from ..activations.views import ShiftView
+from ..compare.views import Answer, Costs, PassageView
+from ..spectra.views import SpectraView
+from ..state.settings import PROMPT
+from ..state.views import Perplexities, PlanView, Reading
+from ..sweep.views import SweepView
 
 PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language model is to a child.")
 

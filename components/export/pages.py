@@ -8,16 +8,16 @@ from html import escape
 from string import Template
 from typing import Any
 
-from ...activations.charts import protocol as shift_protocol
-from ...assets import ASSETS
-from ...compare.html import answer, passage
-from ...compare.views import COLUMNS
-from ...i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
-from ...ui import formatting
-from ...ui.chart_bridge import PLOTLY, template
-from ...ui.headline import headline
-from ...ui.labels import ESTIMATORS
-from ...ui.palette import css_variables
+from ..activations.charts import protocol as shift_protocol
+from ..assets import ASSETS
+from ..compare.html import answer, passage
+from ..compare.views import COLUMNS
+from ..i18n.language import ENGLISH, for_scripts, gettext, language, lazy_gettext, long_text, number, translate
+from ..ui import formatting
+from ..ui.chart_bridge import PLOTLY, template
+from ..ui.headline import headline
+from ..ui.labels import ESTIMATORS
+from ..ui.palette import css_variables
 from . import charts
 from .pack import pack
 from .views import Published, Step

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...activations.charts import MEASURES, TITLES, shift_chart
-from ...activations.views import ShiftView
-from ...i18n.language import gettext, lazy_gettext, percentage, translate
-from ...ratios.charts import ratio_chart
-from ...spectra.charts import variance_chart
-from ...sweep.charts import removed_chart
-from ...ui import figure
-from ...ui.figure import Chart
+from ..activations.charts import MEASURES, TITLES, shift_chart
+from ..activations.views import ShiftView
+from ..i18n.language import gettext, lazy_gettext, percentage, translate
+from ..ratios.charts import ratio_chart
+from ..spectra.charts import variance_chart
+from ..sweep.charts import removed_chart
+from ..ui import figure
+from ..ui.figure import Chart
 from .views import Published, Step
 
 NOTHING_REMOVED = lazy_gettext("Nothing is removed, so nothing shifts.")

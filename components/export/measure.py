@@ -14,26 +14,26 @@ from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 
-from ...activations.measure import ShiftViews
-from ...compare.answers import write_answers
-from ...compare.models import Columns
-from ...compare.passages import score_tokens
-from ...compare.views import Question
-from ...i18n.language import lazy_gettext
-from ...jobs import limits
-from ...jobs.job import Job
-from ...jobs.status import Status
-from ...jobs.turns import Urgency
-from ...spectra.measure import SpectraViews
-from ...state.caches import BoundedCache
-from ...state.calibrations import Calibrated
-from ...state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
-from ...state.session import Session
-from ...state.settings import Settings
-from ...state.views import Reading
-from ...sweep.views import SweepPoint, SweepView
-from ...ui import formatting
-from .. import files
+from ..activations.measure import ShiftViews
+from ..compare.answers import write_answers
+from ..compare.models import Columns
+from ..compare.passages import score_tokens
+from ..compare.views import Question
+from ..i18n.language import lazy_gettext
+from ..jobs import limits
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..jobs.turns import Urgency
+from ..spectra.measure import SpectraViews
+from ..state.caches import BoundedCache
+from ..state.calibrations import Calibrated
+from ..state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
+from ..state.session import Session
+from ..state.settings import Settings
+from ..state.views import Reading
+from ..sweep.views import SweepPoint, SweepView
+from ..ui import formatting
+from . import files
 from .views import PROMPTS, Choice, Published, Step
 
 __all__ = ["PROMPTS", "Choice", "Publisher", "publish_now", "request_from_recipe"]

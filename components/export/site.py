@@ -10,17 +10,17 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from ...assets import ASSETS
-from ...device import wllama
-from ...device.files import writer
-from ...i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
-from ...jobs.job import Job
-from ...jobs.status import Status
-from ...state.request import DENSE, Request
-from ...state.session import Session
-from ...state.settings import PROMPT
-from ...ui.chart_bridge import PLOTLY
-from .html import fill
+from ..assets import ASSETS
+from ..device import wllama
+from ..device.files import writer
+from ..i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import DENSE, Request
+from ..state.session import Session
+from ..state.settings import PROMPT
+from ..ui.chart_bridge import PLOTLY
+from .pages import fill
 from .views import Published
 
 MAX_BYTES = 8_000_000  # without models and WebAssembly
