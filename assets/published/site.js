@@ -1,11 +1,8 @@
-// A published site (components/export/site.py): its models answer in the reader's browser. Scripts call
+// A published site (components/export/site.py): its models answer in the reader's browser. It stands before page.js. Scripts call
 // window.intraslice.generate({sparsity, prompt, maxTokens, chat}), which resolves to {text, tokensPerSecond}.
 window.isxSite = ({ steps, models, engine, about }) => {
-  const at = (id) => document.getElementById(id);
   const say = window.isxSay;
   const whole = (path) => new URL(path, document.baseURI).href;
-  const written = (percent) => `${window.isxWritten(percent)}${window.isxLanguage.percent}`;
-  const nearest = (percent) => models.reduce((best, model) => (Math.abs(model.percent - percent) < Math.abs(best.percent - percent) ? model : best));
   const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
   const panel = window.isxDevicePanel(at("device-panel"), {
@@ -13,22 +10,16 @@ window.isxSite = ({ steps, models, engine, about }) => {
     question: () => ({ prompt: at("own").value, maxTokens: 64, chat: true }),
   });
 
-  const file = ({ percent, url, bytes }) => ({
-    name: percent ? "sliced" : "dense",
-    title: percent ? say("IntraSlice, {percent} removed", { percent: written(percent) }) : say("Dense"),
-    url: whole(url),
-    bytes,
-  });
+  const file = ({ percent, url, bytes }) => {
+    const removed = `${window.isxWritten(percent)}${window.isxLanguage.percent}`;
+    return { name: percent ? "sliced" : "dense", title: percent ? say("IntraSlice, {percent} removed", { percent: removed }) : say("Dense"), url: whole(url), bytes };
+  };
   const setting = (...chosen) => ({ engine: whole(engine), about, problem: fromDisk, files: chosen.map(file) });
-
-  function follow() {
-    const chosen = nearest(steps[at("share").value].percent);
-    panel.set(setting(...(chosen.percent ? [nearest(0), chosen] : [nearest(0)])));
-  }
+  const follow = () => panel.set(setting(...new Set([nearest(models, 0), nearest(models, steps[slider.value].percent)])));
 
   window.intraslice = {
     generate({ sparsity = 0, prompt, maxTokens = 64, chat = false }) {
-      const model = nearest(100 * sparsity);
+      const model = nearest(models, 100 * sparsity);
       if (Math.abs(model.percent - 100 * sparsity) > 1e-6) return Promise.reject(new RangeError(`sparsity must be one of ${models.map(({ percent }) => percent / 100).join(", ")}, got ${sparsity}`));
       return panel.exclusive(async (signal) => {
         const [found] = await panel.fetchAll(signal, setting(model));

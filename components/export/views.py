@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Published:
-    """All steps, their common data, and the command line that reproduces the page."""
+    """All steps, their common data, and the command line that reproduces the page or the site."""
 
     name: str
     source: str
@@ -60,8 +60,3 @@ class Published:
     steps: tuple[Step, ...]
     sweep: SweepView
     command: str
-
-    @property
-    def protocol(self) -> str:
-        """The protocol of the perplexities."""
-        return self.steps[0].perplexities.protocol
