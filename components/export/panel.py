@@ -18,8 +18,8 @@ from ..jobs.status import Status
 from ..ratios.charts import importance_chart, ratio_chart
 from ..state.request import Request
 from ..state.session import NOT_CALIBRATED, Session
+from ..sweep.charts import measured_charts
 from ..sweep.measure import cached_view
-from ..sweep.size_chart import measured_charts
 from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads

@@ -29,8 +29,7 @@ from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 from components.state.snapshots.leaderboard import cells
 from components.state.views import ConvergenceView
-from components.sweep import size_chart as sizes
-from components.sweep.charts import removed_chart, speed_chart
+from components.sweep.charts import removed_chart, size_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure, palette
@@ -112,7 +111,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (histogram_chart, [(shift_view(), 2)]),
     (removed_chart, [(SWEEP,)]),
     (speed_chart, [(SWEEP,)]),
-    (sizes.size_chart, [(SWEEP,)]),
+    (size_chart, [(SWEEP,)]),
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
     (figure.waiting, [("Effective rank per head", "It follows.")]),
