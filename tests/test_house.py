@@ -24,11 +24,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 LONG = {
     "build": 148,  # in frame/controls.py
     "connect": 138,
-    "variance_chart": 105,
-    "pair_chart": 81,
     "routes": 81,
-    "importance_chart": 74,
-    "estimator_check_chart": 70,
+    "write_answers": 64,
 }
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}

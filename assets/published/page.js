@@ -1,24 +1,16 @@
-// The script of a published page (components/export/published/html.py): the slider chooses a step, and every part shows what
-// was measured there. Charts are drawn by assets/chart.js, which here stands as `drawChart`.
+// The script of a document without a server (components/export/pages.py): the slider chooses a step, and every part shows what
+// was measured there. A report has one step, and no slider. Charts are drawn by assets/chart.js, which here stands as `drawChart`.
 const at = (id) => document.getElementById(id);
 const slider = at("share");
-const PLACES = ["ratios", "spectra", "shift", "sweep"];
-isx.nearest = (list, percent) => list.reduce((best, one) => (Math.abs(one.percent - percent) < Math.abs(best.percent - percent) ? one : best));
+const nearest = (list, percent) => list.reduce((best, one) => (Math.abs(one.percent - percent) < Math.abs(best.percent - percent) ? one : best));
 
-// As pack.py packed it: {"$": n} stands for part n, which refers to earlier ones alone.
+// As `pack` of pages.py packed it: a line for each part, in which {"$": n} stands for part n; the last one is the whole.
 async function unpacked(text) {
   const bytes = Uint8Array.from(atob(text), (sign) => sign.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const { parts, whole } = await new Response(stream).json();
-  const known = [];
-  function full(node) {
-    if (Array.isArray(node)) return node.map(full);
-    if (!node || typeof node !== "object") return node;
-    if ("$" in node) return known[node.$];
-    return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, full(item)]));
-  }
-  for (const part of parts) known.push(full(part));
-  return full(whole);
+  const parts = [];
+  for (const line of (await new Response(stream).text()).split("\n")) parts.push(JSON.parse(line, (_, node) => (node?.$ === undefined ? node : parts[node.$])));
+  return parts.at(-1);
 }
 
 // What a chart gets of gradio on the live page.
@@ -34,59 +26,55 @@ function component(place, choose) {
 
 function live(content) {
   const { first, steps, charts } = content;
-  let layer = Math.floor(charts.spectra[0].length / 2);
-  const nearest = (percent) => steps.indexOf(isx.nearest(steps, percent));
-  const draw = Object.fromEntries(PLACES.map((place) => [place, component(place, choose)]));
+  let { layer } = content;
+  let shown = first;
+  const draw = Object.fromEntries(Object.keys(charts).map((place) => [place, component(place, choose)]));
+  const redraw = (place, chart = charts[place][shown]) => draw[place](Array.isArray(chart) ? chart[layer] : chart, layer);
+  const answer = () => (at("answers").innerHTML = steps[shown].answers[at("prompt").value]);
 
   function choose({ layer: chosen, pick }) {
-    if (pick !== undefined) return move(nearest(parseFloat(pick)));
-    layer = chosen;
-    at("layer").value = layer;
-    draw.spectra(charts.spectra[slider.value][layer], layer);
+    if (pick !== undefined) return move(nearest(steps, parseFloat(pick)));
+    at("layer").value = layer = chosen;
+    redraw("spectra");
   }
 
-  function answer() {
-    at("answers").innerHTML = steps[slider.value].answers[at("prompt").value];
-  }
-
-  function move(index) {
-    const step = steps[index];
-    slider.value = index;
-    slider.style.setProperty("--range_progress", `${(100 * index) / (steps.length - 1)}%`);
+  function move(step) {
+    shown = steps.indexOf(step);
+    for (const [id, html] of Object.entries(step.parts)) at(id).innerHTML = html;
+    Object.keys(charts).forEach((place) => redraw(place));
+    if (!slider) return;
+    slider.value = shown;
+    slider.style.setProperty("--range_progress", `${(100 * shown) / (steps.length - 1)}%`);
     slider.setAttribute("aria-valuetext", step.said);
     at("percent").textContent = isx.percent(step.percent);
-    at("removed").innerHTML = step.removed;
-    at("headline").innerHTML = step.headline;
-    at("numbers").innerHTML = step.table;
-    if (at("tokens")) at("tokens").innerHTML = step.tokens;
     answer();
-    for (const place of PLACES) draw[place](place === "spectra" ? charts.spectra[index][layer] : charts[place][index], layer);
     window.dispatchEvent(new Event("isx-step"));
   }
 
-  slider.addEventListener("input", () => move(Number(slider.value)));
-  at("prompt").addEventListener("change", answer);
-  at("layer").addEventListener("change", () => {
-    choose({ layer: Number(at("layer").value) });
-    window.dispatchEvent(new CustomEvent("isx-layer", { detail: layer }));
-  });
   const asked = () => parseFloat(location.hash.slice(1));
-  window.addEventListener("hashchange", () => asked() >= 0 && move(nearest(asked())));
-  at("layer").value = layer;
-  move(asked() >= 0 ? nearest(asked()) : first);
+  if (slider) {
+    at("layer").value = layer;
+    slider.addEventListener("input", () => move(steps[slider.value]));
+    at("prompt").addEventListener("change", answer);
+    at("layer").addEventListener("change", () => {
+      choose({ layer: Number(at("layer").value) });
+      window.dispatchEvent(new CustomEvent("isx-layer", { detail: layer }));
+    });
+    window.addEventListener("hashchange", () => asked() >= 0 && move(nearest(steps, asked())));
+  }
+  move(asked() >= 0 ? nearest(steps, asked()) : steps[first]);
   isx.site?.(content);
 }
 
 const lights = matchMedia("(prefers-color-scheme: dark)");
-const shine = (dark) => document.body.classList.toggle("dark", dark);
-lights.addEventListener("change", () => shine(lights.matches));
 // Paper is white, and as wide as it is: chart.js draws anew for it after this.
-const onPaper = (isPaper) => {
-  shine(!isPaper && lights.matches);
-  document.body.classList.toggle("isx-paper", isPaper);
+const shine = (onPaper) => {
+  document.body.classList.toggle("dark", lights.matches && !onPaper);
+  document.body.classList.toggle("isx-paper", onPaper);
 };
-window.addEventListener("beforeprint", () => onPaper(true));
-window.addEventListener("afterprint", () => onPaper(false));
+lights.addEventListener("change", () => shine(false));
+window.addEventListener("beforeprint", () => shine(true));
+window.addEventListener("afterprint", () => shine(false));
 
 unpacked(at("content").textContent).then(live, (problem) => {
   at("problem").hidden = false;

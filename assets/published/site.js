@@ -1,10 +1,8 @@
-// A published site (components/export/published/site.py): its models answer in the reader's browser. Scripts call
+// A published site (components/export/site.py): its models answer in the reader's browser. It stands before page.js. Scripts call
 // window.intraslice.generate({sparsity, prompt, maxTokens, chat}), which resolves to {text, tokensPerSecond}.
 isx.site = ({ steps, models, engine, about }) => {
   const { say } = isx;
-  const at = (id) => document.getElementById(id);
   const whole = (path) => new URL(path, document.baseURI).href;
-  const nearest = (percent) => isx.nearest(models, percent);
   const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
   const panel = isx.devicePanel(at("device-panel"), {
@@ -17,15 +15,11 @@ isx.site = ({ steps, models, engine, about }) => {
     return { name: percent ? "sliced" : "dense", title, url: whole(url), bytes };
   };
   const setting = (...chosen) => ({ engine: whole(engine), about, problem: fromDisk, files: chosen.map(file) });
-
-  function follow() {
-    const chosen = nearest(steps[at("share").value].percent);
-    panel.set(setting(...(chosen.percent ? [nearest(0), chosen] : [nearest(0)])));
-  }
+  const follow = () => panel.set(setting(...new Set([nearest(models, 0), nearest(models, steps[slider.value].percent)])));
 
   window.intraslice = {
     generate({ sparsity = 0, prompt, maxTokens = 64, chat = false }) {
-      const model = nearest(100 * sparsity);
+      const model = nearest(models, 100 * sparsity);
       if (Math.abs(model.percent - 100 * sparsity) > 1e-6) return Promise.reject(new RangeError(`sparsity must be one of ${models.map(({ percent }) => percent / 100).join(", ")}, got ${sparsity}`));
       return panel.exclusive(async (signal) => {
         const [found] = await panel.fetchAll(signal, setting(model));

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
-from collections.abc import Callable
 from itertools import accumulate
 from statistics import fmean
 
-from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..i18n.language import gettext, lazy_gettext, number
 from ..ui import figure
-from ..ui.figure import Chart, Json
+from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import METHOD_COLOURS, METHODS, Terms
 from .views import Histogram, PlaceShift, ShiftView
 
@@ -32,120 +30,89 @@ MEASURES = Terms(
         "distance": lazy_gettext("distance, in σ"),
     }
 )
+COLUMNS = Terms(  # of the data table, by field of `PlaceShift`
+    {
+        "error": lazy_gettext("error"),
+        "massive_error": lazy_gettext("error (massive tokens)"),
+        "cosine": lazy_gettext("cosine"),
+        "massive_cosine": lazy_gettext("cosine (massive tokens)"),
+        "distance": lazy_gettext("distance"),
+    }
+)
+FORMATS = {"error": ".1%", "massive_error": ".1%", "cosine": ".3f", "massive_cosine": ".4f", "distance": ".3f"}
 
 
 def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
     """The residual stream's error, cosine and distribution distance by layer, one line per method."""
-    layers = len(next(iter(view.methods.values())).places["residual"])
-    layout = figure.layout_of(3, revision=f"shift-{layers}")
-    data: list[Json] = []
+    residual = {method: shifts.places["residual"] for method, shifts in view.methods.items()}
+    layers = len(next(iter(residual.values())))
+    fig = Figure(3, f"shift-{layers}")
+    fig.over_layers(layers, selected)
     for row, (measure, label) in enumerate(MEASURES.items(), start=1):
-        axes = figure.axes_of(row)
-        for method, method_shift in view.methods.items():
-            name, colour = METHODS[method], METHOD_COLOURS[method]
-            values = [getattr(shift, measure) for shift in method_shift.places["residual"]]
-            line = {**_line(name, values, figure.line(colour, 2.4)), **axes}
-            data.append({**line, "legendgroup": method, "showlegend": row == 1, "meta": figure.GHOST_ALWAYS})
+        for method, shifts in residual.items():
+            name, line = METHODS[method], figure.line(METHOD_COLOURS[method], 2.4)
+            values = [getattr(shift, measure) for shift in shifts]
+            meta = figure.GHOST_ALWAYS
+            fig.curve(row, name, values, name + " %{y}", line=line, legendgroup=method, meta=meta)
             if measure == "distance":
                 continue
-            values = [getattr(shift, f"massive_{measure}") for shift in method_shift.places["residual"]]
             # Massive tokens have another scale: their lines are hidden until the reader turns them on in the legend.
-            massive = {
-                **_line(gettext("{method}, massive tokens", method=name), values, figure.line(colour, 1.2)),
-                **axes,
-            }
-            data.append(
-                {**massive, "legendgroup": f"{method}-massive", "showlegend": row == 1, "visible": "legendonly"}
-            )
-        layout[f"yaxis{figure.suffix(row)}"].update(title=figure.title(label), nticks=5)
-    layout["yaxis"].update(tickformat=".0%", rangemode="tozero")
-    layout["yaxis3"].update(rangemode="tozero")
-    figure.layer_axes(layout, 3, layers)
-    layout["shapes"] = [figure.band(selected)]
-    return Chart(
-        title=TITLES["shift"](selected),
-        note=gettext(
+            massive = gettext("{method}, massive tokens", method=name)
+            values = [getattr(shift, f"massive_{measure}") for shift in shifts]
+            hidden: Json = {"legendgroup": f"{method}-massive", "visible": "legendonly"}
+            fig.curve(row, massive, values, massive + " %{y}", line=line | {"width": 1.2}, **hidden)
+        fig.y_axis(row, label, nticks=5)
+    fig.y_axis(1, tickformat=".0%", rangemode="tozero")
+    fig.y_axis(3, rangemode="tozero")
+    return fig.chart(
+        TITLES["shift"](selected),
+        gettext(
             "Which method stays closer to the dense model? The residual stream after each layer, compared with "
             "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
             removed=removed(view),
         ),
+        figure.table(
+            {gettext("Layer"): [str(layer) for layer in range(layers)]}
+            | {
+                f"{METHODS[method]}: {label}": [figure.cell(getattr(shift, field), FORMATS[field]) for shift in shifts]
+                for method, shifts in residual.items()
+                for field, label in COLUMNS.items()
+            }
+        ),
         hint=gettext("Click a layer."),
-        data=data,
-        layout=layout,
-        columns=[
-            gettext("Layer"),
-            *(f"{METHODS[method]}: {translate(column)}" for method in view.methods for column in _COLUMNS),
-        ],
-        rows=[
-            [
-                str(layer),
-                *(cell for method in view.methods.values() for cell in _cells(method.places["residual"][layer])),
-            ]
-            for layer in range(layers)
-        ],
         layers=layers,
         selected=selected,
     )
 
 
-_COLUMNS = (
-    *(
-        lazy_gettext("error"),
-        lazy_gettext("error (massive tokens)"),
-        lazy_gettext("cosine"),
-        lazy_gettext("cosine (massive tokens)"),
-    ),
-    lazy_gettext("distance"),
-)
-
-
 def histogram_chart(view: ShiftView, layer: int) -> Chart:
     """The distributions of the residual stream, the attention output and the MLP output of one layer."""
-    layout = figure.layout_of(len(PLACES), revision=f"histograms-{layer}", vertical=False)
-    layout["annotations"] = []
-    layout["legend"]["y"] = 1.1  # above the panels' headings
+    fig = Figure(len(PLACES), f"histograms-{layer}", side_by_side=True)
+    fig.layout["legend"]["y"] = 1.1  # above the panels' headings
     reference = next(iter(view.methods.values()))
     layer = min(layer, len(reference.dense["residual"]) - 1)
-    data: list[Json] = []
     rows: list[list[str]] = []
     for column, (place, label) in enumerate(PLACES.items(), start=1):
-        axes = figure.axes_of(column)
         dense = reference.dense[place][layer]
-        curves: list[tuple[str, str, Histogram, PlaceShift | None]] = [(gettext("Dense"), "dense", dense, None)]
+        _steps(fig, column, gettext("Dense"), dense, "dense")
+        rows.append([label, gettext("Dense"), *_moments(dense), "–", "–", "–"])
         for method, method_shift in view.methods.items():
-            place_shift = method_shift.places[place][layer]
-            curves.append((METHODS[method], METHOD_COLOURS[method], place_shift.histogram, place_shift))
-        for name, colour, histogram, shift in curves:
-            fill = {"fill": "tozeroy", "fillcolor": "@grid"} if colour == "dense" else {"meta": figure.GHOST_ALWAYS}
-            data.append({**_steps(name, histogram, colour), **fill, **axes, "showlegend": column == 1})
-            rows.append([label, name, *_moments(histogram), *(_shift(shift) if shift else ["–", "–", "–"])])
-        mark = figure.suffix(column)
-        layout[f"xaxis{mark}"].update(title=figure.title(gettext("value of a channel")), nticks=5, range=_middle(dense))
-        layout[f"yaxis{mark}"].update(
-            title=figure.title(gettext("density") if column == 1 else ""), nticks=4, rangemode="tozero"
-        )
-        layout["annotations"].append(figure.heading(f"<b>{label}</b>", axes))
-    return Chart(
-        title=TITLES["histograms"](layer),
-        note=gettext(
+            shift = method_shift.places[place][layer]
+            _steps(fig, column, METHODS[method], shift.histogram, METHOD_COLOURS[method])
+            rows.append([label, METHODS[method], *_moments(shift.histogram), *_shift(shift)])
+        fig.x_axis(column, gettext("value of a channel"), nticks=5, range=_middle(dense))
+        fig.y_axis(column, gettext("density") if column == 1 else "", nticks=4, rangemode="tozero")
+        fig.heading(column, f"<b>{label}</b>")
+    moments = gettext("Mean"), gettext("Standard deviation"), gettext("Excess kurtosis")
+    distances = gettext("Error"), gettext("Cosine"), gettext("Distance")
+    return fig.chart(
+        TITLES["histograms"](layer),
+        gettext(
             "How does slicing change the values? Values of all channels, ordinary tokens only; {removed}. Shown: the "
             "middle 98% of the dense values.",
             removed=removed(view),
         ),
-        data=data,
-        layout=layout,
-        columns=[
-            *(
-                gettext("Activation"),
-                gettext("Model"),
-                gettext("Mean"),
-                gettext("Standard deviation"),
-                gettext("Excess kurtosis"),
-            ),
-            *(gettext("Error"), gettext("Cosine"), gettext("Distance")),
-        ],
-        rows=rows,
-        side_by_side=True,
+        ([gettext("Activation"), gettext("Model"), *moments, *distances], rows),
     )
 
 
@@ -188,18 +155,6 @@ def removed(view: ShiftView) -> str:
     return gettext("layer parameters removed: {shares}", shares=shares)
 
 
-def _line(name: str, values: list[float], line: Json) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": list(range(len(values))),
-        "y": [None if math.isnan(value) else figure.rounded(value) for value in values],
-        "line": line,
-        "hovertemplate": name + " %{y}<extra></extra>",
-    }
-
-
 def _middle(histogram: Histogram) -> list[float]:
     """The value range that holds the middle 98 % of the distribution."""
     bins = len(histogram.density)
@@ -209,34 +164,16 @@ def _middle(histogram: Histogram) -> list[float]:
     return [figure.rounded(histogram.low + width * edge) for edge in (first, min(last, bins - 1) + 1)]
 
 
-def _steps(name: str, histogram: Histogram, colour: str) -> Json:
-    """The density curve without the end bins, which count all values beyond the edges."""
+def _steps(fig: Figure, panel: int, name: str, histogram: Histogram, colour: str) -> None:
+    """Add the density curve without the end bins, which count all values beyond the edges."""
     bins = len(histogram.density)
     width = (histogram.high - histogram.low) / bins
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "legendgroup": name,
-        "x": [figure.rounded(histogram.low + (index + 0.5) * width) for index in range(1, bins - 1)],
-        "y": [figure.rounded(value) for value in histogram.density[1:-1]],
-        "line": {**figure.line(colour, 1.4 if colour == "dense" else 2), "shape": "hvh"},
-        "hovertemplate": name + " %{y:.3~g}<extra></extra>",
-    }
-
-
-def _cells(shift: PlaceShift) -> list[str]:
-    return [
-        number(shift.error, ".1%"),
-        _or_dash(shift.massive_error, lambda value: number(value, ".1%")),
-        number(shift.cosine, ".3f"),
-        _or_dash(shift.massive_cosine, lambda value: number(value, ".4f")),
-        number(shift.distance, ".3f"),
-    ]
-
-
-def _or_dash(value: float, formatter: Callable[[float], str]) -> str:
-    return "–" if math.isnan(value) else formatter(value)
+    x = [figure.rounded(histogram.low + (index + 0.5) * width) for index in range(1, bins - 1)]
+    is_dense = colour == "dense"
+    line = figure.line(colour, 1.4 if is_dense else 2) | {"shape": "hvh"}
+    more: Json = {"fill": "tozeroy", "fillcolor": "@grid"} if is_dense else {"meta": figure.GHOST_ALWAYS}
+    density = histogram.density[1:-1]
+    fig.curve(panel, name, density, name + " %{y:.3~g}", x, line=line, legendgroup=name, **more)
 
 
 def _moments(histogram: Histogram) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ..i18n.language import gettext, number
 from ..state import choices
 from ..ui import figure
-from ..ui.figure import Chart, Json
+from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
 from .views import EstimatorCheckView, ModuleCheck
 
@@ -18,33 +18,19 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
 
     Uniform ratios predict nothing; the chart then shows the first estimator that predicts.
     """
-    estimator = shown_estimator(view, estimator)
-    layout = figure.layout_of(2, revision=f"estimator-check-{view is None}", vertical=False)
-    layout["hovermode"], layout["showlegend"] = "closest", False
-    layout["annotations"], layout["shapes"] = [], []
-    data = []
+    estimator, checks = shown_estimator(view, estimator), view.modules if view else ()
+    fig = Figure(2, f"estimator-check-{view is None}", side_by_side=True, hovermode="closest")
+    fig.layout["showlegend"] = False
     for column, (module, name) in enumerate(MODULES.items(), start=1):
-        axes = figure.axes_of(column)
-        checks = [check for check in view.modules if check.module == module] if view else []
-        predicted = [check.predicted[estimator] for check in checks]
-        data.append(_points(checks, module, estimator, axes))
-        layout[f"xaxis{figure.suffix(column)}"].update(
-            title=figure.title(gettext("predicted: importance of the removed units")), exponentformat="power", nticks=6
-        )
-        layout[f"yaxis{figure.suffix(column)}"].update(
-            title=figure.title(gettext("measured: KL from dense, nats per token") if column == 1 else ""),
-            tickformat=".3~f",
-            zeroline=True,
-            zerolinecolor="@rule",
-        )
-        if view is None:
-            for axis in "xy":
-                layout[f"{axis}axis{figure.suffix(column)}"].update(showticklabels=False, range=[0, 1])
-        if any(importance > 0 for importance in predicted):
-            layout[f"xaxis{figure.suffix(column)}"].update(type="log", **_ticks(predicted))
-        layout["annotations"].append(figure.heading(f"<b>{name}</b>: {_rho(view, estimator, module)}", axes))
-    note = gettext("Slice each module alone, measure the damage, and compare it with what the importances predict.")
-    if view:
+        fig.x_axis(column, gettext("predicted: importance of the removed units"), exponentformat="power", nticks=6)
+        title = gettext("measured: KL from dense, nats per token") if column == 1 else ""
+        fig.y_axis(column, title, tickformat=".3~f", zeroline=True, zerolinecolor="@rule")
+        _points(fig, column, [check for check in checks if check.module == module], estimator)
+        fig.heading(column, f"<b>{name}</b>: {_rho(view, estimator, module)}")
+    if view is None:
+        fig.hide_numbers()
+        note = gettext("Slice each module alone, measure the damage, and compare it with what the importances predict.")
+    else:
         note = gettext(
             "Was the estimator right? Each point: {ratio:.0%} of one module removed, all other modules dense. "
             "Height: KL(dense ‖ sliced) of the next-token probabilities, on {measured_on}, ± one standard error. "
@@ -53,35 +39,23 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
             measured_on=view.measured_on,
             estimator=ESTIMATORS[estimator],
         )
-    layers = 1 + max((check.layer for check in view.modules), default=-1) if view else 0
-    return Chart(
-        title=gettext("Estimator check: predicted against measured damage"),
-        note=note,
+    predicted_rank = gettext("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator])
+    return fig.chart(
+        gettext("Estimator check: predicted against measured damage"),
+        note,
+        figure.table(
+            {
+                gettext("Layer"): [str(check.layer) for check in checks],
+                gettext("Module"): [MODULES[check.module] for check in checks],
+                gettext("KL from dense"): [number(check.damage, ".5f") for check in checks],
+                gettext("± std. error"): [number(check.error, ".5f") for check in checks],
+                gettext("Rank"): [str(check.rank) for check in checks],
+                predicted_rank: [str(check.predicted_ranks[estimator]) for check in checks],
+            }
+        ),
         hint=gettext("Click a point.") if view else "",
-        data=data,
-        layout=layout,
-        columns=[
-            gettext("Layer"),
-            gettext("Module"),
-            gettext("KL from dense"),
-            gettext("± std. error"),
-            gettext("Rank"),
-            gettext("Predicted rank, {estimator}", estimator=ESTIMATORS[estimator]),
-        ],
-        rows=[
-            [
-                str(check.layer),
-                MODULES[check.module],
-                number(check.damage, ".5f"),
-                number(check.error, ".5f"),
-                str(check.rank),
-                str(check.predicted_ranks[estimator]),
-            ]
-            for check in (view.modules if view else ())
-        ],
-        layers=layers,
+        layers=1 + max((check.layer for check in checks), default=-1),
         selected=selected,
-        side_by_side=True,
     )
 
 
@@ -91,34 +65,37 @@ def shown_estimator(view: EstimatorCheckView | None, estimator: str) -> str:
     return estimator if estimator in predicting else predicting[0]
 
 
-def _points(checks: Sequence[ModuleCheck], module: str, estimator: str, axes: Json) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": MODULES[module],
-        "meta": {"module": module, **figure.GHOST_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
-        "x": [figure.rounded(check.predicted[estimator]) for check in checks],
-        "y": [figure.rounded(check.damage) for check in checks],
-        "error_y": figure.error_bars(module, [check.error for check in checks]),
-        "customdata": [check.layer for check in checks],
-        "text": [
-            gettext(
-                "measured rank {measured} of {of}, predicted rank {predicted}",
-                measured=check.rank,
-                of=len(checks),
-                predicted=check.predicted_ranks[estimator],
-            )
-            for check in checks
-        ],
-        "hovertemplate": gettext(
-            "<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats per token", module=MODULES[module]
+def _points(fig: Figure, column: int, checks: Sequence[ModuleCheck], estimator: str) -> None:
+    """Add a panel's points, and a logarithmic axis if anything is predicted."""
+    module = list(MODULES)[column - 1]
+    predicted = [check.predicted[estimator] for check in checks]
+    ranks = [
+        gettext(
+            "measured rank {measured} of {of}, predicted rank {predicted}",
+            measured=check.rank,
+            of=len(checks),
+            predicted=check.predicted_ranks[estimator],
         )
-        + "<br>%{text}<extra></extra>",
-        "marker": {"color": f"@{module}", "size": 8},
-        "selected": {"marker": {"size": 15, "opacity": 1}},
-        "unselected": {"marker": {"opacity": 0.6}},
-        **axes,
-    }
+        for check in checks
+    ]
+    hover = gettext("<b>layer %{{customdata}}, {module}</b><br>%{{y:+.4f}} nats per token", module=MODULES[module])
+    fig.curve(
+        column,
+        MODULES[module],
+        [check.damage for check in checks],
+        hover + "<br>%{text}",
+        [figure.rounded(importance) for importance in predicted],
+        mode="markers",
+        meta={"module": module, **figure.GHOST_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
+        error_y=figure.error_bars(module, [check.error for check in checks]),
+        customdata=[check.layer for check in checks],
+        text=ranks,
+        marker={"color": f"@{module}", "size": 8},
+        selected={"marker": {"size": 15, "opacity": 1}},
+        unselected={"marker": {"opacity": 0.6}},
+    )
+    if any(importance > 0 for importance in predicted):
+        fig.x_axis(column, type="log", **_ticks(predicted))
 
 
 def _ticks(values: Sequence[float]) -> Json:
@@ -132,13 +109,5 @@ def _ticks(values: Sequence[float]) -> Json:
 def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
-    return gettext(
-        "ρ {rho}, noise ceiling {best}",
-        rho=format_rho(view.rho[estimator][module]),
-        best=format_rho(view.ceiling[module]),
-    )
-
-
-def format_rho(rho: float | None) -> str:
-    """Rho with two digits, or a dash for None."""
-    return "–" if rho is None else number(rho, ".2f")
+    rho, best = view.rho[estimator][module], view.ceiling[module]
+    return gettext("ρ {rho}, noise ceiling {best}", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..state.views import ConvergenceView
 from ..ui import figure
-from ..ui.figure import Chart
+from ..ui.figure import Chart, Figure, Json
 
 TITLE = lazy_gettext("Convergence with calibration size")
 NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
@@ -21,49 +21,29 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
     """Difference of the ratios to the latest ones, over the number of sequences that they were estimated from."""
     if view is None:
         return figure.waiting(translate(TITLE), translate(NOTHING))
-    sequences = list(view.sequences[:-1])  # the last entry is the latest estimate itself
-    layout = figure.layout_of(1, revision=f"convergence-{view.all_sequences}")
-    layout["xaxis"].update(
-        title=figure.title(gettext("calibration sequences")),
-        type="log",
-        tickvals=sequences,
-        ticktext=[str(count) for count in sequences],
-    )
-    layout["yaxis"].update(
-        title=figure.title(gettext("difference from the latest ratios")), tickformat=".1%", rangemode="tozero", nticks=5
-    )
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": translate(name),
-            "meta": figure.GHOST_ALWAYS,
-            "x": sequences,
-            "y": [figure.rounded(distance) for distance in getattr(view, measure)[:-1]],
-            "line": line,
-            "hovertemplate": translate(name) + " %{y:.2%}<extra></extra>",
-        }
-        for measure, (name, line) in LINES.items()
-    ]
-    latest, total = view.sequences[-1], view.all_sequences
-    return Chart(
-        title=translate(TITLE),
-        note=gettext(
+    *sequences, latest = view.sequences  # the last entry is the latest estimate itself
+    counts, total = [str(count) for count in sequences], view.all_sequences
+    fig = Figure(1, f"convergence-{total}")
+    fig.x_axis(1, gettext("calibration sequences"), type="log", tickvals=sequences, ticktext=counts)
+    fig.y_axis(1, gettext("difference from the latest ratios"), tickformat=".1%", rangemode="tozero", nticks=5)
+    columns = {gettext("Sequences"): counts}
+    for measure, (name, line) in LINES.items():
+        distances = getattr(view, measure)[:-1]
+        style: Json = {"mode": "lines+markers", "meta": figure.GHOST_ALWAYS, "line": line}
+        fig.curve(1, translate(name), distances, translate(name) + " %{y:.2%}", sequences, **style)
+        columns[translate(name)] = [number(distance, ".2%") for distance in distances]
+    return fig.chart(
+        translate(TITLE),
+        gettext(
             "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
             "those estimated from {latest} sequences. {conclusion}",
             latest=latest,
             conclusion=_conclusion(view),
         ),
+        figure.table(columns),
         protocol=""
         if latest == total
         else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=total),
-        data=data,
-        layout=layout,
-        columns=[gettext("Sequences"), *(translate(name) for name, _ in LINES.values())],
-        rows=[
-            [str(count), *(number(getattr(view, measure)[index], ".2%") for measure in LINES)]
-            for index, count in enumerate(sequences)
-        ],
     )
 
 

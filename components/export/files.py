@@ -23,17 +23,12 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 
-from ..i18n.language import gettext, lazy_gettext
+from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
-from ..ratios.charts import importance_chart, ratio_chart
 from ..state.request import DENSE, Request
-from ..state.session import NOT_CALIBRATED, Session
-from ..sweep.measure import cached_view
-from ..sweep.size_chart import measured_charts
-from ..sweep.views import SweepChoice
+from ..state.session import Session
 from ..ui.downloads import WRITERS, Downloads
-from .report import Report
 
 GGUF_CHOICES = tuple(name for name in GGUF_TYPES if name != "f32")
 
@@ -134,26 +129,6 @@ def write_plan(session: Session, request: Request, path: Path) -> None:
     )  # as clients know it
 
 
-def report_of(session: Session, request: Request, layer: int, prompt: str, choice: SweepChoice) -> Report:
-    """The current view: its charts, numbers and code. Raises ValueError if the model is not calibrated."""
-    view = session.plan(request)
-    if view is None:
-        raise ValueError(NOT_CALIBRATED)
-    layer = min(layer, len(view.layers) - 1)
-    charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and not view.provisional:
-        sweep = cached_view(session, request, choice)
-        charts += [chart for chart in measured_charts(sweep) if chart is not None]
-    code = {
-        gettext("The same from a command line"): command_lines(session, request, prompt),
-        gettext("Load the sliced model"): snippet(request, prompt),
-    }
-    title = checkpoint_name(request)
-    settings = request.settings  # the report must not disclose the folder of an upload
-    settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
-    return Report(title, settings._asdict(), view, session.perplexities(request), charts, code)
-
-
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
     """Slice, or take the slice from memory, and zip its folder. Raises UserError at 0 % or if the disk is full."""
 
@@ -201,7 +176,8 @@ def write_gguf_file(
         name = checkpoint_name(request) if gguf_type == "f16" else f"{checkpoint_name(request)}-{gguf_type}"
         with job.waiting():
             path = downloads.put(f"{name}.gguf", write, size)
-    return Export(path, _padding_remark(padding))
+    remark = lazy_gettext("{size:.3g} MB of padding", size=padding / 1e6) if padding else lazy_gettext("no padding")
+    return Export(path, remark)
 
 
 @contextmanager
@@ -221,11 +197,6 @@ def _sliced(
         record = plan_record(session, request)
         del calibrated  # writing takes a while, and needs no moments
         yield model, tokenizer, record
-
-
-def _padding_remark(count: int) -> str:
-    """The amount of zeros that pad the weights to shapes that llama.cpp supports."""
-    return lazy_gettext("{size:.3g} MB of padding", size=count / 1e6) if count else lazy_gettext("no padding")
 
 
 def _number(value: float) -> str:

@@ -4,30 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
-from ..gradio_compat.browser.on_latest import on_latest
-from ..i18n.language import LazyString, language, lazy_gettext, number, translate, use_language
+from ..assets import ASSETS
+from ..frame.context import CHEAP, HEAVY, Context
+from ..gradio_compat.signatures import partial_handler
+from ..i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
 from ..jobs.job import Job
 from ..jobs.status import Status
+from ..ratios.charts import importance_chart, ratio_chart
 from ..state.request import Request
-from ..state.session import Session
+from ..state.session import NOT_CALIBRATED, Session
+from ..sweep.charts import measured_charts
+from ..sweep.measure import cached_view
 from ..sweep.views import SweepChoice
 from ..ui import formatting
-from ..ui.chart_bridge import PLOTLY
 from ..ui.downloads import SAVE, Downloads
-from ..ui.handlers import only_if_active, spread_settings, status_line, unchanged
-from . import files
-from .parts import code_block, copyable, heading, link_field, note
-from .published.html import embed, page
-from .published.measure import Publisher
-from .published.views import Choice
-from .report import html
+from ..ui.handlers import LiveOutput, spread_settings, status_line, unchanged
+from . import files, pages
+from .measure import Publisher
+from .views import Choice
 
-Write = Callable[[Job], files.Export]  # the work of a job
+DOWNLOADS = {  # a button's label, and a note
+    "checkpoint": (
+        lazy_gettext("Sliced model (.zip)"),
+        lazy_gettext("Weights (safetensors), configuration and tokenizer. Loads without the dense model."),
+    ),
+    "gguf": (
+        lazy_gettext("For llama.cpp (.gguf)"),
+        lazy_gettext(
+            "One file, with the tokenizer. Free shapes are padded with zeros; Runtime shapes need no padding."
+        ),
+    ),
+    "plan": (
+        lazy_gettext("Plan (.json)"),
+        lazy_gettext(
+            "What each layer keeps, the importance thresholds behind it, and the calibration and evaluation protocol."
+        ),
+    ),
+    "report": (
+        lazy_gettext("Report (.html)"),
+        lazy_gettext(
+            "The ratio, importance and sweep charts of this setting, with tables and settings, as one page that opens "
+            "offline."
+        ),
+    ),
+    "page": (
+        lazy_gettext("Static page (.html)"),
+        lazy_gettext(
+            "For slides and blogs: one file with a slider from 0 to 60% over precomputed results. Measuring takes "
+            "about ten minutes."
+        ),
+    ),
+}
+COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
 
 
 class Shown(NamedTuple):
@@ -37,26 +70,6 @@ class Shown(NamedTuple):
     snippet: Any
     command: Any
     embed: Any
-
-
-class Buttons(NamedTuple):
-    """The downloads."""
-
-    checkpoint: gr.Button
-    gguf: gr.Button
-    plan: gr.Button
-    report: gr.Button
-    page: gr.Button
-
-
-class Files(NamedTuple):
-    """Hidden download buttons that pass the written file to the browser."""
-
-    checkpoint: gr.DownloadButton
-    gguf: gr.DownloadButton
-    plan: gr.DownloadButton
-    report: gr.DownloadButton
-    page: gr.DownloadButton
 
 
 class Written(NamedTuple):
@@ -71,20 +84,20 @@ class ExportPanel(NamedTuple):
     """The tab's components."""
 
     shown: Shown
-    buttons: Buttons
-    files: Files
+    buttons: dict[str, gr.Button]  # as in `DOWNLOADS`
+    files: dict[str, gr.DownloadButton]  # hidden; they pass the written file to the browser
     gguf_type: gr.Radio
     progress: gr.HTML
 
 
-def preview(session: Session, request: Request, prompt: str) -> Shown:
+def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> Shown:
     """A description of the files, the snippet and the command lines, for the current settings."""
     try:
         plan = session.plan(request)
         command = files.command_lines(session, request, prompt)
     except ValueError as problem:
         return unchanged(Shown)._replace(about=formatting.problem(problem))
-    embed_line = embed(files.model_label(request.calibration.model))
+    embed_line = pages.embed(files.model_label(request.calibration.model))
     return Shown(formatting.export(plan), files.snippet(request, prompt), command, embed_line)
 
 
@@ -116,18 +129,17 @@ def published(
     code = language()  # the client's language, which the thread of the job does not know
 
     def write(job: Job) -> files.Export:
-        published_page = publisher.publish(job, request, Choice())
+        content = publisher.publish(job, request, Choice())
         job.emit(Status(lazy_gettext("Writing the page")))
         with job.waiting(), use_language(code):
-            text = page(published_page)
-        return files.Export(
-            downloads.put(f"{published_page.name}.html", lambda path: path.write_text(text, encoding="utf-8"))
-        )
+            return files.Export(_put(downloads, content.name, pages.page(content)))
 
     yield from _written(session, request, "page", write, client)
 
 
-def _written(session: Session, request: Request, kind: str, write: Write, client: str) -> Iterator[Written]:
+def _written(
+    session: Session, request: Request, kind: str, write: Callable[[Job], files.Export], client: str
+) -> Iterator[Written]:
     written: list[files.Export] = []
 
     def ready() -> Status:
@@ -142,6 +154,10 @@ def _written(session: Session, request: Request, kind: str, write: Write, client
     yield unchanged(Written)._replace(file=None)  # clear the previous file
     for event in session.jobs.run(client, kind, lambda job: written.append(write(job)), ready=ready):
         yield Written(status_line(event), formatting.status(event), str(written[0].path) if written else gr.skip())
+
+
+def _put(downloads: Downloads, name: str, text: str) -> Path:
+    return downloads.put(f"{name}.html", lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
@@ -167,134 +183,117 @@ def report(
 
     `methods`, `estimators`, `sparsities`, `speed` and `quantise` select the measured points of the sweep that it shows.
     """
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
-    content = files.report_of(session, request, layer, prompt, choice)
-    text = html(content, PLOTLY.read_text(encoding="utf-8"))
-    return str(downloads.put(f"{content.title}.html", lambda path: path.write_text(text, encoding="utf-8")))
+    view = session.plan(request)
+    if view is None:
+        raise ValueError(NOT_CALIBRATED)
+    layer = min(layer, len(view.layers) - 1)
+    charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
+    if all((methods, estimators, sparsities, quantise)) and not view.provisional:
+        choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
+        charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart is not None]
+    code = {
+        translate(COMMAND_LINE): files.command_lines(session, request, prompt),
+        translate(RELOAD): files.snippet(request, prompt),
+    }
+    settings = request.settings  # the report must not disclose the folder of an upload
+    settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
+    title = files.checkpoint_name(request)
+    text = pages.report(title, settings._asdict(), view, session.perplexities(request), charts, code)
+    return str(_put(downloads, title, text))
 
 
 def build(session: Session, first: Request) -> ExportPanel:
     """The downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
     about = gr.HTML(elem_id="export-about", apply_default_css=False)
+    buttons = {}
     with gr.Row(elem_id="export-buttons"):
-        with gr.Column(min_width=220):
-            checkpoint = gr.Button(lazy_gettext("Sliced model (.zip)"), variant="primary", elem_id="export-checkpoint")
-            note(lazy_gettext("Weights (safetensors), configuration and tokenizer. Loads without the dense model."))
-        with gr.Column(min_width=220):
-            gguf = gr.Button(lazy_gettext("For llama.cpp (.gguf)"), elem_id="export-gguf")
-            gguf_type = gr.Radio(
-                files.GGUF_CHOICES, value="f16", label=lazy_gettext("GGUF type"), elem_id="export-gguf-type"
-            )
-            note(
-                lazy_gettext(
-                    "One file, with the tokenizer. Free shapes are padded with zeros; Runtime shapes need no padding."
-                )
-            )
-        with gr.Column(min_width=220):
-            plan = gr.Button(lazy_gettext("Plan (.json)"), elem_id="export-plan")
-            note(
-                lazy_gettext(
-                    "What each layer keeps, the importance thresholds behind it, and the calibration and evaluation "
-                    "protocol."
-                )
-            )
-        with gr.Column(min_width=220):
-            report = gr.Button(lazy_gettext("Report (.html)"), elem_id="export-report")
-            note(
-                lazy_gettext(
-                    "The ratio, importance and sweep charts of this setting, with tables and settings, as one page "
-                    "that opens offline."
-                )
-            )
-        with gr.Column(min_width=220):
-            static_page = gr.Button(lazy_gettext("Static page (.html)"), elem_id="export-page")
-            note(
-                lazy_gettext(
-                    "For slides and blogs: one file with a slider from 0 to 60% over precomputed results. "
-                    "Measuring takes about ten minutes."
-                )
-            )
-    hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
+        for name, (label, text) in DOWNLOADS.items():
+            with gr.Column(min_width=220):
+                variant: Literal["primary", "secondary"] = "primary" if name == "checkpoint" else "secondary"
+                buttons[name] = gr.Button(label, variant=variant, elem_id=f"export-{name}")
+                if name == "gguf":
+                    gguf_type = gr.Radio(
+                        files.GGUF_CHOICES, value="f16", label=lazy_gettext("GGUF type"), elem_id="export-gguf-type"
+                    )
+                _note(text)
+    hidden = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    heading(lazy_gettext("Link to this view"))
-    copyable(link_field, "export-link")
-    reload, command_line = lazy_gettext("Load the sliced model"), lazy_gettext("The same from a command line")
-    heading(reload)
-    note(lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"))
-    snippet = copyable(partial(code_block, reload), "export-snippet")
-    heading(command_line)
-    note(
+    _heading(lazy_gettext("Link to this view"))
+    _copyable(_link_field, "export-link")
+    _heading(RELOAD)
+    _note(lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"))
+    snippet = _copyable(partial(_code_block, RELOAD), "export-snippet")
+    _heading(COMMAND_LINE)
+    _note(
         lazy_gettext(
             "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
             "generate the greedy answer shown here."
         )
     )
-    command = copyable(partial(code_block, command_line), "export-command")
-    heading(lazy_gettext("Embed the static page in another page"))
-    note(
+    command = _copyable(partial(_code_block, COMMAND_LINE), "export-command")
+    _heading(lazy_gettext("Embed the static page in another page"))
+    _note(
         lazy_gettext(
             "Save the file in the folder of that page, and insert this line where the static page should appear:"
         )
     )
-    embed_line = copyable(partial(code_block, lazy_gettext("The line that embeds the page")), "export-embed")
-    return ExportPanel(
-        shown=Shown(about, snippet, command, embed_line),
-        buttons=Buttons(checkpoint, gguf, plan, report, static_page),
-        files=hidden,
-        gguf_type=gguf_type,
-        progress=progress,
-    )
+    embed_line = _copyable(partial(_code_block, lazy_gettext("The line that embeds the page")), "export-embed")
+    return ExportPanel(Shown(about, snippet, command, embed_line), buttons, hidden, gguf_type, progress)
 
 
 def connect(panel: ExportPanel, context: Context) -> None:
     """Attach the tab's handlers. The report shows the points selected on the Sweep tab."""
     session, controls, downloads = context.session, context.controls, context.downloads
-    settings, buttons, hidden = controls.settings, panel.buttons, panel.files
-    preview_listener = {
-        "fn": only_if_active("export", unchanged(Shown), preview, session),
-        "inputs": [*settings, context.prompt, context.tab],
-        "outputs": [*panel.shown],
-        **CHEAP,
-        **PRIVATE,
-    }
-    on_latest([*context.on_commit, controls.iterative.input, controls.model.change], **preview_listener)
-    for end in (context.opened["export"], *context.prepared):
-        end.then(**preview_listener)
+    settings = controls.settings
+    live_output = LiveOutput("export", partial_handler(preview, session), panel.shown, inputs=(context.prompt,))
+    context.subscribe(live_output, [*context.on_commit, controls.iterative.input, controls.model.change])
 
-    checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
-    gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
-    page_written = [*Written(context.status, panel.progress, hidden.page)]
     spectra, shifts, columns = (context.panels[tab] for tab in ("spectra", "activations", "compare"))
     publisher = Publisher(spectra.views, shifts.views, columns.columns)
-    report_inputs = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
-    ends = {
-        hidden.checkpoint: buttons.checkpoint.click(
-            spread_settings(checkpoint, session, downloads),
-            settings,
-            checkpoint_written,
-            api_name="checkpoint",
-            **HEAVY,
-        ),
-        hidden.gguf: buttons.gguf.click(
-            spread_settings(gguf, session, downloads),
-            [*settings, panel.gguf_type],
-            gguf_written,
-            api_name="gguf",
-            **HEAVY,
-        ),
-        hidden.page: buttons.page.click(
-            spread_settings(published, session, downloads, publisher),
-            settings,
-            page_written,
-            api_name="publish",
-            **HEAVY,
-        ),
-        hidden.plan: buttons.plan.click(
-            spread_settings(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
-        ),
-        hidden.report: buttons.report.click(
-            spread_settings(report, session, downloads), report_inputs, hidden.report, api_name="report", **CHEAP
-        ),
+    view = [controls.layer, context.prompt, *context.panels["sweep"].choice]
+    handlers: dict[str, tuple[Callable[..., Any], list[Any]]] = {  # and their inputs after the settings
+        "checkpoint": (spread_settings(checkpoint, session, downloads), []),
+        "gguf": (spread_settings(gguf, session, downloads), [panel.gguf_type]),
+        "page": (spread_settings(published, session, downloads, publisher), []),
+        "plan": (spread_settings(plan, session, downloads), []),
+        "report": (spread_settings(report, session, downloads), view),
     }
-    for file, end in ends.items():
+    for name, (handler, more) in handlers.items():
+        button, file = panel.buttons[name], panel.files[name]
+        is_job = name not in ("plan", "report")
+        outputs = [*Written(context.status, panel.progress, file)] if is_job else file
+        options = HEAVY if is_job else CHEAP
+        api_name = "publish" if name == "page" else name
+        end = button.click(handler, [*settings, *more], outputs, api_name=api_name, **options)
         end.success(None, file, None, js=SAVE, **CHEAP)
+
+
+def _link_field() -> str:
+    """A field for the link to this view (HTML)."""
+    return (
+        f'<div class="isx-copy"><input type="text" readonly aria-label="{gettext("Link to this view")}">'
+        f'<button type="button" aria-label="{gettext("Copy the link")}">{gettext("Copy")}</button></div>'
+    )
+
+
+def _code_block(label: LazyString) -> str:
+    """A code block and its copy button (HTML)."""
+    name = translate(label)
+    return (
+        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{name}"></pre>'
+        f'<button type="button" aria-label="{gettext("Copy: {what}", what=name)}">{gettext("Copy")}</button></div>'
+    )
+
+
+def _copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
+    """A component with a copy button (`assets/copy.js`)."""
+    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
+    return gr.HTML(html_template=LazyString(template), js_on_load=script, elem_id=elem_id, apply_default_css=False)
+
+
+def _heading(text: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False)
+
+
+def _note(text: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(text)}</p>'), apply_default_css=False)

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +42,17 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "(default: 0 0.2 0.3 0.4)"
     )
     add("--sparsities", nargs="+", type=float, metavar="F", help=help_text)
-    add(
-        "--prompts",
-        nargs="+",
-        metavar="TEXT",
-        help="prompts that all three models answer (default: the page's prompts)",
-    )
+    help_text = "prompts that all three models answer (default: the page's prompts)"
+    add("--prompts", nargs="+", metavar="TEXT", help=help_text)
     add("--language", default="en", metavar="CODE", help="the page's language: en or de")
 
 
 def run(run: Run) -> CommandResult:
     """Measure all steps of the slider, unless they are cached, and write the file or the site atomically."""
     # Imported here, since the page takes a second to import, which would slow down all other commands.
-    from ..export.published import measure
-    from ..export.published.html import page
-    from ..i18n.language import LANGUAGES, use_language
+    from ..export import measure
+    from ..export.pages import TooLarge
+    from ..i18n.language import LANGUAGES
     from ..state.session import Session
 
     arguments = run.arguments
@@ -67,40 +63,54 @@ def run(run: Run) -> CommandResult:
     session = Session(run.device, run.recipe.evaluation.tokens)
     request = measure.request_from_recipe(run.recipe)
     _require_same(run.recipe, request.recipe(session.evaluation_tokens))
-    asked = None if arguments.sparsities is None else tuple(round(100 * value, 9) for value in arguments.sparsities)
-    if arguments.site is not None:
-        return _write_site(run, session, request, asked)
-    file = require_new_file(arguments.out, ".html")
-    choice = measure.Choice(asked or measure.Choice().percents, arguments.prompts or measure.PROMPTS)
+    percents = [round(100 * value, 9) for value in arguments.sparsities or ()]
+    write = _write_page if arguments.site is None else _write_site
+    try:
+        result, text = write(run, session, request, percents)
+    except TooLarge as error:
+        raise UserError(str(error)) from error
+    return result | {"seconds": run.seconds}, text
+
+
+def _write_page(run: Run, session: Session, request: Request, percents: Sequence[float]) -> CommandResult:
+    """Measure the slider's steps, and write the file."""
+    from ..export import measure
+    from ..export.pages import page
+    from ..export.views import PROMPTS, Choice
+    from ..i18n.language import use_language
+
+    file = require_new_file(run.arguments.out, ".html")
+    choice = Choice(percents or Choice().percents, run.arguments.prompts or PROMPTS)
     with run.timed("measure"):
         published = measure.publish_now(session, request, choice, _report)
-    try:
-        with use_language(arguments.language):
-            text = page(published)
-    except ValueError as error:  # too large
-        raise UserError(str(error)) from error
+    with use_language(run.arguments.language):
+        text = page(published)
     with written_whole(file, len(text)) as temporary_file:
         temporary_file.write_text(text, encoding="utf-8")
-    result: dict[str, Any] = {"out": str(file), "bytes": file.stat().st_size}
     points = [asdict(point) for point in published.sweep.points]
-    result |= {"rows": points, "protocol": run.recipe.protocol(), "seconds": run.seconds}
-    return result, f"wrote {file} ({result['bytes'] / 1e6:.1f} MB)\n{published.protocol}"
+    size = file.stat().st_size
+    result = {"out": str(file), "bytes": size, "rows": points, "protocol": run.recipe.protocol()}
+    return result, f"wrote {file} ({size / 1e6:.1f} MB)\n{published.sweep.protocol}"
 
 
-def _write_site(run: Run, session: Session, request: Request, asked: Sequence[float] | None) -> CommandResult:
-    """Measure the slider's steps and those of the models, and write the site's folder atomically."""
+def _write_site(run: Run, session: Session, request: Request, percents: Sequence[float]) -> CommandResult:
+    """Measure the slider's steps and those of the models, and write the site's folder."""
     from ..compare.passage_panel import SAMPLE
     from ..device import wllama
-    from ..export.published import measure, site
+    from ..export import measure, site
+    from ..export.views import PROMPTS, Choice
 
     folder = run.arguments.site.expanduser().resolve()
     require_free(folder)
     wllama.fetch()  # before minutes of work
-    percents = sorted({0.0, *(asked or SITE_PERCENTS)})
-    steps = sorted({*measure.Choice().percents, *percents})
-    choice = measure.Choice(steps, run.arguments.prompts or measure.PROMPTS, passage=SAMPLE)
+    percents = sorted({0.0, *(percents or SITE_PERCENTS)})
+    steps = sorted({*Choice().percents, *percents})
+    choice = Choice(steps, run.arguments.prompts or PROMPTS, passage=SAMPLE)
+    recipe = measure.without_folders(request.recipe(session.evaluation_tokens))
     with run.timed("measure"):
         published = measure.publish_now(session, request, choice, _report)
+    place = ["--site", folder.name]
+    published = replace(published, command=measure.command(recipe, session.device, place, percents, choice.prompts))
     try:
         with temporary_sibling(folder) as temporary:
             made = temporary / folder.name
@@ -109,17 +119,13 @@ def _write_site(run: Run, session: Session, request: Request, asked: Sequence[fl
                 models = measure.run_now(
                     session, lambda job: site.write_models(job, session, request, percents, made), _report
                 )
-            command = measure.site_command(session, request, percents, choice.prompts, folder.name)
-            pages = site.write_pages(made, published, models, command)
+            pages = site.write_pages(made, published, models)
             os.replace(made, folder)
-    except ValueError as error:  # too large
-        raise UserError(str(error)) from error
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; {NOTHING_WRITTEN}") from error
     result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": [model._asdict() for model in models]}
     sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model.bytes for model in models) / 1e6:.0f} MB"
-    text = f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
-    return result | {"seconds": run.seconds}, text
+    return result, f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
 
 
 def _report(line: str) -> None:

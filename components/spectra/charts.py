@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..ui import figure
-from ..ui.figure import Chart, Json
+from ..ui.figure import Chart, Figure, Json
 from ..ui.palette import DASHES
 from .views import Curve, SpectraView
 
@@ -23,154 +25,112 @@ AXIS_MARGIN = 1.03  # so that a ring at the end of an axis is not cut off
 
 def variance_chart(view: SpectraView) -> Chart:
     """Explained variance over principal axes, with the kept ranks: heads on the left, MLP and residual stream right."""
-    layout = figure.layout_of(2, revision=f"variance-{view.dim}", vertical=False)
-    curves, layer = view.curves, view.layer
-    kept_heads, dim = view.heads[layer], view.dims[layer]
-    data: list[Json] = []
-    rows: list[list[str]] = []
-    for index, curve in enumerate(curves.heads):
-        is_kept = index in kept_heads
-        first_of_kind = next(i for i in range(len(curves.heads)) if (i in kept_heads) == is_kept)
-        data.append(
-            {
-                **_curve(curve, gettext("head {index}", index=index), curve.size),
-                "name": gettext("Query heads") if is_kept else gettext("Query heads removed"),
-                "legendgroup": str(is_kept),
-                "showlegend": index == first_of_kind,
-                "line": {
-                    "color": "@attention" if is_kept else "@quiet",
-                    "width": 1.2,
-                    "dash": "solid" if is_kept else "dot",
-                },
-            }
-        )
-        rows.append(
-            [gettext("Query head {index}", index=index), *_sizes(curve), str(dim) if is_kept else gettext("removed")]
-        )
-    shared = curves.groups if len(curves.groups) < len(curves.heads) else ()
-    for index, curve in enumerate(shared):
-        name = gettext("value head {index}, over all query heads that share it", index=index)
-        line = {"color": "@attention", "width": 2.6}
-        data.append(
-            {
-                **_curve(curve, name, curve.size),
-                "name": gettext("Value heads"),
-                "showlegend": index == 0,
-                "legendgroup": "value",
-                "line": line,
-            }
-        )
-        rows.append(
-            [gettext("Value head {index}", index=index), *_sizes(curve), str(dim) if kept_heads else gettext("removed")]
-        )
-    rings = [_ring(curve, dim, curve.size, "attention", "") for curve in shared if kept_heads]
-    wide = figure.axes_of(2)
-    for place, (label, colour, dash, width) in WIDE_CURVES.items():
-        name = translate(label)
-        curve_of_place: Curve | None = getattr(curves, place)
-        if curve_of_place is None:
-            continue
-        line = {"color": f"@{colour}", "width": width, "dash": dash}
-        data.append({**_curve(curve_of_place, name, 1), "name": name, "line": line, **wide})
-        kept, otherwise = (view.neurons, gettext("removed")) if place == "mlp" else (view.width, "–")
-        if kept:
-            rings.append(_ring(curve_of_place, kept, 1, colour, "2"))
-        rows.append([name, *_sizes(curve_of_place), str(kept or otherwise)])
-    if not any(getattr(curves, place) for place in WIDE_CURVES):
-        # plotly does not draw axes without a trace, and misplaces their annotations
-        data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **wide})
-    layout["hovermode"] = "closest"
-    layout["xaxis"].update(
-        title=figure.title(gettext("axes of the head")), range=[0, AXIS_MARGIN * view.dim], dtick=_round_step(view.dim)
-    )
-    layout["xaxis2"].update(
-        title=figure.title(gettext("fraction of all axes")), tickformat=".0%", range=[0, AXIS_MARGIN]
-    )
-    for mark in ("", "2"):
-        layout[f"yaxis{mark}"].update(tickformat=".0%", range=[0, 1.05], dtick=0.25)
-    layout["yaxis"]["title"] = figure.title(gettext("explained variance"))
-    layout["shapes"] = [
-        {**figure.removed_region({"xaxis": "x", "yaxis": "y"}, dim if kept_heads else 0), "x1": view.dim},
-        *rings,
-    ]
+    fig = Figure(2, f"variance-{view.dim}", side_by_side=True, hovermode="closest")
+    fig.x_axis(1, gettext("axes of the head"), range=[0, AXIS_MARGIN * view.dim], dtick=_round_step(view.dim))
+    fig.x_axis(2, gettext("fraction of all axes"), tickformat=".0%", range=[0, AXIS_MARGIN])
+    fig.y_axis(1, gettext("explained variance"), tickformat=".0%", range=[0, 1.05], dtick=0.25)
+    fig.y_axis(2, tickformat=".0%", range=[0, 1.05], dtick=0.25)
+    kept_heads, dim = view.heads[view.layer], view.dims[view.layer]
+    fig.shapes.append(figure.removed_region(1, dim if kept_heads else 0, view.dim))
+    rows = [*_heads(fig, view), *_wide(fig, view)]
     heads = neurons = gettext("the whole module is removed")
     if kept_heads:
         heads = gettext(
             "{heads} of {heads_dense} heads kept,<br>{dim} of {dim_dense} channels in each",
             heads=len(kept_heads),
-            heads_dense=len(curves.heads),
+            heads_dense=len(view.curves.heads),
             dim=dim,
             dim_dense=view.dim,
         )
-    if view.neurons and curves.mlp:
-        neurons = gettext("{neurons:,} of {dense:,} neurons kept", neurons=view.neurons, dense=curves.mlp.size)
+    if view.neurons and view.curves.mlp:
+        neurons = gettext("{neurons:,} of {dense:,} neurons kept", neurons=view.neurons, dense=view.curves.mlp.size)
     elif view.neurons:
         neurons = gettext("follows in a moment")
-    if view.width and curves.residual:
-        axes = curves.residual.size
+    if view.width and view.curves.residual:
+        axes = view.curves.residual.size
         neurons += gettext("<br>cross-module: {width:,} of {axes:,} axes", width=view.width, axes=axes)
-    layout["annotations"] = [
-        _inside("", gettext("Attention"), heads),
-        _inside("2", gettext("MLP and residual stream"), neurons),
-    ]
-    return Chart(
-        title=TITLES["variance"](layer),
-        note=gettext(
+    for axis, name, text in (
+        ("", gettext("Attention"), heads),
+        ("2", gettext("MLP and residual stream"), neurons),
+    ):  # at the lower right, which cumulative curves leave empty
+        place = (f"x{axis} domain", 0.97), (f"y{axis} domain", 0.05)
+        label = f"<b>{name}</b><br>{text}"
+        fig.annotations.append(figure.annotation(label, *place, ("right", "bottom"), "@ink", 13, align="right"))
+    return fig.chart(
+        TITLES["variance"](view.layer),
+        gettext(
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
             "explain. Rings mark how many axes, or neurons of the MLP, are kept; shading marks what is removed."
         ),
+        ([gettext("Activation"), gettext("Axes"), gettext("Axes for 95%"), gettext("Kept")], rows),
         protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
-        data=data,
-        layout=layout,
-        columns=[gettext("Activation"), gettext("Axes"), gettext("Axes for 95%"), gettext("Kept")],
-        rows=rows,
-        side_by_side=True,
     )
 
 
-def _curve(curve: Curve, name: str, scale: int) -> Json:
-    hover = (
-        gettext("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=name)
-        if scale > 1
-        else gettext("{name}: %{{x:.0%}} of the axes explain %{{y:.1%}}", name=name)
-    )
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [0, *(figure.rounded(rank * scale / curve.size) for rank in curve.ranks)],
-        "y": [0, *map(figure.rounded, curve.explained)],
-        "hovertemplate": hover + "<extra></extra>",
-    }
+def _heads(fig: Figure, view: SpectraView) -> list[list[str]]:
+    """Add the curves of the query heads and of the shared value heads, with rings; returns the rows of the table."""
+    kept_heads, dim, heads = view.heads[view.layer], str(view.dims[view.layer]), view.curves.heads
+    rows = []
+    first_of_kind = {index in kept_heads: index for index in reversed(range(len(heads)))}
+    for index, curve in enumerate(heads):
+        is_kept = index in kept_heads
+        name = gettext("Query heads") if is_kept else gettext("Query heads removed")
+        label = gettext("head {index}", index=index)
+        line: Json = {"color": "@attention", "dash": "solid"} if is_kept else {"color": "@quiet", "dash": "dot"}
+        legend: Json = {"legendgroup": str(is_kept), "showlegend": index == first_of_kind[is_kept]}
+        _curve(fig, 1, name, label, curve, line | {"width": 1.2}, **legend)
+        rows.append(_row(gettext("Query head {index}", index=index), curve, dim if is_kept else ""))
+    shared = view.curves.groups if len(view.curves.groups) < len(heads) else ()
+    for index, curve in enumerate(shared):
+        label = gettext("value head {index}, over all query heads that share it", index=index)
+        line = {"color": "@attention", "width": 2.6}
+        _curve(fig, 1, gettext("Value heads"), label, curve, line, showlegend=index == 0, legendgroup="value")
+        rows.append(_row(gettext("Value head {index}", index=index), curve, dim if kept_heads else ""))
+        if kept_heads:
+            _ring(fig, 1, curve, view.dims[view.layer], "@attention")
+    return rows
 
 
-def _sizes(curve: Curve) -> tuple[str, str]:
-    return str(curve.size), str(curve.effective_rank)
+def _wide(fig: Figure, view: SpectraView) -> list[list[str]]:
+    """Add the curves of the MLP and of the residual stream, with rings; returns the table's rows."""
+    rows = []
+    for place, (label, colour, dash, width) in WIDE_CURVES.items():
+        curve: Curve | None = getattr(view.curves, place)
+        if curve is None:
+            continue
+        name, line = translate(label), {"color": f"@{colour}", "width": width, "dash": dash}
+        _curve(fig, 2, name, name, curve, line, showlegend=True)
+        kept = view.neurons if place == "mlp" else view.width
+        if kept:
+            _ring(fig, 2, curve, kept, f"@{colour}")
+        rows.append(_row(name, curve, str(kept or ("" if place == "mlp" else "–"))))
+    if not rows:
+        # plotly does not draw axes without a trace, and misplaces their annotations
+        fig.data.append({"type": "scatter", "x": [None], "y": [None], "showlegend": False, **figure.axes_of(2)})
+    return rows
 
 
-def _ring(curve: Curve, rank: int, scale: int, colour: str, axis: str) -> Json:
+def _curve(fig: Figure, panel: int, name: str, label: str, curve: Curve, line: Json, **more: Any) -> None:
+    """A head's curve over its axes in the first panel, another one over the fraction of its axes in the second."""
+    if panel == 1:
+        scale, hover = curve.size, gettext("{name}: %{{x:.0f}} axes explain %{{y:.1%}}", name=label)
+    else:
+        scale, hover = 1, gettext("{name}: %{{x:.0%}} of the axes explain %{{y:.1%}}", name=label)
+    x = [0, *(figure.rounded(rank * scale / curve.size) for rank in curve.ranks)]
+    fig.curve(panel, name, [0, *curve.explained], hover, x, line=line, **more)
+
+
+def _row(name: str, curve: Curve, kept: str) -> list[str]:
+    return [name, str(curve.size), str(curve.effective_rank), kept or gettext("removed")]
+
+
+def _ring(fig: Figure, panel: int, curve: Curve, rank: int, colour: str) -> None:
     """Marks the kept rank on a curve. A shape rather than a trace: it moves with the slider, the curves do not."""
-    return {
-        "type": "circle",
-        "name": figure.SETTING_SHAPE,
-        "xref": f"x{axis}",
-        "yref": f"y{axis}",
-        "xsizemode": "pixel",
-        "ysizemode": "pixel",
-        "xanchor": rank * scale / curve.size,
-        "yanchor": figure.rounded(curve.at(rank)),
-        "x0": -5,
-        "x1": 5,
-        "y0": -5,
-        "y1": 5,
-        "fillcolor": "@page",
-        "line": {"color": f"@{colour}", "width": 2.2},
-    }
-
-
-def _inside(axis: str, name: str, text: str) -> Json:
-    """Text at the lower right of a panel, which cumulative curves leave empty."""
-    place = (f"x{axis} domain", 0.97), (f"y{axis} domain", 0.05)
-    return figure.annotation(f"<b>{name}</b><br>{text}", *place, ("right", "bottom"), "@ink", 13, align="right")
+    place = {"xanchor": rank if panel == 1 else rank / curve.size, "yanchor": figure.rounded(curve.at(rank))}
+    axes = {"xref": f"x{figure.suffix(panel)}", "yref": f"y{figure.suffix(panel)}"}
+    box = {"xsizemode": "pixel", "ysizemode": "pixel", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
+    style = {"fillcolor": "@page", "line": {"color": colour, "width": 2.2}}
+    fig.shapes.append({"type": "circle", "name": figure.SETTING_SHAPE, **axes, **place, **box, **style})
 
 
 def _round_step(size: int) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..i18n.language import gettext, number, percentage
 from ..ui import figure
-from ..ui.figure import Chart, Json
+from ..ui.figure import Chart, Figure
 from .charts import TITLES
 from .views import SpectraView
 
@@ -16,189 +17,149 @@ COLOUR_TICKS = {-3: 0.1, -2: 1, -1: 10, -0.5: None}  # per cent of a head's ener
 
 def rank_chart(view: SpectraView) -> Chart:
     """Layer x head: the number of axes that explain 95 % of the head's output; crosses mark removed heads."""
-    layers, heads = len(view.ranks), len(view.ranks[0])
-    layout = figure.layout_of(1, revision=f"ranks-{layers}-{heads}")
-    removed = [(layer, head) for layer in range(layers) for head in range(heads) if head not in view.heads[layer]]
-    data = [
-        {
-            **_heatmap(
-                [list(row) for row in zip(*view.ranks, strict=True)],
-                {0: "0", view.dim: gettext("{count} axes", count=view.dim)},
-            ),
-            "x": list(range(layers)),
-            "y": list(range(heads)),
-            "hovertemplate": gettext(
-                "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95% of its output", count=view.dim
-            )
-            + "<extra></extra>",
-        },
-        _crosses(removed, gettext("head removed")),
-    ]
-    layout["hovermode"] = "closest"
-    layout["xaxis"].update(title=figure.title(gettext("layer")), range=[-0.5, layers - 0.5], dtick=figure.step(layers))
-    layout["yaxis"].update(
-        title=figure.title(gettext("query head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
+    layers, heads = range(len(view.ranks)), range(len(view.ranks[0]))
+    removed = [[head for head in heads if head not in view.heads[layer]] for layer in layers]
+    fig = Figure(1, f"ranks-{len(layers)}-{len(heads)}", hovermode="closest")
+    hover = gettext(
+        "<b>layer %{{x}}, head %{{y}}</b><br>%{{z}} of {count} axes explain 95% of its output", count=view.dim
     )
-    layout["shapes"] = [_frame(view.layer)]
-    return Chart(
-        title=TITLES["ranks"](view.layer),
-        note=gettext(
+    by_head = [list(ranks) for ranks in zip(*view.ranks, strict=True)]
+    _heatmap(fig, by_head, {0: "0", view.dim: gettext("{count} axes", count=view.dim)}, hover)
+    _crosses(fig, [(layer, head) for layer in layers for head in removed[layer]], gettext("head removed"))
+    fig.x_axis(1, gettext("layer"), range=[-0.5, len(layers) - 0.5], dtick=figure.step(len(layers)))
+    fig.y_axis(1, gettext("query head"))
+    # A heatmap hides a fill below it, so the chosen layer gets an outline.
+    outline = {"xref": "x", "layer": "above", "fillcolor": "rgba(0,0,0,0)", "line": {"width": 2, "color": "@ink"}}
+    fig.shapes.append(figure.band(view.layer) | outline)
+    kept = [view.dims[layer] if view.heads[layer] else 0 for layer in layers]
+    return fig.chart(
+        TITLES["ranks"](view.layer),
+        gettext(
             "How many axes does each head need? Number of principal axes, of {count}, that explain 95% of the "
             "head's output. × marks heads that are removed.",
             count=view.dim,
         ),
+        figure.table(
+            {
+                gettext("Layer"): map(str, layers),
+                **{gettext("Head {head}", head=head): map(str, ranks) for head, ranks in enumerate(by_head)},
+                gettext("Heads removed"): [", ".join(map(str, row)) or gettext("none") for row in removed],
+                gettext("Channels kept"): map(str, kept),
+            }
+        ),
         hint=gettext("Click a layer."),
-        data=data,
-        layout=layout,
-        columns=[
-            gettext("Layer"),
-            *(gettext("Head {head}", head=head) for head in range(heads)),
-            *(gettext("Heads removed"), gettext("Channels kept")),
-        ],
-        rows=[
-            [
-                str(layer),
-                *map(str, row),
-                ", ".join(str(head) for head in range(heads) if head not in view.heads[layer]) or gettext("none"),
-                str(view.dims[layer] if view.heads[layer] else 0),
-            ]
-            for layer, row in enumerate(view.ranks)
-        ],
-        layers=layers,
+        layers=len(layers),
         selected=view.layer,
     )
 
 
 def pair_chart(view: SpectraView) -> Chart:
     """Key head x rotary pair, fastest first: the energy of queries times keys per pair; crosses mark removed pairs."""
-    pairs = view.pairs
-    heads, count = len(pairs.energy), len(pairs.angles)
-    layout = figure.layout_of(1, revision=f"pairs-{heads}-{count}")
-    turns = [2 * math.pi / angle for angle in pairs.angles]
-    fractions = [[value / max(sum(row), 1e-30) for value in row] for row in pairs.energy]
-    removed = [(pair, head) for head in range(heads) for pair in range(count) if not pairs.kept[head][pair]]
-    colour_ticks = {power: "" if percent is None else percentage(percent) for power, percent in COLOUR_TICKS.items()}
-    data = [
-        {
-            **_heatmap([[math.log10(max(fraction, 1e-6)) for fraction in row] for row in fractions], colour_ticks),
-            "x": list(range(count)),
-            "y": list(range(heads)),
-            "customdata": [
-                [[number(fraction, ".1%"), _tokens(turn)] for fraction, turn in zip(row, turns, strict=True)]
-                for row in fractions
-            ],
-            "hovertemplate": gettext(
-                "<b>key head %{{y}}, pair %{{x}}</b><br>contributes %{{customdata[0]}} of the head's "
-                "scores<br>a full turn takes %{{customdata[1]}} tokens"
-            )
-            + "<extra></extra>",
-        },
-        _crosses(removed, gettext("pair removed")),
+    energy, is_kept = view.pairs.energy, view.pairs.kept
+    heads, pairs = range(len(energy)), range(len(view.pairs.angles))
+    turns = [2 * math.pi / angle for angle in view.pairs.angles]
+    fractions = [[value / max(sum(row), 1e-30) for value in row] for row in energy]
+    fig = Figure(1, f"pairs-{len(heads)}-{len(pairs)}", hovermode="closest")
+    hover = gettext(
+        "<b>key head %{{y}}, pair %{{x}}</b><br>contributes %{{customdata[0]}} of the head's "
+        "scores<br>a full turn takes %{{customdata[1]}} tokens"
+    )
+    labels = [
+        [[number(value, ".1%"), _tokens(turn)] for value, turn in zip(row, turns, strict=True)] for row in fractions
     ]
-    layout["hovermode"] = "closest"
+    colour_ticks = {power: "" if percent is None else percentage(percent) for power, percent in COLOUR_TICKS.items()}
+    logarithms = [[math.log10(max(fraction, 1e-6)) for fraction in row] for row in fractions]
+    _heatmap(fig, logarithms, colour_ticks, hover, customdata=labels)
+    removed = [(pair, head) for head in heads for pair in pairs if not is_kept[head][pair]]
+    _crosses(fig, removed, gettext("pair removed"))
 
     def nearest(tokens: int) -> int:
-        return min(range(count), key=lambda pair: abs(math.log(turns[pair] / tokens)))
+        return min(pairs, key=lambda pair: abs(math.log(turns[pair] / tokens)))
 
-    ticks = {nearest(10**power): 10**power for power in range(1, 8) if turns[-1] >= 10**power}
-    layout["xaxis"].update(
-        title=figure.title(gettext("tokens for a full turn")),
-        range=[-0.5, count - 0.5],
-        tickvals=list(ticks),
-        ticktext=[_tokens(turn) for turn in ticks.values()],
+    ticks = {nearest(10**power): _tokens(10**power) for power in range(1, 8) if turns[-1] >= 10**power}
+    title, ends = gettext("tokens for a full turn"), [-0.5, len(pairs) - 0.5]
+    fig.x_axis(1, title, range=ends, tickvals=list(ticks), ticktext=list(ticks.values()))
+    fig.y_axis(1, gettext("key head"))
+    return fig.chart(
+        TITLES["pairs"](view.layer),
+        _pair_note(view),
+        figure.table(
+            {
+                gettext("Pair"): map(str, pairs),
+                gettext("Tokens per turn"): map(_tokens, turns),
+                **{
+                    gettext("Key head {head}", head=head): map(_carried, fractions[head], is_kept[head])
+                    for head in heads
+                },
+            }
+        ),
     )
-    layout["yaxis"].update(
-        title=figure.title(gettext("key head")), range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False
-    )
-    kept_unrotated, all_unrotated = pairs.unrotated
-    unrotated = (
-        gettext(
+
+
+def _pair_note(view: SpectraView) -> str:
+    kept, count = max(map(sum, view.pairs.kept)), len(view.pairs.angles)
+    kept_unrotated, all_unrotated = view.pairs.unrotated
+    unrotated, kept_pairs = "", gettext("no key head is kept")
+    if all_unrotated:
+        unrotated = gettext(
             " {still} of {loose} channels without rotation are kept as well.", still=kept_unrotated, loose=all_unrotated
         )
-        if all_unrotated
-        else ""
-    )
-    kept = max(map(sum, pairs.kept))
-    kept_pairs = (
-        gettext("each kept key head keeps {kept} of {count}", kept=kept, count=count)
-        if kept
-        else gettext("no key head is kept")
-    )
-    return Chart(
-        title=TITLES["pairs"](view.layer),
-        note=gettext(
-            "Which rotary pairs contribute most to the attention scores? The chart shows the mean absolute "
-            "contribution of each pair, as a fraction of the sum over the pairs of its key head. Pairs marked × are "
-            "removed: those to which the loss is least sensitive; "
-            "{stay}.{unrotated}",
-            stay=kept_pairs,
-            unrotated=unrotated,
-        ),
-        data=data,
-        layout=layout,
-        columns=[
-            gettext("Pair"),
-            gettext("Tokens per turn"),
-            *(gettext("Key head {head}", head=head) for head in range(heads)),
-        ],
-        rows=[
-            [
-                str(pair),
-                _tokens(turns[pair]),
-                *(_carried(fractions[head][pair], pairs.kept[head][pair]) for head in range(heads)),
-            ]
-            for pair in range(count)
-        ],
+    if kept:
+        kept_pairs = gettext("each kept key head keeps {kept} of {count}", kept=kept, count=count)
+    return gettext(
+        "Which rotary pairs contribute most to the attention scores? The chart shows the mean absolute "
+        "contribution of each pair, as a fraction of the sum over the pairs of its key head. Pairs marked × are "
+        "removed: those to which the loss is least sensitive; "
+        "{stay}.{unrotated}",
+        stay=kept_pairs,
+        unrotated=unrotated,
     )
 
 
-def _heatmap(values: Sequence[Sequence[float]], ticks: Mapping[float, str]) -> Json:
-    """Shades from the first of the ticks (value to label) to the last one."""
-    return {
-        "type": "heatmap",
-        "z": values,
-        "zmin": min(ticks),
-        "zmax": max(ticks),
-        "colorscale": [[0, "@panel"], [1, "@intraslice"]],
-        "xgap": 1,
-        "ygap": 1,
-        "colorbar": {
-            "orientation": "h",
-            "x": 1,
-            "xanchor": "right",
-            "y": 1,
-            "yanchor": "bottom",
-            "xpad": 20,
-            "ypad": 4,
-            "len": 0.4,
-            "tickangle": 0,
-            "thickness": 8,
-            "outlinewidth": 0,
-            "tickfont": {"color": "@quiet", "size": 11},
-            "tickvals": list(ticks),
-            "ticktext": list(ticks.values()),
-        },
+def _heatmap(
+    fig: Figure, by_head: Sequence[Sequence[float]], ticks: Mapping[float, str], hover: str, **more: Any
+) -> None:
+    """Add a row of shades for each head, from the first of the ticks (value to label) to the last one."""
+    heads = len(by_head)
+    colorbar = {
+        "orientation": "h",
+        "x": 1,
+        "xanchor": "right",
+        "y": 1,
+        "yanchor": "bottom",
+        "xpad": 20,
+        "ypad": 4,
+        "len": 0.4,
+        "tickangle": 0,
+        "thickness": 8,
+        "outlinewidth": 0,
+        "tickfont": {"color": "@quiet", "size": 11},
+        "tickvals": list(ticks),
+        "ticktext": list(ticks.values()),
     }
+    fig.data.append(
+        {
+            "type": "heatmap",
+            "x": list(range(len(by_head[0]))),
+            "y": list(range(heads)),
+            "z": by_head,
+            "zmin": min(ticks),
+            "zmax": max(ticks),
+            "colorscale": [[0, "@panel"], [1, "@intraslice"]],
+            "xgap": 1,
+            "ygap": 1,
+            "colorbar": colorbar,
+            "hovertemplate": f"{hover}<extra></extra>",
+            **more,
+        }
+    )
+    fig.y_axis(1, range=[heads - 0.5, -0.5], dtick=figure.step(heads), showgrid=False)
 
 
-def _crosses(points: Sequence[tuple[int, int]], name: str) -> Json:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": name,
-        "meta": figure.GHOST_ALWAYS,
-        "x": [x for x, _ in points],
-        "y": [y for _, y in points],
-        "marker": {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}},
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }
-
-
-def _frame(layer: int) -> Json:
-    # A heatmap hides a fill below it, so the chosen layer gets an outline.
-    band = {**figure.band(layer), "xref": "x", "layer": "above", "fillcolor": "rgba(0,0,0,0)"}
-    return {**band, "line": {"width": 2, "color": "@ink"}}
+def _crosses(fig: Figure, points: Sequence[tuple[int, int]], name: str) -> None:
+    marker = {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}}
+    x, y = [x for x, _ in points], [y for _, y in points]
+    fig.curve(1, name, y, x=x, mode="markers", meta=figure.GHOST_ALWAYS, marker=marker, showlegend=False)
 
 
 def _carried(fraction: float, is_kept: bool) -> str:

@@ -1,19 +1,40 @@
-"""Perplexity of a sweep's models against parameters removed, and against measured speed. Pure."""
+"""Perplexity of a sweep's models against parameters removed, bytes on disk and measured speed. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeGuard
+from collections.abc import Callable
+from typing import NamedTuple, TypeGuard
 
 from ..i18n.language import gettext, number, translate
 from ..ui import figure
-from ..ui.figure import Chart, Json
+from ..ui.figure import Chart, Figure
 from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS
-from .views import SweepPoint, SweepView
+from .views import SweepPoint, SweepView, frontier
 
 # Markers of the types of the weights: a suffix of the method's symbol, and a size that falls with the number of bits.
 MARKERS = {"none": ("", 9), "f16": ("-open", 9), "q8_0": ("", 7), "q5_0": ("", 6), "q4_0": ("", 5)}
+MEGABYTE = 1e6
+Value = Callable[[SweepPoint], float | None]
+
+
+class Charts(NamedTuple):
+    """The charts of a sweep; None for those whose points are not measured."""
+
+    removed: Chart | None
+    size: Chart | None
+    speed: Chart | None
+
+
+def measured_charts(view: SweepView) -> Charts:
+    """The charts of the measured points."""
+    rounded = any(point.quantise != "none" for point in view.points)
+    timed = any(point.prefill is not None for point in view.points)
+    return Charts(
+        removed_chart(view) if view.points else None,
+        size_chart(view) if rounded else None,
+        speed_chart(view) if timed else None,
+    )
 
 
 def line_name(method: str, estimator: str, quantise: str = "none") -> str:
@@ -35,82 +56,64 @@ def pick_value(point: SweepPoint) -> str:
 
 def removed_chart(view: SweepView) -> Chart:
     """Perplexity against actual sparsity; the dense model as a horizontal line."""
-    layout = figure.layout_of(1, revision="sweep")
-    hover, axes = gettext("%{{x:.1%}} removed"), figure.axes_of(1) | {"showlegend": True}
-    data = lines(view, lambda point: point.removed, perplexity_of, hover, axes)
-    layout["xaxis"].update(
-        title=figure.title(gettext("actual sparsity (layer parameters removed)")), tickformat=".0%", rangemode="tozero"
-    )
-    layout["xaxis"]["range"] = [0, 1.08 * max([point.removed or 0 for point in view.points], default=0.5)]
-    perplexity_axis(layout, view, ["yaxis"])
-    layout["shapes"], layout["annotations"] = _dense(view, 1)
-    return Chart(
-        title=gettext("Perplexity against parameters removed"),
-        note=gettext(
+    fig = Figure(1, "sweep", hovermode="closest")
+    add_lines(fig, 1, view, lambda point: point.removed, perplexity_of, gettext("%{{x:.1%}} removed"))
+    end = 1.08 * max([point.removed or 0 for point in view.points], default=0.5)
+    title = gettext("actual sparsity (layer parameters removed)")
+    fig.x_axis(1, title, tickformat=".0%", rangemode="tozero", range=[0, end])
+    perplexity_axis(fig, 1, view)
+    _dense(fig, view, 1)
+    columns = [gettext("Method"), gettext("Target sparsity"), gettext("Actual sparsity"), gettext("Parameters")]
+    columns += [
+        gettext("Perplexity"),
+        gettext("Perplexity relative to dense"),
+        gettext("KL from dense, nats per token"),
+    ]
+    return fig.chart(
+        gettext("Perplexity against parameters removed"),
+        gettext(
             "How does perplexity rise with sparsity? {count} of {total} points are measured.",
             count=len(view.points),
             total=view.total,
         ),
+        (columns, [_row(point, view) for point in view.points]),
         hint=gettext("Click a point to load its setting into the controls."),
         protocol=view.protocol,
-        data=data,
-        layout=layout,
-        columns=[
-            gettext("Method"),
-            gettext("Target sparsity"),
-            gettext("Actual sparsity"),
-            gettext("Parameters"),
-            gettext("Perplexity"),
-            gettext("Perplexity relative to dense"),
-            gettext("KL from dense, nats per token"),
-        ],
-        rows=[_row(point, view) for point in view.points],
         picks=[pick_value(point) for point in view.points],
     )
 
 
 def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured prefill and decode speed, relative to the dense model."""
-    layout = figure.layout_of(2, revision="sweep-speed", vertical=False)
-    hover, axes = gettext("prefill %{{x:.2f}} times as fast"), {"xaxis": "x", "yaxis": "y", "showlegend": True}
-    data = lines(view, lambda point: point.prefill, perplexity_of, hover, axes)
-    hover, axes = gettext("decode %{{x:.2f}} times as fast"), {"xaxis": "x2", "yaxis": "y2"}
-    data += lines(view, lambda point: point.decode, perplexity_of, hover, axes)
-    for axis, title in (
-        ("xaxis", gettext("prefill speed, relative to dense")),
-        ("xaxis2", gettext("decode speed, relative to dense")),
-    ):
-        layout[axis].update(title=figure.title(title), tickformat=".2f")
-    perplexity_axis(layout, view, ["yaxis", "yaxis2"])
-    layout["yaxis2"]["title"] = figure.title("")
-    (first_line, _), (second_line, label) = (_dense(view, panel) for panel in (1, 2))
-    layout["shapes"] = [*first_line, *second_line, *(_equal_speed(panel) for panel in (1, 2))]
-    layout["annotations"] = label
+    fig = Figure(2, "sweep-speed", side_by_side=True, hovermode="closest")
+    prefill, decode = gettext("prefill %{{x:.2f}} times as fast"), gettext("decode %{{x:.2f}} times as fast")
+    add_lines(fig, 1, view, lambda point: point.prefill, perplexity_of, prefill)
+    add_lines(fig, 2, view, lambda point: point.decode, perplexity_of, decode)
+    fig.x_axis(1, gettext("prefill speed, relative to dense"), tickformat=".2f")
+    fig.x_axis(2, gettext("decode speed, relative to dense"), tickformat=".2f")
+    perplexity_axis(fig, 1, view)
+    perplexity_axis(fig, 2, view)
+    fig.y_axis(2, "")
+    _dense(fig, view, 2)
+    equal_speed = {"color": "@dense", "width": 1, "dash": "2px,3px"}
+    fig.shapes += [figure.upright(panel, 1, equal_speed) for panel in (1, 2)]
     timed = [
         (point, point.prefill, point.decode, point.perplexity)
         for point in view.points
         if point.prefill is not None and point.decode is not None and point.perplexity is not None
     ]
-    return Chart(
-        title=gettext("Perplexity against speed"),
-        note=gettext("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
+    speeds = gettext("Prefill speed relative to dense"), gettext("Decode speed relative to dense")
+    return fig.chart(
+        gettext("Perplexity against speed"),
+        gettext("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
+        (
+            [gettext("Method"), gettext("Target sparsity"), *speeds, gettext("Perplexity")],
+            [
+                [*named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
+                for point, prefill, decode, perplexity in timed
+            ],
+        ),
         protocol=view.speed_protocol,
-        data=data,
-        layout=layout,
-        side_by_side=True,
-        columns=[
-            *(
-                gettext("Method"),
-                gettext("Target sparsity"),
-                gettext("Prefill speed relative to dense"),
-                gettext("Decode speed relative to dense"),
-                gettext("Perplexity"),
-            ),
-        ],
-        rows=[
-            [*named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
-            for point, prefill, decode, perplexity in timed
-        ],
         picks=[pick_value(point) for point, *_ in timed],
     )
 
@@ -120,71 +123,50 @@ def perplexity_of(point: SweepPoint) -> float | None:
     return point.perplexity if drawable(point.perplexity) else None
 
 
-def lines(
-    view: SweepView,
-    x_of: Callable[[SweepPoint], float | None],
-    y_of: Callable[[SweepPoint], float | None],
-    hover: str,
-    axes: Json,
-) -> list[Json]:
-    """One line per method, estimator and type of the weights, over the points that have both values.
-
-    `axes` are further properties of each trace.
-    """
+def add_lines(fig: Figure, panel: int, view: SweepView, x_of: Value, y_of: Value, hover: str) -> None:
+    """Add a line per method, estimator and type of the weights, over the points that have both values."""
     grouped: dict[tuple[str, str, str], list[tuple[float, float, SweepPoint]]] = {}
     for point in view.points:
         x, y = x_of(point), y_of(point)
         if x is not None and y is not None:
             grouped.setdefault((point.method, point.estimator, point.quantise), []).append((x, y, point))
-    traces = []
     for (method, estimator, quantise), points in grouped.items():
         name = line_name(method, estimator, quantise)
         colour = ESTIMATOR_COLOURS.get(estimator, "other") if estimator else METHOD_COLOURS.get(method, "baseline")
         line, (open_or_filled, size) = figure.line(colour, 2), MARKERS[quantise]
-        symbol = SYMBOLS.get(method, "circle") + open_or_filled
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": name,
-                "meta": figure.GHOST_ALWAYS,
-                "legendgroup": name,
-                "showlegend": False,
-                "x": [figure.rounded(x) for x, _, _ in points],
-                "y": [figure.rounded(y) for _, y, _ in points],
-                "ids": [pick_value(point) for *_, point in points],
-                "customdata": [
-                    [number(point.target_sparsity, ".0%"), number(point.perplexity or 0.0, ".2f")]
-                    for *_, point in points
-                ],
-                "line": line,
-                "marker": {"size": size, "color": line["color"], "symbol": symbol},
-                "hovertemplate": gettext(
-                    "<b>{name}</b>, target %{{customdata[0]}}<br>{words}<br>perplexity %{{customdata[1]}}",
-                    name=name,
-                    words=hover,
-                )
-                + "<extra></extra>",
-                **axes,
-            }
+        label = gettext(
+            "<b>{name}</b>, target %{{customdata[0]}}<br>{words}<br>perplexity %{{customdata[1]}}",
+            name=name,
+            words=hover,
         )
-    return traces
+        fig.curve(
+            panel,
+            name,
+            [y for _, y, _ in points],
+            label,
+            [figure.rounded(x) for x, _, _ in points],
+            mode="lines+markers",
+            meta=figure.GHOST_ALWAYS,
+            legendgroup=name,
+            ids=[pick_value(point) for *_, point in points],
+            customdata=[
+                [number(point.target_sparsity, ".0%"), number(point.perplexity or 0.0, ".2f")] for *_, point in points
+            ],
+            line=line,
+            marker={"size": size, "color": line["color"], "symbol": SYMBOLS.get(method, "circle") + open_or_filled},
+        )
 
 
-def perplexity_axis(layout: Json, view: SweepView, axes: Sequence[str]) -> None:
-    """Make these axes logarithmic, with limits and ticks for the view's perplexities."""
-    layout["hovermode"] = "closest"
+def perplexity_axis(fig: Figure, panel: int, view: SweepView) -> None:
+    """Make a panel's y axis logarithmic, with limits and ticks for the view's perplexities."""
     values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if drawable(value)]
     low, high = min(values, default=1.0), max(values, default=10.0)
     steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
     ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
     margin = 0.06 * math.log10(high / low) + 0.03
-    limits = [math.log10(low) - 1.5 * margin, math.log10(high) + margin]
-    for axis in axes:
-        layout[axis].update(
-            title=figure.title(gettext("perplexity, log scale")), type="log", range=limits, tickvals=ticks
-        )
-        layout[axis].update(ticktext=[number(tick, ",g") for tick in ticks])
+    limits, labels = [math.log10(low) - 1.5 * margin, math.log10(high) + margin], [number(tick, ",g") for tick in ticks]
+    title = gettext("perplexity, log scale")
+    fig.y_axis(panel, title, type="log", range=limits, tickvals=ticks, ticktext=labels)
 
 
 def drawable(perplexity: float | None) -> TypeGuard[float]:
@@ -192,19 +174,15 @@ def drawable(perplexity: float | None) -> TypeGuard[float]:
     return perplexity is not None and math.isfinite(perplexity)
 
 
-def _dense(view: SweepView, panel: int) -> tuple[list[Json], list[Json]]:
-    """The dense model's perplexity as a horizontal line, and its label."""
-    if not drawable(view.dense):
-        return [], []
-    mark, text = figure.suffix(panel), gettext("dense {perplexity:.1f}", perplexity=view.dense)
-    # On a log axis shapes are placed by value, annotations by its logarithm.
-    place = (f"x{mark} domain", 1), (f"y{mark}", math.log10(view.dense))
-    line = figure.across(panel, view.dense, {"color": "@dense", "width": 1.4})
-    return [line], [figure.annotation(text, *place, ("right", "top"), "@dense", 12)]
-
-
-def _equal_speed(panel: int) -> Json:
-    return figure.upright(panel, 1, {"color": "@dense", "width": 1, "dash": "2px,3px"})
+def _dense(fig: Figure, view: SweepView, panels: int) -> None:
+    """Add the dense model's perplexity as a horizontal line to all panels, with its label in the last."""
+    if drawable(view.dense):
+        line = {"color": "@dense", "width": 1.4}
+        fig.shapes += [figure.across(panel, view.dense, line) for panel in range(1, panels + 1)]
+        mark, text = figure.suffix(panels), gettext("dense {perplexity:.1f}", perplexity=view.dense)
+        # On a log axis shapes are placed by value, annotations by its logarithm.
+        place = (f"x{mark} domain", 1), (f"y{mark}", math.log10(view.dense))
+        fig.annotations.append(figure.annotation(text, *place, ("right", "top"), "@dense", 12))
 
 
 def named(point: SweepPoint) -> list[str]:
@@ -220,6 +198,66 @@ def _row(point: SweepPoint, view: SweepView) -> list[str]:
         number(point.removed, ".1%"),
         number(point.parameters, ","),
         number(point.perplexity, ".2f"),
-        "–" if view.dense is None else number(point.perplexity / view.dense, ".2f"),
-        "–" if point.divergence is None else number(point.divergence, ".3f"),
+        figure.cell(view.dense and point.perplexity / view.dense, ".2f"),
+        figure.cell(point.divergence, ".3f"),
     ]
+
+
+def size_chart(view: SweepView) -> Chart:
+    """Perplexity and KL from the dense model against bytes on disk; a step line shows the best model of each size."""
+    fig = Figure(2, "sweep-size", side_by_side=True, hovermode="closest")
+    best = set()
+    for panel, y_of in enumerate((perplexity_of, _divergence), start=1):
+        best |= {id(point) for point in _add_frontier(fig, panel, view, y_of)}
+        add_lines(fig, panel, view, _megabytes, y_of, gettext("%{{x:.1f}} MB"))
+        fig.x_axis(panel, gettext("size on disk, MB"), rangemode="tozero")
+    perplexity_axis(fig, 1, view)
+    fig.y_axis(2, gettext("KL from dense, nats per token"), rangemode="tozero")
+    measured = [
+        (point, size, perplexity)
+        for point in view.points
+        if (size := _megabytes(point)) is not None and (perplexity := point.perplexity) is not None
+    ]
+    model = gettext("Method"), gettext("Target sparsity"), gettext("GGUF type"), gettext("Size on disk, MB")
+    damage = gettext("Perplexity"), gettext("KL from dense, nats per token"), gettext("On the frontier")
+    return fig.chart(
+        gettext("Perplexity and KL against size on disk"),
+        gettext(
+            "Prune or quantise? The step line is the frontier: at each size, the best model that is no larger. Weights "
+            "are quantised to a GGUF type, dequantised, and evaluated in float32; the size is that of the file, "
+            "padding included. Models whose weights are not quantised are shown at their size in memory."
+        ),
+        (
+            [*model, *damage],
+            [
+                [
+                    *named(point),
+                    type_name(point.quantise),
+                    number(size, ".1f"),
+                    number(perplexity, ".2f"),
+                    figure.cell(point.divergence, ".4f"),
+                    gettext("yes") if id(point) in best else gettext("no"),
+                ]
+                for point, size, perplexity in measured
+            ],
+        ),
+        protocol=view.protocol,
+        picks=[pick_value(point) for point, *_ in measured],
+    )
+
+
+def _divergence(point: SweepPoint) -> float | None:
+    return point.divergence
+
+
+def _megabytes(point: SweepPoint) -> float | None:
+    return None if point.bytes is None else point.bytes / MEGABYTE
+
+
+def _add_frontier(fig: Figure, panel: int, view: SweepView, y_of: Value) -> list[SweepPoint]:
+    """Add a step line through the best model of each size; returns these models."""
+    best = frontier(view.points, y_of)
+    line = {"color": "@quiet", "width": 1.4, "dash": "solid", "shape": "hv"}
+    x, y = [figure.rounded(_megabytes(point) or 0) for point in best], [y_of(point) or 0 for point in best]
+    fig.curve(panel, gettext("frontier"), y, x=x, line=line, legendgroup="frontier")
+    return best

@@ -28,9 +28,8 @@ from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
-from .charts import MARKERS, type_name
+from .charts import MARKERS, measured_charts, type_name
 from .leaderboard import panel as leaderboard
-from .size_chart import measured_charts
 from .views import SweepChoice, SweepView
 
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)

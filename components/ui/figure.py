@@ -1,4 +1,4 @@
-"""Building blocks of all figures: the `Chart` itself, axes, lines, bands and labels. Pure; imports no gradio.
+"""Building blocks of all charts: `Figure` collects panels, curves, bars and marks, and makes a `Chart`. No gradio.
 
 Figures are plain dicts in plotly's JSON format: constructing `go.Figure` objects is too slow for the slider. The tests
 validate every figure with plotly. Colours are `"@name"` of `palette.py`.
@@ -7,14 +7,16 @@ validate every figure with plotly. Colours are `"@name"` of `palette.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..i18n.language import ENGLISH, gettext, language, separators, translate
+from ..i18n.language import ENGLISH, gettext, language, number, separators, translate
 from .palette import DASHES
 
 Json = dict[str, Any]
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # columns and rows
 
 POINTS = 160  # of a curve; more cannot be told apart on a screen
 # Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`pinned/overlay.py`).
@@ -69,6 +71,94 @@ class Chart:
         return json.dumps(self.plain(), separators=(",", ":"))
 
 
+class Figure:
+    """A chart in the making: panels, counted from 1, stacked or side by side.
+
+    The reader's zoom is kept as long as `revision` is the same. `shapes` and `annotations` are parts of the layout.
+    """
+
+    def __init__(self, panels: int, revision: str, side_by_side: bool = False, hovermode: str = "x") -> None:
+        self.data: list[Json] = []
+        self.shapes: list[Json] = []
+        self.annotations: list[Json] = []
+        marks = {"shapes": self.shapes, "annotations": self.annotations}
+        self.layout = _layout(panels, side_by_side) | {"hovermode": hovermode, "uirevision": revision} | marks
+        self._panels, self._side_by_side = panels, side_by_side
+
+    def x_axis(self, panel: int, title: str | None = None, **options: Any) -> None:
+        """Set the title and plotly's options of a panel's x axis."""
+        self._axis(f"xaxis{suffix(panel)}", title, options)
+
+    def y_axis(self, panel: int, title: str | None = None, **options: Any) -> None:
+        """Set the title and plotly's options of a panel's y axis."""
+        self._axis(f"yaxis{suffix(panel)}", title, options)
+
+    def _axis(self, name: str, title: str | None, options: Json) -> None:
+        if title is not None:
+            options["title"] = {"text": title, "font": {"color": "@quiet", "size": 13}, "standoff": 8}
+        self.layout[name].update(options)
+
+    def over_layers(self, layers: int, selected: int) -> None:
+        """Give stacked panels one axis over the layers, with ticks below the last and a band at the selected layer."""
+        span = [-0.6, max(layers, 1) - 0.4]
+        for panel in range(1, self._panels):
+            self.x_axis(panel, range=span, matches=f"x{suffix(self._panels)}", showticklabels=False)
+        self.x_axis(self._panels, gettext("layer"), range=span, dtick=step(layers))
+        self.shapes += [band(selected)] if layers else []
+
+    def curve(
+        self, panel: int, name: str, y: Sequence[float], hover: str = "", x: Sequence[float] | None = None, **more: Any
+    ) -> None:
+        """Add a line over `x`, by default the layers; `nan` leaves a gap. The first panel's are in the legend.
+
+        Without `hover` no label appears at its points. `more` are further properties of plotly's trace.
+        """
+        self._trace(panel, name, y, hover, x, {"type": "scatter", "mode": "lines", "showlegend": panel == 1, **more})
+
+    def bars(self, panel: int, name: str, y: Sequence[float], hover: str, colour: str, **more: Any) -> None:
+        """Add a bar for each layer. `more` are further properties of plotly's trace."""
+        marker = {"color": f"@{colour}", "line": {"width": 0}}
+        self.layout["bargap"] = 0.28
+        self._trace(panel, name, y, hover, None, {"type": "bar", "marker": marker, "showlegend": False, **more})
+
+    def _trace(
+        self, panel: int, name: str, y: Sequence[float], hover: str, x: Sequence[float] | None, more: Json
+    ) -> None:
+        trace = {
+            "name": name,
+            "x": list(range(len(y)) if x is None else x),
+            "y": [None if math.isnan(value) else rounded(value) for value in y],
+            **({"hovertemplate": f"{hover}<extra></extra>"} if hover else {"hoverinfo": "skip"}),
+            **axes_of(panel),
+        }
+        self.data.append(trace | more)
+
+    def hide_numbers(self) -> None:
+        """Leave all axes without numbers, since nothing is measured yet."""
+        for name, axis in self.layout.items():
+            if name[1:5] == "axis":
+                axis.update(showticklabels=False, range=[0, 1])
+
+    def heading(self, panel: int, text: str) -> None:
+        """Add a panel's title, above its left end."""
+        place = (f"x{suffix(panel)} domain", 0), (f"y{suffix(panel)} domain", 1.02)
+        self.annotations.append(annotation(text, *place, ("left", "bottom"), "@ink", 13))
+
+    def chart(self, title: str, note: str, table: Table, **more: Any) -> Chart:
+        """The chart with its texts and its data table; `more` are further fields of `Chart`."""
+        return Chart(title, note, self.data, self.layout, *table, side_by_side=self._side_by_side, **more)
+
+
+def table(columns: Mapping[str, Iterable[str]]) -> Table:
+    """A data table from its columns."""
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def cell(value: float | None, code: str) -> str:
+    """A number in a data table; a dash for None and nan."""
+    return "–" if value is None or math.isnan(value) else number(value, code)
+
+
 def rounded(value: float) -> float:
     """Rounds to five significant digits, to keep the JSON small."""
     return float(f"{value:.5g}")
@@ -84,9 +174,9 @@ def suffix(index: int) -> str:
     return "" if index == 1 else str(index)
 
 
-def axes_of(row: int) -> Json:
+def axes_of(panel: int) -> Json:
     """The names of the axes of a panel, counted from 1."""
-    return {"xaxis": f"x{suffix(row)}", "yaxis": f"y{suffix(row)}"}
+    return {"xaxis": f"x{suffix(panel)}", "yaxis": f"y{suffix(panel)}"}
 
 
 def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -104,24 +194,23 @@ def band(selected: int) -> Json:
     return _shaded("selected-layer", "x2", (selected - 0.5, selected + 0.5), "paper")
 
 
-def level(row: int, height: float) -> Json:
-    """A faint dotted line across a panel."""
-    return across(row, height, {"color": "@quiet", "width": 1, "dash": "2px,3px"})
+def removed_region(panel: int, start: float, end: float = 1) -> Json:
+    """The shaded region of removed units: from `start` to `end` along the x axis, over a panel's whole height."""
+    return _shaded(SETTING_SHAPE, f"x{suffix(panel)}", (start, end), f"y{suffix(panel)} domain")
 
 
-def threshold_line(row: int, height: float) -> Json:
-    """A strong dashed line across a panel."""
-    return across(row, height, {"color": "@ink", "width": 1.4, "dash": "5px,3px"}) | {"name": SETTING_SHAPE}
-
-
-def across(row: int, height: float, line: Json) -> Json:
+def across(panel: int, height: float, line: Json, **more: Any) -> Json:
     """A horizontal line across a panel."""
-    return _shape("line", f"x{suffix(row)} domain", (0, 1), f"y{suffix(row)}", (height, height), line)
+    return _shape("line", f"x{suffix(panel)} domain", (0, 1), f"y{suffix(panel)}", (height, height), line, **more)
 
 
-def upright(row: int, at: float, line: Json) -> Json:
+def upright(panel: int, at: float, line: Json) -> Json:
     """A vertical line over a panel's whole height."""
-    return _shape("line", f"x{suffix(row)}", (at, at), f"y{suffix(row)} domain", (0, 1), line)
+    return _shape("line", f"x{suffix(panel)}", (at, at), f"y{suffix(panel)} domain", (0, 1), line)
+
+
+def _shaded(name: str, xref: str, x: tuple[float, float], yref: str) -> Json:
+    return _shape("rect", xref, x, yref, (0, 1), {"width": 0}, name=name, layer="below", fillcolor="@band")
 
 
 def _shape(
@@ -129,21 +218,6 @@ def _shape(
 ) -> Json:
     ends = {"x0": x[0], "x1": x[1], "y0": y[0], "y1": y[1]}
     return {"type": kind, "xref": xref, "yref": yref, **ends, "line": line, **more}
-
-
-def _shaded(name: str, xref: str, x: tuple[float, float], yref: str) -> Json:
-    return _shape("rect", xref, x, yref, (0, 1), {"width": 0}, name=name, layer="below", fillcolor="@band")
-
-
-def removed_region(axes: Json, start: float) -> Json:
-    """The shaded region of removed units: from `start` to 1 along the x axis, over a panel's whole height."""
-    return _shaded(SETTING_SHAPE, axes["xaxis"], (start, 1), f"{axes['yaxis']} domain")
-
-
-def label(row: int, x: float, y: float, text: str) -> Json:
-    """A grey text that ends at `x` (a fraction of the panel's width), above `y` (a value)."""
-    place = (f"x{suffix(row)} domain", x), (f"y{suffix(row)}", y)
-    return annotation(text, *place, ("right", "bottom"), "@quiet", 12)
 
 
 def annotation(
@@ -154,19 +228,10 @@ def annotation(
     return {"text": text, **place, "showarrow": False, "font": {"color": color, "size": size}, **more}
 
 
-def layer_axes(layout: Json, panels: int, layers: int) -> None:
-    """Give stacked panels one axis over the layers, with ticks below the last."""
-    last = suffix(panels)
-    span = [-0.6, max(layers, 1) - 0.4]
-    for index in range(1, panels):
-        layout[f"xaxis{suffix(index)}"].update(range=span, matches=f"x{last}", showticklabels=False)
-    layout[f"xaxis{last}"].update(title=title(gettext("layer")), range=span, dtick=step(layers))
-
-
-def error_bars(module: str, errors: Sequence[float]) -> Json:
-    """Standard errors of a module's points."""
+def error_bars(colour: str, errors: Sequence[float]) -> Json:
+    """Standard errors of a curve's points."""
     array = [rounded(error) for error in errors]
-    return {"type": "data", "array": array, "color": f"@{module}", "thickness": 0.8, "width": 0}
+    return {"type": "data", "array": array, "color": f"@{colour}", "thickness": 0.8, "width": 0}
 
 
 def step(count: int) -> int:
@@ -176,21 +241,16 @@ def step(count: int) -> int:
 
 def waiting(title: str, message: str) -> Chart:
     """A chart with empty axes and a message that says what it waits for."""
-    layout = layout_of(1, revision="waiting")
-    middle = {"text": message, "xref": "paper", "yref": "paper", "x": 0.5, "y": 0.5, "showarrow": False}
-    layout["annotations"] = [{**middle, "font": {"color": "@quiet", "size": 14}}]
-    for name in ("xaxis", "yaxis"):
-        layout[name].update(showticklabels=False, showgrid=False, range=[0, 1])
-    return Chart(title, "", [], layout, [gettext("Numbers")], [[gettext("none yet")]])
+    figure = Figure(1, "waiting")
+    middle = ("paper", 0.5)
+    figure.annotations.append(annotation(message, middle, middle, ("center", "middle"), "@quiet", 14))
+    figure.hide_numbers()
+    figure.y_axis(1, showgrid=False)
+    return figure.chart(title, "", table({gettext("Numbers"): [gettext("none yet")]}))
 
 
-def title(text: str) -> Json:
-    """An axis' title."""
-    return {"text": text, "font": {"color": "@quiet", "size": 13}, "standoff": 8}
-
-
-def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
-    """The layout of `panels` plots, stacked or side by side. The zoom is kept as long as `revision` is the same."""
+def _layout(panels: int, side_by_side: bool) -> Json:
+    """The layout of `panels` plots."""
     axis = {
         "gridcolor": "@grid",
         "linecolor": "@rule",
@@ -209,7 +269,6 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
             "color": "@ink",
         },
         "margin": {"l": 56, "r": 12, "t": 34, "b": 44},
-        "hovermode": "x",
         "dragmode": "zoom",
         "showlegend": True,
         "legend": {
@@ -222,28 +281,17 @@ def layout_of(panels: int, revision: str, vertical: bool = True) -> Json:
             "bgcolor": "rgba(0,0,0,0)",
         },
         "hoverlabel": {"bgcolor": "@panel", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
-        "uirevision": revision,
     }
     if language() != ENGLISH:
         layout["separators"] = separators()
-    gap = 0.09 if vertical else 0.14
+    gap = 0.14 if side_by_side else 0.09
     length = (1 - gap * (panels - 1)) / panels  # of a panel, as a fraction of the figure
     for index in range(1, panels + 1):
         start = (index - 1) * (length + gap)
         domain = [round(max(0.0, start), 4), round(min(1.0, start + length), 4)]
-        flipped = [round(1 - domain[1], 4), round(1 - domain[0], 4)]
+        from_above = [round(1 - domain[1], 4), round(1 - domain[0], 4)]
         panel = suffix(index)
-        layout[f"xaxis{panel}"] = {
-            **axis,
-            "showgrid": False,
-            "anchor": f"y{panel}",
-            **({} if vertical else {"domain": domain}),
-        }
-        layout[f"yaxis{panel}"] = {**axis, "anchor": f"x{panel}", **({"domain": flipped} if vertical else {})}
+        layout[f"xaxis{panel}"] = {**axis, "showgrid": False, "anchor": f"y{panel}"}
+        layout[f"yaxis{panel}"] = {**axis, "anchor": f"x{panel}"}
+        layout[f"{'x' if side_by_side else 'y'}axis{panel}"]["domain"] = domain if side_by_side else from_above
     return layout
-
-
-def heading(text: str, axes: Json) -> Json:
-    """A panel's title, above its left end."""
-    place = (f"{axes['xaxis']} domain", 0), (f"{axes['yaxis']} domain", 1.02)
-    return annotation(text, *place, ("left", "bottom"), "@ink", 13)

@@ -12,8 +12,8 @@ import pytest
 from browsing import PATIENCE, Opened
 from tiny_page import in_job, publisher
 
-from components.export.published import html, site
-from components.export.published.views import Choice
+from components.export import pages, site
+from components.export.views import Choice
 from components.state.session import Session
 from intraslice.__main__ import main
 
@@ -32,7 +32,7 @@ def published(page_session, tiny):
 @pytest.fixture(scope="module")
 def file(published, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("published") / "tiny.html"
-    path.write_text(html.page(published), encoding="utf-8")
+    path.write_text(pages.page(published), encoding="utf-8")
     return path
 
 
@@ -133,7 +133,7 @@ def test_a_small_screen_the_readers_lights_and_paper(open_file, scheme) -> None:
 def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     file = tmp_path / "real.html"
     assert main(["publish", "--out", str(file), "--sparsities", "0", "0.3", "--eval-tokens", "2560"]) == 0
-    assert 4_000_000 < file.stat().st_size < html.MAX_BYTES
+    assert 4_000_000 < file.stat().st_size < pages.MAX_BYTES
     page = chromium.new_page()
     page.goto(file.as_uri())
     page.wait_for_selector("#ratios .main-svg")
@@ -154,7 +154,7 @@ def site_folder(tmp_path_factory, page_session: Session, on_device: OnDevice) ->
     choice = Choice((0, 30), ("Hello world",), 6, passage="Hello world, it's 2024 and I've paid")
     published = in_job(page_session, publisher(page_session).publish, on_device.request, choice)
     models = in_job(page_session, site.write_models, page_session, on_device.request, (0.0, 30.0), folder)
-    site.write_pages(folder, published, models, "python -m intraslice publish --site site")
+    site.write_pages(folder, published, models)
     return folder
 
 

@@ -205,6 +205,8 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     alone.on("request", lambda request: asked.append(request.url))
     alone.on("pageerror", lambda error: asked.append(str(error)))
     alone.goto(report)
-    alone.wait_for_function("document.querySelectorAll('.plot .main-svg').length >= 2")
-    assert asked == [report]
+    alone.wait_for_selector("#chart-1 .main-svg")
+    assert "Bars: planned ratio" in alone.inner_text("#chart-0 .isx-note")
+    assert alone.locator("#chart-0 tbody tr").count() == 3
+    assert {url for url in asked if not url.startswith("data:")} == {report}
     alone.close()

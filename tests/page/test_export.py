@@ -8,11 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_page import SOMEBODY, in_job
+from tiny_page import SOMEBODY, in_job, unpacked
 
 from components.export import files as exports
 from components.export import panel
-from components.export.report import Report, html
 from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.limits import DOWNLOAD_SECONDS
 from components.ratios.charts import ratio_chart
@@ -182,19 +181,22 @@ def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monke
     assert not home.exists()
 
 
-def test_the_report_stands_alone(session, tiny) -> None:
+def test_the_report_stands_alone(session, tiny, downloads) -> None:
     list(session.measure(tiny, "somebody"))
     plan, measured = session.plan(tiny), session.perplexities(tiny)
-    words = {"The same from a command line": exports.command_lines(session, tiny, "</script><b>")}
-    text = html(
-        Report("tiny", tiny.settings._asdict(), plan, measured, [ratio_chart(plan)], words), "window.Plotly = {};"
-    )
-    assert not re.search(r"(src|href)=|https?://", text)
-    assert "</script><b>" not in text
-    assert "Bars: planned ratio of each module" in text
-    assert "Click" not in text
-    for said in (f"{measured.sliced:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
-        assert said in text
-    figure = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1].replace("<\\/", "</"))
-    assert figure["data"][0]["y"] == ratio_chart(plan).data[0]["y"]
-    assert '"@' not in json.dumps(figure)
+    prompt = "</script><b>"
+    path = Path(panel.report(session, downloads, tiny, 1, prompt, [], [], [], False, []))
+    assert path.name == f"{exports.checkpoint_name(tiny)}.html"
+    text = re.sub(r"<script>/\*.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.S)  # without plotly.js
+    assert not re.search(r"""\bsrc=|https?://|href="(?!data:,)|@import|url\(|fetch\(|XMLHttpRequest""", text)
+    assert prompt not in text
+    for words in (f"{measured.sliced:.2f}", "windows of 32", "--eval-tokens 256", "pca"):
+        assert words in text
+    content = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
+    assert [len(steps) for steps in content["charts"].values()] == [1, 1]
+    ratios, importances = (chart for (chart,) in content["charts"].values())
+    assert ratios["data"][0]["y"] == ratio_chart(plan).data[0]["y"]
+    assert ratios["table"]["rows"] == ratio_chart(plan).rows
+    assert "Bars: planned ratio of each module" in ratios["note"]
+    assert "Click" not in ratios["note"] + importances["note"]
+    assert (ratios["layers"], content["layer"]) == (0, 1)  # nothing is chosen there

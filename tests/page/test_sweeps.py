@@ -11,8 +11,7 @@ from components.jobs.status import Status
 from components.state.request import Request
 from components.state.session import Session
 from components.sweep import measure as sweeps
-from components.sweep.charts import pick_value, removed_chart, speed_chart
-from components.sweep.size_chart import measured_charts, size_chart
+from components.sweep.charts import measured_charts, pick_value, removed_chart, size_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
 from intraslice.core.errors import NoRoomError, UserError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from ...i18n.language import gettext, lazy_gettext, number
 from ...state.snapshots.leaderboard import DTYPE, STAGES, TOKENS, Cell
 from ...ui import figure
-from ...ui.figure import Chart, Json
+from ...ui.figure import Chart, Figure
 from ...ui.labels import ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS, Terms
 
 LABELS = Terms(
@@ -36,55 +36,38 @@ TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of
 
 def sparsity_chart(cells: Sequence[Cell]) -> Chart:
     """KL and relative perplexity against sparsity, of one model's cells on one text."""
-    layout = figure.layout_of(2, revision=f"{cells[0].model} {cells[0].text}", vertical=False)
     # The longer calibrations of other methods are in the table alone: the legend would fill a phone's screen.
     drawn = [cell for cell in cells if cell.method == "intraslice" or cell.stage != "longer calibration"]
-    data = _lines(drawn, lambda cell: cell.sparsity, gettext("target %{{x:.0%}}"))
-    for axis in ("xaxis", "xaxis2"):
-        layout[axis].update(
-            title=figure.title(gettext("target sparsity")), tickformat=".0%", tickvals=_values(cells, "sparsity")
-        )
-    _damage_axes(layout)
+    fig = _damage_panels(
+        drawn, f"{cells[0].model} {cells[0].text}", lambda cell: cell.sparsity, gettext("target %{{x:.0%}}")
+    )
+    for panel in (1, 2):
+        fig.x_axis(panel, gettext("target sparsity"), tickformat=".0%", tickvals=_values(cells, "sparsity"))
     ranked = sorted(cells, key=lambda cell: (cell.sparsity, cell.divergence))
-    return Chart(
-        title=gettext("Leaderboard: damage against sparsity"),
-        note=gettext(
+    return fig.chart(
+        gettext("Leaderboard: damage against sparsity"),
+        gettext(
             "Which method damages the model least, at about equal parameters? Untrained slices compete with each "
             "other, recovered ones with each other. The longer calibration reads four times the text, and sequences "
             "that the dense model samples; the other methods with it are in the table."
         ),
+        figure.table(
+            {
+                gettext("Method"): map(_name, ranked),
+                gettext("Target sparsity"): [number(cell.sparsity, ".0%") for cell in ranked],
+                gettext("Actual sparsity"): [number(cell.removed, ".1%") for cell in ranked],
+                **_damage(ranked),
+                gettext("Dense passes of training or search"): [
+                    figure.cell(cell.passes or None, ".1f") for cell in ranked
+                ],
+                gettext("Prefill speed relative to dense"): [figure.cell(cell.prefill, ".2f") for cell in ranked],
+                gettext("Decode speed relative to dense"): [figure.cell(cell.decode, ".2f") for cell in ranked],
+                gettext("Answers that loop"): [figure.cell(cell.loops, ".0%") for cell in ranked],
+                gettext("Tokens per answer"): [figure.cell(cell.answer_tokens, ".1f") for cell in ranked],
+                gettext("Measured"): [cell.date.replace("-", NO_BREAK) for cell in ranked],
+            }
+        ),
         protocol=_protocol(cells),
-        data=data,
-        layout=layout,
-        side_by_side=True,
-        columns=[
-            gettext("Method"),
-            gettext("Target sparsity"),
-            gettext("Actual sparsity"),
-            gettext("Perplexity"),
-            gettext("Perplexity relative to dense"),
-            gettext("KL from dense, nats per token"),
-            gettext("Dense passes of training or search"),
-            gettext("Prefill speed relative to dense"),
-            gettext("Decode speed relative to dense"),
-            gettext("Answers that loop"),
-            gettext("Tokens per answer"),
-            gettext("Measured"),
-        ],
-        rows=[
-            [
-                _name(cell),
-                number(cell.sparsity, ".0%"),
-                number(cell.removed, ".1%"),
-                *_damage(cell),
-                number(cell.passes, ".1f") if cell.passes else "–",
-                *(_optional(speed, ".2f") for speed in (cell.prefill, cell.decode)),
-                _optional(cell.loops, ".0%"),
-                _optional(cell.answer_tokens, ".1f"),
-                cell.date.replace("-", NO_BREAK),
-            ]
-            for cell in ranked
-        ],
     )
 
 
@@ -98,91 +81,60 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
     if not shown:
         return None
     shown.sort(key=lambda cell: cell.parameters)
-    layout = figure.layout_of(2, revision=f"sizes {shown[0].text}", vertical=False)
+    fig = _damage_panels(shown, f"sizes {shown[0].text}", lambda cell: cell.parameters, "%{text}")
     sizes = _values(shown, "parameters")
-    data = _lines(shown, lambda cell: cell.parameters, "%{text}")
-    for axis in ("xaxis", "xaxis2"):
-        layout[axis].update(
-            title=figure.title(gettext("parameters of the dense model's layers, log scale")),
-            type="log",
-            tickvals=sizes,
-            ticktext=[_millions(size) for size in sizes],
-        )
-    _damage_axes(layout)
-    return Chart(
-        title=gettext("Damage at {sparsity:.0%} against model size", sparsity=SPARSITY),
-        note=gettext(
-            "Do larger models lose less? The models also differ in family, training text and type of the weights."
+    title, labels = gettext("parameters of the dense model's layers, log scale"), [_millions(size) for size in sizes]
+    for panel in (1, 2):
+        fig.x_axis(panel, title, type="log", tickvals=sizes, ticktext=labels)
+    return fig.chart(
+        gettext("Damage at {sparsity:.0%} against model size", sparsity=SPARSITY),
+        gettext("Do larger models lose less? The models also differ in family, training text and type of the weights."),
+        figure.table(
+            {
+                gettext("Model"): [cell.model_name for cell in shown],
+                gettext("Type of the weights"): [cell.weights for cell in shown],
+                gettext("Parameters of the layers"): [_millions(cell.parameters) for cell in shown],
+                gettext("Method"): map(_name, shown),
+                gettext("Dense perplexity"): [number(cell.dense_perplexity, ",.2f") for cell in shown],
+                **_damage(shown),
+            }
         ),
         protocol=_protocol(shown),
-        data=data,
-        layout=layout,
-        side_by_side=True,
-        columns=[
-            gettext("Model"),
-            gettext("Type of the weights"),
-            gettext("Parameters of the layers"),
-            gettext("Method"),
-            gettext("Dense perplexity"),
-            gettext("Perplexity"),
-            gettext("Perplexity relative to dense"),
-            gettext("KL from dense, nats per token"),
-        ],
-        rows=[
-            [
-                cell.model_name,
-                cell.weights,
-                _millions(cell.parameters),
-                _name(cell),
-                number(cell.dense_perplexity, ",.2f"),
-                *_damage(cell),
-            ]
-            for cell in shown
-        ],
     )
 
 
-def _lines(cells: Sequence[Cell], x_of: Callable[[Cell], float], hover: str) -> list[Json]:
+def _damage_panels(cells: Sequence[Cell], revision: str, x_of: Callable[[Cell], float], hover: str) -> Figure:
     """A line per method, stage and estimator: KL in the left panel, relative perplexity in the right one."""
+    fig = Figure(2, revision, side_by_side=True, hovermode="closest")
     order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
     for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
         groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
-    traces = []
-    for panel, value in ((1, "divergence"), (2, "perplexity_ratio")):
-        for (method, stage, estimator), points in groups.items():
-            line = figure.line(METHOD_COLOURS.get(method, "baseline"), 1.6)
-            symbol = OTHER_ESTIMATOR_SYMBOL if estimator else SYMBOLS.get(method, "circle")
-            line["dash"] = DASHES.get(stage, line["dash"])
-            symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
-            errors = [figure.rounded(getattr(point, f"{value}_error")) for point in points]
-            traces.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": _name(points[0]),
-                    "legendgroup": f"{method} {stage} {estimator}",
-                    "showlegend": panel == 1,
-                    "x": [x_of(point) for point in points],
-                    "y": [figure.rounded(getattr(point, value)) for point in points],
-                    "text": [point.model_name for point in points],
-                    "error_y": {"type": "data", "array": errors, "color": line["color"], "thickness": 0.8, "width": 0},
-                    "line": line,
-                    "marker": {"size": 8, "color": line["color"], "symbol": symbol},
-                    "hovertemplate": f"<b>{_name(points[0])}</b><br>{hover}<br>%{{y:.3g}}<extra></extra>",
-                    **figure.axes_of(panel),
-                }
-            )
-    return traces
-
-
-def _damage_axes(layout: Json) -> None:
-    layout["hovermode"] = "closest"
-    for axis, title in (
-        ("yaxis", gettext("KL from dense, log scale")),
-        ("yaxis2", gettext("perplexity relative to dense, log scale")),
+    ticktext = [number(tick, ",g") for tick in TICKS]
+    for panel, value, title in (
+        (1, "divergence", gettext("KL from dense, log scale")),
+        (2, "perplexity_ratio", gettext("perplexity relative to dense, log scale")),
     ):
-        ticktext = [number(tick, ",g") for tick in TICKS]
-        layout[axis].update(title=figure.title(title), type="log", tickvals=TICKS, ticktext=ticktext)
+        fig.y_axis(panel, title, type="log", tickvals=TICKS, ticktext=ticktext)
+        for (method, stage, estimator), points in groups.items():
+            name, colour = _name(points[0]), METHOD_COLOURS.get(method, "baseline")
+            line = figure.line(colour, 1.6)
+            line["dash"] = DASHES.get(stage, line["dash"])
+            symbol = OTHER_ESTIMATOR_SYMBOL if estimator else SYMBOLS.get(method, "circle")
+            symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
+            fig.curve(
+                panel,
+                name,
+                [getattr(point, value) for point in points],
+                f"<b>{name}</b><br>{hover}<br>%{{y:.3g}}",
+                [x_of(point) for point in points],
+                mode="lines+markers",
+                legendgroup=f"{method} {stage} {estimator}",
+                text=[point.model_name for point in points],
+                error_y=figure.error_bars(colour, [getattr(point, f"{value}_error") for point in points]),
+                line=line,
+                marker={"size": 8, "color": line["color"], "symbol": symbol},
+            )
+    return fig
 
 
 def _protocol(cells: Sequence[Cell]) -> str:
@@ -205,23 +157,23 @@ def _name(cell: Cell) -> str:
     return name if cell.stage == "training-free" else f"{name}, {LABELS[cell.stage]}"
 
 
-def _damage(cell: Cell) -> tuple[str, str, str]:
-    """Perplexity, its ratio to the dense one, and KL, as text."""
-    return (
-        number(cell.perplexity, ",.2f"),
-        _with_error(cell.perplexity_ratio, cell.perplexity_ratio_error),
-        _with_error(cell.divergence, cell.divergence_error),
-    )
+def _damage(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """The table's columns of perplexity, its ratio to the dense one, and KL."""
+    return {
+        gettext("Perplexity"): [number(cell.perplexity, ",.2f") for cell in cells],
+        gettext("Perplexity relative to dense"): [
+            _with_error(cell.perplexity_ratio, cell.perplexity_ratio_error) for cell in cells
+        ],
+        gettext("KL from dense, nats per token"): [
+            _with_error(cell.divergence, cell.divergence_error) for cell in cells
+        ],
+    }
 
 
 def _with_error(value: float, error: float) -> str:
     """Both rounded to the first two digits of the error."""
     digits = 1 - math.floor(math.log10(error))
     return " ± ".join(number(round(shown, digits), f",.{max(digits, 0)}f") for shown in (value, error))
-
-
-def _optional(value: float | None, code: str) -> str:
-    return "–" if value is None else number(value, code)
 
 
 def _values(cells: Sequence[Cell], name: str) -> list[float]:

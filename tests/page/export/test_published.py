@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import json
 import math
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_page import SOMEBODY, in_job, publisher
+from tiny_page import SOMEBODY, in_job, publisher, unpacked
 
 from components.device import files as device_files
 from components.device import wllama
-from components.export import panel
-from components.export.published import charts, html, measure, site
-from components.export.published.pack import pack
-from components.export.published.views import Choice, Published
+from components.export import measure, pages, panel, site
+from components.export.views import Choice, Published
 from components.i18n.language import LANGUAGES, use_language
 from components.state.request import Request
 from components.ui.downloads import Downloads
@@ -31,23 +28,6 @@ from intraslice.evaluation.generation import generate_text
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 <b>"), 6)
 
 
-def unpacked(text: str) -> object:
-    """As `page.js` does it."""
-    content = json.loads(gzip.decompress(base64.b64decode(text)))
-    known: list[object] = []
-
-    def full(node: object) -> object:
-        if isinstance(node, list):
-            return [full(item) for item in node]
-        if isinstance(node, dict):
-            return known[node["$"]] if "$" in node else {key: full(item) for key, item in node.items()}
-        return node
-
-    for part in content["parts"]:
-        known.append(full(part))
-    return full(content["whole"])
-
-
 @pytest.fixture(scope="module")
 def published(session, tiny) -> Published:
     return in_job(session, publisher(session).publish, tiny, CHOICE)
@@ -55,7 +35,7 @@ def published(session, tiny) -> Published:
 
 @pytest.fixture(scope="module")
 def text(published) -> str:
-    return html.page(published)
+    return pages.page(published)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +46,10 @@ def content(text) -> dict:
 def test_equal_parts_are_packed_once_and_come_back() -> None:
     curve = [round(math.sin(step), 6) for step in range(400)]
     content = {"charts": [{"curve": curve, "at": step} for step in range(50)], "words": "short", "none": None}
-    assert unpacked(pack(content)) == content
-    assert len(pack(content)) < 1.5 * len(pack({"charts": [{"curve": curve, "at": 0}]}))
+    assert unpacked(pages.pack(content)) == content
+    assert len(pages.pack(content)) < 1.5 * len(pages.pack({"charts": [{"curve": curve, "at": 0}]}))
     with pytest.raises(ValueError, match="JSON"):
-        pack([math.nan])
+        pages.pack([math.nan])
 
 
 def test_every_step_says_what_the_session_measured(session, tiny, published, content) -> None:
@@ -81,7 +61,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
         bars = [trace["y"] for trace in content["charts"]["ratios"][index]["data"] if trace["type"] == "bar"]
         for shown, module in zip(bars, ("attention", "mlp"), strict=True):
             assert shown == pytest.approx([getattr(layer, module) for layer in plan.layers], rel=1e-4, abs=1e-6)
-        table = content["steps"][index]["table"]
+        table = content["steps"][index]["parts"]["numbers"]
         sliced, step = measured.sliced_reading, published.steps[index]
         assert f"{sliced.value:.2f} ± {sliced.error:.2f}" in table
         if step.cross is None:
@@ -120,7 +100,7 @@ def test_axes_of_the_shift_have_room_for_every_step(published, content) -> None:
         traces = [trace for chart in drawn[1:] for trace in chart["data"] if trace["yaxis"] == axis]
         values = [value for trace in traces if "massive" not in trace["name"] for value in trace["y"]]
         assert low <= min(values) <= max(values) <= high
-    assert charts.shift_axis_limits(published.steps[:1]) == [1.05, -0.05, 1.05]
+    assert pages.shift_axis_limits(published.steps[:1]) == [1.05, -0.05, 1.05]
 
 
 def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
@@ -129,16 +109,16 @@ def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
     assert "default-src 'none'" in own
     assert not re.search(r"\bsrc=|@import|url\(|fetch\(|XMLHttpRequest", own)
     assert not re.search(r"""href="(?!data:,|https://arxiv\.org/abs/)""", own)
-    assert len(text.encode()) < html.MAX_BYTES
+    assert len(text.encode()) < pages.MAX_BYTES
     assert "w7 &lt;b&gt;" in own
     assert str(Path(tiny.settings.model).parent) not in own
     assert re.search(r"Perplexity on 256 tokens.*Calibrated on 8 x 32", own)
 
 
 def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
-    monkeypatch.setattr(html, "MAX_BYTES", 1000)
+    monkeypatch.setattr(pages, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match="fewer values of --sparsities"):
-        html.page(published)
+        pages.page(published)
 
 
 OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential", "iterative": True}
@@ -147,11 +127,12 @@ OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential
 @pytest.mark.parametrize("changed", [{}, OTHERWISE, {"shapes": "runtime", "seed": 3}])
 def test_the_command_in_the_file_makes_the_same(session, tiny, published, changed) -> None:
     tiny = tiny.with_settings(**changed)
-    line = measure.command(tiny.recipe(session.evaluation_tokens), session.device, published.choice)
+    recipe, place = tiny.recipe(session.evaluation_tokens), ["--out", "tiny.html"]
+    line = measure.command(recipe, session.device, place, CHOICE.percents, CHOICE.prompts)
     python, minus_m, module, *words = shlex.split(line)
     assert (python, minus_m, module) == ("python", "-m", "intraslice")
     a = parser().parse_args(words)
-    assert recipe_of(a) == tiny.recipe(session.evaluation_tokens)
+    assert recipe_of(a) == recipe
     assert measure.request_from_recipe(recipe_of(a)).with_settings(dtype="auto") == tiny
     assert (a.sparsities, tuple(a.prompts)) == ([0, 0.3, 0.6], CHOICE.prompts)
 
@@ -183,7 +164,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     monkeypatch.setattr(measure, "write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again.file).read_bytes() == Path(last.file).read_bytes()
-    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, "w9").embed
+    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, 0, "w9", SOMEBODY).embed
 
 
 @pytest.fixture
@@ -236,7 +217,7 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, 
 
 def test_in_german_it_is_all_german(published) -> None:
     with use_language("de"):
-        german = html.page(published)
+        german = pages.page(published)
     found = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', german, re.S)[1])
     assert '<html lang="de">' in german
     assert "Was das Zuschneiden von tiny kostet" in german
@@ -244,8 +225,8 @@ def test_in_german_it_is_all_german(published) -> None:
     assert re.search(r"<dd>Perplexität auf [\d.]+ Tokens in Fenstern von", german)
     step = found["steps"][1]
     assert step["said"].startswith("30 %, Perplexität ".replace(" %", "\u00a0%"))
-    assert re.search(r"30\u00a0%</b> der Parameter|\d\u00a0%</b> der Parameter", step["headline"])
-    assert '<th scope="col">Modulübergreifend</th>' in step["table"]
+    assert re.search(r"30\u00a0%</b> der Parameter|\d\u00a0%</b> der Parameter", step["parts"]["headline"])
+    assert '<th scope="col">Modulübergreifend</th>' in step["parts"]["numbers"]
     charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
     assert "Welche Schichten werden beschnitten" in charts_told
     assert not re.search(r"(?<![\w-])(the|removed|heads|perplexity)(?![\w-])", charts_told)
@@ -283,7 +264,7 @@ def folder(tmp_path: Path, session, tiny, measured, engine) -> Path:
     made = tmp_path / "site"
     made.mkdir()
     models = in_job(session, site.write_models, session, tiny, PERCENTS, made)
-    site.write_pages(made, measured, models, "python -m intraslice publish --site 'my <site>'")
+    site.write_pages(made, replace(measured, command="python -m intraslice publish --site 'my <site>'"), models)
     return made
 
 
@@ -307,10 +288,10 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) 
 
 
 def test_a_site_that_is_too_large_is_refused(folder, measured, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(site, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(pages, "MAX_BYTES", 1_000_000)
     (tmp_path / "large").mkdir()
     with pytest.raises(ValueError, match=r"the site is \d\.\d MB without its models, expected at most 1 MB"):
-        site.write_pages(tmp_path / "large", measured, [], "")
+        site.write_pages(tmp_path / "large", measured, [])
 
 
 def test_the_command_writes_it_whole_or_not_at_all(tiny, engine, tmp_path, capsys, monkeypatch) -> None:

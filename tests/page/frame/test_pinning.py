@@ -21,7 +21,7 @@ from components.state.settings import Settings
 from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
-from components.ui.figure import GHOST_ALWAYS, Chart, layout_of
+from components.ui.figure import GHOST_ALWAYS, Chart, Figure
 from components.ui.handlers import LiveOutput, spread_settings, unchanged
 from components.ui.headline import headline
 from components.ui.pinned import text as pinned
@@ -145,7 +145,9 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
     hidden = {**marks, "visible": "legendonly"}
     ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
-    layout = layout_of(1, "test") | {"shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]}
+    layout = Figure(1, "test").layout | {
+        "shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]
+    }
     sent = json.loads(overlay(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
     (trace,), (shape,) = sent["data"], sent["shapes"]
     assert trace["marker"]["symbol"] == "circle-open"
@@ -153,7 +155,7 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     assert "fill" not in trace
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
     assert sent["kinds"] == ["hollow rings"]
-    assert overlay(Chart("A?", "", [], layout_of(1, "test"), ["a"], [["b"]]).to_json()) == ""
+    assert overlay(Chart("A?", "", [], Figure(1, "test").layout, ["a"], [["b"]]).to_json()) == ""
 
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:

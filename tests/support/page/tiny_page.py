@@ -1,5 +1,8 @@
 """The page on a tiny model: a request, a session and a client that the tests of its parts share."""
 
+import base64
+import gzip
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from stepping import OnlyWhileAwaited
 from components import limits
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
-from components.export.published.measure import Publisher
+from components.export.measure import Publisher
 from components.spectra.measure import SpectraViews
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -80,6 +83,14 @@ def session(tiny) -> Session:
 def publisher(session: Session) -> Publisher:
     """As the Export tab has it."""
     return Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
+
+
+def unpacked(text: str) -> Any:
+    """The content of a published document, as `page.js` unpacks it."""
+    parts: list[Any] = []
+    for line in gzip.decompress(base64.b64decode(text)).decode().split("\n"):
+        parts.append(json.loads(line, object_hook=lambda node: parts[node["$"]] if "$" in node else node))
+    return parts[-1]
 
 
 def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:

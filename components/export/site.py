@@ -10,20 +10,19 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from ...device import wllama
-from ...device.files import writer
-from ...i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
-from ...jobs.job import Job
-from ...jobs.status import Status
-from ...state.request import DENSE, Request
-from ...state.session import Session
-from ...state.settings import PROMPT
-from ...ui.chart_bridge import PLOTLY
-from ...ui.scripts import DEVICE, asset, scoped
-from .html import fill
+from ..device import wllama
+from ..device.files import writer
+from ..i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
+from ..jobs.job import Job
+from ..jobs.status import Status
+from ..state.request import DENSE, Request
+from ..state.session import Session
+from ..state.settings import PROMPT
+from ..ui.chart_bridge import PLOTLY
+from ..ui.scripts import DEVICE, asset, scoped
+from . import pages
 from .views import Published
 
-MAX_BYTES = 8_000_000  # without models and WebAssembly
 ENGINE, MODELS = "wllama", "models"  # folders of the site
 
 # A page whose headers isolate it from others may use several threads.
@@ -49,11 +48,6 @@ class SiteModel(NamedTuple):
     bytes: int
 
 
-def model_path(percent: float) -> str:
-    """The address of a model below the site's own."""
-    return f"{MODELS}/{'dense' if percent == 0 else f'sliced-{percent:g}'}.gguf"
-
-
 def write_models(
     job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path
 ) -> list[SiteModel]:
@@ -62,44 +56,42 @@ def write_models(
     models = []
     for done, percent in enumerate(percents):
         job.emit(Status(lazy_gettext("Writing models"), "busy", done, len(percents)))
-        method = "intraslice" if percent else DENSE
+        method, name = ("intraslice", f"sliced-{percent:g}") if percent else (DENSE, "dense")
         write, _ = writer(job, session, request.with_settings(sparsity=percent, locked=""), method)
+        url = f"{MODELS}/{name}.gguf"
         with job.waiting():
-            write(path := folder / model_path(percent))
-        models.append(SiteModel(percent, model_path(percent), path.stat().st_size))
+            write(folder / url)
+        models.append(SiteModel(percent, url, (folder / url).stat().st_size))
     return models
 
 
-def write_pages(folder: Path, published: Published, models: Sequence[SiteModel], command: str) -> int:
+def write_pages(folder: Path, published: Published, models: Sequence[SiteModel]) -> int:
     """Write everything but the models; returns its size in bytes, without the WebAssembly files.
 
-    Args:
-        command: the shell command that makes the site.
-
     Raises:
-        ValueError: it exceeds `MAX_BYTES`.
+        TooLarge: it exceeds `MAX_BYTES` of pages.py.
         UserError: the WebAssembly files cannot be fetched.
     """
     about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
-    content = {"models": [model._asdict() for model in models], "engine": f"{ENGINE}/", "about": about}
+    more = {"models": [model._asdict() for model in models], "engine": f"{ENGINE}/", "about": about}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
-    scripts = scoped(*DEVICE, "published/site.js") + passage
-    device_style = asset("device/device.css")
+    scripts, style = scoped(*DEVICE) + passage + asset("published/site.js"), asset("device/device.css")
     for code in LANGUAGES:
         with use_language(code):
-            texts = {"own": escape(PROMPT), "languages": _languages(code), "command": escape(command)}
-            text = fill("site.html", published, scripts, content, **texts)
-        text = text.replace("</style>", f"{device_style}</style>", 1)
+            texts = {"own": escape(PROMPT), "languages": _languages(code), "command": escape(published.command)}
+            article = pages.article("site.html", published, **texts)
+            text = pages.document(article, more | pages.content(published), "site", style, scripts)
         (folder / _page_name(code)).write_text(text, encoding="utf-8")
-    shutil.copyfile(PLOTLY, folder / "plotly.min.js")
+    shutil.copyfile(PLOTLY, folder / PLOTLY.name)
     title = json.dumps(f"How much of {published.name} can be removed?")
-    readme = README.substitute(title=title, command=command, engine=about)
+    readme = README.substitute(title=title, command=published.command, engine=about)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"the site is {size / 1e6:.1f} MB without its models, expected at most {MAX_BYTES / 1e6:.0f} MB; use a "
-            "smaller model or fewer --prompts"
+    if size > pages.MAX_BYTES:
+        limit = pages.MAX_BYTES / 1e6
+        raise pages.TooLarge(
+            f"the site is {size / 1e6:.1f} MB without its models, expected at most {limit:.0f} MB; use a smaller "
+            "model or fewer --prompts"
         )
     shutil.copytree(wllama.fetch(), folder / ENGINE, ignore=shutil.ignore_patterns(".lock"))
     return size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,28 +14,26 @@ from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
 
-from ... import limits
-from ...activations.measure import ShiftViews
-from ...compare.answers import write_answers
-from ...compare.models import Columns
-from ...compare.passages import score_tokens
-from ...compare.views import Question
-from ...i18n.language import lazy_gettext
-from ...jobs.job import Job, Urgency
-from ...jobs.status import Status
-from ...spectra.measure import SpectraViews
-from ...state.caches import BoundedCache
-from ...state.calibrations import Calibrated
-from ...state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
-from ...state.session import Session
-from ...state.settings import Settings
-from ...state.views import Reading
-from ...sweep.views import SweepPoint, SweepView
-from ...ui import formatting
-from .. import files
+from .. import limits
+from ..activations.measure import ShiftViews
+from ..compare.answers import write_answers
+from ..compare.models import Columns
+from ..compare.passages import score_tokens
+from ..compare.views import Question
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job, Urgency
+from ..jobs.status import Status
+from ..spectra.measure import SpectraViews
+from ..state.caches import BoundedCache
+from ..state.calibrations import Calibrated
+from ..state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
+from ..state.session import Session
+from ..state.settings import Settings
+from ..state.views import Reading
+from ..sweep.views import SweepPoint, SweepView
+from ..ui import formatting
+from . import files
 from .views import PROMPTS, Choice, Published, Step
-
-__all__ = ["PROMPTS", "Choice", "Publisher", "publish_now", "request_from_recipe"]
 
 MAX_STEPS, MAX_PROMPTS = 61, 8
 Result = TypeVar("Result")
@@ -75,17 +73,19 @@ class Publisher:
             with job.emitting_only(status):
                 steps.append(self._step(job, step_request, choice))
         recipe = request.recipe(self._session.evaluation_tokens)
-        public_recipe = _without_folders(recipe)
+        public_recipe = without_folders(recipe)
         source = calibrated.loaded.source.replace(recipe.model, public_recipe.model)
         distances = [abs(percent - request.settings.sparsity) for percent in choice.percents]
+        name = files.model_label(public_recipe.model)
+        listed = () if choice.percents == Choice().percents else choice.percents
         return Published(
-            name=files.model_label(public_recipe.model),
+            name=name,
             source=f"{source}, {calibrated.loaded.model.dtype}".replace("torch.", ""),
             choice=choice,
             first=distances.index(min(distances)),
             steps=tuple(steps),
             sweep=_sweep(request, steps),
-            command=command(public_recipe, self._session.device, choice),
+            command=command(public_recipe, self._session.device, ["--out", f"{name}.html"], listed, choice.prompts),
         )
 
     def _step(self, job: Job, request: Request, choice: Choice) -> Step:
@@ -149,7 +149,7 @@ def _validated(choice: Choice) -> Choice:
     return Choice(tuple(percents), tuple(choice.prompts), tokens, choice.passage)
 
 
-def _without_folders(recipe: Recipe) -> Recipe:
+def without_folders(recipe: Recipe) -> Recipe:
     """The recipe with local paths reduced to their names: the published file must not disclose folders."""
     names = recipe.model, recipe.calibration.text
     model, text = (Path(name).name if Path(name).exists() else name for name in names)
@@ -157,64 +157,40 @@ def _without_folders(recipe: Recipe) -> Recipe:
     return replace(recipe, model=model, calibration=calibration, evaluation=evaluation)
 
 
-def _sweep(request: Request, steps: list[Step]) -> SweepView:
+def _sweep(request: Request, steps: Sequence[Step]) -> SweepView:
+    """The perplexities of both methods at all steps but 0 %."""
     points = []
-    for step in steps:
-        if step.percent == 0:
-            continue
-        for method, estimator in (("intraslice", request.slicing.estimator), ("crossmodule", "")):
-            target, cost = step.percent / 100, step.costs.columns.get(method)
+    for method, estimator in (("intraslice", request.slicing.estimator), ("crossmodule", "")):
+        for step in steps:
+            cost, note = step.costs.columns.get(method), step.costs.problems.get(method, "")
             removed, parameters, perplexity = (
                 (cost.removed, cost.parameters, cost.perplexity) if cost else (None, None, None)
             )
-            note = step.costs.problems.get(method, "")
-            points.append(SweepPoint(method, estimator, target, removed, parameters, perplexity, note=note))
-    points.sort(key=lambda point: point.method != "intraslice")
+            if step.percent:
+                target = step.percent / 100
+                points.append(SweepPoint(method, estimator, target, removed, parameters, perplexity, note=note))
     perplexities = steps[0].perplexities
     return SweepView(perplexities.dense, tuple(points), len(points), perplexities.protocol)
 
 
-def command(recipe: Recipe, device: str, choice: Choice) -> str:
-    """The shell command that reproduces the file."""
-    options = ["--out", f"{files.model_label(recipe.model)}.html"]
-    if tuple(choice.percents) != Choice().percents:
-        options += ["--sparsities", *(f"{percent / 100:g}" for percent in choice.percents)]
-    if tuple(choice.prompts) != PROMPTS:
-        options += ["--prompts", *choice.prompts]
-    return shlex.join(["python", "-m", "intraslice", *files.command_arguments(recipe, device, "publish", *options)])
-
-
-def site_command(
-    session: Session, request: Request, percents: Sequence[float], prompts: Sequence[str], name: str
+def command(
+    recipe: Recipe, device: str, place: Sequence[str], percents: Sequence[float], prompts: Sequence[str]
 ) -> str:
-    """The shell command that reproduces a site."""
-    recipe = _without_folders(request.recipe(session.evaluation_tokens))
-    options = ["--site", name, "--sparsities", *(f"{percent / 100:g}" for percent in percents)]
+    """The shell command that reproduces a page or a site.
+
+    `place` is the option that names what it writes; without `percents` it has those by default.
+    """
+    options = [*place]
+    options += ["--sparsities", *(f"{percent / 100:g}" for percent in percents)] if percents else []
     options += [] if tuple(prompts) == PROMPTS else ["--prompts", *prompts]
-    arguments = files.command_arguments(recipe, session.device, "publish", *options)
-    return shlex.join(["python", "-m", "intraslice", *arguments])
+    return shlex.join(["python", "-m", "intraslice", *files.command_arguments(recipe, device, "publish", *options)])
 
 
 def request_from_recipe(recipe: Recipe) -> Request:
     """The request of a recipe, as far as the page has controls for it. Raises UserError for invalid values."""
-    slicing, calibration = recipe.slicing, recipe.calibration
-    settings = Settings(
-        model=recipe.model,
-        text=calibration.text,
-        sequences=calibration.sequences,
-        length=calibration.length,
-        seed=calibration.seed,
-        sparsity=round(100 * slicing.sparsity, 9),
-        estimator=slicing.estimator,
-        bias=slicing.bias,
-        cap=round(100 * slicing.cap, 9),
-        order=slicing.order,
-        iterative=slicing.iterative,
-        shapes=slicing.shapes,
-        recovery=slicing.recovery,
-        dtype=recipe.dtype,
-    )
-    return parse(settings)
+    values = asdict(recipe.slicing) | asdict(recipe.calibration) | {"model": recipe.model, "dtype": recipe.dtype}
+    values |= {name: round(100 * values[name], 9) for name in ("sparsity", "cap")} | {"locked": ""}
+    return parse(Settings(**{name: values[name] for name in Settings._fields if name in values}))
 
 
 def publish_now(session: Session, request: Request, choice: Choice, report: Callable[[str], object]) -> Published:

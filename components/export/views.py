@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ...activations.views import ShiftView
-from ...compare.views import Answer, Costs, PassageView
-from ...spectra.views import SpectraView
-from ...state.settings import PROMPT
-from ...state.views import Perplexities, PlanView, Reading
-from ...sweep.views import SweepView
+from ..activations.views import ShiftView
+from ..compare.views import Answer, Costs, PassageView
+from ..spectra.views import SpectraView
+from ..state.settings import PROMPT
+from ..state.views import Perplexities, PlanView, Reading
+from ..sweep.views import SweepView
 
 PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language model is to a child.")
 
@@ -51,7 +51,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Published:
-    """All steps, their common data, and the command line that reproduces the page."""
+    """All steps, their common data, and the command line that reproduces the page or the site."""
 
     name: str
     source: str
@@ -60,8 +60,3 @@ class Published:
     steps: tuple[Step, ...]
     sweep: SweepView
     command: str
-
-    @property
-    def protocol(self) -> str:
-        """The protocol of the perplexities."""
-        return self.steps[0].perplexities.protocol
