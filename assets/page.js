@@ -29,6 +29,14 @@
 
   window.isxAddress = write;
 
+  // Answers to several calls may come in any order: an element shows the text with the greatest number.
+  const newest = {};
+  window.isxNewest = (element, value) => {
+    const [mark, number] = /^<!--(\d+)-->/.exec(value) ?? ["", 0];
+    if (Number(number) >= (newest[element]?.number ?? 0)) newest[element] = { number: Number(number), text: value.slice(mark.length) };
+    return newest[element].text;
+  };
+
   // Values that are what the page opens with anyway stay out of the link. Until the link has set the controls they are
   // not the link's, and would replace it.
   window.isxRemember = (values) => {

@@ -18,6 +18,7 @@ from ..jobs import limits
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
+from ..ui import screen
 from ..ui.handlers import LiveOutput, spread_settings
 from . import device_panel, handlers, html, passage_panel
 from .device_panel import DevicePanel
@@ -83,7 +84,7 @@ def build(session: Session, first: Request) -> ComparePanel:
                     empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer", apply_default_css=False
                 )
                 costs[name] = gr.HTML(elem_id=f"{name}-cost", apply_default_css=False)
-        perplexity = gr.HTML(elem_id="perplexity", apply_default_css=False)
+        perplexity = screen.newest("", "perplexity")
         costs["protocol"] = gr.HTML(elem_id="cost-protocol", apply_default_css=False)
         gr.HTML(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"), apply_default_css=False)
         with gr.Row(elem_id="sampling"):

@@ -15,6 +15,7 @@ from ..state.choices import NO_RECOVERY
 from ..state.session import Session
 from ..ui.downloads import Downloads
 from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from ..ui.screen import Texts
 from . import handlers, lesson, link, slider
 from .context import CHEAP, HEAVY, PRIVATE, Context
 from .controls import Controls
@@ -48,7 +49,7 @@ def connect(
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
-    texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
+    texts = Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
     move_outputs = [output for live_output in always for output in live_output.outputs]
     move_outputs += slider.Moved(*texts, controls.bias_found)
     move: dict[str, Any] = {
@@ -163,7 +164,8 @@ def connect(
     order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
     measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}
     measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
-    measured += [button.click(**measure_by_button, **PRIVATE) for button in (controls.train, frame.measure_here)]
+    pressed = gr.on([controls.train.click, frame.measure_here.click], **signal_move)
+    measured.append(pressed.then(**measure_by_button, **PRIVATE))
     on_latest(
         [controls.recovery.change],
         fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from ..i18n.language import lazy_gettext
 from . import limits, status
 from .job import Caller, Job
 from .scheduler import Scheduler
-from .status import Status
+from .status import NUMBERS, Status
 from .turns import Urgency
-from .waiting import AGAIN, PATIENCE, Line
+from .waiting import AGAIN, PATIENCE, Line, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
-REPEAT = object()  # an event of a job that has to emit its last status again
 
 
 @dataclass(eq=False)
@@ -40,11 +39,16 @@ class _Running:
     kind: str
     job: Job
     follows: dict[str, object]
-    has_line: bool = False  # it shares the page's status line with the client's other jobs
-    seen: dict[str, object] = field(default_factory=dict)  # what the client has looked at since
-    status: Status | None = None  # its last in that line; None again at its end
-    is_covered: bool = False  # another job's error is there instead
+    status: Status | None = None  # its last, if it has a part in the page's status line
     is_superseded: bool = False  # its client has moved on, which says enough
+
+
+@dataclass
+class _Client:
+    """What is known of a client whether or not anything runs for it."""
+
+    seen: dict[str, object] = field(default_factory=dict)  # what the client looks at
+    outcome: Status | None = None  # how a job ended, if that is to be said; until another one begins
 
 
 class Jobs:
@@ -54,7 +58,8 @@ class Jobs:
         self.scheduler = scheduler or Scheduler()
         self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
-        self._lock = threading.Lock()
+        self._clients: dict[str, _Client] = {}
+        self._lock = threading.RLock()
         self._line = Line()
 
     def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
@@ -66,15 +71,30 @@ class Jobs:
 
     def look(self, client: str, **at: object) -> None:
         """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
+        self._client(client).seen.update(at)
         for running in self._of(client):
-            running.seen.update(at)
             if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
                 running.is_superseded = True
                 running.job.stop()
 
     def looked_at(self, client: str, what: str, default: Any) -> Any:
-        """What a client has looked at since a job of theirs began that still runs."""
-        return next((running.seen[what] for running in self._of(client) if what in running.seen), default)
+        """What a client looks at, or the default if they have never told."""
+        return self._client(client).seen.get(what, default)
+
+    def status(self, client: str, ready: Status) -> Status:
+        """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready`.
+
+        Whatever a job that has ended said is not in it, since the jobs that run are all that it is made of. Of several
+        it is the newest one's that does not wait. The number is taken before all else: what has the greatest number
+        comes after the last change.
+        """
+        number = next(NUMBERS)
+        with self._lock:
+            outcome = self._client(client).outcome
+            running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
+        busy = max(reversed(running), key=lambda status: not isinstance(status, Waiting), default=None)
+        is_error = outcome is not None and outcome.kind == "error"
+        return replace((outcome if is_error else busy or outcome) or ready, number=number)
 
     def is_running(self, client: str, kind: str, **follows: object) -> bool:
         """Whether a client's job of a kind runs that follows just this, and has neither ended nor been stopped."""
@@ -110,77 +130,71 @@ class Jobs:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
         While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
-        at something else (`look`). The last event is a status that replaces what the job has said, whatever ends it: an
-        error, "Cancelled.", or `ready()`. Jobs with `ready` share the page's status line. Where others of the client
-        go on, the line is `taken`, and they repeat their statuses.
+        at something else (`look`). Jobs with `ready` have a part in the page's status line, which is in each of their
+        statuses. Whatever ends a job, its last event is a status, made after the job is forgotten: an error,
+        "Cancelled.", or `ready()`; without `ready` a job that is done has none.
         """
         self.halt(client, kind, is_superseded=True)
-        caller = self.caller()
+        caller, last = self.caller(), None
+
+        def with_line(event: Any) -> Any:
+            is_shown = ready is not None and isinstance(event, Status)
+            return replace(event, line=self.status(client, ready())) if is_shown else event
+
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, follows, has_line=ready is not None)
+                running = _Running(client, kind, job, follows)
                 self._running.append(running)
+            if ready is not None:
+                self._client(client).outcome = Status(refusal, "error") if refusal else None
         if refusal:
-            yield Status(refusal, "error")
+            yield with_line(Status(refusal, "error"))
             return
         began = time.monotonic()
         try:
-            last = yield from self._events(running)
-            if job.stopped and not running.is_superseded:
-                last = Status(CANCELLED, "ready")
-            if last := last or (ready and ready()):
-                yield self._last(running, last)
+            for event in self._events(job):
+                if ready is not None and isinstance(event, Status):
+                    running.status = event
+                yield with_line(event)
+        except Exception as problem:
+            last = failure(problem)
         finally:
             job.stop()
-            self._line.note(kind, job)
+            if job.stopped and not running.is_superseded:
+                last = Status(CANCELLED, "ready")
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
-            how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
-            line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
-            memory = psutil.Process().memory_info().rss / 1e6
-            log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
+                if last is not None and ready is not None:
+                    self._client(client).outcome = last
+            self._note_end(running, time.monotonic() - began)
+        if last := last or (ready and ready()):
+            yield with_line(replace(last, stopped=job.stopped))
 
-    def _events(self, running: _Running) -> Generator[Any, None, Status | None]:
-        """Yields a job's events; returns the status of its failure, if it fails."""
-        job, shown, shown_at = running.job, None, -math.inf
-        try:
-            for events in job.events(PATIENCE):
-                if events:
-                    shown = None
-                elif time.monotonic() >= shown_at + AGAIN:
-                    waiting = self._line.status(job, self.scheduler, self._kinds())
-                    if waiting not in (None, shown):
-                        shown, shown_at = waiting, time.monotonic()
-                        events = [waiting]
-                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
-                    if type(event) is type(following):
-                        continue
-                    event = running.status if event is REPEAT else event
-                    is_in_line = running.has_line and isinstance(event, Status)
-                    running.status = event if is_in_line else running.status
+    def _events(self, job: Job) -> Iterator[Any]:
+        """A job's events, and statuses that say for how many jobs it waits. Raises what the job failed with."""
+        shown, shown_at = None, -math.inf
+        for events in job.events(PATIENCE):
+            if events:
+                shown = None
+            elif time.monotonic() >= shown_at + AGAIN:
+                waiting = self._line.status(job, self.scheduler, self._kinds())
+                if waiting not in (None, shown):
+                    shown, shown_at = waiting, time.monotonic()
+                    events = [waiting]
+            for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
+                if type(event) is not type(following):
                     yield event
-                    running.is_covered &= not is_in_line  # only now the client has it
-        except Exception as problem:
-            return failure(problem)
-        return None
 
-    def _last(self, running: _Running, status: Status) -> Status:
-        """A job's last status, which takes the page's line only from the job itself.
-
-        The jobs that go on repeat theirs: only what comes through a job's own events arrives in order.
-        """
-        with self._lock:
-            running.status = None
-            others = [other for other in self._running if other.client == running.client and other.status is not None]
-            if status.kind == "error" or not running.has_line:
-                for other in others if running.has_line else ():
-                    other.is_covered = True
-                return status
-            for other in others if not running.is_covered else ():
-                other.job.deliver(REPEAT)
-            return replace(status, stopped=running.job.stopped, taken=running.is_covered or bool(others))
+    def _note_end(self, running: _Running, seconds: float) -> None:
+        """Note how long a job took, and how it ended."""
+        job = running.job
+        self._line.note(running.kind, job)
+        how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
+        line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
+        memory = psutil.Process().memory_info().rss / 1e6
+        log.info(line, running.kind, how, seconds, job.seconds, memory)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
@@ -196,6 +210,14 @@ class Jobs:
                 "Too many jobs ({count}) from other sessions are waiting. Try again in a minute.", count=waiting
             )
         return ""
+
+    def _client(self, name: str) -> _Client:
+        """What is known of a client; the one that was used longest ago is forgotten."""
+        with self._lock:
+            client = self._clients[name] = self._clients.pop(name, None) or _Client()
+            if len(self._clients) > limits.PAGES.value:
+                del self._clients[next(iter(self._clients))]
+            return client
 
     def _kinds(self) -> dict[Job, str]:
         with self._lock:

@@ -1,5 +1,6 @@
 """What a move of the slider shows is made once for all clients, and is never that of another state."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -16,15 +17,15 @@ from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
-from components.ui import formatting
+from components.ui import screen
 from components.ui.handlers import unchanged
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The charts and readouts that are made."""
+    """The charts that are made."""
     made: list[str] = []
-    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart"), (formatting, "readout")):
+    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart")):
         original = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *values, name=name, original=original: (made.append(name), original(*values))[1]
@@ -33,15 +34,16 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
-    return (*panel.show(session, request, layer, client), *slider.texts_of(session, request))
+    view = replace(session.view(request, client), status=Status(""))  # without its number
+    return (*panel.show(session, request, layer, client), *slider.moved(view))
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
     request = tiny.with_settings(sparsity=21)
     first = moved(session, request)
-    assert sorted(made) == ["importance_chart", "ratio_chart", "readout"]
+    assert sorted(made) == ["importance_chart", "ratio_chart"]
     assert moved(session, request, "another") == first
-    assert len(made) == 3
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("other", [{"sparsity": 23}, {"estimator": "uniform"}, {"locked": "0 mlp 0"}, {"cap": 50}])
@@ -72,7 +74,7 @@ def test_a_measurement_appears_at_once(session, tiny, made) -> None:
 
 def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> None:
     """It may have been refused: the status says what happens."""
-    words = slider.texts_of(session, tiny.with_settings(model="nobody/nothing")).headline
+    words = screen.texts(session.view(tiny.with_settings(model="nobody/nothing"), SOMEBODY)).headline
     assert "There is nothing to show for this model" in words
 
 
@@ -83,13 +85,12 @@ def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_
     began, moved = tiny.with_settings(order="sequential", sparsity=33), tiny.with_settings(sparsity=20)
     answers = slider.measure(session, began, 0, None, "ada")
     assert next(answer for answer in answers if answer.headline != gr.skip())
-    slider.preview(session, [], moved, 0, None, "ada")
-    lazy_gettext = list(answers)
-    assert "Calibrated" in lazy_gettext[-1].status
-    assert {str(answer.headline) for answer in lazy_gettext} == {str(gr.skip())}
-    assert {str(answer.perplexity) for answer in lazy_gettext} == {str(gr.skip())}
-    back = slider.measure(session, began, 0, None, "ada")
-    assert list(back)[-1].headline != gr.skip()
+    slider.move(session, [], [], moved, 0, "ratios", None, "ada")
+    later = list(answers)
+    assert "Calibrated" in later[-1].status
+    assert {str(text) for answer in later for text in answer[1:]} == {str(gr.skip())}
+    session.jobs.look("ada", request=began)
+    assert list(slider.measure(session, began, 0, None, "ada"))[-1].headline != gr.skip()
 
 
 def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
