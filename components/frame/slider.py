@@ -79,8 +79,9 @@ def move(
 
 def moved(view: View) -> Moved:
     """The texts of a view, and the bias set by its importances."""
-    is_set = view.plan is None or view.request.slicing.bias is not None
-    return Moved(*screen.texts(view), gr.skip() if is_set else round(view.plan.bias, 2))
+    plan, slicing = view.plan, view.request.slicing
+    bias = gr.skip() if plan is None or slicing.bias is not None else round(plan.bias, 2)
+    return Moved(*screen.texts(view), bias)
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:

@@ -81,8 +81,8 @@ class Jobs:
         """What a client looks at, or the default if they have never told."""
         return self._client(client).seen.get(what, default)
 
-    def status(self, client: str, ready: Status) -> Status:
-        """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready`.
+    def status(self, client: str, ready: Callable[[], Status]) -> Status:
+        """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
 
         Whatever a job that has ended said is not in it, since the jobs that run are all that it is made of. Of several
         it is the newest one's that does not wait. The number is taken before all else: what has the greatest number
@@ -94,7 +94,7 @@ class Jobs:
             running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
         busy = max(reversed(running), key=lambda status: not isinstance(status, Waiting), default=None)
         is_error = outcome is not None and outcome.kind == "error"
-        return replace((outcome if is_error else busy or outcome) or ready, number=number)
+        return replace((outcome if is_error else busy or outcome) or ready(), number=number)
 
     def is_running(self, client: str, kind: str, **follows: object) -> bool:
         """Whether a client's job of a kind runs that follows just this, and has neither ended nor been stopped."""
@@ -139,7 +139,7 @@ class Jobs:
 
         def with_line(event: Any) -> Any:
             is_shown = ready is not None and isinstance(event, Status)
-            return replace(event, line=self.status(client, ready())) if is_shown else event
+            return replace(event, line=self.status(client, ready)) if is_shown else event
 
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)

@@ -92,7 +92,7 @@ class Session:
 
         The status is the first to be read: what has the greatest number is drawn from all that has happened before.
         """
-        status = self.jobs.status(client, self.ready(request))
+        status = self.jobs.status(client, partial(self.ready, request))
         return replace(
             self._setting(request),
             pinned=None if pinned is None else self._setting(pinned),

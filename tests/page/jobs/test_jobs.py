@@ -232,7 +232,7 @@ class Page:
 
     @property
     def line(self) -> Status:
-        return self.jobs.status("ada", READY)
+        return self.jobs.status("ada", lambda: READY)
 
     def run(self, kind: str, has_line: bool = True, **follows: object) -> Iterator[Status]:
         def work(job: Job) -> None:
