@@ -116,7 +116,7 @@ def answer(
             event = _with_offer(columns, request, event)
             status, event = status_line(event), _with_slicing_progress(latest, event)
         latest = event
-        is_named = columns.session.jobs.looked_at(client, "other", other) == other
+        is_named = columns.session.jobs.view_of(client, "other", other) == other
         if status is not None or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
             yield changed(shown, latest)._replace(status=status or gr.skip())
             shown, shown_at = latest, time.monotonic()
@@ -130,7 +130,7 @@ def name_other(columns: Columns, request: Request, other: str, shown: str, clien
 
     `shown` is the column as it is now: an answer of the same model stays.
     """
-    columns.session.jobs.look(client, other=other)
+    columns.session.jobs.set_view(client, other=other)
     if not other:
         return OtherColumn("", "")
     answer = gr.skip() if html.is_of(other, shown) else html.answer(OTHER, other=other)

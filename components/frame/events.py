@@ -15,7 +15,6 @@ from ..state.choices import NO_RECOVERY
 from ..state.session import Session
 from ..ui.downloads import Downloads
 from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
-from ..ui.screen import Texts
 from . import handlers, lesson, link, slider
 from .context import CHEAP, HEAVY, PRIVATE, Context
 from .controls import Controls
@@ -49,7 +48,7 @@ def connect(
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
-    texts = Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
+    texts = [controls.readout, frame.headline, frame.removed, frame.perplexity]
     move_outputs = [output for live_output in always for output in live_output.outputs]
     move_outputs += slider.Moved(*texts, controls.bias_found)
     move: dict[str, Any] = {
@@ -67,11 +66,10 @@ def connect(
         "outputs": move_outputs,
         **CHEAP,
     }
-    measured_outputs = [*slider.Measured(frame.status, *texts)]
     measure: dict[str, Any] = {
-        "fn": spread_settings(slider.on_release, session),
+        "fn": spread_settings(slider.on_release, session, outputs=slider.MEASURED),
         "inputs": with_pinned,
-        "outputs": measured_outputs,
+        "outputs": [frame.status, *texts],
         **HEAVY,
     }
     refresh = gr.Textbox(visible=False)  # not gr.State, which has no change event outside of the queue
@@ -103,7 +101,7 @@ def connect(
 
     def after_preparing(ready: gr.events.Dependency) -> None:
         prepared.append(ready.then(**fit, **PRIVATE).then(**signal_move))
-        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session)}
+        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session, outputs=slider.MEASURED)}
         measured.append(prepared[-1].then(**first_measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
@@ -162,7 +160,7 @@ def connect(
     controls.model.change(None, None, frame.notice, js="() => ''", **PRIVATE, **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}
+    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session, outputs=slider.MEASURED)}
     measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
     pressed = gr.on([controls.train.click, frame.measure_here.click], **signal_move)
     measured.append(pressed.then(**measure_by_button, **PRIVATE))

@@ -69,7 +69,7 @@ def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]
 
 def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str) -> tuple[Any, ...]:
     """Stop the jobs that only other tabs need. Returns a value for each tab's signal: a new one for the active tab."""
-    session.jobs.look(client, tab=active_tab)
+    session.jobs.set_view(client, tab=active_tab)
     return tuple(f"{time.time()}" if tab == active_tab else gr.skip() for tab in tabs)
 
 

@@ -119,9 +119,9 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     for end in (*context.opened.values(), *context.prepared, *context.pinned_measured):
         end.then(**draw_ghosts)
     measure_pinned = {
-        "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
+        "fn": spread_settings(slider.measure_pinned, session, outputs=slider.MEASURED, refuse=leave_unchanged),
         "inputs": [*settings, controls.layer, pinned],
-        "outputs": [*slider.Measured(frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity)],
+        "outputs": [frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity],
         **PRIVATE,
         **HEAVY,
     }

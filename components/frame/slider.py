@@ -14,7 +14,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.views import View
 from ..ui import formatting, screen
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, initial_values, values_of
 
 
 class Moved(NamedTuple):
@@ -27,14 +27,7 @@ class Moved(NamedTuple):
     bias_found: Any
 
 
-class Measured(NamedTuple):
-    """What a measurement changes."""
-
-    status: Any
-    readout: Any
-    headline: Any
-    removed: Any
-    perplexity: Any
+MEASURED = ("status", *screen.TEXTS)  # the outputs of measurements
 
 
 def preview(
@@ -68,7 +61,7 @@ def move(
 
     It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting.
     """
-    session.jobs.look(client, request=request)
+    session.jobs.set_view(client, request=request)
     values = preview(session, always, request, layer, pinned, client)
     session.prefetch(request, client)
     for live_output in when_open:
@@ -79,9 +72,10 @@ def move(
 
 def moved(view: View) -> Moved:
     """The texts of a view, and the bias set by its importances."""
-    plan, slicing = view.plan, view.request.slicing
-    bias = gr.skip() if plan is None or slicing.bias is not None else round(plan.bias, 2)
-    return Moved(*screen.texts(view), bias)
+    plan, answer = view.plan, dict[str, Any](screen.texts(view))
+    if plan is not None and view.request.slicing.bias is None:
+        answer["bias_found"] = round(plan.bias, 2)
+    return Moved(*values_of(answer, Moved._fields))
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
@@ -90,7 +84,7 @@ def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], e
         [gr.skip() for live_output in live_outputs for _ in live_output.outputs] for live_outputs in (always, when_open)
     )
     refused = formatting.numbered(next(NUMBERS), formatting.problem(error))
-    return *before, *unchanged(Moved)._replace(headline=refused), *after
+    return *before, *values_of({"headline": refused}, Moved._fields), *after
 
 
 def initial_texts(session: Session, request: Request) -> Moved:
@@ -98,7 +92,9 @@ def initial_texts(session: Session, request: Request) -> Moved:
     return initial_values(lambda: moved(session.view(request, "")))
 
 
-def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
+def measure(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
     """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
     A live request is measured after every release of the slider. Any other is measured by a button and continues when
@@ -109,27 +105,27 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
 
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """`measure` for live requests without a stored measurement; the others are measured by a button."""
-    yield unchanged(Measured)  # gradio clears the outputs of a generator that yields nothing
+    yield {}  # gradio clears the outputs of a generator that yields nothing
     if request.is_live and not session.has_stored(request):
         yield from measure(session, request, layer, pinned, client)
 
 
 def on_prepared(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
-    yield unchanged(Measured)
+    yield {}
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
 
 
 def measure_pinned(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
-    yield unchanged(Measured)
+    yield {}
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
@@ -140,11 +136,11 @@ def measure_pinned(
 
 def _drawn(
     events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """The newest view after each of a job's events; its texts where they have changed and are of what is looked at."""
     shown = None
     for _ in events:
         view = session.view(request, client, pinned)
         is_new = view.is_current and view != shown
-        yield Measured(screen.status(view), *(screen.texts(view) if is_new else unchanged(screen.Texts)))
+        yield {"status": screen.status(view), **(screen.texts(view) if is_new else {})}
         shown = view

@@ -26,28 +26,28 @@ from .waiting import AGAIN, PATIENCE, Line, Waiting
 log = logging.getLogger(__name__)
 
 CANCELLED = lazy_gettext("Cancelled.")
-PREFETCH = "prefetch"  # the kind of what nobody has asked for yet
+PREFETCH = "prefetch"  # the kind of work for which no client has asked yet
 REST = 0.15  # seconds without a move, after which the slider may be about to be released
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 
 @dataclass(eq=False)
 class _Running:
-    """A client's job, its kind, and what the client has to go on looking at for it to go on."""
+    """A client's job, its kind, and which part of the view it is for."""
 
     client: str
     kind: str
     job: Job
-    follows: dict[str, object]
+    cancel_when_changed: dict[str, object]
     status: Status | None = None  # its last, if it has a part in the page's status line
     is_superseded: bool = False  # its client has moved on, which says enough
 
 
 @dataclass
 class _Client:
-    """What is known of a client whether or not anything runs for it."""
+    """What is known of a client, whether or not anything runs for it."""
 
-    seen: dict[str, object] = field(default_factory=dict)  # what the client looks at
+    view: dict[str, object] = field(default_factory=dict)  # what was set by `set_view`
     outcome: Status | None = None  # how a job ended, if that is to be said; until another one begins
 
 
@@ -69,17 +69,17 @@ class Jobs:
                 running.is_superseded = is_superseded
                 running.job.stop()
 
-    def look(self, client: str, **at: object) -> None:
-        """Tell what a client looks at now, such as `settings` or a `tab`: jobs that follow something else end."""
-        self._client(client).seen.update(at)
+    def set_view(self, client: str, **at: object) -> None:
+        """Set a part of what a client views now, such as `request` or `tab`: jobs for another one are cancelled."""
+        self._client(client).view.update(at)
         for running in self._of(client):
-            if any(running.follows.get(what, seen) != seen for what, seen in at.items()):
+            if any(running.cancel_when_changed.get(what, value) != value for what, value in at.items()):
                 running.is_superseded = True
                 running.job.stop()
 
-    def looked_at(self, client: str, what: str, default: Any) -> Any:
-        """What a client looks at, or the default if they have never told."""
-        return self._client(client).seen.get(what, default)
+    def view_of(self, client: str, what: str, default: Any) -> Any:
+        """A part of what a client views, or the default if that was never set."""
+        return self._client(client).view.get(what, default)
 
     def status(self, client: str, ready: Callable[[], Status]) -> Status:
         """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
@@ -96,15 +96,19 @@ class Jobs:
         is_error = outcome is not None and outcome.kind == "error"
         return replace((outcome if is_error else busy or outcome) or ready(), number=number)
 
-    def is_running(self, client: str, kind: str, **follows: object) -> bool:
-        """Whether a client's job of a kind runs that follows just this, and has neither ended nor been stopped."""
-        jobs = [running.job for running in self._of(client) if running.kind == kind and running.follows == follows]
+    def is_running(self, client: str, kind: str, **cancel_when_changed: object) -> bool:
+        """Whether a client's job of a kind runs for just this view, and has neither ended nor been stopped."""
+        jobs = [
+            running.job
+            for running in self._of(client)
+            if running.kind == kind and running.cancel_when_changed == cancel_when_changed
+        ]
         return any(not (job.stopped or job.ended) for job in jobs)
 
-    def prefetch(self, client: str, work: Callable[[Job], Any], **follows: object) -> None:
-        """Run what a client will soon ask for, once they have rested for a moment and nobody has anything running.
+    def prefetch(self, client: str, work: Callable[[Job], Any], **cancel_when_changed: object) -> None:
+        """Run what a client will soon ask for, once they have rested for a moment and no client has a job.
 
-        Nobody hears of it; it ends when the client looks at something else, and whoever asks shares the work.
+        Its events reach no client, and it is cancelled when the client's view changes. Other jobs may share the work.
         """
 
         def rested(job: Job) -> None:
@@ -116,7 +120,7 @@ class Jobs:
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
         with self._lock:
             going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, follows)]
+            self._running = [*going_on, _Running(client, PREFETCH, job, cancel_when_changed)]
 
     def run(
         self,
@@ -125,14 +129,14 @@ class Jobs:
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.USUAL,
         ready: Callable[[], Status] | None = None,
-        **follows: object,
+        **cancel_when_changed: object,
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        While it waits for other clients' jobs, a status says for how many. With `follows` it ends when the client looks
-        at something else (`look`). Jobs with `ready` have a part in the page's status line, which is in each of their
-        statuses. Whatever ends a job, its last event is a status, made after the job is forgotten: an error,
-        "Cancelled.", or `ready()`; without `ready` a job that is done has none.
+        While it waits for other clients' jobs, a status says for how many. `cancel_when_changed` is the part of the
+        client's view (`set_view`) for which it is: it ends when that changes. Jobs with `ready` have a part in the
+        page's status line, which is in each of their statuses. Whatever ends a job, its last event is a status, made
+        after the job is forgotten: an error, "Cancelled.", or `ready()`; without `ready` a job that is done has none.
         """
         self.halt(client, kind, is_superseded=True)
         caller, last = self.caller(), None
@@ -145,7 +149,7 @@ class Jobs:
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, follows)
+                running = _Running(client, kind, job, cancel_when_changed)
                 self._running.append(running)
             if ready is not None:
                 self._client(client).outcome = Status(refusal, "error") if refusal else None
@@ -229,7 +233,7 @@ class Jobs:
 
 
 def failure(problem: BaseException) -> Status:
-    """The status of a failure. One that nobody expects is logged, and its text does not reach the client."""
+    """The status of a failure. An unexpected one is logged, and its text does not reach the client."""
     if isinstance(problem, (ValueError, *EXPECTED)):
         return Status(str(problem) or type(problem).__name__, "error")
     log.error("an internal error", exc_info=problem)
@@ -241,7 +245,7 @@ def failure(problem: BaseException) -> Status:
 def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:
     """A callback for the library that emits a job's progress as statuses, with the time that is left.
 
-    As often as somebody can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
+    As often as a client can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
     """
     start, moment, done = time.monotonic(), -math.inf, -1
     first: int | None = None  # what was done before

@@ -96,7 +96,7 @@ class Section(Generic[View]):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
                 yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
             else:
-                shown = self.session.jobs.looked_at(client, "request", request)
+                shown = self.session.jobs.view_of(client, "request", request)
                 yield Measured(*self.show(shown, layer, client), progress="")
 
     def build(self, first: Request, button: str, height: int) -> SectionPanel:

@@ -97,7 +97,7 @@ class Session:
             self._setting(request),
             pinned=None if pinned is None else self._setting(pinned),
             is_measuring=self.jobs.is_running(client, "measure", **_measured(request)),
-            is_current=self.jobs.looked_at(client, "request", request) == request,
+            is_current=self.jobs.view_of(client, "request", request) == request,
             status=status,
         )
 
@@ -323,5 +323,5 @@ class Session:
 
 
 def _measured(request: Request) -> dict[str, Any]:
-    """What the job `measure` follows: a live one ends when the client looks at another request, others never do."""
+    """The view that the job `measure` is for: a live one is cancelled when the request changes, others never are."""
     return {"request" if request.is_live else "measured": request}

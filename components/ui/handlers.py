@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import gradio as gr
@@ -102,14 +102,28 @@ def initial_values(answer: Callable[[], Outputs]) -> Outputs:
     return type(current)(*(lazy_value(i) if isinstance(value, str) else value for i, value in enumerate(current)))
 
 
+def values_of(answer: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Any, ...]:
+    """The values of all outputs in their order, from an answer that has those that change.
+
+    Raises ValueError for a name that is no output's.
+    """
+    if unknown := answer.keys() - set(outputs):
+        raise ValueError(f"{', '.join(sorted(unknown))} must be among the outputs {', '.join(outputs)}")
+    return tuple(answer.get(name, gr.skip()) for name in outputs)
+
+
 def spread_settings(
-    handler: Callable[..., Any], *bound: Any, refuse: Callable[[ValueError], Any] | None = None
+    handler: Callable[..., Any],
+    *bound: Any,
+    outputs: Sequence[str] | None = None,
+    refuse: Callable[[ValueError], Any] | None = None,
 ) -> Callable[..., Any]:
     """`handler(*bound, request, ...)` as a function with a parameter for each field of `Settings`, then the others.
 
-    Gradio calls it with the value of each control, and its API shows every parameter by name. A tuple of one output
-    becomes its value, as gradio expects. The parameter `pinned` is parsed into a `Request`, or None if no setting is
-    pinned. For invalid values it returns `refuse(error)`; without `refuse` it raises the error, which gradio shows.
+    Gradio calls it with the value of each control, and its API shows every parameter by name. With `outputs` an answer
+    by name becomes a value for each of them; a tuple of one output becomes its value, as gradio expects. The parameter
+    `pinned` is parsed into a `Request`, or None if no setting is pinned. For invalid values it returns `refuse(error)`;
+    without `refuse` it raises the error, which gradio shows.
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
 
@@ -120,10 +134,12 @@ def spread_settings(
         others = zip(rest, values[len(FIELDS) :], strict=False)
         return *bound, request, *(checks.get(parameter.name, _unchecked)(value) for parameter, value in others)
 
-    def unwrap(answer: Any) -> Any:
+    def convert(answer: Any) -> Any:
+        if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
+            answer = values_of(answer, outputs)
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return wrap_handler(handler, arguments, [*FIELDS, *rest], unwrap, refuse)
+    return wrap_handler(handler, arguments, [*FIELDS, *rest], convert, refuse)
 
 
 def only_if_active(tab: str, otherwise: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import gradio as gr
 
 from ..i18n.language import gettext
@@ -13,13 +11,7 @@ from .headline import headline, measure_button
 from .pinned.differences import name_of
 
 
-class Texts(NamedTuple):
-    """Texts outside of the tabs that depend on the settings (HTML)."""
-
-    readout: Any
-    headline: Any
-    removed: Any
-    perplexity: Any
+TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the settings
 
 
 def newest(value: str, elem_id: str) -> gr.HTML:
@@ -33,22 +25,19 @@ def status(view: View) -> str:
     return formatting.status_line(view.status)
 
 
-def texts(view: View) -> Texts:
-    """All other texts; for a setting that the model does not allow the headline says so, and the others stay."""
+def texts(view: View) -> dict[str, str]:
+    """All other texts, or for a setting that the model does not allow a headline that says so."""
     if view.problem is not None:
-        return Texts(gr.skip(), _numbered(view, formatting.problem(view.problem)), gr.skip(), gr.skip())
-    plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
-    drawn = Texts(
-        readout=formatting.readout(plan, measured, pinned),
-        headline=headline(plan, measured, _hint(view), pinned, measure_button(measured)),
-        removed=formatting.removed(plan),
-        perplexity=formatting.protocol(measured),
-    )
-    return Texts(*(_numbered(view, text) for text in drawn))
-
-
-def _numbered(view: View, html: str) -> str:
-    return formatting.numbered(view.status.number, html)
+        drawn = {"headline": formatting.problem(view.problem)}
+    else:
+        plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
+        drawn = {
+            "readout": formatting.readout(plan, measured, pinned),
+            "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
+            "removed": formatting.removed(plan),
+            "perplexity": formatting.protocol(measured),
+        }
+    return {name: formatting.numbered(view.status.number, text) for name, text in drawn.items()}
 
 
 def _pinned(view: View) -> PinnedView | None:

@@ -263,7 +263,7 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
 
     def move(*_: object) -> None:  # while the files are written
-        session.jobs.look(SOMEBODY, request=tiny.with_settings(sparsity=40))
+        session.jobs.set_view(SOMEBODY, request=tiny.with_settings(sparsity=40))
 
     monkeypatch.setattr(files_module, "require_deci", move)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)

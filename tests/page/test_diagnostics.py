@@ -175,7 +175,7 @@ def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
     events = []
     for event in views.measure(settings, "somebody"):
         events.append(event)
-        session.jobs.look("somebody", request=tiny.with_settings(sparsity=42))
+        session.jobs.set_view("somebody", request=tiny.with_settings(sparsity=42))
     assert [event.stopped for event in events] == [False, True]
     assert not views.is_measured(settings)
 

@@ -45,16 +45,16 @@ def test_a_job_ends_with_what_it_follows_or_when_replaced_and_spares_all_others(
     live = begun(jobs, "a", "measure", request=Settings(sparsity=30))
     shift = begun(jobs, "a", "shift", request=Settings(sparsity=30), tab="activations")
     asked, yours = begun(jobs, "a", "sweep"), begun(jobs, "you", "answer")
-    jobs.look("a", request=Settings(sparsity=30), tab="activations")  # another layer was clicked
+    jobs.set_view("a", request=Settings(sparsity=30), tab="activations")  # another layer was clicked
     assert next(live).text == next(shift).text == "working"
-    jobs.look("a", tab="compare")
+    jobs.set_view("a", tab="compare")
     assert list(shift) == []
     assert next(live).text == "working"
-    jobs.look("a", request=Settings(sparsity=31))
+    jobs.set_view("a", request=Settings(sparsity=31))
     assert list(live) == []
     again = begun(jobs, "a", "sweep")
     assert list(asked) == []
-    jobs.look("you", request=Settings(), tab="ratios")
+    jobs.set_view("you", request=Settings(), tab="ratios")
     assert next(again).text == next(yours).text == "working"
     jobs.halt("you")
     assert [event.text for event in yours] == ["Cancelled."]
@@ -146,17 +146,17 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     monkeypatch.setattr(Job, "sleep", sleep)
     jobs.prefetch("ada", work("first"), request=30)
     scheduler.step()
-    jobs.look("ada", request=31)  # moved on before the rest was over
+    jobs.set_view("ada", request=31)  # moved on before the rest was over
     scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
     jobs.prefetch("ada", work("second"), request=31)
     scheduler.step()  # ends the first
     scheduler.step()
     rest()
-    jobs.look("ada", request=31)  # let go where it is
+    jobs.set_view("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
     assert jobs._refusal("ada", "") == ""
-    jobs.look("ada", request=32)
+    jobs.set_view("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs
 
@@ -251,7 +251,7 @@ class Page:
 
     def end(self, how: Any, kind: str = "measure") -> None:
         if how == "moved":
-            self.jobs.look("ada", request=31)
+            self.jobs.set_view("ada", request=31)
         elif how == "cancelled":
             self.jobs.halt("ada", kind)
         elif how == "replaced":

@@ -96,7 +96,7 @@ def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(sear
     setting = tiny.with_settings(sparsity=35)
     answers = section.measure(setting, 0, SOMEBODY)
     shown = next(answer for answer in answers if isinstance(answer.summary, str))
-    session.jobs.look(SOMEBODY, request=tiny)
+    session.jobs.set_view(SOMEBODY, request=tiny)
     hidden = [*answers]
     assert shown.summary
     assert {answer.summary for answer in hidden if isinstance(answer.summary, str)} == {""}  # nothing of these settings
