@@ -10,7 +10,6 @@ from . import formatting
 from .headline import headline, measure_button
 from .pinned.differences import name_of
 
-
 TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the settings
 
 

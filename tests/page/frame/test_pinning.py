@@ -182,8 +182,8 @@ def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None
     *_, last = [answer["headline"] for answer in answers if "headline" in answer]
     assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last
     sequential = tiny.with_settings(order="sequential", sparsity=33)  # only its button slices that
-    for pinned in (other, None, sequential):  # the first is known by now
-        assert len(list(slider.measure_pinned(session, mine, 0, pinned, "ada"))) == 1
+    for setting in (other, None, sequential):  # the first is known by now
+        assert len(list(slider.measure_pinned(session, mine, 0, setting, "ada"))) == 1
 
 
 def test_compare_has_a_column_for_a(session: Session, tiny) -> None:

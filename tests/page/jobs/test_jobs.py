@@ -351,7 +351,9 @@ def test_the_line_ends_without_a_bar_in_whatever_order_answers_arrive(seed) -> N
             else:
                 arriving.extend([status_line(event)] * 2)
         elif arriving:
-            shown = max(shown, arriving.pop(chance.randrange(len(arriving))), key=lambda text: int(text[4:].split("--")[0]))
+            shown = max(
+                shown, arriving.pop(chance.randrange(len(arriving))), key=lambda text: int(text[4:].split("--")[0])
+            )
 
     for _ in range(30):
         act = chance.choice(["begin", "begin", "moved", "cancelled", *["step"] * 12])
