@@ -50,7 +50,7 @@ def connect(
     with_pinned = [*with_layer, controls.pinned]
     texts = [controls.readout, frame.headline, frame.removed, frame.perplexity]
     move_outputs = [output for live_output in always for output in live_output.outputs]
-    move_outputs += slider.Moved(*texts, controls.bias_found)
+    move_outputs += [*texts, controls.bias_found]
     move: dict[str, Any] = {
         "fn": spread_settings(
             slider.move, session, always, when_open, refuse=partial(slider.refuse_move, always, when_open)

@@ -142,8 +142,9 @@ class Jobs:
         caller, last = self.caller(), None
 
         def with_line(event: Any) -> Any:
-            is_shown = ready is not None and isinstance(event, Status)
-            return replace(event, line=self.status(client, ready)) if is_shown else event
+            if ready is None or not isinstance(event, Status):
+                return event
+            return replace(event, line=self.status(client, ready))
 
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
@@ -218,7 +219,7 @@ class Jobs:
     def _client(self, name: str) -> _Client:
         """What is known of a client; the one that was used longest ago is forgotten."""
         with self._lock:
-            client = self._clients[name] = self._clients.pop(name, None) or _Client()
+            client = self._clients[name] = self._clients.pop(name, _Client())
             if len(self._clients) > limits.PAGES.value:
                 del self._clients[next(iter(self._clients))]
             return client
