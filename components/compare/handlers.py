@@ -104,6 +104,7 @@ def answer(
     shown_at = 0.0
     yield unchanged(Answered)
     columns.note_end(client, stopped=False)
+    columns.session.jobs.set_view(client, other=other)
     is_named = True  # still: the user may name another model meanwhile
 
     def changed(before: answers.Answers, now: answers.Answers) -> Answered:
