@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -135,34 +136,30 @@ class Jobs:
 
         While it waits for other clients' jobs, a status says for how many. `cancel_when_changed` is the part of the
         client's view (`set_view`) for which it is: it ends when that changes. Jobs with `ready` have a part in the
-        page's status line, which is in each of their statuses. Whatever ends a job, its last event is a status, made
-        after the job is forgotten: an error, "Cancelled.", or `ready()`; without `ready` a job that is done has none.
+        page's status line, and each of their statuses says what that shows. Whatever ends a job, its last event is a
+        status, made after the job is forgotten: an error, "Cancelled.", or `ready()`. Without `ready` a job that is
+        done has none.
         """
         self.halt(client, kind, is_superseded=True)
         caller, last = self.caller(), None
-
-        def with_line(event: Any) -> Any:
-            if ready is None or not isinstance(event, Status):
-                return event
-            return replace(event, line=self.status(client, ready))
-
+        line = None if ready is None else partial(self.status, client, ready)
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
                 running = _Running(client, kind, job, cancel_when_changed)
                 self._running.append(running)
-            if ready is not None:
+            if line is not None:
                 self._client(client).outcome = Status(refusal, "error") if refusal else None
         if refusal:
-            yield with_line(Status(refusal, "error"))
+            yield Status(refusal, "error", line=line)
             return
         began = time.monotonic()
         try:
             for event in self._events(job):
-                if ready is not None and isinstance(event, Status):
-                    running.status = event
-                yield with_line(event)
+                if line is not None and isinstance(event, Status):
+                    running.status = event = replace(event, line=line)
+                yield event
         except Exception as problem:
             last = failure(problem)
         finally:
@@ -171,11 +168,11 @@ class Jobs:
                 last = Status(CANCELLED, "ready")
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
-                if last is not None and ready is not None:
+                if last is not None and line is not None:
                     self._client(client).outcome = last
             self._note_end(running, time.monotonic() - began)
         if last := last or (ready and ready()):
-            yield with_line(replace(last, stopped=job.stopped))
+            yield replace(last, stopped=job.stopped, line=line)
 
     def _events(self, job: Job) -> Iterator[Any]:
         """A job's events, and statuses that say for how many jobs it waits. Raises what the job failed with."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import limits
@@ -18,8 +19,8 @@ class Status:
     """What a job, or the page, is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
     The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`. `line`
-    is what the page's status line shows at that moment, if the job has a part in it; that has a `number`: of two, the
-    one with the greater number is newer.
+    returns what the page's status line shows now, if the job has a part in it; that has a `number`: of two, the one
+    with the greater number is newer.
     """
 
     text: str
@@ -29,7 +30,7 @@ class Status:
     seconds_left: float | None = None
     stopped: bool = False
     number: int = field(default=0, compare=False)
-    line: Status | None = field(default=None, compare=False)
+    line: Callable[[], Status] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "error":

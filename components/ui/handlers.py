@@ -74,7 +74,7 @@ class LiveOutput(NamedTuple):
 
 def status_line(event: Status) -> str:
     """What the page's status line shows once a job has emitted a status (HTML)."""
-    return formatting.status_line(event.line or event)
+    return formatting.status_line(event.line() if event.line else event)
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:

@@ -246,7 +246,7 @@ class Page:
     def begin(self, kind: str, **follows: object) -> Iterator[Status]:
         """The events of a job that has emitted its first, which the line shows."""
         events = self.run(kind, **follows)
-        assert next(events).line == self.line == replace(BUSY, text=kind)
+        assert next(events).line() == self.line == replace(BUSY, text=kind)
         return events
 
     def end(self, how: Any, kind: str = "measure") -> None:
@@ -285,7 +285,7 @@ def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> 
     is_error = isinstance(how, BaseException)
     assert (str(last.text), last.kind) == (text, "error" if is_error else "ready")
     assert last.stopped == (not is_error and how != "done")
-    assert replace(last, stopped=False) == replace(last.line, stopped=False) == page.line
+    assert replace(last, stopped=False) == replace(last.line(), stopped=False) == page.line
     assert ("a defect" in caplog.text or "unwrap" in caplog.text) == isinstance(how, (KeyError, Panic))
     assert page.jobs._running == []
     page.is_connected, page.ends = True, {}
@@ -303,14 +303,14 @@ def test_a_job_that_is_stopped_is_no_longer_in_the_line_even_before_it_ends() ->
 def test_the_line_is_of_the_newest_job_that_goes_on_and_waits_for_no_other() -> None:
     page = Page()
     sweep, measure = page.begin("sweep"), page.begin("measure", request=30)
-    assert next(sweep).line.text == "measure"
+    assert next(sweep).line().text == "measure"
     page.jobs._running[-1].status = Waiting("Waiting; jobs ahead: 1")
     assert page.line.text == "sweep"
     page.end("moved")
     (last,) = measure
-    assert (last.kind, last.line.text) == ("ready", "sweep")
+    assert (last.kind, last.line().text) == ("ready", "sweep")
     page.jobs.halt("ada")
-    assert [event.line for event in sweep] == [Status("Cancelled.", "ready")]
+    assert [event.line() for event in sweep] == [Status("Cancelled.", "ready")]
 
 
 def test_jobs_that_are_shown_elsewhere_are_not_in_the_line() -> None:
@@ -321,7 +321,7 @@ def test_jobs_that_are_shown_elsewhere_are_not_in_the_line() -> None:
     assert page.line.text == "answer"
     assert list(page.jobs.run("ada", "search", lambda job: job.emit("a view"))) == ["a view"]
     page.end("done", "answer")
-    assert list(answer)[-1].line == READY
+    assert list(answer)[-1].line() == READY
 
 
 def test_an_error_stays_until_the_client_begins_something_else() -> None:
@@ -330,7 +330,7 @@ def test_an_error_stays_until_the_client_begins_something_else() -> None:
     page.ends["gguf"] = OSError("the disk is full")
     *_, error = page.run("gguf")
     page.end("moved")
-    assert {event.line for event in (error, next(sweep), *measure)} == {Status("The disk is full.", "error")}
+    assert {event.line() for event in (error, next(sweep), *measure)} == {Status("The disk is full.", "error")}
     assert page.begin("answer")
 
 
