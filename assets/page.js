@@ -40,12 +40,12 @@ isx.remember = (values) => {
   return [];
 };
 
-// The button of a tab, and its tab opened and in the address.
-isx.tab = (id) => [...document.querySelectorAll(TABS)].find((button) => button.textContent.trim() === isx.tabs[id]);
-const noteTab = (id) => isx.address((wanted) => (id === firstTab ? wanted.delete("tab") : wanted.set("tab", id)));
-isx.openTab = (id) => {
-  if (isx.tab(id)?.getAttribute("aria-selected") !== "true") isx.tab(id)?.click();
-  noteTab(id);
+// Answers to several calls may come in any order: an element shows the text with the greatest number.
+const newest = {};
+isx.newest = (element, value) => {
+  const [mark, number] = /^<!--(\d+)-->/.exec(value) ?? ["", 0];
+  if (Number(number) >= (newest[element]?.number ?? 0)) newest[element] = { number: Number(number), text: value.slice(mark.length) };
+  return newest[element].text;
 };
 
 document.addEventListener("click", (event) => {

@@ -17,7 +17,7 @@ from .state import choices
 from .state.request import default_precision, parse
 from .state.session import Session
 from .state.settings import Settings
-from .ui import explainers, formatting
+from .ui import explainers, formatting, screen
 
 
 def build_app(session: Session) -> App:
@@ -29,12 +29,12 @@ def build_app(session: Session) -> App:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         notice = gr.HTML(elem_id="notice", apply_default_css=False)
-        headline = gr.HTML(initial.headline, elem_id="headline", apply_default_css=False)
-        status = gr.HTML(formatting.starting(), elem_id="status", apply_default_css=False)
+        headline = screen.newest(initial.headline, "headline")
+        status = screen.newest(formatting.starting(), "status")
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.sparsity_slider(first.settings.sparsity)
-            removed = gr.HTML(initial.removed, elem_id="removed", apply_default_css=False)
+            removed = screen.newest(initial.removed, "removed")
         with sidebar:
             sidebar_controls = controls.build(session, first.settings, sparsity, initial)
         with gr.Tabs(elem_id="tabs") as tab_row:

@@ -61,10 +61,6 @@ class ShiftViews:
         """Whether exactly this setting is measured, by IntraSlice at least."""
         return self._shifts.get(request.slice_key("intraslice")) is not None
 
-    def is_measuring_perplexity(self, request: Request, client: str) -> bool:
-        """Whether the client's job for the perplexity goes on."""
-        return self._session.jobs.is_running(client, "measure", request=request)
-
     def may_measure(self, request: Request) -> bool:
         """Whether a measurement may start automatically: slow slicing runs only on request."""
         if request.slicing.sparsity == 0 or not self._session.is_calibrated(request):

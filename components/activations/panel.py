@@ -75,10 +75,7 @@ def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Ite
     previous = None
     for event in views.measure(request, client):
         current = unchanged(Shown) if event.stopped else show(views, request, layer, client)
-        # The status line belongs to the perplexity job until that ends.
-        is_hidden = event.kind == "busy" and views.is_measuring_perplexity(request, client)
-        status = gr.skip() if is_hidden else status_line(event)
-        yield Measured(status, *(unchanged(Shown) if current == previous else current))
+        yield Measured(status_line(event), *(unchanged(Shown) if current == previous else current))
         previous = current
 
 

@@ -25,7 +25,7 @@ from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
-from ..ui import formatting
+from ..ui import formatting, screen
 from ..ui.handlers import status_line
 from . import device_panel, html, passage_panel
 from .answers import Answers, write_answers
@@ -61,7 +61,7 @@ class ComparePanel:
                     empty = "" if name == OTHER else LazyString(partial(html.answer, name))
                     self.answers[name] = text(empty, js_on_load=ARIA_LIVE_JS, elem_id=f"{name}-answer")
                     costs[name] = text(elem_id=f"{name}-cost")
-            self.perplexity = text(elem_id="perplexity")
+            self.perplexity = screen.newest("", "perplexity")
             costs["protocol"] = text(elem_id="cost-protocol")
             self.costs = {name: costs[name] for name in (*COLUMNS, "protocol", PINNED, OTHER)}  # as the endpoint has it
             text(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"))
@@ -169,6 +169,7 @@ def answer(
 
     yield {}
     columns.has_stopped.put(client, False)
+    session.jobs.set_view(client, other=other)
     for event in session.jobs.run(client, "answer", work, ready=partial(session.ready, request)):
         is_status, status = isinstance(event, Status), {}
         if is_status:

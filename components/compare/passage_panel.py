@@ -8,9 +8,9 @@ from typing import Any
 
 import gradio as gr
 
+from .. import limits
 from ..frame.context import HEAVY, Context
 from ..i18n.language import LazyString, gettext, lazy_gettext, translate
-from ..jobs import limits
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request

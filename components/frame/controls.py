@@ -15,6 +15,7 @@ from ..state.choices import NO_RECOVERY, PRECISIONS
 from ..state.request import offered_models
 from ..state.session import Session
 from ..state.settings import Settings
+from ..ui import screen
 from ..ui.labels import ESTIMATORS, RECOVERIES
 from .slider import Moved
 
@@ -183,7 +184,7 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
     _heading(lazy_gettext("Results"))
-    readout = gr.HTML(initial.readout, elem_id="readout", apply_default_css=False)
+    readout = screen.newest(initial.readout, "readout")
     layer = gr.Slider(
         0,
         LAST_LAYER,

@@ -48,9 +48,9 @@ def connect(
     controls = frame.controls
     with_layer = [*controls.settings, controls.layer]
     with_pinned = [*with_layer, controls.pinned]
-    texts = slider.Texts(controls.readout, frame.headline, frame.removed, frame.perplexity)
+    texts = [controls.readout, frame.headline, frame.removed, frame.perplexity]
     move_outputs = [output for live_output in always for output in live_output.outputs]
-    move_outputs += slider.Moved(*texts, controls.bias_found)
+    move_outputs += [*texts, controls.bias_found]
     move: dict[str, Any] = {
         "fn": spread_settings(
             slider.move, session, always, when_open, refuse=partial(slider.refuse_move, always, when_open)
@@ -66,11 +66,10 @@ def connect(
         "outputs": move_outputs,
         **CHEAP,
     }
-    measured_outputs = [*slider.Measured(frame.status, *texts)]
     measure: dict[str, Any] = {
-        "fn": spread_settings(slider.on_release, session),
+        "fn": spread_settings(slider.on_release, session, outputs=slider.MEASURED),
         "inputs": with_pinned,
-        "outputs": measured_outputs,
+        "outputs": [frame.status, *texts],
         **HEAVY,
     }
     refresh = gr.Textbox(visible=False)  # not gr.State, which has no change event outside of the queue
@@ -102,7 +101,7 @@ def connect(
 
     def after_preparing(ready: gr.events.Dependency) -> None:
         prepared.append(ready.then(**fit, **PRIVATE).then(**signal_move))
-        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session)}
+        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session, outputs=slider.MEASURED)}
         measured.append(prepared[-1].then(**first_measure, **PRIVATE))
 
     linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
@@ -161,9 +160,10 @@ def connect(
     controls.model.change(None, None, frame.notice, js="() => ''", **PRIVATE, **CHEAP)
     after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
     order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session)}
+    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session, outputs=slider.MEASURED)}
     measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
-    measured += [button.click(**measure_by_button, **PRIVATE) for button in (controls.train, frame.measure_here)]
+    pressed = gr.on([controls.train.click, frame.measure_here.click], **signal_move)
+    measured.append(pressed.then(**measure_by_button, **PRIVATE))
     on_latest(
         [controls.recovery.change],
         fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),

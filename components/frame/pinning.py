@@ -119,22 +119,15 @@ def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
     for end in (*context.opened.values(), *context.prepared, *context.pinned_measured):
         end.then(**draw_overlays)
     measure_pinned = {
-        "fn": spread_settings(slider.measure_pinned, session, refuse=leave_unchanged),
-        "inputs": [*settings, pinned],
-        "outputs": frame.status,
+        "fn": spread_settings(slider.measure_pinned, session, outputs=slider.MEASURED, refuse=leave_unchanged),
+        "inputs": [*settings, controls.layer, pinned],
+        "outputs": [frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity],
         **PRIVATE,
         **HEAVY,
     }
-    compare_pinned = {
-        "fn": spread_settings(slider.compare_pinned, session, refuse=leave_unchanged),
-        "inputs": [*settings, pinned],
-        "outputs": [*slider.Compared(controls.readout, frame.headline)],
-        **PRIVATE,
-        **CHEAP,
-    }
     measured = (end.then(**measure_pinned) for end in context.measured)
     for end in (on_latest([pinned.change], **measure_pinned), *measured):
-        end.then(**compare_pinned).then(**draw_overlays)
+        end.then(**draw_overlays)
 
     history_outputs = [*(getattr(controls, name) for name in HISTORY_FIELDS), context.refresh]
     for button, step in ((toolbar.undo, -1), (toolbar.redo, 1)):

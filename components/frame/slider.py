@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..i18n.language import gettext
 from ..jobs.job import Urgency
+from ..jobs.status import NUMBERS
 from ..state.request import Request
 from ..state.session import Session
-from ..state.views import PinnedView, PlanView
-from ..ui import formatting
-from ..ui.handlers import LiveOutput, initial_values, status_line, unchanged
-from ..ui.headline import headline, measure_button
-from ..ui.pinned.differences import name_of
-
-
-class Texts(NamedTuple):
-    """Texts outside of the tabs that depend on the settings (HTML)."""
-
-    readout: Any
-    headline: Any
-    removed: Any
-    perplexity: Any
+from ..state.views import View
+from ..ui import formatting, screen
+from ..ui.handlers import LiveOutput, initial_values, values_of
 
 
 class Moved(NamedTuple):
@@ -39,21 +27,7 @@ class Moved(NamedTuple):
     bias_found: Any
 
 
-class Measured(NamedTuple):
-    """What a measurement changes."""
-
-    status: Any
-    readout: Any
-    headline: Any
-    removed: Any
-    perplexity: Any
-
-
-class Compared(NamedTuple):
-    """What changes after the pinned setting's perplexity is measured."""
-
-    readout: Any
-    headline: Any
+MEASURED = ("status", *screen.TEXTS)  # the outputs of measurements
 
 
 def preview(
@@ -69,9 +43,8 @@ def preview(
     Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
     the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
-    session.jobs.set_view(client, request=request)
     values = [value for live_output in always for value in live_output.show(request, layer, client)]
-    return *values, *texts_of(session, request, pinned)
+    return *values, *moved(session.view(request, client, pinned))
 
 
 def move(
@@ -84,7 +57,11 @@ def move(
     pinned: Request | None,
     client: str,
 ) -> tuple[Any, ...]:
-    """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging."""
+    """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
+
+    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting.
+    """
+    session.jobs.set_view(client, request=request)
     values = preview(session, always, request, layer, pinned, client)
     session.prefetch(request, client)
     for live_output in when_open:
@@ -93,131 +70,77 @@ def move(
     return values
 
 
-def texts_of(session: Session, request: Request, pinned: Request | None = None) -> Moved:
-    """The texts of a setting, and the bias set by its importances."""
-    try:
-        plan = session.plan(request)
-    except ValueError as error:  # the model does not allow this setting
-        return refused(error)
-    bias = gr.skip() if plan is None or request.slicing.bias is not None else round(plan.bias, 2)
-    return Moved(*_texts(session, request, plan, pinned), bias)
-
-
-def refused(error: ValueError) -> Moved:
-    """An answer with the error as the headline; everything else is unchanged."""
-    return unchanged(Moved)._replace(headline=formatting.problem(error))
+def moved(view: View) -> Moved:
+    """The texts of a view, and the bias set by its importances."""
+    plan, answer = view.plan, dict[str, Any](screen.texts(view))
+    if plan is not None and view.request.slicing.bias is None:
+        answer["bias_found"] = round(plan.bias, 2)
+    return Moved(*values_of(answer, Moved._fields))
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
-    """`refused` as an answer of `move`, or of `preview` if `when_open` is empty."""
+    """The answer of `move` to invalid values, or of `preview` if `when_open` is empty: the headline is the error."""
     before, after = (
         [gr.skip() for live_output in live_outputs for _ in live_output.outputs] for live_outputs in (always, when_open)
     )
-    return *before, *refused(error), *after
+    refused = formatting.numbered(next(NUMBERS), formatting.problem(error))
+    return *before, *values_of({"headline": refused}, Moved._fields), *after
 
 
 def initial_texts(session: Session, request: Request) -> Moved:
     """The texts with which the page opens; empty without a source of plans."""
-    return initial_values(lambda: texts_of(session, request))
+    return initial_values(lambda: moved(session.view(request, "")))
 
 
-def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:
+def measure(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
     """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
     A live request is measured after every release of the slider. Any other is measured by a button and continues when
     the slider moves; the texts then describe the new setting, so only the status is updated.
     """
-    shown = None
-    for event in session.measure(request, client):
-        answer = unchanged(Measured)._replace(status=status_line(event))
-        perplexities = session.perplexities(request)
-        is_in_view = session.jobs.view_of(client, "request", request) == request
-        if is_in_view and (perplexities != shown or event.kind != "busy"):
-            hint = gettext("… (being measured)") if event.kind == "busy" else ""
-            with suppress(ValueError):  # the job's own error says what is wrong with the setting
-                texts = _texts(session, request, session.plan(request), pinned, hint)
-                answer = answer._replace(**texts._asdict())
-        yield answer
-        shown = perplexities
+    yield from _drawn(session.measure(request, client), session, request, pinned, client)
 
 
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """`measure` for live requests without a stored measurement; the others are measured by a button."""
-    yield unchanged(Measured)  # gradio clears the outputs of a generator that yields nothing
+    yield {}  # gradio clears the outputs of a generator that yields nothing
     if request.is_live and not session.has_stored(request):
         yield from measure(session, request, layer, pinned, client)
 
 
 def on_prepared(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
-    yield unchanged(Measured)
+    yield {}
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
 
 
-def measure_pinned(session: Session, request: Request, pinned: Request | None, client: str) -> Iterator[Any]:
-    """Measure the pinned setting's perplexity if it is not cached, for example after opening a link.
-
-    Yields the status (HTML). `compare_pinned` shows the result, since the slider may have moved meanwhile.
-    """
-    yield gr.skip()  # gradio clears the outputs of a generator that yields nothing
+def measure_pinned(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
+    yield {}
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)
-        ready = partial(session.ready, request)
-        yield from map(status_line, session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, ready))
+        events = session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, partial(session.ready, request))
+        yield from _drawn(events, session, request, pinned, client)
 
 
-def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:
-    """Readout and headline with the differences from the pinned setting, if its perplexity is measured."""
-    if pinned is None or session.perplexities(pinned).sliced is None:
-        return unchanged(Compared)
-    texts = _texts(session, request, session.plan(request), pinned)
-    return Compared(texts.readout, texts.headline)
-
-
-def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
-    measured, pinned_view = session.perplexities(request), _pinned_view(session, request, pinned)
-    if plan is not None and plan.provisional and measured.sliced_reading is None:
-        hint = gettext("follows in a moment") if measured.protocol else gettext("appears once the model is loaded")
-    elif not hint:
-        hint = _how_to_measure(request)
-
-    def texts() -> Texts:
-        return Texts(
-            readout=formatting.readout(plan, measured, pinned_view),
-            headline=headline(plan, measured, hint, pinned_view, measure_button(measured)),
-            removed=formatting.removed(plan),
-            perplexity=formatting.protocol(measured),
-        )
-
-    source = session.source(request)
-    if plan is None or source is None or pinned is not None:
-        return texts()
-    # With the plan's numbers, since the calibration may have grown after the plan was made.
-    about = ("texts", measured, hint, plan.layers, plan.removed, plan.provisional)
-    return session.plans.shown(source, request.slicing, about, texts)
-
-
-def _how_to_measure(request: Request) -> str:
-    """The user's action that measures the perplexity."""
-    if request.is_live:
-        return gettext("… when you release the slider")
-    one_shot = request.slicing.order == "one-shot"
-    return gettext("… press “Slice and train”") if one_shot else gettext("… press “Slice sequentially”")
-
-
-def _pinned_view(session: Session, request: Request, pinned: Request | None) -> PinnedView | None:
-    """The pinned setting, or None if it has no plan."""
-    if pinned is None:
-        return None
-    try:
-        plan = session.plan(pinned)
-    except ValueError:  # the setting was possible with another calibration
-        return None
-    return PinnedView(name_of(pinned.settings, request.settings), plan, session.perplexities(pinned)) if plan else None
+def _drawn(
+    events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """The newest view after each of a job's events; its texts where they have changed and are of what is looked at."""
+    shown = None
+    for _ in events:
+        view = session.view(request, client, pinned)
+        is_new = view.is_current and view != shown
+        yield {"status": screen.status(view), **(screen.texts(view) if is_new else {})}
+        shown = view

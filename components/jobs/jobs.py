@@ -6,8 +6,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -19,15 +20,14 @@ from .. import limits
 from ..i18n.language import lazy_gettext
 from .job import Caller, Job, Urgency
 from .scheduler import Scheduler
-from .status import Status
-from .waiting import Line
+from .status import NUMBERS, Status
+from .waiting import Line, Waiting
 
 log = logging.getLogger(__name__)
 
 CANCELLED = lazy_gettext("Cancelled.")
 PREFETCH = "prefetch"  # the kind of work for which no client has asked yet
 EXPECTED = (UserError, NumericalError, OSError, MemoryError)
-REPEAT = object()  # an event of a job that has to emit its last status again
 
 
 @dataclass(eq=False)
@@ -38,11 +38,16 @@ class _Running:
     kind: str
     job: Job
     cancel_when_changed: dict[str, object]
-    has_line: bool = False  # it shares the page's status line with the client's other jobs
-    view: dict[str, object] = field(default_factory=dict)  # what the client has set of it since
-    status: Status | None = None  # its last in that line; None again at its end
-    is_covered: bool = False  # another job's error is there instead
+    status: Status | None = None  # its last, if it has a part in the page's status line
     is_superseded: bool = False  # its client has moved on, which says enough
+
+
+@dataclass
+class _Client:
+    """What is known of a client, whether or not anything runs for it."""
+
+    view: dict[str, object] = field(default_factory=dict)  # what was set by `set_view`
+    outcome: Status | None = None  # how a job ended, if that is to be said; until another one begins
 
 
 class Jobs:
@@ -52,7 +57,8 @@ class Jobs:
         self.scheduler = scheduler or Scheduler()
         self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
-        self._lock = threading.Lock()
+        self._clients: dict[str, _Client] = {}
+        self._lock = threading.RLock()
         self._line = Line()
 
     def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
@@ -64,15 +70,30 @@ class Jobs:
 
     def set_view(self, client: str, **at: object) -> None:
         """Set a part of what a client views now, such as `request` or `tab`: jobs for another one are cancelled."""
+        self._client(client).view.update(at)
         for running in self._of(client):
-            running.view.update(at)
             if any(running.cancel_when_changed.get(what, value) != value for what, value in at.items()):
                 running.is_superseded = True
                 running.job.stop()
 
     def view_of(self, client: str, what: str, default: Any) -> Any:
-        """What a client has set of their view since a job of theirs began that still runs."""
-        return next((running.view[what] for running in self._of(client) if what in running.view), default)
+        """A part of what a client views, or the default if that was never set."""
+        return self._client(client).view.get(what, default)
+
+    def status(self, client: str, ready: Callable[[], Status]) -> Status:
+        """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
+
+        Whatever a job that has ended said is not in it, since the jobs that run are all that it is made of. Of several
+        it is the newest one's that does not wait. The number is taken before all else: what has the greatest number
+        comes after the last change.
+        """
+        number = next(NUMBERS)
+        with self._lock:
+            outcome = self._client(client).outcome
+            running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
+        busy = max(reversed(running), key=lambda status: not isinstance(status, Waiting), default=None)
+        is_error = outcome is not None and outcome.kind == "error"
+        return replace((outcome if is_error else busy or outcome) or ready(), number=number)
 
     def is_running(self, client: str, kind: str, **cancel_when_changed: object) -> bool:
         """Whether a client's job of a kind runs for just this view, and has neither ended nor been stopped."""
@@ -112,77 +133,68 @@ class Jobs:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
         While it waits for other clients' jobs, a status says for how many. `cancel_when_changed` is the part of the
-        client's view (`set_view`) for which it is: it ends when that changes. The last event is a status that replaces
-        what the job has said, whatever ends it: an error, "Cancelled.", or `ready()`. Jobs with `ready` share the
-        page's status line. Where others of the client go on, the line is `taken`, and they repeat their statuses.
+        client's view (`set_view`) for which it is: it ends when that changes. Jobs with `ready` have a part in the
+        page's status line, and each of their statuses says what that shows. Whatever ends a job, its last event is a
+        status, made after the job is forgotten: an error, "Cancelled.", or `ready()`. Without `ready` a job that is
+        done has none.
         """
         self.halt(client, kind, is_superseded=True)
-        caller = self.caller()
+        caller, last = self.caller(), None
+        line = None if ready is None else partial(self.status, client, ready)
         with self._lock:  # of two that come at once, the second counts the first
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, cancel_when_changed, has_line=ready is not None)
+                running = _Running(client, kind, job, cancel_when_changed)
                 self._running.append(running)
+            if line is not None:
+                self._client(client).outcome = Status(refusal, "error") if refusal else None
         if refusal:
-            yield Status(refusal, "error")
+            yield Status(refusal, "error", line=line)
             return
         began = time.monotonic()
         try:
-            last = yield from self._events(running)
-            if job.stopped and not running.is_superseded:
-                last = Status(CANCELLED, "ready")
-            if last := last or (ready and ready()):
-                yield self._last(running, last)
+            for event in self._events(job):
+                if line is not None and isinstance(event, Status):
+                    running.status = event = replace(event, line=line)
+                yield event
+        except Exception as problem:
+            last = failure(problem)
         finally:
             job.stop()
-            self._line.note(kind, job)
+            if job.stopped and not running.is_superseded:
+                last = Status(CANCELLED, "ready")
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
-            how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
-            line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
-            memory = psutil.Process().memory_info().rss / 1e6
-            log.info(line, kind, how, time.monotonic() - began, job.seconds, memory)
+                if last is not None and line is not None:
+                    self._client(client).outcome = last
+            self._note_end(running, time.monotonic() - began)
+        if last := last or (ready and ready()):
+            yield replace(last, stopped=job.stopped, line=line)
 
-    def _events(self, running: _Running) -> Generator[Any, None, Status | None]:
-        """Yields a job's events; returns the status of its failure, if it fails."""
-        job, shown, shown_at = running.job, None, -math.inf
-        try:
-            for events in job.events(limits.QUIET_SECONDS):
-                if events:
-                    shown = None
-                elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
-                    waiting = self._line.status(job, self.scheduler, self._kinds())
-                    if waiting not in (None, shown):
-                        shown, shown_at = waiting, time.monotonic()
-                        events = [waiting]
-                for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
-                    if type(event) is type(following):
-                        continue
-                    event = running.status if event is REPEAT else event
-                    is_in_line = running.has_line and isinstance(event, Status)
-                    running.status = event if is_in_line else running.status
+    def _events(self, job: Job) -> Iterator[Any]:
+        """A job's events, and statuses that say for how many jobs it waits. Raises what the job failed with."""
+        shown, shown_at = None, -math.inf
+        for events in job.events(limits.QUIET_SECONDS):
+            if events:
+                shown = None
+            elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
+                waiting = self._line.status(job, self.scheduler, self._kinds())
+                if waiting not in (None, shown):
+                    shown, shown_at = waiting, time.monotonic()
+                    events = [waiting]
+            for event, following in zip(events, [*events[1:], None][: len(events)], strict=True):
+                if type(event) is not type(following):
                     yield event
-                    running.is_covered &= not is_in_line  # only now the client has it
-        except Exception as problem:
-            return failure(problem)
-        return None
 
-    def _last(self, running: _Running, status: Status) -> Status:
-        """A job's last status, which takes the page's line only from the job itself.
-
-        The jobs that go on repeat theirs: only what comes through a job's own events arrives in order.
-        """
-        with self._lock:
-            running.status = None
-            others = [other for other in self._running if other.client == running.client and other.status is not None]
-            if status.kind == "error" or not running.has_line:
-                for other in others if running.has_line else ():
-                    other.is_covered = True
-                return status
-            for other in others if not running.is_covered else ():
-                other.job.deliver(REPEAT)
-            return replace(status, stopped=running.job.stopped, taken=running.is_covered or bool(others))
+    def _note_end(self, running: _Running, seconds: float) -> None:
+        """Note how long a job took, and how it ended."""
+        job = running.job
+        self._line.note(running.kind, job)
+        how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
+        line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
+        memory = psutil.Process().memory_info().rss / 1e6
+        log.info(line, running.kind, how, seconds, job.seconds, memory)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
@@ -198,6 +210,14 @@ class Jobs:
                 "Too many jobs ({count}) from other sessions are waiting. Try again in a minute.", count=waiting
             )
         return ""
+
+    def _client(self, name: str) -> _Client:
+        """What is known of a client; the one that was used longest ago is forgotten."""
+        with self._lock:
+            client = self._clients[name] = self._clients.pop(name, _Client())
+            if len(self._clients) > limits.PAGES.value:
+                del self._clients[next(iter(self._clients))]
+            return client
 
     def _kinds(self) -> dict[Job, str]:
         with self._lock:

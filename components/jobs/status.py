@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .. import limits
+
+# Numbers of views, each greater than all before, also than those of a process before this one.
+NUMBERS = itertools.count(int(1e6 * time.time()))
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the page is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
+    """What a job, or the page, is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
-    The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`, and
-    whether the page's status line is `taken`: by a job that goes on, or by another one's error.
+    The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`. `line`
+    returns what the page's status line shows now, if the job has a part in it; that has a `number`: of two, the one
+    with the greater number is newer.
     """
 
     text: str
@@ -21,7 +28,8 @@ class Status:
     total: int = 0
     seconds_left: float | None = None
     stopped: bool = False
-    taken: bool = False
+    number: int = field(default=0, compare=False)
+    line: Callable[[], Status] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind == "error":

@@ -24,7 +24,7 @@ from .request import CalibrationKey
 from .views import ConvergenceView, ImportanceCurve, LayerView, PlanView
 
 Value = TypeVar("Value")
-PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan | UserError]
+PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan]
 CURVE_POINTS = 160  # more cannot be told apart on a screen
 
 
@@ -88,18 +88,10 @@ class Plans:
         self._shown: BoundedCache[Hashable, Any] = BoundedCache(2_000)  # of 30 kB at most
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
-        """What is removed from each layer. Raises UserError if the model does not allow it; errors are cached too."""
+        """What is removed from each layer. Raises UserError if the model does not allow it."""
         key = (source.calibration, source.sequences, config)
         plan = self._cache.get(key)
-        if plan is None:
-            try:
-                plan = make_plan(source.profile, config)
-            except UserError as error:
-                plan = UserError(*error.args)  # without its traceback, which keeps stack frames alive
-            self._cache.put(key, plan)
-        if isinstance(plan, UserError):
-            raise UserError(*plan.args)
-        return plan
+        return self._cache.put(key, make_plan(source.profile, config)) if plan is None else plan
 
     def simplest(self, source: Source | None, config: SliceConfig) -> SliceConfig:
         """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.

@@ -7,6 +7,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +42,7 @@ from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision, model_name
 from .snapshots import measurements
 from .snapshots import plan as snapshot
-from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, StoredMeasurement
+from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, StoredMeasurement, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "samples": lazy_gettext("Sampling text from the dense model, token"),
@@ -84,6 +85,26 @@ class Session:
         """
         source = self.source(request)
         return None if source is None else self.plans.view(source, request.slicing)
+
+    def view(self, request: Request, client: str, pinned: Request | None = None) -> View:
+        """What the page shows a client of a setting outside of the tabs, compared with a pinned one.
+
+        The status is the first to be read: what has the greatest number is drawn from all that has happened before.
+        """
+        status = self.jobs.status(client, partial(self.ready, request))
+        return replace(
+            self._setting(request),
+            pinned=None if pinned is None else self._setting(pinned),
+            is_measuring=self.jobs.is_running(client, "measure", **_measured(request)),
+            is_current=self.jobs.view_of(client, "request", request) == request,
+            status=status,
+        )
+
+    def _setting(self, request: Request) -> View:
+        try:
+            return View(request, self.plan(request), self.perplexities(request))
+        except ValueError as problem:  # the model does not allow this setting
+            return View(request, problem=problem)
 
     def importances(self, request: Request, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
@@ -181,10 +202,8 @@ class Session:
 
         Measures again whenever the running calibration includes more sequences.
         """
-        live = request.is_live
-        view: dict[str, Any] = {"request": request} if live else {}  # a live job ends when the request changes
-        work = partial(self.measure_perplexities, request=request, whole=not live)
-        yield from self.jobs.run(client, "measure", work, ready=partial(self.ready, request), **view)
+        work = partial(self.measure_perplexities, request=request, whole=not request.is_live)
+        yield from self.jobs.run(client, "measure", work, ready=partial(self.ready, request), **_measured(request))
 
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
@@ -300,3 +319,8 @@ class Session:
         if cached is not None and cached.sequences == calibrated.sequences:
             return cached.value
         return job.share(("slice", key, calibrated.sequences), make)
+
+
+def _measured(request: Request) -> dict[str, Any]:
+    """The view that the job `measure` is for: a live one is cancelled when the request changes, others never are."""
+    return {"request" if request.is_live else "measured": request}

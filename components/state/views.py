@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..i18n.language import lazy_gettext
+from ..jobs.status import Status
+from .request import Request
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,24 @@ class PinnedView:
     name: str
     plan: PlanView
     measured: Perplexities
+
+
+@dataclass(frozen=True)
+class View:
+    """What the page shows of a setting outside of the tabs, and what runs for the client who looks at it.
+
+    `status` says what the status line shows; of two views, the one whose status has the greater number is newer.
+    `problem` says why there is no plan. `is_current` is whether the client still looks at this setting.
+    """
+
+    request: Request
+    plan: PlanView | None = None
+    perplexities: Perplexities = Perplexities()
+    problem: ValueError | None = None
+    pinned: View | None = None
+    is_measuring: bool = False
+    is_current: bool = True
+    status: Status = field(default=Status("", "ready"), compare=False)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from html import escape
 
 from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
-from ..jobs.status import Status
+from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, StoredMeasurement
 from .pinned.differences import signed
 
@@ -115,8 +115,18 @@ def _difference(now: float | None, before: float | None) -> str:
     return "–" if now is None or before is None else signed(now - before, lambda value: number(value, ".2f"))
 
 
+def status_line(shown: Status) -> str:
+    """The page's status line (HTML), which replaces only an older one; one that no client's jobs gave is new."""
+    return numbered(shown.number or next(NUMBERS), status(shown))
+
+
+def numbered(number: int, html: str) -> str:
+    """HTML for a component of `newest`: it replaces only what has a smaller number."""
+    return f"<!--{number}-->{html}"
+
+
 def status(event: Status) -> str:
-    """The status line (HTML), with a progress bar if the progress is known."""
+    """A status (HTML), with a progress bar if the progress is known."""
     done = event.done / event.total if event.total else None
     bar = "" if done is None or event.kind != "busy" else f'<progress value="{done:.3f}" max="1">{done:.0%}</progress>'
     role = "alert" if event.kind == "error" else "status"

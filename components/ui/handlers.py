@@ -71,9 +71,9 @@ class LiveOutput(NamedTuple):
     inputs: tuple[gr.components.Component, ...] = ()
 
 
-def status_line(event: Status) -> Any:
-    """A status as the page's status line (HTML); unchanged where that is taken."""
-    return gr.skip() if event.taken else formatting.status(event)
+def status_line(event: Status) -> str:
+    """What the page's status line shows once a job has emitted a status (HTML)."""
+    return formatting.status_line(event.line() if event.line else event)
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:

@@ -2,27 +2,17 @@
 
 import contextlib
 import random
-import shutil
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from browsing import Opened
-from playwright.sync_api import Browser
 from playwright.sync_api import TimeoutError as TooLate
 
 from components.i18n.language import translate
 from components.jobs.job import Job
-from components.jobs.jobs import PREFETCH
 from components.jobs.status import Status
-from components.page import build_app, launch_options
-from components.state.request import default_precision, parse
 from components.state.session import Session
-from components.state.settings import Settings
 
-from .conftest import USUAL_CACHE
-
-SECONDS = 5  # after which nothing of a job that has ended may be on the page
 NOTHING = "no words"
 # What jobs say, in the order in which they say it; those of the first row go on when the slider moves.
 PREPARING = ("Loading", "Calibrating")
@@ -100,66 +90,6 @@ def test_the_status_ends_with_its_job_whatever_ends_that(visit, tiny_query, page
                 prepare_again(opened, words)
     gate.words = NOTHING
     says(opened, "Calibrated on")
-
-
-@contextlib.contextmanager
-def opened_on(session: Session, chromium: Browser) -> Iterator[Opened]:
-    """The page of a session of its own."""
-    app = build_app(session)
-    _, url, _ = app.queue().launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    with chromium.new_page() as page:
-        page.goto(url)
-        page.wait_for_selector("body.isx-begun #sparsity input[type=range]")
-        yield Opened(page)
-    for job in list(session.jobs.scheduler.jobs):
-        job.stop()
-    app.close(verbose=False)
-
-
-def watch(opened: Opened, session: Session, seconds: float) -> float:
-    """For so long, or until all has rested for long enough; returns after how long nothing ran any more.
-
-    A status that is busy has to be of a job that runs, or has run until a few seconds ago.
-    """
-    start = last = time.monotonic()
-    said: dict[str, float] = {}
-    while time.monotonic() < min(start + seconds, last + SECONDS + 2):
-        opened.page.wait_for_timeout(200)
-        running = [running for running in session.jobs._running if running.kind != PREFETCH]
-        last = time.monotonic() if running else last
-        said |= {translate(one.status.text): last for one in running if one.status is not None}
-        shown = opened.page.evaluate("document.querySelector('#status .isx-busy')?.innerText ?? 'Starting'")
-        if shown != "Starting":
-            assert any(shown.startswith(text) and last < then + SECONDS for text, then in said.items()), (shown, said)
-    return last - start
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kept", ["wheels models", "wheels models calibration"], ids=["cold", "warm"])
-def test_ten_users_who_move_the_slider_at_some_moment(kept, chromium, tmp_path, monkeypatch, capsys) -> None:
-    """Each opens the default model's page of a session of its own, in which nothing is measured yet."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
-    for folder in ("wheels", "models"):
-        (tmp_path / folder).symlink_to(USUAL_CACHE / folder)
-    if "calibration" in kept:
-        list(Session().prepare(parse(Settings(dtype=default_precision())), "nobody"))
-    chance, ends = random.Random(kept), 0.0
-    for user in range(11):
-        for folder in tmp_path.iterdir():
-            if folder.is_dir() and folder.name not in kept.split():
-                shutil.rmtree(folder)
-        with opened_on(session := Session(), chromium) as opened:
-            if not user:  # who moves nothing
-                ends = watch(opened, session, 600)
-                continue
-            moment = chance.uniform(0, ends)
-            watch(opened, session, moment)
-            before = opened.page.inner_text("#status")
-            if user % 2:
-                opened.page.press("#sparsity input[type=range]", chance.choice(["ArrowRight", "PageUp", "Home"]))
-            else:
-                opened.slide(chance.randrange(60))  # and does not release it
-            watch(opened, session, 20)  # a calibration may go on
-            with capsys.disabled():
-                print(f"\n{moment:.1f} of {ends:.1f} s: {before[:60]} -> {opened.page.inner_text('#status')[:60]}")
+    arriving = ["<!--5-->b", "<!--4-->a", "<!--5-->c", "d"]
+    shown = opened.page.evaluate("texts => texts.map(text => isxNewest('an element', text))", arriving)
+    assert shown == ["b", "b", "c", "c"]

@@ -1,5 +1,6 @@
 """What a move of the slider shows is made once for all clients, and is never that of another state."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,18 +13,19 @@ from components.compare import panel as compare
 from components.compare.models import Columns
 from components.frame import slider
 from components.i18n.language import use_language
+from components.jobs.job import Caller
 from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
-from components.ui import formatting
+from components.ui import screen
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The charts and readouts that are made."""
+    """The charts that are made."""
     made: list[str] = []
-    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart"), (formatting, "readout")):
+    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart")):
         original = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *values, name=name, original=original: (made.append(name), original(*values))[1]
@@ -32,15 +34,22 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
-    return (*panel.show(session, request, layer, client), *slider.texts_of(session, request))
+    view = replace(session.view(request, client), status=Status(""))  # without its number
+    return (*panel.show(session, request, layer, client), *slider.moved(view))
+
+
+def changes_of(answer: Any) -> dict[str, Any]:
+    """What an answer changes, by output."""
+    values = answer if isinstance(answer, dict) else answer._asdict()
+    return {"status": "", **{name: value for name, value in values.items() if value != gr.skip()}}
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
     request = tiny.with_settings(sparsity=21)
     first = moved(session, request)
-    assert sorted(made) == ["importance_chart", "ratio_chart", "readout"]
+    assert sorted(made) == ["importance_chart", "ratio_chart"]
     assert moved(session, request, "another") == first
-    assert len(made) == 3
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("other", [{"sparsity": 23}, {"estimator": "uniform"}, {"locked": "0 mlp 0"}, {"cap": 50}])
@@ -71,7 +80,7 @@ def test_a_measurement_appears_at_once(session, tiny, made) -> None:
 
 def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> None:
     """It may have been refused: the status says what happens."""
-    words = slider.texts_of(session, tiny.with_settings(model="nobody/nothing")).headline
+    words = screen.texts(session.view(tiny.with_settings(model="nobody/nothing"), SOMEBODY))["headline"]
     assert "There is nothing to show for this model" in words
 
 
@@ -81,14 +90,13 @@ def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> No
 def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_moved(session, tiny) -> None:
     began, moved = tiny.with_settings(order="sequential", sparsity=33), tiny.with_settings(sparsity=20)
     answers = slider.measure(session, began, 0, None, "ada")
-    assert next(answer for answer in answers if answer.headline != gr.skip())
-    slider.preview(session, [], moved, 0, None, "ada")
-    lazy_gettext = list(answers)
-    assert "Calibrated" in lazy_gettext[-1].status
-    assert {str(answer.headline) for answer in lazy_gettext} == {str(gr.skip())}
-    assert {str(answer.perplexity) for answer in lazy_gettext} == {str(gr.skip())}
-    back = slider.measure(session, began, 0, None, "ada")
-    assert list(back)[-1].headline != gr.skip()
+    assert next(answer for answer in answers if "headline" in answer)
+    slider.move(session, [], [], moved, 0, "ratios", None, "ada")
+    later = list(answers)
+    assert "Calibrated" in later[-1]["status"]
+    assert all(answer.keys() == {"status"} for answer in later)
+    session.jobs.set_view("ada", request=began)
+    assert "headline" in list(slider.measure(session, began, 0, None, "ada"))[-1]
 
 
 def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
@@ -96,31 +104,48 @@ def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny
     costs = compare.costs(Columns(session), began, None, "", "ada")
     shifts = activations.measure(ShiftViews(session), began, 0, "ada")
 
-    def changes(answer: Any) -> dict[str, Any]:
-        values = answer if isinstance(answer, dict) else answer._asdict()
-        return {name: value for name, value in values.items() if value != gr.skip()}
-
     for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
-        assert next(answer for answer in answers if "isx-busy" in str(changes(answer).get("status")))
+        changes = map(changes_of, answers)
+        assert next(change for change in changes if "isx-busy" in change["status"])
         job = session.jobs._running[-1].job
         session.jobs.set_view("ada", request=moved)
         with job._changed:
             assert job._changed.wait_for(lambda job=job: job.ended, 30)
         session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does
-        *_, last = map(changes, answers)
-        assert "Calibrated" in last.pop("status")
-        assert last == {}
+        *_, last = changes
+        assert "Calibrated" in last["status"]
+        assert last.keys() == {"status"}
 
 
-def test_nothing_is_being_measured_once_that_is_cancelled(session, tiny, monkeypatch) -> None:
-    def work(job, request, whole):  # as long as it takes to read its status
-        job.emit(Status("Slicing", "busy"))
-        job.sleep(60)
+@pytest.mark.parametrize("how", ["done", "failed", "stopped", "moved", "replaced", "gone"])
+def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny, monkeypatch, how) -> None:
+    ended, request = set(), tiny.with_settings(sparsity=59)
+
+    def work(job, request, whole):
+        while not ended & {"done", "replaced"}:
+            job.emit(Status("Slicing", "busy", 1, 2))
+            if "failed" in ended:
+                raise OSError("the disk is full")
 
     monkeypatch.setattr(session, "measure_perplexities", work)
-    answers = slider.measure(session, tiny.with_settings(sparsity=59), 0, None, "ada")
-    assert "being measured" in next(answers).headline
-    session.jobs.halt("ada")
+    monkeypatch.setattr(session.jobs, "caller", lambda: Caller(is_connected=lambda: "gone" not in ended))
+    session.jobs.set_view("ada", request=request)
+    answers = slider.measure(session, request, 0, None, "ada")
+    first = next(answers)
+    assert "<progress" in first["status"]
+    assert "being measured" in first["headline"]
+    ended.add(how)
+    if how == "stopped":
+        session.jobs.halt("ada")
+    elif how == "moved":
+        session.jobs.set_view("ada", request=tiny)
+        assert not session.view(request, "ada").is_measuring
+        session.jobs.set_view("ada", request=request)
+    elif how == "replaced":
+        list(slider.measure(session, request, 0, None, "ada"))
     *_, last = answers
-    assert "Cancelled." in last.status
-    assert "release the slider" in last.headline
+    view = session.view(request, "ada")
+    assert view.status.kind != "busy"
+    assert not view.is_measuring
+    assert screen.status(view).partition("-->")[2] == last["status"].partition("-->")[2]
+    assert "release the slider" in last["headline"]

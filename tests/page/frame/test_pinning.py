@@ -22,7 +22,7 @@ from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
 from components.ui.figure import GHOST_ALWAYS, Chart, Figure
-from components.ui.handlers import LiveOutput, spread_settings, unchanged
+from components.ui.handlers import LiveOutput, spread_settings
 from components.ui.headline import headline
 from components.ui.pinned import text as pinned
 from components.ui.pinned.differences import FIELDS, name_of, signed
@@ -181,16 +181,14 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
     other, mine = tiny.with_settings(sparsity=57), tiny.with_settings(sparsity=25)  # which no other test measures
     list(session.measure(mine, "somebody"))
-    assert slider.compare_pinned(session, mine, other) == unchanged(slider.Compared)  # nothing is known of it
-    list(slider.measure_pinned(session, mine, other, SOMEBODY))
+    first, *answers = slider.measure_pinned(session, mine, 0, other, "ada")
+    assert first == {}
     change = session.perplexities(mine).sliced - session.perplexities(other).sliced
-    assert (
-        f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in slider.compare_pinned(session, mine, other).headline
-    )
-    assert len(list(slider.measure_pinned(session, mine, other, SOMEBODY))) == 1  # known by now
-    assert len(list(slider.measure_pinned(session, mine, None, SOMEBODY))) == 1
-    sequential = tiny.with_settings(order="sequential", sparsity=33)
-    assert len(list(slider.measure_pinned(session, mine, sequential, SOMEBODY))) == 1  # only its button slices that
+    *_, last = [answer["headline"] for answer in answers if "headline" in answer]
+    assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last
+    sequential = tiny.with_settings(order="sequential", sparsity=33)  # only its button slices that
+    for setting in (other, None, sequential):  # the first is known by now
+        assert len(list(slider.measure_pinned(session, mine, 0, setting, "ada"))) == 1
 
 
 def test_compare_has_a_column_for_a(session: Session, tiny) -> None:

@@ -6,16 +6,17 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-import gradio as gr
 import pytest
 from stepping import OnlyWhileAwaited, Stepped
 
+from components import limits
 from components.jobs.job import Caller, Job
 from components.jobs.jobs import Jobs, job_progress
 from components.jobs.status import Status
-from components.limits import STATUS_SECONDS
+from components.jobs.waiting import Waiting
 from components.state.settings import Settings
 from components.ui.handlers import status_line
 from intraslice.core.errors import UserError
@@ -197,7 +198,7 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
         for done in range(8):
             progress(Progress("slice", done, 8))
             turns.append(done)
-            now[0] += 0.4 * STATUS_SECONDS
+            now[0] += 0.4 * limits.STATUS_SECONDS
 
     scheduler = Stepped()
     job = scheduler.start("a", work)
@@ -208,14 +209,16 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
     statuses = [event for events in job.events() for event in events]
     assert [status.done for status in statuses] == [0, 3, 6]
     assert [status.seconds_left for status in statuses] == pytest.approx(
-        [None, 0.4 * STATUS_SECONDS * 5, 0.4 * STATUS_SECONDS * 2]
+        [None, 0.4 * limits.STATUS_SECONDS * 5, 0.4 * limits.STATUS_SECONDS * 2]
     )
     assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)
 
 
-# The last status: whatever ends a job, nothing of what it said remains on its client's page
+# What the status line shows: whatever ends a job, nothing of what it said is in it
 
 READY = Status("Ready", "ready")
+BUSY = Status("measure", done=1, total=2)
+INTERNAL = "An internal error occurred ({}). The server's log has the details."
 
 
 class Panic(BaseException):
@@ -230,21 +233,23 @@ class Page:
         self.jobs.scheduler = OnlyWhileAwaited()
         self.jobs.caller = lambda: Caller(is_connected=lambda: self.is_connected)
 
-    def run(self, kind: str, **cancel_when_changed: object) -> Iterator[Status]:
+    @property
+    def line(self) -> Status:
+        return self.jobs.status("ada", lambda: READY)
+
+    def run(self, kind: str, has_line: bool = True, **follows: object) -> Iterator[Status]:
         def work(job: Job) -> None:
-            done = 0
             while self.ends.get(kind) != "done":
-                job.emit(Status(kind, done=done))
-                done += 1
+                job.emit(replace(BUSY, text=kind))
                 if isinstance(problem := self.ends.get(kind), BaseException):
                     raise problem
 
-        return self.jobs.run("ada", kind, work, ready=lambda: READY, **cancel_when_changed)
+        return self.jobs.run("ada", kind, work, ready=(lambda: READY) if has_line else None, **follows)
 
-    def begin(self, kind: str, **cancel_when_changed: object) -> Iterator[Status]:
-        """The events of a job that has emitted its first."""
-        events = self.run(kind, **cancel_when_changed)
-        assert next(events) == Status(kind)
+    def begin(self, kind: str, **follows: object) -> Iterator[Status]:
+        """The events of a job that has emitted its first, which the line shows."""
+        events = self.run(kind, **follows)
+        assert next(events).line() == self.line == replace(BUSY, text=kind)
         return events
 
     def end(self, how: Any, kind: str = "measure") -> None:
@@ -253,14 +258,11 @@ class Page:
         elif how == "cancelled":
             self.jobs.halt("ada", kind)
         elif how == "replaced":
-            next(self.jobs.run("ada", kind, lambda job: job.emit(Status("newer"))))
+            list(self.jobs.run("ada", kind, lambda job: None, ready=lambda: READY))
         elif how == "gone":
             self.is_connected = False
         else:
             self.ends[kind] = how
-
-
-INTERNAL = "An internal error occurred ({}). The server's log has the details."
 
 
 @pytest.mark.parametrize(
@@ -278,90 +280,99 @@ INTERNAL = "An internal error occurred ({}). The server's log has the details."
     ],
     ids=str,
 )
-def test_whatever_ends_a_job_its_last_status_replaces_what_it_said(how, text, caplog) -> None:
+def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> None:
     page = Page()
     events = page.begin("measure", request=30)
     page.end(how)
     last = list(events)[-1]
     is_error = isinstance(how, BaseException)
-    assert (str(last.text), last.kind, last.taken) == (text, "error" if is_error else "ready", False)
+    assert (str(last.text), last.kind) == (text, "error" if is_error else "ready")
     assert last.stopped == (not is_error and how != "done")
+    assert replace(last, stopped=False) == replace(last.line(), stopped=False) == page.line
     assert ("a defect" in caplog.text or "unwrap" in caplog.text) == isinstance(how, (KeyError, Panic))
     assert page.jobs._running == []
+    page.is_connected, page.ends = True, {}
+    assert page.begin("measure")  # and the line is of that
 
 
-def test_while_another_job_of_the_client_goes_on_its_status_comes_back() -> None:
+def test_a_job_that_is_stopped_is_no_longer_in_the_line_even_before_it_ends() -> None:
     page = Page()
-    sweep = page.begin("sweep")
-    measure = page.begin("measure", request=30)
-    before = next(sweep).done
+    events = page.begin("measure", request=30)
+    page.end("moved")
+    assert page.line == READY
+    events.close()
+
+
+def test_the_line_is_of_the_newest_job_that_goes_on_and_waits_for_no_other() -> None:
+    page = Page()
+    sweep, measure = page.begin("sweep"), page.begin("measure", request=30)
+    assert next(sweep).line().text == "measure"
+    page.jobs._running[-1].status = Waiting("Waiting; jobs ahead: 1")
+    assert page.line.text == "sweep"
     page.end("moved")
     (last,) = measure
-    assert status_line(last) == gr.skip()
-    assert next(sweep).done == before  # again
-    assert next(sweep).done == before + 1
+    assert (last.kind, last.line().text) == ("ready", "sweep")
     page.jobs.halt("ada")
-    assert list(sweep) == [Status("Cancelled.", "ready", stopped=True)]
+    assert [event.line() for event in sweep] == [Status("Cancelled.", "ready")]
 
 
-def test_jobs_whose_statuses_are_shown_elsewhere_leave_the_line_to_the_others() -> None:
+def test_jobs_that_are_shown_elsewhere_are_not_in_the_line() -> None:
     page = Page()
     answer = page.begin("answer")
-    *_, last = page.jobs.run("ada", "evaluate", lambda job: 1 / 0)
-    assert last.kind == "error"
-    assert list(page.jobs.run("ada", "check", lambda job: job.emit("a view"))) == ["a view"]
+    page.ends["check"] = UserError("no numbers")
+    assert [event.line for event in page.run("check", has_line=False)] == [None, None]
+    assert page.line.text == "answer"
+    assert list(page.jobs.run("ada", "search", lambda job: job.emit("a view"))) == ["a view"]
     page.end("done", "answer")
-    assert list(answer)[-1] == READY
+    assert list(answer)[-1].line() == READY
 
 
-def test_an_error_stays_when_another_job_ends_that_has_said_nothing_since() -> None:
+def test_an_error_stays_until_the_client_begins_something_else() -> None:
     page = Page()
-    silent, talking = page.begin("measure", request=30), page.begin("shift", request=30)
+    sweep, measure = page.begin("sweep"), page.begin("measure", request=30)
     page.ends["gguf"] = OSError("the disk is full")
     *_, error = page.run("gguf")
-    assert status_line(error) != gr.skip()
-    for _ in range(2):
-        assert next(talking).kind == "busy"
     page.end("moved")
-    assert [last.taken for last in silent] == [True]
-    assert [last.taken for last in talking] == [False]
+    assert {event.line() for event in (error, next(sweep), *measure)} == {Status("The disk is full.", "error")}
+    assert page.begin("answer")
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_line_ends_without_a_bar_in_whatever_order_statuses_arrive(seed) -> None:
-    """Gradio asks a handler for its next answer once the last one is sent, and at its end sends that again."""
-    chance, page, line = random.Random(seed), Page(), ""
-    running: list[list[Any]] = []  # events, the answer that is on its way, and the last one that arrived
+def test_the_line_ends_without_a_bar_in_whatever_order_answers_arrive(seed) -> None:
+    """The browser shows the one with the greatest number; gradio sends a handler's last answer twice."""
+    chance, page = random.Random(seed), Page()
+    running: list[Iterator[Status]] = []
+    arriving: list[str] = []
+    shown = "<!--0-->"
 
-    def step(calls: list[Any]) -> None:
-        nonlocal line
-        events, answer, last = calls
-        if answer is None and (event := next(events, None)) is not None:
-            calls[1] = status_line(event)
-            return
-        if answer is None:
-            running.remove(calls)
-        calls[1:] = None, last if answer is None else answer
-        line = line if calls[2] == gr.skip() else calls[2]
+    def step() -> None:
+        nonlocal shown
+        if running and (chance.random() < 0.5 or not arriving):
+            events = chance.choice(running)
+            if (event := next(events, None)) is None:
+                running.remove(events)
+            else:
+                arriving.extend([status_line(event)] * 2)
+        elif arriving:
+            shown = max(
+                shown, arriving.pop(chance.randrange(len(arriving))), key=lambda text: int(text[4:].split("--")[0])
+            )
 
-    def begin() -> None:
-        kind, steps = chance.choice(["measure", "sweep", "answer"]), chance.randrange(1, 4)
-
-        def work(job: Job) -> None:
-            for done in range(steps):
-                job.emit(Status(kind, done=done, total=steps))
-
-        cancel_when_changed = {"request": 30} if kind == "measure" else {}
-        running.append([page.jobs.run("ada", kind, work, ready=lambda: READY, **cancel_when_changed), None, gr.skip()])
-
-    for _ in range(20):
+    for _ in range(30):
         act = chance.choice(["begin", "begin", "moved", "cancelled", *["step"] * 12])
         if act == "begin":
-            begin()
-        elif act != "step":
+            kind, steps = chance.choice(["measure", "sweep", "answer"]), chance.randrange(1, 4)
+            follows = {"request": 30} if kind == "measure" else {}
+
+            def work(job: Job, kind: str = kind, steps: int = steps) -> None:
+                for done in range(steps):
+                    job.emit(Status(kind, done=done, total=steps))
+
+            running.append(page.jobs.run("ada", kind, work, ready=lambda: READY, **follows))
+        elif act == "step":
+            step()
+        else:
             page.end(act)
-        elif running:
-            step(chance.choice(running))
-    while running:
-        step(chance.choice(running))
-    assert "isx-busy" not in line
+    while running or arriving:
+        step()
+    assert "isx-busy" not in shown

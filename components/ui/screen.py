@@ -1,0 +1,60 @@
+"""What the page shows outside of the tabs, drawn from a view. Pure: a view in, HTML out."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+from ..i18n.language import gettext
+from ..state.views import PinnedView, View
+from . import formatting
+from .headline import headline, measure_button
+from .pinned.differences import name_of
+
+TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the settings
+
+
+def newest(value: str, elem_id: str) -> gr.HTML:
+    """A component that shows the newest of the texts that handlers return, in whatever order they arrive."""
+    template = f"${{isx.newest('{elem_id}', value)}}"
+    return gr.HTML(value, html_template=template, elem_id=elem_id, apply_default_css=False)
+
+
+def status(view: View) -> str:
+    """The status line."""
+    return formatting.status_line(view.status)
+
+
+def texts(view: View) -> dict[str, str]:
+    """All other texts, or for a setting that the model does not allow a headline that says so."""
+    if view.problem is not None:
+        drawn = {"headline": formatting.problem(view.problem)}
+    else:
+        plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
+        drawn = {
+            "readout": formatting.readout(plan, measured, pinned),
+            "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
+            "removed": formatting.removed(plan),
+            "perplexity": formatting.protocol(measured),
+        }
+    return {name: formatting.numbered(view.status.number, text) for name, text in drawn.items()}
+
+
+def _pinned(view: View) -> PinnedView | None:
+    """The pinned setting, unless it has no plan, for example because it was possible with another calibration."""
+    pinned = view.pinned
+    if pinned is None or pinned.plan is None:
+        return None
+    return PinnedView(name_of(pinned.request.settings, view.request.settings), pinned.plan, pinned.perplexities)
+
+
+def _hint(view: View) -> str:
+    """What stands for an unknown perplexity: what goes on, or the user's action that measures it."""
+    request, measured = view.request, view.perplexities
+    if view.plan is not None and view.plan.provisional and measured.sliced_reading is None:
+        return gettext("follows in a moment") if measured.protocol else gettext("appears once the model is loaded")
+    if view.is_measuring:
+        return gettext("… (being measured)")
+    if request.is_live:
+        return gettext("… when you release the slider")
+    one_shot = request.slicing.order == "one-shot"
+    return gettext("… press “Slice and train”") if one_shot else gettext("… press “Slice sequentially”")
