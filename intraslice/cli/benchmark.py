@@ -12,12 +12,10 @@ import torch
 from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE
 from intraslice.evaluation.benchmark import (
-    JOBS,
     REFERENCE_TOKENS,
     Costs,
     ShapeCosts,
     measure_costs,
-    measure_growth,
     measure_shapes,
 )
 from intraslice.pretrained.precision import choose_dtype
@@ -25,17 +23,14 @@ from intraslice.samples import calibration_sequences
 
 
 def benchmark(run: Run) -> CommandResult:
-    """Cost of each stage, in multiples of a dense forward pass, in every requested precision, and how they scale."""
+    """Cost of each stage, in multiples of a dense forward pass, in every requested precision."""
     main_dtype, shapes = run.recipe.dtype, dict[str, ShapeCosts]()
     costs = {dtype: _costs(run, dtype, shapes) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
-    with run.timed("growth"):
-        growth = measure_growth(run.device)
     result = {
         "model": run.arguments.model,
         "ratios": costs[main_dtype].ratios,
         "plan_ms": costs[main_dtype].plan_ms,
         "peak_rss_bytes": peak_memory(),
-        "growth": growth,
         "by_dtype": {dtype: dtype_costs.ratios for dtype, dtype_costs in costs.items()},
         "dense_ms_per_token": {dtype: dtype_costs.dense_ms for dtype, dtype_costs in costs.items()},
         **({"shapes": {name: cost._asdict() for name, cost in shapes.items()}} if shapes else {}),
@@ -70,11 +65,10 @@ def _costs(run: Run, dtype: str, shapes: dict[str, ShapeCosts]) -> Costs:
 
 
 def _text(run: Run, costs: dict[str, Costs], result: dict[str, Any]) -> str:
-    """Two tables, with a caption between them."""
+    """A table with its caption; with `--speed` one of the shapes."""
     ratios = [[job, *(f"{by_job[job]:.3g}" for by_job in result["by_dtype"].values())] for job in result["ratios"]]
     plans = ["plan", *(f"{dtype_costs.plan_ms:.1f} ms" for dtype_costs in costs.values())]
     dense = ["dense forward", *(f"{dtype_costs.dense_ms:.2f} ms per token" for dtype_costs in costs.values())]
-    powers = [[job, *(f"{by_job[job]:.2f}" for by_job in result["growth"].values())] for job in JOBS]
     calibration, protocol, peak = run.recipe.calibration, result["protocol"], result["peak_rss_bytes"]
     clock = "time" if run.device.startswith("cuda") else "CPU time"
     caption = f"""\
@@ -84,8 +78,7 @@ Calibrating and slicing are in dense forwards over the default {REFERENCE_TOKENS
 {calibration.sequences} x {calibration.length};
 the time of forwards is scaled by the number of tokens), perplexity in dense forwards over the same text; prefill and
 decode are seconds per token relative to the dense model: below 1 is faster."""
-    growth_head = ["exponent of the time", *(f"of {axis}" for axis in result["growth"])]
-    tables = [markdown(["job", *costs], [*ratios, plans, dense]), caption, markdown(growth_head, powers)]
+    tables = [markdown(["job", *costs], [*ratios, plans, dense]), caption]
     if shapes := result.get("shapes"):
         rows = [[name, *(f"{value:.3g}" for value in cost.values())] for name, cost in shapes.items()]
         tables += [markdown(["shapes", "prefill", "decode", "perplexity"], rows), _conclusion(shapes)]

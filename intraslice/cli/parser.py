@@ -127,7 +127,6 @@ SEARCHED = ".json file to write the importances to, for --estimator; with --dept
 DEPTH = "search for modules to remove as a whole instead of ratios (depth pruning), at one sparsity"
 WINDOWS = "number of windows of --length tokens that candidates are first compared on"
 SPEED = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
-SEARCH = "search exchange"  # the second is the former name
 FLOATS: dict[str, Any] = {"nargs": "+", "type": float, "metavar": "F"}
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
@@ -149,7 +148,7 @@ OPTIONS = {  # by the group in which the help lists them
         *_options_of(SliceConfig),
         _option("--estimators", "ratio estimators, for methods that use one", "sweep", nargs="+", **ESTIMATOR),
         _option("--sparsities", "fractions of the decoder layers' parameters to remove", "sweep paper", **FLOATS),
-        _option("--sparsities", SPARSITIES, SEARCH, **FLOATS),
+        _option("--sparsities", SPARSITIES, "search", **FLOATS),
         _option("--align", ALIGN, nargs="+", default=[], metavar="NAME=N"),
         _option("--ratios", RATIOS, type=Path, metavar="FILE|search"),
         _option("--passes", PASSES, type=float, default=SearchConfig.passes, metavar="N"),
@@ -157,9 +156,8 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--stream", STREAM, "slice", **SWITCH),
         _option("--ratio", "pruning ratio of each module; one or more", "sensitivity", default=[0.3], **FLOATS),
         _option("--context", CONTEXT, "sensitivity", **SWITCH),
-        _option("--depth", DEPTH, SEARCH, **SWITCH),
-        _option("--exchanges", "number of candidates to measure, instead of --passes", SEARCH, **NUMBER),
-        _option("--windows", WINDOWS, SEARCH, default=SearchConfig.windows, **NUMBER),
+        _option("--depth", DEPTH, "search", **SWITCH),
+        _option("--windows", WINDOWS, "search", default=SearchConfig.windows, **NUMBER),
     ),
     "calibration": (
         *_options_of(CalibrationConfig),
@@ -190,7 +188,7 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--csv", "also write the ratios to this file, for --ratios", "ratios", **FILE),
         _option("--csv", "also write the rows to this file", "sweep", **FILE),
         _option("--out", "folder in transformers format", "slice", **FOLDER),
-        _option("--out", SEARCHED, SEARCH, required=True, **FILE),
+        _option("--out", SEARCHED, "search", required=True, **FILE),
         _option("--gguf", "file for llama.cpp", "slice", **FILE),
         _option("--gguf", "file for llama.cpp", "export", required=True, **FILE),
         _option("--type", "GGUF type of the weights", "slice export", default="f16", choices=GGUF_TYPES),
@@ -205,34 +203,29 @@ COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
     "inspect": analyses.inspect,
     "sensitivity": analyses.sensitivity,
     "search": search.search,
-    "exchange": search.search,
     "sweep": comparisons.sweep_,
     "tasks": comparisons.tasks,
     "paper": comparisons.paper,
     "benchmark": benchmark,
 }
 COMPARED = {"methods": ["intraslice", "crossmodule"]}
-SEARCHED_AT = {"sparsities": [0.3, 0.2, 0.4, 0.5]}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
     "export": {"dtype": "float32"},  # represents the values of any saved dtype
     "inspect": COMPARED | {"eval_tokens": 2048},  # enough for activations
     # Enough to rank modules by KL. bfloat16's rounding alone is 0.002 nats, as much as small modules cost.
     "sensitivity": {"eval_tokens": 8192, "dtype": "float32"},
-    "search": SEARCHED_AT,
-    "exchange": SEARCHED_AT,
+    "search": {"sparsities": [0.3, 0.2, 0.4, 0.5]},
     "sweep": COMPARED | {"estimators": ["pca", "uniform"], "sparsities": [0.1, 0.2, 0.3, 0.4]},
     "tasks": COMPARED,
     "paper": comparisons.PROTOCOL | {"methods": ["crossmodule", "flap", "intraslice"], "sparsities": [0.2, 0.3, 0.4]},
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     "benchmark": {"eval_tokens": 1024, "sequences": 4, "threads": 1},
 }
-SEARCH_UNUSED = "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens"
 UNUSED = {  # options, or groups of those of all commands, that a command has no use for
     "ratios": "--order --iterative --recover --epochs --eval-tokens",
     "export": "slicing calibration evaluation",
     "generate": "--eval-tokens",
-    "search": SEARCH_UNUSED,
-    "exchange": SEARCH_UNUSED,
+    "search": "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens",
     "sweep": "--method --estimator --sparsity --slicing",
     "tasks": "--method --slicing --eval-tokens",
     "paper": "--method --sparsity --slicing",
@@ -287,7 +280,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=intraslice.__version__)
     subparsers = root.add_subparsers(dest="command", required=True, parser_class=_Parser)
     for name, run in COMMANDS.items():
-        _add_command(subparsers, name, run, "" if name == "exchange" else run.__doc__, UNUSED.get(name, ""))
+        _add_command(subparsers, name, run, run.__doc__, UNUSED.get(name, ""))
     for name, module in extensions().items():
         unused = getattr(module, "UNUSED", "")
         module.add_options(_add_command(subparsers, name, module.run, module.__doc__, unused))

@@ -1,4 +1,4 @@
-"""The command `search` (also `exchange`): better ratios by measurement, as importances for `--estimator FILE.json`.
+"""The command `search`: better ratios by measurement, as importances for `--estimator FILE.json`.
 
 With `--depth`: modules to remove as a whole, as ratios for `--method shortgpt --ratios FILE.csv`.
 """
@@ -42,9 +42,6 @@ def search(run: Run) -> CommandResult:
     if a.out.suffix != suffix or not a.out.parent.is_dir():
         raise UserError(f"--out must be a {suffix} file in an existing folder, got {a.out}")
     config = SearchConfig(a.passes, windows=a.windows, seed=a.seed)
-    if a.exchanges is not None:
-        integer("--exchanges", a.exchanges, 1)
-        config = replace(config, passes=a.exchanges * config.windows / a.sequences)
     configs = [replace(slicing, sparsity=sparsity) for sparsity in dict.fromkeys(a.sparsities)]
     if a.depth:
         if len(configs) != 1:

@@ -194,10 +194,9 @@ def remove_stale_folders() -> None:
         return
     _cleaned_folders.add(folder)
     with suppress(OSError):  # of a read-only folder
-        shutil.rmtree(folder / "settling", ignore_errors=True)  # as `convergence` was called before
         if folder.is_dir():
-            with cache_lock():  # `drafts` as `temporary` was called before
-                _remove_unlocked(folder for folder, _ in _reserved_folders("temporary", "drafts"))
+            with cache_lock():
+                _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
 
 
 def cache_lock() -> FileLock:

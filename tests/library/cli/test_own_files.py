@@ -61,8 +61,6 @@ def test_a_search_writes_importances_that_plan_as_it_found(run):
     ):
         for own, measured in zip(run(line)["ratios"], searched["plans"][0]["ratios"], strict=True):
             assert own == pytest.approx(measured, abs=0.08)
-    old = run("exchange --sparsities 0.4 --out measured.json --exchanges 12 --windows 1")
-    assert old["plans"][0]["passes"] >= 12 / 16
 
 
 def test_a_depth_search_writes_ratios_that_shortgpt_slices_with(run, caplog):

@@ -69,11 +69,6 @@ def test_every_field_of_a_config_is_an_option():
     assert {*api.OPTIONS} >= names_of(SliceConfig).keys() - {"sparsity"}
 
 
-def test_a_former_name_works_and_is_not_listed():
-    listed = [action.dest for action in COMMANDS._choices_actions]
-    assert ("exchange" in COMMANDS.choices, "search" in listed, "exchange" in listed) == (True, True, False)
-
-
 def test_a_file_in_the_folder_of_extensions_is_a_command(tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     folder = tmp_path / "greetings" / module.EXTENSIONS
     folder.mkdir(parents=True)
@@ -123,7 +118,6 @@ def test_a_file_of_an_extension_is_light() -> None:
         ("sweep --sparsity 0.2 --methods wanda --shapes runtime", "--sparsity: the command sweep"),
         ("sweep --methods wanda flap --estimators pca --iterative", "--iterative: method wanda, flap"),
         ("sweep --no-speed --prompt-tokens 9 --seeds 1 --seed 3", "--prompt-tokens: --no-speed; --seed: --seeds"),
-        ("search --out m.json --exchanges 9 --passes 5", "--passes: --exchanges"),
         ("device --sparsity 0.3", "--device, --sparsity: the command device"),
     ],
 )

@@ -1,8 +1,7 @@
-"""Costs in dense forwards, by a clock of the test's own; growth as exact powers; the command's whole answer."""
+"""Costs in dense forwards, by a clock of the test's own; the command's whole answer."""
 
 from __future__ import annotations
 
-import itertools
 import json
 from functools import partial
 
@@ -17,23 +16,14 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.evaluation import benchmark
 from intraslice.evaluation.benchmark import (
-    JOBS,
     InterleavedTimer,
-    Size,
-    exponent,
     measure_costs,
-    measure_growth,
     temporary_cache,
 )
 from intraslice.evaluation.speed import Speed
 
 SLICES = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
 RATIOS = {"calibrate", *SLICES, "perplexity", "prefill", "decode"}
-SMALL = {
-    "tokens": (Size(256, 1, 64), Size(512, 1, 64)),
-    "layers": (Size(256, 1, 64), Size(256, 2, 64)),
-    "width": (Size(256, 1, 64), Size(256, 1, 128)),
-}
 
 
 @pytest.fixture(scope="module")
@@ -203,36 +193,11 @@ def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatc
     assert cache_folder() == outside
 
 
-# Growth
-
-
-def test_the_exponent_of_what_is_no_power_is_the_slope_of_least_squares():
-    # Logs to base 2: sizes 0, 1, 2 and seconds 0, 0, 3. Slope: (-1 * -1 + 0 * -1 + 1 * 2) / 2.
-    assert exponent([1, 2, 4], [1.0, 1.0, 8.0]) == pytest.approx(1.5)
-
-
-def test_growth_goes_along_one_axis_at_a_time(monkeypatch):
-    def seconds(size: Size, device: str) -> dict[str, float]:
-        noise = next(turns)  # the median is deaf to it
-        value = noise * size.tokens * size.layers**2 * size.width**3
-        return dict(zip(JOBS, (value, value**2, value / size.tokens), strict=True))
-
-    every = len({size for along in benchmark.SIZES.values() for size in along})
-    turns = itertools.chain(*(itertools.repeat(noise, every) for noise in (1.0, 1e6, 1.0)))
-    monkeypatch.setattr(benchmark, "_seconds", seconds)
-    found = measure_growth(progress=False)
-    powers = {"tokens": (1, 2, 0), "layers": (2, 4, 2), "width": (3, 6, 3)}
-    assert {axis: list(by_job) for axis, by_job in found.items()} == {axis: list(JOBS) for axis in powers}
-    for axis, expected in powers.items():
-        assert list(found[axis].values()) == pytest.approx(expected, abs=1e-9)
-
-
 # The command
 
 
 @pytest.fixture
 def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
-    monkeypatch.setattr(benchmark, "SIZES", SMALL)
     texts = "\n\n".join(" ".join(f"word{(5 * row + column) % 100}" for column in range(30)) for row in range(40))
     (tmp_path / "text.txt").write_text(texts)
     text = str(tmp_path / "text.txt")
@@ -243,13 +208,12 @@ def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
 def test_the_command_answers_for_every_precision(words, own_cache, capsys):
     assert main([*words, "--json", "--dtype", "bfloat16", "--speed"]) == 0
     answer = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert {"ratios", "plan_ms", "peak_rss_bytes", "growth", "by_dtype", "dense_ms_per_token", "protocol"} < set(answer)
+    assert {"ratios", "plan_ms", "peak_rss_bytes", "by_dtype", "dense_ms_per_token", "protocol"} < set(answer)
     assert set(answer["by_dtype"]) == {"float32", "bfloat16"}
     assert answer["ratios"] == answer["by_dtype"]["bfloat16"]
     for ratios in answer["by_dtype"].values():
         assert set(ratios) == RATIOS
         assert all(value > 0 for value in ratios.values())
-    assert {axis: set(by_job) for axis, by_job in answer["growth"].items()} == {axis: set(JOBS) for axis in SMALL}
     assert answer["protocol"]["calibration_tokens"] == 16 * 24
     assert answer["protocol"]["usual_tokens"] == 32 * 512
     assert (answer["protocol"]["threads"], answer["protocol"]["cpu"]) == (1, torch.backends.cpu.get_cpu_capability())
@@ -262,10 +226,8 @@ def test_the_command_answers_for_every_precision(words, own_cache, capsys):
 @pytest.mark.slow
 def test_without_json_the_command_prints_tables(words, capsys):
     assert main([*words, "--dtype", "float32", "--dtypes", "float32"]) == 0
-    ratios, caption, powers = capsys.readouterr().out.strip().split("\n\n")
+    ratios, caption = capsys.readouterr().out.strip().split("\n\n")
     head, rule, *rows = ratios.splitlines()
     assert (head, rule) == ("| job | float32 |", "| --- | ---: |")
     assert {row.split("|")[1].strip() for row in rows} == RATIOS | {"plan", "dense forward"}
     assert "measured on 16 x 24" in caption
-    assert powers.splitlines()[0] == "| exponent of the time | of tokens | of layers | of width |"
-    assert len(powers.splitlines()) == 2 + len(JOBS)

@@ -1,0 +1,68 @@
+"""`python -m tests.load.fiddle`: users who fiddle with the default model's page, cold and warm; one line each.
+
+Ends with 1 where a page does not end with one setting, or says that something runs when nothing does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+from intraslice.core.cache import cache_folder
+from tests.support.page.browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
+from tests.support.page.fiddling import Fiddler, open_page
+
+KEPT = {"cold": ("wheels", "models"), "warm": ("wheels", "models", "calibration")}
+
+
+def fiddle(browser: Browser, seed: int, start: str, actions: int) -> str:
+    """One user on a server of their own; what went wrong, or nothing."""
+    usual = cache_folder()
+    with tempfile.TemporaryDirectory() as home:
+        for folder in KEPT[start]:
+            (Path(home) / folder).symlink_to(usual / folder)
+        before, os.environ["INTRASLICE_CACHE"] = os.environ.get("INTRASLICE_CACHE"), home
+        try:
+            with running_app() as address:
+                page = open_page(browser)
+                page.context.set_default_timeout(PATIENCE)
+                fiddler = Fiddler(Opened(page), address, random.Random(seed), ["/", "/?sequences=8", "/?cap=90"], 4.0)
+                try:
+                    fiddler.start()
+                    fiddler.act(actions)
+                    fiddler.check(patience=600)
+                except AssertionError as error:
+                    return str(error)
+                finally:
+                    page.context.close()
+        finally:
+            os.environ["INTRASLICE_CACHE"] = before or str(usual)
+    return ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
+    parser.add_argument("--actions", type=int, default=15)
+    options = parser.parse_args()
+    failed = 0
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        for seed in range(options.first, options.first + options.seeds):
+            start, began = ("cold", "warm")[seed % 2], time.monotonic()
+            problem = fiddle(browser, seed, start, options.actions)
+            failed += bool(problem)
+            print(f"seed {seed}, {start}: {problem or 'holds'} ({time.monotonic() - began:.0f} s)", flush=True)
+        browser.close()
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
