@@ -110,9 +110,10 @@ class Columns:
         if plan is None:
             return Costs({}, {})
         measured, key = self.session.perplexities(request), request.calibration
+        dense_value, sliced_value = measured.values
         columns = {
-            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, measured.dense),
-            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, measured.sliced),
+            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, dense_value),
+            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, sliced_value),
         }
         problems = {}
         if request.slicing.sparsity == 0:

@@ -141,7 +141,7 @@ def report_of(session: Session, request: Request, layer: int, prompt: str, choic
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and not view.provisional:
+    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and view.source.kind == "here":
         sweep = cached_view(session, request, choice)
         charts += [chart for chart in measured_charts(sweep) if chart is not None]
     code = {

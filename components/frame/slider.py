@@ -144,9 +144,9 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[Measured]:
-    """`measure` for live requests without a stored measurement; the others are measured by a button."""
+    """`measure` for live requests that were not measured before; the others are measured by a button."""
     yield unchanged(Measured)  # gradio clears the outputs of a generator that yields nothing
-    if request.is_live and not session.has_stored(request):
+    if request.is_live and session.perplexities(request).source.kind != "before":
         yield from measure(session, request, layer, pinned, client)
 
 
@@ -165,7 +165,7 @@ def measure_pinned(session: Session, request: Request, pinned: Request | None, c
     Yields the status (HTML). `compare_pinned` shows the result, since the slider may have moved meanwhile.
     """
     yield gr.skip()  # gradio clears the outputs of a generator that yields nothing
-    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
+    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)
@@ -175,7 +175,7 @@ def measure_pinned(session: Session, request: Request, pinned: Request | None, c
 
 def compare_pinned(session: Session, request: Request, pinned: Request | None) -> Compared:
     """Readout and headline with the differences from the pinned setting, if its perplexity is measured."""
-    if pinned is None or session.perplexities(pinned).sliced is None:
+    if pinned is None or session.perplexities(pinned).source.kind == "so far":
         return unchanged(Compared)
     texts = _texts(session, request, session.plan(request), pinned)
     return Compared(texts.readout, texts.headline)
@@ -183,7 +183,7 @@ def compare_pinned(session: Session, request: Request, pinned: Request | None) -
 
 def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Request | None, hint: str = "") -> Texts:
     measured, pinned_view = session.perplexities(request), _pinned_view(session, request, pinned)
-    if plan is not None and plan.provisional and measured.sliced_reading is None:
+    if plan is not None and plan.source.kind != "here" and measured.sliced is None:
         hint = gettext("follows in a moment") if measured.protocol else gettext("appears once the model is loaded")
     elif not hint:
         hint = _how_to_measure(request)
@@ -200,7 +200,7 @@ def _texts(session: Session, request: Request, plan: PlanView | None, pinned: Re
     if plan is None or source is None or pinned is not None:
         return texts()
     # With the plan's numbers, since the calibration may have grown after the plan was made.
-    about = ("texts", measured, hint, plan.layers, plan.removed, plan.provisional)
+    about = ("texts", measured, hint, plan.layers, plan.removed, plan.source)
     return session.plans.shown(source, request.slicing, about, texts)
 
 

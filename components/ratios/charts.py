@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ..i18n.language import gettext, number, term
 from ..state.views import ImportanceCurve, LayerView, PlanView
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
 from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 
@@ -48,7 +48,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
         hint=gettext("Click a layer."),
-        protocol=plan.provisional,
+        protocol=formatting.provenance(plan.source),
         data=data,
         layout=layout,
         columns=[

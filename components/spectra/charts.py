@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..i18n.language import gettext, lazy_gettext, translate
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
 from ..ui.palette import DASHES
 from .views import Curve, SpectraView
@@ -119,7 +119,7 @@ def variance_chart(view: SpectraView) -> Chart:
             "How few directions does the layer use? Fraction of the variance that the first principal axes "
             "explain. Rings mark how many axes, or neurons of the MLP, are kept; shading marks what is removed."
         ),
-        protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
+        protocol=formatting.provenance(view.source),
         data=data,
         layout=layout,
         columns=[gettext("Activation"), gettext("Axes"), gettext("Axes for 95%"), gettext("Kept")],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..i18n.language import gettext, number, percentage
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
 from .charts import TITLES
 from .views import SpectraView
@@ -48,6 +48,7 @@ def rank_chart(view: SpectraView) -> Chart:
             count=view.dim,
         ),
         hint=gettext("Click a layer."),
+        protocol=formatting.provenance(view.source),
         data=data,
         layout=layout,
         columns=[

@@ -1,40 +1,32 @@
-"""The snapshot: a file with the `Profile` of the default model, without weights.
+"""Files with the `Profile` of a calibration: of the default model (`precomputed.py`), and cached ones.
 
-With it the page computes ratios and sizes while the model is still loading. `python -m components.make_snapshots`
-measures it again.
+Those of a running calibration are cached whenever its number of sequences has doubled, for the ratios' convergence.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
-import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import MODULE_KINDS
+from intraslice.loading import LoadedModel
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
-from intraslice.pretrained.precision import Precision
 
-from ...assets import ASSETS
-from ...i18n.language import lazy_day, lazy_gettext
-from ..choices import PRECISIONS
-from ..plan_views import Source
-from ..request import parse
-from ..settings import Settings
-
-FILE = ASSETS / "snapshot.npz"
+FORMAT = "2"  # of cached profiles: raise it when changed code alters them
 
 
-def save(profile: Profile, label: str, path: Path = FILE) -> None:
-    """Write a profile with layers of equal size, and a label that says what it was measured on."""
+def save_profile(profile: Profile, path: Path) -> None:
+    """Write a profile with layers of equal size."""
     layers = profile.layers
     importances = {
         f"{estimator}_{module}": torch.stack(profile.importances(estimator, module)).float().cpu().numpy()
@@ -42,7 +34,6 @@ def save(profile: Profile, label: str, path: Path = FILE) -> None:
         for module in MODULE_KINDS
     }
     about = {
-        "label": label,
         "estimators": profile.estimators,
         "sizes": asdict(layers[0].sizes),
         "kv_head": layers[0].kv_head,
@@ -58,8 +49,8 @@ def save(profile: Profile, label: str, path: Path = FILE) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def load(path: Path = FILE) -> tuple[Profile, str]:
-    """The profile and its label."""
+def load_profile(path: Path) -> Profile:
+    """The profile in a file."""
     with np.load(path) as arrays:
         about = json.loads(str(arrays["about"]))
         sizes = LayerSizes(**about["sizes"])
@@ -81,41 +72,20 @@ def load(path: Path = FILE) -> tuple[Profile, str]:
         )
         for index in range(len(dim))
     )
-    return Profile(layers, about["other_parameters"], about["bytes_per_value"]), about["label"]
+    return Profile(layers, about["other_parameters"], about["bytes_per_value"])
 
 
-def sources(path: Path = FILE) -> dict[Precision, Source]:
-    """The snapshot as a source of plans, by the precision that the page calculates in."""
-    profile, raw_label = load(path)
-    # The default model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
-    head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-    provisional = lazy_gettext("Precomputed: {label}", label=translatable_label(raw_label))
-    return {
-        precision: Source(
-            replace(profile, bytes_per_value=getattr(torch, precision).itemsize),
-            head_weights,
-            parse(Settings(dtype=precision)).calibration,
-            provisional=provisional,
-        )
-        for precision in PRECISIONS
-    }
+def cache_profile(loaded: LoadedModel, tokens: Tensor, sequences: int, profile: Profile) -> None:
+    """Cache the profile from the first `sequences` of the calibration tokens (sequences, length)."""
+    path = _folder(loaded, tokens) / f"{sequences}.npz"
+    write_result(path, lambda temporary: save_profile(profile, temporary), "the convergence of the ratios")
 
 
-def translatable_label(label: str) -> str:
-    """A snapshot's label as a lazy string, if it has the form that `label` writes; otherwise unchanged."""
-    parts = re.fullmatch(r"(\S+) on (\d+) x (\d+) tokens of Wikipedia's lead sections, (\d+ \w+ \d{4})\.", label)
-    if parts is None:
-        return label
-    model, sequences, length, date = parts.groups()
-    return lazy_gettext(
-        "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
-        model=model,
-        sequences=sequences,
-        length=length,
-        day=lazy_day(date),
-    )
+def cached_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profile]]:
+    """The cached profiles by their number of sequences, in that order; without damaged files."""
+    profiles = {path: read_result(path, load_profile) for path in _folder(loaded, tokens).glob("*.npz")}
+    return sorted((int(path.stem), profile) for path, profile in profiles.items() if profile)
 
 
-def label() -> str:
-    """The label of a snapshot measured today."""
-    return f"SmolLM2-135M-Instruct on 32 x 512 tokens of Wikipedia's lead sections, {datetime.date.today():%d %B %Y}."
+def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:
+    return cache_path("convergence", "", FORMAT, loaded.fingerprint, loaded.model.dtype, tokens)

@@ -27,8 +27,8 @@ from components.ratios.search.measure import RatioSearchView
 from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
-from components.state.snapshots.leaderboard import cells
-from components.state.views import ConvergenceView
+from components.state.leaderboard import cells
+from components.state.views import ConvergenceView, Provenance
 from components.sweep import size_chart as sizes
 from components.sweep.charts import removed_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard
@@ -154,7 +154,7 @@ def test_figures_are_valid_plotly_with_a_heading_and_a_question_and_tables_are_f
 
 
 def test_bars_and_their_table_are_the_plan() -> None:
-    plan = replace(plan_view(), provisional="Snapshot: A label.")
+    plan = replace(plan_view(), source=Provenance("before", label="A label."))
     chart = ratio_chart(plan)
     bars = {trace["name"]: trace for trace in chart.data if trace["type"] == "bar"}
     assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
@@ -164,7 +164,7 @@ def test_bars_and_their_table_are_the_plan() -> None:
     assert chart.rows[3] == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
     shown = (
         "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to "
-        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Snapshot: A label."
+        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Precomputed: A label."
     )
     assert json.loads(chart.to_json())["note"] == shown
     assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")  # which the page alone does

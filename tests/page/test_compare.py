@@ -17,9 +17,8 @@ from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, Pa
 from components.jobs.places import Places
 from components.jobs.status import Status
 from components.state.crossmodule import TOLERANCE
-from components.state.request import Request, parse
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from components.ui.handlers import unchanged
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
@@ -257,12 +256,6 @@ def test_a_slower_model_is_called_slower() -> None:
     )
     equal = compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": dense}, {}))
     assert equal.count("as fast as dense") == 2
-
-
-def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
-    costs = Columns(Session()).cached_costs(parse(Settings()))
-    assert set(costs.columns) == {"dense", "intraslice"}
-    assert "134.5 M" in compare_words.cost("dense", costs)
 
 
 # Words

@@ -78,7 +78,7 @@ def fill(
         first=published.first,
         headline=headline(first.plan, first.perplexities),
         parameters=formatting.millions(first.plan.parameters_dense),
-        dense=gettext("unknown") if dense.dense is None else number(dense.dense, ".1f"),
+        dense=gettext("unknown") if dense.dense is None else number(dense.dense.value, ".1f"),
         ends=gettext("{first:g} to {last:g}%", first=published.choice.percents[0], last=published.choice.percents[-1]),
         layers=_options(gettext("Layer {layer}", layer=layer) for layer in range(len(first.plan.layers))),
         prompts=_options(published.choice.prompts),
@@ -109,7 +109,7 @@ def _numbers(step: Step) -> dict[str, Any]:
         "said": gettext(
             "{percent:g}%, perplexity {perplexity}",
             percent=step.percent,
-            perplexity=formatting.with_error(step.perplexities.sliced_reading),
+            perplexity=formatting.with_error(step.perplexities.sliced),
         ),
         "table": _table(step),
         "tokens": passage(step.passage) if step.passage else "",
@@ -123,8 +123,8 @@ def _table(step: Step) -> str:
     """The sizes and perplexities of each model."""
     perplexities = step.perplexities
     readings = {
-        "dense": (perplexities.dense_reading, None),
-        "intraslice": (perplexities.sliced_reading, perplexities.ratio),
+        "dense": (perplexities.dense, None),
+        "intraslice": (perplexities.sliced, perplexities.ratio),
         "crossmodule": (step.cross, step.cross_ratio),
     }
     costs = [step.costs.columns.get(name) for name in COLUMNS]

@@ -172,7 +172,7 @@ def _sweep(request: Request, steps: list[Step]) -> SweepView:
             points.append(SweepPoint(method, estimator, target, removed, parameters, perplexity, note=note))
     points.sort(key=lambda point: point.method != "intraslice")
     perplexities = steps[0].perplexities
-    return SweepView(perplexities.dense, tuple(points), len(points), perplexities.protocol)
+    return SweepView(perplexities.values[0], tuple(points), len(points), perplexities.protocol)
 
 
 def command(recipe: Recipe, device: str, choice: Choice) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ...i18n.language import gettext, number
 from ...state import choices
-from ...ui import figure
+from ...ui import figure, formatting
 from ...ui.figure import Chart, Json
 from ...ui.labels import ESTIMATORS, MODULES
 from .views import EstimatorCheckView, ModuleCheck
@@ -58,6 +58,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
         title=gettext("Estimator check: predicted against measured damage"),
         note=note,
         hint=gettext("Click a point.") if view else "",
+        protocol=formatting.provenance(view.source) if view else "",
         data=data,
         layout=layout,
         columns=[

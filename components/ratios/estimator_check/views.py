@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ...state.views import HERE, Provenance
+
 
 @dataclass(frozen=True)
 class ModuleCheck:
@@ -49,3 +51,4 @@ class EstimatorCheckView:
     ceiling: Mapping[str, float | None]
     misjudged: tuple[Misjudged, ...]
     measured_on: str
+    source: Provenance = HERE
