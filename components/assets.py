@@ -1,4 +1,4 @@
-"""The folder of the page's styles, scripts, texts and snapshots."""
+"""The folder of the page's styles, scripts, texts and precomputed results."""
 
 from __future__ import annotations
 

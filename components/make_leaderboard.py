@@ -30,7 +30,7 @@ from intraslice.evaluation.sweep import LOSSES
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.sources import SUGGESTED_MODELS
 
-from .state.snapshots.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, write
+from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, write
 
 COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)

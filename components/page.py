@@ -78,7 +78,7 @@ def serve() -> None:
     warming.load_weights(session)  # while the page is built
     app = build_app(session)
     for precision in choices.PRECISIONS:
-        session.plan(parse(Settings(dtype=precision)))  # ranks the snapshot's units, before the first slider move
+        session.plan(parse(Settings(dtype=precision)))  # ranks the precomputed units, before the first slider move
     if warming.is_wanted():
         app.health.warming = warming.Warming(session)
         app.health.warming.start()

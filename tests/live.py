@@ -27,7 +27,6 @@ YARDSTICK = 1.8  # s
 MOVES = 40
 READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
 STORED = "/perplexity [0-9.]+ → [0-9.]+ .*precomputed on/.test(document.querySelector('#headline')?.innerText)"
-SO_FAR = "document.querySelector('#headline').innerText.includes('here so far')"
 WHOLE = "document.querySelector('#status').innerText.includes('Calibrated on 32 x')"
 FINAL = f"/perplexity [0-9.]+ → [0-9.]+ \\(/.test(document.querySelector('#headline').innerText) && !{STORED}"
 ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
@@ -131,7 +130,6 @@ def opening(machine: Machine, browser: playwright.Browser, address: str) -> Visi
     visitor = Visitor(browser, address)
     machine.report("opened: the stored perplexity", visitor.until(STORED), 3)
     machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
-    machine.report("opened: the first perplexity measured here", visitor.until(f"{SO_FAR} || {FINAL}"), 25)
     print(f"opened: the whole calibration, and its perplexity {visitor.until(f'{WHOLE} && {FINAL}'):31.1f} s")
     return visitor
 
@@ -143,15 +141,13 @@ def moving(machine: Machine, visitor: Visitor) -> None:
         times = visitor.drag([21 + (move * 7) % 30 for move in range(MOVES)], chart)
         machine.report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
     visitor.open("Ratios")
-    stored, first, final = [], [], []
+    stored, final = [], []
     for percent in (33, 27, 42, 36, 21):
         visitor.release(percent)
         stored.append(visitor.until(STORED))
         visitor.measure_here()
-        first.append(visitor.until(f"{SO_FAR} || {FINAL}"))
         final.append(visitor.until(FINAL))
     machine.report("let go: stored perplexity, median of 5", statistics.median(stored), 0.3)
-    machine.report("Measure here: first perplexity, median of 5", statistics.median(first), 1.5)
     machine.report("Measure here: final perplexity, median of 5", statistics.median(final), 3.5)
 
 

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import pytest
 from test_documents import ROOT, text_of
 
-from components.estimator.measure import _stored_view
-from components.state.snapshots import plan as snapshot
-from components.state.snapshots.leaderboard import SEARCH, STAGES, Cell, read, write
+from components.estimator.measure import EstimatorCheckCache
+from components.state.leaderboard import SEARCH, STAGES, Cell, read, write
+from components.state.request import parse
+from components.state.session import Session
+from components.state.settings import Settings
 
 QWEN = "Qwen/Qwen2.5-Coder-{}-Instruct"
 MODELS = {"default": "135M", QWEN.format("0.5B"): "0.5B", QWEN.format("1.5B"): "1.5B"}
@@ -246,7 +248,7 @@ def results(board: Board) -> Iterator[str]:
     yield steps(pca, other)
     yield steps(pca, board.of("intraslice", LONGER, "output-error"), board.of("intraslice", SEARCHED))
     yield crossed("stage", loops(board))
-    check = _stored_view(snapshot.load()[0])
+    check = EstimatorCheckCache(Session()).cached(parse(Settings()))
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
     rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]
     for file in sorted((ROOT / "docs" / "results").glob("*.csv")):

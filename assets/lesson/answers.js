@@ -1,5 +1,6 @@
 // The lesson's answers, read from what the page shows: each gives null until the page has it, else the values for its
-// sentence, the truth that the control shows, and whether a prediction comes close. Nothing is known here beforehand.
+// sentence, the truth that the control shows, whether a prediction comes close, and the weights of what was measured
+// before. Nothing is known here beforehand.
 const { lesson, say, fixed, signed } = isx;
 const { words } = lesson;
 const find = (selector) => document.querySelector(selector);
@@ -22,10 +23,10 @@ function settled(state) {
 
 // Dense and sliced, row by row as the readout has them; null until the perplexity is whole.
 function readout() {
-  const { dense, sliced } = find("#readout [data-dense][data-sliced]")?.dataset ?? {};
+  const { dense, sliced, source } = find("#readout [data-dense][data-sliced]")?.dataset ?? {};
   if (!follows() || !dense) return null;
   const rows = [...document.querySelectorAll("#readout tbody tr")].map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent.trim()));
-  return { rows, dense: Number(dense), sliced: sliced === "inf" ? Infinity : Number(sliced) };
+  return { rows, dense: Number(dense), sliced: sliced === "inf" ? Infinity : Number(sliced), source };
 }
 
 const bars = (module) => chart("ratio-chart")?.data.find((trace) => trace.type === "bar" && trace.meta?.module === module)?.y;
@@ -57,7 +58,7 @@ function cost(said) {
   const [all, layers] = read.rows;
   const times = read.sliced / read.dense;
   const values = { dense: fixed(read.dense, 2), sliced: fixed(read.sliced, 2), times: fixed(times, 2), layersDense: layers[0], layersSliced: layers[1], allDense: all[0], allSliced: all[1] };
-  return { values, truth: times, close: Math.abs(said / times - 1) < 0.15 };
+  return { values, truth: times, close: Math.abs(said / times - 1) < 0.15, source: read.source };
 }
 
 function budget(said) {
@@ -69,7 +70,7 @@ function budget(said) {
   const least = truth.indexOf(Math.min(...truth));
   const rho = said ? rankCorrelation(said, truth) : NaN;
   const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2) }) };
-  return { values, truth, close: rho > 0.6 };
+  return { values, truth, close: rho > 0.6, source: chart("ratio-chart").protocol };
 }
 
 function hurts(said) {
@@ -80,7 +81,7 @@ function hurts(said) {
   const [worst, next] = points.sort((a, b) => b.damage - a.damage);
   const last = Math.max(...points.map((point) => point.layer));
   const truth = Math.floor((4 * worst.layer) / (last + 1));
-  return { values: { layer: worst.layer, module: worst.module, nextLayer: next.layer, nextModule: next.module, last }, truth, close: said === truth };
+  return { values: { layer: worst.layer, module: worst.module, nextLayer: next.layer, nextModule: next.module, last }, truth, close: said === truth, source: chart("estimator-check-chart").protocol };
 }
 
 function directions(said) {
@@ -89,30 +90,31 @@ function directions(said) {
   const sorted = heat.z.flat().sort((a, b) => a - b);
   const at = (share) => sorted[Math.min(Math.floor(share * sorted.length), sorted.length - 1)];
   const share = (100 * at(0.5)) / heat.zmax;
-  return { values: { heads: sorted.length, median: at(0.5), dim: heat.zmax, share: fixed(share, 0), few: at(0.1), many: at(0.9) }, truth: share, close: Math.abs(said - share) <= 10 };
+  return { values: { heads: sorted.length, median: at(0.5), dim: heat.zmax, share: fixed(share, 0), few: at(0.1), many: at(0.9) }, truth: share, close: Math.abs(said - share) <= 10, source: chart("rank-chart").protocol };
 }
 
 function choosing(said, [uniform, chosen]) {
   if (!chosen) return null;
   const change = 100 * (chosen.sliced / uniform.sliced - 1);
   const truth = change >= 0 ? 0 : change > -5 ? 1 : change >= -20 ? 2 : 3;
-  return { values: { uniform: fixed(uniform.sliced, 2), chosen: fixed(chosen.sliced, 2), change: signed(change, 1) }, truth, close: said === truth };
+  return { values: { uniform: fixed(uniform.sliced, 2), chosen: fixed(chosen.sliced, 2), change: signed(change, 1) }, truth, close: said === truth, source: chosen.source };
 }
 
 function doubling(said, readings) {
   if (!readings.length) return null;
   const tried = readings.map(({ percent, sliced, dense }) => ({ percent, times: sliced / dense }));
+  const { source } = readings.at(-1);
   const values = { tried: tried.map(({ percent, times }) => fill(words.tried, { percent, times: fixed(times, 2) })).join("; ") };
   const over = tried.findIndex(({ times }) => times >= 2);
-  if (over < 0 && readings.length < 4) return { values: { ...values, crossing: "…" }, close: null };
+  if (over < 0 && readings.length < 4) return { values: { ...values, crossing: "…" }, close: null, source };
   if (over <= 0) {
     const edge = over ? tried.at(-1).percent : tried[0].percent;
-    return { values: { ...values, crossing: fill(over ? words.beyond : words.before, { percent: edge }) }, close: over ? said > edge : said < edge };
+    return { values: { ...values, crossing: fill(over ? words.beyond : words.before, { percent: edge }) }, close: over ? said > edge : said < edge, source };
   }
   const [low, high] = [tried[over - 1], tried[over]];
   const way = Math.log(2 / low.times) / Math.log(high.times / low.times);
   const crossing = low.percent + way * (high.percent - low.percent);
-  return { values: { ...values, crossing: fill(words.at, { percent: fixed(crossing, 0) }) }, truth: crossing, close: Math.abs(said - crossing) <= 4 };
+  return { values: { ...values, crossing: fill(words.at, { percent: fixed(crossing, 0) }) }, truth: crossing, close: Math.abs(said - crossing) <= 4, source };
 }
 
 function across(said) {
@@ -125,7 +127,7 @@ function across(said) {
   const wins = intra[0].filter((error, layer) => error < cross[0][layer]).length;
   const last = { lastIntra: percent(intra[0].at(-1)), lastCross: percent(cross[0].at(-1)), spreadIntra: fixed(intra[2].at(-1), 3), spreadCross: fixed(cross[2].at(-1), 3) };
   const values = { intra: percent(own), cross: percent(other), wins, layers: intra[0].length, ...last };
-  return { values, truth, close: said === truth };
+  return { values, truth, close: said === truth, source: find("#shift-words [data-source]")?.dataset.source };
 }
 
 // Which model's answer stands where: drawn once for each browser, since a prediction outlasts a reload.

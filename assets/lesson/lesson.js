@@ -247,7 +247,8 @@ function answer() {
   const { id, answer: sentence, meaning, large, waiting = words.waiting } = step();
   const said = kept.said[id];
   const found = find();
-  const paragraphs = [["p", found ? fill(sentence, found.values) : waiting, found ? "isx-found" : "isx-quiet"]];
+  const told = found && [fill(sentence, found.values), found.source].filter(Boolean).join(" ");
+  const paragraphs = [["p", told ?? waiting, found ? "isx-found" : "isx-quiet"]];
   if (found) {
     const guessed = (said ?? null) !== null;
     if (guessed && found.close !== null) paragraphs.unshift(["p", judged(said, found.close), found.close ? "isx-close" : "isx-far"]);
@@ -255,7 +256,7 @@ function answer() {
     if (found.truth !== undefined) control?.reveal(found.truth);
   }
   if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
-  if (found && isOfStep()) remember(found, fill(sentence, found.values));
+  if (found && isOfStep()) remember(found, told);
   const now = JSON.stringify(paragraphs);
   if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
   parts.answer.dataset.said = now;

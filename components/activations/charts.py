@@ -7,7 +7,7 @@ from itertools import accumulate
 from statistics import fmean
 
 from ..i18n.language import gettext, lazy_gettext, number
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import METHOD_COLOURS, METHODS, Terms
 from .views import Histogram, PlaceShift, ShiftView
@@ -127,9 +127,7 @@ def protocol(view: ShiftView) -> str:
     massive = gettext("no massive tokens")
     if view.massive:
         massive = gettext("{count} massive tokens, measured separately", count=view.massive)
-    measured_on = gettext("Text: {text}.", text=view.text)
-    if view.snapshot:
-        measured_on = gettext("Precomputed: {label}", label=view.snapshot)
+    measured_on = formatting.provenance(view.source) or gettext("Text: {text}.", text=view.text)
     values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":
         return gettext(

@@ -7,6 +7,7 @@ it is sliced once per sparsity and order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -22,9 +23,9 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan, note_of
-from ..state.request import Request, SliceKey
+from ..state.precomputed import SHIFT
+from ..state.request import Request, SliceKey, default_slicing
 from ..state.session import Session
-from . import snapshot
 from .views import Histogram, MethodShift, PlaceShift, ShiftView
 
 TOKENS = 1024  # more tokens change the medians by less than the width of a chart line
@@ -39,23 +40,23 @@ class ShiftViews:
         self._session = session
         self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # about 200 kB each
         self._shown: BoundedCache[str, Request] = BoundedCache(1000)
-        self._snapshot = snapshot.shift()
 
     def view(self, request: Request, client: str) -> ShiftView | None:
-        """The measurement of a setting; else the one the client saw last, or the snapshot, or None."""
+        """The measurement of a setting; else the one the client saw last, or the precomputed one, or None."""
         if self.is_measured(request):
             self._shown.put(client, request)
-            return self._view(request)
+        if (exact := self.exact_view(request)) is not None:
+            return exact
         last = self._shown.get(client)
         if last and last.calibration == request.calibration and self.is_measured(last):
             return self._view(last)
-        return self._snapshot if request.is_default_calibration else None
+        return self._precomputed(request)
 
     def exact_view(self, request: Request) -> ShiftView | None:
-        """The measurement of exactly this setting, or the snapshot if it has this setting."""
+        """The measurement of exactly this setting."""
         if self.is_measured(request):
             return self._view(request)
-        return self._snapshot if request.is_default else None
+        return self._precomputed(request) if request.slicing == default_slicing() else None
 
     def is_measured(self, request: Request) -> bool:
         """Whether exactly this setting is measured, by IntraSlice at least."""
@@ -103,6 +104,11 @@ class ShiftViews:
         for method, model in sliced.items():
             measured = _summary(report, method, dense, model), report.massive
             self._shifts.put(request.slice_key(method), measured)
+
+    def _precomputed(self, request: Request) -> ShiftView | None:
+        """The measurement of the default setting."""
+        found = self._session.precomputed.find(SHIFT, request.calibration, ShiftView)
+        return replace(found.value, source=found.source) if found else None
 
     def _view(self, request: Request) -> ShiftView:
         calibrated = self._session.calibrated(request)

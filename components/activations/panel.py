@@ -13,7 +13,7 @@ from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..state.request import Request
 from ..state.session import Session
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, status_line, unchanged
@@ -118,11 +118,10 @@ def _charts(view: ShiftView, layer: int) -> dict[str, str]:
 
 
 def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str:
-    is_measured, percent = views.is_measured(request), request.settings.sparsity
-    is_opening = view is not None and bool(view.snapshot) and request.is_default
+    percent = request.settings.sparsity
     if request.slicing.sparsity == 0:
         hint = gettext("At 0% nothing is removed, so nothing shifts. Drag the slider. ")
-    elif is_measured or is_opening:
+    elif views.exact_view(request) is not None:
         hint = ""
     elif not request.is_live and request.slicing.order == "one-shot":
         hint = gettext("For {sparsity:g}% with recovery, press “Slice and train”. ", sparsity=percent)
@@ -137,6 +136,6 @@ def _summary(views: ShiftViews, request: Request, view: ShiftView | None) -> str
         target=view.target_sparsity,
         finding=finding(view),
     )
-    measured_on = f"{protocol(view)} {translate(view.missing)}"
+    measured_on, source = f"{protocol(view)} {translate(view.missing)}", formatting.provenance(view.source)
     summary = f'<p class="isx-words" data-percent="{100 * view.target_sparsity:g}">{escape(hint + result)}</p>'
-    return f'{summary}<p class="isx-quiet">{escape(measured_on)}</p>'
+    return f'{summary}<p class="isx-quiet" data-source="{escape(source)}">{escape(measured_on)}</p>'

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..state.views import HERE, Provenance
+
 
 @dataclass(frozen=True)
 class Histogram:
@@ -54,4 +56,4 @@ class ShiftView:
     text: str  # what was measured on
     missing: str = ""
     order: str = "one-shot"  # of both methods
-    snapshot: str = ""
+    source: Provenance = HERE

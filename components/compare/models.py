@@ -116,9 +116,10 @@ class Columns:
         plan, measured, readings = self.session.plan(request), self.session.perplexities(request), self.session.readings
         if plan is None:
             return Costs({}, {})
+        dense_value, sliced_value = measured.values
         columns = {
-            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, measured.dense),
-            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, measured.sliced),
+            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, dense_value),
+            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, sliced_value),
         }
         problems = {}
         if request.slicing.sparsity == 0:

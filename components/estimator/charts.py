@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..i18n.language import gettext, number
 from ..state import choices
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
 from .views import EstimatorCheckView, ModuleCheck
@@ -54,6 +54,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
             }
         ),
         hint=gettext("Click a point.") if view else "",
+        protocol=formatting.provenance(view.source) if view else "",
         layers=1 + max((check.layer for check in checks), default=-1),
         selected=selected,
     )

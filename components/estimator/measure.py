@@ -1,39 +1,30 @@
 """Estimator check: every module sliced alone, measured on held-out text, against the predicted damage.
 
-The measurement of the default model is stored in the repository (`make_snapshots.py`): the page opens with it.
+The measurement of the default model is precomputed (`make_snapshots.py`): the page opens with it.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
-from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.progress import ProgressCallback
-from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.rank_agreement import compare_ranks
-from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity, cached_sensitivity, measure_sensitivity
+from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
 
-from ..assets import ASSETS
-from ..i18n.language import lazy_day, lazy_gettext
+from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
+from ..state.precomputed import SENSITIVITY
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
+from ..state.views import HERE, Provenance
 from .views import EstimatorCheckView, Misjudged, ModuleCheck
 
 JOB = "sensitivity"  # the job's kind, which is also the endpoint's name
-FILE = ASSETS / "sensitivity.json"
 RATIO = 0.3
-DIGITS = 5  # significant, in the file
-STORED = EvaluationConfig(tokens=8192)  # of the measurement in the repository
 
 
 class EstimatorCheckCache:
@@ -44,7 +35,7 @@ class EstimatorCheckCache:
         self._views: BoundedCache[CalibrationKey, EstimatorCheckView] = BoundedCache(100)
 
     def cached(self, request: Request) -> EstimatorCheckView | None:
-        """The check if all modules are measured, or the stored one of the default model."""
+        """The check if all modules are measured, or the precomputed one."""
         key = request.calibration
         if (view := self._views.get(key)) is not None:
             return view
@@ -56,7 +47,8 @@ class EstimatorCheckCache:
             sensitivity = cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
                 return self._view(key, calibrated, sensitivity)
-        return _stored_view(source.profile) if request.is_default_calibration and FILE.is_file() else None
+        found = self._session.precomputed.find(SENSITIVITY, key, Sensitivity)
+        return estimator_check_view(found.value, source.profile, source=found.source) if found else None
 
     def measure(self, request: Request, client: str) -> Iterator[Status | EstimatorCheckView]:
         """Measure the missing modules; ends with the view or an error status. Finished modules are cached."""
@@ -71,10 +63,8 @@ class EstimatorCheckCache:
         yield from self._session.jobs.run(client, JOB, work, urgency=Urgency.BACKGROUND)
 
     def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
-        measured_on = lazy_gettext(
-            "{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding_note(key)
-        )
-        return self._views.put(key, estimator_check_view(sensitivity, calibrated.source.profile, measured_on))
+        view = estimator_check_view(sensitivity, calibrated.source.profile, rounding_note(key))
+        return self._views.put(key, view)
 
 
 def rounding_note(key: CalibrationKey) -> str:
@@ -84,7 +74,9 @@ def rounding_note(key: CalibrationKey) -> str:
     return lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
 
 
-def estimator_check_view(sensitivity: Sensitivity, profile: Profile, measured_on: str) -> EstimatorCheckView:
+def estimator_check_view(
+    sensitivity: Sensitivity, profile: Profile, rounding: str = "", source: Provenance = HERE
+) -> EstimatorCheckView:
     """Measured and predicted damage, as plain numbers."""
     agreement = compare_ranks(sensitivity, profile)
     assert sensitivity.ratio is not None  # measured alone, not in context
@@ -107,37 +99,6 @@ def estimator_check_view(sensitivity: Sensitivity, profile: Profile, measured_on
         rho=agreement.rho,
         ceiling=agreement.ceiling,
         misjudged=tuple(Misjudged(**vars(module)) for module in agreement.misjudged),
-        measured_on=measured_on,
+        measured_on=lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding),
+        source=source,
     )
-
-
-def long_measurement(calibrated: Calibrated, progress: ProgressCallback | bool = True) -> Sensitivity:
-    """Measure every module of the default model on more text; takes half an hour on one core."""
-    windows = evaluation_tokens(calibrated.loaded.tokenizer, STORED, CalibrationConfig().text)
-    return measure_sensitivity(calibrated.loaded, calibrated.stats, windows, RATIO, progress=progress)
-
-
-def _stored_view(profile: Profile) -> EstimatorCheckView:
-    record: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    modules = tuple(ModuleDamage(**module) for module in record["modules"])
-    sensitivity = Sensitivity(record["ratio"], record["base_loss"], record["tokens"], modules)
-    measured_on = lazy_gettext(
-        "{tokens:,} held-out tokens, {day}",
-        tokens=record["tokens"],
-        day=lazy_day(record["measured_on"].split(", ")[-1]),
-    )
-    return estimator_check_view(sensitivity, profile, measured_on)
-
-
-def save(sensitivity: Sensitivity) -> None:
-    """Store the default model's measurement in the repository, a line per module; the page opens with it."""
-    measured_on = f"{sensitivity.tokens:,} held-out tokens, {datetime.date.today():%d %B %Y}"
-    record = asdict(sensitivity)
-    modules = record.pop("modules")
-    lines = [json.dumps({name: _rounded(value) for name, value in module.items()}) for module in modules]
-    head = json.dumps(record | {"measured_on": measured_on})[:-1]
-    FILE.write_text(head + ', "modules": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
-
-
-def _rounded(value: Any) -> Any:
-    return [float(f"{number:.{DIGITS}g}") for number in value] if isinstance(value, tuple) else value

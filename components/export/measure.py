@@ -170,7 +170,7 @@ def _sweep(request: Request, steps: Sequence[Step]) -> SweepView:
                 target = step.percent / 100
                 points.append(SweepPoint(method, estimator, target, removed, parameters, perplexity, note=note))
     perplexities = steps[0].perplexities
-    return SweepView(perplexities.dense, tuple(points), len(points), perplexities.protocol)
+    return SweepView(perplexities.values[0], tuple(points), len(points), perplexities.protocol)
 
 
 def command(

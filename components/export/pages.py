@@ -154,7 +154,7 @@ def pack(content: Json) -> str:
 
 def article(file: str, published: Published, **texts: str) -> str:
     """A long text with the numbers of the step that it opens with; `texts` are for the places that it alone has."""
-    first, dense = published.steps[published.first], published.steps[0].perplexities.dense
+    first, dense = published.steps[published.first], published.steps[0].perplexities.values[0]
     percents = published.choice.percents
     return Template(long_text(file)).substitute(
         texts,
@@ -231,7 +231,7 @@ def _texts(step: Step) -> Json:
         "removed": formatting.removed(step.plan),
         "numbers": _table(step),
     }
-    perplexity = formatting.with_error(step.perplexities.sliced_reading)
+    perplexity = formatting.with_error(step.perplexities.sliced)
     return {
         "percent": step.percent,
         "parts": parts | ({"tokens": passage(step.passage)} if step.passage else {}),
@@ -243,7 +243,7 @@ def _texts(step: Step) -> Json:
 def _table(step: Step) -> str:
     """The sizes and perplexities of each model."""
     measured = step.perplexities
-    readings = measured.dense_reading, measured.sliced_reading, step.cross
+    readings = measured.dense, measured.sliced, step.cross
     costs = [step.costs.columns.get(name) for name in COLUMNS]
     rows = [
         (gettext("Parameters"), *(formatting.millions(cost.parameters) if cost else "–" for cost in costs)),

@@ -188,7 +188,7 @@ def report(
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if all((methods, estimators, sparsities, quantise)) and not view.provisional:
+    if all((methods, estimators, sparsities, quantise)) and view.source.kind == "here":
         choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
         charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart is not None]
     code = {

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ..i18n.language import translate
+from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import Settings
-from ..state.snapshots import leaderboard
-from ..state.views import Perplexities
 from ..ui import formatting
 from ..ui.handlers import status_line
 
@@ -42,18 +41,11 @@ class Prepared(NamedTuple):
 def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
     """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and a new text whenever the calibration has grown, or a perplexity is measured
-    on half a window, on the first, then on all.
+    Yields the status line (HTML), and a new text whenever the calibration has grown.
     """
-
-    def progress() -> tuple[int, float, bool]:
-        so_far = session.perplexities(request).so_far or Perplexities()
-        windows = so_far.sliced_reading.windows if so_far.sliced_reading else 0
-        return session.sequences(request), min(windows, 1), so_far.sliced is not None
-
-    before = progress()
+    before = session.sequences(request)
     for event in session.prepare(request, client):
-        last, before = before, progress()
+        last, before = before, session.sequences(request)
         has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
         yield Prepared(status_line(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
 

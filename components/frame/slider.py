@@ -106,9 +106,9 @@ def measure(
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[dict[str, Any]]:
-    """`measure` for live requests without a stored measurement; the others are measured by a button."""
+    """`measure` for live requests that were not measured before; the others are measured by a button."""
     yield {}  # gradio clears the outputs of a generator that yields nothing
-    if request.is_live and not session.has_stored(request):
+    if request.is_live and session.perplexities(request).source.kind != "before":
         yield from measure(session, request, layer, pinned, client)
 
 
@@ -126,7 +126,7 @@ def measure_pinned(
 ) -> Iterator[dict[str, Any]]:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
     yield {}
-    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).sliced is not None:
+    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
         work = partial(session.measure_perplexities, request=pinned)

@@ -136,9 +136,9 @@ def percentage(value: float) -> str:
     return f"{number(value, 'g')}{LANGUAGES[language()].percent}"
 
 
-def lazy_day(english_date: str) -> LazyString:
-    """A lazy string of a date in English, such as "26 November 2026"."""
-    return LazyString(lambda: day(datetime.datetime.strptime(english_date, LANGUAGES[ENGLISH].day).date()))
+def lazy_day(date: datetime.date) -> LazyString:
+    """A lazy string of a date."""
+    return LazyString(lambda: day(date))
 
 
 def separators() -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..i18n.language import gettext, number, term
 from ..state.views import ImportanceCurve, LayerView, PlanView
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure
 from ..ui.labels import ESTIMATOR_COLOURS, ESTIMATORS, MODULES
 
@@ -48,7 +48,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             }
         ),
         hint=gettext("Click a layer."),
-        protocol=plan.provisional,
+        protocol=formatting.provenance(plan.source),
         layers=layers,
         selected=selected,
     )

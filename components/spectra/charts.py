@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..i18n.language import gettext, lazy_gettext, translate
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.palette import DASHES
 from .views import Curve, SpectraView
@@ -63,7 +63,7 @@ def variance_chart(view: SpectraView) -> Chart:
             "explain. Rings mark how many axes, or neurons of the MLP, are kept; shading marks what is removed."
         ),
         ([gettext("Activation"), gettext("Axes"), gettext("Axes for 95%"), gettext("Kept")], rows),
-        protocol=gettext("Precomputed: {label}", label=view.snapshot) if view.snapshot else "",
+        protocol=formatting.provenance(view.source),
     )
 
 

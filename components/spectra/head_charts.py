@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..i18n.language import gettext, number, percentage
-from ..ui import figure
+from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure
 from .charts import TITLES
 from .views import SpectraView
@@ -48,6 +48,7 @@ def rank_chart(view: SpectraView) -> Chart:
             }
         ),
         hint=gettext("Click a layer."),
+        protocol=formatting.provenance(view.source),
         layers=len(layers),
         selected=view.layer,
     )

@@ -1,10 +1,15 @@
 """Spectra of a calibration: each curve is computed once, the kept ranks on it at every move of the slider.
 
-Before the default model is loaded, everything comes from the snapshot (`snapshot.py`).
+Before the default model is calibrated, everything is precomputed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 from torch import Tensor
 
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
@@ -13,9 +18,10 @@ from intraslice.planning.ratios import LayerPlan
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
 from ..state.crossmodule import nearest_plan
-from ..state.request import CalibrationKey, Request
+from ..state.precomputed import SPECTRA
+from ..state.request import MAX_PERCENT, CalibrationKey, Request
 from ..state.session import Session
-from . import snapshot
+from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
 EXPLAINED = 0.95  # fraction of the variance that defines the effective rank
@@ -23,8 +29,6 @@ EXPLAINED = 0.95  # fraction of the variance that defines the effective rank
 
 class CalibratedSpectra:
     """Spectra of a calibrated model."""
-
-    label = ""
 
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
@@ -72,6 +76,48 @@ class CalibratedSpectra:
         return self._widths[sparsity]
 
 
+@dataclass(frozen=True)
+class PrecomputedSpectra:
+    """The spectra of all layers as `make_snapshots.py` stores them; methods as `CalibratedSpectra` has them."""
+
+    layers: tuple[LayerCurves, ...]
+    energies: Sequence[Sequence[Sequence[float]]]  # by layer, query head and rotary pair
+    sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
+    kv_head: tuple[int, ...]  # of each query head
+    angles: tuple[float, ...]  # rotation of each pair per token, in radians
+    widths: tuple[int, ...]  # by per cent of sparsity; 0 where it is unreachable
+
+    def curves(self, layer: int) -> LayerCurves:
+        """All curves of a layer."""
+        return self.layers[layer]
+
+    def complete(self, layer: int) -> None:
+        """Do nothing: all curves are there."""
+
+    def ranks(self) -> list[list[int]]:
+        """By layer and head, the number of axes that explain 95 % of the head's output."""
+        return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
+
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
+        """The layer's rotary pairs. Kept are the `plan.dim` channels per key head that affect the loss most."""
+        kv_head, head_energy, sensitivity = map(
+            np.array, (self.kv_head, self.energies[layer], self.sensitivities[layer])
+        )
+        energy = np.stack([head_energy[kv_head == group].sum(0) for group in range(kv_head.max() + 1)])
+        kept = np.zeros(energy.shape, dtype=bool)
+        heads = np.array(plan.heads, dtype=int)
+        for group in np.unique(kv_head[heads]):
+            importance = sensitivity[heads[kv_head[heads] == group]].sum(0)
+            kept[group, np.argsort(-importance, kind="stable")[: plan.dim // 2]] = True
+        return PairsView(energy.tolist(), kept.tolist(), self.angles)
+
+    def width(self, sparsity: float) -> int | None:
+        """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""
+        percent = round(100 * sparsity)
+        is_known = percent < len(self.widths) and abs(100 * sparsity - percent) < 1e-6
+        return self.widths[percent] or None if is_known else None
+
+
 def curve(spectrum: Tensor) -> Curve:
     """A cumulative spectrum (n) at the ranks of the curve."""
     size = len(spectrum)
@@ -81,19 +127,18 @@ def curve(spectrum: Tensor) -> Curve:
 
 
 class SpectraViews:
-    """Views of all calibrated models, and of the snapshot."""
+    """Views of all calibrated models, and of precomputed ones."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._spectra: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
-        self._snapshot = snapshot.spectra()
 
     def view(self, request: Request, layer: int) -> SpectraView | None:
         """The curves computed so far, in milliseconds; None for a model that is not calibrated yet.
 
         Raises UserError for an impossible setting.
         """
-        source = self._source(request)
+        source, provenance = self._source(request)
         if source is None:
             return None
         plan = self._session.slice_plan(request)
@@ -109,20 +154,42 @@ class SpectraViews:
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
             width=source.width(round(request.slicing.sparsity, 4)),
-            snapshot=source.label,
+            source=provenance,
         )
 
     def complete(self, request: Request, layer: int) -> None:
         """Compute the wide curves of a layer, which takes seconds; later views include them."""
-        if (source := self._source(request)) is not None:
+        source, _ = self._source(request)
+        if source is not None:
             source.complete(min(int(layer), len(source.ranks()) - 1))
 
-    def _source(self, request: Request) -> CalibratedSpectra | snapshot.SnapshotSpectra | None:
+    def _source(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
         key = request.calibration
-        if not self._session.is_calibrated(request):
-            return self._snapshot if request.is_default_calibration else None
-        calibrated = self._session.calibrated(request)
+        calibrated = self._session.calibrations.whole(key)
+        if calibrated is None:
+            found = self._session.precomputed.find(SPECTRA, key, PrecomputedSpectra)
+            return (found.value, found.source) if found else (None, HERE)
         cached = self._spectra.get(key)
         if cached is None or cached[0] is not calibrated:
             cached = self._spectra.put(key, (calibrated, CalibratedSpectra(calibrated)))
-        return cached[1]
+        return cached[1], HERE
+
+
+def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
+    """The spectra of all layers, to store them."""
+    measured, stats = CalibratedSpectra(calibrated), calibrated.stats
+    layers = range(len(stats.layers))
+    for layer in layers:
+        measured.complete(layer)
+    values = {
+        "energies": [layer.channel_products / stats.tokens for layer in stats.layers],
+        "sensitivities": [layer.query_fisher for layer in stats.layers],
+    }
+    by_pair = {name: torch.stack(parts).unflatten(-1, (2, -1)).sum(-2).tolist() for name, parts in values.items()}
+    return PrecomputedSpectra(
+        layers=tuple(measured.curves(layer) for layer in layers),
+        **by_pair,
+        kv_head=tuple(stats.kv_heads[0]),
+        angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
+        widths=tuple(measured.width(percent / 100) or 0 for percent in range(MAX_PERCENT + 1)),
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+from ..state.views import HERE, Provenance
 
 MAX_POINTS = 120  # of a curve; a screen does not resolve more
 
@@ -47,16 +48,6 @@ class LayerCurves:
     directions: Curve | None = None  # the same, with every token scaled to length 1
 
 
-class PlannedHeads(Protocol):
-    """The part of a layer's plan that determines its rotary pairs."""
-
-    @property
-    def heads(self) -> Sequence[int]: ...
-
-    @property
-    def dim(self) -> int: ...
-
-
 @dataclass(frozen=True)
 class PairsView:
     """Rotary pairs of one layer, fastest first: their energy and whether they are kept, one row per key head.
@@ -88,4 +79,4 @@ class SpectraView:
     dims: Sequence[int]
     neurons: int  # kept in this layer
     width: int | None
-    snapshot: str = ""  # the label of the snapshot, if the numbers come from one
+    source: Provenance = HERE

@@ -1,1 +1,1 @@
-"""State shared by all tabs: sessions, requests, caches, calibrations and snapshots."""
+"""State shared by all tabs: sessions, requests, caches, calibrations and precomputed results."""

@@ -35,8 +35,10 @@ from ..jobs.waiting import JobSemaphore
 from .caches import BUDGET, Caches, return_freed_memory
 from .job_memory import JobMemory
 from .plan_views import Source
+from .precomputed import Precomputed
+from .profiles import cache_profile, cached_profiles
 from .request import CalibrationKey
-from .snapshots.convergence import keep_profile, kept_profiles
+from .views import Provenance
 
 READERS = JobSemaphore(limits.MAX_READERS, lazy_gettext("Waiting for other uploads to be read"))
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
@@ -69,8 +71,10 @@ class Calibrated:
 class Calibrations:
     """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
 
-    def __init__(self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int) -> None:
-        self._caches, self._memory, self._device = caches, memory, device
+    def __init__(
+        self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int, precomputed: Precomputed
+    ) -> None:
+        self._caches, self._memory, self._device, self._precomputed = caches, memory, device, precomputed
         self._loads = JobMemory(caches, device)  # no load waits for calibrations that wait
         self._reads = JobMemory(caches, device)
         self._evaluation_tokens = evaluation_tokens
@@ -167,7 +171,10 @@ class Calibrations:
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
         self._caches.partial_sources.put(
             key,
-            [(count, Source(profile, head_weights, key, count)) for count, profile in kept_profiles(loaded, tokens)],
+            [
+                (count, Source(profile, head_weights, key, Provenance("so far", count, len(tokens))))
+                for count, profile in cached_profiles(loaded, tokens)
+            ],
         )
         report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
@@ -176,22 +183,23 @@ class Calibrations:
 
             One that was stopped may have come further.
             """
-            provisional = so_far(sequences, len(tokens))
+            is_part = sequences < len(tokens)
             best = self.best(key)
-            if provisional and best is not None and best.sequences >= sequences:
+            if is_part and best is not None and best.sequences >= sequences:
                 return
             profile = stats.make_profile(progress=lambda _: report(event))
-            source = Source(profile, head_weights, key, sequences, provisional)
-            if provisional:
-                keep_profile(loaded, tokens, sequences, profile)
+            provenance = Provenance("so far" if is_part else "here", sequences, len(tokens))
+            source = Source(profile, head_weights, key, provenance)
+            if is_part:
+                cache_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.partial_sources(key) if entry[0] != sequences]
                 self._caches.partial_sources.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
             calibrated = Calibrated(loaded, stats, training, tokens, windows, source, sequences)
             self._in_use[key] = self._caches.calibrations.put(key, calibrated)
 
-        # Published whenever the number of sequences has doubled. The default one, for which the repository has plans,
-        # waits until it is enough to slice from.
-        next_count = MIN_SEQUENCES if key.is_default else 1
+        # Published whenever the number of sequences has doubled. One for which the page has plans waits until it is
+        # enough to slice from.
+        next_count = MIN_SEQUENCES if self._precomputed.source(key) else 1
         last = Progress("calibrate", 0, 0)
 
         def progress(event: Progress) -> None:
@@ -205,10 +213,3 @@ class Calibrations:
         stats = calibrate(loaded, tokens, progress=progress)
         keep(last, stats, len(tokens))
         return_freed_memory()  # from the backward passes; the C library would keep it for this thread
-
-
-def so_far(sequences: int, total: int) -> str:
-    """The number of sequences that a partial calibration includes, as text; empty for a whole one."""
-    if sequences == total:
-        return ""
-    return lazy_gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=sequences, of=total)

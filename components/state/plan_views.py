@@ -21,7 +21,7 @@ from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_
 from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
-from .views import ConvergenceView, ImportanceCurve, LayerView, PlanView
+from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
 PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan]
@@ -62,17 +62,15 @@ def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, SortedImpor
 
 @dataclass(frozen=True)
 class Source:
-    """What plans are computed from: a profile, either from a calibration on `sequences` or from the snapshot.
+    """What plans are computed from: a profile and the calibration that it comes from.
 
-    `head_weights` is the number of weights of the output head. `provisional` says why the profile is not final, and is
-    empty for a whole calibration.
+    `head_weights` is the number of weights of the output head.
     """
 
     profile: Profile
     head_weights: int
     calibration: CalibrationKey | None = None
-    sequences: int = 0
-    provisional: str = ""
+    provenance: Provenance = HERE
 
     @cached_property
     def importances(self) -> dict[str, dict[ModuleKind, SortedImportances]]:
@@ -114,7 +112,7 @@ class Plans:
         Args:
             about: whatever else it depends on, and what is shown.
         """
-        key = (source.calibration, source.sequences, source.provisional, tuple(ESTIMATORS), config, about, language())
+        key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
         return self._shown.put(key, show()) if cached is None else cached
 
@@ -134,7 +132,7 @@ class Plans:
         flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
         return PlanView(
             estimator="manual" if config.locked else config.estimator,
-            provisional=source.provisional,
+            source=source.provenance,
             target_sparsity=config.sparsity,
             removed=plan.removed_fraction,
             bias=plan.reasons.bias,

@@ -23,9 +23,9 @@ from ..jobs.status import Status
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
 from .choices import METHODS, describe_slicing
+from .precomputed import PERPLEXITY, Measurements, Precomputed
 from .request import DENSE, CalibrationKey, Request, SliceKey
-from .snapshots.measurements import Measurements
-from .views import Perplexities, Reading, StoredMeasurement
+from .views import Perplexities, PrecomputedCosts, Provenance, Reading
 
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
@@ -37,11 +37,10 @@ class Readings:
 
     Args:
         sliced: returns a method's model, sliced now or cached.
-        stored: the measurements of the default model in the repository.
     """
 
-    def __init__(self, caches: Caches, sliced: Slicing, stored: Measurements | None) -> None:
-        self._caches, self._sliced, self._stored = caches, sliced, stored
+    def __init__(self, caches: Caches, sliced: Slicing, precomputed: Precomputed) -> None:
+        self._caches, self._sliced, self._precomputed = caches, sliced, precomputed
         self._looked_up: BoundedCache[SliceKey, bool] = BoundedCache(10_000)  # on the disk; once, since it takes a hash
 
     def cached_losses(self, key: SliceKey) -> CachedEntry[Losses] | None:
@@ -134,46 +133,20 @@ class Readings:
             return None
         return Reading(*divergence, cached.value.done, cached.value.total)
 
-    def perplexities(
-        self, request: Request, best: Calibrated | None, measured: StoredMeasurement | None
-    ) -> Perplexities:
-        """The perplexities measured for a setting, and an interpolated one.
-
-        The default model's stored ones replace what is measured here on part of the calibration or of the windows.
+    def perplexities(self, request: Request, best: Calibrated | None, slicing: SliceConfig) -> Perplexities:
+        """The best perplexities of a setting: measured here on all data, else before, else here so far.
 
         Args:
             best: the setting's calibration on the sequences seen so far.
-            measured: what the repository has of the setting's slice.
+            slicing: the simplest config with the setting's slice.
         """
-        here, stored = self._measured_here(request, best), self._stored
-        if stored is None or measured is None:
+        here, before = self._here(request, best), self._before(request, slicing)
+        if before is None:
             return replace(here, expected=self._expected(request))
-        if here.is_final:
-            return replace(here, stored=measured)
-        protocol = lazy_gettext(
-            "Precomputed on {day}. {protocol}",
-            day=measured.day,
-            protocol=_protocol(request, stored.windows, stored.tokens // stored.windows, stored.dtype),
-        )
-        return Perplexities(
-            protocol=protocol,
-            text=_text_name(request),
-            dense_reading=stored.dense,
-            sliced_reading=measured.perplexity,
-            ratio=measured.ratio,
-            sequences=request.calibration.config.sequences,
-            all_sequences=request.calibration.config.sequences,
-            stored=measured,
-            is_stored=True,
-            so_far=here,
-        )
+        return replace(here, costs=before.costs) if here.source.kind == "here" else before
 
-    def stored(self, slicing: SliceConfig) -> StoredMeasurement | None:
-        """The measurement that the repository has of the default model, or None."""
-        return None if self._stored is None else self._stored.at(slicing)
-
-    def _measured_here(self, request: Request, best: Calibrated | None) -> Perplexities:
-        """What this process has measured."""
+    def _here(self, request: Request, best: Calibrated | None) -> Perplexities:
+        """What is in memory and in the disk cache."""
         if best is None:
             return Perplexities()
         windows, window = best.windows.shape
@@ -182,19 +155,42 @@ class Readings:
         self._recall(dense_key, best)
         self._recall(sliced_key, best)
         dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
-        ratio = None
-        if dense and sliced:
-            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total)
+        sequences, all_sequences = best.sequences, len(best.tokens)
+        if sliced and request.slicing.sparsity:
+            sequences = sliced.sequences
+        is_whole = dense and sliced and _is_whole(dense.value) and _is_whole(sliced.value)
+        is_final = is_whole and sequences == all_sequences
         return Perplexities(
-            dense=self.perplexity(dense_key),
-            sliced=self.perplexity(sliced_key),
-            dense_reading=dense and _reading(dense.value),
-            sliced_reading=sliced and _paired(sliced.value, dense and dense.value),
-            ratio=ratio,
-            sequences=sliced.sequences if sliced and request.slicing.sparsity else best.sequences,
-            all_sequences=len(best.tokens),
+            dense=dense and _reading(dense.value),
+            sliced=sliced and _paired(sliced.value, dense and dense.value),
+            ratio=dense
+            and sliced
+            and Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total),
             protocol=_protocol(request, windows, window, request.calibration.dtype),
             text=_text_name(request),
+            source=Provenance("here" if is_final else "so far", sequences, all_sequences),
+        )
+
+    def _before(self, request: Request, slicing: SliceConfig) -> Perplexities | None:
+        """What is in the precomputed layer."""
+        found = self._precomputed.find(PERPLEXITY, request.calibration, Measurements)
+        line = found and found.value.at(slicing)
+        if not found or not line:
+            return None
+        window, windows = found.value.window, found.entry.tokens // found.value.window
+        protocol = lazy_gettext(
+            "Precomputed on {day}. {protocol}",
+            day=found.source.day,
+            protocol=_protocol(request, windows, window, found.entry.dtype),
+        )
+        return Perplexities(
+            dense=Reading(*found.value.dense, windows, windows),
+            sliced=Reading(line.perplexity, line.perplexity_error, windows, windows),
+            ratio=Reading(line.ratio, line.ratio_error, windows, windows),
+            protocol=protocol,
+            text=_text_name(request),
+            source=found.source,
+            costs=PrecomputedCosts(found.source.day, line.divergence, line.prefill, line.decode),
         )
 
     def _store(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:
@@ -210,7 +206,8 @@ class Readings:
     def _expected(self, request: Request) -> float | None:
         """The perplexity, interpolated linearly in its logarithm between measured ones; None outside of these."""
         key, sparsity = _curve_key(request.slice_key("intraslice")), request.slicing.sparsity
-        points = self._stored.curve(request.slicing) if self._stored and request.is_default_calibration else {}
+        found = self._precomputed.find(PERPLEXITY, request.calibration, Measurements)
+        points = found.value.curve(request.slicing) if found else {}
         dense = self.perplexity(request.slice_key(DENSE))
         points |= ({} if dense is None else {0.0: dense}) | (self._caches.curves.get(key) or {})
         if len(points) < 2 or not min(points) <= sparsity <= max(points):

@@ -7,7 +7,6 @@ are checked when the plan is computed (`Session`).
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -36,7 +35,6 @@ from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weight
 from intraslice.reporting import Recipe
 
 from .. import limits
-from ..assets import ASSETS
 from .choices import METHODS
 from .settings import Settings
 
@@ -44,14 +42,7 @@ MAX_PERCENT = round(100 * MAX_SPARSITY)
 ANY_MODEL = "*"  # in the list of models: any on the Hub
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
-WEIGHTS_FILE = ASSETS / "weights.json"  # digests of the default model's weights, by precision
 _identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
-
-
-@cache
-def stored_weights() -> frozenset[str]:
-    """Digests of the weights that everything stored in the repository was measured on."""
-    return frozenset(json.loads(WEIGHTS_FILE.read_text(encoding="utf-8")).values())
 
 
 class CalibrationKey(NamedTuple):
@@ -72,17 +63,6 @@ class CalibrationKey(NamedTuple):
     def note_identity(self, identity: str) -> None:
         """Set `identity`. The caller guarantees that no other model of this name and precision is in use."""
         _identities[self.model, self.dtype] = identity
-
-    @property
-    def is_default(self) -> bool:
-        """Whether model and calibration are the page's defaults, in any precision, with the weights of what is stored.
-
-        Before the model is loaded, it is assumed to have these weights: its file is pinned.
-        """
-        default = Settings()
-        config = CalibrationConfig(default.text, default.sequences, default.length, default.seed)
-        is_stored = not self.identity or self.identity.partition("-")[0] in stored_weights()
-        return is_stored and (self.model, self.config) == (default.model, config)
 
     def evaluation(self, tokens: int) -> EvaluationConfig:
         """Held-out text of the same source, in windows of the calibration's length; at least one window."""
@@ -108,16 +88,6 @@ class Request:
     settings: Settings
     calibration: CalibrationKey = field(compare=False)
     slicing: SliceConfig = field(compare=False)
-
-    @property
-    def is_default_calibration(self) -> bool:
-        """Whether model and calibration are the page's defaults, in any precision."""
-        return self.calibration.is_default
-
-    @property
-    def is_default(self) -> bool:
-        """Whether model, calibration and slicing are the page's defaults, in any precision."""
-        return self.is_default_calibration and self.slicing == default_slicing()
 
     @property
     def is_live(self) -> bool:

@@ -38,11 +38,10 @@ from .calibrations import Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS
 from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
+from .precomputed import Precomputed
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision, model_name
-from .snapshots import measurements
-from .snapshots import plan as snapshot
-from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, StoredMeasurement, View
+from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "samples": lazy_gettext("Sampling text from the dense model, token"),
@@ -57,11 +56,14 @@ class Session:
 
     Args:
         evaluation_tokens: number of tokens on which the page measures perplexity.
+        precomputed: the layer under all caches; by default that of the repository.
     """
 
     texts = TEXTS
 
-    def __init__(self, device: str = AUTO, evaluation_tokens: int = 2560) -> None:
+    def __init__(
+        self, device: str = AUTO, evaluation_tokens: int = 2560, precomputed: Precomputed | None = None
+    ) -> None:
         if limits.hosted():
             verify_weights(DEFAULT)
         self.device = choose_device(device)
@@ -69,19 +71,18 @@ class Session:
         self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
         memory = JobMemory(self._caches, self.device)
-        self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens)
+        self.precomputed = precomputed or Precomputed()
+        self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
-        self._snapshots = snapshot.sources() if snapshot.FILE.is_file() else {}
-        self.readings = Readings(self._caches, self._sliced, measurements.load())
+        self.readings = Readings(self._caches, self._sliced, self.precomputed)
 
     # Answers in milliseconds
 
     def plan(self, request: Request) -> PlanView | None:
         """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet.
 
-        While the calibration is running, the plan comes from the sequences seen so far, or for the default calibration
-        from the snapshot; `provisional` then says so.
+        While the calibration is running, it comes from the precomputed profile or from the sequences seen so far.
         """
         source = self.source(request)
         return None if source is None else self.plans.view(source, request.slicing)
@@ -153,13 +154,9 @@ class Session:
         return request.slicing.sparsity == 0 or (sliced is not None and sliced.sequences == self.sequences(request))
 
     def perplexities(self, request: Request) -> Perplexities:
-        """The perplexities measured for this setting, and an interpolated one."""
+        """The best perplexities of this setting's slice, or one interpolated between those of others."""
         best = self.calibrations.best(request.calibration)
-        return self.readings.perplexities(request, best, self._stored(request))
-
-    def has_stored(self, request: Request) -> bool:
-        """Whether the repository has measurements of this setting's slice."""
-        return self._stored(request) is not None
+        return self.readings.perplexities(request, best, self.plans.simplest(self.source(request), request.slicing))
 
     def memory(self, model: str) -> str:
         """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
@@ -181,10 +178,7 @@ class Session:
 
         def work(job: Job) -> None:
             with self.calibrations.holding(job, request.calibration):
-                calibrated = self.calibrations.calibrate(job, request.calibration, whole=False)
-                is_first = not calibrated.is_whole and self.has_stored(request)  # a first number measured here
-                if is_first and request.is_live and request.slicing.sparsity:
-                    self.readings.losses(job, request.slice_key("intraslice"), calibrated)
+                self.calibrations.calibrate(job, request.calibration, whole=False)
                 job.urgency = Urgency.BACKGROUND
                 calibrated = self.calibrations.calibrate(job, request.calibration)
 
@@ -207,8 +201,8 @@ class Session:
 
     def prefetch(self, request: Request, client: str) -> None:
         """Start measuring before the slider is released, once it has not moved for a moment; the next move stops it."""
-        can_measure = request.is_live and self.is_calibrated(request) and not self.has_stored(request)
-        if can_measure and self.readings.perplexity(request.slice_key("intraslice")) is None:
+        can_measure = request.is_live and self.is_calibrated(request)
+        if can_measure and self.perplexities(request).source.kind == "so far":
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
 
@@ -241,11 +235,11 @@ class Session:
         return calibrated
 
     def source(self, request: Request) -> Source | None:
-        """What plans are computed from: the calibration so far; for the default one until it is whole the snapshot."""
+        """What plans are computed from: the whole calibration, a precomputed one, or the calibration so far."""
         best = self.calibrations.best(request.calibration)
-        if request.is_default_calibration and self._snapshots and (best is None or not best.is_whole):
-            return self._snapshots[request.calibration.dtype]
-        return None if best is None else best.source
+        if best is not None and best.is_whole:
+            return best.source
+        return self.precomputed.source(request.calibration) or (None if best is None else best.source)
 
     def keep_calibration(self, request: Request) -> None:
         """Keep the cached model and its calibration in memory although nobody uses them."""
@@ -268,8 +262,8 @@ class Session:
         return self._sliced(job, request.slice_key(method), calibrated)
 
     def measure_perplexities(self, job: Job, request: Request, whole: bool = True) -> None:
-        """The work of `measure`; with `whole`, or with a stored measurement, only from the whole calibration."""
-        sequences, calibrated, whole = 0, None, whole or self.has_stored(request)
+        """The work of `measure`; with `whole`, or if it was measured before, only from the whole calibration."""
+        sequences, calibrated, whole = 0, None, whole or self.perplexities(request).source.kind == "before"
         with self.calibrations.holding(job, request.calibration):
             while calibrated is None or not calibrated.is_whole:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole, more_than=sequences)
@@ -282,11 +276,6 @@ class Session:
         self.readings.losses(job, request.slice_key(DENSE), calibrated)
         if request.slicing.sparsity:
             self.readings.losses(job, request.slice_key("intraslice"), calibrated)
-
-    def _stored(self, request: Request) -> StoredMeasurement | None:
-        if not request.is_default_calibration:
-            return None
-        return self.readings.stored(self.plans.simplest(self.source(request), request.slicing))
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
         loaded, stats, method = calibrated.loaded, calibrated.stats, key.method

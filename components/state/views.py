@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..i18n.language import lazy_gettext
 from ..jobs.status import Status
 from .request import Request
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where numbers come from: measured "here" on all data, "so far" on a part, or "before" (`precomputed.py`).
+
+    The calibration has `sequences` of `all_sequences`. What was measured before has a day, and a label that names the
+    weights and the text.
+    """
+
+    kind: Literal["here", "so far", "before"]
+    sequences: int = 0
+    all_sequences: int = 0
+    day: str = ""
+    label: str = ""
+
+
+HERE, SO_FAR = Provenance("here"), Provenance("so far")
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class PlanView:
     flops_sliced: int = 0
     context: int = 0
     bytes_per_value: int = 4
-    provisional: str = ""  # where the numbers come from; empty for a whole calibration
+    source: Provenance = HERE  # of the calibration
 
 
 @dataclass(frozen=True)
@@ -74,50 +93,49 @@ class Reading:
     windows: float
     all_windows: int
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it includes all windows."""
+        return self.windows == self.all_windows
+
 
 @dataclass(frozen=True)
-class StoredMeasurement:
-    """A sliced model's measurements in the repository.
+class PrecomputedCosts:
+    """Costs of a sliced model that were measured before, on a day.
 
     KL divergence from the dense model in nats per token, speeds in multiples of the dense model's.
     """
 
     day: str
-    perplexity: Reading
-    ratio: Reading
-    divergence: Reading
-    prefill: float | None = None
-    decode: float | None = None
+    divergence: float
+    prefill: float | None
+    decode: float | None
 
 
 @dataclass(frozen=True)
 class Perplexities:
-    """Dense and sliced perplexity after all windows, and the protocol by which they are measured.
+    """Dense and sliced perplexity, and the protocol by which they are measured.
 
     The readings are updated after each window; `ratio` is sliced over dense on the same windows. `expected` is
-    interpolated between measured perplexities. The sliced model was calibrated on `sequences` of `all_sequences`.
-
-    With `is_stored` the readings are those of `stored`, and `so_far` has what is measured here meanwhile.
+    interpolated between measured perplexities. The sliced model's calibration is that of `source`.
     """
 
-    dense: float | None = None
-    sliced: float | None = None
-    protocol: str = ""
-    text: str = lazy_gettext("held-out text")
-    dense_reading: Reading | None = None
-    sliced_reading: Reading | None = None
+    dense: Reading | None = None
+    sliced: Reading | None = None
     ratio: Reading | None = None
     expected: float | None = None
-    sequences: int = 0
-    all_sequences: int = 0
-    stored: StoredMeasurement | None = None
-    is_stored: bool = False
-    so_far: Perplexities | None = None
+    protocol: str = ""
+    text: str = lazy_gettext("held-out text")
+    source: Provenance = SO_FAR
+    costs: PrecomputedCosts | None = None
 
     @property
-    def is_final(self) -> bool:
-        """Whether both are measured here, on all windows and from the whole calibration."""
-        return None not in (self.dense, self.sliced) and self.sequences == self.all_sequences
+    def values(self) -> tuple[float | None, float | None]:
+        """Dense and sliced perplexity; None before all windows are measured."""
+        dense, sliced = (
+            reading.value if reading and reading.is_whole else None for reading in (self.dense, self.sliced)
+        )
+        return dense, sliced
 
 
 @dataclass(frozen=True)

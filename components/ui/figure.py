@@ -57,6 +57,7 @@ class Chart:
         return {
             "title": self.title,
             "note": self.caption(),
+            "protocol": translate(self.protocol),
             "data": self.data,
             "layout": self.layout,
             "table": {"columns": list(self.columns), "rows": [list(row) for row in self.rows]},

@@ -8,7 +8,7 @@ from html import escape
 from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs.status import NUMBERS, Status
-from ..state.views import Perplexities, PinnedView, PlanView, Reading, StoredMeasurement
+from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
 from .pinned.differences import signed
 
 
@@ -16,8 +16,7 @@ def reading(measured: Reading | None, digits: int = 1) -> str:
     """A perplexity; with its standard error before all windows are measured."""
     if measured is None:
         return "–"
-    is_whole = measured.windows == measured.all_windows
-    return number(measured.value, f".{digits}f") if is_whole else with_error(measured, 1)
+    return number(measured.value, f".{digits}f") if measured.is_whole else with_error(measured, 1)
 
 
 def with_error(reading: Reading | None, digits: int = 2) -> str:
@@ -51,12 +50,12 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         for (name, format_size, dense, sliced), (*_, other) in zip(rows, pinned_rows, strict=True)
     ]
     before = pinned.measured if pinned else Perplexities()
-    perplexity = reading(measured.dense_reading, 2), reading(measured.sliced_reading, 2)
-    changes = _change(measured.sliced_reading, before.sliced_reading), _change(measured.ratio, before.ratio)
+    perplexity = reading(measured.dense, 2), reading(measured.sliced, 2)
+    changes = _change(measured.sliced, before.sliced), _change(measured.ratio, before.ratio)
     readings: list[tuple[str, ...]] = [
         (gettext("Perplexity"), *perplexity, changes[0]),
         (gettext("Perplexity relative to dense"), "", with_error(measured.ratio, 2), changes[1]),
-        *_stored_lines(measured.stored, before.stored),
+        *_precomputed_lines(measured.costs, before.costs),
     ]
     readings = [line[: len(columns) + 1] for line in readings]
     flops = gettext(
@@ -64,26 +63,27 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         context=plan.context,
     )
     style = "isx-with-pinned" if pinned else ""
-    attributes = "".join(
+    attributes = f' data-source="{escape(provenance(measured.source))}"' if measured.source.kind == "before" else ""
+    attributes += "".join(
         f' data-{name}="{reading.value:.2f}"'
-        for name, reading in (("dense", measured.dense_reading), ("sliced", measured.sliced_reading))
-        if reading and reading.windows == reading.all_windows
+        for name, reading in (("dense", measured.dense), ("sliced", measured.sliced))
+        if reading and reading.is_whole
     )
     content = table(columns, [*lines, *readings], style)
     return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{flops}</p>'
 
 
-def _stored_lines(stored: StoredMeasurement | None, pinned: StoredMeasurement | None) -> list[tuple[str, ...]]:
+def _precomputed_lines(costs: PrecomputedCosts | None, pinned: PrecomputedCosts | None) -> list[tuple[str, ...]]:
     """The readout's rows that are only precomputed: name, dense, sliced, against the pinned setting."""
-    if stored is None:
+    if costs is None:
         return []
-    title = gettext("Precomputed on {day}", day=translate(stored.day))
-    before = [None, None, None] if pinned is None else [pinned.divergence.value, pinned.prefill, pinned.decode]
+    title = gettext("Precomputed on {day}", day=costs.day)
     lines = {
-        gettext("KL from dense, nats per token"): (stored.divergence.value, before[0]),
-        gettext("Prefill speed relative to dense"): (stored.prefill, before[1]),
-        gettext("Decode speed relative to dense"): (stored.decode, before[2]),
+        "divergence": gettext("KL from dense, nats per token"),
+        "prefill": gettext("Prefill speed relative to dense"),
+        "decode": gettext("Decode speed relative to dense"),
     }
+    values = ((name, getattr(costs, field), getattr(pinned, field, None)) for field, name in lines.items())
     return [
         (
             f'<span title="{title}">{name}</span>',
@@ -91,7 +91,7 @@ def _stored_lines(stored: StoredMeasurement | None, pinned: StoredMeasurement | 
             "–" if value is None else number(value, ".2f"),
             _difference(value, other),
         )
-        for name, (value, other) in lines.items()
+        for name, value, other in values
     ]
 
 
@@ -154,6 +154,16 @@ def problem(error: Exception) -> str:
     )
 
 
+def provenance(source: Provenance) -> str:
+    """Where numbers come from that are not from a whole calibration here, as a sentence; else empty."""
+    if source.kind == "before":
+        return gettext("Precomputed: {label}", label=source.label)
+    so_far = gettext(
+        "Calibrated on {sequences} of {of} sequences so far.", sequences=source.sequences, of=source.all_sequences
+    )
+    return so_far if source.kind == "so far" else ""
+
+
 def protocol(measured: Perplexities) -> str:
     """The protocol of the perplexities, with their standard errors (HTML)."""
     if not measured.protocol:
@@ -163,8 +173,8 @@ def protocol(measured: Perplexities) -> str:
 
 def _errors(measured: Perplexities) -> str:
     """The standard errors, after all windows are measured."""
-    dense, sliced, ratio = measured.dense_reading, measured.sliced_reading, measured.ratio
-    if dense is None or sliced is None or ratio is None or measured.dense is None or measured.sliced is None:
+    dense, sliced, ratio = measured.dense, measured.sliced, measured.ratio
+    if dense is None or sliced is None or ratio is None or None in measured.values:
         return ""
     if None in (dense.error, sliced.error, ratio.error):
         return ""

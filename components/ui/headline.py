@@ -33,7 +33,7 @@ def headline(
             "calibrated."
         )
         return f'<p class="isx-headline isx-nothing">{waiting}</p>'
-    change = sentence(plan.parameters_sliced, measured.sliced_reading, pinned, formatting.millions)
+    change = sentence(plan.parameters_sliced, measured.sliced, pinned, formatting.millions)
     dense, sliced = formatting.millions(plan.parameters_dense), formatting.millions(plan.parameters_sliced)
     perplexity = _perplexity(measured, hint)
     if plan.target_sparsity == 0:
@@ -77,49 +77,40 @@ def headline(
 
 
 def _perplexity(measured: Perplexities, hint: str) -> str:
-    sliced = measured.sliced_reading
+    sliced = measured.sliced
     if sliced is None and measured.expected is not None:
         text = gettext(
             'about {expected:.1f}, <span title="{why}">an estimate</span>', expected=measured.expected, why=ESTIMATED
         )
     else:
         text = f"<b>{formatting.reading(sliced)}</b>" if sliced else escape(hint)
-    if measured.dense_reading is None:
+    if measured.dense is None:
         return gettext("; perplexity {value}", value=text) if text else ""
     text += _progress(measured)
     on_text = gettext("on {text}", text=escape(translate(measured.text)))
-    where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>{_before(measured)}'
-    dense = formatting.reading(measured.dense_reading)
+    where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>'
+    if measured.source.kind == "before":
+        where += gettext(", precomputed on {day}", day=measured.source.day)
+    dense = formatting.reading(measured.dense)
     return gettext("; perplexity <b>{dense}</b> → {sliced} ({where})", dense=dense, sliced=text or "…", where=where)
 
 
 def _progress(measured: Perplexities) -> str:
     """How much of the windows and of the calibration a sliced perplexity is from; empty if it is from all."""
-    sliced, text = measured.sliced_reading, ""
-    if sliced and sliced.windows < sliced.all_windows:
+    sliced, source, text = measured.sliced, measured.source, ""
+    if sliced and not sliced.is_whole:
         text += gettext(" after {windows:g} of {of} windows", windows=sliced.windows, of=sliced.all_windows)
-    if sliced and measured.sequences < measured.all_sequences:
+    if sliced and source.sequences < source.all_sequences:
         text += gettext(
             ", calibrated on {sequences} of {all_sequences} sequences",
-            sequences=measured.sequences,
-            all_sequences=measured.all_sequences,
+            sequences=source.sequences,
+            all_sequences=source.all_sequences,
         )
-    return text
-
-
-def _before(measured: Perplexities) -> str:
-    """That the perplexities are precomputed, and what is measured here so far."""
-    if not measured.is_stored or measured.stored is None:
-        return ""
-    text, so_far = gettext(", precomputed on {day}", day=translate(measured.stored.day)), measured.so_far
-    if so_far and so_far.sliced_reading:
-        text += gettext("; measured here so far: {value}", value=formatting.reading(so_far.sliced_reading))
-        text += _progress(so_far)
     return text
 
 
 def measure_button(measured: Perplexities) -> str:
     """A button that measures here what is precomputed (HTML); it presses the hidden one of the page's frame."""
-    if not measured.is_stored:
+    if measured.source.kind != "before":
         return ""
     return f' <button type="button" class="isx-link" data-press="measure-here">{gettext("Measure here")}</button>'

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli.run import CommandResult, Run, require_writable
-from intraslice.core.checks import integer
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel

@@ -5,7 +5,7 @@ import json
 import pytest
 from browsing import PATIENCE, Opened
 
-from components.activations.snapshot import shift
+from components.activations.measure import ShiftViews
 from components.estimator.measure import EstimatorCheckCache
 from components.state.request import parse
 from components.state.session import Session
@@ -134,7 +134,8 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
     page.focus("#shift-chart .isx-plot")
     page.keyboard.press("End")
     opened.says("#histogram-chart .isx-title", "layer 29")
-    opened.says("#histogram-chart tbody", f"{shift().methods['crossmodule'].places['residual'][29].error:.1%}")
+    shift = ShiftViews(page_session).exact_view(parse(Settings()))
+    opened.says("#histogram-chart tbody", f"{shift.methods['crossmodule'].places['residual'][29].error:.1%}")
     cells = page.locator("#histogram-chart tbody tr").nth(2).locator("td")
     assert cells.all_inner_texts()[:2] == ["Residual stream", "Cross-module"]
     page.click("#tabs button[role=tab] >> text=Spectra")

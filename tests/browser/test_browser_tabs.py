@@ -170,7 +170,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page.wait_for_function("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
     own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
-    assert page_session.perplexities(own).sliced == pytest.approx(data[1][2][1], rel=1e-4)
+    assert page_session.perplexities(own).sliced.value == pytest.approx(data[1][2][1], rel=1e-4)
     page.click("#sweep-chart .isx-twin summary")
     page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
     page.keyboard.press("Enter")

@@ -13,6 +13,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+from components.state.snapshots.leaderboard import cells
 from tiny_page import curves, in_light, plan_view
 
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
@@ -26,8 +27,7 @@ from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
-from components.state.snapshots.leaderboard import cells
-from components.state.views import ConvergenceView
+from components.state.views import ConvergenceView, Provenance
 from components.sweep.charts import removed_chart, size_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard
 from components.sweep.views import SweepPoint, SweepView
@@ -152,7 +152,7 @@ def test_figures_are_valid_plotly_with_a_heading_and_a_question_and_tables_are_f
 
 
 def test_bars_and_their_table_are_the_plan() -> None:
-    plan = replace(plan_view(), provisional="Snapshot: A label.")
+    plan = replace(plan_view(), source=Provenance("before", label="A label."))
     chart = ratio_chart(plan)
     bars = {trace["name"]: trace for trace in chart.data if trace["type"] == "bar"}
     assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
@@ -162,7 +162,7 @@ def test_bars_and_their_table_are_the_plan() -> None:
     assert chart.rows[3] == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
     shown = (
         "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to "
-        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Snapshot: A label."
+        "whole heads, channels and neurons; estimator: PCA-aware. Click a layer. Precomputed: A label."
     )
     assert json.loads(chart.to_json())["note"] == shown
     assert chart.caption(clickable=False) == shown.replace(" Click a layer.", "")  # which the page alone does

@@ -21,9 +21,8 @@ from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, Pa
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.crossmodule import TOLERANCE
-from components.state.request import Request, parse
+from components.state.request import Request
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.generation import Sampling, stream_tokens
@@ -337,12 +336,6 @@ def test_a_slower_model_is_called_slower() -> None:
         assert words in html
     assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
     assert cost(dense).count("as fast as dense") == 2
-
-
-def test_before_anything_is_loaded_the_snapshots_sizes_are_known() -> None:
-    costs = Columns(Session()).cached_costs(parse(Settings()))
-    assert set(costs.columns) == {"dense", "intraslice"}
-    assert "134.5 M" in compare_words.cost("dense", costs)
 
 
 # Words

@@ -1,24 +1,23 @@
 """The Spectra and Activations tabs' handlers, called directly with a real session on a tiny model."""
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from statistics import fmean
 
 import numpy as np
 import pytest
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, precomputed_for
 
-from components import make_snapshots
 from components.activations import panel as activations_panel
-from components.activations import snapshot as activations_snapshot
 from components.activations.charts import MEASURES
 from components.activations.measure import ShiftViews
+from components.activations.views import ShiftView
 from components.assets import ASSETS
 from components.spectra import panel as spectra_panel
-from components.spectra import snapshot as spectra_snapshot
-from components.spectra.measure import CalibratedSpectra, SpectraViews
+from components.spectra.measure import CalibratedSpectra, PrecomputedSpectra, SpectraViews, precomputed_spectra
 from components.spectra.views import Curve
 from components.state.crossmodule import TOLERANCE
+from components.state.precomputed import SHIFT, SPECTRA, Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -116,15 +115,6 @@ def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tin
     assert all(isinstance(value, dict) for value in spectra_panel.show(spectra, impossible, 0, SOMEBODY))  # unchanged
 
 
-def test_the_default_model_is_shown_from_the_snapshot(spectra, activations) -> None:
-    charts = spectra_panel.show(spectra, parse(Settings()), 12, SOMEBODY)
-    assert "Precomputed" in json.loads(charts[0])["note"]
-    assert all(json.loads(chart)["data"] for chart in charts)
-    words, *charts = activations_panel.show(activations, parse(Settings()), 12, SOMEBODY)
-    assert "Precomputed" in words
-    assert {one["name"] for one in traces(charts[0], showlegend=True)} >= {"IntraSlice", "Cross-module"}
-
-
 def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
     settings, _ = reached
     *_, (status, words, shift, _) = activations_panel.measure(activations, settings, 1, SOMEBODY)
@@ -180,31 +170,33 @@ def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
     assert not views.is_measured(settings)
 
 
-def test_a_snapshot_shows_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
+def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
     settings, _ = reached
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     calibrated, view = session.calibrated(tiny), activations.view(settings, "somebody")
-    make_snapshots.save(
-        "A label.", *make_snapshots.gather(CalibratedSpectra(calibrated), calibrated), view, tmp_path / "kept.npz"
-    )
-    measured, kept = CalibratedSpectra(calibrated), spectra_snapshot.spectra(tmp_path / "kept.npz")
+    results = {SPECTRA: precomputed_spectra(calibrated), SHIFT: view}
+    layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, **results)
+    measured = CalibratedSpectra(calibrated)
+    kept, _, source = layer.find(SPECTRA, tiny.calibration, PrecomputedSpectra)
     measured.complete(1)
-    assert kept.label == "A label."
+    assert source.label == "Tiny weights on 8 x 32 tokens of Wikipedia's lead sections, 30 November 2026."
     assert kept.ranks() == measured.ranks()
     for own, other in zip(flat(kept.curves(1)), flat(measured.curves(1)), strict=True):
         assert (own.size, own.effective_rank, own.ranks) == (other.size, other.effective_rank, other.ranks)
-        assert own.explained == pytest.approx(other.explained, abs=1e-4)
+        assert own.explained == pytest.approx(other.explained, rel=1e-6)
     for percent in (20, 50):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
         own, other = kept.pairs(1, plan), measured.pairs(1, plan)
         assert own.kept == other.kept
         assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
         assert kept.width(percent / 100) == measured.width(percent / 100)
-    again = activations_snapshot.shift(tmp_path / "kept.npz")
-    assert replace(again, methods={}, snapshot="") == replace(view, methods={})
+    again = layer.find(SHIFT, tiny.calibration, ShiftView).value
+    assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
-    assert own.error == pytest.approx(other.error, rel=1e-5)
-    assert own.histogram.density == pytest.approx(other.histogram.density, abs=max(other.histogram.density) / 400)
+    assert astuple(replace(own, histogram=None)) == pytest.approx(
+        astuple(replace(other, histogram=None)), rel=1e-6, nan_ok=True
+    )
+    assert own.histogram.density == pytest.approx(other.histogram.density, rel=1e-6)
 
 
 def flat(curves) -> list[Curve]:
@@ -212,11 +204,12 @@ def flat(curves) -> list[Curve]:
 
 
 @pytest.mark.slow
-def test_the_snapshot_is_the_default_models() -> None:
+def test_the_precomputed_spectra_are_the_default_models() -> None:
     session = Session()
     opening = parse(Settings())
     list(session.prepare(opening, "somebody"))
-    measured, kept = CalibratedSpectra(session.calibrated(opening)), spectra_snapshot.spectra()
+    measured = CalibratedSpectra(session.calibrated(opening))
+    kept = session.precomputed.find(SPECTRA, opening.calibration, PrecomputedSpectra).value
     measured.complete(7)
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
         assert own.explained == pytest.approx(other.explained, abs=1e-3)
@@ -225,9 +218,9 @@ def test_the_snapshot_is_the_default_models() -> None:
     assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
 
 
-def test_the_words_under_the_shift_have_the_snapshots_numbers() -> None:
+def test_the_words_under_the_shift_have_the_precomputed_numbers() -> None:
     text = " ".join((ASSETS / "texts" / "en" / "shift.html").read_text(encoding="utf-8").split())
-    view = activations_snapshot.shift()
+    view = Precomputed().find(SHIFT, parse(Settings()).calibration, ShiftView).value
     intra, cross = (method.places["residual"] for method in view.methods.values())
     mean = {name: [fmean(getattr(one, name) for one in shifts) for shifts in (intra, cross)] for name in MEASURES}
     assert "{:.0%} against {:.0%}".format(*mean["error"]) in text

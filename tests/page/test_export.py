@@ -91,7 +91,7 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
         assert main([*words, "--json"]) == 0
         results[words[0]] = json.loads(capsys.readouterr().out)
     measured, plan = session.perplexities(settings), session.plan(settings)
-    assert results["evaluate"]["perplexity"] == {"dense": measured.dense, "sliced": measured.sliced}
+    assert results["evaluate"]["perplexity"] == dict(zip(("dense", "sliced"), measured.values, strict=True))
     assert results["evaluate"]["parameters"]["sliced_total"] == plan.parameters_sliced
     assert results["evaluate"]["removed_fraction"] == pytest.approx(plan.removed)
     assert results["evaluate"]["ratios"] == [[layer.attention, layer.mlp] for layer in plan.layers]
@@ -190,7 +190,7 @@ def test_the_report_stands_alone(session, tiny, downloads) -> None:
     text = re.sub(r"<script>/\*.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.S)  # without plotly.js
     assert not re.search(r"""\bsrc=|https?://|href="(?!data:,)|@import|url\(|fetch\(|XMLHttpRequest""", text)
     assert prompt not in text
-    for words in (f"{measured.sliced:.2f}", "windows of 32", "--eval-tokens 256", "pca"):
+    for words in (f"{measured.sliced.value:.2f}", "windows of 32", "--eval-tokens 256", "pca"):
         assert words in text
     content = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
     assert [len(steps) for steps in content["charts"].values()] == [1, 1]

@@ -18,10 +18,9 @@ from components.i18n.language import use_language
 from components.jobs.status import Status
 from components.ratios import panel as ratios
 from components.state.caches import BoundedCache
-from components.state.request import parse
+from components.state.profiles import load_profile, save_profile
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.snapshots import plan as snapshot
 from components.state.views import Perplexities
 from components.ui import formatting
 from components.ui.handlers import LiveOutput, spread_settings
@@ -94,7 +93,7 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny)
     assert "isx-ready" in last["status"]
     assert measured.dense
     assert measured.sliced
-    assert f"{measured.sliced:.2f}" in last["readout"]
+    assert f"{measured.sliced.value:.2f}" in last["readout"]
     assert "windows of 32" in last["perplexity"]
     assert "one-shot slicing, runtime shapes" in last["perplexity"]
     assert "→" in last["headline"]
@@ -135,7 +134,7 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
     assert "one-shot slicing, recovery: Distillation with cross-entropy" in last["perplexity"]
     plain = request.with_settings(recovery="none")
     list(session.measure(plain, "somebody"))
-    assert session.perplexities(request).sliced < session.perplexities(plain).sliced
+    assert session.perplexities(request).sliced.value < session.perplexities(plain).sliced.value
     models = [*(in_job(session, session.slice, one) for one in (request, plain)), session.calibrated(tiny).loaded.model]
     recovered, sliced, dense = ({*model.model.layers.modules()} for model in models)
     assert not (recovered & sliced) - dense  # training changes no other slice
@@ -185,19 +184,10 @@ def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     assert (fitted["value"], fitted["maximum"]) == (2, 2)
 
 
-def test_the_snapshot_shows_the_default_model_before_it_is_loaded(session) -> None:
-    charts = ratios.show(session, parse(Settings()), 0, SOMEBODY)
-    assert len(bars(charts.ratios)[0]) == 30
-    assert "Precomputed" in json.loads(charts.ratios)["note"]
-    assert json.loads(charts.importances)["data"]
-    assert "134.5 M" in slider.initial_texts(session, parse(Settings())).readout
-
-
-def test_a_snapshot_gives_the_plans_of_its_profile(session, tiny, tmp_path) -> None:
-    profile, label = session.calibrated(tiny).source.profile, session.ready(tiny).text
-    snapshot.save(profile, label, tmp_path / "kept.npz")
-    kept, kept_label = snapshot.load(tmp_path / "kept.npz")
-    assert kept_label == label
+def test_a_kept_profile_gives_the_same_plans(session, tiny, tmp_path) -> None:
+    profile = session.calibrated(tiny).source.profile
+    save_profile(profile, tmp_path / "kept.npz")
+    kept = load_profile(tmp_path / "kept.npz")
     for estimator in ("uniform", "fisher", "pca"):
         config = SliceConfig(0.4, estimator)
         assert make_plan(kept, config) == make_plan(profile, config)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ...i18n.language import gettext, lazy_gettext, number
-from ...state.snapshots.leaderboard import DTYPE, STAGES, TOKENS, Cell
+from ...state.leaderboard import DTYPE, STAGES, TOKENS, Cell
 from ...ui import figure
 from ...ui.figure import Chart, Figure
 from ...ui.labels import ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS, Terms

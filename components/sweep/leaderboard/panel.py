@@ -10,7 +10,7 @@ import gradio as gr
 from ...frame.context import CHEAP, PRIVATE, Context
 from ...gradio_compat.browser.on_latest import on_latest
 from ...i18n.language import LazyString, gettext, lazy_gettext
-from ...state.snapshots import leaderboard
+from ...state import leaderboard
 from ...ui.chart_bridge import chart
 from ...ui.explainers import fold
 from . import charts

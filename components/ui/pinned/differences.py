@@ -63,7 +63,7 @@ def sentence(
             if change > 0
             else gettext("{count} fewer parameters", count=count)
         )
-    before = pinned.measured.sliced_reading
+    before = pinned.measured.sliced
     if sliced is None or before is None:
         perplexity = gettext("; perplexities are compared when both are measured")
     else:

@@ -13,9 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 import intraslice as sl
+from components.state.precomputed import PERPLEXITY, Measurements, Precomputed
 from components.state.request import Request, parse
 from components.state.settings import Settings
-from components.state.snapshots import measurements
 from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Notes
@@ -54,11 +54,11 @@ class Oracle:
         return [(layer.heads, layer.dim, layer.neurons) for layer in self.plan(slicing).layers]
 
     @cached_property
-    def stored(self) -> measurements.Measurements:
+    def stored(self) -> Measurements:
         """The measurements in the repository."""
-        stored = measurements.load()
+        stored = Precomputed().find(PERPLEXITY, parse(Settings()).calibration, Measurements)
         assert stored is not None
-        return stored
+        return stored.value
 
     def kept(self, settings: Settings) -> float | None:
         """The perplexity in the repository, also for a cap or locks with which all layers keep the same."""
@@ -67,7 +67,7 @@ class Oracle:
         if slicing != default and self.sizes(slicing) != self.sizes(default):
             return None
         stored = self.stored.at(default)
-        return stored and stored.perplexity.value
+        return stored and stored.perplexity
 
     def numbers(self, model: PreTrainedModel) -> dict[float, float]:
         """The perplexity that the page shows after so many windows; after all of them under 0."""

@@ -1,17 +1,15 @@
 """Estimator check: measured through the page's own code on a tiny model; chart and words say what was measured."""
 
 import json
-import re
 
 import pytest
-from tiny_page import SOMEBODY
+from tiny_page import SOMEBODY, precomputed_for
 
 from components.estimator import measure as check
 from components.estimator.charts import estimator_check_chart
 from components.estimator.measure import EstimatorCheckCache
 from components.estimator.panel import check_summary
 from components.estimator.views import EstimatorCheckView, Misjudged
-from components.state.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +49,13 @@ def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) 
 
 def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
     calibrated = session.calibrated(tiny)
-    monkeypatch.setattr(check, "FILE", tmp_path / "kept.json")
-    check.save(check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO))
+    measured = check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO)
+    layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, sensitivity=measured)
+    monkeypatch.setattr(session, "precomputed", layer)
+    assert EstimatorCheckCache(session).cached(tiny) == view
     monkeypatch.setattr(check, "cached_sensitivity", lambda *_: None)
-    assert EstimatorCheckCache(session).cached(tiny) is None
-    monkeypatch.setattr(Request, "is_default_calibration", True)
     kept = EstimatorCheckCache(session).cached(tiny)
-    assert re.fullmatch(rf"{view.tokens} held-out tokens, \d\d \w+ \d{{4}}", str(kept.measured_on))
+    assert "Precomputed: Tiny weights on 8 x 32 tokens" in estimator_check_chart(kept, "pca").caption()
     assert [one.damage for one in kept.modules] == pytest.approx([one.damage for one in view.modules], rel=1e-3)
 
 

@@ -62,7 +62,7 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
         for shown, module in zip(bars, ("attention", "mlp"), strict=True):
             assert shown == pytest.approx([getattr(layer, module) for layer in plan.layers], rel=1e-4, abs=1e-6)
         table = content["steps"][index]["parts"]["numbers"]
-        sliced, step = measured.sliced_reading, published.steps[index]
+        sliced, step = measured.sliced, published.steps[index]
         assert f"{sliced.value:.2f} ± {sliced.error:.2f}" in table
         if step.cross is None:
             assert "removes 63.0%, too different for a fair comparison" in table

@@ -105,8 +105,8 @@ def reading(value: float, windows: int = 4) -> Reading:
 
 
 def test_headline_and_readout_give_the_differences() -> None:
-    now = Perplexities(dense_reading=reading(20), sliced_reading=reading(30), ratio=reading(1.5))
-    before = Perplexities(dense_reading=reading(20), sliced_reading=reading(26), ratio=reading(1.3))
+    now = Perplexities(dense=reading(20), sliced=reading(30), ratio=reading(1.5))
+    before = Perplexities(dense=reading(20), sliced=reading(26), ratio=reading(1.3))
     plan = plan_view()
     smaller = PinnedView("30%, <Fisher>", replace(plan_view(), parameters_sliced=900), before)
     words = headline(plan, now, "", smaller)
@@ -115,7 +115,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     assert "<td>−200</td>" in table
     assert "<td>+4.00</td>" in table
     assert "<td>+0.20</td>" in table
-    growing = Perplexities(dense_reading=reading(20), sliced_reading=reading(30, windows=2))
+    growing = Perplexities(dense=reading(20), sliced=reading(30, windows=2))
     assert "about <b>+4.0</b>" in headline(plan, growing, "", smaller)
     unknown = PinnedView("A", plan, Perplexities())
     assert "the same number of parameters; perplexities are compared when" in headline(plan, now, "", unknown)

@@ -10,9 +10,12 @@ from tiny_page import in_job, stepwise
 from components.export import files
 from components.jobs.job import Job
 from components.state import calibrations, job_memory, readings
-from components.state.request import CalibrationKey, Request
+from components.state.precomputed import Precomputed
+from components.state.request import Request, parse
 from components.state.session import Session
-from components.state.views import Perplexities
+from components.state.settings import Settings
+from components.state.views import Perplexities, Provenance
+from components.ui.formatting import provenance
 from components.ui.headline import headline
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
@@ -55,12 +58,12 @@ def test_a_stopped_measurement_goes_on_after_the_windows_that_it_has(fresh, tiny
     for _ in fresh.prepare(tiny, "somebody"):
         pass
     for _ in fresh.measure(tiny, "somebody"):
-        known = fresh.perplexities(tiny).sliced_reading
+        known = fresh.perplexities(tiny).sliced
         if known is not None and known.windows >= 3:
             break
     assert 3 <= known.windows < known.all_windows
     last = measured(fresh, tiny)[-1]
-    assert last.is_final
+    assert last.source.kind == "here"
     assert len(windows) <= 2 * known.all_windows + 1  # of both models once, and one that was being measured
 
 
@@ -69,8 +72,8 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far_and_how_they_conve
     assert fresh.convergence(tiny) is None
     for _ in fresh.prepare(tiny, "somebody"):
         plan = fresh.plan(tiny)
-        if plan and (not said or plan.provisional != said[-1]):
-            said.append(plan.provisional)
+        if plan and (not said or provenance(plan.source) != said[-1]):
+            said.append(provenance(plan.source))
     assert said == [*(f"Calibrated on {count} of 8 sequences so far." for count in (1, 2, 4)), ""]
     view = fresh.convergence(tiny)
     assert view.sequences == (1, 2, 4, 8)
@@ -85,8 +88,8 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far_and_how_they_conve
     assert again.convergence(tiny) == view
 
 
-def test_the_default_calibration_is_used_from_four_sequences_on(fresh, tiny, monkeypatch) -> None:
-    monkeypatch.setattr(CalibrationKey, "is_default", True)
+def test_where_plans_are_precomputed_a_calibration_is_used_from_four_sequences_on(fresh, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(fresh.precomputed, "source", lambda key: Precomputed().source(parse(Settings()).calibration))
     list(fresh.prepare(tiny, "somebody"))
     assert [count for count, _ in fresh.calibrations.partial_sources(tiny.calibration)] == [4]
 
@@ -106,13 +109,13 @@ def test_a_model_that_a_calibration_uses_is_not_loaded_again_once_its_cache_has_
 def test_both_perplexities_grow_with_their_errors(fresh, tiny) -> None:
     list(fresh.prepare(tiny, "somebody"))
     known = measured(fresh, tiny)
-    assert sorted({k.sliced_reading.windows for k in known if k.sliced_reading}) == list(range(1, 9))
-    first, last = next(k for k in known if k.sliced_reading and k.sliced_reading.windows == 2), known[-1]
-    assert first.sliced is None
+    assert sorted({k.sliced.windows for k in known if k.sliced}) == list(range(1, 9))
+    first, last = next(k for k in known if k.sliced and k.sliced.windows == 2), known[-1]
+    assert first.values[1] is None
     # While it grows it is the dense model's perplexity on all windows times the ratio on those that are read.
-    assert first.sliced_reading.value == pytest.approx(first.dense * first.ratio.value)
-    assert first.sliced_reading.error == pytest.approx(first.dense * first.ratio.error)
-    assert last.sliced == last.sliced_reading.value == pytest.approx(last.dense * last.ratio.value)
+    assert first.sliced.value == pytest.approx(first.dense.value * first.ratio.value)
+    assert first.sliced.error == pytest.approx(first.dense.value * first.ratio.error)
+    assert last.values[1] == last.sliced.value == pytest.approx(last.dense.value * last.ratio.value)
     assert 0 < last.ratio.error < first.ratio.value
 
 
@@ -122,16 +125,16 @@ def test_a_slice_is_measured_before_the_calibration_is_whole_and_again_after_fir
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
     monkeypatch.setattr(readings, "BLOCK", 7)
     *growing, last = measured(fresh, tiny)
-    known = [known for known in (*growing, last) if known.sliced_reading]
-    assert known[0].sliced_reading.windows == 0.5
-    assert known[0].sliced_reading.error > 0
+    known = [known for known in (*growing, last) if known.sliced]
+    assert known[0].sliced.windows == 0.5
+    assert known[0].sliced.error > 0
     assert " after 0.5 of 8 windows" in headline(fresh.plan(tiny), known[0])
     # Not where a number is shown already, such as that of an earlier part of the calibration.
-    halves = [index for index, k in enumerate(known) if k.sliced_reading.windows == 0.5]
-    assert {known[index].sequences for index in halves} == {calibrations.MIN_SEQUENCES}
-    early = [known for known in growing if known.sliced is not None and known.sequences < 8]
-    assert {known.sequences for known in early} == {calibrations.MIN_SEQUENCES}
-    assert (last.is_final, last.sequences, last.all_sequences) == (True, 8, 8)
+    halves = [index for index, k in enumerate(known) if k.sliced.windows == 0.5]
+    assert {known[index].source.sequences for index in halves} == {calibrations.MIN_SEQUENCES}
+    early = [known for known in growing if known.values[1] is not None and known.source.sequences < 8]
+    assert {known.source for known in early} == {Provenance("so far", calibrations.MIN_SEQUENCES, 8)}
+    assert last.source == Provenance("here", 8, 8)
     assert early[0].sliced != last.sliced
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
     whole = stepwise(Session(evaluation_tokens=256))
@@ -221,9 +224,9 @@ def test_what_to_expect_lies_between_what_is_measured(fresh, tiny) -> None:
         measured(fresh, tiny.with_settings(sparsity=sparsity))
     points = {s: fresh.perplexities(tiny.with_settings(sparsity=s)) for s in (0, 10, 20, 30, 40)}
     assert points[30].sliced is None
-    assert points[30].expected == pytest.approx(math.sqrt(points[20].sliced * points[40].sliced))
-    assert points[10].expected == pytest.approx(math.sqrt(points[0].dense * points[20].sliced))
-    assert all(points[s].expected == pytest.approx(points[s].sliced) for s in (20, 40))
+    assert points[30].expected == pytest.approx(math.sqrt(points[20].sliced.value * points[40].sliced.value))
+    assert points[10].expected == pytest.approx(math.sqrt(points[0].dense.value * points[20].sliced.value))
+    assert all(points[s].expected == pytest.approx(points[s].sliced.value) for s in (20, 40))
     assert fresh.perplexities(tiny.with_settings(sparsity=45)).expected is None  # nothing is predicted beyond
     assert fresh.perplexities(tiny.with_settings(sparsity=30, estimator="uniform")).expected is None
 

@@ -8,8 +8,8 @@ import pytest
 
 from components import make_leaderboard
 from components.frame.handlers import memory
-from components.state.snapshots import leaderboard
-from components.state.snapshots.leaderboard import Cell, cells, measured, merged, read, write
+from components.state import leaderboard
+from components.state.leaderboard import Cell, cells, measured, merged, read, write
 from components.sweep.leaderboard import charts, panel
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep

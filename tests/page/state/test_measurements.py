@@ -1,4 +1,4 @@
-"""What the page shows at once: the repository's measurements and snapshot, and what the disk has from before."""
+"""What the page shows at once: the precomputed layer, and what the disk has from before."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tiny_page import in_job, stepwise
+from tiny_page import in_job, precomputed_for, stepwise
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import make_snapshots
-from components.estimator import measure as estimator_check
+from components.activations import panel as activations_panel
+from components.activations.measure import ShiftViews
+from components.compare.models import Columns
+from components.estimator.measure import EstimatorCheckCache
 from components.frame import slider
+from components.ratios import panel as ratios_panel
+from components.ratios.charts import ratio_chart
+from components.spectra import panel as spectra_panel
 from components.spectra.measure import SpectraViews
 from components.state import request
 from components.state.choices import ESTIMATORS
-from components.state.request import DENSE, WEIGHTS_FILE, Request, parse
+from components.state.precomputed import PERPLEXITY, SENSITIVITY, Measurements, Precomputed
+from components.state.request import DENSE, Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.snapshots import measurements
-from components.state.snapshots import plan as snapshot
-from components.state.views import Perplexities
+from components.state.views import Perplexities, Provenance, Reading
 from intraslice.calibration import driver
 from intraslice.calibration.driver import calibrate
 from intraslice.core.progress import Progress
 from intraslice.data import calibration_tokens
+from intraslice.diagnostics.sensitivity import Sensitivity
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import DenseStates
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.profile import LayerProfile
 from intraslice.pretrained.sources import DEFAULT
 
-MAX_BYTES = 400_000
-STORED = measurements.load()
 OPENING = parse(Settings(dtype="bfloat16"))
+FOUND = Precomputed().find(PERPLEXITY, OPENING.calibration, Measurements)
+STORED = FOUND.value
 
 
 @pytest.fixture
@@ -52,24 +59,23 @@ def fresh(monkeypatch, tmp_path) -> Session:
 
 
 def test_every_whole_percentage_of_every_estimator_is_stored() -> None:
-    assert measurements.FILE.stat().st_size < MAX_BYTES
     for estimator in ESTIMATORS:
         curve = STORED.curve(OPENING.with_settings(estimator=estimator).slicing)
         assert list(map(round, (100 * sparsity for sparsity in sorted(curve)))) == list(range(61))
-        errors = [STORED.at(replace(OPENING.slicing, estimator=estimator, sparsity=s)).ratio.error for s in curve]
+        errors = [STORED.at(replace(OPENING.slicing, estimator=estimator, sparsity=s)).ratio_error for s in curve]
         assert all(0 < error < 1 for error in errors[1:])
-        assert curve[0] == STORED.dense.value < curve[0.2] < curve[0.4] < curve[0.6]
+        assert curve[0] == STORED.dense[0] < curve[0.2] < curve[0.4] < curve[0.6]
 
 
 def test_only_the_settings_that_were_measured_have_a_measurement() -> None:
     measured = STORED.at(OPENING.slicing)
-    assert measured.perplexity.value == pytest.approx(STORED.dense.value * measured.ratio.value, rel=1e-3)
+    assert measured.perplexity == pytest.approx(STORED.dense[0] * measured.ratio, rel=1e-3)
     for changed in ({"sparsity": 20.5}, {"cap": 70}, {"bias": 1.1}, {"locked": "3 mlp 0"}, {"shapes": "runtime"}):
         assert STORED.at(OPENING.with_settings(**changed).slicing) is None
     between = Session().perplexities(OPENING.with_settings(sparsity=20.5))
-    ends = [STORED.at(replace(OPENING.slicing, sparsity=sparsity)).perplexity.value for sparsity in (0.2, 0.21)]
+    ends = [STORED.at(replace(OPENING.slicing, sparsity=sparsity)).perplexity for sparsity in (0.2, 0.21)]
     assert between.expected == pytest.approx(math.sqrt(math.prod(ends)))
-    assert not Session().has_stored(OPENING.with_settings(seed=1))
+    assert Session().perplexities(OPENING.with_settings(seed=1)) == Perplexities()
 
 
 def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() -> None:
@@ -77,56 +83,62 @@ def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() 
     measured = STORED.at(OPENING.with_settings(**slicing).slicing).perplexity
     ratio = session.plan(OPENING.with_settings(**slicing)).layers[7].mlp
     for changes_nothing in ({"cap": 70}, {"cap": 67}, {"locked": f"7 mlp {100 * ratio}"}):
-        assert session.perplexities(OPENING.with_settings(**slicing, **changes_nothing)).sliced_reading == measured
+        assert session.perplexities(OPENING.with_settings(**slicing, **changes_nothing)).sliced.value == measured
     for changes in ({"cap": 60}, {"locked": "15 attention 0"}, {"estimator": "fisher", "cap": 60}, {"cap": 26}):
-        assert not session.has_stored(OPENING.with_settings(**slicing, **changes))
+        assert not session.perplexities(OPENING.with_settings(**slicing, **changes)).sliced
     refined = OPENING.with_settings(**slicing, order="sequential", iterative=True, cap=70)
-    assert not session.has_stored(refined)
+    assert not session.perplexities(refined).sliced
 
 
-def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
-    texts = slider.initial_texts(Session(), OPENING)
-    measured = STORED.at(OPENING.slicing)
-    assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts.headline
+def test_all_tabs_open_with_the_default_model_before_it_is_loaded() -> None:
+    session, measured = Session(), STORED.at(OPENING.slicing)
+    texts = slider.initial_texts(session, OPENING)
+    assert f"<b>{STORED.dense[0]:.1f}</b> → <b>{measured.perplexity:.1f}</b>" in texts.headline
     assert ", precomputed on " in texts.headline
     assert 'data-press="measure-here"' in texts.headline
-    assert f"{measured.divergence.value:.2f}" in texts.readout
+    assert all(number in texts.readout for number in ("134.5 M", f"{measured.divergence:.2f}"))
+    label = "Precomputed: SmolLM2-135M-Instruct (Q4_1) on 32 x 512 tokens"
+    assert f'data-source="{label}' in texts.readout  # for the lesson
+    shown = [
+        *ratios_panel.show(session, OPENING, 12, "somebody")[:2],
+        *spectra_panel.show(SpectraViews(session), OPENING, 12, "somebody"),
+        *activations_panel.show(ShiftViews(session), OPENING, 12, "somebody")[1:],
+    ]
+    charts = [json.loads(chart) for chart in shown]
+    assert all(chart["data"] for chart in charts)
+    assert [label in chart["protocol"] for chart in charts] == [True, False, True, True, False, False, False]
+    costs = Columns(session).cached_costs(OPENING).columns
+    assert {name: cost.perplexity for name, cost in costs.items()} == {
+        "dense": STORED.dense[0],
+        "intraslice": measured.perplexity,
+    }
 
 
 @pytest.fixture
-def stored(fresh, tiny, monkeypatch) -> measurements.Measurements:
-    """The tiny model as the default one, with measurements that no run gives."""
-    monkeypatch.setattr(Request, "is_default_calibration", True)
-    monkeypatch.setattr(fresh, "_snapshots", {})
-    key = (tiny.slicing.estimator, tiny.slicing.order)
-    wrong = replace(STORED, series={key: STORED.series["pca", "one-shot"]})
-    monkeypatch.setattr(type(wrong), "_series_of", lambda self, slicing: self.series[key])
-    monkeypatch.setattr(fresh.readings, "_stored", wrong)
-    return wrong
+def known(tiny, tmp_path, fresh) -> Session:
+    """`fresh`, with perplexities of the tiny model that no run gives."""
+    digest = load_model(tiny.settings.model, tiny.calibration.dtype).weights_digest
+    layer = precomputed_for(tmp_path / "layer", tiny, digest, perplexity=STORED)
+    return stepwise(Session(evaluation_tokens=256, precomputed=layer))
 
 
-def test_nothing_worse_replaces_a_stored_measurement(fresh, tiny, stored) -> None:
-    expected, shown = stored.at(tiny.slicing).perplexity, []
-    for _ in fresh.prepare(tiny, "somebody"):
-        shown.append(fresh.perplexities(tiny))
-    assert all(known.is_stored and known.sliced_reading == expected for known in shown)
-    so_far = [known.so_far for known in shown if known.so_far.sliced is not None]
-    assert {known.sequences for known in so_far} == {4}  # a first one of its own, and none in between
-    *_, last = fresh.measure(tiny, "somebody")
-    own = fresh.perplexities(tiny)
-    assert last.kind == "ready"
-    assert not own.is_stored
-    assert own.sliced_reading != expected
-    assert own.stored == stored.at(tiny.slicing)  # KL and speed are not measured here
-    assert (own.sequences, own.all_sequences) == (8, 8)
+def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
+    expected, shown = STORED.at(tiny.slicing), []
+    for events in (known.prepare(tiny, "somebody"), known.measure(tiny, "somebody")):
+        shown += [known.perplexities(tiny) for _ in events]
+    before, own = (next(group) for _, group in groupby(shown))
+    assert (before.source.kind, before.sliced.value) == ("before", expected.perplexity)
+    assert own.source == Provenance("here", 8, 8)
+    assert own.sliced.value != expected.perplexity
+    assert own.costs.divergence == expected.divergence  # KL and speed are not measured here
 
 
-def test_a_release_measures_only_what_is_not_stored(fresh, tiny, stored) -> None:
-    list(fresh.prepare(tiny, "somebody"))
-    assert len(list(slider.on_release(fresh, tiny, 0, None, "somebody"))) == 1
-    assert fresh.perplexities(tiny).is_stored
-    list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))
-    assert not fresh.perplexities(tiny).is_stored
+def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
+    list(known.prepare(tiny, "somebody"))
+    assert len(list(slider.on_release(known, tiny, 0, None, "somebody"))) == 1
+    assert known.perplexities(tiny).source.kind == "before"
+    list(slider.on_prepared(known, tiny, 0, None, "somebody"))
+    assert known.perplexities(tiny).source.kind == "here"
 
 
 def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
@@ -150,22 +162,28 @@ def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny,
     assert again.perplexities(other).dense == measured.dense
 
 
-def test_stored_numbers_are_shown_of_their_weights_alone(default_model, monkeypatch) -> None:
+def test_numbers_of_other_weights_are_not_shown_and_plans_say_whose_they_are(default_model, monkeypatch) -> None:
     session, key = Session(), OPENING.calibration
-    weights = json.loads(WEIGHTS_FILE.read_text(encoding="utf-8"))
-    assert weights["float32"] == default_model.weights_digest  # `default` is one set of weights everywhere
-    assert weights["bfloat16"] == load_model(DEFAULT, "bfloat16").weights_digest
+    (manifest,) = session.precomputed.manifests.values()
+    assert manifest.weights["float32"] == default_model.weights_digest  # `default` is one set of weights everywhere
+    assert manifest.weights["bfloat16"] == load_model(DEFAULT, "bfloat16").weights_digest
     monkeypatch.setattr(request, "_identities", {})
     for identity, is_shown in (
         ("", True),
-        (f"{weights[key.dtype]}-config-tokenizer", True),
+        (f"{manifest.weights[key.dtype]}-config-tokenizer", True),
         (f"{'0' * 64}-a-b", False),
     ):
         key.note_identity(identity)
-        assert session.has_stored(OPENING) == is_shown
-        assert session.perplexities(OPENING).is_stored == is_shown
-        assert (session.source(OPENING) is not None) == is_shown
-        assert (SpectraViews(session).view(OPENING, 0) is not None) == is_shown
+        assert (session.perplexities(OPENING).source.kind == "before") == is_shown
+        assert (session.perplexities(OPENING.with_settings(sparsity=20.5)).expected is not None) == is_shown
+        for view in (
+            SpectraViews(session).view(OPENING, 0),
+            ShiftViews(session).view(OPENING, "somebody"),
+            EstimatorCheckCache(session).cached(OPENING),
+        ):
+            assert (view is not None) == is_shown
+        shown = ratio_chart(session.plan(OPENING)).caption()
+        assert "Precomputed: SmolLM2-135M-Instruct (Q4_1) on 32 x 512 tokens" in shown
 
 
 def test_numbers_die_with_the_weights_that_they_are_of(fresh, tiny, tmp_path) -> None:
@@ -184,7 +202,7 @@ def test_numbers_die_with_the_weights_that_they_are_of(fresh, tiny, tmp_path) ->
         in_job(fresh, fresh.measure_perplexities, asked)
         return fresh.perplexities(asked)
 
-    before: list[float | None] = []
+    before: list[Reading | None] = []
     first = measured()
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.2.mlp.up_proj.weight"][3] = 0  # one neuron
@@ -204,16 +222,17 @@ def test_a_point_can_be_measured_again() -> None:
     calibrated = session.calibrated(OPENING)
     states = DenseStates(calibrated.loaded.model)
     dense = in_job(session, session.readings.losses, OPENING.slice_key(DENSE), calibrated)
-    line = make_snapshots.measure_percentage(calibrated, OPENING.slicing, dense, states)
+    line = make_snapshots.measure_line(calibrated, OPENING.slicing, dense, states)
     stored = STORED.at(OPENING.slicing)
-    assert line.perplexity == pytest.approx(stored.perplexity.value, rel=0.01)
-    assert line.divergence == pytest.approx(stored.divergence.value, rel=0.03)
+    assert line.perplexity == pytest.approx(stored.perplexity, rel=0.01)
+    assert line.divergence == pytest.approx(stored.divergence, rel=0.03)
 
 
-# The snapshot that the page opens with is what calibrating the default model gives today
+# The profile that the page opens with is what calibrating the default model gives today
 
 
 LAYER = 17
+PROFILE = Precomputed().source(OPENING.calibration).profile
 
 
 class Operations(TorchDispatchMode):
@@ -241,8 +260,8 @@ def one_layer(default_model: LoadedModel, patient: bool) -> LayerProfile:
 
 
 @pytest.mark.parametrize("patient", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["cached", "made"])
-def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
-    kept, own = snapshot.load()[0].layers[LAYER], one_layer(default_model, patient)
+def test_a_layer_of_the_profile_can_be_made_again(default_model, patient):
+    kept, own = PROFILE.layers[LAYER], one_layer(default_model, patient)
     assert {"pca", "fisher"} <= kept.importances.keys()
     for name, importances in kept.importances.items():
         # Sums of squared gradients: other kernels round them otherwise, the order of units stays.
@@ -253,20 +272,20 @@ def test_a_layer_of_the_snapshot_can_be_made_again(default_model, patient):
 
 
 def test_the_kept_sensitivity_has_every_module_once():
-    record = json.loads(estimator_check.FILE.read_text(encoding="utf-8"))
-    layers = len(snapshot.load()[0].layers)
-    modules = [(one["layer"], one["module"]) for one in record["modules"]]
-    assert modules == [(layer, module) for layer in range(layers) for module in ("attention", "mlp")]
-    assert "tokens" in record["measured_on"]
+    found = Precomputed().find(SENSITIVITY, OPENING.calibration, Sensitivity)
+    modules = [(one.layer, one.module) for one in found.value.modules]
+    assert modules == [(layer, module) for layer in range(len(PROFILE.layers)) for module in ("attention", "mlp")]
+    assert found.value.tokens == found.entry.tokens
 
 
 @pytest.mark.parametrize(("dtype", "bytes_per_value"), [("float32", 4), ("bfloat16", 2)])
 def test_its_plans_count_bytes_in_the_precision_of_the_page(dtype, bytes_per_value):
     plan = Session().plan(parse(Settings(dtype=dtype)))
-    kept = snapshot.load()[0].layers
-    assert plan.provisional
+    assert plan.source.kind == "before"
     assert plan.bytes_per_value == bytes_per_value
-    assert plan.kv_dense == bytes_per_value * sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in kept)
+    assert plan.kv_dense == bytes_per_value * sum(
+        2 * layer.sizes.kv_heads * layer.sizes.dim for layer in PROFILE.layers
+    )
 
 
 def test_a_slider_move_runs_no_operation_of_torch():

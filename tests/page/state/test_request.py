@@ -2,6 +2,7 @@
 
 import pytest
 
+from components.state.precomputed import Precomputed
 from components.state.request import DENSE, Request, parse
 from components.state.settings import Settings
 from components.ui.handlers import spread_settings
@@ -49,14 +50,14 @@ def test_an_upload_takes_the_texts_place_and_is_told_by_its_name_alone() -> None
 
 @pytest.mark.parametrize("field", [name for name in Settings._fields if name not in ("upload", "dtype")])
 def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
-    usual = parse(Settings())
-    assert (usual.is_default_calibration, usual.is_default) == (True, True)
+    precomputed = Precomputed()
+    assert precomputed.source(parse(Settings()).calibration)
     for dtype in ("float32", "bfloat16"):
         changes = {field: getattr(OTHER, field)}
         if field == "iterative":
             changes["order"] = "sequential"
         other = parse(Settings(dtype=dtype)).with_settings(**changes)
-        assert (other.is_default_calibration, other.is_default) == (field not in CALIBRATION, False)
+        assert (precomputed.source(other.calibration) is not None) == (field not in CALIBRATION)
 
 
 def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them() -> None:

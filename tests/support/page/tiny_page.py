@@ -4,6 +4,7 @@ import base64
 import gzip
 import json
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from components.activations.measure import ShiftViews
 from components.compare.models import Columns
 from components.export.measure import Publisher
 from components.spectra.measure import SpectraViews
+from components.state.precomputed import Entry, Manifest, Precomputed, write
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -26,7 +28,7 @@ SOMEBODY = "somebody"  # the id of an open page
 
 
 class PageSession(Session):
-    """Does real work on a tiny model; the default model stays what the snapshots say, as if it were never loaded."""
+    """Does real work on a tiny model; the default model stays what was precomputed, as if it were never loaded."""
 
     def prepare(self, request: Request, client: str) -> Iterator:
         return iter(()) if request.settings.model == DEFAULT else super().prepare(request, client)
@@ -59,6 +61,15 @@ def stepwise(session: Session) -> Session:
 def in_job(session: Session, function: Callable, *arguments: Any, **options: Any) -> Any:
     """What `function(job, ...)` returns in a job of the session."""
     return session.jobs.scheduler.start("tests", lambda job: function(job, *arguments, **options)).join()
+
+
+def precomputed_for(folder: Path, request: Request, weights: str, **results: Any) -> Precomputed:
+    """A layer with results of a request's model by kind, measured before on 2,560 tokens."""
+    key = request.calibration
+    manifest = Manifest(key.model, "Tiny weights", {key.dtype: weights}, key.config)
+    for kind, result in results.items():
+        manifest = write(folder / "tiny", manifest, kind, result, Entry(date(2026, 11, 30), key.dtype, 2560))
+    return Precomputed(folder)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import pandas
 from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
 
-from ...assets import ASSETS
-from ...i18n.language import LazyString, day, lazy_gettext
-from ..choices import NO_RECOVERY
+from ..assets import ASSETS
+from ..i18n.language import LazyString, day, lazy_gettext
+from .choices import NO_RECOVERY
 
 FILE = ASSETS / "leaderboard.csv"
 WIKIPEDIA = "wikipedia"  # the text of the readings on the page

@@ -1,0 +1,186 @@
+"""The read-only layer under the page's caches: results that it ships with in `assets/cache/`.
+
+The layer has a folder for each set of weights, with a manifest, which says what was measured, and a file for each kind
+of result. `python -m components.make_snapshots` writes them. Results of other weights than those of the loaded model
+are not found; only plans are made from them, and the plans' label names the weights.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import lzma
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from pydantic import TypeAdapter
+
+from intraslice.core.config import CalibrationConfig, SliceConfig
+from intraslice.evaluation.perplexity import Estimate
+from intraslice.planning.profile import Profile
+from intraslice.pretrained.precision import Precision
+
+from ..assets import ASSETS
+from ..i18n.language import lazy_day, lazy_gettext
+from .plan_views import Source
+from .profiles import load_profile, save_profile
+from .request import CalibrationKey, default_slicing
+from .views import Provenance
+
+Value = TypeVar("Value")
+
+FOLDER = ASSETS / "cache"
+MANIFEST = "manifest.json"
+PROFILE, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY = KINDS = ("profile", "perplexity", "spectra", "shift", "sensitivity")
+DIGITS = 9  # significant: all of float32
+_FRACTION = re.compile(r"\d+\.\d+(e-?\d+)?")
+
+
+class Entry(NamedTuple):
+    """When, in which precision and on how many tokens a result was measured."""
+
+    day: datetime.date
+    dtype: Precision
+    tokens: int
+
+
+class Found(NamedTuple, Generic[Value]):
+    """A precomputed result."""
+
+    value: Value
+    entry: Entry
+    source: Provenance
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the results of a folder belong to.
+
+    Attributes:
+        model: its name in the page's list of models.
+        name: of the weights, for people.
+        weights: `LoadedModel.weights_digest` by precision.
+        entries: the results by kind.
+    """
+
+    model: str
+    name: str
+    weights: Mapping[Precision, str]
+    calibration: CalibrationConfig
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+
+    def has(self, kind: str, key: CalibrationKey) -> bool:
+        """Whether it has a result of this calibration, perhaps with other weights."""
+        return kind in self.entries and (self.model, self.calibration) == (key.model, key.config)
+
+    def has_weights(self, key: CalibrationKey) -> bool:
+        """Whether the model has these weights. Before it is loaded, it is assumed to: its file is pinned."""
+        return not key.identity or key.identity.partition("-")[0] in self.weights.values()
+
+    def provenance(self, kind: str) -> Provenance:
+        """Where a result comes from."""
+        config, day = self.calibration, lazy_day(self.entries[kind].day)
+        label = lazy_gettext(
+            "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
+            model=self.name,
+            sequences=config.sequences,
+            length=config.length,
+            day=day,
+        )
+        return Provenance("before", config.sequences, config.sequences, day, label)
+
+
+class Precomputed:
+    """The results of all manifests."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        read = TypeAdapter(Manifest).validate_json
+        self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
+        self._values: dict[Path, Any] = {}
+        self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
+
+    def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
+        """The result of this kind, which is a `form`, for a calibration and the weights of its model, or None."""
+        for folder, manifest in self.manifests.items():
+            if manifest.has(kind, key) and manifest.has_weights(key):
+                path = folder / f"{kind}.json.xz"
+                if path not in self._values:
+                    self._values[path] = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
+                return Found(self._values[path], manifest.entries[kind], manifest.provenance(kind))
+        return None
+
+    def source(self, key: CalibrationKey) -> Source | None:
+        """What plans of a calibration are computed from before it is made, preferably of the model's own weights."""
+        found = [entry for entry in self.manifests.items() if entry[1].has(PROFILE, key)]
+        if not found:
+            return None
+        folder, manifest = max(found, key=lambda entry: entry[1].has_weights(key))
+        if (folder, key) not in self._sources:
+            profile = replace(
+                load_profile(folder / f"{PROFILE}.npz"), bytes_per_value=getattr(torch, key.dtype).itemsize
+            )
+            # The model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
+            head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
+            self._sources[folder, key] = Source(profile, head_weights, key, manifest.provenance(PROFILE))
+        return self._sources[folder, key]
+
+
+class Line(NamedTuple):
+    """Measurements of a sliced model: values and standard errors; speeds in multiples of the dense model's."""
+
+    estimator: str
+    order: str
+    percent: int  # of sparsity
+    perplexity: float
+    perplexity_error: float | None
+    ratio: float  # to the dense model's perplexity
+    ratio_error: float | None
+    divergence: float  # KL, nats per token
+    divergence_error: float | None
+    prefill: float | None = None
+    decode: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements on the held-out text by estimator, order and percentage, with otherwise the default settings."""
+
+    window: int  # tokens
+    dense: Estimate  # perplexity
+    lines: tuple[Line, ...] = ()
+    threads: int = 1  # of the speeds
+
+    def at(self, slicing: SliceConfig) -> Line | None:
+        """The line of a setting; None if there is none, such as for a percentage between whole ones."""
+        lines = [line for line in self._series(slicing) if math.isclose(line.percent, 100 * slicing.sparsity)]
+        return lines[0] if lines else None
+
+    def curve(self, slicing: SliceConfig) -> dict[float, float]:
+        """Perplexity by sparsity (a fraction) of the setting's estimator and order, to interpolate between."""
+        return {line.percent / 100: line.perplexity for line in self._series(slicing)}
+
+    def _series(self, slicing: SliceConfig) -> list[Line]:
+        estimator, order, default = slicing.estimator, slicing.order, default_slicing()
+        if slicing != replace(default, sparsity=slicing.sparsity, estimator=estimator, order=order):
+            return []
+        lines = [line for line in self.lines if line[:2] == (estimator, order)]
+        value, error = self.dense
+        return [Line(estimator, order, 0, value, error, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0), *lines] if lines else []
+
+
+def write(folder: Path, manifest: Manifest, kind: str, value: Any, entry: Entry) -> Manifest:
+    """Write a result, whose numbers get `DIGITS` significant digits; returns the manifest with its entry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(value, Profile):
+        save_profile(value, folder / f"{kind}.npz")
+    else:
+        rounded = _FRACTION.sub(lambda number: f"{float(number[0]):.{DIGITS}g}", json.dumps(asdict(value)))
+        (folder / f"{kind}.json.xz").write_bytes(lzma.compress(rounded.encode()))
+    manifest = replace(manifest, entries={**manifest.entries, kind: entry})
+    (folder / MANIFEST).write_bytes(TypeAdapter(Manifest).dump_json(manifest, indent=1) + b"\n")
+    return manifest
