@@ -60,7 +60,7 @@ def address_of(request: Any) -> str:
 
 
 def site_of(request: Any) -> str:
-    """As `address_of`, but IPv6 by its site: whoever has 65,536 networks counts once."""
+    """As `address_of`, but IPv6 by its site: a client with its 65,536 networks counts once."""
     address = address_of(request)
     return str(ipaddress.ip_network(address).supernet(new_prefix=SITE)) if ":" in address else address
 

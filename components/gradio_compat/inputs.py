@@ -33,7 +33,7 @@ NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it wit
 def uploaded_path(upload: Any) -> str | None:
     """The path of an upload, as the page's component or a program gives it; on a desktop any path will do.
 
-    Raises ValueError for a file that nobody has uploaded.
+    Raises ValueError for a file that no client has uploaded.
     """
     path = upload.get("path") if isinstance(upload, dict) else upload
     if path in (None, ""):

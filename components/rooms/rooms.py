@@ -66,8 +66,8 @@ class Room(NamedTuple):
 class Rooms:
     """The classes in a folder. Methods may be called from any thread; they raise Refused and StoreError.
 
-    A class is found by its code as a person types it. Whoever has not joined a class, or does not lead it, gets the
-    same answer for it as for one that does not exist.
+    A class is found by its code as a person types it. A client who has not joined or does not lead it gets the
+    same answer as for a class that does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -337,8 +337,9 @@ class Rooms:
         self._delete("code = ?", oldest[0])
 
     def _delete(self, condition: str, value: object) -> None:
-        """Delete classes with all that belongs to them, also from the log."""
+        """Delete classes with all that belongs to them, also from the log and from memory."""
         self._store.execute(f"DELETE FROM rooms WHERE {condition}", value)
+        _distribution.cache_clear()
         with suppress(StoreError):
             self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
