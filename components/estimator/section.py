@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -19,22 +19,13 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.figure import Chart
 from ..ui.handlers import spread_settings, unchanged
+from .measure import EstimatorCheckCache
+from .search import RatioSearches
 
-View = TypeVar("View", covariant=True)
 NOTICE = lazy_gettext(
     "This runs in the background: answers and the slider's measurements come first. Finished parts are kept when you "
     "cancel."
 )
-
-
-class Source(Protocol[View]):
-    """Where a section's numbers come from."""
-
-    def cached(self, request: Request) -> View | None:
-        """The numbers, if they are measured. Raises UserError for an impossible setting."""
-
-    def measure(self, request: Request, client: str) -> Iterator[Status | View]:
-        """Measure them; yields statuses, and the numbers so far or at last."""
 
 
 class Shown(NamedTuple):
@@ -57,7 +48,7 @@ class Measured(NamedTuple):
 class SectionPanel(NamedTuple):
     """A section's components, and what they show."""
 
-    section: Section[Any]
+    section: Section
     shown: Shown
     measure: gr.Button
     cancel: gr.Button
@@ -79,12 +70,12 @@ class SectionPanel(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Section(Generic[View]):
+class Section:
     """What a section shows, and where its numbers come from."""
 
-    source: Source[View]
-    draw: Callable[[View | None, str, int], Chart]  # for an estimator and the chosen layer
-    summarise: Callable[[View | None, str], str]  # for an estimator (HTML)
+    source: EstimatorCheckCache | RatioSearches
+    draw: Callable[[Any, str, int], Chart]  # of a view or None, for an estimator and the chosen layer
+    summarise: Callable[[Any, str], str]  # of a view or None, for an estimator (HTML)
     job: str  # its kind, which is also the endpoint's name
     name: str  # the beginning of the components' ids
     session: Session

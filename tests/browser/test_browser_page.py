@@ -23,10 +23,8 @@ TYPED = """(field, typed) => {
     field.value = typed;
     for (const type of ['input', 'change']) field.dispatchEvent(new Event(type, { bubbles: true }));
 }"""
-ARRIVED = """where => {
-    const [section, bar] = [where, '#slider-bar'].map(one => document.querySelector(one)?.getBoundingClientRect());
-    return section && Math.abs(section.top - bar.bottom - 20) < 2;
-}"""
+ARRIVED = """document.querySelector('#estimator-check-chart')?.getBoundingClientRect().top.toFixed()
+    === (document.querySelector('#slider-bar').offsetHeight + 20).toFixed()"""
 NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout.annotations
     .some(one => one.text.includes(words))"""
 
@@ -105,7 +103,7 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
 
     page.emulate_media(reduced_motion="reduce")
     page.evaluate("location.hash = 'verdict-chart'")  # a link from before there was the tab Estimator
-    page.wait_for_function(ARRIVED, arg="#estimator-check-chart")
+    page.wait_for_function(ARRIVED)
     page.wait_for_selector("#estimator-check-chart .main-svg")
     spot = page.evaluate(
         """() => {

@@ -2,10 +2,10 @@
 
 Scripts and styles in `assets/` rely on these names in gradio's page; `tests/browser` fails where one is gone:
 
-- `.gradio-container`, the page, which panels of ours are added to (`keys.js`, `presenter.js`, `tour.js`, `lesson/`);
-- `button[role="tab"]`, `.overflow-dropdown button` and `.overflow-menu button` in `#tabs`, the buttons of the tabs, and
-  those in the menu of a narrow screen (`page.js`, `presenter.js`, `tour.js`, `lesson/lesson.js`: no event tells the
-  browser which tab was opened, and none opens one); `[role="tabpanel"]`, a tab's content (`presenter.js`);
+- `.gradio-container`, the page, which panels of ours are added to (`presenter.js`, `tour.js`, `lesson/`);
+- `button[role="tab"]` and `.overflow-menu button` in `#tabs`, the buttons of the tabs, and those in the menu of a narrow
+  screen (`page.js`: no event tells the browser which tab was opened, and none opens one); `[role="tabpanel"]`, a tab's
+  content (`presenter.js`);
 - `#controls.open .toggle-button`, the sidebar's button (`page.js`: gradio opens a sidebar on narrow screens too, and
   its button answers only some moments later);
 - `.block`, the frame of a component (`presenter.js`, `page.css`), and the `input` elements in a slider and a radio;

@@ -36,15 +36,12 @@ def view(checks, tiny) -> EstimatorCheckView:
     return last
 
 
-def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view) -> None:
+def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view, session, tiny) -> None:
     assert [(one.layer, one.module) for one in view.modules] == [
         (layer, module) for layer in range(3) for module in ("attention", "mlp")
     ]
     assert view.rho["pca"].keys() >= {"attention", "mlp"}
-
-
-def test_what_is_measured_is_known_at_once_to_another_page(view, session, tiny) -> None:
-    assert EstimatorCheckCache(session).cached(tiny) == view
+    assert EstimatorCheckCache(session).cached(tiny) == view  # another page knows it at once
 
 
 def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:

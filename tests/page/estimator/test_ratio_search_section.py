@@ -35,7 +35,7 @@ def views(searches, setting) -> list[RatioSearchView]:
     return found
 
 
-def test_every_generation_is_shown(views) -> None:
+def test_every_generation_is_shown_and_the_end_stays_for_everybody(views, searches, setting) -> None:
     assert views[0].found == views[0].start
     generations = [len(view.changes) for view in views]
     assert generations == sorted(generations)
@@ -43,6 +43,8 @@ def test_every_generation_is_shown(views) -> None:
     assert [view.is_complete for view in views] == [False] * (len(views) - 1) + [True]
     assert views[-1].passes >= FEW.passes
     assert views[-1].found != views[-1].start
+    assert [*searches.measure(setting, "another")] == [views[-1]]
+    assert searches.cached(setting) is views[-1]
 
 
 def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, session, setting) -> None:
@@ -85,11 +87,6 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     assert "changed by <b>−19%</b>" in search_summary(running, "pca")
     assert search_summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
-
-
-def test_a_search_that_has_ended_stays_as_it_is_for_everybody(views, searches, setting) -> None:
-    assert [*searches.measure(setting, "another")] == [views[-1]]
-    assert searches.cached(setting) is views[-1]
 
 
 def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(searches, session, tiny) -> None:
