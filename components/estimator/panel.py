@@ -18,7 +18,7 @@ from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, spread_settings, unchanged
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from . import measure, search
-from .charts import estimator_check_chart, format_rho, shown_estimator
+from .charts import estimator_check_chart, shown_estimator
 from .convergence_chart import convergence_chart
 from .search_chart import search_chart
 from .section import Section, SectionPanel
@@ -121,7 +121,7 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
     correlations[gettext("noise ceiling")] = view.ceiling
-    rows = [(name, *(format_rho(rhos[module]) for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
+    rows = [(name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     predictor = shown_estimator(view, estimator)
     misjudged = [module for module in view.misjudged if module.estimator == predictor]

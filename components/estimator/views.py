@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from ..state.views import HERE, Provenance
+
 
 @dataclass(frozen=True)
 class ModuleCheck:
@@ -50,6 +52,7 @@ class EstimatorCheckView:
     ceiling: Mapping[str, float | None]
     misjudged: tuple[Misjudged, ...]
     measured_on: str
+    source: Provenance = HERE
 
 
 @dataclass(frozen=True)

@@ -353,7 +353,7 @@ def _question(step: Any) -> Question:
     if type(step) is not int or step not in questions():
         words = lazy_gettext(
             "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
-            step=checks.shown(step),
+            step=checks.quoted(step),
             count=len(questions()),
         )
         raise Refused(400, words)

@@ -51,7 +51,7 @@ class KnownHosts:
         listed = f"{os.environ.get(HOSTS_VARIABLE, '')} {self._share_url() or ''}".lower().split()
         if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
             problem = f"Host must be localhost, a loopback address or a name in {HOSTS_VARIABLE}, "
-            problem += f"got {checks.shown(host)}. If this page is yours, add the name there and start it again."
+            problem += f"got {checks.quoted(host)}. If this page is yours, add the name there and start it again."
         elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
             problem = "A page of another site must not send anything to this one."
         if problem and scope["type"] != "lifespan":

@@ -24,7 +24,7 @@ from .request import CalibrationKey
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
-PlanCache = BoundedCache[tuple[CalibrationKey | None, int, SliceConfig], SlicePlan]
+PlanCache = BoundedCache[tuple[CalibrationKey | None, Provenance, SliceConfig], SlicePlan]
 CURVE_POINTS = 160  # more cannot be told apart on a screen
 
 
@@ -87,7 +87,7 @@ class Plans:
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
         """What is removed from each layer. Raises UserError if the model does not allow it."""
-        key = (source.calibration, source.sequences, config)
+        key = (source.calibration, source.provenance, config)
         plan = self._cache.get(key)
         return self._cache.put(key, make_plan(source.profile, config)) if plan is None else plan
 
