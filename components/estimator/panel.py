@@ -12,7 +12,7 @@ from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext
 from ..state.request import Request
 from ..state.session import Session
-from ..ui import formatting
+from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, spread_settings, unchanged
