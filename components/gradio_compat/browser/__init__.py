@@ -3,7 +3,7 @@
 Scripts and styles in `assets/` rely on these names in gradio's page; `tests/browser` fails where one is gone:
 
 - `.gradio-container`, the page, which panels of ours are added to (`presenter.js`, `tour.js`, `lesson/`);
-- `button[role="tab"]` and `.overflow-menu button` in `#tabs`, the buttons of the tabs, and those in the menu of a narrow
+- `button[role="tab"]` and `.overflow-menu button` in `#tabs`, the tabs' buttons, and those in the menu of a narrow
   screen (`page.js`: no event tells the browser which tab was opened, and none opens one); `[role="tabpanel"]`, a tab's
   content (`presenter.js`);
 - `#controls.open .toggle-button`, the sidebar's button (`page.js`: gradio opens a sidebar on narrow screens too, and
