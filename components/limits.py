@@ -172,7 +172,7 @@ EXPIRY_SECONDS = 60.0  # between two checks for expired rooms
 JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
 WRONG_CODE_SECONDS = 600.0  # for which wrong codes are counted
 MAX_ROOM_REQUEST = 4 * 2**10  # bytes
-MAX_QR_LINK = 1_000  # characters
+QR_LINK = 1_000  # characters
 LOCK_SECONDS = 5.0  # to wait for another process
 
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))

@@ -65,12 +65,11 @@ def routes(rooms: Rooms) -> Sequence[Route]:
     def qr_code(request: Request, body: dict[str, Any]) -> dict[str, Any]:
         rooms.led_room(_code(request), _header(request, LEAD))
         link = body.get("link")
-        if not isinstance(link, str) or len(link) > limits.MAX_QR_LINK or not link.startswith(("https://", "http://")):
+        if not isinstance(link, str) or len(link) > limits.QR_LINK or not link.startswith(("https://", "http://")):
             raise Refused(
                 400,
                 lazy_gettext(
-                    "A QR code can hold a link (http or https) of at most {limit:,} characters.",
-                    limit=limits.MAX_QR_LINK,
+                    "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.QR_LINK
                 ),
             )
         try:
