@@ -109,6 +109,7 @@ CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches",
 UNUSED_SECONDS = Limit(
     "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
 )
+
 # Turns of jobs (`jobs/turns.py`)
 TURN_SECONDS = 0.25
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait, turns are long
