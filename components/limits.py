@@ -109,6 +109,7 @@ CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches",
 UNUSED_SECONDS = Limit(
     "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
 )
+
 # Turns of jobs (`jobs/turns.py`)
 TURN_SECONDS = 0.25
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait, turns are long
@@ -172,7 +173,7 @@ EXPIRY_SECONDS = 60.0  # between two checks for expired rooms
 JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` have joined at once
 WRONG_CODE_SECONDS = 600.0  # for which wrong codes are counted
 MAX_ROOM_REQUEST = 4 * 2**10  # bytes
-MAX_QR_LINK = 1_000  # characters
+QR_LINK = 1_000  # characters
 LOCK_SECONDS = 5.0  # to wait for another process
 
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))

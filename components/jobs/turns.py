@@ -40,9 +40,9 @@ class Turns:
     def _next(self, above: Path, waiting: list[Path]) -> Path:
         if len(above) in QUEUES:
             first, second = self._turns[*above, False], self._turns[*above, True]
-            if second.used >= self._seconds:
+            if second.used >= TURN_SECONDS:
                 first.used = second.used = 0.0
-            return (*above, first.used > self._seconds * QUEUES[len(above)]) if len(waiting) > 1 else waiting[0]
+            return (*above, first.used >= TURN_SECONDS * QUEUES[len(above)]) if len(waiting) > 1 else waiting[0]
         turns, holder = {path: self._turns[path] for path in waiting}, self._turns[above].holder
         is_long = len(waiting) > FEW and above[1] and len(above) < 5  # of addresses and clients that have begun
         if holder not in turns or turns[holder].used >= (LONG_TURN_SECONDS if is_long else self._seconds):

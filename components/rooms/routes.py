@@ -106,9 +106,9 @@ def _header(request: Request, name: str) -> str:
 
 def _qr_code(link: Any) -> str:
     """A link as an SVG image. Raises Refused."""
-    if not isinstance(link, str) or len(link) > limits.MAX_QR_LINK or not link.startswith(("https://", "http://")):
+    if not isinstance(link, str) or len(link) > limits.QR_LINK or not link.startswith(("https://", "http://")):
         words = lazy_gettext(
-            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.MAX_QR_LINK
+            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.QR_LINK
         )
         raise Refused(400, words)
     try:

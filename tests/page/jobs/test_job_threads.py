@@ -1,4 +1,4 @@
-"""Jobs in threads that no test steps: one runs at a time, and nothing is left behind."""
+"""How jobs share work, hold it, end and wait; and threads that no test steps: one runs, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from random import Random
 
 import psutil
 import pytest
-from stepping import until
+from stepping import counting, events, until
 
 from components import limits
 from components.jobs import threads
-from components.jobs.job import Job, Urgency
+from components.jobs.job import Caller, Cancelled, Job, Urgency
 from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -201,3 +201,219 @@ def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> No
         first.join()
     second.join()
     assert (third.error, inside, most, places.longest) == (None, [], 2, 0.0)
+
+
+# Shared work that is held, or beside which a job does its own
+
+
+def test_shared_work_that_is_held_waits_where_it_is_and_ends_with_the_last_job_that_holds_it(scheduler) -> None:
+    log, ended = [], []
+
+    def making(job: Job) -> None:
+        try:
+            counting(log, "made", 6)(job)
+        finally:
+            ended.append(True)
+
+    def work(job: Job, returns: bool) -> None:
+        with job.holding("model"):
+            with job.begin("model", making) as shared:
+                assert not shared.wait(until=lambda: len(log) >= 3)
+            counting(log, "other", 2)(job)
+            assert not ended
+            if returns:
+                job.share("model", making)
+
+    for returns, rest in ((True, ["made"] * 3), (False, [])):
+        scheduler.start("a", partial(work, returns=returns))
+        scheduler.run()
+        assert log == ["made"] * 3 + ["other"] * 2 + rest
+        assert ended == [True]
+        log.clear()
+        ended.clear()
+
+
+def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(scheduler, clock) -> None:
+    """As answers are written while other columns' models are made."""
+    log = []
+
+    def work(job: Job) -> int:
+        with job.begin("model", counting(log, "made", 6, clock, 0.125)) as shared:
+            while not shared.wait(seconds=0.25):
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["made", "made", "token"] * 3
+    assert job.result == 6
+    log.clear()
+    scheduler.start("b", counting(log, "other", 9, clock, 10.0))
+    scheduler.start("a", work)
+    scheduler.run()
+    assert log.count("made") == 6
+
+
+def test_no_job_waits_beside_work_that_is_away(scheduler) -> None:
+    """Tokens go on while a model is downloaded; without a limit the job waits, and others have its turns."""
+    log, arrived = [], threading.Event()
+
+    def download(job: Job) -> str:
+        with job.waiting():
+            arrived.wait()
+        return "model"
+
+    def work(job: Job) -> str:
+        with job.begin("model", download) as shared:
+            while not shared.wait(seconds=1.0) and len(log) < 5:
+                counting(log, "token", 1)(job)
+            return shared.result()
+
+    job = scheduler.start("a", work)
+    scheduler.run()
+    assert log == ["token"] * 5
+    arrived.set()
+    scheduler.until(lambda: job.wait and not job.wait.work.is_away)
+    scheduler.run()
+    assert job.result == "model"
+
+
+def test_work_that_has_ended_is_done_anew_for_a_job_that_comes_then_though_another_uses_its_result(scheduler) -> None:
+    made = []
+
+    def make(job: Job) -> int:
+        made.append(job)
+        return len(made)
+
+    def using(job: Job) -> int:
+        with job.begin("model", make) as shared:
+            result = shared.result()
+            job.checkpoint()
+            return result
+
+    first = scheduler.start("a", using)
+    while not made:
+        scheduler.step()
+    scheduler.step()  # it has the result, and uses it
+    second = scheduler.start("b", lambda job: job.share("model", make))
+    scheduler.run()
+    assert (first.result, second.result) == (1, 2)
+
+
+# Leaving and waiting
+
+
+def test_a_job_whose_client_has_gone_ends_at_its_next_checkpoint(scheduler) -> None:
+    log, connected = [], [True]
+    job = scheduler.start("a", counting(log, "a", 100), caller=Caller(is_connected=lambda: connected[0]))
+    scheduler.step()
+    connected[0] = False
+    scheduler.run()
+    assert (log, job.ended, job.stopped) == (["a"], True, True)
+
+
+def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(scheduler) -> None:
+    log = []
+
+    def trying(job: Job) -> None:
+        try:
+            counting(log, "a", 100)(job)
+        except Exception:
+            log.append("tried again")
+        finally:
+            raise Failed
+
+    job, other = scheduler.start("a", trying), scheduler.start("b", counting([], "b", 2))
+    scheduler.step()
+    job.stop()
+    scheduler.run()
+    assert (log, job.ended, events(other)) == (["a"], True, [0, 1])
+
+
+def test_leaving_the_events_stops_the_job_and_passes_on_the_turn() -> None:
+    ended = threading.Event()
+
+    def endless(job: Job) -> None:
+        try:
+            while True:
+                job.emit("step")
+        finally:
+            ended.set()
+
+    scheduler = Scheduler()
+    for _ in scheduler.start("a", endless).events():
+        break
+    assert ended.wait(30)
+    assert scheduler.start("a", counting([], "a", 1)).join() == 1
+    with pytest.raises(Failed):
+        scheduler.start("a", lambda job: (_ for _ in ()).throw(Failed())).join()
+
+
+def test_a_job_that_waits_lets_others_work(scheduler) -> None:
+    log, arrived = [], threading.Event()
+
+    def slow(job: Job) -> None:
+        with job.waiting():
+            arrived.wait()
+        log.append("slow")
+        job.emit("done")
+
+    job = scheduler.start("a", slow)
+    scheduler.start("b", counting(log, "b", 3))
+    scheduler.run()
+    assert log == ["b"] * 3
+    arrived.set()
+    scheduler.until(lambda: not job.is_away)
+    scheduler.run()
+    assert (log[-1], events(job)) == ("slow", ["done"])
+
+
+def test_neither_a_stopped_job_that_is_away_nor_its_sleep_is_waited_for() -> None:
+    arrived, ended = threading.Event(), threading.Event()
+
+    def slow(job: Job) -> None:
+        try:
+            with job.waiting():
+                arrived.wait()
+            job.emit("never")
+        except Cancelled:
+            ended.set()
+            raise
+
+    def stop_when_away(job: Job) -> None:
+        while not slow_job.is_away:
+            job.checkpoint()
+        slow_job.stop()
+
+    scheduler = Scheduler()
+    slow_job = scheduler.start("a", slow)
+    scheduler.start("b", stop_when_away)
+    assert events(slow_job) == []
+    assert not slow_job.ended
+    arrived.set()
+    assert ended.wait(30)
+    sleeping = scheduler.start("a", lambda job: job.sleep(1e6))
+    until(lambda: sleeping.is_away)
+    sleeping.stop()
+    assert events(sleeping) == []
+    until(lambda: sleeping.ended)
+
+
+def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler) -> None:
+    job = scheduler.start("a", counting([], "a", 2))
+    scheduler.step()
+    with pytest.raises(RuntimeError, match="whose turn it is"):
+        job.checkpoint()
+
+
+def test_a_job_for_which_there_is_no_thread_fails_and_the_others_go_on(scheduler, monkeypatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        failed = scheduler.start("a", lambda job: None)
+        scheduler.step()
+    other = scheduler.start("b", lambda job: "done")
+    scheduler.run()
+    assert (str(failed.error), other.result) == ("can't start new thread", "done")
