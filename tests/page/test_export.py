@@ -192,7 +192,13 @@ def test_the_report_stands_alone(session, tiny) -> None:
     assert "</script><b>" not in text
     assert "Bars: planned ratio of each module" in text
     assert "Click" not in text
-    for said in (f"{measured.sliced.value:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
+    for said in (
+        f"{measured.sliced.value:.2f}",
+        "windows of 32",
+        f"{plan.layers[1].mlp:.1%}",
+        "--eval-tokens 256",
+        "pca",
+    ):
         assert said in text
     figure = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1].replace("<\\/", "</"))
     assert figure["data"][0]["y"] == ratio_chart(plan).data[0]["y"]
