@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -34,7 +35,6 @@ class CalibratedSpectra:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
         self._curves: dict[int, LayerCurves] = {}
         self._widths: dict[float, int | None] = {}
-        self._ranks = head_ranks(self._stats, EXPLAINED)
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -52,9 +52,10 @@ class CalibratedSpectra:
             wide = (curve(part) for part in (spectra.mlp, spectra.residual, spectra.directions))
             self._curves[layer] = LayerCurves(narrow.heads, narrow.groups, *wide)
 
+    @cached_property
     def ranks(self) -> list[list[int]]:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
-        return self._ranks
+        return head_ranks(self._stats, EXPLAINED)
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
@@ -94,6 +95,7 @@ class PrecomputedSpectra:
     def complete(self, layer: int) -> None:
         """Do nothing: all curves are there."""
 
+    @property
     def ranks(self) -> list[list[int]]:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
@@ -143,13 +145,13 @@ class SpectraViews:
             return None
         plan = self._session.slice_plan(request)
         layer = min(int(layer), len(plan.layers) - 1)
-        ranks, curves = source.ranks(), source.curves(layer)
+        curves = source.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
             pairs=source.pairs(layer, plan.layers[layer]),
             dim=curves.heads[0].size,
-            ranks=ranks,
+            ranks=source.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
@@ -161,7 +163,7 @@ class SpectraViews:
         """Compute the wide curves of a layer, which takes seconds; later views include them."""
         source, _ = self._source(request)
         if source is not None:
-            source.complete(min(int(layer), len(source.ranks()) - 1))
+            source.complete(min(int(layer), len(source.ranks) - 1))
 
     def _source(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
         key = request.calibration

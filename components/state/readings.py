@@ -155,20 +155,19 @@ class Readings:
         self._recall(dense_key, best)
         self._recall(sliced_key, best)
         dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
-        sequences, all_sequences = best.sequences, len(best.tokens)
+        sequences, ratio, is_whole = best.sequences, None, False
         if sliced and request.slicing.sparsity:
             sequences = sliced.sequences
-        is_whole = dense and sliced and _is_whole(dense.value) and _is_whole(sliced.value)
-        is_final = is_whole and sequences == all_sequences
+        if dense and sliced:
+            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total)
+            is_whole = _is_whole(dense.value) and _is_whole(sliced.value) and sequences == len(best.tokens)
         return Perplexities(
             dense=dense and _reading(dense.value),
             sliced=sliced and _paired(sliced.value, dense and dense.value),
-            ratio=dense
-            and sliced
-            and Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total),
+            ratio=ratio,
             protocol=_protocol(request, windows, window, request.calibration.dtype),
             text=_text_name(request),
-            source=Provenance("here" if is_final else "so far", sequences, all_sequences),
+            source=Provenance("here" if is_whole else "so far", sequences, len(best.tokens)),
         )
 
     def _before(self, request: Request, slicing: SliceConfig) -> Perplexities | None:

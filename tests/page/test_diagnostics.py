@@ -180,7 +180,7 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
     kept, _, source = layer.find(SPECTRA, tiny.calibration, PrecomputedSpectra)
     measured.complete(1)
     assert source.label == "Tiny weights on 8 x 32 tokens of Wikipedia's lead sections, 30 November 2026."
-    assert kept.ranks() == measured.ranks()
+    assert kept.ranks == measured.ranks
     for own, other in zip(flat(kept.curves(1)), flat(measured.curves(1)), strict=True):
         assert (own.size, own.effective_rank, own.ranks) == (other.size, other.effective_rank, other.ranks)
         assert own.explained == pytest.approx(other.explained, rel=1e-6)

@@ -49,7 +49,7 @@ def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, 
     measured = check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO)
     layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, sensitivity=measured)
     monkeypatch.setattr(session, "precomputed", layer)
-    assert EstimatorCheckCache(session).cached(tiny) == view
+    assert EstimatorCheckCache(session).cached(tiny) == view  # at once on another page
     monkeypatch.setattr(check, "cached_sensitivity", lambda *_: None)
     kept = EstimatorCheckCache(session).cached(tiny)
     assert "Precomputed: Tiny weights on 8 x 32 tokens" in estimator_check_chart(kept, "pca").caption()
