@@ -15,9 +15,8 @@ TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the s
 
 def newest(value: str, elem_id: str) -> gr.HTML:
     """A component that shows the newest of the texts that handlers return, in whatever order they arrive."""
-    template = (
-        f"${{window.isxNewest?.('{elem_id}', value) ?? value}}"  # it may be drawn before the page's script has run
-    )
+    # It may be drawn before the page's script has run.
+    template = f"${{window.isxNewest?.('{elem_id}', value) ?? value}}"
     return gr.HTML(value, html_template=template, elem_id=elem_id, apply_default_css=False)
 
 
