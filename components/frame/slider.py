@@ -142,5 +142,5 @@ def _drawn(
     for _ in events:
         view = session.view(request, client, pinned)
         is_new = view.is_current and view != shown
-        yield {"status": screen.status(view), **(screen.texts(view) if is_new else {})}
+        yield {"status": formatting.status_line(view.status), **(screen.texts(view) if is_new else {})}
         shown = view

@@ -15,17 +15,13 @@ TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the s
 
 def newest(value: str, elem_id: str) -> gr.HTML:
     """A component that shows the newest of the texts that handlers return, in whatever order they arrive."""
-    template = f"${{isx.newest('{elem_id}', value)}}"
+    # It may be drawn before the page's script has run.
+    template = f"${{window.isx?.newest?.('{elem_id}', value) ?? value}}"
     return gr.HTML(value, html_template=template, elem_id=elem_id, apply_default_css=False)
 
 
-def status(view: View) -> str:
-    """The status line."""
-    return formatting.status_line(view.status)
-
-
 def texts(view: View) -> dict[str, str]:
-    """All other texts, or for a setting that the model does not allow a headline that says so."""
+    """All texts but the status line, or for a setting that the model does not allow a headline that says so."""
     if view.problem is not None:
         drawn = {"headline": formatting.problem(view.problem)}
     else:

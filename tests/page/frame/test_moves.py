@@ -18,7 +18,7 @@ from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
-from components.ui import screen
+from components.ui import formatting, screen
 
 
 @pytest.fixture
@@ -147,5 +147,5 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
     view = session.view(request, "ada")
     assert view.status.kind != "busy"
     assert not view.is_measuring
-    assert screen.status(view).partition("-->")[2] == last["status"].partition("-->")[2]
+    assert formatting.status_line(view.status).partition("-->")[2] == last["status"].partition("-->")[2]
     assert "release the slider" in last["headline"]
