@@ -121,7 +121,10 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
     correlations[gettext("noise ceiling")] = view.ceiling
-    rows = [(name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS)) for name, rhos in correlations.items()]
+    rows = [
+        (name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS))
+        for name, rhos in correlations.items()
+    ]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     predictor = shown_estimator(view, estimator)
     misjudged = [module for module in view.misjudged if module.estimator == predictor]
