@@ -13,7 +13,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from components.state.snapshots.leaderboard import cells
 from tiny_page import curves, in_light, plan_view
 
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
@@ -27,6 +26,7 @@ from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
+from components.state.leaderboard import cells
 from components.state.views import ConvergenceView, Provenance
 from components.sweep.charts import removed_chart, size_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard

@@ -14,8 +14,6 @@ from starlette.middleware import Middleware
 from components import limits
 from components.gradio_compat.requests import (
     API,
-    ENVELOPE,
-    MAX_FILES,
     NEEDED,
     BoundedRequests,
     NeededRoutes,
@@ -53,12 +51,18 @@ def test_plain_gradio_reads_a_call_of_any_size_and_ours_refuses_whatever_its_hea
 
 def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum_and_number(sized, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_UPLOAD", str(2**16))
-    too_many = 2 + ENVELOPE // 2**15
-    for count, size, refused in ((1, 2**15, 200), (too_many, 2**15, 413), (MAX_FILES, 1, 200), (MAX_FILES + 1, 1, 400)):
+    too_many = 2 + limits.UPLOAD_ENVELOPE // 2**15
+    most = limits.MAX_UPLOAD_FILES
+    for count, size, refused in ((1, 2**15, 200), (too_many, 2**15, 413), (most, 1, 200), (most + 1, 1, 400)):
+        (1, 2**15, 200),
+        (too_many, 2**15, 413),
+        (limits.MAX_UPLOAD_FILES, 1, 200),
+        (limits.MAX_UPLOAD_FILES + 1, 1, 400),
+    ):
         files = [("files", (f"{index}.txt", bytes(size))) for index in range(count)]
         answer = sized.http.post(f"{sized.api}/upload", files=files)
         assert answer.status_code == (200 if sized.is_plain else refused)
-    assert sized.is_plain or answer.text == f"An upload may have at most {MAX_FILES} files. Upload fewer."
+    assert sized.is_plain or answer.text == f"An upload may have at most {limits.MAX_UPLOAD_FILES} files. Upload fewer."
     large = [("files", ("large.txt", bytes(2**16 + 1)))]
     assert sized.http.post(f"{sized.api}/upload", files=large).status_code == 413
 

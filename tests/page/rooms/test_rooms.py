@@ -14,7 +14,7 @@ import pytest
 
 from components import limits
 from components.rooms import rooms
-from components.rooms.rooms import ALPHABET, EMPTY_SECONDS, LENGTH, MAX_REVISIONS, Refused, Rooms
+from components.rooms.rooms import ALPHABET, LENGTH, MAX_REVISIONS, Refused, Rooms
 from components.rooms.store import FILE
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
@@ -279,13 +279,13 @@ def test_an_address_has_ten_classes_and_the_oldest_without_students_gives_way(kl
     assert start(ELSEWHERE, "198.51.100.2", "198.51.100.3") == [200, 200, 429]
     klass.join()
     now = time.time()
-    monkeypatch.setattr(time, "time", lambda: now + EMPTY_SECONDS + 1)
+    monkeypatch.setattr(time, "time", lambda: now + limits.EMPTY_ROOM_SECONDS + 1)
     klass.rooms.close()  # the next server knows no addresses of these classes
     klass.rooms = Rooms(klass.folder)
     kept = codes()
     assert start(*["198.51.100.3"] * 12) == [200] * 10 + [429] * 2
     assert klass.code in codes()
     assert (len(codes()), len(kept - codes())) == (14, 10)
-    monkeypatch.setattr(time, "time", lambda: now + 2 * EMPTY_SECONDS + 2)
+    monkeypatch.setattr(time, "time", lambda: now + 2 * limits.EMPTY_ROOM_SECONDS + 2)
     assert start("198.51.100.3") == [200]  # instead of its own oldest
     assert len(kept - codes()) == 10

@@ -8,10 +8,11 @@ import gradio as gr
 import pytest
 from gradio_client import Client
 
+from components import limits
 from components.jobs.scheduler import Scheduler
 from components.server import middleware
 from components.server.app import App
-from components.server.middleware import MAX_WAIT, PAUSE, Pacing
+from components.server.middleware import Pacing
 
 OTHERS = ("evil.example", "evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "evil.example@", "")
 
@@ -116,11 +117,11 @@ def test_calls_of_one_address_begin_one_after_the_other_but_no_call_waits_for_lo
         return slept.copy()
 
     ours = [(path, "1.1.1.1") for path in (CALL, JOIN, CALL)]
-    assert waits(*ours, (CALL, "2.2.2.2")) == [0.0, PAUSE, 2 * PAUSE, 0.0]
-    assert waits((CALL, "1.1.1.1"), now=100.0 + 2 * PAUSE) == [PAUSE]
+    assert waits(*ours, (CALL, "2.2.2.2")) == [0.0, limits.CALL_PAUSE_SECONDS, 2 * limits.CALL_PAUSE_SECONDS, 0.0]
+    assert waits((CALL, "1.1.1.1"), now=100.0 + 2 * limits.CALL_PAUSE_SECONDS) == [limits.CALL_PAUSE_SECONDS]
     assert waits((CALL, "1.1.1.1"), now=200.0) == [0.0]
     assert waits((MOVE, "1.1.1.1"), (f"{CALL}/7", "1.1.1.1", "GET"), now=200.0) == []
-    assert max(waits(*[(CALL, "1.1.1.1")] * 1_000, now=200.0)) == MAX_WAIT
-    addresses = [f"1.2.{number // 250}.{number % 250}" for number in range(middleware.MAX_ADDRESSES)]
+    assert max(waits(*[(CALL, "1.1.1.1")] * 1_000, now=200.0)) == limits.MAX_CALL_PAUSE_SECONDS
+    addresses = [f"1.2.{number // 250}.{number % 250}" for number in range(limits.MAX_PACED_ADDRESSES)]
     waits(*((CALL, address) for address in addresses), now=300.0)
-    assert len(paced._next) <= middleware.MAX_ADDRESSES
+    assert len(paced._next) <= limits.MAX_PACED_ADDRESSES
