@@ -33,7 +33,8 @@
     seen = named(values);
     [steps, at] = [[seen], 0];
     document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
-    return window.isxRemember(values);
+    window.isxRemember(values);
+    return [String(Date.now()), window.isxOpenMore(values)];
   };
 
   window.isxNote = (values) => {

@@ -53,6 +53,31 @@
     if (opened >= 0) write((wanted) => (opened === 0 ? wanted.delete("tab") : wanted.set("tab", tabs[opened][0])));
   });
 
+  // *More settings* is open for whoever left it open, and where the link sets one of them.
+  const MORE = "isx-more-settings";
+  const kept = (change) => {
+    try {
+      return change(localStorage);
+    } catch {
+      return null; // some browsers keep nothing
+    }
+  };
+  const differs = (name, value) => name in window.isxMore && String(value ?? "") !== String(window.isxMore[name] ?? "");
+  window.isxOpenMore = (values) => {
+    const opens = kept((store) => store.getItem(MORE)) || names.some((name, index) => differs(name, values[index]));
+    return { __type__: "update", ...(opens && { open: true }) };
+  };
+  document.addEventListener(
+    "click",
+    ({ target }) => {
+      const label = target.closest?.("#more .label-wrap");
+      if (!label) return;
+      const isOpening = !label.classList.contains("open"); // gradio has not heard of the click yet
+      kept((store) => (isOpening ? store.setItem(MORE, "yes") : store.removeItem(MORE)));
+    },
+    true
+  );
+
   // HTML texts have no events of gradio: a button with data-press presses the hidden one with that id.
   document.addEventListener("click", (event) => {
     const button = event.target.closest?.("[data-press]");

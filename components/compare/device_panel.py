@@ -17,13 +17,13 @@ from ..assets import ASSETS
 from ..device import wllama
 from ..device.files import FileType, ModelFile, ModelFiles, approximate_bytes, file_name, require_type
 from ..device.routes import ENGINE, MODELS
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui.handlers import spread_settings, status_line, unchanged
+from ..ui.handlers import status_line
 
 SERVER, DEVICE = "server", "device"
 
@@ -36,13 +36,6 @@ class DevicePanel(NamedTuple):
     view: gr.HTML
     prepare: gr.Button
     files: ModelFiles
-
-
-class Prepared(NamedTuple):
-    """The status, and the description of the files (JSON)."""
-
-    status: Any
-    view: Any
 
 
 def build() -> DevicePanel:
@@ -70,26 +63,14 @@ def build() -> DevicePanel:
 
 def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
-    settings, session = context.controls.settings, context.session
-    call = {
-        "fn": spread_settings(describe_if_chosen, session, refuse=_problem),
-        "inputs": [*settings, panel.run_on, panel.file_type],
-        "outputs": panel.view,
-        **PRIVATE,
-        **CHEAP,
-    }
-    on_latest(
-        [panel.run_on.change, panel.file_type.change, *context.on_commit, context.controls.iterative.input], **call
-    )
-    for end in (*context.prepared, *context.measured, *context.released):
-        end.then(**call)
-    panel.prepare.click(
-        spread_settings(prepare, session, panel.files),
-        [*settings, panel.file_type],
-        [*Prepared(context.status, panel.view)],
-        api_name="device_files",
-        **HEAVY,
-    )
+    session, call = context.session, context.call
+    inputs: dict[str, Any] = {"run_on": panel.run_on, "file_type": panel.file_type}
+    signals = [*inputs.values(), context.prepared, context.measured, context.released]
+    described = call(describe_if_chosen, session, outputs={"view": panel.view}, refuse=_problem, **inputs)
+    on_latest([*context.on_commit, *(signal.change for signal in signals)], **described)
+    outputs = {"status": context.status, "view": panel.view}
+    options: dict[str, Any] = {"queue": HEAVY, "api_name": "device_files", "file_type": panel.file_type}
+    panel.prepare.click(**call(prepare, session, panel.files, outputs=outputs, **options))
 
 
 def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:
@@ -99,7 +80,7 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
 
 def prepare(
     session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
-) -> Iterator[Prepared]:
+) -> Iterator[dict[str, Any]]:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
     `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
@@ -114,9 +95,8 @@ def prepare(
     for event in session.jobs.run(client, "device", work, ready=partial(session.ready, request), request=request):
         if event.kind == "error":
             problem = event.text
-        yield Prepared(status_line(event), gr.skip())
-    answer = describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)
-    yield unchanged(Prepared)._replace(view=answer)
+        yield {"status": status_line(event)}
+    yield {"view": describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)}
 
 
 def describe(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
-
-import gradio as gr
+from typing import Any
 
 from ..device import wllama
 from ..i18n.language import gettext, lazy_gettext
@@ -15,7 +13,7 @@ from ..jobs.status import Status
 from ..jobs.waiting import Waiting
 from ..state.request import Request
 from ..ui import formatting
-from ..ui.handlers import status_line, unchanged
+from ..ui.handlers import status_line
 from . import answers, html, passages
 from .models import Columns
 from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
@@ -23,62 +21,6 @@ from .views import COLUMNS, OTHER, PINNED, Answer, Costs, Question
 UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
 LONG_WAIT = 10  # seconds from which a wait offers the user's own device
 UNFINISHED = ("waiting", "pending", "growing")
-
-
-class Answered(NamedTuple):
-    """The status and each column's answer; fields are named like the columns."""
-
-    status: Any
-    dense: Any
-    intraslice: Any
-    crossmodule: Any
-    pinned: Any
-    other: Any
-
-
-class CostTexts(NamedTuple):
-    """The costs of each column, and how they were measured."""
-
-    dense: Any
-    intraslice: Any
-    crossmodule: Any
-    protocol: Any
-    pinned: Any
-    other: Any
-
-
-class CostsMeasured(NamedTuple):
-    """The status and all of `CostTexts`."""
-
-    status: Any
-    dense: Any
-    intraslice: Any
-    crossmodule: Any
-    protocol: Any
-    pinned: Any
-    other: Any
-
-
-class OtherColumn(NamedTuple):
-    """The answer and the costs of another model."""
-
-    answer: Any
-    cost: Any
-
-
-class Result(NamedTuple):
-    """The status and one result."""
-
-    status: Any
-    value: Any
-
-
-class AfterSlice(NamedTuple):
-    """The status, next tokens and passage."""
-
-    status: Any
-    candidates: Any
-    scored: Any
 
 
 def answer(
@@ -92,7 +34,7 @@ def answer(
     pinned: Request | None,
     other: str,
     client: str,
-) -> Iterator[Answered]:
+) -> Iterator[dict[str, Any]]:
     """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
     `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
@@ -102,13 +44,12 @@ def answer(
     shown: Mapping[str, Answer] = {}
     latest: Mapping[str, Answer] = {}
     shown_at = 0.0
-    yield unchanged(Answered)
     columns.note_end(client, stopped=False)
     is_named = True  # still: the user may name another model meanwhile
 
-    def changed(before: answers.Answers, now: answers.Answers) -> Answered:
-        columns_changed = _changed(before, now, request, pinned, other)
-        return columns_changed if is_named else columns_changed._replace(other=gr.skip())
+    def changed(before: answers.Answers, now: answers.Answers) -> dict[str, str]:
+        texts = _changed(before, now, request, pinned, other)
+        return {name: text for name, text in texts.items() if is_named or name != OTHER}
 
     for event in answers.answer(columns, request, question, client, pinned, other):
         status = None
@@ -118,95 +59,91 @@ def answer(
         latest = event
         is_named = columns.session.jobs.looked_at(client, "other", other) == other
         if status is not None or _states(latest) != _states(shown) or time.monotonic() > shown_at + UPDATE_SECONDS:
-            yield changed(shown, latest)._replace(status=status or gr.skip())
+            yield changed(shown, latest) | ({"status": status} if status else {})
             shown, shown_at = latest, time.monotonic()
     if not latest or any(column.state in UNFINISHED for column in latest.values()):
         columns.note_end(client, stopped=True)
         yield changed(shown, {name: _stopped(column) for name, column in latest.items()})
 
 
-def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> OtherColumn:
+def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> dict[str, str]:
     """The column of another model before its answer, and its costs so far (HTML); empty without one.
 
     `shown` is the column as it is now: an answer of the same model stays.
     """
     columns.session.jobs.look(client, other=other)
     if not other:
-        return OtherColumn("", "")
-    answer = gr.skip() if html.is_of(other, shown) else html.answer(OTHER, other=other)
-    return OtherColumn(answer, html.cost(OTHER, _costs(columns, request, other), other))
+        return {"answer": "", "cost": ""}
+    cost = {"cost": html.cost(OTHER, _costs(columns, request, other), other)}
+    return cost if html.is_of(other, shown) else cost | {"answer": html.answer(OTHER, other=other)}
 
 
-def refuse_other(problem: ValueError) -> OtherColumn:
+def refuse_other(problem: ValueError) -> dict[str, str]:
     """The answer to a name that is none, or to invalid settings."""
-    return OtherColumn(formatting.problem(problem), "")
+    return {"answer": formatting.problem(problem), "cost": ""}
 
 
 def cached_costs(
     columns: Columns, request: Request, layer: int, pinned: Request | None, other: str, client: str
-) -> CostTexts:
+) -> dict[str, str]:
     """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
 
     Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
     """
     if columns.is_measuring(request, client, pinned, other):
-        return unchanged(CostTexts)
+        return {}
     return _cost_texts(columns, request, pinned, other)
 
 
 def costs(
     columns: Columns, request: Request, pinned: Request | None, other: str, client: str
-) -> Iterator[CostsMeasured]:
+) -> Iterator[dict[str, Any]]:
     """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
 
     Does nothing if the client stopped its last answer.
     """
-    yield unchanged(CostsMeasured)
     if columns.was_stopped(client):
         return
     for event in columns.measure(request, client, pinned, other):
-        texts = unchanged(CostTexts) if event.stopped else _cost_texts(columns, request, pinned, other)
-        yield CostsMeasured(status_line(event), *texts)
+        texts = {} if event.stopped else _cost_texts(columns, request, pinned, other)
+        yield {"status": status_line(event)} | texts
 
 
-def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
+def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
     """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML).
 
     Does nothing if the client stopped its last answer.
     """
-    yield unchanged(Result)
     if not columns.was_stopped(client):
         yield from _next_tokens(columns, request, prompt, raw, client)
 
 
-def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[Result]:
+def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
     for event in passages.next_tokens(columns, request, prompt, bool(raw), client):
-        yield _result(event, lambda candidates: html.candidates(candidates, prompt))
+        yield _result("candidates", event, lambda candidates: html.candidates(candidates, prompt))
 
 
-def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[Result]:
+def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[dict[str, Any]]:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
     for event in passages.score(columns, request, passage, client):
-        yield _result(event, html.passage)
+        yield _result("scored", event, html.passage)
 
 
 def after_slice(
     columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str
-) -> Iterator[AfterSlice]:
+) -> Iterator[dict[str, Any]]:
     """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
     if columns.is_ready(request):
-        for event in _next_tokens(columns, request, prompt, raw, client):
-            yield unchanged(AfterSlice)._replace(status=event.status, candidates=event.value)
-        for event in passage(columns, request, sample, client):
-            yield unchanged(AfterSlice)._replace(status=event.status, scored=event.value)
+        yield from _next_tokens(columns, request, prompt, raw, client)
+        yield from passage(columns, request, sample, client)
 
 
-def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> CostTexts:
+def _cost_texts(columns: Columns, request: Request, pinned: Request | None, other: str) -> dict[str, str]:
     costs = _costs(columns, request, other)
     texts = {name: html.cost(name, costs) for name in COLUMNS}
     texts[PINNED] = html.cost("intraslice", _costs(columns, pinned), html.label(PINNED)) if pinned else ""
     texts[OTHER] = html.cost(OTHER, costs, other)
-    return CostTexts(**texts, protocol=html.protocol(costs))
+    return texts | {"protocol": html.protocol(costs)}
 
 
 def _costs(columns: Columns, request: Request, other: str = "") -> Costs:
@@ -218,14 +155,13 @@ def _costs(columns: Columns, request: Request, other: str = "") -> Costs:
 
 def _changed(
     previous: answers.Answers, current: answers.Answers, request: Request, pinned: Request | None, other: str
-) -> Answered:
+) -> dict[str, str]:
     sparsities = {name: (pinned if pinned and name == PINNED else request).settings.sparsity for name in current}
-    changed = {
+    return {
         name: html.answer(name, content, sparsities[name], other)
         for name, content in current.items()
         if previous.get(name) != content
     }
-    return unchanged(Answered)._replace(**changed)
 
 
 def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
@@ -261,10 +197,10 @@ def _stopped(column: Answer) -> Answer:
     return replace(column, state="stopped") if column.state in UNFINISHED else column
 
 
-def _result(event: Status | passages.PassageResult, render: Callable[[Any], str]) -> Result:
+def _result(name: str, event: Status | passages.PassageResult, render: Callable[[Any], str]) -> dict[str, Any]:
     """The status, or the rendered result; an error is both."""
     if not isinstance(event, Status):
-        return unchanged(Result)._replace(value=render(event))
+        return {name: render(event)}
     if event.kind == "error":
-        return Result(status_line(event), formatting.problem(ValueError(event.text)))
-    return unchanged(Result)._replace(status=status_line(event))
+        return {"status": status_line(event), name: formatting.problem(ValueError(event.text))}
+    return {"status": status_line(event)}

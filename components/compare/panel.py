@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from intraslice.core import checks
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
@@ -18,10 +18,9 @@ from ..jobs import limits
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
-from ..ui.handlers import LiveOutput, spread_settings
+from ..ui.handlers import LiveOutput
 from . import device_panel, handlers, html, passage_panel
 from .device_panel import DevicePanel
-from .handlers import Answered, CostsMeasured, CostTexts
 from .models import Columns
 from .passage_panel import PassagePanel
 from .views import COLUMNS, OTHER, PINNED
@@ -51,7 +50,7 @@ class ComparePanel(NamedTuple):
     seed: gr.Number
     other: gr.Textbox
     answers: dict[str, gr.HTML]  # by column
-    costs: CostTexts
+    costs: dict[str, gr.HTML]  # by column; and their protocol
     perplexity: gr.HTML
     passage: PassagePanel
     device: DevicePanel
@@ -129,7 +128,7 @@ def build(session: Session, first: Request) -> ComparePanel:
         seed=seed,
         other=other,
         answers=answers,
-        costs=CostTexts(**costs),
+        costs={name: costs[name] for name in (*COLUMNS, "protocol", PINNED, OTHER)},  # as in the endpoint's answer
         perplexity=perplexity,
         passage=passage_panel.build(),
         device=device,
@@ -138,46 +137,39 @@ def build(session: Session, first: Request) -> ComparePanel:
 
 def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
-    columns, settings = panel.columns, context.controls.settings
-    pinned = context.controls.pinned
-    inputs = [*settings, panel.prompt, panel.tokens, panel.temperature, panel.seed, panel.raw, pinned, panel.other]
-    # A prompt that is sent during an answer is answered after it.
-    outputs = [*Answered(context.status, **panel.answers)]
-    listener = {"fn": spread_settings(handlers.answer, columns), "inputs": inputs, "outputs": outputs, **HEAVY}
-    triggers = [panel.generate.click, panel.prompt.submit]
-    answered = on_latest(triggers, **listener, api_name="answer")
-    measured = [*CostsMeasured(context.status, *panel.costs)]
-    answered.then(
-        spread_settings(handlers.costs, columns),
-        [*settings, pinned, panel.other],
-        measured,
-        api_name="costs",
-        **HEAVY,
+    columns, call, pinned = panel.columns, context.call, context.controls.pinned
+    status: dict[str, Any] = {"status": context.status}
+    other: dict[str, Any] = {"other": panel.other}
+    sampling: dict[str, Any] = {"tokens": panel.tokens, "temperature": panel.temperature, "sample_seed": panel.seed}
+    answer = call(
+        handlers.answer,
+        columns,
+        outputs=status | panel.answers,
+        queue=HEAVY,
+        api_name="answer",
+        raw=panel.raw,
+        **sampling,
+        **other,
     )
+    # A prompt that is sent during an answer is answered after it.
+    answered = on_latest([panel.generate.click, panel.prompt.submit], **answer)
+    costs = call(handlers.costs, columns, outputs=status | panel.costs, queue=HEAVY, api_name="costs", **other)
+    answered.then(**costs)
     stopped = ["answer", "next tokens", "costs"]  # an answer, and what follows it
-    panel.stop.click(partial_handler(stop, columns.session, stopped), None, None, **PRIVATE, **CHEAP)
+    panel.stop.click(**call(stop, columns.session, stopped))
 
     cached_costs = partial_handler(handlers.cached_costs, columns)
-    live_costs = LiveOutput("compare", cached_costs, panel.costs, inputs=(panel.other,))
-    context.subscribe(live_costs, [*context.on_commit, pinned.change])
-    for end in (*context.measured, *context.released):
-        end.then(
-            spread_settings(cached_costs),
-            [*settings, context.controls.layer, pinned, panel.other],
-            [*panel.costs],
-            **PRIVATE,
-            **CHEAP,
-        )
-    on_latest(
-        [pinned.change], fn=lambda: html.answer(PINNED), inputs=None, outputs=panel.answers[PINNED], **PRIVATE, **CHEAP
-    )
-    on_latest(
-        [panel.other.submit, panel.other.blur],
-        fn=spread_settings(handlers.name_other, columns, refuse=handlers.refuse_other),
-        inputs=[*settings, panel.other, panel.answers[OTHER]],
-        outputs=[panel.answers[OTHER], panel.costs.other],
-        **PRIVATE,
-        **CHEAP,
-    )
+    live_costs = LiveOutput("compare", cached_costs, panel.costs, inputs=other)
+    measured = [signal.change for signal in (pinned, context.measured, context.released)]
+    context.subscribe(live_costs, [*context.on_commit, *measured])
+    pinned.change(**call(_empty_column, outputs={PINNED: panel.answers[PINNED]}))
+    named = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
+    refuse, shown = handlers.refuse_other, panel.answers[OTHER]
+    name_other = call(handlers.name_other, columns, outputs=named, refuse=refuse, shown=shown, **other)
+    on_latest([panel.other.submit, panel.other.blur], **name_other)
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+
+
+def _empty_column() -> str:
+    return html.answer(PINNED)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import gradio as gr
 
 from ..assets import ASSETS
-from ..frame.context import HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
+from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs import limits
 from ..ui.explainers import fold
-from ..ui.handlers import only_if_active, spread_settings, unchanged
 from . import handlers
-from .handlers import AfterSlice, Result
 from .models import Columns
 
 SAMPLE = (
@@ -66,14 +66,12 @@ def connect(
     panel: PassagePanel, columns: Columns, raw: gr.Checkbox, answered: gr.events.Dependency, context: Context
 ) -> None:
     """Attach the section's handlers. `answered` is the end of an answer; the prompt may have changed since."""
-    settings, status = context.controls.settings, context.status
-    inputs = [*settings, context.prompt, raw]
-    candidates, scored = [*Result(status, panel.candidates)], [*Result(status, panel.scored)]
-    answered.then(spread_settings(handlers.next_tokens, columns), inputs, candidates, api_name="next_tokens", **HEAVY)
-    panel.score.click(
-        spread_settings(handlers.passage, columns), [*settings, panel.text], scored, api_name="passage", **HEAVY
-    )
-    outputs = AfterSlice(status, panel.candidates, panel.scored)
-    after_slice = only_if_active("compare", unchanged(AfterSlice), handlers.after_slice, columns)
-    for end in (*context.measured, context.opened["compare"]):
-        end.then(after_slice, [*inputs, panel.text, context.tab], [*outputs], **PRIVATE, **HEAVY)
+    status, text = {"status": context.status}, panel.text
+    candidates, scored = status | {"candidates": panel.candidates}, status | {"scored": panel.scored}
+    call = partial(context.call, queue=HEAVY)
+    next_tokens = call(handlers.next_tokens, columns, outputs=candidates, api_name="next_tokens", raw=raw)
+    answered.then(**next_tokens)
+    panel.score.click(**call(handlers.passage, columns, outputs=scored, api_name="passage", passage=text))
+    outputs = candidates | scored
+    after_slice = call(handlers.after_slice, columns, outputs=outputs, tab="compare", raw=raw, sample=text)
+    on_latest([context.measured.change, context.opened["compare"].change], **after_slice)

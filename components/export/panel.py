@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context, in_browser
 from ..gradio_compat.browser.on_latest import on_latest
+from ..gradio_compat.signatures import Handler
 from ..i18n.language import LazyString, language, lazy_gettext, number, translate, use_language
 from ..jobs.job import Job
 from ..jobs.status import Status
@@ -19,7 +20,7 @@ from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.chart_bridge import PLOTLY
 from ..ui.downloads import SAVE, Downloads
-from ..ui.handlers import only_if_active, spread_settings, status_line, unchanged
+from ..ui.handlers import status_line
 from . import files
 from .parts import code_block, copyable, heading, link_field, note
 from .published.html import embed, page
@@ -30,65 +31,28 @@ from .report import html
 Write = Callable[[Job], files.Export]  # the work of a job
 
 
-class Shown(NamedTuple):
-    """A description of the files (HTML), and the code that reproduces the view."""
-
-    about: Any
-    snippet: Any
-    command: Any
-    embed: Any
-
-
-class Buttons(NamedTuple):
-    """The downloads."""
-
-    checkpoint: gr.Button
-    gguf: gr.Button
-    plan: gr.Button
-    report: gr.Button
-    page: gr.Button
-
-
-class Files(NamedTuple):
-    """Hidden download buttons that pass the written file to the browser."""
-
-    checkpoint: gr.DownloadButton
-    gguf: gr.DownloadButton
-    plan: gr.DownloadButton
-    report: gr.DownloadButton
-    page: gr.DownloadButton
-
-
-class Written(NamedTuple):
-    """Two status lines (HTML), and the file."""
-
-    status: Any
-    progress: Any
-    file: Any
-
-
 class ExportPanel(NamedTuple):
     """The tab's components."""
 
-    shown: Shown
-    buttons: Buttons
-    files: Files
+    shown: dict[str, gr.HTML]  # by name, as in the answers of `preview`
+    buttons: dict[str, gr.Button]  # by the names of the files
+    files: dict[str, gr.DownloadButton]  # hidden: they pass a written file to the browser
     gguf_type: gr.Radio
     progress: gr.HTML
 
 
-def preview(session: Session, request: Request, prompt: str) -> Shown:
+def preview(session: Session, request: Request, prompt: str) -> dict[str, str]:
     """A description of the files, the snippet and the command lines, for the current settings."""
     try:
         plan = session.plan(request)
         command = files.command_lines(session, request, prompt)
     except ValueError as problem:
-        return unchanged(Shown)._replace(about=formatting.problem(problem))
-    embed_line = embed(files.model_label(request.calibration.model))
-    return Shown(formatting.export(plan), files.snippet(request, prompt), command, embed_line)
+        return {"about": formatting.problem(problem)}
+    shown = {"about": formatting.export(plan), "snippet": files.snippet(request, prompt), "command": command}
+    return shown | {"embed": embed(files.model_label(request.calibration.model))}
 
 
-def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
+def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[dict[str, Any]]:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
@@ -97,7 +61,9 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     yield from _written(session, request, "checkpoint", write, client)
 
 
-def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Iterator[Written]:
+def gguf(
+    session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str
+) -> Iterator[dict[str, Any]]:
     """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0, q5_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
@@ -108,7 +74,7 @@ def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: st
 
 def published(
     session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
-) -> Iterator[Written]:
+) -> Iterator[dict[str, Any]]:
     """All steps from 0 to 60 % as one HTML file that needs no server: measures the missing ones, which takes minutes.
 
     Yields two status lines (HTML), then the file.
@@ -127,7 +93,7 @@ def published(
     yield from _written(session, request, "page", write, client)
 
 
-def _written(session: Session, request: Request, kind: str, write: Write, client: str) -> Iterator[Written]:
+def _written(session: Session, request: Request, kind: str, write: Write, client: str) -> Iterator[dict[str, Any]]:
     written: list[files.Export] = []
 
     def ready() -> Status:
@@ -139,9 +105,10 @@ def _written(session: Session, request: Request, kind: str, write: Write, client
         done = lazy_gettext("{name}, {size} MB", name=path.name, size=megabytes)
         return Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready")
 
-    yield unchanged(Written)._replace(file=None)  # clear the previous file
+    yield {"file": None}  # clear the previous file
     for event in session.jobs.run(client, kind, lambda job: written.append(write(job)), ready=ready):
-        yield Written(status_line(event), formatting.status(event), str(written[0].path) if written else gr.skip())
+        file = {"file": str(written[0].path)} if written else {}
+        yield {"status": status_line(event), "progress": formatting.status(event)} | file
 
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
@@ -214,7 +181,8 @@ def build(session: Session, first: Request) -> ExportPanel:
                     "Measuring takes about ten minutes."
                 )
             )
-    hidden = Files(*(gr.DownloadButton(visible="hidden") for _ in Files._fields))
+    buttons = {"checkpoint": checkpoint, "gguf": gguf, "plan": plan, "report": report, "page": static_page}
+    hidden = {name: gr.DownloadButton(visible="hidden") for name in buttons}
     progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
     heading(lazy_gettext("Link to this view"))
     copyable(link_field, "export-link")
@@ -238,8 +206,8 @@ def build(session: Session, first: Request) -> ExportPanel:
     )
     embed_line = copyable(partial(code_block, lazy_gettext("The line that embeds the page")), "export-embed")
     return ExportPanel(
-        shown=Shown(about, snippet, command, embed_line),
-        buttons=Buttons(checkpoint, gguf, plan, report, static_page),
+        shown={"about": about, "snippet": snippet, "command": command, "embed": embed_line},
+        buttons=buttons,
         files=hidden,
         gguf_type=gguf_type,
         progress=progress,
@@ -248,53 +216,24 @@ def build(session: Session, first: Request) -> ExportPanel:
 
 def connect(panel: ExportPanel, context: Context) -> None:
     """Attach the tab's handlers. The report shows the points selected on the Sweep tab."""
-    session, controls, downloads = context.session, context.controls, context.downloads
-    settings, buttons, hidden = controls.settings, panel.buttons, panel.files
-    preview_listener = {
-        "fn": only_if_active("export", unchanged(Shown), preview, session),
-        "inputs": [*settings, context.prompt, context.tab],
-        "outputs": [*panel.shown],
-        **CHEAP,
-        **PRIVATE,
-    }
-    on_latest([*context.on_commit, controls.iterative.input, controls.model.change], **preview_listener)
-    for end in (context.opened["export"], *context.prepared):
-        end.then(**preview_listener)
+    session, call, downloads = context.session, context.call, context.downloads
+    events = [*context.on_commit, context.controls.settings["model"].change]
+    events += [context.opened["export"].change, context.prepared.change]
+    on_latest(events, **call(preview, session, outputs=panel.shown, tab="export"))
 
-    checkpoint_written = [*Written(context.status, panel.progress, hidden.checkpoint)]
-    gguf_written = [*Written(context.status, panel.progress, hidden.gguf)]
-    page_written = [*Written(context.status, panel.progress, hidden.page)]
-    spectra, shifts, columns = (context.panels[tab] for tab in ("spectra", "activations", "compare"))
+    spectra, shifts, columns, sweep = (context.panels[tab] for tab in ("spectra", "activations", "compare", "sweep"))
     publisher = Publisher(spectra.views, shifts.views, columns.columns)
-    report_inputs = [*settings, controls.layer, context.prompt, *context.panels["sweep"].choice]
-    ends = {
-        hidden.checkpoint: buttons.checkpoint.click(
-            spread_settings(checkpoint, session, downloads),
-            settings,
-            checkpoint_written,
-            api_name="checkpoint",
-            **HEAVY,
-        ),
-        hidden.gguf: buttons.gguf.click(
-            spread_settings(gguf, session, downloads),
-            [*settings, panel.gguf_type],
-            gguf_written,
-            api_name="gguf",
-            **HEAVY,
-        ),
-        hidden.page: buttons.page.click(
-            spread_settings(published, session, downloads, publisher),
-            settings,
-            page_written,
-            api_name="publish",
-            **HEAVY,
-        ),
-        hidden.plan: buttons.plan.click(
-            spread_settings(plan, session, downloads), settings, hidden.plan, api_name="plan", **CHEAP
-        ),
-        hidden.report: buttons.report.click(
-            spread_settings(report, session, downloads), report_inputs, hidden.report, api_name="report", **CHEAP
-        ),
-    }
-    for file, end in ends.items():
-        end.success(None, file, None, js=SAVE, **CHEAP)
+
+    def download(
+        name: str, handler: Handler, *bound: Any, api_name: str = "", shown: Any = None, **options: Any
+    ) -> None:
+        outputs = {**(shown or {}), "file": panel.files[name]}
+        listener = call(handler, session, downloads, *bound, outputs=outputs, api_name=api_name or name, **options)
+        panel.buttons[name].click(**listener).success(**in_browser(SAVE, panel.files[name]))
+
+    job: dict[str, Any] = {"shown": {"status": context.status, "progress": panel.progress}, "queue": HEAVY}
+    download("checkpoint", checkpoint, **job)
+    download("gguf", gguf, gguf_type=panel.gguf_type, **job)
+    download("page", published, publisher, api_name="publish", **job)
+    download("plan", plan)
+    download("report", report, **sweep.choice)

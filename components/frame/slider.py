@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -116,9 +116,14 @@ def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], e
     return *before, *refused(error), *after
 
 
-def initial_texts(session: Session, request: Request) -> Moved:
-    """The texts with which the page opens; empty without a source of plans."""
-    return initial_values(lambda: texts_of(session, request))
+def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
+    """The texts with which the page opens, by the fields of `Moved`; empty without a source of plans."""
+
+    def texts() -> dict[str, Any]:
+        values = texts_of(session, request)._asdict()
+        return {name: value for name, value in values.items() if not isinstance(value, dict)}  # which is unchanged
+
+    return initial_values(texts)
 
 
 def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Iterator[Measured]:

@@ -15,7 +15,7 @@ from ..i18n.language import LazyString, for_scripts, long_text, translate
 from ..jobs import limits
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
-from .link import default_link
+from .link import default_link, more_settings
 from .pinning import HISTORY_FIELDS
 
 BLUE = gr.themes.Color(
@@ -111,7 +111,8 @@ def _head(tabs: Mapping[str, str]) -> str:
     styles = "".join(map(_read, STYLES))
     variables = {
         "isxLanguage": json.dumps(for_scripts()),
-        "isxUsual": json.dumps(default_link()._asdict()),
+        "isxUsual": json.dumps(default_link()),
+        "isxMore": json.dumps(more_settings()),
         "isxTabs": json.dumps({tab: translate(label) for tab, label in tabs.items()}),
         "isxUndone": json.dumps(HISTORY_FIELDS),
         "isxTour": long_text("tour.json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gradio as gr
 
@@ -16,7 +16,7 @@ from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput, initial_values, unchanged
+from ..ui.handlers import LiveOutput, initial_values
 
 TITLE = lazy_gettext("Convergence with calibration size")
 NOTHING = lazy_gettext("Available for models calibrated on more than one sequence.")
@@ -33,12 +33,6 @@ class ConvergencePanel(NamedTuple):
 
     session: Session
     chart: gr.HTML
-
-
-class Shown(NamedTuple):
-    """Outputs of `show`."""
-
-    chart: Any
 
 
 def convergence_chart(view: ConvergenceView | None) -> Chart:
@@ -109,23 +103,23 @@ def _conclusion(view: ConvergenceView) -> str:
     )
 
 
-def show(session: Session, request: Request, layer: int, client: str) -> Shown:
+def show(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The convergence of a setting's ratios during the calibration (JSON)."""
     try:
         view = session.convergence(request)
     except ValueError:  # the headline shows what is wrong with the setting
-        return unchanged(Shown)
-    return Shown(convergence_chart(view).to_json())
+        return {}
+    return {"chart": convergence_chart(view).to_json()}
 
 
 def build(session: Session, first: Request) -> ConvergencePanel:
     """The chart, with an explanation. Called inside the Ratios tab."""
-    points = chart(initial_values(lambda: show(session, first, 0, "")).chart, height=250, elem_id="settling-chart")
+    points = chart(initial_values(lambda: show(session, first, 0, ""))("chart"), height=250, elem_id="settling-chart")
     fold("convergence")
     return ConvergencePanel(session, points)
 
 
 def connect(panel: ConvergencePanel, context: Context) -> None:
     """Update the chart after every committed setting, and while the calibration proceeds."""
-    live_output = LiveOutput("ratios", partial_handler(show, panel.session), Shown(panel.chart))
+    live_output = LiveOutput("ratios", partial_handler(show, panel.session), {"chart": panel.chart})
     context.subscribe(live_output, context.on_commit)

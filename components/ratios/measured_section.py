@@ -8,9 +8,9 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
-from ..gradio_compat.signatures import partial_handler
+from ..gradio_compat.signatures import Handler, partial_handler
 from ..i18n.language import LazyString, lazy_gettext, translate
 from ..jobs.status import Status
 from ..state.request import Request
@@ -18,7 +18,7 @@ from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput, spread_settings, unchanged
+from ..ui.handlers import LiveOutput
 
 View = TypeVar("View", covariant=True)
 NOTICE = lazy_gettext(
@@ -37,31 +37,13 @@ class Source(Protocol[View]):
         """Measure them; yields statuses, and the numbers so far or at last."""
 
 
-class Shown(NamedTuple):
-    """Outputs of `Section.show`."""
-
-    chart: Any
-    summary: Any
-    job: Any  # the row of buttons, while there is something to measure
-
-
-class Measured(NamedTuple):
-    """Outputs of `Section.measure`."""
-
-    chart: Any
-    summary: Any
-    job: Any
-    progress: Any
-
-
 class SectionPanel(NamedTuple):
     """A section's components, and what they show."""
 
     section: Section[Any]
-    shown: Shown
+    outputs: dict[str, Any]  # by name, as in the answers of `Section.measure`
     measure: gr.Button
     cancel: gr.Button
-    progress: gr.HTML
 
 
 @dataclass(frozen=True)
@@ -76,17 +58,18 @@ class Section(Generic[View]):
     session: Session
     is_complete: Callable[[Any], bool] = lambda view: True  # else it can be measured further
 
-    def show(self, request: Request, layer: int, client: str) -> Shown:
-        """The numbers, if they are measured: chart (JSON), summary (HTML)."""
+    def show(self, request: Request, layer: int, client: str) -> dict[str, Any]:
+        """The numbers, if they are measured: chart (JSON), summary (HTML), and whether the job's buttons are shown."""
         try:
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
-            return unchanged(Shown)
+            return {}
         estimator = request.slicing.estimator
         points = self.draw(view, estimator, int(layer)).to_json()
-        return Shown(points, self.summarise(view, estimator), gr.update(visible=self._is_unfinished(view)))
+        job = gr.update(visible=self._is_unfinished(view))
+        return {"chart": points, "summary": self.summarise(view, estimator), "job": job}
 
-    def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
+    def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
 
         It continues when the settings change; chart and summary are then those of the new ones.
@@ -94,10 +77,10 @@ class Section(Generic[View]):
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
-                yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
+                yield {"progress": formatting.status(event) + notice}
             else:
                 shown = self.session.jobs.looked_at(client, "request", request)
-                yield Measured(*self.show(shown, layer, client), progress="")
+                yield self.show(shown, layer, client) | {"progress": ""}
 
     def build(self, first: Request, button: str, height: int) -> SectionPanel:
         """The components, initially for `first`. Called inside the Ratios tab."""
@@ -112,20 +95,17 @@ class Section(Generic[View]):
             measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
-        return SectionPanel(self, Shown(points, summary, job), measure, cancel, progress)
+        outputs = {"chart": points, "summary": summary, "job": job, "progress": progress}
+        return SectionPanel(self, outputs, measure, cancel)
 
-    def connect(
-        self, panel: SectionPanel, context: Context, events: Sequence[Any], measure: Callable[..., Iterator[Measured]]
-    ) -> None:
+    def connect(self, panel: SectionPanel, context: Context, events: Sequence[Any], measure: Handler) -> None:
         """Update the section after some events; measure on request, by a handler that documents the endpoint."""
-        context.choose_layer_by(panel.shown.chart)
-        context.subscribe(LiveOutput("ratios", partial_handler(self.show), panel.shown), events)
-        inputs, outputs = (
-            [*context.controls.settings, context.controls.layer],
-            [*Measured(*panel.shown, panel.progress)],
-        )
-        panel.measure.click(spread_settings(measure, self), inputs, outputs, api_name=self.job, **HEAVY)
-        panel.cancel.click(partial_handler(stop, self.session, [self.job]), None, None, **PRIVATE, **CHEAP)
+        outputs, call = panel.outputs, context.call
+        context.choose_layer_by(outputs["chart"])
+        shown = {name: output for name, output in outputs.items() if name != "progress"}
+        context.subscribe(LiveOutput("ratios", partial_handler(self.show), shown), events)
+        panel.measure.click(**call(measure, self, outputs=outputs, queue=HEAVY, api_name=self.job))
+        panel.cancel.click(**call(stop, self.session, [self.job]))
 
     def _is_unfinished(self, view: View | None) -> bool:
         return view is None or not self.is_complete(view)

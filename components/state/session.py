@@ -39,7 +39,8 @@ from .choices import ESTIMATORS, TEXTS
 from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .readings import Readings
-from .request import DENSE, Request, SliceKey, default_precision, model_name
+from .request import DENSE, Request, SliceKey, default_precision
+from .settings import model_name
 from .snapshots import measurements
 from .snapshots import plan as snapshot
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, StoredMeasurement

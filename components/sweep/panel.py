@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context, every, in_browser, tell
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
@@ -25,7 +25,7 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, only_if_active, spread_settings, status_line, unchanged
+from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure
 from .charts import MARKERS, type_name
@@ -37,40 +37,11 @@ from .views import SweepChoice, SweepView
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
-class Shown(NamedTuple):
-    """The progress of the sweep (HTML), and its charts (JSON)."""
-
-    progress: Any
-    removed: Any
-    size: Any
-    speed: Any
-
-
-class Swept(NamedTuple):
-    """The page's status, and the outputs of `Shown`."""
-
-    status: Any
-    progress: Any
-    removed: Any
-    size: Any
-    speed: Any
-
-
-class Picked(NamedTuple):
-    """The controls that a click on a point sets."""
-
-    sparsity: Any
-    estimator: Any
-    locked: Any
-    refresh: Any
-
-
 class SweepPanel(NamedTuple):
     """The tab's components."""
 
-    # The fields of a SweepChoice.
-    choice: tuple[gr.CheckboxGroup, gr.CheckboxGroup, gr.CheckboxGroup, gr.Checkbox, gr.CheckboxGroup]
-    shown: Shown
+    choice: dict[str, Any]  # by the fields of a `SweepChoice`
+    shown: dict[str, gr.HTML]  # progress and charts, by name as in the answers of `preview`
     run: gr.Button
     cancel: gr.Button
     csv: gr.Button
@@ -116,8 +87,14 @@ def build(session: Session, first: Request) -> SweepPanel:
     fold("sweep")
     stored = leaderboard.build()
     return SweepPanel(
-        choice=(methods, estimators, sparsities, speed, quantise),
-        shown=Shown(progress, removed, sizes, speed_curves),
+        choice={
+            "methods": methods,
+            "estimators": estimators,
+            "sparsities": sparsities,
+            "speed": speed,
+            "quantise": quantise,
+        },
+        shown={"progress": progress, "removed": removed, "size": sizes, "speed": speed_curves},
         run=run,
         cancel=cancel,
         csv=csv,
@@ -134,7 +111,7 @@ def preview(
     sparsities: list[float],
     speed: bool,
     quantise: list[str],
-) -> Shown:
+) -> dict[str, str]:
     """The measured points of this sweep, and the estimated time for the rest."""
     choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     try:
@@ -142,17 +119,18 @@ def preview(
             measure.cached_view(session, request, choice), measure.estimated_seconds(session, request, choice)
         )
     except ValueError as problem:  # not calibrated yet, or an empty choice
-        return Shown(f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>', "", "", "")
+        note = f'<p class="isx-quiet">{escape(translate(error_text(problem)))}</p>'
+        return dict.fromkeys(("removed", "size", "speed"), "") | {"progress": note}
 
 
-def show_pinned(session: Session, request: Request, layer: int, client: str) -> Shown:
+def show_pinned(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
     choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
     try:
         view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
-        return unchanged(Shown)
-    return unchanged(Shown) if request.slicing.locked or not view.points else _shown(view)
+        return {}
+    return {} if request.slicing.locked or not view.points else _shown(view)
 
 
 def sweep(
@@ -164,7 +142,7 @@ def sweep(
     speed: bool,
     quantise: list[str],
     client: str,
-) -> Iterator[Swept]:
+) -> Iterator[dict[str, Any]]:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
     `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
@@ -177,11 +155,10 @@ def sweep(
         if isinstance(event, Status):
             line = formatting.status(event)
             progress = line if event.kind != "ready" or view is None else _done(view)
-            yield unchanged(Swept)._replace(status=status_line(event), progress=progress)
+            yield {"status": status_line(event), "progress": progress}
         else:
             view = event
-            charts = _shown(view)
-            yield unchanged(Swept)._replace(removed=charts.removed, size=charts.size, speed=charts.speed)
+            yield {name: chart for name, chart in _shown(view).items() if name != "progress"}
 
 
 def save(
@@ -199,45 +176,37 @@ def save(
     return str(downloads.put("sweep.csv", lambda path: measure.write_csv(session, request, choice, path)))
 
 
-def pick(event: gr.EventData) -> Picked:
+def pick(event: gr.EventData) -> dict[str, Any]:
     """The setting of the point that was clicked, for the controls."""
     percent, *estimator = event.pick.split()
-    return Picked(float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time()))
+    picked = {"sparsity": float(percent), "locked": "", "refresh": str(time.time())}
+    return picked | ({"estimator": estimator[0]} if estimator else {})
 
 
 def connect(panel: SweepPanel, context: Context) -> None:
     """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
-    session, controls = context.session, context.controls
-    inputs = [*controls.settings, *panel.choice]
-    preview_listener = {
-        "fn": only_if_active("sweep", unchanged(Shown), preview, session),
-        "inputs": [*inputs, context.tab],
-        "outputs": [*panel.shown],
-        **CHEAP,
-        **PRIVATE,
-    }
-    changed = [component.change for component in panel.choice]
-    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **preview_listener)
-    for end in (context.opened["sweep"], *context.prepared):
-        end.then(**preview_listener)
-    context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.shown))
-    swept = [*Swept(context.status, *panel.shown)]
-    context.pinned_measured.append(
-        panel.run.click(spread_settings(sweep, session), inputs, swept, api_name="sweep", **HEAVY)
-    )
-    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
-    saved = panel.csv.click(
-        spread_settings(save, session, context.downloads), inputs, panel.file, api_name="sweep_csv", **CHEAP
-    )
-    saved.success(None, panel.file, None, js=SAVE, **CHEAP)
-    picked = Picked(controls.sparsity, controls.estimator, controls.locked, context.refresh)
-    for point_chart in (panel.shown.removed, panel.shown.size, panel.shown.speed):
-        point_chart.select(pick, None, [*picked], **CHEAP, **PRIVATE)
+    session, call, settings = context.session, context.call, context.controls.settings
+    changed = [component.change for component in panel.choice.values()]
+    signals = (context.refresh, context.prepared, context.opened["sweep"])
+    options = context.controls.commits("sparsity", "estimator", "locked")  # those that all points of a sweep share
+    events = [*changed, *options, *(signal.change for signal in signals)]
+    on_latest(events, **call(preview, session, outputs=panel.shown, tab="sweep", **panel.choice))
+    context.subscribed.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.shown))
+    outputs = {"status": context.status, **panel.shown}
+    run = call(sweep, session, outputs=outputs, queue=HEAVY, api_name="sweep", **panel.choice)
+    panel.run.click(**run).then(**tell(context.pinned_measured))
+    panel.cancel.click(**call(stop, session, ["sweep"]))
+    file = {"file": panel.file}
+    csv = call(save, session, context.downloads, outputs=file, api_name="sweep_csv", **panel.choice)
+    panel.csv.click(**csv).success(**in_browser(SAVE, panel.file))
+    picked = {name: settings[name] for name in ("sparsity", "estimator", "locked")} | {"refresh": context.refresh}
+    charts = [chart for name, chart in panel.shown.items() if name != "progress"]
+    every([chart.select for chart in charts], **call(pick, outputs=picked))
     if panel.leaderboard is not None:
         leaderboard.connect(panel.leaderboard, context)
 
 
-def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
+def _shown(view: SweepView, seconds: float = 0.0) -> dict[str, str]:
     missing = view.total - len(view.points)
     progress = gettext("All {total} points are measured.", total=view.total)
     if missing:
@@ -247,13 +216,13 @@ def _shown(view: SweepView, seconds: float = 0.0) -> Shown:
             total=view.total,
             time=formatting.seconds(seconds),
         )
-    charts = measured_charts(view)
-    return Shown(f'<p class="isx-quiet">{progress}</p>', *(chart.to_json() if chart else "" for chart in charts))
+    charts = {name: chart.to_json() if chart else "" for name, chart in measured_charts(view)._asdict().items()}
+    return {"progress": f'<p class="isx-quiet">{progress}</p>', **charts}
 
 
 def _done(view: SweepView) -> str:
     if len(view.points) == view.total:
-        return _shown(view).progress
+        return _shown(view)["progress"]
     done = len(view.points)
     stopped = gettext(
         "Cancelled after {done} of {total} points. Press “Run the sweep” to continue from there.",

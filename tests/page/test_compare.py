@@ -20,7 +20,6 @@ from components.state.crossmodule import TOLERANCE
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.ui.handlers import unchanged
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
@@ -67,8 +66,8 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for _, *answers, _, _ in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
-        shown |= {name: html for name, html in zip(COLUMNS, answers, strict=True) if isinstance(html, str)}
+    for answer in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
+        shown |= answer
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
     assert "12 tokens" in shown["crossmodule"]
@@ -197,15 +196,15 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
         next(answers)
     columns.session.jobs.halt(SOMEBODY, "answer")
     left = list(answers)
-    assert "Cancelled." in left[-2][0]
+    assert "Cancelled." in left[-2]["status"]
     assert 0 < len(left) < 6
-    last = [html for html in left[-1][1:] if isinstance(html, str)]
+    last = left[-1].values()
     assert last
     assert all(", stopped" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs(columns, tiny, None, "", SOMEBODY))[1:] == []  # no more work follows
-    assert list(handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY))[1:] == []
+    assert list(handlers.costs(columns, tiny, None, "", SOMEBODY)) == []  # no more work follows
+    assert list(handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == []
     *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY)
-    assert "Calibrated on" in end[0]
+    assert "Calibrated on" in end["status"]
 
 
 # Costs
@@ -234,14 +233,14 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
 def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(columns, tiny) -> None:
     setting = tiny.with_settings(sparsity=45)
     measuring = handlers.costs(columns, setting, None, "", SOMEBODY)
-    for _ in range(2):  # the first begins nothing
-        next(measuring)
+    next(measuring)
     late = handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
-    assert late == unchanged(handlers.CostTexts)
+    assert late == {}
     assert handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY) != late  # another setting's
     assert handlers.cached_costs(columns, setting, 0, None, "", "another") != late
     *_, last = measuring
-    assert last[1:] == handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
+    del last["status"]
+    assert last == handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
 
 
 def test_a_slower_model_is_called_slower() -> None:

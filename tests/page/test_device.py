@@ -255,7 +255,7 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     assert not before["isAnswer"]
     files = ModelFiles()
     *_, last = device_panel.prepare(session, files, tiny, "q8_0", SOMEBODY)
-    described = json.loads(last.view)
+    described = json.loads(last["view"])
     assert described["isAnswer"]
     for name in ("dense", "sliced"):
         found = files.find(described[name]["url"].removeprefix(MODELS))
@@ -267,12 +267,12 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
 
     monkeypatch.setattr(files_module, "require_deci", move)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
-    assert json.loads(last.view)["problem"].startswith("The settings changed")
+    assert json.loads(last["view"])["problem"].startswith("The settings changed")
 
     def refuse(*_: object) -> None:
         raise UserError("llama.cpp does not support it")
 
     monkeypatch.setattr(files_module, "require_deci", refuse)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
-    assert json.loads(last.view)["problem"] == "llama.cpp does not support it."
+    assert json.loads(last["view"])["problem"] == "llama.cpp does not support it."
     assert device_panel.describe_if_chosen(session, tiny, "server", "q8_0", SOMEBODY) == {"__type__": "update"}

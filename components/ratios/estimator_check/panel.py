@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
+from typing import Any
 
 from ...frame.context import Context
 from ...i18n.language import gettext, lazy_gettext
@@ -12,13 +13,15 @@ from ...state.session import Session
 from ...ui import formatting
 from ...ui.explainers import fold
 from ...ui.labels import ESTIMATORS, MODULES_IN_WORDS
-from ..measured_section import Measured, Section, SectionPanel
+from ..measured_section import Section, SectionPanel
 from .chart import estimator_check_chart, format_rho, shown_estimator
 from .measure import JOB, EstimatorCheckCache
 from .views import EstimatorCheckView, Misjudged
 
 
-def measure(section: Section[EstimatorCheckView], request: Request, layer: int, client: str) -> Iterator[Measured]:
+def measure(
+    section: Section[EstimatorCheckView], request: Request, layer: int, client: str
+) -> Iterator[dict[str, Any]]:
     """Slice each module alone and measure KL; yields chart (JSON), summary and progress (HTML). Takes minutes."""
     yield from section.measure(request, layer, client)
 
@@ -34,7 +37,7 @@ def build(session: Session, first: Request) -> SectionPanel:
 def connect(panel: SectionPanel, context: Context) -> None:
     """Update the section after changes of layer or estimator; measure on request."""
     controls = context.controls
-    panel.section.connect(panel, context, [controls.layer.change, controls.estimator.input], measure)
+    panel.section.connect(panel, context, [controls.layer.change, controls.settings["estimator"].input], measure)
 
 
 def catalogue(view: EstimatorCheckView | None, estimator: str) -> str:

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ...frame.context import CHEAP, PRIVATE, Context
+from ...frame.context import Context
 from ...i18n.language import gettext, lazy_gettext
 from ...state.request import Request
 from ...state.session import Session
 from ...ui import formatting
 from ...ui.explainers import fold
-from ...ui.handlers import spread_settings, unchanged
-from ..measured_section import Measured, Section, SectionPanel
+from ..measured_section import Section, SectionPanel
 from .chart import search_chart
 from .measure import JOB, RatioSearches, RatioSearchView
 
@@ -26,26 +25,19 @@ class RatioSearchPanel(NamedTuple):
     use: gr.Button
 
 
-class Used(NamedTuple):
-    """Outputs of `use`."""
-
-    locked: Any
-    progress: Any
-
-
-def measure(section: Section[RatioSearchView], request: Request, layer: int, client: str) -> Iterator[Measured]:
+def measure(section: Section[RatioSearchView], request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
     """Search for better ratios at this sparsity; yields chart (JSON), summary and progress (HTML). Takes long."""
     yield from section.measure(request, layer, client)
 
 
-def use(searches: RatioSearches, session: Session, request: Request) -> Used:
+def use(searches: RatioSearches, session: Session, request: Request) -> dict[str, str]:
     """Lock the ratios that the search found, in every layer; if they are impossible, say why."""
     try:
         locked = searches.locked(request)
         session.plan(request.with_settings(locked=locked))
     except ValueError as problem:
-        return unchanged(Used)._replace(progress=formatting.problem(problem))
-    return Used(locked, "")
+        return {"progress": formatting.problem(problem)}
+    return {"locked": locked, "progress": ""}
 
 
 def build(session: Session, first: Request) -> RatioSearchPanel:
@@ -64,9 +56,8 @@ def connect(panel: RatioSearchPanel, context: Context) -> None:
     """Update the section after every change of the settings; search on request."""
     section, shown = panel.panel.section, panel.panel
     section.connect(shown, context, context.on_commit, measure)
-    outputs = [*Used(context.controls.locked, shown.progress)]
-    handler = spread_settings(use, section.source, context.session)
-    panel.use.click(handler, context.controls.settings, outputs, **PRIVATE, **CHEAP)
+    outputs = {"locked": context.controls.settings["locked"], "progress": shown.outputs["progress"]}
+    panel.use.click(**context.call(use, section.source, context.session, outputs=outputs))
 
 
 def summary(view: RatioSearchView | None, estimator: str) -> str:

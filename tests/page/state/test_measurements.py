@@ -87,10 +87,10 @@ def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() 
 def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
     texts = slider.initial_texts(Session(), OPENING)
     measured = STORED.at(OPENING.slicing)
-    assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts.headline
-    assert ", precomputed on " in texts.headline
-    assert 'data-press="measure-here"' in texts.headline
-    assert f"{measured.divergence.value:.2f}" in texts.readout
+    assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts("headline")
+    assert ", precomputed on " in texts("headline")
+    assert 'data-press="measure-here"' in texts("headline")
+    assert f"{measured.divergence.value:.2f}" in texts("readout")
 
 
 @pytest.fixture
