@@ -16,6 +16,7 @@ from intraslice.core.checks import require_current
 
 from .export import files
 from .frame.context import HEAVY
+from .gradio_compat.endpoints import share_parameters
 from .gradio_compat.signatures import Handler
 from .i18n.language import lazy_gettext, translate
 from .jobs.job import Job
@@ -105,18 +106,20 @@ def prices(session: Session, request: Request, layer: int = 0, client: str = "")
     require_current("prices")
 
 
-def build(session: Session) -> None:
-    """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
+def build(session: Session, page: gr.Blocks) -> None:
+    """Add the endpoints. Called inside `page`."""
     at_once: dict[str, Any] = {"queue": False}
     endpoints: list[tuple[Handler, dict[str, Any]]] = [
         *((endpoint, QUEUE) for endpoint in (evaluate, generate, sweep_table)),
         *((endpoint, at_once) for endpoint in (command_lines, locked_ratios)),
         (prices, at_once | {"api_visibility": "undocumented"}),
     ]
+    added = []
     for endpoint, options in endpoints:
         function = spread_settings(endpoint, session)
         function.__doc__ = (endpoint.__doc__ or "").replace("{methods}", ", ".join(METHODS))
-        gr.events.api(function, api_name=endpoint.__name__, **options)
+        added.append(gr.events.api(function, api_name=endpoint.__name__, **options))
+    share_parameters(page, added)
 
 
 def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str) -> Any:

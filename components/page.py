@@ -62,7 +62,7 @@ def build_app(session: Session) -> App:
         events.connect(page, context)
         tabs.connect(panels, context)
         pinning.connect(toolbar, context)
-        api.build(session)
+        api.build(session, page)
         page.own_routes += [*routes(panels["compare"].device.files), *room_routes.routes(Rooms(rooms_folder()))]
     return page
 

@@ -84,6 +84,10 @@ def test_what_only_another_tab_shows_is_not_made(wired, session, monkeypatch) ->
         assert all(value in NOTHING for answer in answers for value in answer), function.api_name
 
 
+def test_the_configuration_that_every_browser_gets_stays_small(page) -> None:
+    assert len(page.config["components"]) * len(page.config["dependencies"]) <= 239 * 324 / 2  # before the signals
+
+
 def test_no_two_listeners_keep_each_other_going(page) -> None:
     # An event that came while a listener in this mode ran is sent to all its listeners again (gradio 6.31).
     keeping = [function for function in page.fns.values() if function.trigger_mode == "always_last"]

@@ -7,6 +7,7 @@ from functools import partial
 import gradio as gr
 import pytest
 
+from components.gradio_compat.endpoints import share_parameters
 from components.gradio_compat.signatures import (
     parameters_of,
     partial_handler,
@@ -38,6 +39,35 @@ def test_gradio_sees_the_name_the_types_and_the_request_of_a_partial_handler(lau
     shown = described(client, "add")
     assert shown["description"] == "The sum, if the request is there."
     assert [parameter["parameter_name"] for parameter in shown["parameters"]] == ["number"]
+
+
+def other(base: float = 1.0, number: float = 2.0, digits: int = 3) -> str:
+    return f"{base + number:.{digits}f}"
+
+
+def double(base: float = 1.0, number: float = 4.0) -> float:
+    return 2 * base + number
+
+
+def api_components(page: gr.Blocks) -> int:
+    return sum(component["type"] == "api" for component in page.config["components"])
+
+
+def test_plain_gradio_creates_a_component_for_every_parameter_of_every_endpoint() -> None:
+    with gr.Blocks() as page:
+        for function in (other, double):
+            gr.api(function, api_name=function.__name__)
+    assert api_components(page) == 7
+
+
+def test_endpoints_share_the_parameters_that_are_alike_and_answer_as_before(launch) -> None:
+    with gr.Blocks() as page:
+        share_parameters(page, [gr.api(function, api_name=function.__name__) for function in (other, double)])
+    assert api_components(page) == 6  # `number` has two defaults
+    client = launch(page)
+    assert client.ask("other", 1.0, 2.0, 3) == ("complete", ["3.000"])
+    assert client.ask("double", 1.0, 2.0) == ("complete", [4.0])
+    assert [parameter["parameter_default"] for parameter in described(client, "double")["parameters"]] == [1.0, 4.0]
 
 
 def test_plain_gradio_clears_the_outputs_of_a_generator_that_yields_nothing(launch) -> None:
