@@ -27,6 +27,11 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "api_name": "step"}
 NOW = "() => String(Date.now())"
 
 
+def once(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+    """`gr.on(events, **call)` without what comes while a call runs, such as the second click of two."""
+    return gr.on(events, trigger_mode="once", **call)
+
+
 def every(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
     """`gr.on(events, **call)`, called for every event, even while an earlier call runs."""
     return gr.on(events, trigger_mode="multiple", **call)

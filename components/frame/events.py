@@ -12,7 +12,7 @@ import gradio as gr
 from ..gradio_compat.browser.on_latest import on_latest
 from ..ui.handlers import LiveOutput, leave_unchanged
 from . import handlers, lesson, link, slider
-from .context import HEAVY, Context, every, in_browser, signal, tell
+from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
 
 # How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
 Row = tuple[Callable[..., gr.events.Dependency], Sequence[Any], Sequence[Mapping[str, Any]]]
@@ -49,7 +49,8 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
 
     yield every, [page.load], [restore, preview, begin]
     yield every, [component.change for component in linked.values()], [remember]
-    yield every, [begun.change, controls.calibrate.click], [prepare, fit, tell(context.prepared)]
+    for events, options in (([begun.change], PRIVATE), ([controls.calibrate.click], {})):
+        yield once, events, [prepare | options, fit, tell(context.prepared)]
     yield on_latest, [page.load, model.change], [memory]
     yield every, [model.change], [in_browser("() => ''", None, context.notice)]
     yield every, [lesson.receiver().select], [step]
@@ -66,25 +67,20 @@ def _settings(context: Context) -> Iterator[Row]:
     on_prepared = call(slider.on_prepared, session, outputs=measured, queue=HEAVY)
     measure = call(slider.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, [""], api_name="halt")
-    pressed = signal()
+    sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
-    order = in_browser(set_order, None, [controls.settings["order"], pressed])
-    signals: list[Any] = [
-        context.refresh,
-        context.prepared,
-        pressed,
-        controls.pinned,
-        controls.layer,
-        *context.opened.values(),
-    ]
+    order = in_browser(set_order, None, [controls.settings["order"], sequential])
+    shown = [context.refresh, context.prepared, sequential, pressed, *context.opened.values()]
+    moves = [*controls.moves, controls.pinned.change, controls.layer.change, *(one.change for one in shown)]
 
     # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
-    yield on_latest, [*controls.moves, *(one.change for one in signals)], [move]
+    yield on_latest, moves, [move]
     yield on_latest, context.on_commit, [on_release, tell(context.released)]
     yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
     yield every, [controls.paper.click], [order]
     yield every, [controls.train.click, context.measure_here.click], [tell(pressed)]
-    yield every, [pressed.change], [measure, tell(context.measured)]
+    for button, options in ((sequential, PRIVATE), (pressed, {})):
+        yield once, [button.change], [measure | options, tell(context.measured)]
     yield every, [controls.cancel.click], [halt]
 
 
