@@ -32,7 +32,8 @@ isx.begin = (values) => {
   [steps, at] = [[seen], 0];
   document.body.classList.add("isx-begun"); // from here on the link no longer sets the controls
   begun();
-  return isx.remember(values);
+  isx.remember(values);
+  return [String(Date.now()), isx.openMore(values)];
 };
 
 isx.note = (values) => {

@@ -40,6 +40,22 @@ isx.remember = (values) => {
   return [];
 };
 
+// *More settings* is open for whoever left it open, and where the link sets one of them.
+const MORE = "isx-more-settings";
+const differs = (name, value) => name in isx.more && String(value ?? "") !== String(isx.more[name] ?? "");
+isx.openMore = (values) => {
+  const opens = isx.stored(MORE) || names.some((name, index) => differs(name, values[index]));
+  return { __type__: "update", ...(opens && { open: true }) };
+};
+document.addEventListener(
+  "click",
+  ({ target }) => {
+    const label = target.closest?.("#more .label-wrap");
+    if (label) isx.store(MORE, label.classList.contains("open") ? "" : "yes"); // gradio has not heard of the click yet
+  },
+  true
+);
+
 // Answers to several calls may come in any order: an element shows the text with the greatest number.
 const newest = {};
 isx.newest = (element, value) => {

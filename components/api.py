@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import gradio as gr
 
@@ -17,23 +16,23 @@ from intraslice.core.checks import require_current
 
 from .export import files
 from .frame.context import HEAVY
-from .gradio_compat.signatures import is_given_by_gradio, with_signature
+from .gradio_compat.endpoints import share_parameters
+from .gradio_compat.signatures import Handler
 from .i18n.language import lazy_gettext, translate
 from .jobs.job import Job
 from .jobs.status import Status
 from .ratios import ratio_files
 from .state.request import Request
 from .state.session import Session
-from .state.settings import PROMPT, Settings
+from .state.settings import PROMPT
 from .sweep import measure
 from .sweep.views import SweepChoice
-from .ui.handlers import spread_settings
+from .ui.handlers import Upload, spread_settings
 from .ui.labels import METHODS
 
 DEFAULT_SWEEP: dict[str, Any] = SweepChoice()._asdict()
 CALLS = itertools.count(1)
 NO_RESULT = lazy_gettext("The job was stopped before it had a result. Try again.")
-Upload = gr.FileData | None
 QUEUE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 
 
@@ -109,36 +108,20 @@ def prices(session: Session, request: Request, layer: int = 0, client: str = "")
     require_current("prices")
 
 
-def build(session: Session) -> None:
-    """Add the endpoints. Called inside the `gr.Blocks()` of the page."""
-    queued: tuple[Callable[..., Any], ...] = (evaluate, generate, sweep_table)
-    at_once: tuple[Callable[..., Any], ...] = (command_lines, locked_ratios)
-    for endpoint in queued:
-        gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, **QUEUE)
-    for endpoint in at_once:
-        gr.events.api(typed(endpoint, session), api_name=endpoint.__name__, queue=False)
-    gr.events.api(typed(prices, session), api_name=prices.__name__, queue=False, api_visibility="undocumented")
-
-
-def typed(endpoint: Callable[..., Any], session: Session) -> Callable[..., Any]:
-    """`spread_settings(endpoint, session)` with types and defaults of all parameters, for gradio's API page."""
-    function, hints = spread_settings(endpoint, session), get_type_hints(Settings) | get_type_hints(endpoint)
-    hints["upload"] = Upload
-    defaults = Settings()._asdict()
-    defaults |= {
-        name: parameter.default
-        for name, parameter in inspect.signature(endpoint).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    parameters = [
-        parameter
-        if is_given_by_gradio(parameter)
-        else parameter.replace(annotation=hints[name], default=defaults.get(name))
-        for name, parameter in inspect.signature(function).parameters.items()
+def build(session: Session, page: gr.Blocks) -> None:
+    """Add the endpoints. Called inside `page`."""
+    at_once: dict[str, Any] = {"queue": False}
+    endpoints: list[tuple[Handler, dict[str, Any]]] = [
+        *((endpoint, QUEUE) for endpoint in (evaluate, generate, sweep_table)),
+        *((endpoint, at_once) for endpoint in (command_lines, locked_ratios)),
+        (prices, at_once | {"api_visibility": "undocumented"}),
     ]
-    function = with_signature(function, endpoint, parameters, hints["return"])
-    function.__doc__ = (endpoint.__doc__ or "").replace("{methods}", ", ".join(METHODS))
-    return function
+    added = []
+    for endpoint, options in endpoints:
+        function = spread_settings(endpoint, session)
+        function.__doc__ = (endpoint.__doc__ or "").replace("{methods}", ", ".join(METHODS))
+        added.append(gr.events.api(function, api_name=endpoint.__name__, **options))
+    share_parameters(page, added)
 
 
 def _result(session: Session, kind: str, work: Callable[[Job], Any], client: str) -> Any:

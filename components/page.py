@@ -7,6 +7,7 @@ import gradio as gr
 from . import api, limits, tabs
 from .device.routes import routes
 from .frame import controls, events, link, pinning, slider, theme
+from .frame.context import Context, signal
 from .gradio_compat.callers import current_caller
 from .rooms import routes as room_routes
 from .rooms.rooms import Rooms
@@ -29,21 +30,26 @@ def build_app(session: Session) -> App:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
         notice = gr.HTML(elem_id="notice", apply_default_css=False)
-        headline = screen.newest(initial.headline, "headline")
+        headline = screen.newest(initial("headline"), "headline")
         status = screen.newest(formatting.starting(), "status")
         toolbar = pinning.build()
         with gr.Row(elem_id="slider-bar"):
-            sparsity = controls.sparsity_slider(first.settings.sparsity)
-            removed = screen.newest(initial.removed, "removed")
+            sparsity = controls.component("sparsity", first.settings)
+            removed = screen.newest(initial("removed"), "removed")
         with sidebar:
             sidebar_controls = controls.build(session, first.settings, sparsity, initial)
         with gr.Tabs(elem_id="tabs") as tab_row:
             panels = tabs.build(session, first)
         explainers.glossary()
-        frame = events.Frame(
+        context = Context(
+            session=session,
             controls=sidebar_controls,
             tabs=tab_row,
             tab=gr.Textbox(link.FIRST_TAB, visible=False),
+            panels=panels,
+            opened={tab: signal() for tab in panels},
+            always=tabs.always(panels),
+            when_open=tabs.when_open(panels),
             status=status,
             headline=headline,
             notice=notice,
@@ -51,12 +57,11 @@ def build_app(session: Session) -> App:
             measure_here=gr.Button("measure", visible="hidden", elem_id="measure-here"),
             prompt=panels["compare"].prompt,
             perplexity=panels["compare"].perplexity,
-            panels=panels,
         )
-        context = events.connect(page, session, frame, tabs.always(panels), tabs.when_open(panels))
+        events.connect(page, context)
         tabs.connect(panels, context)
-        pinning.connect(toolbar, context, frame)
-        api.build(session)
+        pinning.connect(toolbar, context)
+        api.build(session, page)
         page.own_routes += [
             *theme.routes(tabs.labels()),
             *routes(panels["compare"].device.files),

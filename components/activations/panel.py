@@ -16,7 +16,7 @@ from ..state.session import Session
 from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, status_line, unchanged
+from ..ui.handlers import LiveOutput, status_line
 from .charts import TITLES, finding, histogram_chart, protocol, shift_chart
 from .measure import ShiftViews
 from .views import ShiftView
@@ -24,69 +24,51 @@ from .views import ShiftView
 NOTHING = lazy_gettext("Appears once the model is calibrated and sliced.")
 
 
-class Shown(NamedTuple):
-    """Outputs of `show`."""
-
-    summary: Any
-    shift: Any
-    histograms: Any
-
-
-class Measured(NamedTuple):
-    """Outputs of `measure`."""
-
-    status: Any
-    summary: Any
-    shift: Any
-    histograms: Any
-
-
 class ActivationsPanel(NamedTuple):
     """The tab's components, and the source of their numbers."""
 
     views: ShiftViews
-    shown: Shown
+    shown: dict[str, gr.HTML]  # by name, as in the answers of `show`
 
 
-def show(views: ShiftViews, request: Request, layer: int, client: str) -> Shown:
+def show(views: ShiftViews, request: Request, layer: int, client: str) -> dict[str, str]:
     """The measurement so far: summary (HTML), shift by layer and the chosen layer's histograms (JSON)."""
     try:
         view = views.view(request, client)
     except ValueError:  # the headline shows what is wrong with the setting
-        return unchanged(Shown)
+        return {}
     summary = _summary(views, request, view)
     if view is None:
-        return Shown(
-            summary, *(figure.waiting(title(layer), translate(NOTHING)).to_json() for title in TITLES.values())
-        )
-    return Shown(summary, **_charts(view, layer))
+        waiting = {name: figure.waiting(title(layer), translate(NOTHING)).to_json() for name, title in TITLES.items()}
+        return {"summary": summary, **waiting}
+    return {"summary": summary, **_charts(view, layer)}
 
 
-def show_pinned(views: ShiftViews, request: Request, layer: int, client: str) -> Shown:
+def show_pinned(views: ShiftViews, request: Request, layer: int, client: str) -> dict[str, str]:
     """Both charts (JSON) if exactly this setting is measured; the last setting seen is no substitute."""
     view = views.exact_view(request)
-    return unchanged(Shown) if view is None else unchanged(Shown)._replace(**_charts(view, layer))
+    return {} if view is None else _charts(view, layer)
 
 
-def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Iterator[Measured]:
+def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
     """Slice by both methods and measure each; yields status and summary (HTML) and both charts (JSON)."""
     if not views.may_measure(request):
         return
-    previous = None
+    previous: dict[str, str] = {}
     for event in views.measure(request, client):
-        current = unchanged(Shown) if event.stopped else show(views, request, layer, client)
-        yield Measured(status_line(event), *(unchanged(Shown) if current == previous else current))
+        current = {} if event.stopped else show(views, request, layer, client)
+        yield {"status": status_line(event)} | ({} if current == previous else current)
         previous = current
 
 
 def measure_pinned(
     views: ShiftViews, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[Measured]:
+) -> Iterator[dict[str, Any]]:
     """The same for the pinned setting, unless it is measured; its charts are drawn over the others."""
     if pinned is None or views.exact_view(pinned) is not None or not views.may_measure(pinned):
         return
     for event in views.measure(pinned, client):
-        yield unchanged(Measured)._replace(status=status_line(event))
+        yield {"status": status_line(event)}
 
 
 def build(session: Session, first: Request) -> ActivationsPanel:
@@ -97,7 +79,7 @@ def build(session: Session, first: Request) -> ActivationsPanel:
     fold("shift")
     histograms = chart(height=330, elem_id="histogram-chart", table=True)
     fold("histograms")
-    return ActivationsPanel(views, Shown(summary, shift, histograms))
+    return ActivationsPanel(views, {"summary": summary, "shift": shift, "histograms": histograms})
 
 
 def connect(panel: ActivationsPanel, context: Context) -> None:
@@ -106,10 +88,9 @@ def connect(panel: ActivationsPanel, context: Context) -> None:
         "activations", partial_handler(show, panel.views), panel.shown, partial_handler(show_pinned, panel.views)
     )
     context.subscribe(live_output, [*context.on_commit, context.controls.layer.change])
-    measured = Measured(context.status, *panel.shown)
-    ends = context.measure_on_commit("activations", measured, [measure, measure_pinned], panel.views)
-    context.pinned_measured.extend(ends)
-    context.choose_layer_by(panel.shown.shift)
+    measured = {"status": context.status, **panel.shown}
+    context.measure_on_commit("activations", measured, [measure, measure_pinned], panel.views)
+    context.choose_layer_by(panel.shown["shift"])
 
 
 def _charts(view: ShiftView, layer: int) -> dict[str, str]:

@@ -52,10 +52,8 @@ def connect(panel: DevicePanel, context: Context) -> None:
     session, view, file_type = context.session, {"view": panel.view}, panel.file_type
     choice: dict[str, Any] = {"run_on": panel.run_on, "file_type": file_type}
     tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, **choice)
-    chosen = [panel.run_on.change, file_type.change]
-    on_latest([*chosen, *context.on_commit, context.controls.iterative.input], **tell)
-    for end in (*context.prepared, *context.measured, *context.released):
-        end.then(**tell)
+    signals = (panel.run_on, file_type, context.prepared, context.measured, context.released)
+    on_latest([*context.on_commit, *(signal.change for signal in signals)], **tell)
     endpoint: dict[str, Any] = {"queue": HEAVY, "api_name": "device_files", "file_type": file_type}
     outputs = {"status": context.status} | view
     panel.prepare.click(**context.call(prepare, session, panel.files, outputs=outputs, **endpoint))

@@ -14,10 +14,9 @@ from intraslice.core import checks
 
 from .. import limits
 from ..device import wllama
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
-from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs.job import Urgency
 from ..jobs.status import Status
@@ -38,7 +37,6 @@ EXAMPLES = [
     "What is the capital of France, and what is it known for?",
     "Explain to a child what a magnet does.",
 ]
-LONG_WAIT = 10  # seconds from which a wait offers the user's own device
 UNFINISHED = ("waiting", "pending", "growing")
 # Screen readers announce an answer once it is complete, not at every token.
 ARIA_LIVE_JS = """element.setAttribute("aria-live", "polite");
@@ -120,18 +118,20 @@ def connect(panel: ComparePanel, context: Context) -> None:
     answered = on_latest([panel.generate.click, panel.prompt.submit], **asks)
     answered.then(**call(costs, columns, outputs=status | panel.costs, api_name="costs", **options))
     stopped = ["answer", "next tokens", "costs"]  # an answer, and what follows it
-    panel.stop.click(partial_handler(stop, columns.session, stopped), None, None, **PRIVATE, **CHEAP)
+    panel.stop.click(**call(stop, columns.session, stopped))
     shown = call(cached_costs, columns, outputs=panel.costs, tab="compare", other=other)
-    on_latest([*context.on_commit, pinned.change], **shown)
-    for end in (*context.prepared, *context.measured, *context.released, context.opened["compare"]):
-        end.then(**shown)
-    unanswered = {"fn": lambda: html.answer(PINNED), "inputs": None, "outputs": panel.answers[PINNED]}
-    on_latest([pinned.change], **unanswered, **PRIVATE, **CHEAP)
+    signals = (pinned, context.prepared, context.measured, context.released, context.opened["compare"])
+    on_latest([*context.on_commit, *(signal.change for signal in signals)], **shown)
+    on_latest([pinned.change], **call(_empty_column, outputs={PINNED: panel.answers[PINNED]}))
     column = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
     named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
     on_latest([other.submit, other.blur], **named)
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+
+
+def _empty_column() -> str:
+    return html.answer(PINNED)
 
 
 def answer(
@@ -245,7 +245,7 @@ def _costs(columns: Columns, request: Request, other: str = "") -> Costs:
 
 def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
     """The status; one of a long wait offers the user's own device, where that can run the models."""
-    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= LONG_WAIT
+    is_long = isinstance(event, Waiting) and (event.seconds_left or 0) >= limits.LONG_WAIT_SECONDS
     if not is_long or not wllama.is_fetched() or columns.session.source(request) is None:
         return event
     waiting = formatting.status_text(event)

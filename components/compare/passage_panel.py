@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from .. import limits
-from ..frame.context import HEAVY, Context
+from ..frame.context import HEAVY, Context, every
 from ..i18n.language import LazyString, gettext, lazy_gettext, translate
 from ..jobs.job import Job
 from ..jobs.status import Status
@@ -63,9 +63,8 @@ def connect(
     answered.then(**call(next_tokens, columns, outputs=status | candidates, api_name="next_tokens", raw=raw))
     panel.score.click(**call(passage, columns, outputs=status | scored, api_name="passage", passage=panel.text))
     outputs = status | candidates | scored
-    follows = call(after_slice, columns, outputs=outputs, tab="compare", raw=raw, sample=panel.text)
-    for end in (*context.measured, context.opened["compare"]):
-        end.then(**follows)
+    scores = call(after_slice, columns, outputs=outputs, tab="compare", raw=raw, sample=panel.text)
+    every([context.measured.change, context.opened["compare"].change], **scores)
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, PRIVATE, Context
+from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext
 from ..state.request import Request
@@ -15,7 +16,7 @@ from ..state.session import Session
 from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, spread_settings, unchanged
+from ..ui.handlers import LiveOutput
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from . import measure, search
 from .charts import estimator_check_chart, shown_estimator
@@ -23,25 +24,6 @@ from .convergence_chart import convergence_chart
 from .search_chart import search_chart
 from .section import Section, SectionPanel
 from .views import EstimatorCheckView, Misjudged, RatioSearchView
-
-
-class Shown(NamedTuple):
-    """Outputs of `show`: the fields of `section.Shown` for the estimator check and the ratio search, and a chart."""
-
-    check: Any
-    check_summary: Any
-    check_job: Any
-    search: Any
-    search_summary: Any
-    search_job: Any
-    convergence: Any
-
-
-class Used(NamedTuple):
-    """Outputs of `use`."""
-
-    locked: Any
-    progress: Any
 
 
 class EstimatorPanel(NamedTuple):
@@ -71,31 +53,32 @@ def build(session: Session, first: Request) -> EstimatorPanel:
     return EstimatorPanel(check_panel, search_panel, button, convergence)
 
 
-def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> Shown:
+def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> dict[str, Any]:
     """What is measured of all sections: charts (JSON), summaries (HTML), rows of buttons."""
     try:
         convergence = convergence_chart(session.convergence(request)).to_json()
     except ValueError:  # the headline shows what is wrong with the setting
-        return unchanged(Shown)
-    check = panel.check.section.show(request, layer, client)
-    found = panel.search.section.show(request, layer, client)
-    return Shown(*check, *found, convergence)
+        return {}
+    sections = {"check": panel.check, "search": panel.search}
+    shown = {name: part.section.show(request, layer, client) for name, part in sections.items()}
+    return _by_section(shown) | {"convergence": convergence}
 
 
-def use(searches: search.RatioSearches, session: Session, request: Request) -> Used:
+def use(searches: search.RatioSearches, session: Session, request: Request) -> dict[str, str]:
     """Lock the ratios that the search found, in every layer; if they are impossible, say why."""
     try:
         locked = searches.locked(request)
         session.plan(request.with_settings(locked=locked))
     except ValueError as problem:
-        return unchanged(Used)._replace(progress=formatting.problem(problem))
-    return Used(locked, "")
+        return {"progress": formatting.problem(problem)}
+    return {"locked": locked, "progress": ""}
 
 
 def connect(panel: EstimatorPanel, context: Context) -> None:
     """Update the sections after every committed setting and another layer; measure on request."""
     controls, session = context.controls, context.session
-    outputs = Shown(*panel.check.shown, *panel.search.shown, panel.convergence)
+    outputs = _by_section({"check": panel.check.shown, "search": panel.search.shown})
+    outputs |= {"convergence": panel.convergence}
     live_output = LiveOutput("estimator", partial_handler(show, panel, session), outputs)
     context.subscribe(live_output, [*context.on_commit, controls.layer.change])
     panel.check.connect(
@@ -106,13 +89,13 @@ def connect(panel: EstimatorPanel, context: Context) -> None:
         context,
         "Search for better ratios at this sparsity; yields chart (JSON), summary and progress (HTML). Takes long.",
     )
-    panel.use.click(
-        spread_settings(use, panel.search.section.source, session),
-        controls.settings,
-        [*Used(controls.locked, panel.search.progress)],
-        **PRIVATE,
-        **CHEAP,
-    )
+    used = {"locked": controls.settings["locked"], "progress": panel.search.progress}
+    panel.use.click(**context.call(use, panel.search.section.source, session, outputs=used))
+
+
+def _by_section(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Outputs or values of several sections, each under the name of its section and its own."""
+    return {f"{section} {name}": value for section, values in parts.items() for name, value in values.items()}
 
 
 def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
-from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import lazy_gettext, translate
 from ..jobs.status import Status
 from ..state.request import Request
@@ -18,7 +17,6 @@ from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.figure import Chart
-from ..ui.handlers import spread_settings, unchanged
 from .measure import EstimatorCheckCache
 from .search import RatioSearches
 
@@ -28,45 +26,23 @@ NOTICE = lazy_gettext(
 )
 
 
-class Shown(NamedTuple):
-    """Outputs of `Section.show`."""
-
-    chart: Any
-    summary: Any
-    job: Any  # the row of buttons, while there is something to measure
-
-
-class Measured(NamedTuple):
-    """Outputs of `Section.measure`."""
-
-    chart: Any
-    summary: Any
-    job: Any
-    progress: Any
-
-
 class SectionPanel(NamedTuple):
     """A section's components, and what they show."""
 
     section: Section
-    shown: Shown
+    shown: dict[str, Any]  # by name, as in the answers of `Section.show`
     measure: gr.Button
     cancel: gr.Button
     progress: gr.HTML
 
     def connect(self, context: Context, description: str) -> None:
         """Measure on request, by an endpoint with this description; a click on the chart chooses a layer."""
-        section, controls = self.section, context.controls
-        context.choose_layer_by(self.shown.chart)
-        self.measure.click(
-            spread_settings(section.measure),
-            [*controls.settings, controls.layer],
-            [*Measured(*self.shown, self.progress)],
-            api_name=section.job,
-            api_description=description,
-            **HEAVY,
-        )
-        self.cancel.click(partial_handler(stop, section.session, [section.job]), None, None, **PRIVATE, **CHEAP)
+        section, call = self.section, context.call
+        context.choose_layer_by(self.shown["chart"])
+        outputs = {**self.shown, "progress": self.progress}
+        measure = call(section.measure, outputs=outputs, queue=HEAVY, api_name=section.job)
+        self.measure.click(**measure, api_description=description)
+        self.cancel.click(**call(stop, section.session, [section.job]))
 
 
 @dataclass(frozen=True)
@@ -81,17 +57,18 @@ class Section:
     session: Session
     is_complete: Callable[[Any], bool] = lambda view: True  # else it can be measured further
 
-    def show(self, request: Request, layer: int, client: str) -> Shown:
+    def show(self, request: Request, layer: int, client: str) -> dict[str, Any]:
         """The numbers, if they are measured: chart (JSON), summary (HTML)."""
         try:
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
-            return unchanged(Shown)
+            return {}
         estimator, is_unfinished = request.slicing.estimator, view is None or not self.is_complete(view)
         points = self.draw(view, estimator, int(layer)).to_json()
-        return Shown(points, self.summarise(view, estimator), gr.update(visible=is_unfinished))
+        job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
+        return {"chart": points, "summary": self.summarise(view, estimator), "job": job}
 
-    def measure(self, request: Request, layer: int, client: str) -> Iterator[Measured]:
+    def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
 
         It continues when the settings change; chart and summary are then those of the new ones.
@@ -99,10 +76,10 @@ class Section:
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
-                yield unchanged(Measured)._replace(progress=formatting.status(event) + notice)
+                yield {"progress": formatting.status(event) + notice}
             else:
                 shown = self.session.jobs.view_of(client, "request", request)
-                yield Measured(*self.show(shown, layer, client), progress="")
+                yield self.show(shown, layer, client) | {"progress": ""}
 
     def build(self, button: str, height: int) -> SectionPanel:
         """The components, empty until the tab is opened. Called inside the Estimator tab."""
@@ -113,4 +90,5 @@ class Section:
             measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
-        return SectionPanel(self, Shown(points, summary, job), measure, cancel, progress)
+        shown = {"chart": points, "summary": summary, "job": job}
+        return SectionPanel(self, shown, measure, cancel, progress)

@@ -26,9 +26,9 @@ from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
-from ..state.request import DENSE, MAX_PERCENT, Request, SliceKey, parse
+from ..state.request import DENSE, Request, SliceKey, parse
 from ..state.session import Session
-from ..state.settings import Settings
+from ..state.settings import MAX_PERCENT, Settings
 from ..state.views import Reading
 from ..sweep.views import SweepPoint, SweepView
 from ..ui import formatting

@@ -9,9 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import gradio as gr
 
-from ..assets import ASSETS
-from ..frame.context import CHEAP, HEAVY, Context
-from ..gradio_compat.signatures import partial_handler
+from ..frame.context import HEAVY, Context, in_browser
+from ..gradio_compat.signatures import Handler, partial_handler
 from ..i18n.language import LazyString, gettext, language, lazy_gettext, number, translate, use_language
 from ..jobs.job import Job
 from ..jobs.status import Status
@@ -23,7 +22,8 @@ from ..sweep.measure import cached_view
 from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
-from ..ui.handlers import LiveOutput, spread_settings, status_line, unchanged
+from ..ui.handlers import LiveOutput, status_line
+from ..ui.scripts import on_load
 from . import files, pages
 from .measure import Publisher
 from .views import Choice
@@ -63,45 +63,28 @@ DOWNLOADS = {  # a button's label, and a note
 COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
 
 
-class Shown(NamedTuple):
-    """A description of the files (HTML), and the code that reproduces the view."""
-
-    about: Any
-    snippet: Any
-    command: Any
-    embed: Any
-
-
-class Written(NamedTuple):
-    """Two status lines (HTML), and the file."""
-
-    status: Any
-    progress: Any
-    file: Any
-
-
 class ExportPanel(NamedTuple):
     """The tab's components."""
 
-    shown: Shown
+    shown: dict[str, gr.HTML]  # by name, as in the answers of `preview`
     buttons: dict[str, gr.Button]  # as in `DOWNLOADS`
     files: dict[str, gr.DownloadButton]  # hidden; they pass the written file to the browser
     gguf_type: gr.Radio
     progress: gr.HTML
 
 
-def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> Shown:
+def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> dict[str, str]:
     """A description of the files, the snippet and the command lines, for the current settings."""
     try:
         plan = session.plan(request)
         command = files.command_lines(session, request, prompt)
     except ValueError as problem:
-        return unchanged(Shown)._replace(about=formatting.problem(problem))
-    embed_line = pages.embed(files.model_label(request.calibration.model))
-    return Shown(formatting.export(plan), files.snippet(request, prompt), command, embed_line)
+        return {"about": formatting.problem(problem)}
+    shown = {"about": formatting.export(plan), "snippet": files.snippet(request, prompt), "command": command}
+    return shown | {"embed": pages.embed(files.model_label(request.calibration.model))}
 
 
-def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[Written]:
+def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[dict[str, Any]]:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
@@ -110,7 +93,9 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     yield from _written(session, request, "checkpoint", write, client)
 
 
-def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Iterator[Written]:
+def gguf(
+    session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str
+) -> Iterator[dict[str, Any]]:
     """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0, q5_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
@@ -121,7 +106,7 @@ def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: st
 
 def published(
     session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
-) -> Iterator[Written]:
+) -> Iterator[dict[str, Any]]:
     """All steps from 0 to 60 % as one HTML file that needs no server: measures the missing ones, which takes minutes.
 
     Yields two status lines (HTML), then the file.
@@ -139,7 +124,7 @@ def published(
 
 def _written(
     session: Session, request: Request, kind: str, write: Callable[[Job], files.Export], client: str
-) -> Iterator[Written]:
+) -> Iterator[dict[str, Any]]:
     written: list[files.Export] = []
 
     def ready() -> Status:
@@ -151,9 +136,10 @@ def _written(
         done = lazy_gettext("{name}, {size} MB", name=path.name, size=megabytes)
         return Status(LazyString(lambda: f"{translate(done)}{remark and ', '}{translate(remark)}"), "ready")
 
-    yield unchanged(Written)._replace(file=None)  # clear the previous file
+    yield {"file": None}  # clear the previous file
     for event in session.jobs.run(client, kind, lambda job: written.append(write(job)), ready=ready):
-        yield Written(status_line(event), formatting.status(event), str(written[0].path) if written else gr.skip())
+        file = {"file": str(written[0].path)} if written else {}
+        yield {"status": status_line(event), "progress": formatting.status(event)} | file
 
 
 def _put(downloads: Downloads, name: str, text: str) -> Path:
@@ -238,34 +224,32 @@ def build(session: Session, first: Request) -> ExportPanel:
         )
     )
     embed_line = _copyable(partial(_code_block, lazy_gettext("The line that embeds the page")), "export-embed")
-    return ExportPanel(Shown(about, snippet, command, embed_line), buttons, hidden, gguf_type, progress)
+    shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
+    return ExportPanel(shown, buttons, hidden, gguf_type, progress)
 
 
 def connect(panel: ExportPanel, context: Context) -> None:
     """Attach the tab's handlers. The report shows the points selected on the Sweep tab."""
-    session, controls, downloads = context.session, context.controls, context.downloads
-    settings = controls.settings
-    live_output = LiveOutput("export", partial_handler(preview, session), panel.shown, inputs=(context.prompt,))
-    context.subscribe(live_output, [*context.on_commit, controls.iterative.input, controls.model.change])
+    session, call, downloads = context.session, context.call, context.downloads
+    live_output = LiveOutput("export", partial_handler(preview, session), panel.shown)
+    context.subscribe(live_output, [*context.on_commit, context.controls.settings["model"].change])
 
-    spectra, shifts, columns = (context.panels[tab] for tab in ("spectra", "activations", "compare"))
+    spectra, shifts, columns, sweep = (context.panels[tab] for tab in ("spectra", "activations", "compare", "sweep"))
     publisher = Publisher(spectra.views, shifts.views, columns.columns)
-    view = [controls.layer, context.prompt, *context.panels["sweep"].choice]
-    handlers: dict[str, tuple[Callable[..., Any], list[Any]]] = {  # and their inputs after the settings
-        "checkpoint": (spread_settings(checkpoint, session, downloads), []),
-        "gguf": (spread_settings(gguf, session, downloads), [panel.gguf_type]),
-        "page": (spread_settings(published, session, downloads, publisher), []),
-        "plan": (spread_settings(plan, session, downloads), []),
-        "report": (spread_settings(report, session, downloads), view),
-    }
-    for name, (handler, more) in handlers.items():
-        button, file = panel.buttons[name], panel.files[name]
-        is_job = name not in ("plan", "report")
-        outputs = [*Written(context.status, panel.progress, file)] if is_job else file
-        options = HEAVY if is_job else CHEAP
-        api_name = "publish" if name == "page" else name
-        end = button.click(handler, [*settings, *more], outputs, api_name=api_name, **options)
-        end.success(None, file, None, js=SAVE, **CHEAP)
+
+    def download(
+        name: str, handler: Handler, *bound: Any, api_name: str = "", shown: Any = None, **options: Any
+    ) -> None:
+        outputs = {**(shown or {}), "file": panel.files[name]}
+        listener = call(handler, session, downloads, *bound, outputs=outputs, api_name=api_name or name, **options)
+        panel.buttons[name].click(**listener).success(**in_browser(SAVE, panel.files[name]))
+
+    job: dict[str, Any] = {"shown": {"status": context.status, "progress": panel.progress}, "queue": HEAVY}
+    download("checkpoint", checkpoint, **job)
+    download("gguf", gguf, gguf_type=panel.gguf_type, **job)
+    download("page", published, publisher, api_name="publish", **job)
+    download("plan", plan)
+    download("report", report, **sweep.choice)
 
 
 def _link_field() -> str:
@@ -287,8 +271,8 @@ def _code_block(label: LazyString) -> str:
 
 def _copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
     """A component with a copy button (`assets/copy.js`)."""
-    script = (ASSETS / "copy.js").read_text(encoding="utf-8")
-    return gr.HTML(html_template=LazyString(template), js_on_load=script, elem_id=elem_id, apply_default_css=False)
+    options: dict[str, Any] = {"js_on_load": on_load("copy"), "elem_id": elem_id, "apply_default_css": False}
+    return gr.HTML(html_template=LazyString(template), **options)
 
 
 def _heading(text: LazyString) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import gradio as gr
 
 from .. import limits
 from ..gradio_compat.browser.on_latest import SILENT, on_latest
-from ..gradio_compat.signatures import guard_handler, is_given_by_gradio, partial_handler
+from ..gradio_compat.signatures import Handler, is_given_by_gradio
 from ..state.session import Session
-from ..state.settings import Settings
 from ..ui.downloads import Downloads
-from ..ui.handlers import LiveOutput, leave_unchanged, only_if_active, spread_settings, unchanged
+from ..ui.handlers import ACTIVE_TAB, LiveOutput, spread_settings
 from .controls import Controls
 
 # Events that wait for a job. They share one gradio queue, in which each call holds a thread (`max_threads` in
@@ -24,56 +24,79 @@ HEAVY: dict[str, Any] = {"concurrency_id": "jobs", "concurrency_limit": limits.M
 CHEAP: dict[str, Any] = {"queue": False, **SILENT}
 # Events that are no API endpoint.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "api_name": "step"}
+NOW = "() => String(Date.now())"
 
 
-class Context(NamedTuple):
-    """The frame's components, and the events to which tabs attach handlers.
+def once(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+    """`gr.on(events, **call)` without what comes while a call runs, such as the second click of two."""
+    return gr.on(events, trigger_mode="once", **call)
 
-    The methods' outputs are NamedTuples of components; handlers return the same NamedTuple class. Handlers take
-    `(*bound, request, layer, client)`, or `(*bound, request, layer, pinned, client)`.
-    """
+
+def every(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
+    """`gr.on(events, **call)`, called for every event, even while an earlier call runs."""
+    return gr.on(events, trigger_mode="multiple", **call)
+
+
+def in_browser(js: str, inputs: Any = None, outputs: Any = None) -> dict[str, Any]:
+    """Keyword arguments of a listener that runs in the browser alone."""
+    return {"fn": None, "inputs": inputs, "outputs": outputs, "js": js, **PRIVATE, **CHEAP}
+
+
+def tell(signal: gr.Textbox) -> dict[str, Any]:
+    """Keyword arguments of a listener that changes a signal."""
+    return in_browser(NOW, None, signal)
+
+
+def signal() -> gr.Textbox:
+    """A hidden component that gets a new value, whose event `change` many listeners may share."""
+    return gr.Textbox(visible=False)  # not gr.State, which has no change event outside of the queue
+
+
+@dataclass(frozen=True)
+class Context:
+    """The components that several tabs share, and the signals to which they listen."""
 
     session: Session
     controls: Controls
-    status: gr.HTML
-    tab: gr.Textbox  # the id of the active tab
-    prompt: gr.Textbox
-    refresh: gr.Textbox  # a new value has the effect of dragging; for handlers that set controls
-    downloads: Downloads
-    opened: dict[str, gr.events.Dependency]  # by tab id: the end of the event that opens it
-    prepared: list[gr.events.Dependency]  # ends of loading and calibrating; filled by `events.connect`
-    measured: list[gr.events.Dependency]  # ends of slicing and measuring after `prepared` or by a button
-    released: list[gr.events.Dependency]  # ends of slicing and measuring after `on_commit`
-    live_outputs: list[LiveOutput]  # with charts that show the pinned setting as an overlay
-    pinned_measured: list[gr.events.Dependency]  # ends of measuring the pinned setting; filled by the tabs
+    tabs: gr.Tabs
+    tab: gr.Textbox  # the id of the active tab; hidden
     panels: Mapping[str, Any]  # by tab id, for tabs that show another tab's settings
+    opened: Mapping[str, gr.Textbox]  # by tab id: signals that the tab is active now, which the server knows
+    always: Sequence[LiveOutput]  # updated after every move of the slider
+    when_open: Sequence[LiveOutput]  # updated after every move while their tab is active
+    status: gr.HTML
+    headline: gr.HTML
+    notice: gr.HTML  # of a link that names a model which the page does not load
+    removed: gr.HTML
+    measure_here: gr.Button  # hidden: a button in the headline clicks it
+    prompt: gr.Textbox
+    perplexity: gr.HTML
+    subscribed: list[LiveOutput] = field(default_factory=list)  # updated after some events while their tab is active
+    downloads: Downloads = field(default_factory=Downloads)
+    refresh: gr.Textbox = field(default_factory=signal)  # has the effect of dragging; for handlers that set controls
+    prepared: gr.Textbox = field(default_factory=signal)  # loading and calibrating has ended
+    measured: gr.Textbox = field(default_factory=signal)  # so has measuring after `prepared` or by a button
+    released: gr.Textbox = field(default_factory=signal)  # so has measuring after `on_commit`
+    pinned_measured: gr.Textbox = field(default_factory=signal)  # something of the pinned setting is measured
+
+    @property
+    def texts(self) -> dict[str, gr.HTML]:
+        """The texts outside of the tabs that depend on the settings, by name as in `ui/screen.py`."""
+        return {
+            "readout": self.controls.readout,
+            "headline": self.headline,
+            "removed": self.removed,
+            "perplexity": self.perplexity,
+        }
 
     @property
     def on_commit(self) -> list[Any]:
-        """Events that commit a new setting of the slice, such as the release of the slider.
-
-        Without the checkbox that refines MLPs: that only takes effect when a button slices.
-        """
-        controls = self.controls
-        outside_sweeps = [controls.sparsity.release, controls.estimator.input, controls.locked.change]
-        return [*outside_sweeps, *self.on_options_commit]
-
-    @property
-    def on_options_commit(self) -> list[Any]:
-        """Events that commit options shared by all slices of a sweep: bias, cap, shapes, order and recovery."""
-        controls = self.controls
-        return [
-            controls.bias_slider.release,
-            controls.cap.release,
-            controls.shapes.input,
-            controls.order.input,
-            controls.recovery.input,
-            self.refresh.change,
-        ]
+        """Events that commit a new setting of the slice, such as the release of the slider."""
+        return [*self.controls.commits(), self.refresh.change]
 
     def call(
         self,
-        handler: Callable[..., Any],
+        handler: Handler,
         *bound: Any,
         outputs: Mapping[str, Any] | None = None,
         tab: str = "",
@@ -88,12 +111,11 @@ class Context(NamedTuple):
         `prompt` and `active_tab` are the frame's, all others are given as `inputs`. So do the names in its answer and
         `outputs`. With `tab` it is called while that is active. Without `api_name` it is no endpoint.
         """
-        if tab:
-            handler, bound = guard_handler(partial_handler(handler, *bound), "active_tab", tab, {}), ()
-            refuse = leave_unchanged
-        function, controls = spread_settings(handler, *bound, outputs=[*(outputs or ())], refuse=refuse), self.controls
-        components = dict(zip(Settings._fields, controls.settings, strict=True)) | {"layer": controls.layer, **inputs}
-        components |= {"pinned": controls.pinned, "prompt": self.prompt, "active_tab": self.tab}
+        names = [*(outputs or ())]
+        function = spread_settings(handler, *bound, outputs=names, refuse=refuse, tab=tab)
+        controls = self.controls
+        components = controls.settings | {"layer": controls.layer, "pinned": controls.pinned, "prompt": self.prompt}
+        components |= {ACTIVE_TAB: self.tab, **inputs}
         parameters = inspect.signature(function).parameters.values()
         return {
             "fn": function,
@@ -103,61 +125,40 @@ class Context(NamedTuple):
             **queue,
         }
 
+    def show(self, live_output: LiveOutput) -> dict[str, Any]:
+        """Keyword arguments of a listener that updates a live output while its tab is active."""
+        options: dict[str, Any] = {"outputs": live_output.outputs, "tab": live_output.tab, **live_output.inputs}
+        return self.call(live_output.handler, **options)
+
     def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
         """Update the live output after these events while its tab is active, and when the tab is opened."""
-        self.live_outputs.append(live_output)
-        call = self._call(live_output.tab, live_output.outputs, live_output.show, inputs=live_output.inputs) | CHEAP
-        on_latest(events, **call)
-        for end in (*self.prepared, self.opened[live_output.tab]):
-            end.then(**call)
+        self.subscribed.append(live_output)
+        on_latest([*events, self.prepared.change, self.opened[live_output.tab].change], **self.show(live_output))
 
-    def measure_on_commit(
-        self, tab: str, outputs: tuple[Any, ...], handlers: Sequence[Callable[..., Any]], *bound: Any
-    ) -> list[gr.events.Dependency]:
-        """Call slow handlers in sequence while `tab` is active; returns the ends of the last handler.
+    def measure_on_commit(self, tab: str, outputs: Mapping[str, Any], handlers: Sequence[Handler], *bound: Any) -> None:
+        """Call slow handlers in sequence while `tab` is active; the last ones measure the pinned setting.
 
         They are called after `on_commit`, after `measured`, and when the tab is opened.
         """
-        first, *others = (self._call(tab, outputs, handler, *bound) | HEAVY for handler in handlers)
-        ends = [end.then(**first) for end in (*self.measured, self.opened[tab])]
-        ends.append(on_latest(self.on_commit, **first))
-        for other in others:
-            ends = [end.then(**other) for end in ends]
-        return ends
+        first, *others = (self.call(handler, *bound, outputs=outputs, tab=tab, queue=HEAVY) for handler in handlers)
+        end = on_latest([*self.on_commit, self.measured.change, self.opened[tab].change], **first)
+        for other in (*others, tell(self.pinned_measured)):
+            end = end.then(**other)
 
-    def on_layer_change(self, live_output: LiveOutput, handler: Callable[..., Any], *bound: Any) -> None:
+    def on_layer_change(self, live_output: LiveOutput, handler: Handler, *bound: Any) -> None:
         """Call `handler`, which takes seconds, when another layer is chosen, then update the live output.
 
         The calls have a gradio queue of their own.
         """
         queue = {"concurrency_id": live_output.tab, "concurrency_limit": 2, **SILENT}
-        compute = self._call(live_output.tab, None, handler, *bound) | queue
-        show = self._call(live_output.tab, live_output.outputs, live_output.show) | CHEAP
-        on_latest([self.controls.layer.change], **compute).then(**show)
-        for end in (*self.prepared, self.opened[live_output.tab]):
-            end.then(**compute).then(**show)
+        events = [self.controls.layer.change, self.prepared.change, self.opened[live_output.tab].change]
+        computed = on_latest(events, **self.call(handler, *bound, tab=live_output.tab, queue=queue))
+        computed.then(**self.show(live_output))
 
-    def _call(
-        self,
-        tab: str,
-        outputs: tuple[Any, ...] | None,
-        handler: Callable[..., Any],
-        *bound: Any,
-        inputs: tuple[gr.components.Component, ...] = (),
-    ) -> dict[str, Any]:
-        """Keyword arguments of an event that calls `handler(*bound, request, layer, client)` if `tab` is active."""
-        pinned = [self.controls.pinned] if "pinned" in inspect.signature(handler).parameters else []
-        return {
-            "fn": only_if_active(tab, outputs and unchanged(type(outputs)), handler, *bound),
-            "inputs": [*self.controls.settings, self.controls.layer, *pinned, *inputs, self.tab],
-            "outputs": outputs and [*outputs],
-            **PRIVATE,
-        }
-
-    def choose_layer_by(self, chart: gr.HTML) -> None:
-        """Let a click on a layer of `chart` set the layer slider."""
-        # By default gradio drops an event that comes while an earlier one is answered.
-        chart.select(_clicked_layer, None, self.controls.layer, trigger_mode="multiple", **PRIVATE, **CHEAP)
+    def choose_layer_by(self, *charts: gr.HTML) -> None:
+        """Let a click on a layer of the charts set the layer slider."""
+        outputs = {"layer": self.controls.layer}
+        every([chart.select for chart in charts], **self.call(_clicked_layer, outputs=outputs))
 
 
 def _clicked_layer(event: gr.EventData) -> int:

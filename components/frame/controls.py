@@ -1,9 +1,10 @@
-"""The controls: the sidebar with model, calibration, slicing and readout, and the sparsity slider."""
+"""The controls: the component of each setting, the sidebar, and the sparsity slider."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -11,80 +12,20 @@ from intraslice.core import checks
 
 from .. import limits
 from ..i18n.language import LazyString, lazy_gettext, translate
-from ..state.choices import NO_RECOVERY, PRECISIONS
-from ..state.request import offered_models
+from ..state.choices import NO_RECOVERY, PRECISIONS, RECOVERIES, label_of_recovery
 from ..state.session import Session
-from ..state.settings import Settings
+from ..state.settings import CONTROLS, Settings, offered_models
 from ..ui import screen
-from ..ui.labels import ESTIMATORS, RECOVERIES
-from .slider import Moved
+from ..ui.labels import ESTIMATORS
 
-UPLOADS = [".txt", ".jsonl", ".csv", ".parquet"]
-SLIDERS = {"sparsity": (0, 60), "cap": (60, 100)}
 LAST_LAYER = 29  # of the default model
+AT_FIRST = ("model", "sparsity", "estimator", "recovery")  # in view; the other settings are in *More settings*
 
 
-class Controls(NamedTuple):
-    """The sidebar's components, and the sparsity slider."""
-
-    model: gr.Dropdown
-    memory: gr.HTML
-    dtype: gr.Radio
-    text: gr.Dropdown
-    upload: gr.File
-    sequences: gr.Number
-    length: gr.Number
-    seed: gr.Number
-    calibrate: gr.Button
-    sparsity: gr.Slider
-    estimator: gr.Radio
-    bias: gr.Number
-    bias_found: gr.Number
-    bias_slider: gr.Slider
-    bias_auto: gr.Checkbox
-    cap: gr.Slider
-    shapes: gr.Radio
-    order: gr.Radio
-    iterative: gr.Checkbox
-    recovery: gr.Radio
-    locked: gr.Textbox
-    paper: gr.Button
-    train: gr.Button
-    cancel: gr.Button
-    layer: gr.Slider
-    readout: gr.HTML
-    pinned: gr.Textbox
-
-    @property
-    def settings(self) -> list[gr.components.Component]:
-        """The components of the fields of `Settings`, in that order: inputs of all handlers that take a request."""
-        return [getattr(self, name) for name in Settings._fields]
-
-
-def _heading(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f"<h2>{translate(text)}</h2>"), apply_default_css=False)
-
-
-def sparsity_slider(value: float) -> gr.Slider:
-    """The sparsity slider, which stays at the top of the window."""
-    return gr.Slider(
-        *SLIDERS["sparsity"],
-        value=value,
-        step=1,
-        label=lazy_gettext("Sparsity: % of the layer parameters to remove"),
-        elem_id="sparsity",
-        buttons=[],
-    )
-
-
-def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved) -> Controls:
-    """Fill the sidebar, with the initial readout and bias. Called inside `gr.Sidebar()`."""
-    found_bias = initial.bias_found or 1
-    _heading(lazy_gettext("Model"))
+def _model(**options: Any) -> gr.Dropdown:
     models, is_open = offered_models()
-    model = gr.Dropdown(
+    return gr.Dropdown(
         models,
-        value=first.model,
         allow_custom_value=is_open,
         label=lazy_gettext("Model"),
         info=lazy_gettext(
@@ -94,80 +35,20 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
         else lazy_gettext("One of these, or the Hub id of another Llama, Mistral, Qwen, Gemma 3, SmolLM3 or Phi model")
         if is_open
         else lazy_gettext("One of these. For another, such as your own on the Hub, run the page on your own computer"),
-        elem_id="model",
         show_label=False,
+        **options,
     )
-    memory = gr.HTML(elem_id="memory", apply_default_css=False)
-    dtype = gr.Radio(list(PRECISIONS), value=first.dtype, label=lazy_gettext("Precision"), elem_id="dtype")
-    with gr.Accordion(lazy_gettext("Calibration"), open=False, elem_id="calibration"):
-        text = gr.Dropdown(list(session.texts), value=first.text, label=lazy_gettext("Text"), elem_id="text")
-        upload = gr.File(label=lazy_gettext("or your own (.txt .jsonl .csv .parquet)"), file_types=UPLOADS, height=64)
-        with gr.Row():
-            number = partial(gr.Number, precision=0, min_width=70)
-            sequences = number(
-                first.sequences, label=lazy_gettext("Sequences"), minimum=1, maximum=limits.SEQUENCES.value
-            )
-            length = number(first.length, label=lazy_gettext("Length"), minimum=2, maximum=limits.LENGTH.value)
-            seed = number(first.seed, label=lazy_gettext("Seed"), minimum=0, maximum=checks.MAX_INTEGER)
-    calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
-    _heading(lazy_gettext("Slicing"))
-    estimator = gr.Radio(
-        ESTIMATORS.options(),
-        value=first.estimator,
-        label=lazy_gettext("Ratio estimator"),
-        elem_id="estimator",
-    )
-    bias = gr.Number(
-        first.bias, label=lazy_gettext("Bias: above 1 prunes MLPs more; empty: set by the importances"), visible=False
-    )
-    bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
-    bias_slider = gr.Slider(
-        0.4,
-        1.6,
-        value=found_bias,
-        step=0.05,
-        label=lazy_gettext("Bias: left prunes attention more, right MLPs more"),
-        elem_id="bias",
-        buttons=[],
-    )
-    bias_auto = gr.Checkbox(True, label=lazy_gettext("Automatic bias"), elem_id="bias-auto", container=False)
-    cap = gr.Slider(
-        *SLIDERS["cap"],
-        value=first.cap,
-        step=1,
-        label=lazy_gettext("Cap: maximum % removed per module"),
-        elem_id="cap",
-        buttons=[],
-    )
-    shapes = gr.Radio(
-        [(lazy_gettext("Free"), "free"), (lazy_gettext("Runtime"), "runtime")],
-        value=first.shapes,
-        label=lazy_gettext("Shapes"),
-        info=lazy_gettext(
-            "Runtime: shapes that llama.cpp runs without padding (heads of full width, the same number of query heads "
-            "for every key/value head of a layer, and MLP widths in multiples of 32). Raises perplexity by about 2% "
-            "(default model, 30% removed)."
-        ),
-        elem_id="shapes",
-    )
-    order = gr.Radio(
-        [(lazy_gettext("One-shot, live"), "one-shot"), (lazy_gettext("Sequential"), "sequential")],
-        value=first.order,
-        label=lazy_gettext("Order"),
-        info=lazy_gettext("Sequential: as in the paper"),
-        elem_id="order",
-    )
-    iterative = gr.Checkbox(
-        first.iterative,
-        label=lazy_gettext(
-            "Train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential only, slow)"
-        ),
-        elem_id="iterative",
-        container=False,
-    )
-    recovery = gr.Radio(
-        [(lazy_gettext("None"), NO_RECOVERY), *RECOVERIES.options()],
-        value=first.recovery,
+
+
+_number = partial(gr.Number, precision=0, min_width=70)
+_slider = partial(gr.Slider, step=1, buttons=[])
+# By the fields of `Settings`; those in *More settings* are shown there in this order.
+COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
+    "model": _model,
+    "sparsity": partial(_slider, label=lazy_gettext("Sparsity: % of the layer parameters to remove")),
+    "estimator": lambda **options: gr.Radio(ESTIMATORS.options(), label=lazy_gettext("Ratio estimator"), **options),
+    "recovery": lambda **options: gr.Radio(
+        [(LazyString(partial(label_of_recovery, name)), name) for name in (NO_RECOVERY, *RECOVERIES)],
         label=lazy_gettext("Recovery"),
         info=lazy_gettext(
             "Distillation trains the sliced model to match the dense one's predictions, on the calibration text and "
@@ -176,52 +57,158 @@ def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Moved
             "alone, adds the cross-entropy on that text's next tokens, and costs about 7 such passes, plus 5 the "
             "first time. Either takes minutes."
         ),
-        elem_id="recovery",
-    )
-    locked = gr.Textbox(first.locked, label=lazy_gettext("Ratios set manually"), visible=False)
+        **options,
+    ),
+    "dtype": partial(gr.Radio, list(PRECISIONS), label=lazy_gettext("Precision")),
+    "text": partial(gr.Dropdown, label=lazy_gettext("Calibration text")),
+    "upload": partial(
+        gr.File,
+        label=lazy_gettext("or your own (.txt .jsonl .csv .parquet)"),
+        file_types=[".txt", ".jsonl", ".csv", ".parquet"],
+        height=64,
+    ),
+    "sequences": lambda **options: _number(
+        label=lazy_gettext("Sequences"), minimum=1, maximum=limits.SEQUENCES.value, **options
+    ),
+    "length": lambda **options: _number(
+        label=lazy_gettext("Length"), minimum=2, maximum=limits.LENGTH.value, **options
+    ),
+    "seed": partial(_number, label=lazy_gettext("Seed"), minimum=0, maximum=checks.MAX_INTEGER),
+    "bias": lambda **options: gr.Number(
+        label=lazy_gettext("Bias: above 1 prunes MLPs more; empty: set by the importances"),
+        visible=False,
+        **options | {"elem_id": None},  # that of its slider
+    ),
+    "cap": partial(_slider, label=lazy_gettext("Cap: maximum % removed per module")),
+    "shapes": partial(
+        gr.Radio,
+        [(lazy_gettext("Free"), "free"), (lazy_gettext("Runtime"), "runtime")],
+        label=lazy_gettext("Shapes"),
+        info=lazy_gettext(
+            "Runtime: shapes that llama.cpp runs without padding (heads of full width, the same number of query heads "
+            "for every key/value head of a layer, and MLP widths in multiples of 32). Raises perplexity by about 2% "
+            "(default model, 30% removed)."
+        ),
+    ),
+    "order": partial(
+        gr.Radio,
+        [(lazy_gettext("One-shot, live"), "one-shot"), (lazy_gettext("Sequential"), "sequential")],
+        label=lazy_gettext("Order"),
+        info=lazy_gettext("Sequential: as in the paper"),
+    ),
+    "iterative": partial(
+        gr.Checkbox,
+        label=lazy_gettext(
+            "Train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential only, slow)"
+        ),
+        container=False,
+    ),
+    "locked": partial(gr.Textbox, label=lazy_gettext("Ratios set manually"), interactive=False, max_lines=3),
+}
+
+
+class Controls(NamedTuple):
+    """The sidebar's components, and the sparsity slider."""
+
+    settings: dict[str, Any]  # by the fields of `Settings`, in their order
+    memory: gr.HTML
+    calibrate: gr.Button
+    more: gr.Accordion
+    bias_found: gr.Number
+    bias_slider: gr.Slider
+    bias_auto: gr.Checkbox
+    paper: gr.Button
+    train: gr.Button
+    cancel: gr.Button
+    layer: gr.Slider
+    readout: gr.HTML
+    pinned: gr.Textbox
+
+    @property
+    def moves(self) -> list[Any]:
+        """Events that show another setting of the slice, such as a slider's while it is dragged."""
+        return [getattr(self.settings[name], _events(self.settings[name])[0]) for name in _of_slice()]
+
+    def commits(self, *without: str) -> list[Any]:
+        """Events that commit a setting of the slice, such as the release of a slider."""
+        components = self.settings | {"bias": self.bias_slider}
+        return [getattr(components[name], _events(components[name])[1]) for name in _of_slice() if name not in without]
+
+
+def _of_slice() -> list[str]:
+    return [name for name, control in CONTROLS.items() if not control.calibrates]
+
+
+def _events(component: gr.components.Component) -> tuple[str, str]:
+    """The events by which a component shows a value, and commits it."""
+    if isinstance(component, gr.Slider):
+        return "input", "release"
+    is_set_by_others = isinstance(component, (gr.Number, gr.Textbox))
+    return ("change", "change") if is_set_by_others else ("input", "input")
+
+
+def component(name: str, first: Settings, **options: Any) -> Any:
+    """The component of a setting, with its initial value."""
+    if bounds := CONTROLS[name].slider:
+        options |= {"minimum": bounds[0], "maximum": bounds[1]}
+    return COMPONENTS[name](value=getattr(first, name), elem_id=name, **options)
+
+
+def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Callable[[str], Any]) -> Controls:
+    """Fill the sidebar, with the initial readout and bias. Called inside `gr.Sidebar()`."""
+    found_bias = initial("bias_found") or 1
+    settings: dict[str, Any] = {"sparsity": sparsity}
+
+    def add(*names: str, **options: Any) -> None:
+        settings.update({name: component(name, first, **options) for name in names})
+
+    _heading(lazy_gettext("Model"))
+    add("model")
+    memory = gr.HTML(elem_id="memory", apply_default_css=False)
+    calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
+    _heading(lazy_gettext("Slicing"))
+    add("estimator", "recovery")
     with gr.Row(equal_height=True):
         paper = gr.Button(lazy_gettext("Slice sequentially"), size="md", elem_id="paper", min_width=190)
-        train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120, visible=False)
+        # A style sheet shows it where a recovery is chosen.
+        train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120)
         cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
+    with gr.Accordion(lazy_gettext("More settings"), open=False, elem_id="more") as more:
+        add("dtype")
+        add("text", choices=list(session.texts))
+        add("upload")
+        with gr.Row():
+            add("sequences", "length", "seed")
+        bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
+        bias_slider = _slider(
+            0.4,
+            1.6,
+            value=found_bias,
+            step=0.05,
+            label=lazy_gettext("Bias: left prunes attention more, right MLPs more"),
+            elem_id="bias",
+        )
+        bias_auto = gr.Checkbox(True, label=lazy_gettext("Automatic bias"), elem_id="bias-auto", container=False)
+        add(*(name for name in COMPONENTS if name not in settings))
     _heading(lazy_gettext("Results"))
-    readout = screen.newest(initial.readout, "readout")
-    layer = gr.Slider(
-        0,
-        LAST_LAYER,
-        value=0,
-        step=1,
-        precision=0,
-        label=lazy_gettext("Layer shown in detail"),
-        elem_id="layer",
-        buttons=[],
-    )
-    pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
+    readout = screen.newest(initial("readout"), "readout")
+    layer = _slider(0, LAST_LAYER, value=0, precision=0, label=lazy_gettext("Layer shown in detail"), elem_id="layer")
     return Controls(
-        model=model,
+        settings={name: settings[name] for name in Settings._fields},
         memory=memory,
-        dtype=dtype,
-        text=text,
-        upload=upload,
-        sequences=sequences,
-        length=length,
-        seed=seed,
         calibrate=calibrate,
-        sparsity=sparsity,
-        estimator=estimator,
-        bias=bias,
+        more=more,
         bias_found=bias_found,
         bias_slider=bias_slider,
         bias_auto=bias_auto,
-        cap=cap,
-        shapes=shapes,
-        order=order,
-        iterative=iterative,
-        recovery=recovery,
-        locked=locked,
         paper=paper,
         train=train,
         cancel=cancel,
         layer=layer,
         readout=readout,
-        pinned=pinned,
+        pinned=gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False),
     )
+
+
+def _heading(text: LazyString) -> None:
+    gr.HTML(LazyString(lambda: f"<h2>{translate(text)}</h2>"), apply_default_css=False)

@@ -1,204 +1,121 @@
-"""Connects the events of the page's frame to their handlers. Events of a single tab are connected in its package."""
+"""The table of the frame's events and their handlers. Events of a single tab are connected in its package."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
 from ..gradio_compat.browser.on_latest import on_latest
-from ..gradio_compat.signatures import partial_handler
-from ..state.choices import NO_RECOVERY
-from ..state.session import Session
-from ..ui.downloads import Downloads
-from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from ..ui.handlers import LiveOutput, leave_unchanged
 from . import handlers, lesson, link, slider
-from .context import CHEAP, HEAVY, PRIVATE, Context
-from .controls import Controls
+from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
+
+# How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
+Row = tuple[Callable[..., gr.events.Dependency], Sequence[Any], Sequence[Mapping[str, Any]]]
 
 
-class Frame(NamedTuple):
-    """The page's components that several tabs share."""
-
-    controls: Controls
-    tabs: gr.Tabs
-    tab: gr.Textbox  # the id of the active tab; hidden
-    status: gr.HTML
-    headline: gr.HTML
-    notice: gr.HTML  # of a link that names a model which the page does not load
-    removed: gr.HTML
-    measure_here: gr.Button  # hidden: a button in the headline clicks it
-    prompt: gr.Textbox
-    perplexity: gr.HTML
-    panels: Mapping[str, Any]  # by tab id
+def connect(page: gr.Blocks, context: Context) -> None:
+    """Connect the events that several tabs share. Called inside the page's `gr.Blocks()`."""
+    rows = [*_restoring(page, context), *_settings(context), *_tabs(context), *_bias(context)]
+    for listen, events, (first, *others) in rows:
+        end = listen(events, **first)
+        for other in others:
+            end = end.then(**other)
+    page.unload(context.call(handlers.stop, context.session, [""])["fn"])
 
 
-def connect(
-    page: gr.Blocks, session: Session, frame: Frame, always: Sequence[LiveOutput], when_open: Sequence[LiveOutput]
-) -> Context:
-    """Connect the events that several tabs share. Called inside the page's `gr.Blocks()`.
+def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
+    """A link or a step of the lesson sets the controls; the model is loaded and calibrated."""
+    session, controls, call, always = context.session, context.controls, context.call, context.always
+    settings = {**controls.settings, "layer": controls.layer}
+    linked = {**settings, "prompt": context.prompt, "pinned": controls.pinned}
+    restored = {**linked, "tabs": context.tabs, "notice": context.notice}
+    begun = signal()
+    restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
+    refuse = partial(slider.refuse_move, always, ())
+    preview = call(slider.preview, session, always, outputs=_moved(context, always), refuse=refuse, api_name="ratios")
+    begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
+    remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
+    prepared = {"status": context.status, "refresh": context.refresh}
+    prepare = call(handlers.prepare, session, outputs=prepared, queue=HEAVY, api_name="prepare")
+    fit = call(handlers.fit_layers, session, outputs={"layer": controls.layer}, refuse=leave_unchanged)
+    memory = call(handlers.memory, session, outputs={"memory": controls.memory}, api_name="memory")
+    step = call(lesson.begin, outputs={**settings, "refresh": context.refresh})
+    model = controls.settings["model"]
 
-    Args:
-        always: updated after every move of the slider.
-        when_open: updated after every move while their tab is active.
+    yield every, [page.load], [restore, preview, begin]
+    yield every, [component.change for component in linked.values()], [remember]
+    for events, options in (([begun.change], PRIVATE), ([controls.calibrate.click], {})):
+        yield once, events, [prepare | options, fit, tell(context.prepared)]
+    yield on_latest, [page.load, model.change], [memory]
+    yield every, [model.change], [in_browser("() => ''", None, context.notice)]
+    yield every, [lesson.receiver().select], [step]
+
+
+def _settings(context: Context) -> Iterator[Row]:
+    """A moved control is shown, a committed setting measured."""
+    session, controls, call = context.session, context.controls, context.call
+    always, when_open = context.always, context.when_open
+    measured = {"status": context.status, **context.texts}
+    refuse = partial(slider.refuse_move, always, when_open)
+    move = call(slider.move, session, always, when_open, outputs=_moved(context, always, when_open), refuse=refuse)
+    on_release = call(slider.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
+    on_prepared = call(slider.on_prepared, session, outputs=measured, queue=HEAVY)
+    measure = call(slider.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
+    halt = call(handlers.stop, session, [""], api_name="halt")
+    sequential, pressed = signal(), signal()  # buttons that slice
+    set_order = "() => ['sequential', String(Date.now())]"
+    order = in_browser(set_order, None, [controls.settings["order"], sequential])
+    shown = [context.refresh, context.prepared, sequential, pressed, *context.opened.values()]
+    moves = [*controls.moves, controls.pinned.change, controls.layer.change, *(one.change for one in shown)]
+
+    # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
+    yield on_latest, moves, [move]
+    yield on_latest, context.on_commit, [on_release, tell(context.released)]
+    yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
+    yield every, [controls.paper.click], [order]
+    yield every, [controls.train.click, context.measure_here.click], [tell(pressed)]
+    for button, options in ((sequential, PRIVATE), (pressed, {})):
+        yield once, [button.change], [measure | options, tell(context.measured)]
+    yield every, [controls.cancel.click], [halt]
+
+
+def _tabs(context: Context) -> Iterator[Row]:
+    """The browser itself records the active tab, and one call at a time signals it.
+
+    Otherwise a late answer could leave the active tab without its content.
     """
-    controls = frame.controls
-    with_layer = [*controls.settings, controls.layer]
-    with_pinned = [*with_layer, controls.pinned]
-    texts = [controls.readout, frame.headline, frame.removed, frame.perplexity]
-    move_outputs = [output for live_output in always for output in live_output.outputs]
-    move_outputs += [*texts, controls.bias_found]
-    move: dict[str, Any] = {
-        "fn": spread_settings(
-            slider.move, session, always, when_open, refuse=partial(slider.refuse_move, always, when_open)
-        ),
-        "inputs": [*with_layer, frame.tab, controls.pinned],
-        "outputs": [*move_outputs, *(output for live_output in when_open for output in live_output.outputs)],
-        **PRIVATE,
-        **CHEAP,
-    }
-    preview: dict[str, Any] = {
-        "fn": spread_settings(slider.preview, session, always, refuse=partial(slider.refuse_move, always, ())),
-        "inputs": with_pinned,
-        "outputs": move_outputs,
-        **CHEAP,
-    }
-    measure: dict[str, Any] = {
-        "fn": spread_settings(slider.on_release, session, outputs=slider.MEASURED),
-        "inputs": with_pinned,
-        "outputs": [frame.status, *texts],
-        **HEAVY,
-    }
-    refresh = gr.Textbox(visible=False)  # not gr.State, which has no change event outside of the queue
-    # One listener handles all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
-    move_signal = gr.Textbox(visible=False)
-    signal_move: dict[str, Any] = {
-        "fn": None,
-        "outputs": move_signal,
-        "js": "() => String(Date.now())",
-        **PRIVATE,
-        **CHEAP,
-    }
-    prepare_outputs = [*handlers.Prepared(frame.status, refresh)]
-    prepare: dict[str, Any] = {
-        "fn": spread_settings(handlers.prepare, session),
-        "inputs": controls.settings,
-        "outputs": prepare_outputs,
-        **HEAVY,
-    }
-    fit: dict[str, Any] = {
-        "fn": spread_settings(handlers.fit_layers, session, refuse=leave_unchanged),
-        "inputs": with_layer,
-        "outputs": controls.layer,
-        **CHEAP,
-    }
-    prepared: list[gr.events.Dependency] = []
-    measured: list[gr.events.Dependency] = []
-    released: list[gr.events.Dependency] = []
-
-    def after_preparing(ready: gr.events.Dependency) -> None:
-        prepared.append(ready.then(**fit, **PRIVATE).then(**signal_move))
-        first_measure = {**measure, "fn": spread_settings(slider.on_prepared, session, outputs=slider.MEASURED)}
-        measured.append(prepared[-1].then(**first_measure, **PRIVATE))
-
-    linked = link.Linked(*with_layer, frame.prompt, controls.pinned)
-    restored = link.Restored(*linked, frame.tabs, frame.notice)
-    opened_page = page.load(
-        partial_handler(link.restore_existing, session), None, [*restored], api_name="restore", **CHEAP
-    )
-    after_preparing(opened_page.then(**preview, api_name="ratios").then(**prepare, **PRIVATE))
-    memory: dict[str, Any] = {
-        "fn": partial_handler(handlers.memory, session),
-        "inputs": controls.model,
-        "outputs": controls.memory,
-        **CHEAP,
-    }
-    page.load(**memory, **PRIVATE)
-    page.unload(partial_handler(handlers.stop, session, [""]))
-    remember = "(...values) => isx.remember(values)"
-    opened_page.then(None, [*linked], None, js="(...values) => isx.begin(values)", **PRIVATE, **CHEAP)
-    gr.on([component.change for component in linked], None, [*linked], None, js=remember, **CHEAP)
-
-    opened = _connect_tabs(session, frame)
-    for dependency in opened.values():
-        dependency.then(**signal_move)
-    context = Context(
-        session=session,
-        controls=controls,
-        status=frame.status,
-        tab=frame.tab,
-        prompt=frame.prompt,
-        refresh=refresh,
-        downloads=Downloads(),
-        opened=opened,
-        prepared=prepared,
-        measured=measured,
-        released=released,
-        live_outputs=[*always, *when_open],
-        pinned_measured=[],
-        panels=frame.panels,
-    )
-
-    _show_bias(controls, refresh)
-    lesson.connect(controls, refresh)
-    moves = [controls.sparsity.input, controls.cap.input, controls.estimator.input, controls.order.input]
-    moves += [
-        controls.recovery.input,
-        controls.shapes.input,
-        controls.bias.change,
-        controls.layer.change,
-        controls.locked.change,
-    ]
-    moves += [refresh.change, controls.pinned.change, move_signal.change]
-    on_latest(moves, **move)
-    released.append(on_latest(context.on_commit, **measure, api_name="measure_live"))
-
-    on_latest([controls.model.change], **memory, api_name="memory")
-    controls.model.change(None, None, frame.notice, js="() => ''", **PRIVATE, **CHEAP)
-    after_preparing(controls.calibrate.click(**prepare, api_name="prepare"))
-    order_set = controls.paper.click(lambda: "sequential", None, controls.order, **PRIVATE, **CHEAP)
-    measure_by_button = {**measure, "fn": spread_settings(slider.measure, session, outputs=slider.MEASURED)}
-    measured.append(order_set.then(**signal_move).then(**measure_by_button, api_name="measure"))
-    pressed = gr.on([controls.train.click, frame.measure_here.click], **signal_move)
-    measured.append(pressed.then(**measure_by_button, **PRIVATE))
-    on_latest(
-        [controls.recovery.change],
-        fn=lambda recovery: gr.update(visible=recovery != NO_RECOVERY),
-        inputs=controls.recovery,
-        outputs=controls.train,
-        **PRIVATE,
-        **CHEAP,
-    )
-    controls.cancel.click(partial_handler(handlers.stop, session, [""]), None, None, api_name="halt", **CHEAP)
-    return context
-
-
-def _connect_tabs(session: Session, frame: Frame) -> dict[str, gr.events.Dependency]:
-    """By tab id, the end of the event that opens the tab.
-
-    The browser itself records the active tab, and one call at a time signals it: otherwise a late answer could leave
-    the active tab without its content.
-    """
-    in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
-    signals = {}
-    for tab in frame.tabs.children:
+    for tab in context.tabs.children:
         if isinstance(tab, gr.Tab):
-            signals[str(tab.id)] = gr.Textbox(visible=False)
-            tab.select(outputs=frame.tab, js=f"() => {json.dumps(tab.id)}", **in_browser)
-    open_tab = partial_handler(handlers.open_tab, session, [*signals])
-    on_latest([frame.tab.change], fn=open_tab, inputs=frame.tab, outputs=[*signals.values()], **PRIVATE, **CHEAP)
-    return {tab: signal.change(js="() => []", **in_browser) for tab, signal in signals.items()}
+            yield every, [tab.select], [in_browser(f"() => {json.dumps(tab.id)}", None, context.tab)]
+    open_tab = context.call(handlers.open_tab, context.session, [*context.opened], outputs=context.opened)
+    yield on_latest, [context.tab.change], [open_tab]
 
 
-def _show_bias(controls: Controls, refresh: gr.Textbox) -> None:
+def _bias(context: Context) -> Iterator[Row]:
     """Synchronise the bias with its slider and its checkbox, in the browser alone."""
-    bias, found, bias_slider, auto = controls.bias, controls.bias_found, controls.bias_slider, controls.bias_auto
-    in_browser: dict[str, Any] = {"fn": None, **PRIVATE, **CHEAP}
-    bias_slider.input(inputs=bias_slider, outputs=bias, js="(bias) => bias", **in_browser)
+    controls = context.controls
+    bias, found, bias_slider, auto = (
+        controls.settings["bias"],
+        controls.bias_found,
+        controls.bias_slider,
+        controls.bias_auto,
+    )
     set_bias = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
-    auto.input(inputs=[auto, bias_slider], outputs=[bias, refresh], js=set_bias, **in_browser)
     show_bias = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
-    gr.on([bias.change, found.change], inputs=[bias, found], outputs=[bias_slider, auto], js=show_bias, **in_browser)
+    yield every, [bias_slider.input], [in_browser("(bias) => bias", bias_slider, bias)]
+    yield every, [auto.input], [in_browser(set_bias, [auto, bias_slider], [bias, context.refresh])]
+    yield every, [bias.change, found.change], [in_browser(show_bias, [bias, found], [bias_slider, auto])]
+
+
+def _moved(context: Context, always: Sequence[LiveOutput], when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
+    """By unique names, in the order of the answers of `slider.preview` and `slider.move`."""
+    before, after = (
+        {f"{live_output.tab} {name}": output for live_output in some for name, output in live_output.outputs.items()}
+        for some in (always, when_open)
+    )
+    return {**before, **context.texts, "bias_found": context.controls.bias_found, **after}

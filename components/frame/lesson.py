@@ -8,29 +8,24 @@ from typing import Any
 import gradio as gr
 
 from ..lesson.steps import state_of
-from ..state.settings import Settings
+from ..state.settings import CONTROLS, Settings
 from . import link
-from .context import CHEAP, PRIVATE
-from .controls import Controls
 
 # Controls that keep their values unless a step sets them.
-KEPT = ("model", "text", "upload", "sequences", "length", "seed", "dtype", "layer")
+KEPT = (*(name for name, control in CONTROLS.items() if control.calibrates), "layer")
 FORWARD_EVENT = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'
 
 
-def connect(controls: Controls, refresh: gr.Textbox) -> None:
-    """Connect the panel of `assets/lesson/`. Called inside the page's `gr.Blocks()`."""
-    receiver = gr.HTML("<i></i>", js_on_load=FORWARD_EVENT, elem_id="lesson-wire", apply_default_css=False)
-    outputs = [*controls.settings, controls.layer, refresh]
-    receiver.select(begin, None, outputs, trigger_mode="multiple", **PRIVATE, **CHEAP)
+def receiver() -> gr.HTML:
+    """The component whose event `select` comes from the panel of `assets/lesson/`."""
+    return gr.HTML("<i></i>", js_on_load=FORWARD_EVENT, elem_id="lesson-wire", apply_default_css=False)
 
 
-def begin(event: gr.EventData) -> tuple[Any, ...]:
+def begin(event: gr.EventData) -> dict[str, Any]:
     """Values of the settings and the layer for a step, and a new value of `Context.refresh`."""
     state = state_of(event.step, event.phase)
-    names = (*Settings._fields, "layer")
     if not state:
-        return (gr.skip(),) * (len(names) + 1)
-    values = link.read(state)._asdict()
-    kept = {name: gr.skip() for name in KEPT if name not in state}
-    return *((values | kept)[name] for name in names), str(time.time())
+        return {}
+    values = link.read(state)
+    names = [name for name in (*Settings._fields, "layer") if name in state or name not in KEPT]
+    return {name: values[name] for name in names} | {"refresh": str(time.time())}

@@ -11,17 +11,16 @@ import gradio as gr
 from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import gettext, lazy_gettext
 from ..state.request import Request
-from ..state.settings import Settings
+from ..state.settings import CONTROLS
 from ..ui.chart_bridge import is_chart, overlay_update
-from ..ui.handlers import LiveOutput, leave_unchanged, spread_settings
+from ..ui.handlers import LiveOutput, leave_unchanged
 from ..ui.pinned import text as pinned_text
 from ..ui.pinned.differences import name_of
 from . import slider
-from .context import CHEAP, HEAVY, PRIVATE, Context
-from .events import Frame
+from .context import HEAVY, Context, in_browser, tell
 
 # The controls that undo and redo set. `assets/history.js` takes their values from those of the link.
-HISTORY_FIELDS = [name for name in (*Settings._fields, "pinned") if name != "upload"]
+HISTORY_FIELDS = [*(name for name, control in CONTROLS.items() if control.in_link), "pinned"]
 
 
 class Toolbar(NamedTuple):
@@ -32,13 +31,6 @@ class Toolbar(NamedTuple):
     description: gr.HTML
     undo: gr.Button
     redo: gr.Button
-
-
-class Description(NamedTuple):
-    """The description of the pinned setting, and the button that unpins it."""
-
-    text: Any
-    unpin: Any
 
 
 def build() -> Toolbar:
@@ -57,11 +49,11 @@ def pin(request: Request) -> str:
     return pinned_text.write(request)
 
 
-def describe(request: Request, pinned_setting: str) -> Description:
-    """The pinned setting's name (HTML), or the reason why it is not shown."""
+def describe(request: Request, pinned_setting: str) -> dict[str, Any]:
+    """The pinned setting's name (HTML), or the reason why it is not shown; whether it can be unpinned."""
     settings, pinned = request.settings, pinned_text.read(pinned_setting)
     if pinned is None:
-        return Description("", gr.update(visible=False))
+        return {"description": "", "unpin": gr.update(visible=False)}
     if pinned_text.comparable_request(pinned_setting, request) is not None:
         name = name_of(pinned, settings._replace(upload=pinned.upload))
     elif pinned.model != settings.model:
@@ -69,7 +61,7 @@ def describe(request: Request, pinned_setting: str) -> Description:
     else:
         name = gettext("calibrated on a file that is no longer available")
     text = gettext("<b>A</b> is {words}.", words=escape(name))
-    return Description(f'<p class="isx-quiet">{text}</p>', gr.update(visible=True))
+    return {"description": f'<p class="isx-quiet">{text}</p>', "unpin": gr.update(visible=True)}
 
 
 def overlays(
@@ -79,56 +71,40 @@ def overlays(
     active_tab: str,
     pinned: Request | None,
     client: str,
-) -> tuple[Any, ...]:
-    """Updates of the pinned setting's overlays on the charts of the active tab; other tabs' charts are unchanged."""
-    updates: list[Any] = []
+) -> dict[str, Any]:
+    """Updates of the pinned setting's overlays on the charts of the active tab, by the charts' ids."""
+    updates: dict[str, Any] = {}
     for live_output in live_outputs:
-        are_charts = [is_chart(component) for component in live_output.outputs]
-        if live_output.tab != active_tab or not any(are_charts):
-            updates += [gr.skip()] * sum(are_charts)
-            continue
-        show = live_output.show_pinned or live_output.show
-        values = show(pinned, layer, client) if pinned else [None] * len(are_charts)
-        updates += [overlay_update(value) for value, is_drawn in zip(values, are_charts, strict=True) if is_drawn]
-    return tuple(updates)
+        charts = {name: output.elem_id for name, output in live_output.outputs.items() if is_chart(output)}
+        if charts and live_output.tab == active_tab:
+            show = live_output.for_pinned or live_output.handler
+            shown = show(pinned, layer, client) if pinned else {}
+            updates |= {chart: overlay_update(shown.get(name)) for name, chart in charts.items()}
+    return updates
 
 
-def connect(toolbar: Toolbar, context: Context, frame: Frame) -> None:
+def connect(toolbar: Toolbar, context: Context) -> None:
     """Connect the toolbar, and the overlays of all tabs' live outputs; called after the tabs are connected."""
-    controls, session = context.controls, context.session
-    pinned, settings = controls.pinned, controls.settings
-    toolbar.pin.click(spread_settings(pin), settings, pinned, api_name="pin", **CHEAP)
-    toolbar.unpin.click(lambda: "", None, pinned, **PRIVATE, **CHEAP)
+    controls, session, call, refresh = context.controls, context.session, context.call, context.refresh
+    pinned, layer, model = controls.pinned, controls.layer, controls.settings["model"]
+    description = {"description": toolbar.description, "unpin": toolbar.unpin}
+    toolbar.pin.click(**call(pin, outputs={"pinned": pinned}, api_name="pin"))
+    toolbar.unpin.click(**in_browser("() => ''", None, pinned))
+    described = call(describe, outputs=description, refuse=leave_unchanged, pinned_setting=pinned)
+    on_latest([pinned.change, model.change, refresh.change], **described)
 
-    describe_pinned = {
-        "fn": spread_settings(describe, refuse=leave_unchanged),
-        "inputs": [*settings, pinned],
-        "outputs": [*Description(toolbar.description, toolbar.unpin)],
-    }
-    on_latest([pinned.change, controls.model.change, context.refresh.change], **describe_pinned, **PRIVATE, **CHEAP)
+    texts = {"status": context.status, **context.texts}
+    measure = call(slider.measure_pinned, session, outputs=texts, refuse=leave_unchanged, queue=HEAVY)
+    on_latest([pinned.change, context.measured.change], **measure).then(**tell(context.pinned_measured))
 
-    outputs = [output for live_output in context.live_outputs for output in live_output.outputs]
-    draw_overlays = {
-        "fn": spread_settings(overlays, context.live_outputs, refuse=leave_unchanged),
-        "inputs": [*settings, controls.layer, context.tab, pinned],
-        "outputs": [output for output in outputs if is_chart(output)],
-        **PRIVATE,
-        **CHEAP,
-    }
-    on_latest([pinned.change, controls.layer.change, context.refresh.change], **draw_overlays)
-    for end in (*context.opened.values(), *context.prepared, *context.pinned_measured):
-        end.then(**draw_overlays)
-    measure_pinned = {
-        "fn": spread_settings(slider.measure_pinned, session, outputs=slider.MEASURED, refuse=leave_unchanged),
-        "inputs": [*settings, controls.layer, pinned],
-        "outputs": [frame.status, controls.readout, frame.headline, frame.removed, frame.perplexity],
-        **PRIVATE,
-        **HEAVY,
-    }
-    measured = (end.then(**measure_pinned) for end in context.measured)
-    for end in (on_latest([pinned.change], **measure_pinned), *measured):
-        end.then(**draw_overlays)
+    live_outputs = [*context.always, *context.when_open, *context.subscribed]
+    outputs = [output for live_output in live_outputs for output in live_output.outputs.values()]
+    charts = {str(output.elem_id): output for output in outputs if is_chart(output)}
+    draw = call(overlays, live_outputs, outputs=charts, refuse=leave_unchanged)
+    signals = [refresh, context.prepared, context.pinned_measured, *context.opened.values()]
+    on_latest([pinned.change, layer.change, *(signal.change for signal in signals)], **draw)
 
-    history_outputs = [*(getattr(controls, name) for name in HISTORY_FIELDS), context.refresh]
+    history = {**controls.settings, "pinned": pinned}
+    restored = [*(history[name] for name in HISTORY_FIELDS), refresh]
     for button, step in ((toolbar.undo, -1), (toolbar.redo, 1)):
-        button.click(None, None, history_outputs, js=f"() => isx.step({step})", **PRIVATE, **CHEAP)
+        button.click(**in_browser(f"() => isx.step({step})", None, restored))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,9 +87,14 @@ def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], e
     return *before, *values_of({"headline": refused}, Moved._fields), *after
 
 
-def initial_texts(session: Session, request: Request) -> Moved:
-    """The texts with which the page opens; empty without a source of plans."""
-    return initial_values(lambda: moved(session.view(request, "")))
+def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
+    """The texts with which the page opens, by the fields of `Moved`; empty without a source of plans."""
+
+    def texts() -> dict[str, Any]:
+        values = moved(session.view(request, ""))._asdict()
+        return {name: value for name, value in values.items() if not isinstance(value, dict)}  # which is unchanged
+
+    return initial_values(texts)
 
 
 def measure(

@@ -18,7 +18,7 @@ from ..i18n.language import LazyString, language, long_text, translate
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, Colour, css_variables
 from ..ui.scripts import asset, page_script
-from .link import default_link
+from .link import default_link, more_settings
 from .pinning import HISTORY_FIELDS
 
 BLUE = gr.themes.Color(
@@ -117,7 +117,8 @@ def routes(tabs: Mapping[str, str]) -> list[Route]:
 def script(tabs: Mapping[str, str]) -> str:
     """The page's script in the current language, with what it knows of the page."""
     data = {
-        "usual": default_link()._asdict(),
+        "usual": default_link(),
+        "more": more_settings(),
         "tabs": {tab: translate(label) for tab, label in tabs.items()},
         "undone": HISTORY_FIELDS,
         "tour": json.loads(long_text("tour.json")),

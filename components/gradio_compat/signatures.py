@@ -38,8 +38,9 @@ def wrap_handler(
 ) -> Handler:
     """A function of `parameters` that calls `handler(*arguments(values))` and converts each of its answers.
 
-    It is a generator where the handler is one. With `refuse` it answers `refuse(error)` to values of which `arguments`
-    raises ValueError; else that is raised.
+    It is a generator where the handler is one, and then answers at least with `convert({})`: gradio clears the outputs
+    of a generator that yields nothing. With `refuse` it answers `refuse(error)` to values of which `arguments` raises
+    ValueError; else that is raised.
     """
     client = next((index for index, parameter in enumerate(parameters) if parameter.name == CLIENT), None)
 
@@ -58,7 +59,9 @@ def wrap_handler(
                     raise
                 yield convert(refuse(error))
                 return
-            yield from map(convert, handler(*converted))
+            answers = map(convert, handler(*converted))
+            yield next(answers, convert({}))
+            yield from answers
 
     else:
 
@@ -71,33 +74,8 @@ def wrap_handler(
                 return convert(refuse(error))
             return convert(handler(*converted))
 
-    return with_signature(wrapper, handler, parameters)
-
-
-def guard_handler(handler: Handler, name: str, value: str, otherwise: Any) -> Handler:
-    """`handler` with one more input `name`, the last: it is called if that is `value`; else the answer is `otherwise`.
-
-    A generator also begins with `otherwise`, since gradio clears the outputs of one that yields nothing.
-    """
-    parameters = parameters_of(handler)
-    inputs = [parameter for parameter in parameters if not is_given_by_gradio(parameter)]
-    from_gradio = [parameter for parameter in parameters if is_given_by_gradio(parameter)]
-    guard = inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=str)
-    index = len(inputs)
-
-    if inspect.isgeneratorfunction(handler):
-
-        def guarded(*values: Any) -> Any:
-            yield otherwise
-            if values[index] == value:
-                yield from handler(*values[:index], *values[index + 1 :])
-
-    else:
-
-        def guarded(*values: Any) -> Any:
-            return handler(*values[:index], *values[index + 1 :]) if values[index] == value else otherwise
-
-    return with_signature(guarded, handler, [*inputs, guard, *from_gradio])
+    returns = inspect.signature(handler, eval_str=True).return_annotation
+    return with_signature(wrapper, handler, parameters, returns)
 
 
 def parameters_of(handler: Handler) -> list[inspect.Parameter]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gradio as gr
 
-from ..frame.context import CHEAP, PRIVATE, Context
-from ..gradio_compat.browser.on_latest import on_latest
+from ..frame.context import Context, every, in_browser
 from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
-from ..ui.handlers import spread_settings, unchanged
 from ..ui.labels import MODULES
 from ..ui.scripts import on_load
 from . import ratio_files
@@ -49,24 +47,16 @@ class OverridesPanel(NamedTuple):
     file: gr.DownloadButton
 
 
-class Edited(NamedTuple):
-    """Outputs of `edit` and `load`: the locks as the page's setting and in the table, and what is wrong with others."""
-
-    locked: Any
-    table: Any
-    problem: Any
-
-
-def edit(session: Session, request: Request, event: gr.EventData) -> Edited:
+def edit(session: Session, request: Request, event: gr.EventData) -> dict[str, str]:
     """Apply the locks of the table; if they are impossible, show why and change nothing."""
     try:
         session.plan(request.with_settings(locked=event.locked))
     except ValueError as problem:
-        return unchanged(Edited)._replace(problem=formatting.problem(problem))
-    return Edited(event.locked, event.locked, "")
+        return {"problem": formatting.problem(problem)}
+    return _locked(event.locked)
 
 
-def load(session: Session, request: Request, ratios_file: str) -> Edited:
+def load(session: Session, request: Request, ratios_file: str) -> dict[str, str]:
     """Lock the ratios of a file (.csv or .json); if they are impossible, show why and change nothing.
 
     Columns: layer, attention_ratio, mlp_ratio; fractions from 0 to 1. Empty cells are left to the estimator.
@@ -75,8 +65,8 @@ def load(session: Session, request: Request, ratios_file: str) -> Edited:
         request = ratio_files.with_ratios(request.with_settings(locked=""), ratios_file)
         session.plan(request)
     except ValueError as problem:
-        return unchanged(Edited)._replace(problem=formatting.problem(problem))
-    return Edited(request.settings.locked, request.settings.locked, "")
+        return {"problem": formatting.problem(problem)}
+    return _locked(request.settings.locked)
 
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
@@ -106,22 +96,16 @@ def build() -> OverridesPanel:
 
 def connect(panel: OverridesPanel, context: Context) -> None:
     """Attach the handlers: an edit of the table changes the setting, and a change of the setting updates the table."""
-    controls = context.controls
-    edited = Edited(controls.locked, panel.table, panel.problem)
-    edit_table = spread_settings(edit, context.session)
-    answered = panel.table.select(edit_table, controls.settings, [*edited], trigger_mode="multiple", **PRIVATE, **CHEAP)
-    answered.then(None, js="() => (dispatchEvent(new Event('isx-locks')), [])", **PRIVATE, **CHEAP)
-    outputs = [panel.table, panel.problem]
-    on_latest(
-        [controls.locked.change],
-        fn=lambda locked: (locked, ""),
-        inputs=controls.locked,
-        outputs=outputs,
-        **PRIVATE,
-        **CHEAP,
-    )
-    inputs = [*controls.settings, panel.upload]
-    panel.upload.upload(spread_settings(load, context.session), inputs, [*edited], **PRIVATE, **CHEAP)
-    save_handler = spread_settings(save, context.session, context.downloads)
-    saved = panel.save.click(save_handler, controls.settings, panel.file, api_name="save_ratios", **CHEAP)
-    saved.success(None, panel.file, None, js=SAVE, **CHEAP)
+    session, call, locked = context.session, context.call, context.controls.settings["locked"]
+    edited = {"locked": locked, "table": panel.table, "problem": panel.problem}
+    answered = every([panel.table.select], **call(edit, session, outputs=edited))
+    answered.then(**in_browser("() => (dispatchEvent(new Event('isx-locks')), [])"))
+    locked.change(**in_browser("(locked) => [locked, '']", locked, [panel.table, panel.problem]))
+    panel.upload.upload(**call(load, session, outputs=edited, ratios_file=panel.upload))
+    file = {"file": panel.file}
+    saved = panel.save.click(**call(save, session, context.downloads, outputs=file, api_name="save_ratios"))
+    saved.success(**in_browser(SAVE, panel.file))
+
+
+def _locked(locks: str) -> dict[str, str]:
+    return {"locked": locks, "table": locks, "problem": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
@@ -12,7 +12,7 @@ from ..state.session import Session
 from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, unchanged
+from ..ui.handlers import LiveOutput
 from .charts import TITLES, variance_chart
 from .head_charts import pair_chart, rank_chart
 from .measure import SpectraViews
@@ -20,31 +20,23 @@ from .measure import SpectraViews
 WAITING = lazy_gettext("Spectra appear once the model is calibrated.")
 
 
-class Charts(NamedTuple):
-    """Outputs of `show`."""
-
-    variance: Any
-    ranks: Any
-    pairs: Any
-
-
 class SpectraPanel(NamedTuple):
     """The tab's charts, and the source of their numbers."""
 
     views: SpectraViews
-    charts: Charts
     live_output: LiveOutput  # updated on every move while the tab is active
 
 
-def show(views: SpectraViews, request: Request, layer: int, client: str) -> Charts:
+def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict[str, str]:
     """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), and what the setting keeps."""
     try:
         view = views.view(request, layer)
     except ValueError:  # the headline shows what is wrong with the setting
-        return unchanged(Charts)
+        return {}
     if view is None:
-        return Charts(*(figure.waiting(title(layer), translate(WAITING)).to_json() for title in TITLES.values()))
-    return Charts(variance_chart(view).to_json(), rank_chart(view).to_json(), pair_chart(view).to_json())
+        return {name: figure.waiting(title(layer), translate(WAITING)).to_json() for name, title in TITLES.items()}
+    charts = {"variance": variance_chart(view), "ranks": rank_chart(view), "pairs": pair_chart(view)}
+    return {name: chart.to_json() for name, chart in charts.items()}
 
 
 def complete(views: SpectraViews, request: Request, layer: int, client: str) -> None:
@@ -61,11 +53,11 @@ def build(session: Session, first: Request) -> SpectraPanel:
     fold("ranks")
     pairs = chart(height=260, elem_id="pair-chart")
     fold("pairs")
-    charts = Charts(variance, ranks, pairs)
-    return SpectraPanel(views, charts, LiveOutput("spectra", partial_handler(show, views), charts))
+    charts = {"variance": variance, "ranks": ranks, "pairs": pairs}
+    return SpectraPanel(views, LiveOutput("spectra", partial_handler(show, views), charts))
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
     """Attach the tab's handlers; slow curves are computed separately after a change of the layer."""
     context.on_layer_change(panel.live_output, complete, panel.views)
-    context.choose_layer_by(panel.charts.ranks)
+    context.choose_layer_by(panel.live_output.outputs["ranks"])

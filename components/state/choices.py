@@ -17,7 +17,7 @@ from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES
 
 from .. import limits
-from ..i18n.language import LazyString, lazy_gettext, term
+from ..i18n.language import LazyString, gettext, lazy_gettext, term
 
 __all__ = [
     "ESTIMATORS",
@@ -27,6 +27,7 @@ __all__ = [
     "RECOVERIES",
     "TEXTS",
     "describe_slicing",
+    "label_of_recovery",
     "offer_own_estimators",
 ]
 
@@ -54,6 +55,11 @@ def offer_own_estimators() -> None:
         load_estimator(file)
 
 
+def label_of_recovery(name: str) -> str:
+    """A recovery's label, in the current language."""
+    return gettext("None") if name == NO_RECOVERY else term(RECOVERIES[name].label)
+
+
 def describe_slicing(config: SliceConfig) -> LazyString:
     """How a model is sliced, for a protocol."""
     name = SLICING_NAMES[config.order, config.shapes]
@@ -62,5 +68,5 @@ def describe_slicing(config: SliceConfig) -> LazyString:
     return lazy_gettext(
         "{slicing}, recovery: {recovery}",
         slicing=name,
-        recovery=LazyString(lambda: term(RECOVERIES[config.recovery].label)),
+        recovery=LazyString(lambda: label_of_recovery(config.recovery)),
     )

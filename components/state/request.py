@@ -7,39 +7,19 @@ are checked when the plan is computed (`Session`).
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
-from intraslice import data
-from intraslice.core import checks
-from intraslice.core.config import (
-    MAX_SPARSITY,
-    NO_RECOVERY,
-    SHAPES,
-    CalibrationConfig,
-    EvaluationConfig,
-    Lock,
-    Order,
-    SliceConfig,
-    parse_lock,
-)
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
 from intraslice.reporting import Recipe
 
 from .. import limits
 from .choices import METHODS
-from .settings import Settings
+from .settings import CONTROLS, Settings
 
-MAX_PERCENT = round(100 * MAX_SPARSITY)
-ANY_MODEL = "*"  # in the list of models: any on the Hub
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 _identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
@@ -129,54 +109,9 @@ def parse(settings: Settings) -> Request:
     Raises UserError for values of a wrong type, numbers out of range and, on a hosted page, files of the server.
     `gradio_compat/inputs.py` checks beforehand that a path is an upload.
     """
-    config = _calibration(settings)
-    key = CalibrationKey(model_name(settings.model), choose_dtype(settings.dtype, choose_device()), config)
+    config, model = _calibration(settings), CONTROLS["model"].check(settings.model)
+    key = CalibrationKey(model, choose_dtype(settings.dtype, choose_device()), config)
     return Request(settings, key, _slicing(settings))
-
-
-def model_name(model: Any) -> str:
-    """Check a model's name, before anything is read or fetched; every name from outside passes here.
-
-    Raises UserError if it is no text or, on a hosted page, none that the owner lists.
-    """
-    name = checks.text("Model", model, limits.NAME.value)
-    names, is_open = offered_models()
-    if not is_open:
-        checks.one_of("Model", name, names)
-    elif limits.hosted() and name not in names:
-        try:
-            validate_repo_id(name)
-        except HFValidationError:
-            is_id = False
-        else:
-            is_id = not Path(name).exists()  # the library would load the folder
-        if not is_id:
-            raise UserError(
-                "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
-                name=checks.quoted(name),
-                default=DEFAULT,
-            )
-    return name
-
-
-def offered_models() -> tuple[list[str], bool]:
-    """The models that the page offers, and whether it loads others: on a desktop any, with `*` any on the Hub."""
-    listed = _listed_models(os.environ.get(limits.MODELS_VARIABLE, ""))
-    names = [name for name in listed if name != ANY_MODEL] or SUGGESTED_MODELS
-    return list(dict.fromkeys([DEFAULT, *names])), ANY_MODEL in listed or not limits.hosted()
-
-
-@cache
-def _listed_models(names: str) -> list[str]:
-    listed = names.split()
-    for name in listed:
-        try:
-            if name != ANY_MODEL:
-                find_weights(name)
-        except (UserError, OSError) as error:
-            message = "{variable}: {error}; separate names by spaces"
-            raise UserError(message, variable=limits.MODELS_VARIABLE, error=str(error)) from error
-    return listed
 
 
 def default_slicing() -> SliceConfig:
@@ -190,9 +125,8 @@ def default_precision() -> Precision:
 
 
 def _calibration(settings: Settings) -> CalibrationConfig:
-    sequences = checks.integer("sequences", settings.sequences, 1, limits.SEQUENCES.value)
-    length = checks.integer("length", settings.length, 2, limits.LENGTH.value)
-    seed = checks.integer("seed", settings.seed, 0, checks.MAX_INTEGER)
+    values = _checked(settings, CalibrationConfig, "text" if settings.upload else "")
+    sequences, length = values["sequences"], values["length"]
     if sequences * length > (max_tokens := limits.CALIBRATION_TOKENS.value):
         raise UserError(
             "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
@@ -202,38 +136,15 @@ def _calibration(settings: Settings) -> CalibrationConfig:
             product=sequences * length,
             limit=max_tokens,
         )
-    return CalibrationConfig(_text(settings), sequences, length, seed)
-
-
-def _text(settings: Settings) -> str:
-    """The upload, or else the text. Raises UserError if the page is hosted and the text is no named corpus."""
-    if settings.upload:
-        return settings.upload
-    text = checks.text("text", settings.text, limits.NAME.value)
-    if limits.hosted() and text not in data.NAMED_CORPORA:
-        raise UserError(
-            "Text must be one of {texts}, got {text}. Or upload a file of your own.",
-            text=checks.quoted(text),
-            texts=", ".join(data.NAMED_CORPORA),
-        )
-    return text
-
-
-def _locks(text: Any) -> tuple[Lock, ...]:
-    """The locks of a text such as "7 attention 25, 3 mlp 0". Raises UserError for anything else."""
-    text = checks.text("Ratios set manually", text, limits.LOCKED.value)
-    return tuple(parse_lock(part) for part in text.split(",") if part.strip())
+    return CalibrationConfig(**{"text": settings.upload} | values)
 
 
 def _slicing(settings: Settings) -> SliceConfig:
-    return SliceConfig(
-        checks.number("sparsity", settings.sparsity, 0, MAX_PERCENT) / 100,
-        settings.estimator,
-        settings.bias,
-        checks.number("cap", settings.cap, 0, 100) / 100,
-        cast(Order, settings.order),
-        checks.flag("iterative", settings.iterative) and settings.order == "sequential",
-        locked=_locks(settings.locked),
-        shapes=checks.one_of("shapes", settings.shapes, SHAPES),
-        recovery=settings.recovery,
-    )
+    values = _checked(settings, SliceConfig)
+    return SliceConfig(**values | {"iterative": values["iterative"] and settings.order == "sequential"})
+
+
+def _checked(settings: Settings, config: type, without: str = "") -> dict[str, Any]:
+    """The checked values of the settings that are fields of a config, but for `without`."""
+    names = [part.name for part in fields(config) if part.name in CONTROLS and part.name != without]
+    return {name: CONTROLS[name].check(getattr(settings, name)) for name in names}

@@ -40,7 +40,8 @@ from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
-from .request import DENSE, Request, SliceKey, default_precision, model_name
+from .request import DENSE, Request, SliceKey, default_precision
+from .settings import model_name
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status

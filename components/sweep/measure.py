@@ -31,8 +31,9 @@ from .. import limits
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
-from ..state.request import MAX_PERCENT, Request
+from ..state.request import Request
 from ..state.session import Session
+from ..state.settings import CONTROLS
 from .charts import MARKERS, line_name
 from .views import SweepChoice, SweepPoint, SweepView
 
@@ -85,7 +86,7 @@ def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig,
         for name in names:
             checks.one_of(kind, name, choices)
     base = replace(request.slicing, locked=())  # manual ratios belong to a single sparsity
-    fractions = [checks.number("sparsity", percent, 0, MAX_PERCENT) / 100 for percent in choice.sparsities]
+    fractions = [CONTROLS["sparsity"].check(percent) for percent in choice.sparsities]
     for fraction in fractions:
         replace(base, sparsity=fraction)
     return base, points(choice.methods, choice.estimators, fractions, cast(Sequence[Quantise], choice.quantise))

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..frame.context import CHEAP, HEAVY, PRIVATE, Context
+from ..frame.context import HEAVY, Context, every, in_browser, tell
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
@@ -59,7 +59,7 @@ class SweepPanel:
             }
         label = lazy_gettext("Measure speed too (takes longer)")
         controls["speed"] = gr.Checkbox(default.speed, label=label, container=False, elem_id="sweep-speed")
-        self.choice = [controls[name] for name in SweepChoice._fields]
+        self.choice = {name: controls[name] for name in SweepChoice._fields}
         with gr.Row(equal_height=True, elem_id="sweep-buttons"):
             label, button = lazy_gettext("Run the sweep"), partial(gr.Button, scale=0)
             self.run = button(label, variant="primary", elem_id="sweep-run", min_width=160)
@@ -81,24 +81,21 @@ build = SweepPanel
 
 def connect(panel: SweepPanel, context: Context) -> None:
     """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
-    session, controls = context.session, context.controls
-    choice = dict(zip(SweepChoice._fields, panel.choice, strict=True))
+    session, call, settings = context.session, context.call, context.controls.settings
+    choice = panel.choice
     outputs = {"progress": panel.progress, **panel.charts}
-    previews = context.call(preview, session, outputs=outputs, tab="sweep", **choice)
-    changed = [component.change for component in choice.values()]
-    on_latest([*changed, *context.on_options_commit, controls.iterative.input], **previews)
-    for end in (context.opened["sweep"], *context.prepared):
-        end.then(**previews)
-    context.live_outputs.append(LiveOutput("sweep", partial_handler(show_pinned, session), (*panel.charts.values(),)))
-    outputs = {"status": context.status} | outputs
-    runs = context.call(sweep, session, outputs=outputs, queue=HEAVY, api_name="sweep", **choice)
-    context.pinned_measured.append(panel.run.click(**runs))
-    panel.cancel.click(partial_handler(stop, session, ["sweep"]), None, None, **CHEAP, **PRIVATE)
-    saves = context.call(save, session, context.downloads, outputs={"file": panel.file}, api_name="sweep_csv", **choice)
-    panel.csv.click(**saves).success(None, panel.file, None, js=SAVE, **CHEAP)
-    picked = [controls.sparsity, controls.estimator, controls.locked, context.refresh]
-    for points in panel.charts.values():
-        points.select(pick, None, picked, **CHEAP, **PRIVATE)
+    signals = (*choice.values(), context.refresh, context.prepared, context.opened["sweep"])
+    shared = context.controls.commits("sparsity", "estimator", "locked")  # options of all points of a sweep
+    previews = call(preview, session, outputs=outputs, tab="sweep", **choice)
+    on_latest([*shared, *(signal.change for signal in signals)], **previews)
+    context.subscribed.append(LiveOutput("sweep", partial_handler(show_pinned, session), panel.charts))
+    runs = call(sweep, session, outputs={"status": context.status, **outputs}, queue=HEAVY, api_name="sweep", **choice)
+    panel.run.click(**runs).then(**tell(context.pinned_measured))
+    panel.cancel.click(**call(stop, session, ["sweep"]))
+    saves = call(save, session, context.downloads, outputs={"file": panel.file}, api_name="sweep_csv", **choice)
+    panel.csv.click(**saves).success(**in_browser(SAVE, panel.file))
+    picked = {name: settings[name] for name in ("sparsity", "estimator", "locked")} | {"refresh": context.refresh}
+    every([points.select for points in panel.charts.values()], **call(pick, outputs=picked))
     if panel.leaderboard is not None:
         leaderboard.connect(panel.leaderboard, context)
 
@@ -122,16 +119,14 @@ def preview(
     return {"progress": _quiet(_missing(view, seconds)), **_drawn(view)}
 
 
-def show_pinned(session: Session, request: Request, layer: int, client: str) -> tuple[Any, ...]:
+def show_pinned(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
     choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
     try:
         view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
-        view = None
-    if view is None or not view.points or request.slicing.locked:
-        return (gr.skip(),) * 3
-    return tuple(_drawn(view).values())
+        return {}
+    return {} if request.slicing.locked or not view.points else _drawn(view)
 
 
 def sweep(
@@ -176,10 +171,11 @@ def save(
     return str(downloads.put("sweep.csv", partial(measure.write_csv, session, request, choice)))
 
 
-def pick(event: gr.EventData) -> tuple[Any, ...]:
-    """The setting of the point that was clicked: sparsity, estimator and no manual ratios; and that it has changed."""
+def pick(event: gr.EventData) -> dict[str, Any]:
+    """The setting of the point that was clicked, for the controls."""
     percent, *estimator = event.pick.split()
-    return float(percent), estimator[0] if estimator else gr.skip(), "", str(time.time())
+    picked = {"sparsity": float(percent), "locked": "", "refresh": str(time.time())}
+    return picked | ({"estimator": estimator[0]} if estimator else {})
 
 
 def _drawn(view: SweepView) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Converts the values that gradio passes into a handler's arguments, and a handler's answers into outputs.
 
 A handler is `handler(*bound, request, other inputs ..., client)`: `bound` are objects such as the session, `request`
-the validated values of the page's controls, `client` the id of the open page. It returns one value, or a NamedTuple
-with a field for each output; components are held in the same NamedTuple class.
+the validated values of the page's controls, `client` the id of the open page. It returns one value, or a dictionary
+with the outputs that change, by name.
 
 All values from outside are validated here, once: those of the controls by `state/request.py`, other inputs by their
 names, an upload by its folder.
@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
 
 import gradio as gr
 
@@ -21,26 +22,19 @@ from intraslice.core import checks
 
 from .. import limits
 from ..gradio_compat.inputs import uploaded_path
-from ..gradio_compat.signatures import (
-    guard_handler,
-    parameters_of,
-    partial_handler,
-    with_default,
-    wrap_handler,
-)
+from ..gradio_compat.signatures import Handler, is_given_by_gradio, parameters_of, with_default, wrap_handler
 from ..i18n.language import LazyString, language
 from ..jobs.status import Status
-from ..state.request import model_name, parse
-from ..state.settings import Settings
+from ..state.request import Request, parse
+from ..state.settings import Settings, model_name
 from . import formatting
 from .pinned import text as pinned_text
 
 Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
-FIELDS = [
-    inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=None)
-    for name, annotation in get_type_hints(Settings).items()
-]
+Upload = gr.FileData | None  # as programs pass it
+REQUEST = "request"  # the parameter that the values of the controls are converted for
+ACTIVE_TAB = "active_tab"
 # Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "layer": lambda value: checks.integer("Layer", value, 0, limits.MAX_LAYER),
@@ -57,18 +51,23 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-class LiveOutput(NamedTuple):
-    """Outputs of a tab that are updated after every move: `show(request, layer, client)` answers in milliseconds.
+@dataclass(frozen=True)
+class LiveOutput:
+    """Outputs of a tab that are updated after every move: `handler(request, layer, client)` answers in milliseconds.
 
-    `show_pinned` does the same for the pinned setting, if another function is needed. `show` takes the values of
-    `inputs` before `client`.
+    `for_pinned` does the same for the pinned setting, if another function is needed. A handler may have further
+    parameters before `client`: those of `Context.call`, and the names of `inputs`.
     """
 
     tab: str
-    show: Callable[..., tuple[Any, ...]]
-    outputs: tuple[gr.components.Component, ...]
-    show_pinned: Callable[..., tuple[Any, ...]] | None = None
-    inputs: tuple[gr.components.Component, ...] = ()
+    handler: Handler
+    outputs: Mapping[str, Any]
+    for_pinned: Handler | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    def show(self, *arguments: Any) -> tuple[Any, ...]:
+        """The handler's answer as a value for each output, in their order."""
+        return values_of(self.handler(*arguments), [*self.outputs])
 
 
 def status_line(event: Status) -> str:
@@ -77,28 +76,13 @@ def status_line(event: Status) -> str:
 
 
 def unchanged(outputs: type[Outputs]) -> Outputs:
-    """An answer that leaves every output unchanged; `_replace` the fields that change."""
+    """A NamedTuple of outputs that are all unchanged; `_replace` those that change."""
     return outputs(*(gr.skip() for _ in outputs._fields))  # type: ignore[attr-defined]  # of a NamedTuple
 
 
-def leave_unchanged(error: ValueError) -> Any:
+def leave_unchanged(error: ValueError) -> dict[str, Any]:
     """An answer to invalid values that leaves every output unchanged; the headline already shows the error."""
-    return gr.skip()
-
-
-def initial_values(answer: Callable[[], Outputs]) -> Outputs:
-    """The components' initial values from an answer, as lazy strings; empty where it leaves outputs unchanged."""
-
-    @functools.cache
-    def values(_: str) -> Outputs:
-        outputs = answer()
-        return type(outputs)(*("" if isinstance(value, dict) else value for value in outputs))
-
-    def lazy_value(index: int) -> LazyString:
-        return LazyString(lambda: values(language())[index])
-
-    current = values(language())
-    return type(current)(*(lazy_value(i) if isinstance(value, str) else value for i, value in enumerate(current)))
+    return {}
 
 
 def values_of(answer: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Any, ...]:
@@ -111,44 +95,72 @@ def values_of(answer: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Any, .
     return tuple(answer.get(name, gr.skip()) for name in outputs)
 
 
+def initial_values(answer: Callable[[], Mapping[str, Any]]) -> Callable[[str], Any]:
+    """The components' initial values from an answer, by name: lazy strings; empty where it has none."""
+
+    @functools.cache
+    def values(_: str) -> Mapping[str, Any]:
+        return answer()
+
+    def value(name: str) -> Any:
+        current = values(language()).get(name, "")
+        return LazyString(lambda: values(language()).get(name, "")) if isinstance(current, str) else current
+
+    return value
+
+
 def spread_settings(
-    handler: Callable[..., Any],
+    handler: Handler,
     *bound: Any,
     outputs: Sequence[str] | None = None,
     refuse: Callable[[ValueError], Any] | None = None,
-) -> Callable[..., Any]:
+    tab: str = "",
+) -> Handler:
     """`handler(*bound, request, ...)` as a function with a parameter for each field of `Settings`, then the others.
 
     Gradio calls it with the value of each control, and its API shows every parameter by name. With `outputs` an answer
-    by name becomes a value for each of them; a tuple of one output becomes its value, as gradio expects. The parameter
-    `pinned` is parsed into a `Request`, or None if no setting is pinned. For invalid values it returns `refuse(error)`;
-    without `refuse` it raises the error, which gradio shows.
+    becomes a value for each of them, or that of a single one. The parameter `pinned` is parsed into a `Request`, or
+    None if no setting is pinned. For invalid values it returns `refuse(error)`; without `refuse` it raises the error,
+    which gradio shows. A handler without a parameter `request` takes no settings.
+
+    With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
+    whose error is the headline (`frame/slider.py`).
     """
-    rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) + 1 :]]
+    rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) :]]
+    fields = []
+    if rest and rest[0].name == REQUEST:
+        fields, rest = _fields(), rest[1:]
+    if tab:
+        inputs = sum(not is_given_by_gradio(parameter) for parameter in rest)
+        rest.insert(inputs, _parameter(ACTIVE_TAB, str, ""))
+        refuse = leave_unchanged
+    names = [parameter.name for parameter in rest]
 
     def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
-        settings = Settings(*values[: len(FIELDS)])
-        request = parse(settings._replace(upload=uploaded_path(settings.upload)))
-        checks = CHECKS | {"pinned": lambda text: pinned_text.comparable_request(text, request)}
-        others = zip(rest, values[len(FIELDS) :], strict=False)
-        return *bound, request, *(checks.get(parameter.name, _unchecked)(value) for parameter, value in others)
+        others = dict(zip(names, values[len(fields) :], strict=False))
+        if tab and others.pop(ACTIVE_TAB) != tab:
+            raise ValueError("not the active tab")
+        checks, requests = dict(CHECKS), list[Request]()
+        if fields:
+            settings = Settings(*values[: len(fields)])
+            request = parse(settings._replace(upload=uploaded_path(settings.upload)))
+            checks["pinned"] = lambda text: pinned_text.comparable_request(text, request)
+            requests.append(request)
+        return *bound, *requests, *(checks[name](value) if name in checks else value for name, value in others.items())
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
             answer = values_of(answer, outputs)
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
-    return wrap_handler(handler, arguments, [*FIELDS, *rest], convert, refuse)
+    return wrap_handler(handler, arguments, [*fields, *rest], convert, refuse)
 
 
-def only_if_active(tab: str, otherwise: Any, handler: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
-    """As `spread_settings`, with the active tab as the last input: the answer is `otherwise` if that is not `tab`.
-
-    So is the answer to invalid values, whose error is the headline (`frame/slider.py`).
-    """
-    guarded = guard_handler(partial_handler(handler, *bound), "active_tab", tab, otherwise)
-    return spread_settings(guarded, refuse=lambda error: otherwise)
+def _fields() -> list[inspect.Parameter]:
+    """A parameter for each setting, with its default."""
+    types = get_type_hints(Settings) | {"upload": Upload}
+    return [_parameter(name, types[name], default) for name, default in Settings()._asdict().items()]
 
 
-def _unchecked(value: Any) -> Any:
-    return value
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=default)

@@ -43,7 +43,6 @@ class Terms(UserDict[str, str]):
 
 ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": lazy_gettext("Manual")})
 METHODS = Labels(choices.METHODS, {"dense": lazy_gettext("Dense")})
-RECOVERIES = Labels(choices.RECOVERIES, {choices.NO_RECOVERY: lazy_gettext("None")})
 MODULES = Terms({"attention": lazy_gettext("Attention"), "mlp": lazy_gettext("MLP")})
 MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_gettext("MLP")})  # inside a sentence
 

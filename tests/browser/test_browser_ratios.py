@@ -72,6 +72,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
 def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, page_session) -> None:
     opened, page, auto = plain, plain.page, plain.page.locator("#bias-auto input")
     opened.settle_at(20)
+    opened.open_more()
     before, slider = opened.bars(), page.locator("#bias input[type=range]")
     assert auto.is_checked()
     usual = make_plan(page_session.source(parse(Settings())).profile, parse(Settings()).slicing)
@@ -117,6 +118,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     opened.says("#importance-chart", "blocks of 32 neurons")
     own = {"estimator": "fisher", "locked": "7 attention 25, 3 mlp 0", "bias": 1.4, "shapes": "runtime"}
     assert close(opened.bars(), ratios(page_session, sparsity=44, **own))
+    page.get_by_label("Runtime", exact=True).wait_for()  # the link opens More settings
     assert page.get_by_label("Runtime", exact=True).is_checked()
     assert not page.locator("#bias-auto input").is_checked()
     assert page.locator("#bias input[type=range]").input_value() == "1.4"

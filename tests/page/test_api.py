@@ -70,6 +70,30 @@ def test_the_documented_examples_run(address, capsys, monkeypatch, tmp_path) -> 
     assert "--lock 2 mlp 25" in printed
 
 
+NONE: list[str] = []
+SWEEP = ["methods", "estimators", "sparsities", "speed", "quantise"]
+SHOWN = ["layer", "pinned"]
+ANSWERED = ["prompt", "tokens", "temperature", "sample_seed"]
+# By the endpoint: its parameters after those of all settings.
+PARAMETERS = {
+    **dict.fromkeys(("evaluate", "prepare", "pin", "checkpoint", "publish", "plan", "save_ratios"), NONE),
+    **dict.fromkeys(("ratios", "measure", "measure_live"), SHOWN),
+    **dict.fromkeys(("sensitivity", "search"), SHOWN[:1]),
+    **dict.fromkeys(("sweep", "sweep_table", "sweep_csv"), SWEEP),
+    "answer": [*ANSWERED, "raw", "pinned", "other"],
+    "generate": ANSWERED,
+    "costs": ["pinned", "other"],
+    "next_tokens": ["prompt", "raw"],
+    "passage": ["passage"],
+    "command_lines": ["prompt"],
+    "device_files": ["file_type"],
+    "gguf": ["gguf_type"],
+    "locked_ratios": ["ratios_file"],
+    "report": ["layer", "prompt", *SWEEP],
+}
+WITHOUT_SETTINGS = {"restore": [], "memory": ["model"], "halt": []}
+
+
 def test_every_endpoint_has_a_name_types_and_words(client) -> None:
     described = client.view_api(return_format="dict", print_info=False)
     assert not described["unnamed_endpoints"]
@@ -78,9 +102,12 @@ def test_every_endpoint_has_a_name_types_and_words(client) -> None:
         assert len(endpoint["description"]) > 20, f"{name} says nothing"
         assert all(parameter["python_type"]["type"] for parameter in endpoint["parameters"])
         assert all(parameter["parameter_has_default"] for parameter in endpoint["parameters"]), f"{name} asks for more"
-    assert described["named_endpoints"].keys() >= {"/evaluate", "/generate", "/sweep_table", "/checkpoint", "/report"}
-    defaults = {one["parameter_name"]: one for one in described["named_endpoints"]["/evaluate"]["parameters"]}
-    assert list(defaults) == list(Settings._fields)
+    parameters = {
+        name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+        for name, endpoint in described["named_endpoints"].items()
+    }
+    expected = {name: [*Settings._fields, *others] for name, others in PARAMETERS.items()} | WITHOUT_SETTINGS
+    assert parameters == {f"/{name}": names for name, names in expected.items()}
 
 
 def test_bad_input_comes_back_in_words(client) -> None:

@@ -56,13 +56,13 @@ def traces(chart_json: str, **wanted) -> list[dict]:
 def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_found(session, tiny, spectra) -> None:
     stats = session.calibrated(tiny).stats
     assert spectra.view(tiny, 1).curves.mlp is None
-    before, ranks, _ = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
-    assert not traces(before, name="MLP neurons")
-    (map_of_heads,) = traces(ranks, type="heatmap")
+    before = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
+    assert not traces(before["variance"], name="MLP neurons")
+    (map_of_heads,) = traces(before["ranks"], type="heatmap")
     assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(stats)
     spectra_panel.complete(spectra, tiny, 1, SOMEBODY)
-    after, *_ = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
-    assert traces(after, name="MLP neurons")
+    after = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
+    assert traces(after["variance"], name="MLP neurons")
     curves, found = spectra.view(tiny, 1).curves, layer_spectra(stats, 1)
     for name in ("mlp", "residual", "directions"):
         curve, whole = getattr(curves, name), getattr(found, name)
@@ -91,7 +91,7 @@ def test_cut_pairs_are_struck_out(session, tiny, spectra) -> None:
     settings = next(one for one in every if session.slice_plan(one).layers[0].dim < 8)
     calibrated, plan = session.calibrated(tiny), session.slice_plan(settings).layers[0]
     found = pair_energies(calibrated.loaded.model, calibrated.stats, 0, plan)
-    crosses = traces(spectra_panel.show(spectra, settings, 0, SOMEBODY)[2], name="pair removed")[0]
+    crosses = traces(spectra_panel.show(spectra, settings, 0, SOMEBODY)["pairs"], name="pair removed")[0]
     assert len(crosses["x"]) == int((~found.kept).sum()) > 0
 
 
@@ -105,58 +105,70 @@ def test_an_attention_that_goes_whole_keeps_no_pair(tiny, spectra, known) -> Non
 
 def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tiny) -> None:
     unknown = tiny.with_settings(seed=5)
-    for chart in (
-        *spectra_panel.show(spectra, unknown, 0, SOMEBODY),
-        *activations_panel.show(activations, unknown, 0, SOMEBODY)[1:],
-    ):
+    charts = spectra_panel.show(spectra, unknown, 0, SOMEBODY) | activations_panel.show(
+        activations, unknown, 0, SOMEBODY
+    )
+    del charts["summary"]
+    assert len(charts) == 5
+    for chart in charts.values():
         assert "calibrated" in json.loads(chart)["layout"]["annotations"][0]["text"]
     assert list(activations_panel.measure(activations, unknown, 0, SOMEBODY)) == []
     impossible = tiny.with_settings(locked="9 mlp 5")
-    assert all(isinstance(value, dict) for value in spectra_panel.show(spectra, impossible, 0, SOMEBODY))  # unchanged
+    assert spectra_panel.show(spectra, impossible, 0, SOMEBODY) == {}
+
+
+def test_the_default_model_is_shown_from_the_snapshot(spectra, activations) -> None:
+    charts = spectra_panel.show(spectra, parse(Settings()), 12, SOMEBODY)
+    assert "Precomputed" in json.loads(charts["variance"])["note"]
+    assert all(json.loads(chart)["data"] for chart in charts.values())
+    shown = activations_panel.show(activations, parse(Settings()), 12, SOMEBODY)
+    assert "Precomputed" in shown["summary"]
+    assert {one["name"] for one in traces(shown["shift"], showlegend=True)} >= {"IntraSlice", "Cross-module"}
 
 
 def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
     settings, _ = reached
-    *_, (status, words, shift, _) = activations_panel.measure(activations, settings, 1, SOMEBODY)
+    *_, last = activations_panel.measure(activations, settings, 1, SOMEBODY)
     view = activations.view(settings, "somebody")
-    assert "isx-ready" in status
+    assert "isx-ready" in last["status"]
     assert set(view.methods) == {"intraslice", "crossmodule"}
     for own in view.methods.values():
         assert own.removed == pytest.approx(settings.slicing.sparsity, abs=TOLERANCE)
         assert {len(places) for places in own.places.values()} == {3}
     assert view.missing == ""
-    assert f"{view.tokens} held-out tokens" in words
+    assert f"{view.tokens} held-out tokens" in last["summary"]
     errors = [one.error for one in view.methods["crossmodule"].places["residual"]]
-    drawn = traces(shift, name="Cross-module")[0]
+    drawn = traces(last["shift"], name="Cross-module")[0]
     assert drawn["y"] == pytest.approx(errors, rel=1e-4)
-    (again, *_) = activations_panel.measure(activations, settings, 1, SOMEBODY)  # and nothing is done twice
-    assert again.status.partition("-->")[2] == status.partition("-->")[2]
+    *_, again = activations_panel.measure(activations, settings, 1, SOMEBODY)
+    assert again["status"] == last["status"]  # and nothing is done twice
 
 
 def test_where_cross_module_does_not_reach_it_says_so(activations, reached) -> None:
     _, settings = reached
-    *_, (_, words, shift, _) = activations_panel.measure(activations, settings, 0, SOMEBODY)
+    *_, last = activations_panel.measure(activations, settings, 0, SOMEBODY)
     assert set(activations.view(settings, "somebody").methods) == {"intraslice"}
-    assert "No width that is a multiple of 8" in words
-    assert not traces(shift, name="Cross-module")
+    assert "No width that is a multiple of 8" in last["summary"]
+    assert not traces(last["shift"], name="Cross-module")
 
 
 def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activations, reached) -> None:
     settings, _ = reached
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     other = settings.with_settings(sparsity=11)
-    words, shift, _ = activations_panel.show(activations, other, 2, SOMEBODY)
-    assert f"At {settings.settings.sparsity:.0f}% sparsity, the relative error of the residual stream" in words
-    assert json.loads(shift)["selected"] == 2
-    assert "data" in json.loads(activations_panel.show(activations, other, 2, ELSE)[1])
-    assert not json.loads(activations_panel.show(activations, other, 2, ELSE)[1])["data"]
+    shown = activations_panel.show(activations, other, 2, SOMEBODY)
+    assert (
+        f"At {settings.settings.sparsity:.0f}% sparsity, the relative error of the residual stream" in shown["summary"]
+    )
+    assert json.loads(shown["shift"])["selected"] == 2
+    assert json.loads(activations_panel.show(activations, other, 2, ELSE)["shift"])["data"] == []
 
 
 def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
     sequential, nothing = tiny.with_settings(order="sequential"), tiny.with_settings(sparsity=0)
     for settings, words in ((sequential, "Slice sequentially"), (nothing, "Drag the slider.")):
         assert list(activations_panel.measure(activations, settings, 0, SOMEBODY)) == []
-        assert words in activations_panel.show(activations, settings, 0, ELSE)[0]
+        assert words in activations_panel.show(activations, settings, 0, ELSE)["summary"]
 
 
 def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:

@@ -137,7 +137,7 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
     assert written[1][1] == "q4_0"
     with pytest.raises(UserError, match="GGUF type must be one of f16, q8_0, q5_0, q4_0, got 'q2_k'"):
         in_job(session, exports.write_gguf_file, session, tiny, downloads, "q2_k")
-    assert f"{path.stem}-q4_0.gguf, 0.0 MB, 1.5 MB of padding" in last.progress
+    assert f"{path.stem}-q4_0.gguf, 0.0 MB, 1.5 MB of padding" in last["progress"]
 
 
 def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:

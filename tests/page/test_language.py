@@ -297,8 +297,8 @@ def test_the_page_comes_in_its_visitors_language(address) -> None:
     assert 'document.documentElement.lang = "de"' in german
     assert german.index("navigator") < german.index("window.gradio_config")
     assert "defineProperty(navigator" not in english  # a French browser's buttons stay French
-    assert {"Zahlenformat", "Quoten", "Kalibrierung", "Schätzer der Quoten"} <= labels_of(config_of(german))
-    assert {"Precision", "Ratios", "Calibration", "Ratio estimator"} <= labels_of(config_of(english))
+    assert {"Zahlenformat", "Quoten", "Weitere Einstellungen", "Schätzer der Quoten"} <= labels_of(config_of(german))
+    assert {"Precision", "Ratios", "More settings", "Ratio estimator"} <= labels_of(config_of(english))
     assert "Perplexität" in json.dumps(config_of(german), ensure_ascii=False)
     assert not any(isinstance(value, LazyString) for value in config_of(english).values())
     by_header = httpx.get(address, headers={"Accept-Language": "de-AT,en;q=0.5"}).text
@@ -317,7 +317,7 @@ def test_the_page_is_small_and_browsers_keep_its_script_and_styles(address) -> N
 
 def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) -> None:
     clients = {code: Client(address, headers={"Accept-Language": code}, verbose=False) for code in ("de", "en")}
-    fields = [value for name, value in default_link()._asdict().items() if name in Settings._fields]
+    fields = [value for name, value in default_link().items() if name in Settings._fields]
 
     def asks(turn: int) -> tuple[str, str]:
         code = ("de", "en")[turn % 2]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from ...frame.context import CHEAP, PRIVATE, Context
+from ...frame.context import Context
 from ...gradio_compat.browser.on_latest import on_latest
 from ...i18n.language import LazyString, gettext, lazy_gettext
 from ...state import leaderboard
@@ -45,20 +45,20 @@ def build() -> LeaderboardPanel | None:
     return LeaderboardPanel(model, text, by_sparsity, by_size)
 
 
-def show(model: str, text: str) -> tuple[str, str]:
+def show(model: str, text: str) -> dict[str, str]:
     """The charts of a model and a text (JSON); empty where nothing is measured."""
     on_text = [cell for cell in leaderboard.cells() if cell.text == text]
     of_model = [cell for cell in on_text if cell.model == model]
     by_size = charts.size_chart(on_text)
-    return charts.sparsity_chart(of_model).to_json() if of_model else "", by_size.to_json() if by_size else ""
+    drawn = {"by_sparsity": charts.sparsity_chart(of_model) if of_model else None, "by_size": by_size}
+    return {name: chart.to_json() if chart else "" for name, chart in drawn.items()}
 
 
 def connect(panel: LeaderboardPanel, context: Context) -> None:
     """Attach the section's handlers. Called inside the `gr.Blocks()` that holds the panel."""
-    changed = [panel.model.change, panel.text.change]
-    drawn = {"fn": show, "inputs": [panel.model, panel.text], "outputs": [panel.by_sparsity, panel.by_size]}
-    on_latest(changed, **drawn, **CHEAP, **PRIVATE)
-    context.opened["sweep"].then(**drawn, **CHEAP, **PRIVATE)
+    events = [panel.model.change, panel.text.change, context.opened["sweep"].change]
+    outputs = {"by_sparsity": panel.by_sparsity, "by_size": panel.by_size}
+    on_latest(events, **context.call(show, outputs=outputs, model=panel.model, text=panel.text))
 
 
 def _heading() -> str:

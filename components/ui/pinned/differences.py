@@ -4,41 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from pathlib import Path
 
-from ...i18n.language import gettext, lazy_gettext, number, percentage
-from ...state.settings import Settings
+from ...i18n.language import gettext, number, percentage
+from ...state.settings import CONTROLS, Settings
 from ...state.views import PinnedView, Reading
-from ..labels import ESTIMATORS, RECOVERIES, Terms
-
-ORDERS = Terms({"one-shot": lazy_gettext("one-shot"), "sequential": lazy_gettext("sequential")})
-SHAPES = Terms({"free": lazy_gettext("free shapes"), "runtime": lazy_gettext("runtime shapes")})
-
-# Further parts of A's name, for settings that differ from the current ones.
-FIELDS: dict[str, Callable[[Settings], str]] = {
-    "bias": lambda pinned: (
-        gettext("automatic bias") if pinned.bias is None else gettext("bias {bias:g}", bias=pinned.bias)
-    ),
-    "cap": lambda pinned: gettext("cap {cap:g}%", cap=pinned.cap),
-    "shapes": lambda pinned: SHAPES[pinned.shapes],
-    "order": lambda pinned: ORDERS[pinned.order],
-    "recovery": lambda pinned: gettext("recovery: {name}", name=RECOVERIES[pinned.recovery]),
-    "iterative": lambda pinned: (
-        gettext("MLP neurons trained") if pinned.iterative else gettext("MLP neurons not trained")
-    ),
-    "text": lambda pinned: gettext("text {name}", name=Path(pinned.text).name),
-    "upload": lambda pinned: gettext("your own text") if pinned.upload else gettext("no text of your own"),
-    "sequences": lambda pinned: gettext("{sequences} sequences", sequences=pinned.sequences),
-    "length": lambda pinned: gettext("sequences of {length} tokens", length=pinned.length),
-    "seed": lambda pinned: gettext("seed {seed}", seed=pinned.seed),
-    "dtype": lambda pinned: pinned.dtype,
-}
+from ..labels import ESTIMATORS
 
 
 def name_of(pinned: Settings, settings: Settings) -> str:
     """A's name, such as "20 %, Fisher, sequential": sparsity, estimator, and all else that differs from `settings`."""
     estimator = gettext("manual") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
-    others = [describe(pinned) for name, describe in FIELDS.items() if getattr(pinned, name) != getattr(settings, name)]
+    names = sorted(CONTROLS, key=lambda name: CONTROLS[name].calibrates)  # the slice's first
+    values = {name: getattr(pinned, name) for name in names if getattr(pinned, name) != getattr(settings, name)}
+    others = [describe(value) for name, value in values.items() if (describe := CONTROLS[name].describe)]
     return ", ".join([percentage(pinned.sparsity), estimator, *others])
 
 

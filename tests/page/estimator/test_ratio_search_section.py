@@ -48,7 +48,7 @@ def test_every_generation_is_shown_and_the_end_stays_for_everybody(views, search
 
 
 def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, session, setting) -> None:
-    locked = setting.with_settings(locked=use(searches, session, setting).locked)
+    locked = setting.with_settings(locked=use(searches, session, setting)["locked"])
     plan, before = session.slice_plan(locked), session.slice_plan(setting)
     found = [(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]
     differing = [
@@ -73,7 +73,8 @@ def test_what_cannot_be_searched_or_locked_is_said(searches, session, tiny) -> N
     assert (last.kind, "no ratios to search" in last.text) == ("error", True)
     *_, last = searches.measure(tiny.with_settings(estimator="uniform"), SOMEBODY)
     assert (last.kind, "got uniform" in last.text) == ("error", True)
-    assert "Press “Search for better ratios” first" in use(searches, session, tiny.with_settings(sparsity=10)).progress
+    refused = use(searches, session, tiny.with_settings(sparsity=10))
+    assert "Press “Search for better ratios” first" in refused["progress"]
 
 
 def test_the_chart_and_its_words_say_what_was_found(views) -> None:
@@ -93,9 +94,9 @@ def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(sear
     section = Section(searches, search_chart, search_summary, "search", "search", session)
     setting = tiny.with_settings(sparsity=35)
     answers = section.measure(setting, 0, SOMEBODY)
-    shown = next(answer for answer in answers if isinstance(answer.summary, str))
+    shown = next(answer for answer in answers if "summary" in answer)
     session.jobs.set_view(SOMEBODY, request=tiny)
     hidden = [*answers]
-    assert shown.summary
-    assert {answer.summary for answer in hidden if isinstance(answer.summary, str)} == {""}  # nothing of these settings
+    assert shown["summary"]
+    assert {answer["summary"] for answer in hidden if "summary" in answer} == {""}  # nothing of these settings
     assert searches.cached(setting).is_complete

@@ -158,13 +158,13 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     monkeypatch.setattr(panel, "Choice", lambda: CHOICE._replace(prompts=("w9",)))
     own, downloads = publisher(session), Downloads()
     *told, last = panel.published(session, downloads, own, tiny, SOMEBODY)
-    assert any("step 1 of 3" in event.progress for event in told if isinstance(event.progress, str))
-    assert Path(last.file).name == "tiny.html"
-    assert f"{Path(last.file).stat().st_size / 1e6:.1f} MB" in last.status
+    assert any("step 1 of 3" in event["progress"] for event in told if "progress" in event)
+    assert Path(last["file"]).name == "tiny.html"
+    assert f"{Path(last['file']).stat().st_size / 1e6:.1f} MB" in last["status"]
     monkeypatch.setattr(measure, "write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
-    assert Path(again.file).read_bytes() == Path(last.file).read_bytes()
-    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, 0, "w9", SOMEBODY).embed
+    assert Path(again["file"]).read_bytes() == Path(last["file"]).read_bytes()
+    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, "w9")["embed"]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What a move of the slider shows is made once for all clients, and is never that of another state."""
 
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -18,7 +17,7 @@ from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
-from components.ui import formatting, screen
+from components.ui import formatting
 
 
 @pytest.fixture
@@ -34,14 +33,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
-    view = replace(session.view(request, client), status=Status(""))  # without its number
-    return (*panel.show(session, request, layer, client), *slider.moved(view))
-
-
-def changes_of(answer: Any) -> dict[str, Any]:
-    """What an answer changes, by output."""
-    values = answer if isinstance(answer, dict) else answer._asdict()
-    return {"status": "", **{name: value for name, value in values.items() if value != gr.skip()}}
+    return (*panel.show(session, request, layer, client).values(), *slider.texts_of(session, request))
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
@@ -105,16 +97,16 @@ def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny
     shifts = activations.measure(ShiftViews(session), began, 0, "ada")
 
     for answers in (slider.measure(session, began, 0, None, "ada"), costs, shifts):
-        changes = map(changes_of, answers)
-        assert next(change for change in changes if "isx-busy" in change["status"])
+        assert next(answer for answer in answers if "isx-busy" in str(answer))
         job = session.jobs._running[-1].job
         session.jobs.set_view("ada", request=moved)
         with job._changed:
             assert job._changed.wait_for(lambda job=job: job.ended, 30)
         session.jobs.prefetch("ada", lambda job: None, request=moved)  # as a move does
-        *_, last = changes
+        *_, last = answers
+        last = last if isinstance(last, dict) else last._asdict()
         assert "Calibrated" in last["status"]
-        assert last.keys() == {"status"}
+        assert all(value == gr.skip() for name, value in last.items() if name != "status")
 
 
 @pytest.mark.parametrize("how", ["done", "failed", "stopped", "moved", "replaced", "gone"])

@@ -1,14 +1,14 @@
 """Functions with the signatures that gradio reads."""
 
 import functools
-import inspect
 from collections.abc import Iterator
+from functools import partial
 
 import gradio as gr
 import pytest
 
+from components.gradio_compat.endpoints import share_parameters
 from components.gradio_compat.signatures import (
-    guard_handler,
     parameters_of,
     partial_handler,
     with_signature,
@@ -41,6 +41,35 @@ def test_gradio_sees_the_name_the_types_and_the_request_of_a_partial_handler(lau
     assert [parameter["parameter_name"] for parameter in shown["parameters"]] == ["number"]
 
 
+def other(base: float = 1.0, number: float = 2.0, digits: int = 3) -> str:
+    return f"{base + number:.{digits}f}"
+
+
+def double(base: float = 1.0, number: float = 4.0) -> float:
+    return 2 * base + number
+
+
+def api_components(page: gr.Blocks) -> int:
+    return sum(component["type"] == "api" for component in page.config["components"])
+
+
+def test_plain_gradio_creates_a_component_for_every_parameter_of_every_endpoint() -> None:
+    with gr.Blocks() as page:
+        for function in (other, double):
+            gr.api(function, api_name=function.__name__)
+    assert api_components(page) == 7
+
+
+def test_endpoints_share_the_parameters_that_are_alike_and_answer_as_before(launch) -> None:
+    with gr.Blocks() as page:
+        share_parameters(page, [gr.api(function, api_name=function.__name__) for function in (other, double)])
+    assert api_components(page) == 6  # `number` has two defaults
+    client = launch(page)
+    assert client.ask("other", 1.0, 2.0, 3) == ("complete", ["3.000"])
+    assert client.ask("double", 1.0, 2.0) == ("complete", [4.0])
+    assert [parameter["parameter_default"] for parameter in described(client, "double")["parameters"]] == [1.0, 4.0]
+
+
 def test_plain_gradio_clears_the_outputs_of_a_generator_that_yields_nothing(launch) -> None:
     def nothing() -> Iterator[str]:
         yield from ()
@@ -51,25 +80,16 @@ def test_plain_gradio_clears_the_outputs_of_a_generator_that_yields_nothing(laun
     assert launch(page).ask("nothing") == ("complete", [None])
 
 
-def test_a_guarded_generator_begins_with_the_answer_that_changes_nothing() -> None:
-    def count(to: int) -> Iterator[int]:
-        yield from range(to)
-
-    guarded = guard_handler(count, "opened", "mine", otherwise=-1)
-    assert list(guarded(2, "mine")) == [-1, 0, 1]
-    assert list(guarded(2, "other")) == [-1]
-    assert guard_handler(add, "opened", "mine", otherwise=-1)(1.0, 2.0, "other", None) == -1
-    assert list(inspect.signature(guard_handler(add, "opened", "mine", -1)).parameters) == [
-        *("base", "number", "opened", "request")
-    ]
-
-
 def test_a_wrapper_converts_each_answer_and_is_a_generator_where_the_handler_is_one() -> None:
+    def nothing(to: int) -> Iterator[int]:
+        yield from ()
+
     def count(to: int) -> Iterator[int]:
         yield from range(to)
 
-    for handler, expected in ((count, [0, 10, 20]), (lambda to: to, 30)):
-        wrapped = wrap_handler(handler, lambda values: (len(values),), parameters_of(count) * 1, lambda x: 10 * x)
+    for handler, expected in ((count, [0, 10, 20]), (lambda to: to, 30), (nothing, [{}])):
+        tenfold = partial(wrap_handler, handler, lambda values: (len(values),), parameters_of(count))
+        wrapped = tenfold(lambda answer: 10 * answer if answer else answer)
         answer = wrapped("a", "b", "c")
         assert (list(answer) if isinstance(answer, Iterator) else answer) == expected
 

@@ -14,9 +14,9 @@ from components.gradio_compat.upload_folder import BYTES_PER_INODE
 from components.i18n.language import translate, use_language
 from components.jobs.status import Status
 from components.page import launch_options
-from components.state.request import offered_models, parse
+from components.state.request import parse
 from components.state.session import Session
-from components.state.settings import Settings
+from components.state.settings import Settings, offered_models
 from components.ui.downloads import Downloads
 from intraslice.core.config import SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
@@ -163,7 +163,7 @@ def test_an_error_of_the_library_is_shown_in_the_clients_language() -> None:
 
 
 def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
-    def restored(**query: str) -> link.Restored:
+    def restored(**query: str) -> dict:
         return link.restore(SimpleNamespace(query_params=query))
 
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
@@ -171,12 +171,12 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
     others += ["square", "never", "-1", "x" * 17_000, "sparsity=1e9"]
-    hostile = dict(zip(link.Linked._fields, [*files, *others], strict=True))
+    hostile = dict(zip(link.default_link(), [*files, *others], strict=True))
     found = restored(**hostile)
-    assert found._replace(tabs=None, notice="") == usual._replace(tabs=None)
-    assert "model" in found.notice
-    assert "/srv" not in found.notice
-    assert restored(sparsity="45", unknown="x" * 20_000).sparsity == usual.sparsity
+    assert found | {"tabs": None, "notice": ""} == usual | {"tabs": None}
+    assert "model" in found["notice"]
+    assert "/srv" not in found["notice"]
+    assert restored(sparsity="45", unknown="x" * 20_000)["sparsity"] == usual["sparsity"]
 
 
 @pytest.mark.parametrize(("hosted", "times"), [("1", 1), ("0", 0)])

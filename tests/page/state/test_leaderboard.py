@@ -155,8 +155,8 @@ def test_both_charts_draw_every_cell_but_the_longer_calibrations_of_other_method
     for chart, hidden in ((charts.sparsity_chart(of_model), len(in_table)), (charts.size_chart(on_text), 0)):
         left = [trace for trace in chart.data if trace["yaxis"] == "y"]
         assert sum(len(trace["x"]) for trace in left) == len(chart.rows) - hidden
-    assert all(panel.show("default", text))
-    assert panel.show("someone/else", "no text") == ("", "")
+    assert all(panel.show("default", text).values())
+    assert panel.show("someone/else", "no text") == {"by_sparsity": "", "by_size": ""}
 
 
 def test_stages_of_a_method_differ_in_dash_and_symbol() -> None:

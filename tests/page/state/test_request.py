@@ -4,7 +4,7 @@ import pytest
 
 from components.state.precomputed import Precomputed
 from components.state.request import DENSE, Request, parse
-from components.state.settings import Settings
+from components.state.settings import CONTROLS, Settings
 from components.ui.handlers import spread_settings
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
@@ -26,7 +26,6 @@ OTHER = Settings(
     shapes="runtime",
     recovery="distill",
 )
-CALIBRATION = ("model", "text", "sequences", "length", "seed")
 
 
 def test_a_request_has_what_the_library_takes() -> None:
@@ -57,7 +56,7 @@ def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
         if field == "iterative":
             changes["order"] = "sequential"
         other = parse(Settings(dtype=dtype)).with_settings(**changes)
-        assert (precomputed.source(other.calibration) is not None) == (field not in CALIBRATION)
+        assert (other.is_default_calibration, other.is_default) == (not CONTROLS[field].calibrates, False)
 
 
 def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them() -> None:

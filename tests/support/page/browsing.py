@@ -130,6 +130,12 @@ class Opened:
         """Move a slider, and wait for other bars."""
         self.moved_by(lambda: self.slide(value, slider))
 
+    def open_more(self) -> None:
+        """Open *More settings*."""
+        if not self.page.locator("#more .label-wrap.open").count():
+            self.page.click("#more .label-wrap")
+        self.page.wait_for_selector("#cap input[type=range]", state="visible")
+
     def settle_at(self, value: float, slider: str = "#sparsity") -> None:
         """Move a slider that may stand there already."""
         if float(self.page.input_value(f"{slider} input[type=range]")) != value:
