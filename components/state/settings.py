@@ -24,7 +24,7 @@ from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weight
 
 from .. import limits
 from ..i18n.language import gettext
-from ..jobs.limits import Limit
+from ..limits import Limit
 from .choices import label_of_recovery
 
 PROMPT = "Why does it rain?"  # shown when the page opens

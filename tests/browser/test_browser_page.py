@@ -4,9 +4,10 @@ import json
 
 import pytest
 from browsing import PATIENCE, Opened
-from components.ratios.estimator_check.measure import EstimatorCheckCache
 
-from components.state.request import default_precision, parse
+from components.activations.measure import ShiftViews
+from components.estimator.measure import EstimatorCheckCache
+from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.tabs import TABS
@@ -161,7 +162,6 @@ def test_a_control_that_has_the_focus_has_a_ring_that_nothing_cuts_off(plain) ->
         }
         return [outlineStyle, outlineColor];
     }"""
-    plain.open_more()
     page.keyboard.press("Tab")  # after a click, a focus is not always shown
     for dark, colour in ((False, "rgb(0, 114, 178)"), (True, "rgb(86, 180, 233)")):
         page.evaluate("dark => document.body.classList.toggle('dark', dark)", dark)
@@ -182,18 +182,6 @@ def test_a_recovery_has_a_button_of_its_own(plain) -> None:
     plain.addressed("recovery=distill")
     page.locator("#recovery").get_by_label("None").check()
     page.locator("#train").wait_for(state="hidden")
-
-
-def test_more_settings_stay_open_for_whoever_left_them_open(visit, address) -> None:
-    opened = visit(f"/?sparsity=25&dtype={default_precision()}")  # which is in view, and no other than the usual
-    page, button = opened.page, opened.page.locator("#more .label-wrap")
-    for was_open in (False, True):
-        assert page.is_visible("#dtype") == was_open
-        button.click()
-        page.wait_for_selector("#dtype", state="hidden" if was_open else "visible")
-        opened.leave_for(address)
-        page.wait_for_selector("body.isx-begun #readout")
-        page.wait_for_selector("#dtype", state="hidden" if was_open else "visible")
 
 
 @pytest.fixture(scope="module")

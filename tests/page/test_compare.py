@@ -8,6 +8,7 @@ from html import unescape
 
 import pytest
 import torch
+from stepping import Stepped
 from tiny_page import SOMEBODY, in_job, stepwise
 
 from components import limits
@@ -15,6 +16,7 @@ from components.compare import answers as streaming
 from components.compare import html as compare_words
 from components.compare import panel, token_streams
 from components.compare.models import Columns
+from components.compare.token_streams import TokenStream, stream_key
 from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -23,7 +25,7 @@ from components.state.request import Request
 from components.state.session import Session
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
-from intraslice.evaluation.generation import stream_tokens
+from intraslice.evaluation.generation import Sampling, stream_tokens
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
@@ -83,7 +85,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for answer in handlers.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
+    for answer in panel.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
         shown |= answer
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -208,13 +210,85 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     left = list(answers)
     assert "Cancelled." in left[-2]["status"]
     assert 0 < len(left) < 6
-    last = left[-1].values()
-    assert last
-    assert all(", stopped" in html and "aria-busy" not in html for html in last)
-    assert list(handlers.costs(columns, tiny, None, "", SOMEBODY)) == []  # no more work follows
-    assert list(handlers.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == []
-    *_, end = handlers.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY)
-    assert "Calibrated on" in end["status"]
+    assert left[-1]
+    assert all(", stopped" in html and "aria-busy" not in html for html in left[-1].values())
+    assert list(panel.costs(columns, tiny, None, "", SOMEBODY)) == [{}]  # no more work follows
+    assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
+    end = [answer for answer in panel.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY) if answer]
+    assert "Calibrated on" in end[-1]["status"]
+
+
+# Tokens that jobs share (the rules of shared work are tested in `jobs/`)
+
+
+def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_gets(
+    columns, session, tiny, begun, monkeypatch
+) -> None:
+    request, prompt = tiny.with_settings(cap=75), "w70 w80"
+    first = asked(columns, request, prompt=prompt)
+    assert len(begun) == len(COLUMNS)
+    monkeypatch.setattr(session, "slice", None)  # a finished answer needs no model
+    assert asked(columns, request, "another", prompt=prompt) == first
+    assert len(begun) == len(COLUMNS)
+    monkeypatch.undo()
+    tokenizer = session.calibrated(request).loaded.tokenizer
+    for name in ("intraslice", "crossmodule"):
+        alone = list(stream_tokens(in_job(session, session.slice, request, name), tokenizer, prompt, Sampling(12)))
+        assert first[name].text == tokenizer.decode(alone, skip_special_tokens=True)
+
+
+def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, session, tiny) -> None:
+    request, question = tiny.with_settings(sparsity=5), Question("w100", 12)
+    first = asked(columns, request, prompt="w100")
+    assert first["intraslice"].diverges_at > 2
+    dense = stream_key(request.slice_key("dense"), session.calibrated(tiny).loaded.tokenizer, question)
+    columns.streams.put(dense, TokenStream())  # as if it were not known any more
+    assert asked(columns, request, prompt="w100") == first
+
+
+def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_cancelled_job_left(monkeypatch) -> None:
+    def generate(model, tokenizer, prompt, sampling, pause):
+        pause()
+        yield from range(sampling)
+
+    monkeypatch.setattr(token_streams, "stream_tokens", generate)
+    monkeypatch.setattr(token_streams, "end_tokens", lambda ends: ends)
+    scheduler, stream = Stepped(), TokenStream()
+
+    def reading(job, count: int = 4, ends: tuple = (3,)):
+        work = partial(stream.generate, model=ends, tokenizer=None, prompt="", sampling=count)
+        seen = []
+        with job.begin(stream, work) as shared:
+            while stream.reach(shared, len(seen)):
+                seen.append(stream.tokens[len(seen) :])
+                job.checkpoint()
+        return seen
+
+    leaving = scheduler.start("a", reading)
+    while len(stream.tokens) < 2:
+        scheduler.step()
+    leaving.stop()
+    late = scheduler.start("b", reading)
+    scheduler.run()
+    assert late.result[0] == [0, 1]
+    assert stream.tokens == [0, 1, 2, 3]
+    assert stream.state == "ended"
+    stream = TokenStream()
+    scheduler.start("a", partial(reading, ends=()))
+    scheduler.run()
+    assert stream.state == "cut"
+
+
+def test_another_setting_question_or_seed_is_another_answer(session, tiny) -> None:
+    tokenizer = session.calibrated(tiny).loaded.tokenizer
+
+    def key(request: Request = tiny, **question: object) -> str:
+        return stream_key(request.slice_key("intraslice"), tokenizer, Question(PROMPT, 12)._replace(**question))
+
+    assert key() == key(seed=5)  # greedy
+    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, seed=5)]
+    others += [key(tiny.with_settings(sparsity=31)), key(tiny.with_settings(cap=70))]
+    assert len({key(), *others}) == 7
 
 
 # Costs
@@ -241,15 +315,14 @@ def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
 
 def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(columns, tiny) -> None:
     setting = tiny.with_settings(sparsity=45)
-    measuring = handlers.costs(columns, setting, None, "", SOMEBODY)
-    next(measuring)
-    late = handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
-    assert late == {}
-    assert handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY) != late  # another setting's
-    assert handlers.cached_costs(columns, setting, 0, None, "", "another") != late
+    measuring = panel.costs(columns, setting, None, "", SOMEBODY)
+    for _ in range(2):  # the first begins nothing
+        next(measuring)
+    assert panel.cached_costs(columns, setting, None, "", SOMEBODY) == {}
+    assert panel.cached_costs(columns, tiny, None, "", SOMEBODY)  # another setting's
+    assert panel.cached_costs(columns, setting, None, "", "another")
     *_, last = measuring
-    del last["status"]
-    assert last == handlers.cached_costs(columns, setting, 0, None, "", SOMEBODY)
+    assert last == panel.cached_costs(columns, setting, None, "", SOMEBODY) | {"status": last["status"]}
 
 
 def test_a_slower_model_is_called_slower() -> None:

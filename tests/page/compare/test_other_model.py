@@ -41,8 +41,8 @@ def text_of(column: str) -> str:
 def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
     """The last HTML of each column."""
     shown: dict[str, str] = {}
-    for step in handlers.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
-        shown |= {field: value for field, value in step.items() if isinstance(value, str)}
+    for answer in panel.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
+        shown |= answer
     return shown
 
 
@@ -61,11 +61,9 @@ def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) ->
     assert cost.parameters == sum(parameter.numel() for parameter in loaded.model.parameters())
     assert cost.decode
     assert "nats per token" in costs["other"]
-    assert handlers.name_other(columns, tiny, other, "", SOMEBODY)["cost"] == costs["other"]
-    assert handlers.cached_costs(columns, tiny, 0, None, other, SOMEBODY).items() == costs.items() - {
-        ("status", costs["status"])
-    }
-    without = handlers.cached_costs(columns, tiny, 0, None, "", SOMEBODY)
+    assert panel.name_other(columns, tiny, other, "", SOMEBODY)["cost"] == costs["other"]
+    assert panel.cached_costs(columns, tiny, None, other, SOMEBODY) | {"status": costs["status"]} == costs
+    without = panel.cached_costs(columns, tiny, None, "", SOMEBODY)
     assert without["other"] == ""
     assert without["dense"] == costs["dense"]  # with its speed
     assert "other" not in columns.cached_costs(tiny).columns
@@ -88,7 +86,7 @@ def test_what_cannot_be_compared_says_so_while_the_others_answer(session, tiny, 
         shown = answered(session, tiny, str(name))
         assert words in text_of(shown["other"])
         assert "12 tokens" in shown["intraslice"]
-    *_, costs = handlers.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
+    *_, costs = panel.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
     assert costs["other"] == ""
     assert "tokens/s" in costs["intraslice"]
 
@@ -106,17 +104,17 @@ def test_foreign_tokens_are_never_shown(session, tiny, tmp_path, tiny_llama_gqa,
 def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
     columns = Columns(session)
     shown = answered(session, tiny, other, columns)["other"]
-    assert handlers.name_other(columns, tiny, other, shown, SOMEBODY).keys() == {"cost"}
-    assert "<h3>another</h3>" in handlers.name_other(columns, tiny, "another", shown, SOMEBODY)["answer"]
-    assert handlers.name_other(columns, tiny, "", shown, SOMEBODY) == {"answer": "", "cost": ""}
-    late = handlers.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
+    assert "answer" not in panel.name_other(columns, tiny, other, shown, SOMEBODY)
+    assert "<h3>another</h3>" in panel.name_other(columns, tiny, "another", shown, SOMEBODY)["answer"]
+    assert panel.name_other(columns, tiny, "", shown, SOMEBODY) == {"answer": "", "cost": ""}
+    late = panel.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
     assert any("other" in step for step in late)  # the first of its tokens
-    handlers.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
+    panel.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
     assert not any("other" in step for step in late)
 
 
 def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
-    named = spread_settings(handlers.name_other, Columns(session), refuse=handlers.refuse_other)
+    named = spread_settings(panel.name_other, Columns(session), refuse=panel.refuse_other)
     assert "isx-error" not in named(*tiny.settings, other, "", None)["answer"]
     assert named(*tiny.settings, " ", "", None) == {"answer": "", "cost": ""}
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
