@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, SeedOssConfig, SeedOssForCausalLM
 
 import intraslice as sl
 from components import tabs
+from components.frame import theme
 from components.page import build_app
 from components.ratios import panel as ratios_panel
 from components.state.session import Session
@@ -282,7 +283,7 @@ def test_the_tab_is_in_the_page_and_follows_the_settings(summary, own_session, t
     (tab,) = [one for one in page.blocks.values() if isinstance(one, gr.Tab) and one.id == "summary"]
     (table,) = [one for one in page.blocks.values() if one.elem_id == "summary"]
     assert (tab.label, table.parent) == ("Summary", tab)
-    assert '"summary": "Summary"' in launch_options()["head"]
+    assert '"summary":"Summary"' in theme.script(tabs.labels())
     (listener,) = [function for function in page.fns.values() if list(function.outputs) == [table]]
     events = {event for _, event in page.fns[listener.trigger_after].targets}
     assert events >= {"release", "input", "change"}  # a setting is committed, a calibration ends, the tab is opened

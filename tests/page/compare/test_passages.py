@@ -91,7 +91,7 @@ def told(session, tiny, monkeypatch):
 
     def status(event: Status, is_fetched: bool = True) -> str:
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
-        monkeypatch.setattr(session.jobs, "run", lambda *_: iter([event]))
+        monkeypatch.setattr(session.jobs, "run", lambda *_, **__: iter([event]))
         question = "w10", 4, 0.0, 0, False, None, ""
         return list(panel.answer(Columns(session), tiny, *question, SOMEBODY))[1]["status"]
 

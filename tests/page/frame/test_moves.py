@@ -17,7 +17,7 @@ from components.jobs.status import Status
 from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
-from components.ui import formatting
+from components.ui import formatting, screen
 
 
 @pytest.fixture

@@ -183,7 +183,8 @@ def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None
     list(session.measure(mine, "somebody"))
     first, *answers = slider.measure_pinned(session, mine, 0, other, "ada")
     assert first == {}
-    change = session.perplexities(mine).sliced - session.perplexities(other).sliced
+    own, other_value = (session.perplexities(which).sliced.value for which in (mine, other))
+    change = own - other_value
     *_, last = [answer["headline"] for answer in answers if "headline" in answer]
     assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last
     sequential = tiny.with_settings(order="sequential", sparsity=33)  # only its button slices that

@@ -13,6 +13,7 @@ from gradio.state_holder import StateHolder
 from starlette.middleware import Middleware
 from stepping import until
 
+from components import limits
 from components.gradio_compat import page_config
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.page_config import CachedPage
@@ -193,4 +194,4 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
         assert (len(slept), flood.done()) == (2, False)
         may_go_on.set()
         assert flood.result() == {200}
-    assert slept == [pytest.approx(size / page_config.RATE)] * 6
+    assert slept == [pytest.approx(size / limits.PAGE_BYTES_PER_SECOND)] * 6
