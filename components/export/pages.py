@@ -89,8 +89,10 @@ def report(
     code: Mapping[str, str],
 ) -> str:
     """A view as a document that opens offline. `settings` maps names to values, `code` maps headings to code blocks."""
-    places = {f"chart-{index}": [replace(chart, hint="", layers=0, picks=())] for index, chart in enumerate(charts)}
-    cards = "".join(f'<section id="{place}" class="isx-card">{template(420, table=True)}</section>' for place in places)
+    shown = {f"chart-{index}": replace(chart, hint="", layers=0, picks=()) for index, chart in enumerate(charts)}
+    cards = "".join(
+        f'<section id="{place}" class="isx-card">{_filled(chart)}</section>' for place, chart in shown.items()
+    )
     rows = [(escape(name), escape(str(value))) for name, value in settings.items() if value not in (None, "")]
     blocks = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in code.items())
     protocol = escape(translate(perplexities.protocol) or gettext("Perplexity was not measured."))
@@ -99,9 +101,28 @@ def report(
         f'{formatting.readout(plan, perplexities)}<p class="isx-quiet">{protocol}</p>{cards}'
         f"<h2>{gettext('Settings')}</h2>{formatting.table((), rows)}{blocks}</main>"
     )
-    step: Json = {"parts": {}}
-    shown = {place: [chart.plain() for chart in steps] for place, steps in places.items()}
-    return document(text, {"first": 0, "layer": charts[0].selected, "steps": [step], "charts": shown}, "report")
+    drawn = {place: [chart.plain()] for place, chart in shown.items()}
+    content: Json = {"first": 0, "layer": charts[0].selected, "steps": [{"parts": {}}], "charts": drawn}
+    return document(text, content, "report")
+
+
+def _filled(chart: Chart) -> str:
+    """A chart's HTML with its texts and its table, which can be read without a script, too."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    rows = "".join(row(cells, "td") for cells in chart.rows)
+    parts = {
+        "title": escape(chart.title),
+        "note": escape(chart.caption()),
+        "head": row(chart.columns, "th"),
+        "rows": rows,
+    }
+    html = template(420, table=True)
+    for name, text in parts.items():
+        html = html.replace(f'class="isx-{name}">', f'class="isx-{name}">{text}')
+    return html
 
 
 def document(article: str, content: Json, kind: str, style: str = "", scripts: str = "") -> str:

@@ -201,7 +201,7 @@ def test_the_report_and_the_plan_are_files(client) -> None:
     report = Path(client.predict(api_name="/report")).read_text(encoding="utf-8")
     assert len(plan["ratios"]) == 3
     assert "Plotly" in report
-    assert "Perplexity on " in report
+    assert "Pruning ratio per layer" in report
     assert 'id="chart-0"' in report
 
 
