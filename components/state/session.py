@@ -215,12 +215,14 @@ class Session:
             return Status(lazy_gettext("Ready"), "ready")
         values = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
         values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(key.config.text)}
-        whole = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
-        partial_text = lazy_gettext(
-            "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",
-            **values,
-        )
-        return Status(whole if best.is_whole else partial_text, "ready")
+        if best.is_whole:
+            text = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
+        else:
+            text = lazy_gettext(
+                "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",
+                **values,
+            )
+        return Status(text, "ready")
 
     def threads(self) -> str:
         """The number of threads for protocols of CPU speeds, such as " on 2 CPU threads"; empty on other devices."""
