@@ -20,8 +20,8 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
     """
     estimator = shown_estimator(view, estimator)
     layout = figure.layout_of(2, revision=f"estimator-check-{view is None}", vertical=False)
-    layout["hovermode"], layout["showlegend"] = "closest", False
-    data, layout["annotations"], layout["shapes"] = [], [], []
+    layout |= {"hovermode": "closest", "showlegend": False, "annotations": [], "shapes": []}
+    data = []
     for column, (module, name) in enumerate(MODULES.items(), start=1):
         axes = figure.axes_of(column)
         checks = [check for check in view.modules if check.module == module] if view else []

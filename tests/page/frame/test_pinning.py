@@ -178,8 +178,7 @@ def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None
     list(session.measure(mine, "somebody"))
     assert slider.compare_pinned(session, mine, other) == unchanged(slider.Compared)  # nothing is known of it
     list(slider.measure_pinned(session, mine, other, SOMEBODY))
-    own, pinned_value = (session.perplexities(which).sliced.value for which in (mine, other))
-    change = own - pinned_value
+    change = session.perplexities(mine).sliced.value - session.perplexities(other).sliced.value
     assert (
         f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in slider.compare_pinned(session, mine, other).headline
     )
