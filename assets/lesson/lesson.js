@@ -290,8 +290,8 @@
     const { id, answer: sentence, meaning, large, waiting = words.waiting } = step();
     const said = kept.said[id];
     const found = find();
-    const told = found && [fill(sentence, found.values), found.source].filter(Boolean).join(" ");
-    const paragraphs = [["p", told ?? waiting, found ? "isx-found" : "isx-quiet"]];
+    const finding = found && [fill(sentence, found.values), found.source].filter(Boolean).join(" ");
+    const paragraphs = [["p", finding ?? waiting, found ? "isx-found" : "isx-quiet"]];
     if (found) {
       const guessed = (said ?? null) !== null;
       if (guessed && found.close !== null) paragraphs.unshift(["p", judged(said, found.close), found.close ? "isx-close" : "isx-far"]);
@@ -299,7 +299,7 @@
       if (found.truth !== undefined) control?.reveal(found.truth);
     }
     if (found) paragraphs.push(["p", meaning, ""], ["h4", words.large, ""], ["p", large, ""]);
-    if (found && isOfStep()) remember(found, told);
+    if (found && isOfStep()) remember(found, finding);
     const now = JSON.stringify(paragraphs);
     if (parts.answer.dataset.said === now && parts.answer.firstChild) return;
     parts.answer.dataset.said = now;
