@@ -190,7 +190,13 @@ def test_the_report_stands_alone(session, tiny, downloads) -> None:
     text = re.sub(r"<script>/\*.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.S)  # without plotly.js
     assert not re.search(r"""\bsrc=|https?://|href="(?!data:,)|@import|url\(|fetch\(|XMLHttpRequest""", text)
     assert prompt not in text
-    for words in (f"{measured.sliced.value:.2f}", "windows of 32", f"{plan.layers[1].mlp:.1%}", "--eval-tokens 256", "pca"):
+    for words in (
+        f"{measured.sliced.value:.2f}",
+        "windows of 32",
+        f"{plan.layers[1].mlp:.1%}",
+        "--eval-tokens 256",
+        "pca",
+    ):
         assert words in text  # also without a script
     content = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
     assert [len(steps) for steps in content["charts"].values()] == [1, 1]
