@@ -88,17 +88,18 @@ isx.scrollTo = (target) => {
 };
 
 // A link to a section, such as ?tab=spectra#rank-chart. Those of the Estimator tab were on Ratios before; two had other names.
-function arrive() {
-  const id = location.hash.slice(1).replace(/^verdict-/, "estimator-check-").replace(/^settling-/, "convergence-");
+function arrive(hash) {
+  const id = hash.slice(1).replace(/^verdict-/, "estimator-check-").replace(/^settling-/, "convergence-");
   if (/^(estimator-check|search|convergence)-/.test(id)) isx.openTab("estimator");
   const find = (tries) => {
     const section = document.getElementById(id);
     if (section?.offsetHeight > 20) isx.scrollTo(section);
     else if (tries) setTimeout(find, 100, tries - 1);
   };
-  if (id) find(100);
+  if (/^[\w-]+$/.test(id)) find(100);
 }
-addEventListener("hashchange", arrive);
+const linked = location.hash; // which the address soon loses
+addEventListener("hashchange", () => arrive(location.hash));
 
 // Gradio sends what is typed beside a slider at once, and clamps it later. A number that the slider does not have
 // waits here until it is entered; then it is the nearest that the slider has, or for an empty field the one before.
@@ -130,5 +131,5 @@ const fold = (tries) => {
 addEventListener("DOMContentLoaded", () => {
   document.body.classList.toggle("isx-embed", query().get("embed") === "1");
   if (innerWidth < 768) fold(100);
-  isx.ready.then(arrive);
+  isx.ready.then(() => arrive(linked));
 });
