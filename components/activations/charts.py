@@ -52,7 +52,7 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
         for method, shifts in residual.items():
             name, line = METHODS[method], figure.line(METHOD_COLOURS[method], 2.4)
             values = [getattr(shift, measure) for shift in shifts]
-            meta = figure.GHOST_ALWAYS
+            meta = figure.OVERLAY_ALWAYS
             fig.curve(row, name, values, name + " %{y}", line=line, legendgroup=method, meta=meta)
             if measure == "distance":
                 continue
@@ -169,7 +169,7 @@ def _steps(fig: Figure, panel: int, name: str, histogram: Histogram, colour: str
     x = [figure.rounded(histogram.low + (index + 0.5) * width) for index in range(1, bins - 1)]
     is_dense = colour == "dense"
     line = figure.line(colour, 1.4 if is_dense else 2) | {"shape": "hvh"}
-    more: Json = {"fill": "tozeroy", "fillcolor": "@grid"} if is_dense else {"meta": figure.GHOST_ALWAYS}
+    more: Json = {"fill": "tozeroy", "fillcolor": "@grid"} if is_dense else {"meta": figure.OVERLAY_ALWAYS}
     density = histogram.density[1:-1]
     fig.curve(panel, name, density, name + " %{y:.3~g}", x, line=line, legendgroup=name, **more)
 

@@ -87,7 +87,7 @@ def _points(fig: Figure, column: int, checks: Sequence[ModuleCheck], estimator: 
         hover + "<br>%{text}",
         [figure.rounded(importance) for importance in predicted],
         mode="markers",
-        meta={"module": module, **figure.GHOST_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
+        meta={"module": module, **figure.OVERLAY_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
         error_y=figure.error_bars(module, [check.error for check in checks]),
         customdata=[check.layer for check in checks],
         text=ranks,

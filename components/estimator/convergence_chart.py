@@ -29,7 +29,7 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
     columns = {gettext("Sequences"): counts}
     for measure, (name, line) in LINES.items():
         distances = getattr(view, measure)[:-1]
-        style: Json = {"mode": "lines+markers", "meta": figure.GHOST_ALWAYS, "line": line}
+        style: Json = {"mode": "lines+markers", "meta": figure.OVERLAY_ALWAYS, "line": line}
         fig.curve(1, translate(name), distances, translate(name) + " %{y:.2%}", sequences, **style)
         columns[translate(name)] = [number(distance, ".2%") for distance in distances]
     return fig.chart(

@@ -20,7 +20,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     fig.over_layers(layers, selected)
     for row, module in enumerate(MODULES, start=1):
         kept = [_kept(layer, module) for layer in plan.layers]
-        meta = {"module": module, **figure.GHOST_ALWAYS}  # `assets/overrides.js` reads the module
+        meta = {"module": module, **figure.OVERLAY_ALWAYS}  # `assets/overrides.js` reads the module
         ratios, below = [getattr(layer, module) for layer in plan.layers], gettext("<br>kept: %{{customdata}}")
         add_bars(fig, module, ratios, below, meta=meta, customdata=kept)
         for estimator, others in plan.others.items():
@@ -75,7 +75,12 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         floor, unit = _floor(curve), term(curve.unit)
         for label, values, line, meta in (
             (gettext("All layers"), curve.all_layers, figure.line("dense", 1.6), {}),
-            (gettext("Layer {layer}", layer=layer), curve.chosen, figure.line(module, 2.4), figure.GHOST_IF_DIFFERENT),
+            (
+                gettext("Layer {layer}", layer=layer),
+                curve.chosen,
+                figure.line(module, 2.4),
+                figure.OVERLAY_IF_DIFFERENT,
+            ),
         ):
             x, y = figure.thinned([max(value, floor) for value in values])
             hover = gettext(

@@ -160,7 +160,7 @@ def _heatmap(
 def _crosses(fig: Figure, points: Sequence[tuple[int, int]], name: str) -> None:
     marker = {"symbol": "x-thin", "size": 8, "color": "@ink", "line": {"color": "@ink", "width": 1.5}}
     x, y = [x for x, _ in points], [y for _, y in points]
-    fig.curve(1, name, y, x=x, mode="markers", meta=figure.GHOST_ALWAYS, marker=marker, showlegend=False)
+    fig.curve(1, name, y, x=x, mode="markers", meta=figure.OVERLAY_ALWAYS, marker=marker, showlegend=False)
 
 
 def _carried(fraction: float, is_kept: bool) -> str:

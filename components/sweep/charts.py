@@ -146,7 +146,7 @@ def add_lines(fig: Figure, panel: int, view: SweepView, x_of: Value, y_of: Value
             label,
             [figure.rounded(x) for x, _, _ in points],
             mode="lines+markers",
-            meta=figure.GHOST_ALWAYS,
+            meta=figure.OVERLAY_ALWAYS,
             legendgroup=name,
             ids=[pick_value(point) for *_, point in points],
             customdata=[

@@ -21,8 +21,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # columns and rows
 POINTS = 160  # of a curve; more cannot be told apart on a screen
 # Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`pinned/overlay.py`).
 SETTING_SHAPE = "follows-the-setting"  # the name of a shape
-GHOST_ALWAYS = {"overlay": "always"}  # the meta of a trace
-GHOST_IF_DIFFERENT = {"overlay": "different"}  # the meta of a trace that is only overlaid if the curves differ
+OVERLAY_ALWAYS = {"overlay": "always"}  # the meta of a trace
+OVERLAY_IF_DIFFERENT = {"overlay": "different"}  # the meta of a trace that is only overlaid if the curves differ
 
 
 @dataclass(frozen=True)

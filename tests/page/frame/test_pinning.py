@@ -21,7 +21,7 @@ from components.state.settings import Settings
 from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
-from components.ui.figure import GHOST_ALWAYS, Chart, Figure
+from components.ui.figure import OVERLAY_ALWAYS, Chart, Figure
 from components.ui.handlers import LiveOutput, spread_settings
 from components.ui.headline import headline
 from components.ui.pinned import text as pinned
@@ -141,7 +141,7 @@ def test_an_overlay_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
 def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     bars = json.loads(overlay(ratio_chart(plan_view()).to_json()))["data"]
     assert all(bar["marker"]["color"] == "rgba(0,0,0,0)" and bar["marker"]["line"]["width"] > 0 for bar in bars)
-    marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": GHOST_ALWAYS}
+    marks = {"type": "scatter", "mode": "lines+markers", "name": "line", "x": [1], "y": [2], "meta": OVERLAY_ALWAYS}
     marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
     hidden = {**marks, "visible": "legendonly"}
     ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
