@@ -1,4 +1,4 @@
-"""The models answer one prompt, one token each in turn; every answer is compared with the dense one.
+"""The models answer one prompt, a few tokens each in turn; every answer is compared with the dense one.
 
 Clients that ask the same share the tokens (`token_streams.py`).
 """
@@ -37,7 +37,7 @@ SLICED_ANSWERS = JobSemaphore(limits.MAX_SLICED_ANSWERS, lazy_gettext("Waiting f
 def write_answers(
     job: Job, columns: Columns, request: Request, question: Question, pinned: Request | None = None, other: str = ""
 ) -> Answers:
-    """Emit all columns' answers after every token, and return the whole ones. Raises UserError for an empty prompt.
+    """Emit all columns' answers after some tokens, and return the whole ones. Raises UserError for an empty prompt.
 
     No column waits for the model of another column; the dense column does not even wait for the calibration.
     """
@@ -85,7 +85,7 @@ def write_answers(
 
 
 class InterleavedDecoder:
-    """Decodes the columns in turn, one token each, so that no column waits for another to end.
+    """Decodes the columns in turn, a few tokens each, so that no column waits for another to end.
 
     `stack` ends the job's part in work that other jobs share.
     """
@@ -124,7 +124,7 @@ class InterleavedDecoder:
         return is_finished
 
     def step(self) -> None:
-        """Decode one token per running column, or take all that others have decoded; shows all columns after each.
+        """Decode some tokens per running column, or take all that others have decoded; shows all columns after each.
 
         Raises UserError for a bad prompt.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,6 +13,9 @@ from intraslice.evaluation.generation import Sampling, end_tokens, stream_tokens
 from ..jobs.job import Job, Shared
 from ..state.request import SliceKey
 from .views import Question
+
+# Between two turns: the page shows new tokens no more often, and a turn of another thread takes some time to begin.
+TOKENS, SECONDS = 4, 0.1
 
 
 @dataclass(eq=False)
@@ -25,9 +29,12 @@ class TokenStream:
         self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
     ) -> None:
         """Generate the answer, as work that jobs share. Raises as `stream_tokens` does."""
+        begun = 0.0
         for index, token in enumerate(stream_tokens(model, tokenizer, prompt, sampling, pause=job.checkpoint)):
             self.tokens[index : index + 1] = [token]  # which is there already if earlier work was cancelled
-            job.checkpoint()
+            if index % TOKENS == 0 or time.monotonic() > begun + SECONDS:
+                job.checkpoint()
+                begun = time.monotonic()
         self.state = "ended" if self.tokens and self.tokens[-1] in end_tokens(model) else "cut"
 
     def reach(self, work: Shared[None] | None, count: int) -> bool:

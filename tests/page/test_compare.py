@@ -255,7 +255,7 @@ def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_can
     monkeypatch.setattr(token_streams, "end_tokens", lambda ends: ends)
     scheduler, stream = Stepped(), TokenStream()
 
-    def reading(job, count: int = 4, ends: tuple = (3,)):
+    def reading(job, count: int = 7, ends: tuple = (6,)):
         work = partial(stream.generate, model=ends, tokenizer=None, prompt="", sampling=count)
         seen = []
         with job.begin(stream, work) as shared:
@@ -265,13 +265,13 @@ def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_can
         return seen
 
     leaving = scheduler.start("a", reading)
-    while len(stream.tokens) < 2:
+    while len(stream.tokens) < 5:
         scheduler.step()
     leaving.stop()
     late = scheduler.start("b", reading)
     scheduler.run()
-    assert late.result[0] == [0, 1]
-    assert stream.tokens == [0, 1, 2, 3]
+    assert late.result[0] == [0, 1, 2, 3, 4]
+    assert stream.tokens == [0, 1, 2, 3, 4, 5, 6]
     assert stream.state == "ended"
     stream = TokenStream()
     scheduler.start("a", partial(reading, ends=()))
