@@ -34,7 +34,7 @@ from intraslice.slicing import one_shot
 @pytest.fixture(scope="module")
 def preview(session) -> Callable[..., tuple]:
     """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
-    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), ())
+    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
     return partial_handler(slider.preview, session, [live_output])
 
 
@@ -55,7 +55,7 @@ def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes)
 
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
-    shown = ratios.Charts(gr.HTML(render=False), gr.HTML(render=False))
+    shown = {name: gr.HTML(render=False) for name in ("ratios", "importances")}
     live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
     refuse = partial(slider.refuse_move, live_outputs, live_outputs)
     move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=refuse)
@@ -160,25 +160,29 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
     assert not any("layer 3 of" in status for status in seen)
 
 
+def restore(**query: str) -> dict:
+    return link.restore(SimpleNamespace(query_params=query))
+
+
 def test_a_link_restores_the_page(session) -> None:
     query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
     query |= {"shapes": "runtime", "tab": "compare"}
-    *values, layer, prompt, _, tabs, _ = link.restore(SimpleNamespace(query_params=query))
-    settings = Settings(*values)
-    assert (settings.sparsity, settings.estimator, settings.shapes) == (45, "fisher", "runtime")
-    assert (layer, prompt, tabs.selected) == (7, "Hello", "compare")
-    assert settings.bias is link.restore(SimpleNamespace(query_params={})).bias is Settings().bias is None
-    assert link.restore(SimpleNamespace(query_params={"bias": "1.35"})).bias == 1.35
+    restored, usual = restore(**query), restore()
+    names = ("sparsity", "estimator", "shapes", "layer", "prompt")
+    assert [restored[name] for name in names] == [45, "fisher", "runtime", 7, "Hello"]
+    assert restored["tabs"].selected == "compare"
+    assert restored["bias"] is usual["bias"] is Settings().bias is None
+    assert restore(bias="1.35")["bias"] == 1.35
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
-        assert link.restore_existing(session, SimpleNamespace(query_params={"layer": layer})).layer == kept
+        assert link.restore_existing(session, SimpleNamespace(query_params={"layer": layer}))["layer"] == kept
 
 
 def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
     query |= {"dtype": tiny.calibration.dtype, "layer": "3"}
-    opened = link.restore_existing(session, SimpleNamespace(query_params=query)).layer
+    opened = link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
     assert (opened["value"], opened["maximum"]) == (0, 2)
-    unknown = link.restore_existing(session, SimpleNamespace(query_params={"model": "a/b", "layer": "31"})).layer
+    unknown = link.restore_existing(session, SimpleNamespace(query_params={"model": "a/b", "layer": "31"}))["layer"]
     assert (unknown["value"], unknown["maximum"]) == (31, 31)
     fitted = handlers.fit_layers(session, tiny, unknown["value"])
     assert (fitted["value"], fitted["maximum"]) == (2, 2)

@@ -164,7 +164,8 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     monkeypatch.setattr(measure, "write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again["file"]).read_bytes() == Path(last["file"]).read_bytes()
-    assert 'src="tiny.html" title="The cost of slicing tiny"' in panel.preview(session, tiny, "w9")["embed"]
+    shown = panel.preview(session, tiny, 0, "w9", SOMEBODY)
+    assert 'src="tiny.html" title="The cost of slicing tiny"' in shown["embed"]
 
 
 @pytest.fixture

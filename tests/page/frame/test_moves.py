@@ -1,5 +1,6 @@
 """What a move of the slider shows is made once for all clients, and is never that of another state."""
 
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -33,7 +34,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
-    return (*panel.show(session, request, layer, client).values(), *slider.texts_of(session, request))
+    view = replace(session.view(request, client), status=Status(""))  # without its number
+    return (*panel.show(session, request, layer, client).values(), *slider.moved(view))
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:

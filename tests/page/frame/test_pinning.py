@@ -17,7 +17,7 @@ from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
 from components.state.request import Request, parse
 from components.state.session import Session
-from components.state.settings import Settings
+from components.state.settings import CONTROLS, Settings
 from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
@@ -25,7 +25,7 @@ from components.ui.figure import OVERLAY_ALWAYS, Chart, Figure
 from components.ui.handlers import LiveOutput, spread_settings
 from components.ui.headline import headline
 from components.ui.pinned import text as pinned
-from components.ui.pinned.differences import FIELDS, name_of, signed
+from components.ui.pinned.differences import name_of, signed
 from components.ui.pinned.overlay import overlay
 from intraslice.core.errors import UserError
 
@@ -38,8 +38,8 @@ def test_a_setting_is_read_as_it_was_written(settings) -> None:
     assert pinned.read(pinned.write(request)) == settings
     query = {"pinned": pinned.write(request), "sparsity": "20"}
     restored = link.restore(SimpleNamespace(query_params=query))
-    assert pinned.read(restored.pinned) == settings._replace(dtype=request.calibration.dtype)
-    assert restored.sparsity == 20
+    assert pinned.read(restored["pinned"]) == settings._replace(dtype=request.calibration.dtype)
+    assert restored["sparsity"] == 20
 
 
 NO_SETTINGS = [
@@ -54,7 +54,7 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
         return request.slicing.sparsity, pinned and pinned.slicing.sparsity
 
     for text in NO_SETTINGS:
-        assert link.restore(SimpleNamespace(query_params={"pinned": text})).pinned == ""
+        assert link.restore(SimpleNamespace(query_params={"pinned": text}))["pinned"] == ""
     for text, words in (
         ("sparsity=99", "sparsity must be"),
         ("much=1", "must be one of model, text"),
@@ -75,7 +75,7 @@ def test_a_pinned_upload_is_known_again_and_never_named() -> None:
     assert pinned.comparable_request(text, mine.with_settings(sparsity=50)) == mine
     assert pinned.comparable_request(text, usual) is None
     assert pinned.comparable_request(text, mine.with_settings(upload="/tmp/somewhere/other.txt")) is None
-    assert "is calibrated on a file that is no longer available" in pinning.describe(usual, text).text
+    assert "is calibrated on a file that is no longer available" in pinning.describe(usual, text)["description"]
     assert pinned.comparable_request(pinned.write(usual), mine) == usual  # A was calibrated without it
 
 
@@ -83,17 +83,19 @@ def test_a_setting_of_another_model_waits_for_that() -> None:
     text, elsewhere = pinned.write(parse(Settings())), parse(Settings(model="other/model"))
     assert pinned.comparable_request(text, elsewhere) is None
     assert (
-        "is a setting of default; it is shown when that model is chosen again" in pinning.describe(elsewhere, text).text
+        "is a setting of default; it is shown when that model is chosen again"
+        in pinning.describe(elsewhere, text)["description"]
     )
-    assert "20%, PCA-aware" in pinning.describe(parse(OTHER), text).text
-    assert pinning.describe(parse(OTHER), "").text == ""
+    assert "20%, PCA-aware" in pinning.describe(parse(OTHER), text)["description"]
+    assert pinning.describe(parse(OTHER), "")["description"] == ""
 
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert name_of(Settings(), Settings(sparsity=50)) == "20%, PCA-aware"
     assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLP neurons trained, seed 3"
     assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "20%, manual"
-    assert FIELDS.keys() == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
+    described = {name for name, control in CONTROLS.items() if control.describe}
+    assert described == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"
     assert name_of(Settings(shapes="runtime"), Settings()) == "20%, PCA-aware, runtime shapes"
     signs = {-3.04: "−3.0", 2.5: "+2.5", 0.0: "0", 0.01: "0", -0.01: "0"}
@@ -163,19 +165,19 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
         panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
     live_outputs = [
         panel.live_output,
-        LiveOutput("sweep", partial_handler(sweep.show_pinned, session), (*swept.charts.values(),)),
+        LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.charts),
     ]
     drawn = pinning.overlays(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
-    bars = json.loads(drawn[0]["overlay"])["data"][0]
+    bars = json.loads(drawn["ratio-chart"]["overlay"])["data"][0]
     plan = session.plan(tiny.with_settings(sparsity=50))
     assert bars["y"] == pytest.approx([layer.attention for layer in plan.layers], rel=1e-4)
-    assert "overlay" not in drawn[2]  # gradio's skip
+    assert drawn.keys() == {"ratio-chart", "importance-chart"}
     none = pinning.overlays(live_outputs, tiny, 1, "ratios", None, SOMEBODY)
-    assert [update["overlay"] for update in none[:2]] == ["", ""]
+    assert [update["overlay"] for update in none.values()] == ["", ""]
     beyond = tiny.with_settings(locked="9 mlp 5")
-    assert pinning.overlays(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)[0]["overlay"] == ""
+    assert pinning.overlays(live_outputs, tiny, 1, "ratios", beyond, SOMEBODY)["ratio-chart"]["overlay"] == ""
     unmeasured = pinning.overlays(live_outputs, tiny, 1, "sweep", tiny, SOMEBODY)
-    assert [update["overlay"] for update in unmeasured[2:]] == ["", "", ""]
+    assert [update["overlay"] for update in unmeasured.values()] == ["", "", ""]
 
 
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:

@@ -16,10 +16,14 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from components import make_snapshots
+from components.activations import panel as activations_panel
 from components.activations.measure import ShiftViews
+from components.compare.models import Columns
 from components.estimator.measure import EstimatorCheckCache
 from components.frame import slider
+from components.ratios import panel as ratios_panel
 from components.ratios.charts import ratio_chart
+from components.spectra import panel as spectra_panel
 from components.spectra.measure import SpectraViews
 from components.state import request
 from components.state.choices import ESTIMATORS
@@ -85,13 +89,27 @@ def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() 
     assert not session.perplexities(refined).sliced
 
 
-def test_the_page_opens_with_them_before_anything_is_loaded() -> None:
-    texts = slider.initial_texts(Session(), OPENING)
-    measured = STORED.at(OPENING.slicing)
-    assert f"<b>{STORED.dense.value:.1f}</b> → <b>{measured.perplexity.value:.1f}</b>" in texts("headline")
-    assert ", precomputed on " in texts("headline")
-    assert 'data-press="measure-here"' in texts("headline")
-    assert f"{measured.divergence.value:.2f}" in texts("readout")
+def test_all_tabs_open_with_the_default_model_before_it_is_loaded() -> None:
+    session, measured = Session(), STORED.at(OPENING.slicing)
+    text = slider.initial_texts(session, OPENING)
+    assert f"<b>{STORED.dense[0]:.1f}</b> → <b>{measured.perplexity:.1f}</b>" in text("headline")
+    assert ", precomputed on " in text("headline")
+    assert 'data-press="measure-here"' in text("headline")
+    assert all(number in text("readout") for number in ("134.5 M", f"{measured.divergence:.2f}"))
+    label = "Precomputed: SmolLM2-135M-Instruct (Q4_1) on 32 x 512 tokens"
+    assert f'data-source="{label}' in text("readout")  # for the lesson
+    shown = ratios_panel.show(session, OPENING, 12, "somebody")
+    shown |= spectra_panel.show(SpectraViews(session), OPENING, 12, "somebody")
+    shown |= activations_panel.show(ShiftViews(session), OPENING, 12, "somebody")
+    assert label in shown.pop("summary")
+    charts = {name: json.loads(chart) for name, chart in shown.items()}
+    assert all(chart["data"] for chart in charts.values())
+    assert {name for name, chart in charts.items() if label in chart["protocol"]} == {"ratios", "variance", "ranks"}
+    costs = Columns(session).cached_costs(OPENING).columns
+    assert {name: cost.perplexity for name, cost in costs.items()} == {
+        "dense": STORED.dense[0],
+        "intraslice": measured.perplexity,
+    }
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
         if field == "iterative":
             changes["order"] = "sequential"
         other = parse(Settings(dtype=dtype)).with_settings(**changes)
-        assert (other.is_default_calibration, other.is_default) == (not CONTROLS[field].calibrates, False)
+        assert (precomputed.source(other.calibration) is not None) == (not CONTROLS[field].calibrates)
 
 
 def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them() -> None:
