@@ -47,14 +47,11 @@ isx.openMore = (values) => {
   const opens = isx.stored(MORE) || names.some((name, index) => differs(name, values[index]));
   return { __type__: "update", ...(opens && { open: true }) };
 };
-document.addEventListener(
-  "click",
-  ({ target }) => {
-    const label = target.closest?.("#more .label-wrap");
-    if (label) isx.store(MORE, label.classList.contains("open") ? "" : "yes"); // gradio has not heard of the click yet
-  },
-  true
-);
+const noteMore = ({ target }) => {
+  const label = target.closest?.("#more .label-wrap");
+  if (label) isx.store(MORE, label.classList.contains("open") ? "" : "yes"); // gradio has not heard of the click yet
+};
+addEventListener("click", noteMore, true);
 
 // Answers to several calls may come in any order: an element shows the text with the greatest number.
 const newest = {};
@@ -62,6 +59,14 @@ isx.newest = (element, value) => {
   const [mark, number] = /^<!--(\d+)-->/.exec(value) ?? ["", 0];
   if (Number(number) >= (newest[element]?.number ?? 0)) newest[element] = { number: Number(number), text: value.slice(mark.length) };
   return newest[element].text;
+};
+
+// The button of a tab, and its tab opened and in the address.
+isx.tab = (id) => [...document.querySelectorAll(TABS)].find((button) => button.textContent.trim() === isx.tabs[id]);
+const noteTab = (id) => isx.address((wanted) => (id === firstTab ? wanted.delete("tab") : wanted.set("tab", id)));
+isx.openTab = (id) => {
+  if (isx.tab(id)?.getAttribute("aria-selected") !== "true") isx.tab(id)?.click();
+  noteTab(id);
 };
 
 document.addEventListener("click", (event) => {
