@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import gradio as gr
 
+from .. import limits
 from ..jobs.job import Urgency
-from ..jobs.status import NUMBERS
+from ..jobs.status import NUMBERS, Status
 from ..state.request import Request
 from ..state.session import Session
 from ..state.views import View
@@ -112,9 +114,11 @@ def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[dict[str, Any]]:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
+    is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
     yield {}  # gradio clears the outputs of a generator that yields nothing
-    if request.is_live and session.perplexities(request).source.kind != "before":
-        yield from measure(session, request, layer, pinned, client)
+    while is_wanted:
+        last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
+        is_wanted = last is not None and last.superseded and _is_back(session, request, client)
 
 
 def on_prepared(
@@ -139,13 +143,28 @@ def measure_pinned(
         yield from _drawn(events, session, request, pinned, client)
 
 
+def _is_back(session: Session, request: Request, client: str) -> bool:
+    """Whether the client views the setting although its job was superseded: an earlier move was answered late."""
+    deadline = time.monotonic() + limits.LATE_MOVE_SECONDS
+    while session.jobs.view_of(client, "request", request) != request:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(limits.LATE_MOVE_SECONDS / 10)
+    return not session.jobs.is_running(client, "measure", request=request)
+
+
 def _drawn(
     events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
-    """The newest view after each of a job's events; its texts where they have changed and are of what is looked at."""
-    shown = None
-    for _ in events:
+) -> Generator[dict[str, Any], None, Status | None]:
+    """The newest view after each of a job's events; its texts where they have changed and are of the client's view.
+
+    Returns the last status.
+    """
+    shown, last = None, None
+    for event in events:
+        last = event if isinstance(event, Status) else last
         view = session.view(request, client, pinned)
         is_new = view.is_current and view != shown
         yield {"status": formatting.status_line(view.status), **(screen.texts(view) if is_new else {})}
         shown = view
+    return last

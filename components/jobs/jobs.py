@@ -170,7 +170,7 @@ class Jobs:
                     self._client(client).outcome = last
             self._note_end(running, time.monotonic() - began)
         if last := last or (ready and ready()):
-            yield replace(last, stopped=job.stopped, line=line)
+            yield replace(last, stopped=job.stopped, superseded=running.is_superseded, line=line)
 
     def _events(self, job: Job) -> Iterator[Any]:
         """A job's events, and statuses that say for how many jobs it waits. Raises what the job failed with."""

@@ -17,7 +17,8 @@ NUMBERS = itertools.count(int(1e6 * time.time()))
 class Status:
     """What a job, or the page, is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
-    The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`. `line`
+    The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`, and
+    whether that is since its client has moved on: `superseded`. `line`
     returns what the page's status line shows now, if the job has a part in it; that has a `number`: of two, the one
     with the greater number is newer.
     """
@@ -28,6 +29,7 @@ class Status:
     total: int = 0
     seconds_left: float | None = None
     stopped: bool = False
+    superseded: bool = field(default=False, compare=False)
     number: int = field(default=0, compare=False)
     line: Callable[[], Status] | None = field(default=None, compare=False)
 

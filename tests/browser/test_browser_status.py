@@ -91,5 +91,5 @@ def test_the_status_ends_with_its_job_whatever_ends_that(visit, tiny_query, page
     gate.words = NOTHING
     says(opened, "Calibrated on")
     arriving = ["<!--5-->b", "<!--4-->a", "<!--5-->c", "d"]
-    shown = opened.page.evaluate("texts => texts.map(text => isxNewest('an element', text))", arriving)
+    shown = opened.page.evaluate("texts => texts.map(text => isx.newest('an element', text))", arriving)
     assert shown == ["b", "b", "c", "c"]

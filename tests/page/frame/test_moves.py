@@ -143,3 +143,14 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
     assert not view.is_measuring
     assert formatting.status_line(view.status).partition("-->")[2] == last["status"].partition("-->")[2]
     assert "release the slider" in last["headline"]
+
+
+def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_one(session, tiny) -> None:
+    before, released = tiny.with_settings(sparsity=44), tiny.with_settings(sparsity=46)
+    session.jobs.set_view("ada", request=released)
+    answers = slider.on_release(session, released, 0, None, "ada")
+    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    session.jobs.set_view("ada", request=before)  # late
+    session.jobs.set_view("ada", request=released)
+    assert "being measured" not in list(answers)[-1]["headline"]
+    assert session.perplexities(released).source.kind == "here"

@@ -114,9 +114,9 @@ class Fiddler:
             page.set_viewport_size(self.page.viewport_size)
             page.goto(link)
             fresh = self._come_to_rest(page, patience)
-        assert {name: fresh[name] for name in shown if name != "status"} == {
-            name: value for name, value in shown.items() if name != "status"
-        }, self._told(link)
+        differences = {name: (shown[name], fresh[name]) for name in shown if shown[name] != fresh[name]}
+        differences.pop("status", None)  # a page that is opened says nothing of what was stopped before
+        assert differences == {}, self._told(f"{link} shows something else: {differences}")
         return shown
 
     def _come_to_rest(self, page: playwright.Page, patience: float) -> dict[str, Any]:
