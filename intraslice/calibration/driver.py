@@ -286,6 +286,6 @@ def _write(path: Path, stats: list[LayerStats]) -> None:
     """As `numpy.savez`, which would need a copy of all moments at once."""
     with zipfile.ZipFile(path, "w") as archive:
         for index, layer in enumerate(stats):
-            for name, array in layer.packed():
+            for name in vars(layer):
                 with archive.open(f"{index}.{name}.npy", "w", force_zip64=True) as file:
-                    numpy.lib.format.write_array(file, array, allow_pickle=False)
+                    numpy.lib.format.write_array(file, layer.packed(name), allow_pickle=False)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_profile, layer_sizes
+from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
 from intraslice.core.journal import Steps
@@ -89,8 +89,8 @@ class LayerwiseCalibration:
             stats.mlp_moment = torch.full((1, 1), torch.nan).expand(2 * [len(stats.mlp_sum)])  # takes no memory
             with open_layer(self.model, index) as (_, block):
                 output_map, kv_head = block.attention.weights().output, block.attention.kv_head.tolist()
-                layer = stats.calibration(layer_sizes(block), output_map, kv_head, *units, index)
-                layers.append(layer_profile(layer, [config.estimator]))
+                sizes = layer_sizes(block)
+                layers.append(stats.profile(sizes, output_map, kv_head, units, index, [config.estimator]))
             self.progress(Progress("profile", index + 1, total))
         other = sum(parameter.numel() for parameter in self.model.parameters()) - decoder_parameters(self.model)
         return Profile(tuple(layers), other, self.model.dtype.itemsize, *units)
@@ -139,7 +139,8 @@ class LayerwiseCalibration:
                 self._report(2 * self._layers - 1 - index if backward else index, done)
         if backward:
             require_finite(stats)
-        packed = {name: torch.from_numpy(array) for name, array in stats.packed() if (name in GRADIENTS) == backward}
+        names = [name for name in vars(stats) if (name in GRADIENTS) == backward]
+        packed = {name: torch.from_numpy(stats.packed(name)) for name in names}
         del stats  # before its packed sums are copied to be written
         self.steps[f"state_gradients.{index}" if backward else f"states.{index + 1}"] = {STATES: results}
         self.steps[f"{'mask_gradients' if backward else 'moments'}.{index}"] = packed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -63,40 +63,45 @@ class LayerStats:
                 block = moment[start : start + BLOCK, start : start + BLOCK]
                 block.copy_(block.tril() + block.tril(-1).T)
 
-    def calibration(
+    def profile(
         self,
         sizes: LayerSizes,
         output_map: Tensor,
         kv_head: Sequence[int],
-        head_fraction: float | None,
-        gradient_group: int,
+        units: tuple[float | None, int],
         index: int,
-    ) -> LayerCalibration:
-        """What estimators read."""
-        return LayerCalibration(
+        estimators: Iterable[str],
+    ) -> LayerProfile:
+        """Inputs of plans: the layer's kept heads by budget, and its importances by each of the `estimators`.
+
+        `units` are the config's fraction of a head and gradient group.
+        """
+        layer = LayerCalibration(
             sizes,
-            group_gradients(self.attention_gradients, gradient_group),
-            group_gradients(self.mlp_gradients, gradient_group),
+            group_gradients(self.attention_gradients, units[1]),
+            group_gradients(self.mlp_gradients, units[1]),
             self.attention_moment,
             self.mlp_moment,
             self.query_fisher,
             output_map,
             torch.tensor(kv_head, device=self.query_fisher.device),
-            head_fraction,
+            units[0],
             index,
         )
+        functions = {name: ESTIMATORS[name].importance for name in estimators}
+        importances = {name: importance(layer) for name, importance in functions.items() if importance}
+        return LayerProfile(sizes, layer.table, tuple(kv_head), importances)
 
-    def packed(self) -> Iterator[tuple[str, numpy.ndarray]]:
-        """All arrays to store, by name; of the moments the lower triangle, row by row."""
-        for name, value in vars(self).items():
-            array = value.numpy(force=True)
-            if name in MOMENTS:
-                array = numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array])
-            yield name, array
+    def packed(self, name: str) -> numpy.ndarray:
+        """An array to store; of the moments the lower triangle, row by row."""
+        array = getattr(self, name).numpy(force=True)
+        return (
+            numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array]) if name in MOMENTS else array
+        )
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of `packed`."""
+        """Bytes of all packed arrays."""
         return sum(
             (len(value) * (len(value) + 1) // 2 if name in MOMENTS else value.numel()) * value.itemsize
             for name, value in vars(self).items()
@@ -160,36 +165,28 @@ class CalibrationStats:
     @cached_property
     def profile(self) -> Profile:
         """Inputs of plans, with the estimators' default units."""
-        return self._profile(None, GRADIENT_GROUP, ignore_progress)
+        return self._profile((None, GRADIENT_GROUP), ignore_progress)
 
     def profile_for(self, config: SliceConfig) -> Profile:
         """Inputs of plans, with the units and gradient groups of `config`."""
         units = config.head_fraction, config.gradient_group
-        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(*units, ignore_progress)
+        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(units, ignore_progress)
 
     def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
         """`profile`, with progress by layer if it is not computed yet."""
         if "profile" not in vars(self):
-            self.profile = self._profile(None, GRADIENT_GROUP, progress_callback(progress))
+            self.profile = self._profile((None, GRADIENT_GROUP), progress_callback(progress))
         return self.profile
 
-    def _profile(self, head_fraction: float | None, gradient_group: int, progress: ProgressCallback) -> Profile:
+    def _profile(self, units: tuple[float | None, int], progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
-        for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
-            layer = stats.calibration(sizes, output_map, kv_head, head_fraction, gradient_group, index)
-            layers.append(layer_profile(layer, estimators))
+        for index, (stats, *of_layer) in enumerate(layer_data):
+            layers.append(stats.profile(*of_layer, units, index, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
-        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
-
-
-def layer_profile(layer: LayerCalibration, estimators: Iterable[str]) -> LayerProfile:
-    """Inputs of plans for one layer: its kept heads by budget, and its importances by each of the `estimators`."""
-    functions = {name: ESTIMATORS[name].importance for name in estimators}
-    importances = {name: importance(layer) for name, importance in functions.items() if importance}
-    return LayerProfile(layer.sizes, layer.table, tuple(layer.kv_head.tolist()), importances)
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *units)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

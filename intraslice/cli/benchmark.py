@@ -11,20 +11,14 @@ import torch
 
 from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE
-from intraslice.evaluation.benchmark import (
-    REFERENCE_TOKENS,
-    Costs,
-    ShapeCosts,
-    measure_costs,
-    measure_shapes,
-)
+from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, measure_costs, measure_shapes
 from intraslice.pretrained.precision import choose_dtype
 from intraslice.samples import calibration_sequences
 
 
 def benchmark(run: Run) -> CommandResult:
     """Cost of each stage, in multiples of a dense forward pass, in every requested precision."""
-    main_dtype, shapes = run.recipe.dtype, dict[str, ShapeCosts]()
+    main_dtype, shapes = run.recipe.dtype, dict[str, dict[str, float]]()
     costs = {dtype: _costs(run, dtype, shapes) for dtype in dict.fromkeys([main_dtype, *run.arguments.dtypes])}
     result = {
         "model": run.arguments.model,
@@ -33,7 +27,7 @@ def benchmark(run: Run) -> CommandResult:
         "peak_rss_bytes": peak_memory(),
         "by_dtype": {dtype: dtype_costs.ratios for dtype, dtype_costs in costs.items()},
         "dense_ms_per_token": {dtype: dtype_costs.dense_ms for dtype, dtype_costs in costs.items()},
-        **({"shapes": {name: cost._asdict() for name, cost in shapes.items()}} if shapes else {}),
+        **({"shapes": shapes} if shapes else {}),
         "protocol": run.recipe.protocol()
         | {
             "usual_tokens": REFERENCE_TOKENS,
@@ -49,7 +43,7 @@ def benchmark(run: Run) -> CommandResult:
     return result, _text(run, costs, result)
 
 
-def _costs(run: Run, dtype: str, shapes: dict[str, ShapeCosts]) -> Costs:
+def _costs(run: Run, dtype: str, shapes: dict[str, dict[str, float]]) -> Costs:
     """Costs of the model in one precision. With `--speed`, adds those of several shapes in the run's precision."""
     other, calibration = copy.copy(run), run.recipe.calibration  # the times of whose stages are the run's
     other.recipe = replace(run.recipe, dtype=dtype)

@@ -100,7 +100,7 @@ def _cut_branch_(
     reads = "reads" in ablation
     reader = nn.Sequential(frozen_linear(before.to(dtype)), norm) if reads else norm
     outputs = [HiddenStates([], hidden_states.arguments) for _ in branch]
-    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
+    for hidden, arguments in hidden_states.batches:
         normed = reader(hidden)
         for module, output in zip(branch, outputs, strict=True):
             output.hidden.append(centre(output_of(module, normed, arguments), norm))

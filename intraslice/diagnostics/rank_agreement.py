@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pandas
@@ -124,9 +123,9 @@ def _ranks(modules: pandas.DataFrame, column: str) -> pandas.Series:
     return modules.groupby("module")[column].rank(ascending=False, method="first").astype(int)
 
 
-def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterator[Misjudged]:
+def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> list[Misjudged]:
     """The misjudged modules among those of one kind."""
-    count = len(modules)
+    misjudged, count = [], len(modules)
     for index, row in modules.iterrows():
         others = modules["damage"].drop(index)
         noise = NOISE_ERRORS * (row["standard_error"] or 0.0)
@@ -135,7 +134,9 @@ def _misjudged(modules: pandas.DataFrame, estimators: tuple[str, ...]) -> Iterat
         for estimator in estimators:
             predicted = row[f"place_{estimator}"]
             if max(best - predicted, predicted - worst) > count / 3:
-                yield Misjudged(estimator, row["layer"], row["module"], row["place"], predicted, count)
+                place = row["layer"], row["module"], row["place"]
+                misjudged.append(Misjudged(estimator, *place, predicted, count))
+    return misjudged
 
 
 def _spearman(modules: pandas.DataFrame, estimator: str) -> float | None:

@@ -69,14 +69,14 @@ class HiddenStates:
     hidden: list[Float[Tensor, "batch tokens hidden"]]
     arguments: list[LayerArguments]  # attention mask and position embeddings, by batch and layer
 
-    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, LayerArguments]]:
-        """The states of each batch (batch, tokens, hidden) through `norm`, with the batch's arguments."""
-        for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
-            yield norm(hidden), arguments
+    @property
+    def batches(self) -> list[tuple[Tensor, LayerArguments]]:
+        """The states of each batch (batch, tokens, hidden), with the batch's arguments."""
+        return list(zip(self.hidden, self.arguments, strict=True))
 
     def map_(self, change: Callable[[Tensor, LayerArguments], Tensor], pause: Pause = no_pause) -> None:
         """Replace the states of each batch, in place, by `change(states, arguments)`; `pause` is called after each."""
-        for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
+        for index, (hidden, arguments) in enumerate(self.batches):
             self.hidden[index] = change(hidden, arguments)
             pause()
 
@@ -126,7 +126,7 @@ def last_states(
     """
     norm = final_norm(model)
     states = []
-    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
+    for hidden, arguments in hidden_states.batches:
         for layer in layers:
             hidden = call_layer(layer, hidden, arguments)
             pause()

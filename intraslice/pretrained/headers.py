@@ -11,7 +11,7 @@ import math
 import mmap
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -63,14 +63,10 @@ def safetensors_shapes(*files: Path) -> Shapes:
     return shapes
 
 
-class GgufHeader(NamedTuple):
-    """Header of a GGUF file. `fields` holds numbers and strings, and the length of each array."""
-
-    shapes: Shapes
-    fields: dict[str, str | int | float]
+Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, and the length of each array
 
 
-def gguf_header(file: Path) -> GgufHeader:
+def gguf_header(file: Path) -> tuple[Shapes, Fields]:
     """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
@@ -129,7 +125,7 @@ class _Cursor:
         return self.number(_FORMATS[kind])
 
 
-def _read_gguf(cursor: _Cursor) -> GgufHeader:
+def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
     from gguf.constants import GGML_QUANT_SIZES
 
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
@@ -154,7 +150,7 @@ def _read_gguf(cursor: _Cursor) -> GgufHeader:
         end = max(end, offset + math.prod(sizes) // block_values * block_bytes)
     if cursor.position + end > len(cursor.data):
         raise ValueError("it is shorter than its header says")
-    return GgufHeader(shapes, fields)
+    return shapes, fields
 
 
 def _json_object(text: bytes, name: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
     """Shapes of all tensors by name, from the files' headers. Raises UserError where a file is missing or invalid."""
     with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
-            return gguf_header(require_gguf(weights.folder / weights.gguf)).shapes
+            return gguf_header(require_gguf(weights.folder / weights.gguf))[0]
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
@@ -89,7 +89,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            fields = gguf_header(require_gguf(weights.folder / weights.gguf)).fields
+            _, fields = gguf_header(require_gguf(weights.folder / weights.gguf))
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture

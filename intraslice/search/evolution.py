@@ -140,8 +140,8 @@ Rates = tuple[tuple[float, ...], ...]
 class Measures(Protocol):
     """What a search asks for, on some windows of a text."""
 
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        """KL divergence of each allocation from the dense model in each window, in nats per token."""
+    def divergence(self, allocation: Allocation, windows: range) -> list[float]:
+        """KL divergence of an allocation from the dense model in each window, in nats per token."""
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
@@ -265,9 +265,9 @@ def selected(
 
     Also the number of windows that ran, in units of a dense forward.
     """
-    first_set = _relative_changes(measures.divergence([parent, *children], sets[0]))
+    first_set = _relative_changes(parent, children, sets[0], measures)
     ranked = sorted(range(len(children)), key=first_set.__getitem__)[: config.survivors]
-    second_set = _relative_changes(measures.divergence([parent, *(children[child] for child in ranked)], sets[1]))
+    second_set = _relative_changes(parent, [children[child] for child in ranked], sets[1], measures)
     windows = (len(first_set) + 2 + len(second_set) + 2) * config.windows
     pairs = [(first_set[child], second, child) for child, second in zip(ranked, second_set, strict=True)]
     if pairs:
@@ -277,10 +277,12 @@ def selected(
     return parent, 0.0, windows
 
 
-def _relative_changes(divergences: Sequence[Sequence[float]]) -> list[float]:
-    """Relative change of KL from the first allocation's to each other one's, mean of the windows."""
-    parent, *children = divergences
-    return [statistics.fmean(one / before for one, before in zip(child, parent, strict=True)) - 1 for child in children]
+def _relative_changes(
+    parent: Allocation, children: Sequence[Allocation], windows: range, measures: Measures
+) -> list[float]:
+    """Relative change of KL from the parent's to each child's, mean of the windows."""
+    before, *after = (measures.divergence(one, windows) for one in (parent, *children))
+    return [statistics.fmean(one / old for one, old in zip(child, before, strict=True)) - 1 for child in after]
 
 
 def _rates(

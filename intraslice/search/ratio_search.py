@@ -20,7 +20,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import blocks
@@ -115,7 +115,7 @@ def evolve(
     def pause() -> None:
         report(event())
 
-    measures = _Paused(candidates, pause)
+    measures = replace(candidates, pause=pause)
     pause()
     while state.windows * passes_per_window < passes:
         state = step(state, measures)
@@ -123,25 +123,9 @@ def evolve(
         write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
         pause()
     judged = range(len(candidates.windows) - JUDGED, len(candidates.windows))
-    before, after = map(fmean, measures.divergence([start, state.allocation], judged))
+    before, after = (fmean(measures.divergence(one, judged)) for one in (start, state.allocation))
     ratios = candidates.levels.ratios(state.allocation)
     return SearchResult(sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
-
-
-@dataclass(frozen=True)
-class _Paused:
-    """Measurements of candidates, with a pause after each layer."""
-
-    candidates: Candidates
-    pause: Pause
-
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        return [self.candidates.divergence(one, windows, self.pause).tolist() for one in allocations]
-
-    def costs(
-        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
-    ) -> dict[tuple[int, int], float]:
-        return self.candidates.costs(allocation, alternatives, windows, self.pause)
 
 
 FORMAT = "5"
