@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import PreTrainedModel
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID, SUGGESTED_MODELS
@@ -88,7 +87,9 @@ def _summary(record: dict[str, Any], origin: Origin) -> str:
 def _facts(record: dict[str, Any], origin: Origin) -> str:
     settings, protocol = record.get("requested", {}), record.get("protocol", {})
     commit = f", commit `{origin.commit}`" if origin.commit else ""
-    rows = {"base model": f"`{origin.name}`{commit}", "licence": _licence(origin)}
+    unknown = "that of the base model, which is not known here: look it up before you pass this on"
+    licence = f"{origin.licence}, as the base model's" if origin.licence else unknown
+    rows = {"base model": f"`{origin.name}`{commit}", "licence": licence}
     if "source" in record and not origin.commit and origin.hub_id:
         rows["its weights"] = record["source"]
     if method := settings.get("method"):
@@ -109,12 +110,6 @@ def _facts(record: dict[str, Any], origin: Origin) -> str:
         more = f" and {sampled:,} tokens sampled from the base model" if sampled else ""
         rows["calibrated on"] = f"{protocol['calibration_tokens']:,} tokens of {text}{more}, seed {protocol['seed']}"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
-
-
-def _licence(origin: Origin) -> str:
-    if origin.licence:
-        return f"{origin.licence}, as the base model's"
-    return "that of the base model, which is not known here: look it up before you pass this on"
 
 
 def _perplexity(record: dict[str, Any], name: str, form: Form) -> str:
@@ -177,10 +172,3 @@ def _limits(record: dict[str, Any], origin: Origin) -> str:
 def _text(name: str) -> str:
     """The display name of a text, without its folder."""
     return _NAMED_TEXTS.get(name, Path(name).name)
-
-
-def write_gguf_card(model: PreTrainedModel, record: dict[str, Any], file: Path) -> None:
-    """Write the card of a GGUF file next to it, unless there is one."""
-    card = file.with_suffix(".md")
-    if not card.exists():
-        card.write_text(model_card(IntraSliceConfig.of(model, record), file.name, "gguf"), encoding="utf-8")

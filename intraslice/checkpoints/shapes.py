@@ -76,7 +76,7 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
         attention = SlicedAttention(_attention(shape, *widths[0]), index)
         mlp = SlicedMLP(_mlp(shape, *widths[-1]))
         if shortcuts:
-            norms = [BasisNorm.of(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
+            norms = [BasisNorm(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
             # transformers initialises linear maps, but not these.
             matrices = [torch.eye(*sizes) for sizes in shortcuts]
             model.model.layers[index] = CrossModuleLayer(family, attention, mlp, norms, matrices)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -102,10 +103,7 @@ def measure_sensitivity(
     """
     require_ratio(ratio)
     model, path = loaded.model, _path(loaded, stats, tokens, float(ratio))
-
-    def changed(layer: int, module: ModuleKind) -> nn.Module:
-        return slice_alone(model, stats, layer, module, ratio)
-
+    changed = partial(slice_alone, model, stats, ratio=ratio)
     measurements = _measure(model, model, changed, tokens, path, "sensitivity", progress)
     return _sensitivity(model, measurements, tokens, [ratio] * (len(measurements) - 1), 1)
 
@@ -225,15 +223,11 @@ def _measure(
         new_layer = changed(layer, module)
         pause()
         states = last_states(base, [new_layer, *layers[layer + 1 :]], hidden_states, pause)
-        measure(states, _parameters(new_layer))
+        measure(states, sum(parameter.numel() for parameter in new_layer.parameters()))
         unchanged, *others = map(asdict, measurements)
         write_record(path, {"base": unchanged, "changed": others}, "the measurements of changed modules")
         pause()
     return measurements
-
-
-def _parameters(layer: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in layer.parameters())
 
 
 def _sensitivity(
@@ -247,7 +241,8 @@ def _sensitivity(
 
     damages = []
     for (layer, module), changed, ratio in zip(modules_of(base), others, ratios, strict=True):
-        removed = sign * (_parameters(base.model.layers[layer]) - changed.parameters)
+        parameters = sum(parameter.numel() for parameter in base.model.layers[layer].parameters())
+        removed = sign * (parameters - changed.parameters)
         divergences = difference(changed.divergences, unchanged.divergences)
         increases = difference(changed.losses, unchanged.losses)
         damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))

@@ -31,18 +31,15 @@ from intraslice.modeling.residual import (
     BasisEmbedding,
     BasisNorm,
     CrossModuleLayer,
-    Folded,
     SlicedModule,
     centre,
     norm_of,
     output_of,
     principal_axes_of,
     reader_name,
-    reading_map,
     require_no_output_norms,
     residual_branches,
     writer_name,
-    writing_map,
 )
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan, require_below_one
@@ -66,7 +63,7 @@ class SlicedStates:
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
     ) -> None:
         """Project the states on the basis, as in the sliced model, and add the uncut outputs of the modules."""
-        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
+        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm(norm)
 
         def step(states: Tensor, arguments: LayerArguments) -> Tensor:
             cut = states @ axes
@@ -241,24 +238,29 @@ def _slice_layer(
         bases.append(after)
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
-    norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
+    norms = [BasisNorm(norm) for norm in (block.attention_norm, block.mlp_norm)]
     attention, mlp = modules
     return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = reading_map(module, norm)
-    return _with_linear(module, reader_name(module), (weight @ basis, bias))
+    """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
+    reader, shift = getattr(module, reader_name(module)), getattr(norm, "bias", None)
+    weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
+    if shift is not None:
+        bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
+    return _with_linear(module, reader, weight * norm.weight.float() @ basis, bias)
 
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = writing_map(module, norm)
-    return _with_linear(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
+    """A copy whose writing map is in the basis. Under LayerNorm it is centred, as every reader centres it anyway."""
+    writer = getattr(module, writer_name(module))
+    bias = None if writer.bias is None else basis.T @ centre(writer.bias.float(), norm)
+    return _with_linear(module, writer, basis.T @ centre(writer.weight.float().T, norm).T, bias)
 
 
-def _with_linear(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
-    """A copy of the module with the linear map `name` replaced, in the module's precision."""
-    linear, (weight, bias) = getattr(module, name), folded
+def _with_linear(module: SlicedModule, linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> SlicedModule:
+    """A copy of the module with a linear map replaced, in its precision."""
     dtype = linear.weight.dtype
     return replace_modules(module, {linear: frozen_linear(weight.to(dtype), None if bias is None else bias.to(dtype))})
 
