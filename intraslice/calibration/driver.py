@@ -225,12 +225,7 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
 
 
 def _calibrate_batch(
-    model: PreTrainedModel,
-    stats: list[LayerStats],
-    batch: Tensor,
-    done: int,
-    loss_gradient: LossGradient,
-    pause: Pause,
+    model: PreTrainedModel, stats: list[LayerStats], batch: Tensor, done: int, loss_gradient: LossGradient, pause: Pause
 ) -> None:
     """Add one batch, which follows `done` sequences, to `stats`, in place; pauses between layers.
 

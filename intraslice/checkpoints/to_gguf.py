@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,7 +32,7 @@ from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
 from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.weights import AttentionWeights
+from intraslice.core.weights import converted
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
 from intraslice.modeling.mlp import SlicedMLP
@@ -279,16 +279,12 @@ def rounded_model(
         report(Progress("round", index, len(layers)))
         with resident(block.attention):
             attention = block.attention.weights()
-            attention = stored_attention(attention, heads, store) if len(attention.query) else _in_float32(attention)
+            if len(attention.query):
+                attention = stored_attention(attention, heads, store)
+            else:  # without heads, the file has its output bias alone
+                attention = converted(attention, torch.float32)
         replacements[block.attention] = SlicedAttention(attention, index).to(model.device)
         with resident(block.mlp):
             replacements[block.mlp] = SlicedMLP(stored_mlp(block.mlp.weights(), store)).to(model.device)
     report(Progress("round", len(layers), len(layers)))
     return replace_modules(model, replacements)
-
-
-def _in_float32(weights: AttentionWeights) -> AttentionWeights:
-    """Attention without heads, of which the file has the output bias alone."""
-    tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
-    floats: dict[str, Any] = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
-    return replace(weights, **floats)

@@ -14,10 +14,7 @@ Result = TypeVar("Result")
 
 
 def map_in_threads(
-    function: Callable[..., Result],
-    arguments: Iterable[tuple[Any, ...]],
-    workers: int,
-    report: Callable[[int], object],
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], workers: int, report: Callable[[int], object]
 ) -> list[Result]:
     """`function(*each)` in order, computed without gradients by `workers` threads, which share PyTorch's threads.
 

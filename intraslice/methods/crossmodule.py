@@ -23,7 +23,7 @@ from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
+from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, embed
@@ -105,10 +105,7 @@ def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: Prog
 
 
 def plan_crossmodule(
-    model: PreTrainedModel,
-    sparsity: float | None = None,
-    slicing: float | None = None,
-    order: Order = "sequential",
+    model: PreTrainedModel, sparsity: float | None = None, slicing: float | None = None, order: Order = "sequential"
 ) -> CrossModulePlan:
     """Choose D' for a canonicalised model, by the fraction of decoder parameters to remove, or of axes to cut.
 
@@ -297,16 +294,7 @@ class CrossModule(SlicingMethod[CrossModulePlan]):
     def _with_recovery(self, plan: CrossModulePlan, config: SliceConfig) -> CrossModulePlan:
         return replace(plan, recovery=config.recovery, epochs=config.epochs)
 
-    def slice(
-        self,
-        model: PreTrainedModel,
-        plan: CrossModulePlan,
-        stats: CalibrationStats | None,
-        tokens: Tokens,
-        *,
-        progress: ProgressCallback | bool = True,
-    ) -> PreTrainedModel:
-        return slice_crossmodule(model, plan, stats, tokens, progress=progress)
+    slice = staticmethod(slice_crossmodule)
 
     def needs_statistics(self, config: SliceConfig) -> bool:
         return config.order == "one-shot"  # the sequential order collects its own moments

@@ -305,19 +305,12 @@ def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPl
     """Ratios, except locked ones, and the bias follow from the sizes."""
     chosen = runtime_sizes(profile, config)
     sizes = [layer.sizes for layer in profile.layers]
-    head_ratios = [1 - len(kept.heads) / size.heads for kept, size in zip(chosen.heads, sizes, strict=True)]
-    neuron_ratios = [1 - kept / size.neurons for kept, size in zip(chosen.neurons, sizes, strict=True)]
-    layers = [
-        LayerPlan(attention, mlp, kept.heads, kept.kv_heads, size.dim, neurons)
-        for size, kept, neurons, attention, mlp in zip(
-            sizes,
-            chosen.heads,
-            chosen.neurons,
-            _with_locks(head_ratios, "attention", config),
-            _with_locks(neuron_ratios, "mlp", config),
-            strict=True,
-        )
-    ]
+    locked_attention, locked_mlp = (locked_ratios(config, module) for module in MODULE_KINDS)
+    layers = []
+    for index, (size, kept, neurons) in enumerate(zip(sizes, chosen.heads, chosen.neurons, strict=True)):
+        attention = locked_attention.get(index, 1 - len(kept.heads) / size.heads)
+        mlp = locked_mlp.get(index, 1 - neurons / size.neurons)
+        layers.append(LayerPlan(attention, mlp, kept.heads, kept.kv_heads, size.dim, neurons))
     removed_neurons = 1 - sum(chosen.neurons) / sum(size.neurons for size in sizes)
     bias = removed_neurons / config.sparsity if config.sparsity else config.bias or 1.0
     thresholds: tuple[float | None, float | None] = (None, None)

@@ -286,10 +286,7 @@ def _relative_changes(
 
 
 def _rates(
-    problem: Problem,
-    parent: Allocation,
-    steps: Mapping[int, tuple[int, int]],
-    costs: Mapping[tuple[int, int], float],
+    problem: Problem, parent: Allocation, steps: Mapping[int, tuple[int, int]], costs: Mapping[tuple[int, int], float]
 ) -> Rates:
     """Predicted relative change of KL per parameter removed and added; 0 for a module at a bound."""
 

@@ -66,11 +66,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     mean = stats.attention_sum / tokens
     rows = stats.attention_moment.index_select(0, kept)
     moments = OutputMoments(
-        kept=rows.index_select(1, kept),
-        cross=rows,
-        kept_mean=mean[kept],
-        dense_mean=mean,
-        tokens=tokens,
+        kept=rows.index_select(1, kept), cross=rows, kept_mean=mean[kept], dense_mean=mean, tokens=tokens
     )
     return fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]
 
@@ -85,11 +81,7 @@ def fit_attention(
 
 
 def mlp_from_moments(
-    dense: SlicedMLP,
-    width: int,
-    stats: LayerStats,
-    tokens: int,
-    rankings: dict[SlicedMLP, OrderedFactor] | None = None,
+    dense: SlicedMLP, width: int, stats: LayerStats, tokens: int, rankings: dict[SlicedMLP, OrderedFactor] | None = None
 ) -> SlicedMLP:
     """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed.
 
