@@ -16,9 +16,9 @@ from intraslice.calibration.driver import loss_gradient_after, sequences_per_bat
 from intraslice.calibration.forecast import StreamEstimate, estimate_stream, journal_bytes
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.checkpoints.format import Shards, require_free
+from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.core.journal import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan

@@ -27,10 +27,9 @@ from intraslice.calibration.layerwise import (
     require_finite,
 )
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
-from intraslice.core.cache import cache_path, read_result, write_result
+from intraslice.core.cache import Steps, cache_path, read_result, write_result
 from intraslice.core.config import Targets
 from intraslice.core.errors import UserError
-from intraslice.core.journal import Steps
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes
+from intraslice.core.cache import Steps
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.core.journal import Steps
 from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.counts import decoder_parameters

@@ -24,12 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM
+from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM, shape_of
 from intraslice.checkpoints.model_card import CARD, model_card
-from intraslice.checkpoints.shapes import shape_of
-from intraslice.core.cache import temporary_sibling
+from intraslice.core.cache import resumable_write, temporary_sibling, write_whole
 from intraslice.core.errors import UserError
-from intraslice.core.journal import resumable_write, write_whole
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
 from intraslice.pretrained.headers import read_json, safetensors_shapes

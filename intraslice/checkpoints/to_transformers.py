@@ -11,7 +11,7 @@ import copy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.modeling.families import blocks, head_width, write_layer_
+from intraslice.modeling.families import blocks, family_of, head_width, write_layer_
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import resident
 from intraslice.modeling.residual import CrossModuleLayer
@@ -29,7 +29,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
             "save the IntraSlice checkpoint instead"
         )
     layers, config = blocks(model), copy.deepcopy(model.config)
-    first, dim = layers[0], head_width(config)
+    first, dim, family = layers[0], head_width(config), family_of(config)
     for index, block in enumerate(layers):
         attention, unsupported = block.attention, None
         sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
@@ -53,7 +53,7 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     for layer, block in zip(plain.model.layers, layers, strict=True):
         with resident(block.attention), resident(block.mlp):
-            write_layer_(layer, block)
+            write_layer_(layer, block, family)
     tensors = model.state_dict().items()
     outside = {name: tensor for name, tensor in tensors if ".self_attn." not in name and ".mlp." not in name}
     plain.load_state_dict(outside, strict=False)

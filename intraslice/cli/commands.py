@@ -85,15 +85,12 @@ def evaluate(run: Run) -> CommandResult:
     if run.arguments.answers:
         with run.timed("answers"):
             prompts = tokens_of_prompts(loaded.tokenizer)
-            answers = {
-                name: greedy_answers(one, prompts, stage=f"answers {name}")
-                for name, one in (("dense", loaded.model), ("sliced", model))
-            }
-        result["answers"] = {
-            name: answer_statistics(tokens, answers["dense"])._asdict() for name, tokens in answers.items()
-        }
-    for name, statistics in result.get("answers", {}).items():
-        line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
+            models = {"dense": loaded.model, "sliced": model}
+            answers = {name: greedy_answers(one, prompts, stage=f"answers {name}") for name, one in models.items()}
+        result["answers"] = {}
+        for name, answer in answers.items():
+            statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
+            line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
     return result, line
 
 

@@ -121,7 +121,7 @@ def rotary_frequencies(model: PreTrainedModel, layer: int) -> Float[Tensor, " fr
     return getattr(rotary, name).float().cpu()
 
 
-def write_layer_(layer: DenseModule, block: Block) -> None:
+def write_layer_(layer: DenseModule, block: Block, family: Family) -> None:
     """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
@@ -130,33 +130,25 @@ def write_layer_(layer: DenseModule, block: Block) -> None:
     def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> Pair:
         return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
 
-    targets = {
-        "q_proj": rows(attention.query, attention.query_bias, inverse),
-        "k_proj": rows(attention.key, attention.key_bias, inverse),
-        "v_proj": rows(attention.value, attention.value_bias, slice(None)),
-        "o_proj": (attention.output.flatten(1), attention.output_bias),
-        **({} if mlp.gate is None else {"gate_proj": (mlp.gate, mlp.gate_bias)}),
-        "up_proj": (mlp.up, mlp.up_bias),
-        "down_proj": (mlp.down, mlp.down_bias),
-    }
-    targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
-    targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
-    if "gate_proj" in targets:
-        targets["gate_up_proj"] = _fused(targets["gate_proj"], targets["up_proj"])
-    for module in (layer.self_attn, layer.mlp):
-        for name, linear in module.named_children():
-            if isinstance(linear, nn.Linear):
-                weight, bias = targets[name]
-                linear.weight.data.copy_(weight)
-                if bias is not None:
-                    linear.bias.data.copy_(bias)
+    projections: list[Pair] = [
+        rows(attention.query, attention.query_bias, inverse),
+        rows(attention.key, attention.key_bias, inverse),
+        rows(attention.value, attention.value_bias, slice(None)),
+        (attention.output.flatten(1), attention.output_bias),
+    ]
+    maps: list[Pair] = [] if mlp.gate is None else [(mlp.gate, mlp.gate_bias)]
+    maps += [(mlp.up, mlp.up_bias), (mlp.down, mlp.down_bias)]
+    for module, names, pairs in ((layer.self_attn, family.projections, projections), (layer.mlp, family.mlp, maps)):
+        first = pairs[: 1 + len(pairs) - len(names)]  # several where they are fused
+        weights, biases = zip(*first, strict=True)
+        pairs = [(torch.cat(weights), concatenated(biases)), *pairs[len(first) :]]
+        for name, (weight, bias) in zip(names, pairs, strict=True):
+            getattr(module, name).weight.data.copy_(weight)
+            if bias is not None:
+                getattr(module, name).bias.data.copy_(bias)
     if (norms := attention.norms) is not None:
         layer.self_attn.q_norm.weight.data[order] = norms.query
         layer.self_attn.k_norm.weight.data[order] = norms.key
-
-
-def _fused(*pairs: Pair) -> Pair:
-    return torch.cat([weight for weight, _ in pairs]), concatenated([bias for _, bias in pairs])
 
 
 def family_named(name: str) -> Family:

@@ -10,13 +10,14 @@ read different windows, so that the search does not fit a few of them.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from intraslice.core.checks import check_fields, integer, number
@@ -96,28 +97,19 @@ def levels_of(profile: Profile, cap: float) -> Levels:
     Sizes that remove channels but no parameters (fewer but wider heads) are left out.
     """
     modules = tuple((index, module) for index in range(len(profile.layers)) for module in MODULE_KINDS)
-    return Levels(modules, tuple(_decreasing(_sizes(profile.layers[index], kind, cap)) for index, kind in modules))
+    return Levels(modules, tuple(_sizes(profile.layers[index], kind, cap) for index, kind in modules))
 
 
-def _decreasing(levels: Iterator[Level]) -> tuple[Level, ...]:
-    kept = [next(levels)]
-    for level in levels:
-        if level.parameters < kept[-1].parameters:
-            kept.append(level)
-    return tuple(kept)
-
-
-def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> Iterator[Level]:
+def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> tuple[Level, ...]:
     """All sizes of one module, the largest first. Each has the ratio in the middle of those that round to it."""
     sizes = layer.sizes
     if module == "mlp":
-        yield Level(0.0, sizes.neurons * sizes.neuron_cost, width=sizes.neurons)
-        for removed in range(MULTIPLE, sizes.neurons, MULTIPLE):
-            ratio = (removed + MULTIPLE / 2) / sizes.neurons
-            if ratio <= cap:
-                kept = neurons_kept(sizes.neurons, ratio)
-                yield Level(ratio, kept * sizes.neuron_cost, width=kept)
-        return
+        middles = [(removed + MULTIPLE / 2) / sizes.neurons for removed in range(MULTIPLE, sizes.neurons, MULTIPLE)]
+        ratios = [0.0, *(ratio for ratio in middles if ratio <= cap)]
+        widths = [neurons_kept(sizes.neurons, ratio) for ratio in ratios]
+        pairs = zip(ratios, widths, strict=True)
+        return _decreasing([Level(ratio, width * sizes.neuron_cost, width=width) for ratio, width in pairs])
+    levels = []
     alive, channels = layer.table.alive.cpu(), sizes.channels
     keep = channels
     while keep and 1 - keep / channels <= cap:
@@ -127,8 +119,14 @@ def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> Iterator[Leve
             keep -= 1
         ratio = 0.0 if first == channels else min(cap, 1 - (first + keep) // 2 / channels)
         count, kv_heads, dim = shape
-        yield Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim)
+        levels.append(Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim))
         keep -= 1
+    return _decreasing(levels)
+
+
+def _decreasing(levels: Sequence[Level]) -> tuple[Level, ...]:
+    least = accumulate((level.parameters for level in levels), min, initial=math.inf)
+    return tuple(level for level, before in zip(levels, least, strict=False) if level.parameters < before)
 
 
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module

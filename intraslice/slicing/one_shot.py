@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.linalg import OrderedFactor
-from intraslice.core.output_fit import value_axes
+from intraslice.core.linalg import OrderedFactor, value_axes
 from intraslice.core.weights import AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block

@@ -21,7 +21,7 @@ from intraslice.__main__ import main
 from intraslice.api import compress_loaded
 from intraslice.calibration import forecast, layerwise
 from intraslice.calibration.forecast import estimate_stream, journal_bytes
-from intraslice.core import journal
+from intraslice.core import cache
 from intraslice.core.cache import MAX_BYTES_VARIABLE
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
@@ -122,7 +122,7 @@ def killed_after(renames: int, recipe, folder) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(*paths)
 
-        journal.os.replace = replace
+        cache.os.replace = replace
         slice_to_folder(recipe, folder, progress=False)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
