@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.layerwise import (
     BY_SEQUENCE,
     LayerwiseCalibration,
@@ -236,8 +235,8 @@ def _calibrate_batch(
     for layer, block, layer_stats in zip(model.model.layers, blocks(model), stats, strict=True):
         with (
             torch.enable_grad(),
-            collecting_moments(block, layer_stats),
-            collecting_gradients(block, layer_stats, slice(done, done + len(batch))),
+            layer_stats.collecting_moments(block),
+            layer_stats.collecting_gradients(block, slice(done, done + len(batch))),
         ):
             leaf = hidden.detach().requires_grad_()
             hidden = call_layer(layer, leaf, arguments)

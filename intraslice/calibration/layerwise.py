@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.hooks import collecting_gradients, collecting_moments
 from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import Steps
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import LayerArguments, call_layer, device_of, embed, final_norm
@@ -129,12 +127,11 @@ class LayerwiseCalibration:
             for done, ((rows, _), batch_arguments) in enumerate(zip(self._batches(), arguments, strict=True), 1):
                 leaf = states[rows].to(device)
                 if backward:
-                    with torch.enable_grad(), collecting_gradients(block, stats, rows):
+                    with torch.enable_grad(), stats.collecting_gradients(block, rows):
                         output = call_layer(layer, leaf.requires_grad_(), batch_arguments)
-                        output.backward(gradients[rows].to(device))
-                    results[rows] = gradient_of(leaf)
+                        (results[rows],) = torch.autograd.grad(output, leaf, gradients[rows].to(device))
                 else:
-                    with torch.no_grad(), collecting_moments(block, stats):
+                    with torch.no_grad(), stats.collecting_moments(block):
                         results[rows] = call_layer(layer, leaf, batch_arguments)
                 self._report(2 * self._layers - 1 - index if backward else index, done)
         if backward:
@@ -174,5 +171,5 @@ def final_gradient(
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)
-    normed.backward(loss_gradient(model, normed, batch, pause))
-    return gradient_of(leaf)
+    (gradient,) = torch.autograd.grad(normed, leaf, loss_gradient(model, normed, batch, pause))
+    return gradient

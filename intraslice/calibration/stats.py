@@ -1,21 +1,24 @@
-"""Results of a calibration: sums and mask gradients of every layer, and the profile for planning."""
+"""Statistics of a calibration: sums and mask gradients of every layer, the hooks that collect them, and the profile."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.core.linalg import BLOCK, mirror_
+from intraslice.core.linalg import BLOCK, add_lower_moment_, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -23,6 +26,7 @@ from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
 MOMENTS = ("residual_moment", "direction_moment", "middle_moment", "attention_moment", "mlp_moment")
+InputHook = Callable[[nn.Module, tuple[Tensor]], None]  # a forward pre-hook
 
 
 @dataclass
@@ -118,6 +122,110 @@ class LayerStats:
             for end, (row, start) in enumerate(zip(values[name], starts, strict=True), 1):
                 row[:end] = arrays[name][start : start + end]
         return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
+
+    @contextmanager
+    def collecting_moments(self, block: Block) -> Iterator[None]:
+        """While open, add the layer's moments, in place, in the forward pass.
+
+        Only lower triangles are added; `mirror_` completes them at the end.
+        """
+        attention, angles = block.attention, []
+        stream: dict[str, Tensor] = {}  # the layer's input, and its sum with the module outputs so far
+
+        def at_output_map(moment: Tensor, total: Tensor) -> InputHook:
+            def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+                rows = inputs[0].detach()
+                add_lower_moment_(moment, rows)
+                total.add_(rows.flatten(0, 1).float().sum(0))
+
+            return hook
+
+        def at_residual_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            states = inputs[0].detach().float()
+            add_lower_moment_(self.residual_moment, states)
+            add_lower_moment_(self.direction_moment, nn.functional.normalize(states, dim=-1))
+            stream["before"] = stream["after"] = states
+
+        def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            add_lower_moment_(self.middle_moment, inputs[0].detach())
+
+        def at_attention(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            angles.append(keywords["position_embeddings"])
+
+        def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            query, key, value = attention.split_and_rotate(output.detach(), angles.pop())
+            self.channel_products.add_(channel_products(query, key, attention.kv_head))
+            for energy, states in ((self.query_energy, query), (self.key_energy, key)):
+                energy.add_(states.float().square().sum((0, 2)))
+            self.value_moment.add_(torch.einsum("bktp,bktq->kpq", value.float(), value.float()))
+
+        def at_output(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
+            stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
+            if module is outputs[-1]:  # the last module of the layer
+                cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
+                self.influence.add_((1 - cosines).sum())
+
+        outputs = (block.attention_output_norm or attention, block.mlp_output_norm or block.mlp)
+        handles = [
+            block.attention_norm.register_forward_pre_hook(at_residual_stream),
+            attention.register_forward_pre_hook(at_attention, with_kwargs=True),
+            attention.qkv_proj.register_forward_hook(at_queries),
+            attention.o_proj.register_forward_pre_hook(at_output_map(self.attention_moment, self.attention_sum)),
+            block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_moment, self.mlp_sum)),
+            *(module.register_forward_hook(at_output) for module in outputs),
+        ]
+        if not block.parallel:
+            handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def collecting_gradients(self, block: Block, sequences: slice) -> Iterator[None]:
+        """While open, collect mask gradients, in place, in the backward pass.
+
+        The gradient of a mask of ones on the input of an output map is the sum over tokens of activation times
+        gradient. Those of attention and MLP are written to the rows `sequences`. The token-wise Fisher information of
+        queries and neurons is added.
+        """
+        attention = block.attention
+        rotated = (attention.frequency != UNROTATED)[attention.kv_head]
+
+        def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            values = output.detach()[..., : attention.heads * attention.dim]
+
+            def add(gradient: Tensor) -> None:
+                attribution = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
+                self.query_fisher.add_(query_fisher(attribution, rotated))
+
+            output.register_hook(add)
+
+        def at_output_map(gradients: Tensor, fisher: Tensor | None = None) -> InputHook:
+            def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+                values = inputs[0].detach()
+
+                def add(gradient: Tensor) -> None:
+                    attribution = (values * gradient).float()
+                    gradients[sequences] = attribution.sum(1)
+                    if fisher is not None:
+                        fisher.add_(attribution.flatten(0, 1).square_().sum(0))
+
+                inputs[0].register_hook(add)
+
+            return hook
+
+        handles = [
+            attention.o_proj.register_forward_pre_hook(at_output_map(self.attention_gradients)),
+            block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_gradients, self.mlp_fisher)),
+            attention.qkv_proj.register_forward_hook(at_queries),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS) -> LayerStats:

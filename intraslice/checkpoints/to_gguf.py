@@ -28,7 +28,7 @@ from intraslice.checkpoints.gguf_tensors import (
     stored_attention,
     stored_mlp,
 )
-from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from intraslice.checkpoints.gguf_tokenizer import Fields, read_tokenizer
 from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
@@ -81,7 +81,7 @@ def padding_text(count: int) -> str:
     return f"{count / 1e6:.3g} MB of padding" if count else "no padding"
 
 
-def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
+def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Fields:
     """The tokenizer metadata for the file. Raises UserError if llama.cpp's `deci` does not support model or tokenizer.
 
     The result for a dense model holds for its slices too, except for cross-module ones.
@@ -205,7 +205,7 @@ def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: 
 
 
 def _write_header(
-    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: GGUFTokenizer
+    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: Fields
 ) -> None:
     """Everything but the tensors' data."""
     config, heads = model.config, shared_heads(model)
@@ -233,7 +233,8 @@ def _write_header(
     for name, shape in sizes.shapes.items():
         kind = sizes.types[name]
         writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), sizes.bytes(name), raw_dtype=kind)
-    vocabulary.add_to(writer)
+    for name, value in vocabulary.items():
+        getattr(writer, f"add_{name}")(value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

@@ -78,13 +78,6 @@ def cholesky(system: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return factor
 
 
-def gradient_of(leaf: Tensor) -> Tensor:
-    """The gradient that a backward pass left on a leaf. Raises ValueError where there is none."""
-    if leaf.grad is None:
-        raise ValueError("the leaf has no gradient; expected a backward pass through a result computed from it")
-    return leaf.grad
-
-
 def solve(system: Float[Tensor, "n n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
     """`system^-1 right` for a symmetric positive definite system. Raises NumericalError when it is not."""
     factor = cholesky(system)

@@ -86,21 +86,16 @@ def refine_mlp(
 ) -> MLPWeights:
     """Refine `selected`, the result of `keep_best` for the dense `weights`, to an MLP of the same width.
 
-    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is called after
-    each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the
+    `batches` are the normed hidden states that enter the MLP, two tokens or more, in order, read once. `progress` is
+    called after each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the
     final dtype, are at most those of the selection fitted on the same training tokens, and one is smaller. Computes in
     float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of the narrow one.
-    Raises ValueError for fewer than two tokens.
     """
     if selected.up.shape == weights.up.shape:  # nothing was cut
         return selected
     dtype = selected.up.dtype
     with torch.no_grad():
         tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
-        if len(tokens) < 2:
-            raise ValueError(
-                f"refinement requires at least 2 tokens (one to train on, one to hold out), got {len(tokens)}"
-            )
         count = math.ceil(len(tokens) * config.held_out)
         train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)
