@@ -39,9 +39,8 @@ class LayerStats:
 
     residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
     direction_moment: Float[Tensor, "hidden hidden"]
-    middle_moment: Float[
-        Tensor, "middle middle"
-    ]  # of the input of the MLP's norm; empty if attention and MLP share a norm
+    # Of the input of the MLP's norm; empty if attention and MLP share a norm.
+    middle_moment: Float[Tensor, "middle middle"]
     attention_moment: Float[Tensor, "attention attention"]  # C x C: X^T X of the input of o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding

@@ -227,10 +227,8 @@ def _verify(folder: Path) -> None:
     if not (folder / RECORD).is_file():
         return
     record = _read_json_or_empty(folder / RECORD)
-    if record.get("format") != FORMAT or not record.keys() & {
-        "record",
-        "made",
-    }:  # the second as older versions wrote it
+    # "made" is what older versions wrote.
+    if record.get("format") != FORMAT or record.keys().isdisjoint(("record", "made")):
         raise UserError(
             f"{folder / RECORD} cannot be read or is of format {record.get('format')!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"

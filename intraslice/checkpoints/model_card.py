@@ -63,16 +63,14 @@ def model_card(config: IntraSliceConfig, name: str, form: Form = "folder") -> st
 def _front_matter(origin: Origin, form: Form) -> ModelCardData:
     # The Hub's relations are adapter, finetune, merge and quantized. There is none for pruning, which here also changes
     # the values of the remaining weights. The Hub treats every GGUF file as quantised.
-    relation: dict[str, Any] = (
-        {"base_model_relation": "quantized" if form == "gguf" else "finetune"} if origin.hub_id else {}
-    )
+    relation = "quantized" if form == "gguf" else "finetune"
     return ModelCardData(
         base_model=origin.hub_id,
         license=origin.licence and _LICENCES.get(origin.licence, origin.licence.lower()),
         library_name="transformers" if form == "folder" else form,
         pipeline_tag="text-generation",
         tags=["intraslice", "pruning"],
-        **relation,
+        base_model_relation=relation if origin.hub_id else None,
     )
 
 

@@ -12,16 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.core.config import (
-    FREE,
-    MODULE_KINDS,
-    RUNTIME,
-    ModuleKind,
-    SliceConfig,
-    missed_by_multiples,
-    too_little_removed,
-    too_much_locked,
-)
+from intraslice.core.config import FREE, MODULE_KINDS, RUNTIME, ModuleKind, SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
@@ -261,12 +252,22 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     sizes = [layer.sizes for layer in profile.layers]
     plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
     excess = plan.removed_fraction - config.sparsity
+    values = {"removed": plan.removed_fraction, "sparsity": 100 * config.sparsity}
     if config.shapes not in (FREE, RUNTIME) and abs(excess) > 0.01:
-        raise missed_by_multiples(config, plan.removed_fraction)
+        raise UserError(
+            "sizes in multiples of {shapes} cannot meet sparsity {sparsity:g}%: they remove {removed:.1%} of the "
+            "decoder layers' parameters; choose smaller multiples or another sparsity",
+            shapes=config.shapes,
+            **values,
+        )
     if reasons.nominal_sparsity == 1 and excess < -0.01:
         raise too_little_removed(config, plan.removed_fraction)
     if config.locked and reasons.nominal_sparsity in (0, 1) and excess > 0.01:
-        raise too_much_locked(config, plan.removed_fraction)
+        raise UserError(
+            "the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
+            "{sparsity:g}%; unlock ratios or raise the sparsity",
+            **values,
+        )
     return plan
 
 

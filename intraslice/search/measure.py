@@ -90,7 +90,7 @@ class Candidates:
     @torch.no_grad()
     def divergence(self, allocation: Allocation, windows: range) -> list[float]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
-        modules, results = self._put_together(allocation), []
+        modules, results = [self._module(*place) for place in enumerate(allocation)], []
         for first in windows[:: self._batch_size]:
             batch = self._batch(first, windows)
             hidden = batch.hidden
@@ -113,7 +113,7 @@ class Candidates:
         The gradient of KL with respect to the output of a module inside the candidate, times the change of this output.
         One backward pass serves all modules.
         """
-        modules = self._put_together(allocation)
+        modules = [self._module(*place) for place in enumerate(allocation)]
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
         for first in windows[:: self._batch_size]:
             batch = self._batch(first, windows)
@@ -176,9 +176,6 @@ class Candidates:
 
     def _logits(self, states: Tensor) -> Tensor:
         return self.model.lm_head(states).float()
-
-    def _put_together(self, allocation: Allocation) -> list[SlicedModule]:
-        return [self._module(*place) for place in enumerate(allocation)]
 
     @torch.no_grad()
     def _module(self, module: int, level: int) -> SlicedModule:

@@ -87,9 +87,10 @@ def refine_mlp(
     """Refine `selected`, the result of `keep_best` for the dense `weights`, to an MLP of the same width.
 
     `batches` are the normed hidden states that enter the MLP, two tokens or more, in order, read once. `progress` is
-    called after each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the
-    final dtype, are at most those of the selection fitted on the same training tokens, and one is smaller. Computes in
-    float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of the narrow one.
+    called after each step; no argument is changed. Returns `selected` itself unless both held-out errors of the
+    refinement, in the final dtype, are at most those of the selection fitted on the same training tokens, and one is
+    smaller. Computes in float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of
+    the narrow one.
     """
     if selected.up.shape == weights.up.shape:  # nothing was cut
         return selected
