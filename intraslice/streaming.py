@@ -13,7 +13,6 @@ import torch
 
 from intraslice import data
 from intraslice.calibration.driver import loss_gradient_after, sequences_per_batch
-from intraslice.calibration.forecast import StreamEstimate, estimate_stream, journal_bytes
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.checkpoints.format import Shards, require_free
 from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sibling
@@ -22,7 +21,13 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.pretrained.memory import calibration_bytes, estimate_memory
+from intraslice.pretrained.memory import (
+    StreamEstimate,
+    calibration_bytes,
+    estimate_memory,
+    estimate_stream,
+    journal_bytes,
+)
 from intraslice.reporting import Recipe, slice_record
 from intraslice.slicing.driver import slice_layers
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intraslice.diagnostics.rank_agreement import compare_ranks
+from intraslice.diagnostics.sensitivity import compare_ranks
 from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, measure_sensitivity
 from intraslice.planning.profile import Profile
 

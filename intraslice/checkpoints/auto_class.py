@@ -5,6 +5,7 @@ Importing this module registers the model type. The class of a family is importe
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import shutil
@@ -26,8 +27,10 @@ from transformers import (
 from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import DenseModule, family_of
+from intraslice.modeling.families import DenseModule, blocks, family_of, head_width, write_layer_
+from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.offload import resident
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer
 
 Shape = dict[str, Any]  # of one layer, as JSON
@@ -327,3 +330,50 @@ def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)
 AutoModelForCausalLM.register(IntraSliceConfig, IntraSliceForCausalLM, exist_ok=True)
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A stock transformers model that computes the same function; its tensors are copies.
+
+    transformers allows other head counts and MLP widths if they are the same in all layers, but neither narrower heads
+    (its rotary frequencies and softmax scale follow from the head width) nor groups of unequal size.
+
+    Raises UserError, naming the layer, if layers have different shapes or heads are narrower.
+    """
+    require_model(model)
+    if isinstance(model.model.layers[0], CrossModuleLayer):
+        raise UserError(
+            "a cross-module model has shortcut matrices, which transformers' classes do not support; "
+            "save the IntraSlice checkpoint instead"
+        )
+    layers, config = blocks(model), copy.deepcopy(model.config)
+    first, dim, family = layers[0], head_width(config), family_of(config)
+    for index, block in enumerate(layers):
+        attention, unsupported = block.attention, None
+        sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
+        if (attention.dim, attention.value_dim) != (dim, dim):
+            unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
+        elif not attention.even_groups:
+            unsupported = "groups of unequal size"
+        if unsupported is not None:
+            raise UserError(
+                f"layer {index} has {unsupported}, which transformers does not support; save the IntraSlice checkpoint "
+                "instead, or slice only the MLPs"
+            )
+        if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
+            raise UserError(
+                f"layer {index} has a different shape from layer 0, and transformers' model classes require the same "
+                "shape in all layers; use the uniform estimator, or save the IntraSlice checkpoint instead"
+            )
+    config.head_dim = dim
+    config.num_attention_heads, config.num_key_value_heads = first.attention.heads, first.attention.kv_heads
+    config.intermediate_size = first.mlp.neurons
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    for layer, block in zip(plain.model.layers, layers, strict=True):
+        with resident(block.attention), resident(block.mlp):
+            write_layer_(layer, block, family)
+    tensors = model.state_dict().items()
+    outside = {name: tensor for name, tensor in tensors if ".self_attn." not in name and ".mlp." not in name}
+    plain.load_state_dict(outside, strict=False)
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain.eval().requires_grad_(False)

@@ -14,10 +14,11 @@ from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
-from intraslice.diagnostics.rank_agreement import RankAgreement, compare_ranks
 from intraslice.diagnostics.sensitivity import (
     Measure,
+    RankAgreement,
     Sensitivity,
+    compare_ranks,
     measure_in_context,
     measure_sensitivity,
     require_ratio,

@@ -8,7 +8,7 @@ import pandas
 import pytest
 import torch
 
-from intraslice.diagnostics.rank_agreement import compare_ranks, noise_ceiling, removed_importance
+from intraslice.diagnostics.sensitivity import compare_ranks, noise_ceiling, removed_importance
 from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity
 from intraslice.planning.estimators import Importances
 
