@@ -15,13 +15,13 @@ from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pipeline import WINDOWS_PER_SEQUENCE
-from intraslice.search.depth import COMPARED, search_depth, whole_layers
-from intraslice.search.evolution import SearchConfig
+from intraslice.search.evolution import COMPARED, SearchConfig, whole_layers
 from intraslice.search.ratio_search import (
     SearchResult,
     groups_of,
     require_in_memory,
     require_unlocked,
+    search_depth,
     search_ratios,
     searched_importances,
 )

@@ -15,16 +15,17 @@ import random
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from intraslice.core.checks import check_fields, integer, number
 from intraslice.core.config import MODULE_KINDS, ModuleKind
+from intraslice.core.errors import UserError
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import ModuleId, Ratios
-from intraslice.planning.sizes import MULTIPLE, neurons_kept
+from intraslice.planning.sizes import MULTIPLE, LayerSizes, neurons_kept
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
 FACTORS = (1, 2)  # steps of each module that a child may take at once
@@ -356,3 +357,69 @@ def start_near(problem: Problem, allocation: Allocation) -> Allocation:
         if within == before:
             break
     return within
+
+
+# Depth pruning: which modules to remove as a whole. As many MLPs as attention modules are removed; of each only its
+# output bias is left, if it has one.
+
+COMPARED = 2  # sets of windows in each generation, on which children are compared
+SWAPPED = 3  # modules that a child exchanges at most
+KEPT, REMOVED = 0, 1  # the levels of each module
+
+
+def whole_layers(sizes: Sequence[LayerSizes], sparsity: float) -> tuple[int, float]:
+    """How many layers a sparsity removes as a whole, and the ratio by which it narrows another one.
+
+    Raises UserError if it removes no layer, or all of them, or if the layers have different sizes.
+    """
+    modules = {layer.dense_parameters - layer.fixed for layer in sizes}
+    if len(modules) > 1:
+        raise UserError(f"depth pruning requires layers of equal size, got {len(modules)} different sizes")
+    count, rest = divmod(sparsity * sum(layer.dense_parameters for layer in sizes) / modules.pop(), 1)
+    if not 1 <= count < len(sizes):
+        raise UserError(
+            f"depth pruning requires a sparsity that removes a layer or more and keeps one, got {sparsity:g} of "
+            f"{len(sizes)} layers"
+        )
+    return int(count), rest
+
+
+def narrowed(ratios: Ratios, order: Sequence[int]) -> list[ModuleId]:
+    """An attention module and an MLP that are kept, of the first layer in `order` that keeps both, if there is one."""
+    both = [layer for layer in order if not any(ratios[layer, kind] for kind in MODULE_KINDS)]
+    return [next((layer, kind) for layer in [*both, *order] if ratios[layer, kind] == 0) for kind in MODULE_KINDS]
+
+
+def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
+    """Two levels of every module."""
+    modules = tuple((layer, kind) for layer in range(len(sizes)) for kind in MODULE_KINDS)
+    levels = []
+    for layer in sizes:
+        attention = layer.parameters(layer.heads, layer.kv_heads, layer.dim, 0) - layer.fixed
+        heads = tuple(range(layer.heads))
+        levels.append((Level(0.0, attention, heads, layer.kv_heads, layer.dim), Level(1.0, 0, width=layer.dim)))
+        levels.append((Level(0.0, layer.neurons * layer.neuron_cost, width=layer.neurons), Level(1.0, 0)))
+    return Levels(modules, tuple(levels))
+
+
+def next_depth(state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
+    """One generation. `groups` is the number of groups of `COMPARED` sets of windows, which are used in turns."""
+    rng = random.Random(f"{config.seed} {state.generation}")
+    children = distinct(lambda: _exchanged(state.allocation, rng), config.children)
+    sets = sets_of(state, config, groups, COMPARED)
+    best, change, compared = selected(state.allocation, children, sets, measures, config)
+    changes = (*state.changes, change)
+    return replace(
+        state, allocation=best, generation=state.generation + 1, windows=state.windows + compared, changes=changes
+    )
+
+
+def _exchanged(parent: Allocation, rng: random.Random) -> Allocation:
+    """The parent with one to three modules removed, and as many of the same kind kept instead. Few are most likely."""
+    child = list(parent)
+    for _ in range(min(rng.randint(1, SWAPPED), rng.randint(1, SWAPPED))):
+        modules = [module for module in range(rng.randrange(2), len(child), 2) if child[module] == parent[module]]
+        kept, removed = ([module for module in modules if child[module] == level] for level in (KEPT, REMOVED))
+        if kept and removed:
+            child[rng.choice(kept)], child[rng.choice(removed)] = REMOVED, KEPT
+    return tuple(child)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -30,6 +31,9 @@ from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import ModuleId, Ratios, importances_along, make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
 from intraslice.search.evolution import (
+    COMPARED,
+    KEPT,
+    REMOVED,
     SETS,
     Allocation,
     Levels,
@@ -38,8 +42,12 @@ from intraslice.search.evolution import (
     SearchConfig,
     State,
     levels_of,
+    narrowed,
+    next_depth,
     next_state,
     start_near,
+    whole_layers,
+    whole_or_removed,
 )
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
@@ -165,9 +173,7 @@ def search_ratios(
         problem.bounds, settings,
     )  # fmt: skip
 
-    def step(state: State, measures: Measures) -> State:
-        return next_state(problem, state, measures, search, groups)
-
+    step = partial(next_state, problem, config=search, groups=groups)
     return evolve(candidates, start, step, config.sparsity, search.passes, path, report)
 
 
@@ -288,3 +294,45 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
     """The ratios of all modules in the estimator's plan."""
     layers = enumerate(make_plan(profile, config).layers)
     return {(index, module): getattr(layer, f"{module}_ratio") for index, layer in layers for module in MODULE_KINDS}
+
+
+DEPTH_FORMAT = "depth 2"
+
+
+def search_depth(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    windows: Int[Tensor, "windows window"],
+    sparsity: float,
+    search: SearchConfig | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> SearchResult:
+    """Search for the modules to remove, at a fraction `sparsity` of the decoder layers' parameters.
+
+    Ratios of the result are 1 for removed modules and 0 for others. One attention module and one MLP, of the same layer
+    if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
+    token, are those without this narrowing. Recorded as in `search_ratios`; `progress` counts dense passes.
+
+    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
+    measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded
+    model.
+    """
+    report, search = progress_callback(progress), search or SearchConfig()
+    groups = groups_of(len(windows), search, COMPARED)
+    require_in_memory(loaded)
+    # The layers, those first that change their input least.
+    order = sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
+    count, rest = whole_layers(stats.sizes, sparsity)
+    candidates = Candidates(loaded.model, stats, whole_or_removed(stats.sizes), windows)
+    start = tuple(REMOVED if layer in order[:count] else KEPT for layer, _ in candidates.levels.modules)
+    # Output biases include the means of what is removed.
+    calibrated = stats.tokens, stats.layers[-1].attention_sum
+    settings = asdict(replace(search, passes=0.0))
+    path = cache_path(
+        "search", ".json", DEPTH_FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
+    )
+
+    step = partial(next_depth, config=search, groups=groups)
+    result = evolve(candidates, start, step, sparsity, search.passes, path, report)
+    return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed(result.ratios, order), rest)})

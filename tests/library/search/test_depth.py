@@ -18,10 +18,9 @@ from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.search import measure as measure_module
-from intraslice.search.depth import narrowed, next_depth, search_depth, whole_layers, whole_or_removed
-from intraslice.search.evolution import SearchConfig, State
+from intraslice.search.evolution import SearchConfig, State, narrowed, next_depth, whole_layers, whole_or_removed
 from intraslice.search.measure import Candidates
-from intraslice.search.ratio_search import SearchResult
+from intraslice.search.ratio_search import SearchResult, search_depth
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 FEW = SearchConfig(passes=3, windows=1)
