@@ -290,8 +290,8 @@ class CalibrationStats:
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
-        for index, (stats, *of_layer) in enumerate(layer_data):
-            layers.append(stats.profile(*of_layer, units, index, estimators))
+        for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
+            layers.append(stats.profile(sizes, output_map, kv_head, units, index, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *units)
 

@@ -95,7 +95,7 @@ def _modules(
     with run.timed("search"):
         windows = run.search_windows(loaded)
         result = search_depth(loaded, stats, windows, each.sparsity, config, progress=run.progress)
-    whole = [tuple(ratio if ratio in (0, 1) else None for ratio in pair) for pair in _by_layer(result)]
+    whole = [[ratio if ratio in (0, 1) else None for ratio in pair] for pair in _by_layer(result)]
     out = run.arguments.out
     use = f"--method {DEPTH} --sparsity {each.sparsity:g} --ratios {out}"
     return [result], ratios_csv(whole), f"wrote the modules to {out}, for {use}"
