@@ -24,23 +24,11 @@ from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.methods.registry import METHODS, SlicingMethod
+from intraslice.modeling import residual
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, embed
-from intraslice.modeling.residual import (
-    BasisEmbedding,
-    BasisNorm,
-    CrossModuleLayer,
-    SlicedModule,
-    centre,
-    norm_of,
-    output_of,
-    principal_axes_of,
-    reader_name,
-    require_no_output_norms,
-    residual_branches,
-    writer_name,
-)
+from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan, require_below_one
 from intraslice.planning.sizes import Parameters
@@ -57,7 +45,7 @@ class SlicedStates:
 
     def next_axes(self, pause: Pause) -> Axes:
         """Axes of the states: at first of the first layer's input."""
-        return principal_axes_of(self._states, pause)
+        return residual.principal_axes_of(self._states, pause)
 
     def pass_through_(
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
@@ -69,7 +57,7 @@ class SlicedStates:
             cut = states @ axes
             normed = basis_norm(cut)
             return cut @ axes.T + centre(
-                reduce(torch.add, (output_of(module, normed, arguments) for module in readers)), norm
+                reduce(torch.add, (residual.output_of(module, normed, arguments) for module in readers)), norm
             )
 
         self._states.map_(step, pause)
@@ -120,7 +108,7 @@ def plan_crossmodule(
         raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
     require_below_one(name, value)
     hidden = model.lm_head.in_features
-    require_no_output_norms(blocks(model), "crossmodule")
+    residual.require_no_output_norms(blocks(model), "crossmodule")
     if value == 0:
         return _plan(model, hidden, sparsity, order)
     if slicing is not None:
@@ -153,12 +141,13 @@ def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int
 def _layer_parameters(block: Block, width: int, width_after: int) -> int:
     norms = block.attention.norms
     total = 0 if norms is None else sum(p.numel() for p in norms.parameters())
-    for branch in residual_branches(block):
+    for branch in residual.residual_branches(block):
         after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
         for module in branch:
-            reader, writer = getattr(module, reader_name(module)), getattr(module, writer_name(module))
-            has_bias = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
+            reader = getattr(module, residual.reader_name(module))
+            writer = getattr(module, residual.writer_name(module))
+            has_bias = reader.bias is not None or getattr(residual.norm_of(block, module), "bias", None) is not None
             total += reader.out_features * (width + has_bias) + after * (writer.in_features + (writer.bias is not None))
     return total
 
@@ -222,8 +211,8 @@ def _slice_layer(
     dtype = block.attention.o_proj.weight.dtype
     bases: list[Tensor] = [basis]
     modules: list[Any] = []  # attention and MLP, in the order of the branches
-    for branch in residual_branches(block):
-        norm = norm_of(block, branch[0])
+    for branch in residual.residual_branches(block):
+        norm = residual.norm_of(block, branch[0])
         readers = [_reading_in(module, norm, basis) for module in branch]
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
@@ -242,7 +231,7 @@ def _slice_layer(
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
-    reader, shift = getattr(module, reader_name(module)), getattr(norm, "bias", None)
+    reader, shift = getattr(module, residual.reader_name(module)), getattr(norm, "bias", None)
     weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
     if shift is not None:
         bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
@@ -251,7 +240,7 @@ def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hid
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose writing map is in the basis. Under LayerNorm it is centred, as every reader centres it anyway."""
-    writer = getattr(module, writer_name(module))
+    writer = getattr(module, residual.writer_name(module))
     bias = None if writer.bias is None else basis.T @ centre(writer.bias.float(), norm)
     return _with_linear(module, writer, basis.T @ centre(writer.weight.float().T, norm).T, bias)
 

@@ -30,25 +30,8 @@ from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import ModuleId, Ratios, importances_along, make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
-from intraslice.search.evolution import (
-    COMPARED,
-    KEPT,
-    REMOVED,
-    SETS,
-    Allocation,
-    Levels,
-    Measures,
-    Problem,
-    SearchConfig,
-    State,
-    levels_of,
-    narrowed,
-    next_depth,
-    next_state,
-    start_near,
-    whole_layers,
-    whole_or_removed,
-)
+from intraslice.search import evolution
+from intraslice.search.evolution import SETS, Allocation, Levels, Measures, Problem, SearchConfig, State
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
@@ -173,7 +156,7 @@ def search_ratios(
         problem.bounds, settings,
     )  # fmt: skip
 
-    step = partial(next_state, problem, config=search, groups=groups)
+    step = partial(evolution.next_state, problem, config=search, groups=groups)
     return evolve(candidates, start, step, config.sparsity, search.passes, path, report)
 
 
@@ -259,7 +242,7 @@ def problem_of(
     profile: Profile, config: SliceConfig, others: Sequence[SearchResult] = ()
 ) -> tuple[Problem, Allocation]:
     """Levels, bounds and size of one search, and the allocation it starts from. Pure."""
-    levels = levels_of(profile, config.cap)
+    levels = evolution.levels_of(profile, config.cap)
     smaller = max((r for r in others if r.sparsity < config.sparsity), key=lambda r: r.sparsity, default=None)
     larger = min((r for r in others if r.sparsity > config.sparsity), key=lambda r: r.sparsity, default=None)
     lowest = levels.at_ratios(smaller.ratios) if smaller else (0,) * len(levels.modules)
@@ -273,7 +256,7 @@ def problem_of(
     if other := smaller or larger:
         before = planned_ratios(profile, replace(config, sparsity=other.sparsity))
         ratios = _moved(levels, other.ratios, {place: ratios[place] - before[place] for place in ratios}, problem)
-    return problem, start_near(problem, levels.at_ratios(ratios))
+    return problem, evolution.start_near(problem, levels.at_ratios(ratios))
 
 
 def _moved(levels: Levels, ratios: Ratios, added: Mapping[ModuleId, float], problem: Problem) -> dict[ModuleId, float]:
@@ -319,13 +302,14 @@ def search_depth(
     model.
     """
     report, search = progress_callback(progress), search or SearchConfig()
-    groups = groups_of(len(windows), search, COMPARED)
+    groups = groups_of(len(windows), search, evolution.COMPARED)
     require_in_memory(loaded)
     # The layers, those first that change their input least.
     order = sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
-    count, rest = whole_layers(stats.sizes, sparsity)
-    candidates = Candidates(loaded.model, stats, whole_or_removed(stats.sizes), windows)
-    start = tuple(REMOVED if layer in order[:count] else KEPT for layer, _ in candidates.levels.modules)
+    count, rest = evolution.whole_layers(stats.sizes, sparsity)
+    candidates = Candidates(loaded.model, stats, evolution.whole_or_removed(stats.sizes), windows)
+    removed = order[:count]
+    start = tuple(evolution.REMOVED if layer in removed else evolution.KEPT for layer, _ in candidates.levels.modules)
     # Output biases include the means of what is removed.
     calibrated = stats.tokens, stats.layers[-1].attention_sum
     settings = asdict(replace(search, passes=0.0))
@@ -333,6 +317,6 @@ def search_depth(
         "search", ".json", DEPTH_FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
     )
 
-    step = partial(next_depth, config=search, groups=groups)
+    step = partial(evolution.next_depth, config=search, groups=groups)
     result = evolve(candidates, start, step, sparsity, search.passes, path, report)
-    return replace(result, ratios={**result.ratios, **dict.fromkeys(narrowed(result.ratios, order), rest)})
+    return replace(result, ratios={**result.ratios, **dict.fromkeys(evolution.narrowed(result.ratios, order), rest)})
