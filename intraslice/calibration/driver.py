@@ -18,13 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.layerwise import (
-    BY_SEQUENCE,
-    LayerwiseCalibration,
-    LossGradient,
-    final_gradient,
-    require_finite,
-)
+from intraslice.calibration import layerwise
+from intraslice.calibration.layerwise import BY_SEQUENCE, LayerwiseCalibration, LossGradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import Steps, cache_path, read_result, write_result
 from intraslice.core.config import Targets
@@ -124,7 +119,7 @@ def calibrate(
     for layer in stats:
         all_reduce_(*vars(layer).values())
         layer.mirror_()
-        require_finite(layer)
+        layerwise.require_finite(layer)
     if not is_cached and rank() == 0:
         nbytes = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
         write_result(path, lambda file: _write(file, stats), f"the calibration ({nbytes / 1e6:.0f} MB)", nbytes)
@@ -196,7 +191,7 @@ def _calibrate(
         ]
         for layer in layers:
             layer.mirror_()
-            require_finite(layer)
+            layerwise.require_finite(layer)
         return _statistics(model, layers, done * tokens.shape[1], targets)
 
     for batch in tokens.split(sequences_per_batch(tokens)):
@@ -242,7 +237,7 @@ def _calibrate_batch(
             hidden = call_layer(layer, leaf, arguments)
         passed.append((leaf, hidden))
         pause()
-    gradient = final_gradient(model, hidden, batch, loss_gradient, pause)
+    gradient = layerwise.final_gradient(model, hidden, batch, loss_gradient, pause)
     while passed:
         leaf, hidden = passed.pop()
         hidden.backward(gradient)

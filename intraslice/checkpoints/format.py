@@ -30,14 +30,8 @@ from intraslice.core.cache import resumable_write, temporary_sibling, write_whol
 from intraslice.core.errors import UserError
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
-from intraslice.pretrained.reader import (
-    Weights,
-    quiet_transformers,
-    read_json,
-    read_tokenizer,
-    safetensors_shapes,
-    weight_files,
-)
+from intraslice.pretrained import reader
+from intraslice.pretrained.reader import Weights, read_json, weight_files
 
 FORMAT = 3
 CONFIG = "config.json"
@@ -169,7 +163,7 @@ class Shards:
             names.remove("lm_head.weight")
         self._write(0, {name: fetch_tensor(self.model, name, self.model.get_parameter(name)) for name in names})
         with resumable_write(target):
-            tensors = {file: safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
+            tensors = {file: reader.safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
             places = {name: file.name for file, shapes in tensors.items() for name in shapes}
             values = sum(math.prod(shape) for shapes in tensors.values() for shape in shapes.values())
             total = {"total_size": values * self.model.dtype.itemsize}
@@ -204,11 +198,11 @@ def load(
     _verify(folder)
     try:
         config = IntraSliceConfig.from_pretrained(folder)
-        with quiet_transformers():
+        with reader.quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
             )
-        tokenizer = read_tokenizer(Weights(folder, str(folder)))
+        tokenizer = reader.read_tokenizer(Weights(folder, str(folder)))
         if wrong := sorted(str(name) for names in report.values() for name in names):
             raise ValueError(f"the tensors do not match the model's configuration: {wrong[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -22,6 +22,8 @@ from intraslice.planning.sizes import MULTIPLE, LayerSizes, Parameters, aligned,
 
 ModuleId = tuple[int, ModuleKind]
 Ratios = Mapping[ModuleId, float]  # of every module
+SEARCH_STEPS = 24
+CONTEXT = 512  # tokens that each token attends to, itself included
 
 
 def importances_along(
@@ -54,9 +56,6 @@ def removal_sparsities(ratios: Sequence[float], sparsities: Sequence[float], uni
     after = torch.searchsorted(removed, positions, right=True)
     before = after - 1
     return at[before].lerp(at[after], (positions - removed[before]) / (removed[after] - removed[before]))
-
-
-SEARCH_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -110,9 +109,6 @@ class SlicePlan:
     def epochs(self) -> int:
         """Epochs of the recovery."""
         return self.config.epochs
-
-
-CONTEXT = 512  # tokens that each token attends to, itself included
 
 
 def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:

@@ -35,6 +35,9 @@ from intraslice.search.evolution import SETS, Allocation, Levels, Measures, Prob
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
+FORMAT = "5"
+MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
+DEPTH_FORMAT = "depth 2"
 
 
 @dataclass(frozen=True)
@@ -117,10 +120,6 @@ def evolve(
     before, after = (fmean(measures.divergence(one, judged)) for one in (start, state.allocation))
     ratios = candidates.levels.ratios(state.allocation)
     return SearchResult(sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
-
-
-FORMAT = "5"
-MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
 
 
 def search_ratios(
@@ -277,9 +276,6 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
     """The ratios of all modules in the estimator's plan."""
     layers = enumerate(make_plan(profile, config).layers)
     return {(index, module): getattr(layer, f"{module}_ratio") for index, layer in layers for module in MODULE_KINDS}
-
-
-DEPTH_FORMAT = "depth 2"
 
 
 def search_depth(
