@@ -15,9 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.calibration.user_estimator import load_estimator
-from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.checkpoints.format import save
-from intraslice.checkpoints.model_card import model_card
+from intraslice.checkpoints.model_card import write_gguf_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
@@ -222,8 +221,7 @@ def export_gguf(
     file = Path(file).expanduser()
     report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.record, progress=progress)
     record = loaded.record or {"source": loaded.source, "requested": {"model": loaded.name}}
-    if not (card := file.with_suffix(".md")).exists():
-        card.write_text(model_card(IntraSliceConfig.of(loaded.model, record), file.name, "gguf"), encoding="utf-8")
+    write_gguf_card(loaded.model, record, file)
     return report
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
 from intraslice.checkpoints.auto_class import IntraSliceConfig
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID, SUGGESTED_MODELS
@@ -170,3 +171,10 @@ def _limits(record: dict[str, Any], origin: Origin) -> str:
 def _text(name: str) -> str:
     """The display name of a text, without its folder."""
     return _NAMED_TEXTS.get(name, Path(name).name)
+
+
+def write_gguf_card(model: PreTrainedModel, record: dict[str, Any], file: Path) -> None:
+    """Write the card of a GGUF file next to it, unless there is one."""
+    card = file.with_suffix(".md")
+    if not card.exists():
+        card.write_text(model_card(IntraSliceConfig.of(model, record), file.name, "gguf"), encoding="utf-8")

@@ -18,6 +18,7 @@ from intraslice.modeling.families import DenseModule, family_of
 from intraslice.modeling.surgery import replace_modules
 
 TOKENS_PER_BATCH = 2048
+LOGIT_TOKENS = 128  # larger chunks are a third slower, as the memory for their logits is mapped anew each time
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
 
@@ -132,11 +133,6 @@ def last_states(
             pause()
         states.append(norm(hidden)[:, :-1].flatten(0, 1))
     return torch.cat(states)
-
-
-# Larger chunks are a third slower, as the memory for their logits is mapped anew each time.
-LOGIT_TOKENS = 128
-
 
 def logits_in_chunks(
     head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
