@@ -134,6 +134,7 @@ def last_states(
         states.append(norm(hidden)[:, :-1].flatten(0, 1))
     return torch.cat(states)
 
+
 def logits_in_chunks(
     head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "tokens hidden"], *aligned: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:

@@ -80,6 +80,7 @@ def low_rank_updates(modules: Sequence[nn.Linear], rank: int, seed: int) -> Iter
     for module, update in zip(modules, updates, strict=True):
         update.merge_(module)
 
+
 @dataclass(frozen=True)
 class SampledHead:
     """Logits of some tokens whose softmax estimates, on these tokens, that of all.
