@@ -6,8 +6,8 @@ __version__ = "0.2.0"
 
 from intraslice.api import CompressedModel, compress
 from intraslice.calibration.driver import calibrate
+from intraslice.checkpoints.auto_class import plain_model
 from intraslice.checkpoints.format import load, save
-from intraslice.checkpoints.to_transformers import plain_model
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress

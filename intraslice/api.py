@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -196,21 +195,23 @@ class CompressedModel:
 
     def __repr__(self) -> str:
         return "\n".join(
-            [*(f"{name:<22}{value}" for name, value in self._facts()), "", layer_table(self.plan)]
+            [*(f"{name:<22}{value}" for name, value in self._facts().items()), "", layer_table(self.plan)]
         ).rstrip()
 
     def _repr_html_(self) -> str:
-        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts())
+        rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items())
         return f"<table>{''.join(rows)}</table>{ratio_chart(self.plan)}"
 
-    def _facts(self) -> Iterator[tuple[str, str]]:
+    def _facts(self) -> dict[str, str]:
         counts, config = self.parameters, self.recipe.slicing
         order = f" ({config.order})" if METHODS[self.recipe.method].uses_order else ""
-        yield "model", f"{self.recipe.model}, sliced by {self.recipe.method}{order}"
-        yield "target sparsity", f"{config.sparsity:.1%} of the decoder layers' parameters"
-        yield "actual sparsity", f"{self.removed_fraction:.1%}"
-        yield "parameters", f"{counts['dense_total']:,} -> {counts['sliced_total']:,}"
-        yield "of decoder layers", f"{counts['dense_decoder']:,} -> {counts['sliced_decoder']:,}"
+        return {
+            "model": f"{self.recipe.model}, sliced by {self.recipe.method}{order}",
+            "target sparsity": f"{config.sparsity:.1%} of the decoder layers' parameters",
+            "actual sparsity": f"{self.removed_fraction:.1%}",
+            "parameters": f"{counts['dense_total']:,} -> {counts['sliced_total']:,}",
+            "of decoder layers": f"{counts['dense_decoder']:,} -> {counts['sliced_decoder']:,}",
+        }
 
 
 def export_gguf(

@@ -7,7 +7,6 @@ sparsities of a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +76,10 @@ def kept_samples(
         if values := read_result(path, lambda file: _read(file, torch.int64)):
             (texts,) = values
         else:
-            report = partial(_report, progress, batch, batches)
+
+            def report(done: int, total: int, batch: int = batch) -> None:
+                progress(Progress("samples", batch * total + done, batches * total))
+
             generator = torch.Generator().manual_seed(2**20 * seed + batch)
             texts = sample_texts(model, (SAMPLES_PER_BATCH, text_length), temperature, generator, report)
             _write(path, "samples of the dense model", texts)
@@ -123,10 +125,6 @@ def _states(
 def likely_size(model: PreTrainedModel, length: int) -> int:
     """The number of likely tokens of a sequence of this length."""
     return min(max(LIKELY_TOKENS, length), model.lm_head.out_features)
-
-
-def _report(progress: ProgressCallback, batch: int, batches: int, done: int, total: int) -> None:
-    progress(Progress("samples", batch * total + done, batches * total))
 
 
 @torch.no_grad()

@@ -13,16 +13,15 @@ import torch
 
 from intraslice import data
 from intraslice.calibration.driver import loss_gradient_after, sequences_per_batch
-from intraslice.calibration.forecast import StreamEstimate, estimate_stream, journal_bytes
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.checkpoints.format import Shards, require_free
+from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.core.journal import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.pretrained.memory import calibration_bytes, estimate_memory
+from intraslice.pretrained import memory
 from intraslice.reporting import Recipe, slice_record
 from intraslice.slicing.driver import slice_layers
 
@@ -52,19 +51,19 @@ def require_streamable(recipe: Recipe) -> None:
             raise UserError(f"cannot slice one layer at a time: {reason}")
 
 
-def estimate(recipe: Recipe, device: str = "cpu") -> StreamEstimate:
+def estimate(recipe: Recipe, device: str = "cpu") -> memory.StreamEstimate:
     """Memory, disk and time of `slice_to_folder`, from the model's configuration and the speed of this machine."""
     config, dtype = config_of(recipe.model), getattr(torch, recipe.dtype)
-    return estimate_stream(config, recipe.calibration, dtype, recipe.slicing.sparsity, device)
+    return memory.estimate_stream(config, recipe.calibration, dtype, recipe.slicing.sparsity, device)
 
 
 def memory_is_short(recipe: Recipe, device: str) -> bool:
     """Whether an ordinary slice of a model in safetensors files on disk needs more memory than is free now."""
     dtype, calibration = getattr(torch, recipe.dtype), recipe.calibration
-    model = estimate_memory(recipe.model, dtype, device)
+    model = memory.estimate_memory(recipe.model, dtype, device)
     if model.weights is None or model.weights.gguf:
         return False
-    needed = calibration_bytes(config_of(recipe.model), calibration.sequences, calibration.length, dtype)
+    needed = memory.calibration_bytes(config_of(recipe.model), calibration.sequences, calibration.length, dtype)
     return model.needed + needed > model.available
 
 
@@ -87,7 +86,7 @@ def slice_to_folder(
     tokens = data.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
     everything = f"{FORMAT} {recipe} {device} {loaded.fingerprint} {tokens.tolist()}"
     digest = hashlib.sha256(everything.encode()).hexdigest()[:32]
-    reserved = journal_bytes(loaded.model.config, recipe.calibration, dtype)
+    reserved = memory.journal_bytes(loaded.model.config, recipe.calibration, dtype)
     with resumable_cache_folder(digest, reserved) as steps, resumable_sibling(folder, digest) as sibling:
         loss_gradient = loss_gradient_after(tokens[:0], loaded.model, recipe.calibration.targets)
         batch, journal = sequences_per_batch(tokens), Journal(steps)

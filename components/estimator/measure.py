@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intraslice.diagnostics.rank_agreement import compare_ranks
-from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, measure_sensitivity
+from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, compare_ranks, measure_sensitivity
 from intraslice.planning.profile import Profile
 
 from ..i18n.language import lazy_gettext

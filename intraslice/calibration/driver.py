@@ -18,19 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.layerwise import (
-    BY_SEQUENCE,
-    LayerwiseCalibration,
-    LossGradient,
-    final_gradient,
-    require_finite,
-)
+from intraslice.calibration import layerwise
+from intraslice.calibration.layerwise import BY_SEQUENCE, LayerwiseCalibration, LossGradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
-from intraslice.core.cache import cache_path, read_result, write_result
+from intraslice.core.cache import Steps, cache_path, read_result, write_result
 from intraslice.core.config import Targets
 from intraslice.core.errors import UserError
-from intraslice.core.journal import Steps
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded
@@ -126,7 +119,7 @@ def calibrate(
     for layer in stats:
         all_reduce_(*vars(layer).values())
         layer.mirror_()
-        require_finite(layer)
+        layerwise.require_finite(layer)
     if not is_cached and rank() == 0:
         nbytes = sum(layer.packed_bytes + 512 * len(vars(layer)) for layer in stats)  # and headers
         write_result(path, lambda file: _write(file, stats), f"the calibration ({nbytes / 1e6:.0f} MB)", nbytes)
@@ -198,7 +191,7 @@ def _calibrate(
         ]
         for layer in layers:
             layer.mirror_()
-            require_finite(layer)
+            layerwise.require_finite(layer)
         return _statistics(model, layers, done * tokens.shape[1], targets)
 
     for batch in tokens.split(sequences_per_batch(tokens)):
@@ -225,12 +218,7 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
 
 
 def _calibrate_batch(
-    model: PreTrainedModel,
-    stats: list[LayerStats],
-    batch: Tensor,
-    done: int,
-    loss_gradient: LossGradient,
-    pause: Pause,
+    model: PreTrainedModel, stats: list[LayerStats], batch: Tensor, done: int, loss_gradient: LossGradient, pause: Pause
 ) -> None:
     """Add one batch, which follows `done` sequences, to `stats`, in place; pauses between layers.
 
@@ -242,14 +230,14 @@ def _calibrate_batch(
     for layer, block, layer_stats in zip(model.model.layers, blocks(model), stats, strict=True):
         with (
             torch.enable_grad(),
-            collecting_moments(block, layer_stats),
-            collecting_gradients(block, layer_stats, slice(done, done + len(batch))),
+            layer_stats.collecting_moments(block),
+            layer_stats.collecting_gradients(block, slice(done, done + len(batch))),
         ):
             leaf = hidden.detach().requires_grad_()
             hidden = call_layer(layer, leaf, arguments)
         passed.append((leaf, hidden))
         pause()
-    gradient = final_gradient(model, hidden, batch, loss_gradient, pause)
+    gradient = layerwise.final_gradient(model, hidden, batch, loss_gradient, pause)
     while passed:
         leaf, hidden = passed.pop()
         hidden.backward(gradient)
@@ -286,6 +274,6 @@ def _write(path: Path, stats: list[LayerStats]) -> None:
     """As `numpy.savez`, which would need a copy of all moments at once."""
     with zipfile.ZipFile(path, "w") as archive:
         for index, layer in enumerate(stats):
-            for name, array in layer.packed():
+            for name in vars(layer):
                 with archive.open(f"{index}.{name}.npy", "w", force_zip64=True) as file:
-                    numpy.lib.format.write_array(file, array, allow_pickle=False)
+                    numpy.lib.format.write_array(file, layer.packed(name), allow_pickle=False)

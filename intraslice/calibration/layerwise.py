@@ -16,12 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.hooks import collecting_gradients, collecting_moments
-from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_profile, layer_sizes
+from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes
+from intraslice.core.cache import Steps
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.core.journal import Steps
-from intraslice.core.linalg import gradient_of
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import LayerArguments, call_layer, device_of, embed, final_norm
@@ -89,8 +87,8 @@ class LayerwiseCalibration:
             stats.mlp_moment = torch.full((1, 1), torch.nan).expand(2 * [len(stats.mlp_sum)])  # takes no memory
             with open_layer(self.model, index) as (_, block):
                 output_map, kv_head = block.attention.weights().output, block.attention.kv_head.tolist()
-                layer = stats.calibration(layer_sizes(block), output_map, kv_head, *units, index)
-                layers.append(layer_profile(layer, [config.estimator]))
+                sizes = layer_sizes(block)
+                layers.append(stats.profile(sizes, output_map, kv_head, units, index, [config.estimator]))
             self.progress(Progress("profile", index + 1, total))
         other = sum(parameter.numel() for parameter in self.model.parameters()) - decoder_parameters(self.model)
         return Profile(tuple(layers), other, self.model.dtype.itemsize, *units)
@@ -129,17 +127,17 @@ class LayerwiseCalibration:
             for done, ((rows, _), batch_arguments) in enumerate(zip(self._batches(), arguments, strict=True), 1):
                 leaf = states[rows].to(device)
                 if backward:
-                    with torch.enable_grad(), collecting_gradients(block, stats, rows):
+                    with torch.enable_grad(), stats.collecting_gradients(block, rows):
                         output = call_layer(layer, leaf.requires_grad_(), batch_arguments)
-                        output.backward(gradients[rows].to(device))
-                    results[rows] = gradient_of(leaf)
+                        (results[rows],) = torch.autograd.grad(output, leaf, gradients[rows].to(device))
                 else:
-                    with torch.no_grad(), collecting_moments(block, stats):
+                    with torch.no_grad(), stats.collecting_moments(block):
                         results[rows] = call_layer(layer, leaf, batch_arguments)
                 self._report(2 * self._layers - 1 - index if backward else index, done)
         if backward:
             require_finite(stats)
-        packed = {name: torch.from_numpy(array) for name, array in stats.packed() if (name in GRADIENTS) == backward}
+        names = [name for name in vars(stats) if (name in GRADIENTS) == backward]
+        packed = {name: torch.from_numpy(stats.packed(name)) for name in names}
         del stats  # before its packed sums are copied to be written
         self.steps[f"state_gradients.{index}" if backward else f"states.{index + 1}"] = {STATES: results}
         self.steps[f"{'mask_gradients' if backward else 'moments'}.{index}"] = packed
@@ -173,5 +171,5 @@ def final_gradient(
     with torch.enable_grad():
         leaf = hidden.detach().requires_grad_()
         normed = norm(leaf)
-    normed.backward(loss_gradient(model, normed, batch, pause))
-    return gradient_of(leaf)
+    (gradient,) = torch.autograd.grad(normed, leaf, loss_gradient(model, normed, batch, pause))
+    return gradient

@@ -1,21 +1,24 @@
-"""Results of a calibration: sums and mask gradients of every layer, and the profile for planning."""
+"""Statistics of a calibration: sums and mask gradients of every layer, the hooks that collect them, and the profile."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
-from intraslice.core.linalg import BLOCK, mirror_
+from intraslice.core.linalg import BLOCK, add_lower_moment_, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
+from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients
@@ -23,6 +26,7 @@ from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 
 MOMENTS = ("residual_moment", "direction_moment", "middle_moment", "attention_moment", "mlp_moment")
+InputHook = Callable[[nn.Module, tuple[Tensor]], None]  # a forward pre-hook
 
 
 @dataclass
@@ -35,9 +39,8 @@ class LayerStats:
 
     residual_moment: Float[Tensor, "hidden hidden"]  # of the layer's input, before any norm
     direction_moment: Float[Tensor, "hidden hidden"]
-    middle_moment: Float[
-        Tensor, "middle middle"
-    ]  # of the input of the MLP's norm; empty if attention and MLP share a norm
+    # Of the input of the MLP's norm; empty if attention and MLP share a norm.
+    middle_moment: Float[Tensor, "middle middle"]
     attention_moment: Float[Tensor, "attention attention"]  # C x C: X^T X of the input of o_proj
     attention_sum: Float[Tensor, " C"]
     channel_products: Float[Tensor, "heads dim"]  # sum of |q_j k_j| after the rotary embedding
@@ -63,40 +66,45 @@ class LayerStats:
                 block = moment[start : start + BLOCK, start : start + BLOCK]
                 block.copy_(block.tril() + block.tril(-1).T)
 
-    def calibration(
+    def profile(
         self,
         sizes: LayerSizes,
         output_map: Tensor,
         kv_head: Sequence[int],
-        head_fraction: float | None,
-        gradient_group: int,
+        units: tuple[float | None, int],
         index: int,
-    ) -> LayerCalibration:
-        """What estimators read."""
-        return LayerCalibration(
+        estimators: Iterable[str],
+    ) -> LayerProfile:
+        """Inputs of plans: the layer's kept heads by budget, and its importances by each of the `estimators`.
+
+        `units` are the config's fraction of a head and gradient group.
+        """
+        layer = LayerCalibration(
             sizes,
-            group_gradients(self.attention_gradients, gradient_group),
-            group_gradients(self.mlp_gradients, gradient_group),
+            group_gradients(self.attention_gradients, units[1]),
+            group_gradients(self.mlp_gradients, units[1]),
             self.attention_moment,
             self.mlp_moment,
             self.query_fisher,
             output_map,
             torch.tensor(kv_head, device=self.query_fisher.device),
-            head_fraction,
+            units[0],
             index,
         )
+        functions = {name: ESTIMATORS[name].importance for name in estimators}
+        importances = {name: importance(layer) for name, importance in functions.items() if importance}
+        return LayerProfile(sizes, layer.table, tuple(kv_head), importances)
 
-    def packed(self) -> Iterator[tuple[str, numpy.ndarray]]:
-        """All arrays to store, by name; of the moments the lower triangle, row by row."""
-        for name, value in vars(self).items():
-            array = value.numpy(force=True)
-            if name in MOMENTS:
-                array = numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array])
-            yield name, array
+    def packed(self, name: str) -> numpy.ndarray:
+        """An array to store; of the moments the lower triangle, row by row."""
+        array = getattr(self, name).numpy(force=True)
+        return (
+            numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array]) if name in MOMENTS else array
+        )
 
     @property
     def packed_bytes(self) -> int:
-        """Bytes of `packed`."""
+        """Bytes of all packed arrays."""
         return sum(
             (len(value) * (len(value) + 1) // 2 if name in MOMENTS else value.numel()) * value.itemsize
             for name, value in vars(self).items()
@@ -113,6 +121,110 @@ class LayerStats:
             for end, (row, start) in enumerate(zip(values[name], starts, strict=True), 1):
                 row[:end] = arrays[name][start : start + end]
         return cls(**{name: torch.from_numpy(value).to(device) for name, value in values.items()})
+
+    @contextmanager
+    def collecting_moments(self, block: Block) -> Iterator[None]:
+        """While open, add the layer's moments, in place, in the forward pass.
+
+        Only lower triangles are added; `mirror_` completes them at the end.
+        """
+        attention, angles = block.attention, []
+        stream: dict[str, Tensor] = {}  # the layer's input, and its sum with the module outputs so far
+
+        def at_output_map(moment: Tensor, total: Tensor) -> InputHook:
+            def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+                rows = inputs[0].detach()
+                add_lower_moment_(moment, rows)
+                total.add_(rows.flatten(0, 1).float().sum(0))
+
+            return hook
+
+        def at_residual_stream(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            states = inputs[0].detach().float()
+            add_lower_moment_(self.residual_moment, states)
+            add_lower_moment_(self.direction_moment, nn.functional.normalize(states, dim=-1))
+            stream["before"] = stream["after"] = states
+
+        def at_middle(_: nn.Module, inputs: tuple[Tensor]) -> None:
+            add_lower_moment_(self.middle_moment, inputs[0].detach())
+
+        def at_attention(_: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            angles.append(keywords["position_embeddings"])
+
+        def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            query, key, value = attention.split_and_rotate(output.detach(), angles.pop())
+            self.channel_products.add_(channel_products(query, key, attention.kv_head))
+            for energy, states in ((self.query_energy, query), (self.key_energy, key)):
+                energy.add_(states.float().square().sum((0, 2)))
+            self.value_moment.add_(torch.einsum("bktp,bktq->kpq", value.float(), value.float()))
+
+        def at_output(module: nn.Module, _: tuple[Any, ...], output: Tensor | tuple[Tensor, None]) -> None:
+            stream["after"] = stream["after"] + (output[0] if isinstance(output, tuple) else output).detach()
+            if module is outputs[-1]:  # the last module of the layer
+                cosines = nn.functional.cosine_similarity(stream.pop("before"), stream.pop("after"), dim=-1)
+                self.influence.add_((1 - cosines).sum())
+
+        outputs = (block.attention_output_norm or attention, block.mlp_output_norm or block.mlp)
+        handles = [
+            block.attention_norm.register_forward_pre_hook(at_residual_stream),
+            attention.register_forward_pre_hook(at_attention, with_kwargs=True),
+            attention.qkv_proj.register_forward_hook(at_queries),
+            attention.o_proj.register_forward_pre_hook(at_output_map(self.attention_moment, self.attention_sum)),
+            block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_moment, self.mlp_sum)),
+            *(module.register_forward_hook(at_output) for module in outputs),
+        ]
+        if not block.parallel:
+            handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def collecting_gradients(self, block: Block, sequences: slice) -> Iterator[None]:
+        """While open, collect mask gradients, in place, in the backward pass.
+
+        The gradient of a mask of ones on the input of an output map is the sum over tokens of activation times
+        gradient. Those of attention and MLP are written to the rows `sequences`. The token-wise Fisher information of
+        queries and neurons is added.
+        """
+        attention = block.attention
+        rotated = (attention.frequency != UNROTATED)[attention.kv_head]
+
+        def at_queries(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            values = output.detach()[..., : attention.heads * attention.dim]
+
+            def add(gradient: Tensor) -> None:
+                attribution = (values * gradient[..., : values.shape[-1]]).float().unflatten(-1, (attention.heads, -1))
+                self.query_fisher.add_(query_fisher(attribution, rotated))
+
+            output.register_hook(add)
+
+        def at_output_map(gradients: Tensor, fisher: Tensor | None = None) -> InputHook:
+            def hook(_: nn.Module, inputs: tuple[Tensor]) -> None:
+                values = inputs[0].detach()
+
+                def add(gradient: Tensor) -> None:
+                    attribution = (values * gradient).float()
+                    gradients[sequences] = attribution.sum(1)
+                    if fisher is not None:
+                        fisher.add_(attribution.flatten(0, 1).square_().sum(0))
+
+                inputs[0].register_hook(add)
+
+            return hook
+
+        handles = [
+            attention.o_proj.register_forward_pre_hook(at_output_map(self.attention_gradients)),
+            block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_gradients, self.mlp_fisher)),
+            attention.qkv_proj.register_forward_hook(at_queries),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS) -> LayerStats:
@@ -160,36 +272,28 @@ class CalibrationStats:
     @cached_property
     def profile(self) -> Profile:
         """Inputs of plans, with the estimators' default units."""
-        return self._profile(None, GRADIENT_GROUP, ignore_progress)
+        return self._profile((None, GRADIENT_GROUP), ignore_progress)
 
     def profile_for(self, config: SliceConfig) -> Profile:
         """Inputs of plans, with the units and gradient groups of `config`."""
         units = config.head_fraction, config.gradient_group
-        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(*units, ignore_progress)
+        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(units, ignore_progress)
 
     def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
         """`profile`, with progress by layer if it is not computed yet."""
         if "profile" not in vars(self):
-            self.profile = self._profile(None, GRADIENT_GROUP, progress_callback(progress))
+            self.profile = self._profile((None, GRADIENT_GROUP), progress_callback(progress))
         return self.profile
 
-    def _profile(self, head_fraction: float | None, gradient_group: int, progress: ProgressCallback) -> Profile:
+    def _profile(self, units: tuple[float | None, int], progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
         for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
-            layer = stats.calibration(sizes, output_map, kv_head, head_fraction, gradient_group, index)
-            layers.append(layer_profile(layer, estimators))
+            layers.append(stats.profile(sizes, output_map, kv_head, units, index, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
-        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, head_fraction, gradient_group)
-
-
-def layer_profile(layer: LayerCalibration, estimators: Iterable[str]) -> LayerProfile:
-    """Inputs of plans for one layer: its kept heads by budget, and its importances by each of the `estimators`."""
-    functions = {name: ESTIMATORS[name].importance for name in estimators}
-    importances = {name: importance(layer) for name, importance in functions.items() if importance}
-    return LayerProfile(layer.sizes, layer.table, tuple(layer.kv_head.tolist()), importances)
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *units)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

@@ -114,32 +114,25 @@ def _checked(name: str, function: Callable[[LayerCalibration], Any]) -> Callable
     """The function with validation of its result. An estimator that fails is forgotten: every calibration calls all."""
 
     def importance(layer: LayerCalibration) -> Importances:
+        sizes = layer.sizes
+        unit_counts = [sizes.heads * parts for parts in range(1, sizes.dim + 1) if sizes.dim % parts == 0]
         try:
-            return _importances(name, function, layer)
-        except UserError:
+            result = function(layer)
+            attention, mlp = (result.attention, result.mlp) if isinstance(result, Importances) else result
+            attention, mlp = (torch.as_tensor(values, dtype=torch.float32) for values in (attention, mlp))
+            _require_importances(name, "mlp", mlp, [sizes.neurons])
+            _require_importances(name, "attention", attention, unit_counts)
+        except Exception as error:
             ESTIMATORS.pop(name, None)
-            raise
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"estimator {name} failed ({_message(error)}); correct it so that it returns a pair (attention "
+                "importances, MLP importances)"
+            ) from error
+        return Importances(attention, mlp)
 
     return importance
-
-
-def _importances(name: str, function: Callable[[LayerCalibration], Any], layer: LayerCalibration) -> Importances:
-    try:
-        result = function(layer)
-        attention, mlp = (result.attention, result.mlp) if isinstance(result, Importances) else result
-        attention, mlp = (torch.as_tensor(values, dtype=torch.float32) for values in (attention, mlp))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"estimator {name} failed ({_message(error)}); correct it so that it returns a pair (attention "
-            "importances, MLP importances)"
-        ) from error
-    sizes = layer.sizes
-    _require_importances(name, "mlp", mlp, [sizes.neurons])
-    unit_counts = [sizes.heads * parts for parts in range(1, sizes.dim + 1) if sizes.dim % parts == 0]
-    _require_importances(name, "attention", attention, unit_counts)
-    return Importances(attention, mlp)
 
 
 def _require_importances(name: str, module: str, values: Tensor, counts: list[int]) -> None:

@@ -5,12 +5,17 @@ Importing this module registers the model type. The class of a family is importe
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 import shutil
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -19,9 +24,138 @@ from transformers import (
     PreTrainedModel,
 )
 
-from intraslice.checkpoints.shapes import Shape, fill_buffers_, per_layer_config, shape_layers_, shape_of
 from intraslice.core.errors import UserError
-from intraslice.modeling.families import family_of
+from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
+from intraslice.modeling.attention import SlicedAttention
+from intraslice.modeling.families import DenseModule, blocks, family_of, head_width, write_layer_
+from intraslice.modeling.hidden_states import require_model
+from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.offload import resident
+from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer
+
+Shape = dict[str, Any]  # of one layer, as JSON
+LINEARS = ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def shape_of(layer: DenseModule) -> Shape:
+    """The shape of a canonical layer, dense or sliced."""
+    attention, mlp, parameters = layer.self_attn, layer.mlp, {name for name, _ in layer.named_parameters()}
+    shortcuts = [list(matrix.shape) for matrix in layer.shortcuts] if isinstance(layer, CrossModuleLayer) else []
+    return {
+        "heads": attention.heads,
+        "kv_heads": attention.kv_heads,
+        "dim": attention.dim,
+        "value_dim": attention.value_dim,
+        "kv_head": attention.kv_head.tolist(),
+        "frequency": attention.frequency.tolist(),
+        "scale": attention.scale,
+        "norms": None if attention.norms is None else [attention.norms.epsilon, attention.norms.offset],
+        "neurons": mlp.neurons,
+        "gated": mlp.gated,
+        "activation": mlp.activation,
+        "shortcuts": shortcuts,
+        "biases": [name for name in LINEARS if f"{name}.bias" in parameters],
+    }
+
+
+def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
+    """The layers' sizes as transformers' `per_layer_config`, or nothing where it cannot say what a layer computes.
+
+    It has fields for the numbers of heads and neurons, but not for narrower heads, removed rotary pairs, groups of
+    unequal size, shortcut matrices, or layers without a module.
+    """
+    entries = {}
+    for index, shape in enumerate(shapes):
+        heads, kv_heads, dim = shape["heads"], shape["kv_heads"], shape["dim"]
+        if not (heads and shape["neurons"]) or shape["shortcuts"] or shape["value_dim"] != dim:
+            return {}
+        group = heads // kv_heads
+        has_even_groups = shape["kv_head"] == [head // group for head in range(heads)]
+        has_all_pairs = shape["frequency"] == [list(range(dim // 2))] * kv_heads
+        if not (has_even_groups and has_all_pairs and math.isclose(shape["scale"], dim**-0.5)):
+            return {}
+        sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": dim}
+        entries[str(index)] = sizes | {"intermediate_size": shape["neurons"]}
+    return entries
+
+
+def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
+    """Replace the dense layers, in place, by empty modules of these shapes, on torch's default device.
+
+    Raises ValueError if the number of layers differs; torch raises for impossible sizes.
+    """
+    family, hidden = family_of(model.config), model.config.hidden_size
+    if len(shapes) != len(model.model.layers):
+        raise ValueError(f"expected shapes of {len(model.model.layers)} layers, got {len(shapes)}")
+    for index, (layer, shape) in enumerate(zip(model.model.layers, shapes, strict=True)):
+        shortcuts = shape["shortcuts"]
+        widths = shortcuts or [(hidden, hidden)]  # parallel attention and MLP share one shortcut
+        attention = SlicedAttention(_attention(shape, *widths[0]), index)
+        mlp = SlicedMLP(_mlp(shape, *widths[-1]))
+        if shortcuts:
+            norms = [BasisNorm(getattr(layer, name)) for name in (family.attention_norm, family.mlp_norm)]
+            # transformers initialises linear maps, but not these.
+            matrices = [torch.eye(*sizes) for sizes in shortcuts]
+            model.model.layers[index] = CrossModuleLayer(family, attention, mlp, norms, matrices)
+        else:
+            layer.self_attn, layer.mlp = attention, mlp
+    if shapes and shapes[0]["shortcuts"]:
+        model.model.embed_tokens = _embedding(model, shapes[0]["shortcuts"][0][0])
+
+
+def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
+    """Fill the buffers that come from the shapes, in place, in modules that were built on the meta device."""
+    for layer, shape in zip(model.model.layers, shapes, strict=True):
+        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
+
+
+def _frequency(shape: Shape) -> Tensor:
+    return torch.tensor(shape["frequency"], dtype=torch.long, device="cpu").view(shape["kv_heads"], shape["dim"] // 2)
+
+
+def _attention(shape: Shape, reads: int, writes: int) -> AttentionWeights:
+    heads, kv_heads, dim, value_dim = (shape[name] for name in ("heads", "kv_heads", "dim", "value_dim"))
+    biased, norms = "self_attn.qkv_proj" in shape["biases"], None
+    if shape["norms"]:  # that do nothing but normalise: transformers initialises linear maps, but not these
+        epsilon, offset = shape["norms"]
+        norms = HeadNorms(torch.full((dim,), 1 - offset), torch.full((dim,), 1 - offset), epsilon, offset)
+    return AttentionWeights(
+        query=torch.empty(heads, dim, reads),
+        key=torch.empty(kv_heads, dim, reads),
+        value=torch.empty(kv_heads, value_dim, reads),
+        output=torch.empty(writes, heads, value_dim),
+        query_bias=torch.empty(heads, dim) if biased else None,
+        key_bias=torch.empty(kv_heads, dim) if biased else None,
+        value_bias=torch.empty(kv_heads, value_dim) if biased else None,
+        output_bias=torch.empty(writes) if "self_attn.o_proj" in shape["biases"] else None,
+        kv_head=torch.tensor(shape["kv_head"], dtype=torch.long, device="cpu"),
+        frequency=_frequency(shape),
+        scale=shape["scale"],
+        norms=norms,
+    )
+
+
+def _mlp(shape: Shape, reads: int, writes: int) -> MLPWeights:
+    neurons, gated, biases = shape["neurons"], shape["gated"], shape["biases"]
+    biased = ("mlp.gate_up_proj" if gated else "mlp.up_proj") in biases
+    return MLPWeights(
+        gate=torch.empty(neurons, reads) if gated else None,
+        up=torch.empty(neurons, reads),
+        down=torch.empty(writes, neurons),
+        gate_bias=torch.empty(neurons) if gated and biased else None,
+        up_bias=torch.empty(neurons) if biased else None,
+        down_bias=torch.empty(writes) if "mlp.down_proj" in biases else None,
+        activation=shape["activation"],
+    )
+
+
+def _embedding(model: PreTrainedModel, width: int) -> nn.Embedding:
+    """The embedding in the first basis, which is fused into the table unless the head shares the table."""
+    table, hidden = model.model.embed_tokens, model.config.hidden_size
+    if model.config.tie_word_embeddings:
+        return BasisEmbedding(nn.Parameter(table.weight, False), torch.eye(hidden, width), table.padding_idx)
+    return nn.Embedding(table.num_embeddings, width, table.padding_idx)
+
 
 RECORD = "intraslice.json"
 WEIGHTS = "model.safetensors"
@@ -196,3 +330,50 @@ def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)
 AutoModelForCausalLM.register(IntraSliceConfig, IntraSliceForCausalLM, exist_ok=True)
+
+
+def plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """A stock transformers model that computes the same function; its tensors are copies.
+
+    transformers allows other head counts and MLP widths if they are the same in all layers, but neither narrower heads
+    (its rotary frequencies and softmax scale follow from the head width) nor groups of unequal size.
+
+    Raises UserError, naming the layer, if layers have different shapes or heads are narrower.
+    """
+    require_model(model)
+    if isinstance(model.model.layers[0], CrossModuleLayer):
+        raise UserError(
+            "a cross-module model has shortcut matrices, which transformers' classes do not support; "
+            "save the IntraSlice checkpoint instead"
+        )
+    layers, config = blocks(model), copy.deepcopy(model.config)
+    first, dim, family = layers[0], head_width(config), family_of(config)
+    for index, block in enumerate(layers):
+        attention, unsupported = block.attention, None
+        sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
+        if (attention.dim, attention.value_dim) != (dim, dim):
+            unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
+        elif not attention.even_groups:
+            unsupported = "groups of unequal size"
+        if unsupported is not None:
+            raise UserError(
+                f"layer {index} has {unsupported}, which transformers does not support; save the IntraSlice checkpoint "
+                "instead, or slice only the MLPs"
+            )
+        if sizes != (first.attention.heads, first.attention.kv_heads, first.mlp.neurons):
+            raise UserError(
+                f"layer {index} has a different shape from layer 0, and transformers' model classes require the same "
+                "shape in all layers; use the uniform estimator, or save the IntraSlice checkpoint instead"
+            )
+    config.head_dim = dim
+    config.num_attention_heads, config.num_key_value_heads = first.attention.heads, first.attention.kv_heads
+    config.intermediate_size = first.mlp.neurons
+    plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    for layer, block in zip(plain.model.layers, layers, strict=True):
+        with resident(block.attention), resident(block.mlp):
+            write_layer_(layer, block, family)
+    tensors = model.state_dict().items()
+    outside = {name: tensor for name, tensor in tensors if ".self_attn." not in name and ".mlp." not in name}
+    plain.load_state_dict(outside, strict=False)
+    plain.generation_config = copy.deepcopy(model.generation_config)
+    return plain.eval().requires_grad_(False)

@@ -24,16 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM
+from intraslice.checkpoints.auto_class import RECORD, WEIGHTS, IntraSliceConfig, IntraSliceForCausalLM, shape_of
 from intraslice.checkpoints.model_card import CARD, model_card
-from intraslice.checkpoints.shapes import shape_of
-from intraslice.core.cache import temporary_sibling
+from intraslice.core.cache import resumable_write, temporary_sibling, write_whole
 from intraslice.core.errors import UserError
-from intraslice.core.journal import resumable_write, write_whole
 from intraslice.modeling.hidden_states import require_model
 from intraslice.modeling.offload import fetch_tensor
-from intraslice.pretrained.headers import read_json, safetensors_shapes
-from intraslice.pretrained.reader import Weights, quiet_transformers, read_tokenizer, weight_files
+from intraslice.pretrained import reader
+from intraslice.pretrained.reader import Weights, read_json, weight_files
 
 FORMAT = 3
 CONFIG = "config.json"
@@ -165,7 +163,7 @@ class Shards:
             names.remove("lm_head.weight")
         self._write(0, {name: fetch_tensor(self.model, name, self.model.get_parameter(name)) for name in names})
         with resumable_write(target):
-            tensors = {file: safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
+            tensors = {file: reader.safetensors_shapes(file) for file in self.folder.glob("*.safetensors")}
             places = {name: file.name for file, shapes in tensors.items() for name in shapes}
             values = sum(math.prod(shape) for shapes in tensors.values() for shape in shapes.values())
             total = {"total_size": values * self.model.dtype.itemsize}
@@ -200,11 +198,11 @@ def load(
     _verify(folder)
     try:
         config = IntraSliceConfig.from_pretrained(folder)
-        with quiet_transformers():
+        with reader.quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
                 folder, config=config, dtype=dtype or "auto", output_loading_info=True
             )
-        tokenizer = read_tokenizer(Weights(folder, str(folder)))
+        tokenizer = reader.read_tokenizer(Weights(folder, str(folder)))
         if wrong := sorted(str(name) for names in report.values() for name in names):
             raise ValueError(f"the tensors do not match the model's configuration: {wrong[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -229,10 +227,8 @@ def _verify(folder: Path) -> None:
     if not (folder / RECORD).is_file():
         return
     record = _read_json_or_empty(folder / RECORD)
-    if record.get("format") != FORMAT or not record.keys() & {
-        "record",
-        "made",
-    }:  # the second as older versions wrote it
+    # "made" is what older versions wrote.
+    if record.get("format") != FORMAT or record.keys().isdisjoint(("record", "made")):
         raise UserError(
             f"{folder / RECORD} cannot be read or is of format {record.get('format')!r}, expected {FORMAT}; "
             "copy the folder again, or slice the model again"

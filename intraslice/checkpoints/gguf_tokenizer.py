@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any
 
-from gguf import GGUFWriter, TokenType
+from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError
@@ -29,44 +28,10 @@ PRE_TOKENIZERS = {
 }
 _SPACE = "▁"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+Fields = dict[str, Any]  # of a file's metadata: the argument of `add_NAME` of a GGUFWriter, by name
 
 
-@dataclass(frozen=True)
-class GGUFTokenizer:
-    """The tokenizer metadata of a GGUF file. `tokens[n]` is the text of token n; `special` maps kinds to ids."""
-
-    model: str  # "gpt2" is byte-level BPE, "llama" SentencePiece
-    pre: str
-    tokens: list[str]
-    types: list[TokenType]
-    special: dict[str, int]  # bos, eos, eot, unk, pad
-    adds_bos: bool
-    adds_eos: bool
-    chat_template: str | list[dict[str, str]] | None
-    merges: list[str] | None = None  # of byte-level BPE
-    scores: list[float] | None = None  # of SentencePiece: the greatest is merged first
-    adds_space: bool = False  # before the text
-
-    def add_to(self, writer: GGUFWriter) -> None:
-        """Write the fields to the metadata of a file."""
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_list(self.tokens)
-        writer.add_token_types(self.types)
-        if self.merges is not None:
-            writer.add_token_merges(self.merges)
-        if self.scores is not None:
-            writer.add_token_scores(self.scores)
-        writer.add_add_space_prefix(self.adds_space)
-        for kind, token in self.special.items():
-            getattr(writer, f"add_{kind}_token_id")(token)
-        writer.add_add_bos_token(self.adds_bos)
-        writer.add_add_eos_token(self.adds_eos)
-        if self.chat_template:
-            writer.add_chat_template(self.chat_template)
-
-
-def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collection[int] = ()) -> GGUFTokenizer:
+def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collection[int] = ()) -> Fields:
     """The GGUF metadata of a tokenizer; `rows` is the number of embeddings, `stops` are the end-of-turn tokens.
 
     Raises UserError for a tokenizer that llama.cpp does not support.
@@ -83,25 +48,22 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
         )
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
     tokens, types = _vocabulary(tokenizer_json, rows)
-    if model["byte_fallback"] and tokenizer.unk_token_id is not None:
-        types[tokenizer.unk_token_id] = TokenType.UNKNOWN
-    start = encode(tokenizer, "a", special=True)
-    template: Any = tokenizer.chat_template
+    fields: Fields = {"tokenizer_model": "gpt2", "tokenizer_pre": "", "token_list": tokens, "token_types": types}
+    if model["byte_fallback"]:
+        if tokenizer.unk_token_id is not None:
+            types[tokenizer.unk_token_id] = TokenType.UNKNOWN
+        fields |= {"tokenizer_model": "llama", "tokenizer_pre": "default", "token_scores": _scores(tokens, merges)}
+        fields["add_space_prefix"] = _adds_space(tokenizer_json)
+    else:
+        fields |= {"tokenizer_pre": _pre_tokenizer(tokenizer_json), "token_merges": [" ".join(pair) for pair in merges]}
+        fields["add_space_prefix"] = False
+    start, template = encode(tokenizer, "a", special=True), tokenizer.chat_template
+    fields |= {f"{kind}_token_id": token for kind, token in _special(tokenizer, stops).items()}
+    fields["add_bos_token"] = start[:1] == [tokenizer.bos_token_id]
+    fields["add_eos_token"] = start[-1:] == [tokenizer.eos_token_id]
     if isinstance(template, dict):
         template = [{"name": name, "template": text} for name, text in template.items()]
-    common: dict[str, Any] = {
-        "tokens": tokens,
-        "types": types,
-        "special": _special(tokenizer, stops),
-        "adds_bos": start[:1] == [tokenizer.bos_token_id],
-        "adds_eos": start[-1:] == [tokenizer.eos_token_id],
-        "chat_template": template,
-    }
-    if model["byte_fallback"]:
-        return GGUFTokenizer(
-            "llama", "default", scores=_scores(tokens, merges), adds_space=_adds_space(tokenizer_json), **common
-        )
-    return GGUFTokenizer("gpt2", _pre_tokenizer(tokenizer_json), merges=[" ".join(merge) for merge in merges], **common)
+    return fields | ({"chat_template": template} if template else {})
 
 
 def _vocabulary(tokenizer_json: dict[str, Any], rows: int) -> tuple[list[str], list[TokenType]]:

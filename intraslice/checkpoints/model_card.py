@@ -64,16 +64,14 @@ def model_card(config: IntraSliceConfig, name: str, form: Form = "folder") -> st
 def _front_matter(origin: Origin, form: Form) -> ModelCardData:
     # The Hub's relations are adapter, finetune, merge and quantized. There is none for pruning, which here also changes
     # the values of the remaining weights. The Hub treats every GGUF file as quantised.
-    relation: dict[str, Any] = (
-        {"base_model_relation": "quantized" if form == "gguf" else "finetune"} if origin.hub_id else {}
-    )
+    relation = "quantized" if form == "gguf" else "finetune"
     return ModelCardData(
         base_model=origin.hub_id,
         license=origin.licence and _LICENCES.get(origin.licence, origin.licence.lower()),
         library_name="transformers" if form == "folder" else form,
         pipeline_tag="text-generation",
         tags=["intraslice", "pruning"],
-        **relation,
+        base_model_relation=relation if origin.hub_id else None,
     )
 
 
@@ -88,7 +86,9 @@ def _summary(record: dict[str, Any], origin: Origin) -> str:
 def _facts(record: dict[str, Any], origin: Origin) -> str:
     settings, protocol = record.get("requested", {}), record.get("protocol", {})
     commit = f", commit `{origin.commit}`" if origin.commit else ""
-    rows = {"base model": f"`{origin.name}`{commit}", "licence": _licence(origin)}
+    unknown = "that of the base model, which is not known here: look it up before you pass this on"
+    licence = f"{origin.licence}, as the base model's" if origin.licence else unknown
+    rows = {"base model": f"`{origin.name}`{commit}", "licence": licence}
     if "source" in record and not origin.commit and origin.hub_id:
         rows["its weights"] = record["source"]
     if method := settings.get("method"):
@@ -109,12 +109,6 @@ def _facts(record: dict[str, Any], origin: Origin) -> str:
         more = f" and {sampled:,} tokens sampled from the base model" if sampled else ""
         rows["calibrated on"] = f"{protocol['calibration_tokens']:,} tokens of {text}{more}, seed {protocol['seed']}"
     return "\n".join(["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())])
-
-
-def _licence(origin: Origin) -> str:
-    if origin.licence:
-        return f"{origin.licence}, as the base model's"
-    return "that of the base model, which is not known here: look it up before you pass this on"
 
 
 def _perplexity(record: dict[str, Any], name: str, form: Form) -> str:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,21 +18,14 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from intraslice.checkpoints import gguf_tensors
 from intraslice.checkpoints.format import require_new_file, written_whole
-from intraslice.checkpoints.gguf_tensors import (
-    DECI,
-    SAVE_AS_FOLDER,
-    deci_tensors,
-    shared_heads,
-    short_context,
-    stored_attention,
-    stored_mlp,
-)
-from intraslice.checkpoints.gguf_tokenizer import GGUFTokenizer, read_tokenizer
+from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, shared_heads, short_context
+from intraslice.checkpoints.gguf_tokenizer import Fields, read_tokenizer
 from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.core.weights import AttentionWeights
+from intraslice.core.weights import converted
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
 from intraslice.modeling.mlp import SlicedMLP
@@ -81,7 +74,7 @@ def padding_text(count: int) -> str:
     return f"{count / 1e6:.3g} MB of padding" if count else "no padding"
 
 
-def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> GGUFTokenizer:
+def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Fields:
     """The tokenizer metadata for the file. Raises UserError if llama.cpp's `deci` does not support model or tokenizer.
 
     The result for a dense model holds for its slices too, except for cross-module ones.
@@ -139,7 +132,7 @@ def write_gguf(
         _add_origin(writer, name, record or {}, sizes.padding)
         _write_header(writer, model, sizes, gguf_type, vocabulary)
         report, total = progress_callback(progress), len(sizes.shapes)
-        for done, (tensor_name, tensor) in enumerate(deci_tensors(model)):
+        for done, (tensor_name, tensor) in enumerate(gguf_tensors.deci_tensors(model)):
             report(Progress("gguf", done, total))
             writer.write_tensor_data(stored_values(tensor_name, tensor.values, sizes.types[tensor_name]))
         report(Progress("gguf", total, total))
@@ -187,7 +180,7 @@ def head_name(model: PreTrainedModel) -> str:
 
 def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
     shapes, types, padding, head = {}, {}, 0, head_name(model)
-    for name, tensor in deci_tensors(model):
+    for name, tensor in gguf_tensors.deci_tensors(model):
         shapes[name] = tuple(tensor.values.shape)
         types[name] = stored_type(name, shapes[name], gguf_type, head)
         block, size = GGML_QUANT_SIZES[types[name]]
@@ -205,7 +198,7 @@ def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: 
 
 
 def _write_header(
-    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: GGUFTokenizer
+    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: Fields
 ) -> None:
     """Everything but the tensors' data."""
     config, heads = model.config, shared_heads(model)
@@ -233,7 +226,8 @@ def _write_header(
     for name, shape in sizes.shapes.items():
         kind = sizes.types[name]
         writer.add_tensor_info(name, shape, numpy.dtype(numpy.float32), sizes.bytes(name), raw_dtype=kind)
-    vocabulary.add_to(writer)
+    for name, value in vocabulary.items():
+        getattr(writer, f"add_{name}")(value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -279,16 +273,12 @@ def rounded_model(
         report(Progress("round", index, len(layers)))
         with resident(block.attention):
             attention = block.attention.weights()
-            attention = stored_attention(attention, heads, store) if len(attention.query) else _in_float32(attention)
+            if len(attention.query):
+                attention = gguf_tensors.stored_attention(attention, heads, store)
+            else:  # without heads, the file has its output bias alone
+                attention = converted(attention, torch.float32)
         replacements[block.attention] = SlicedAttention(attention, index).to(model.device)
         with resident(block.mlp):
-            replacements[block.mlp] = SlicedMLP(stored_mlp(block.mlp.weights(), store)).to(model.device)
+            replacements[block.mlp] = SlicedMLP(gguf_tensors.stored_mlp(block.mlp.weights(), store)).to(model.device)
     report(Progress("round", len(layers), len(layers)))
     return replace_modules(model, replacements)
-
-
-def _in_float32(weights: AttentionWeights) -> AttentionWeights:
-    """Attention without heads, of which the file has the output bias alone."""
-    tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
-    floats: dict[str, Any] = {name: value.float() for name, value in tensors.items() if value.is_floating_point()}
-    return replace(weights, **floats)

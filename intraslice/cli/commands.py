@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from intraslice import reporting
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import is_checkpoint, require_free, require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
@@ -20,14 +21,6 @@ from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel, require_dense_name
 from intraslice.recovery.registry import cost_of
-from intraslice.reporting import (
-    checkpoint_record,
-    evaluation_statistics,
-    layer_table,
-    plan_record,
-    plan_statistics,
-    summary,
-)
 from intraslice.streaming import estimate, memory_is_short, require_streamable, slice_to_folder
 from intraslice.untrusted.layer_files import ratios_csv
 
@@ -42,12 +35,12 @@ def ratios(run: Run) -> CommandResult:
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
-    result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
+    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
     if ratios := result["ratios"]:  # a cross-module plan has none
-        result |= plan_record(plan)
+        result |= reporting.plan_record(plan)
         if file is not None and run.is_first:
             file.write_text(ratios_csv(ratios), encoding="utf-8")
-    text = f"{layer_table(plan)}\n{summary(plan, recipe.method)}".lstrip()
+    text = f"{reporting.layer_table(plan)}\n{reporting.summary(plan, recipe.method)}".lstrip()
     return result | {"protocol": recipe.protocol(), "seconds": run.seconds}, text
 
 
@@ -66,15 +59,15 @@ def evaluate(run: Run) -> CommandResult:
     model, plan, calibration = compressed.model, compressed.plan, run.recipe.calibration
     with run.timed("evaluate"):
         evaluation = compressed.evaluate(windows)
-    result = run.recipe.slice_options() | plan_statistics(plan, loaded.model)
-    result |= evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
+    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
+    result |= reporting.evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
     result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    line = f"{summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    line = f"{reporting.summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
     if plan.recovery != NO_RECOVERY:
         tokens = (calibration.sequences + calibration.samples) * calibration.length
         cost = cost_of(loaded.model, model, run.training_tokens(loaded), plan.recovery, plan.epochs, tokens)
@@ -85,15 +78,12 @@ def evaluate(run: Run) -> CommandResult:
     if run.arguments.answers:
         with run.timed("answers"):
             prompts = tokens_of_prompts(loaded.tokenizer)
-            answers = {
-                name: greedy_answers(one, prompts, stage=f"answers {name}")
-                for name, one in (("dense", loaded.model), ("sliced", model))
-            }
-        result["answers"] = {
-            name: answer_statistics(tokens, answers["dense"])._asdict() for name, tokens in answers.items()
-        }
-    for name, statistics in result.get("answers", {}).items():
-        line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
+            models = {"dense": loaded.model, "sliced": model}
+            answers = {name: greedy_answers(one, prompts, stage=f"answers {name}") for name, one in models.items()}
+        result["answers"] = {}
+        for name, answer in answers.items():
+            statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
+            line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
     return result, line
 
 
@@ -117,7 +107,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded."""
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
-    result = checkpoint_record(loaded, run.recipe) | {"perplexity": {"dense": None, "sliced": value}}
+    result = reporting.checkpoint_record(loaded, run.recipe) | {"perplexity": {"dense": None, "sliced": value}}
     result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     return result, f"perplexity {value:.3f}; {_measured_on(result['protocol'])}"
@@ -137,7 +127,8 @@ def slice_(run: Run) -> CommandResult:
     if not run.is_first:
         return {}, ""
     plan = compressed.plan
-    result, lines = run.recipe.slice_options() | plan_statistics(plan, loaded.model), [summary(plan, run.recipe.method)]
+    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
+    lines = [reporting.summary(plan, run.recipe.method)]
     if out is not None:
         with run.timed("save"):
             compressed.save_pretrained(out)
@@ -183,9 +174,9 @@ def _slice_streamed(run: Run) -> CommandResult:
     with run.timed("slice"):
         plan = slice_to_folder(run.recipe, out, run.device, progress=run.progress)
     size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.recipe.slice_options() | plan_statistics(plan) | {"out": str(out), "bytes": size}
+    result = run.recipe.slice_options() | reporting.plan_statistics(plan) | {"out": str(out), "bytes": size}
     result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
-    return result, f"{summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
+    return result, f"{reporting.summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
 def _require_outputs(run: Run) -> None:

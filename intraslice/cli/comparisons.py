@@ -12,7 +12,7 @@ import pandas
 from pandas.api.types import is_numeric_dtype
 
 from intraslice import data
-from intraslice.cli.benchmark import markdown
+from intraslice.cli.analyses import markdown
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts

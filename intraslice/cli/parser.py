@@ -15,15 +15,10 @@ import intraslice
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, comparisons, search
-from intraslice.cli.benchmark import benchmark
+from intraslice.cli.analyses import benchmark
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.checks import RETIRED
-from intraslice.core.config import (
-    PRESETS,
-    CalibrationConfig,
-    EvaluationConfig,
-    SliceConfig,
-)
+from intraslice.core.config import PRESETS, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure

@@ -15,16 +15,9 @@ from intraslice.core.errors import UserError
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pipeline import WINDOWS_PER_SEQUENCE
-from intraslice.search.depth import COMPARED, search_depth, whole_layers
-from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import (
-    SearchResult,
-    groups_of,
-    require_in_memory,
-    require_unlocked,
-    search_ratios,
-    searched_importances,
-)
+from intraslice.search import ratio_search
+from intraslice.search.evolution import COMPARED, SearchConfig, whole_layers
+from intraslice.search.ratio_search import SearchResult, search_ratios
 from intraslice.untrusted.layer_files import importances_json, ratios_csv
 
 DEPTH = "shortgpt"  # the method that removes modules as a whole
@@ -45,14 +38,14 @@ def search(run: Run) -> CommandResult:
     if a.depth:
         if len(configs) != 1:
             raise UserError(f"--depth requires one sparsity, such as --sparsities 0.3, got {len(configs)}")
-        require_unlocked(configs[0])
+        ratio_search.require_unlocked(configs[0])
         run.warn_of_unused("--depth", METHODS[DEPTH].unused)
     else:
         for each in configs:
             run.require_searchable(each, config)
     require_writable(a.out)
     loaded = run.load_dense()
-    require_in_memory(loaded)
+    ratio_search.require_in_memory(loaded)
     stats, _ = run.calibrate(loaded)
     results, text, written = (_modules if a.depth else _ratios)(run, loaded, stats, configs, config)
     a.out.write_text(text, encoding="utf-8")
@@ -79,7 +72,7 @@ def _ratios(
         windows = run.search_windows(loaded)
         for each in configs:
             results.append(search_ratios(loaded, stats, windows, each, results, config, progress=run.progress))
-    importances = searched_importances(stats.profile, results, run.recipe.slicing.estimator)
+    importances = ratio_search.searched_importances(stats.profile, results, run.recipe.slicing.estimator)
     out = run.arguments.out
     return results, importances_json(importances), f"wrote the importances to {out}, for --estimator {out}"
 
@@ -90,19 +83,15 @@ def _modules(
     """Which modules are removed and which kept. The method narrows those that are neither, until the size is right."""
     (each,) = configs
     # What is refused is refused before the text is sampled.
-    groups_of(WINDOWS_PER_SEQUENCE * run.recipe.calibration.sequences, config, COMPARED)
+    ratio_search.groups_of(WINDOWS_PER_SEQUENCE * run.recipe.calibration.sequences, config, COMPARED)
     whole_layers(stats.sizes, each.sparsity)
     with run.timed("search"):
         windows = run.search_windows(loaded)
-        result = search_depth(loaded, stats, windows, each.sparsity, config, progress=run.progress)
-    whole = [(_if_whole(attention), _if_whole(mlp)) for attention, mlp in _by_layer(result)]
+        result = ratio_search.search_depth(loaded, stats, windows, each.sparsity, config, progress=run.progress)
+    whole = [[ratio if ratio in (0, 1) else None for ratio in pair] for pair in _by_layer(result)]
     out = run.arguments.out
     use = f"--method {DEPTH} --sparsity {each.sparsity:g} --ratios {out}"
     return [result], ratios_csv(whole), f"wrote the modules to {out}, for {use}"
-
-
-def _if_whole(ratio: float) -> float | None:
-    return ratio if ratio in (0, 1) else None
 
 
 def _by_layer(result: SearchResult) -> list[tuple[float, float]]:

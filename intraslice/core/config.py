@@ -261,27 +261,6 @@ def too_little_removed(config: SliceConfig, removed: float) -> UserError:
     )
 
 
-def missed_by_multiples(config: SliceConfig, removed: float) -> UserError:
-    """The error for a plan whose multiples keep it from its sparsity: it removes the fraction `removed`."""
-    return UserError(
-        "sizes in multiples of {shapes} cannot meet sparsity {sparsity:g}%: they remove {removed:.1%} of the decoder "
-        "layers' parameters; choose smaller multiples or another sparsity",
-        shapes=config.shapes,
-        sparsity=100 * config.sparsity,
-        removed=removed,
-    )
-
-
-def too_much_locked(config: SliceConfig, removed: float) -> UserError:
-    """The error for locked ratios that alone remove the fraction `removed`, more than the sparsity."""
-    return UserError(
-        "the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
-        "{sparsity:g}%; unlock ratios or raise the sparsity",
-        removed=removed,
-        sparsity=100 * config.sparsity,
-    )
-
-
 def _listed(parts: list[Message], conjunction: Message) -> Message:
     text = parts[0]
     for part in parts[1:-1]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -14,34 +14,37 @@ Result = TypeVar("Result")
 
 
 def map_in_threads(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], workers: int
-) -> Generator[Result, None, None]:
-    """Yield `function(*each)` in order, computed without gradients by `workers` threads, which share PyTorch's threads.
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]], workers: int, report: Callable[[int], object]
+) -> list[Result]:
+    """`function(*each)` in order, computed without gradients by `workers` threads, which share PyTorch's threads.
 
-    At most `workers` calls run ahead of what was yielded, so that a caller can pause. Close the iterator where it may
-    be left early: it then waits for the calls that have begun. An error of a call is raised in its place. One worker
+    `report` is called after each result with their number, and at most `workers` calls run ahead of it, so that it can
+    pause; if it raises, the calls that have begun are waited for. An error of a call is raised in its place. One worker
     is the caller's own thread.
     """
-    function = torch.no_grad()(function)
+    function, results = torch.no_grad()(function), list[Result]()
     if workers == 1:
-        yield from (function(*items) for items in arguments)
-        return
+        for items in arguments:
+            results.append(function(*items))
+            report(len(results))
+        return results
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, initializer=partial(set_threads, max(1, threads // workers)))
     begun: deque[Future[Result]] = deque()
 
-    def first() -> Result:
-        result = begun.popleft().result()
+    def take_first() -> None:
+        results.append(begun.popleft().result())
         torch.set_num_threads(threads)  # others' new threads begin with the number that was set last, in any thread
-        return result
+        report(len(results))
 
     try:
         for items in arguments:
             begun.append(pool.submit(function, *items))
             if len(begun) > workers:
-                yield first()
+                take_first()
         while begun:
-            yield first()
+            take_first()
+        return results
     finally:
         torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)

@@ -6,8 +6,10 @@ frequency. Channels that the model does not rotate (partial rotary) also form pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -59,3 +61,16 @@ class MLPWeights:
     up_bias: Float[Tensor, " neurons"] | None
     down_bias: Float[Tensor, " written"] | None
     activation: str  # a key of transformers' ACT2FN
+
+
+Weights = TypeVar("Weights", AttentionWeights, MLPWeights)
+
+
+def converted(weights: Weights, dtype: torch.dtype) -> Weights:
+    """A copy of the weights in another precision, outside any gradient; indices stay as they are."""
+    floats: dict[str, Any] = {
+        name: value.detach().to(dtype, copy=True)
+        for name, value in vars(weights).items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    return replace(weights, **floats)

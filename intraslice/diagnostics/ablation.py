@@ -18,18 +18,10 @@ from transformers import PreTrainedModel
 from intraslice.core.checks import integer, one_of
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.evaluation.perplexity import perplexity
+from intraslice.modeling import residual
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import HiddenStates, embed
-from intraslice.modeling.residual import (
-    SlicedModule,
-    centre,
-    norm_of,
-    output_of,
-    principal_axes_of,
-    require_no_output_norms,
-    residual_branches,
-    writer_name,
-)
+from intraslice.modeling.residual import SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 
 # What is projected: outputs of modules on their own principal axes; inputs on those of the hidden state; inputs and
@@ -58,7 +50,7 @@ def ablated_model(
     one_of("ablation", ablation, ABLATIONS)
     hidden, layers = model.lm_head.in_features, blocks(model)
     width = integer("width", width, 1, hidden)
-    require_no_output_norms(layers, f"ablation {ablation}")
+    residual.require_no_output_norms(layers, f"ablation {ablation}")
     report(Progress(ablation, 0, len(layers)))
     parts: Parts = {}
     with torch.no_grad():
@@ -67,9 +59,9 @@ def ablated_model(
         before = _projection(hidden_states, width)
     for index, block in enumerate(layers):
         with torch.no_grad():
-            for branch in residual_branches(block):
+            for branch in residual.residual_branches(block):
                 last = index == len(layers) - 1 and branch[-1] is block.mlp
-                norm = norm_of(block, branch[0])
+                norm = residual.norm_of(block, branch[0])
                 cut_parts, before = _cut_branch_(hidden_states, branch, norm, before, ablation, width, last)
                 parts |= cut_parts
         report(Progress(ablation, index + 1, len(layers)))
@@ -78,7 +70,7 @@ def ablated_model(
 
 def _projection(states: HiddenStates, width: int) -> Projection:
     """Projection on the first `width` principal axes of the states."""
-    axes = principal_axes_of(states)[:, :width]
+    axes = residual.principal_axes_of(states)[:, :width]
     return axes @ axes.T
 
 
@@ -100,10 +92,10 @@ def _cut_branch_(
     reads = "reads" in ablation
     reader = nn.Sequential(frozen_linear(before.to(dtype)), norm) if reads else norm
     outputs = [HiddenStates([], hidden_states.arguments) for _ in branch]
-    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
+    for hidden, arguments in hidden_states.batches:
         normed = reader(hidden)
         for module, output in zip(branch, outputs, strict=True):
-            output.hidden.append(centre(output_of(module, normed, arguments), norm))
+            output.hidden.append(centre(residual.output_of(module, normed, arguments), norm))
     entered, written = hidden_states.hidden, [output.hidden for output in outputs]
     hidden_states.hidden = [sum(added, start=states) for states, *added in zip(entered, *written, strict=True)]
     after = _projection(hidden_states, width)
@@ -115,7 +107,7 @@ def _cut_branch_(
     else:
         return parts, after
     for module, cut in zip(branch, cuts, strict=True):
-        writer = getattr(module, writer_name(module))
+        writer = getattr(module, residual.writer_name(module))
         bias = None if writer.bias is None else (cut @ writer.bias.to(cut.dtype)).to(dtype)
         parts[writer] = frozen_linear((cut @ writer.weight.to(cut.dtype)).to(dtype), bias)
     for index, (states, *added) in enumerate(zip(entered, *written, strict=True)):

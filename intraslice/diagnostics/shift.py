@@ -7,7 +7,7 @@ LayerNorm the states are centred, since the norm removes their mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -258,13 +258,23 @@ def _median(values: Tensor) -> float:
 
 
 def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel, pause: Pause) -> States:
-    """The states of one window at every layer and place, in the dense basis; `pause` is called after each layer."""
+    """The states of one window at every layer and place, in the dense basis, centred as its dense norms do.
+
+    `pause` is called after each layer.
+    """
     states: States = {}
     hidden_states = embed(model, window[None])
+
+    def record(
+        index: int, place: Place, basis: Tensor | None, norm: nn.Module, _: nn.Module, inputs: Any, output: Any
+    ) -> None:
+        values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
+        states[index, place] = centre(values if basis is None else values @ basis.T.float(), norm)
+
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
         places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
         handles = [
-            module.register_forward_hook(_recorder(states, index, place, _basis(layer, place), block.attention_norm))
+            module.register_forward_hook(partial(record, index, place, _basis(layer, place), block.attention_norm))
             for place, module in places.items()
         ]
         try:
@@ -274,18 +284,6 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
                 handle.remove()
         pause()
     return states
-
-
-def _recorder(
-    states: States, index: int, place: Place, basis: Tensor | None, norm: nn.Module
-) -> Callable[[nn.Module, Any, Any], None]:
-    """A forward hook that records a layer's states in the dense basis, centred as its dense norm does."""
-
-    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-        values = (output[0] if isinstance(output, tuple) else output).flatten(0, 1).float()
-        states[index, place] = centre(values if basis is None else values @ basis.T.float(), norm)
-
-    return hook
 
 
 def _basis(layer: nn.Module, place: Place) -> Float[Tensor, "hidden width"] | None:

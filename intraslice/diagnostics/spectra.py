@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.errors import NumericalError
-from intraslice.core.linalg import diagonal_blocks
-from intraslice.core.output_fit import by_kv_head
+from intraslice.core.linalg import by_kv_head, diagonal_blocks
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks, rotary_frequencies
 from intraslice.planning.ratios import LayerPlan, SlicePlan

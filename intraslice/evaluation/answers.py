@@ -22,6 +22,8 @@ from intraslice.modeling.hidden_states import next_token_logits
 
 LOOP_TOKENS, LOOP_REPEATS = 4, 3  # an answer loops if a 4-gram comes three times
 NGRAM = 3  # tokens, of the fraction of distinct n-grams
+FORMAT = "2"
+ANSWER_TOKENS = 64
 
 
 class AnswerStatistics(NamedTuple):
@@ -113,10 +115,6 @@ PROMPTS = (
     "What makes a good friend?",
     "How do I start a small garden?",
 )
-
-
-FORMAT = "2"
-ANSWER_TOKENS = 64
 
 
 def tokens_of_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str] = PROMPTS) -> list[list[int]]:

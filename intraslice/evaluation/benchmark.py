@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, median
-from typing import Generic, NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Int
@@ -64,15 +64,6 @@ def clock(device: torch.device) -> float:
     return wall_clock(device) if device.type == "cuda" else time.process_time()
 
 
-@dataclass(frozen=True)
-class TimedResult(Generic[T]):
-    """The result of a job, and its time as a number of tokens of dense forwards."""
-
-    value: T
-    dense_tokens: float
-    closing_tokens: float  # the part of `dense_tokens` after the job's last progress event
-
-
 class InterleavedTimer:
     """Times jobs interleaved with dense forwards, so that a busy machine slows both equally."""
 
@@ -88,8 +79,11 @@ class InterleavedTimer:
         self._model(input_ids=self._batch, use_cache=False)
         return (clock(self._model.device) - start) / self._batch.numel()
 
-    def time(self, job: Job[T], progress: ProgressCallback) -> TimedResult[T]:
-        """Time a job. Its progress callback runs the dense forwards, whose time is not counted."""
+    def time(self, job: Job[T], progress: ProgressCallback) -> tuple[T, float, float]:
+        """A job's result, its time in tokens of dense forwards, and the part of this after the last progress event.
+
+        The job's progress callback runs the dense forwards, whose time is not counted.
+        """
         spent, first_sample, start = 0.0, len(self.dense), clock(self._model.device)
 
         def between(event: Progress) -> None:
@@ -103,11 +97,11 @@ class InterleavedTimer:
         value = job(between)
         closing_tokens = clock(self._model.device) - start
         token = fmean(self.dense[first_sample:])
-        return TimedResult(value, (spent + closing_tokens) / token, closing_tokens / token)
+        return value, (spent + closing_tokens) / token, closing_tokens / token
 
     def repeat(self, job: Job[T], progress: ProgressCallback) -> float:
         """The median time of a short job, in tokens of dense forwards."""
-        return median(self.time(job, progress).dense_tokens for _ in range(REPEATS))
+        return median(self.time(job, progress)[1] for _ in range(REPEATS))
 
 
 def measure_costs(
@@ -132,10 +126,12 @@ def measure_costs(
         return (forwards * scale + algebra) / REFERENCE_TOKENS
 
     with temporary_cache():
-        calibration = timer.time(lambda progress: calibrate(loaded, tokens, targets, progress=progress), report)
-    stats, closing = calibration.value, calibration.closing_tokens  # after the last event the calibration is saved
+        # After the last event the calibration is saved.
+        stats, passing, closing = timer.time(
+            lambda progress: calibrate(loaded, tokens, targets, progress=progress), report
+        )
     algebra = closing + timer.repeat(partial(_profile, stats), report)
-    ratios = {"calibrate": reference_forwards(calibration.dense_tokens - closing, algebra)}
+    ratios = {"calibrate": reference_forwards(passing - closing, algebra)}
 
     def slicing(method: str, order: Order) -> Job[PreTrainedModel]:
         ordered = replace(config, order=order, iterative=config.iterative and order == "sequential")
@@ -144,24 +140,15 @@ def measure_costs(
 
     for job, method in SLICE_JOBS.items():
         algebra = timer.repeat(slicing(method, "one-shot"), report)
-        sequential = timer.time(slicing(method, "sequential"), report)
-        ratios[f"{job}_sequential"] = reference_forwards(max(sequential.dense_tokens - algebra, 0.0), algebra)
+        sliced, passing, _ = timer.time(slicing(method, "sequential"), report)
+        ratios[f"{job}_sequential"] = reference_forwards(max(passing - algebra, 0.0), algebra)
         ratios[f"{job}_one_shot"] = reference_forwards(0.0, algebra)
-    sliced = sequential.value
     perplexity_tokens = timer.repeat(lambda progress: perplexity(sliced, windows, progress=progress), report)
     ratios["perplexity"] = perplexity_tokens / windows.numel()
     speeds = measure_speed({"dense": model, "sliced": sliced}, progress=report)
     for phase in ("prefill", "decode"):
         ratios[phase] = getattr(speeds["dense"], phase) / getattr(speeds["sliced"], phase)
     return Costs(ratios, 1000 * _plan_seconds(model, stats, config), 1000 * median(timer.dense))
-
-
-class ShapeCosts(NamedTuple):
-    """Of a model sliced into certain shapes: seconds per token relative to the dense model's, and perplexity."""
-
-    prefill: float
-    decode: float
-    perplexity: float
 
 
 def measure_shapes(
@@ -172,10 +159,11 @@ def measure_shapes(
     targets: Targets = "sampled",
     *,
     progress: ProgressCallback | bool = True,
-) -> dict[str, ShapeCosts]:
+) -> dict[str, dict[str, float]]:
     """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns.
 
-    Presets that cannot reach the sparsity are left out.
+    By shapes: seconds per token of prefill and decode, relative to the dense model's, and perplexity. Presets that
+    cannot reach the sparsity are left out.
     """
     model, report = loaded.model, progress_callback(progress)
     stats = calibrate(loaded, tokens, targets, progress=report)
@@ -192,11 +180,11 @@ def measure_shapes(
     speeds = measure_speed(models, progress=report)
     dense = speeds.pop("dense")
     return {
-        name: ShapeCosts(
-            dense.prefill / speed.prefill,
-            dense.decode / speed.decode,
-            perplexity(models[name], windows, progress=report),
-        )
+        name: {
+            "prefill": dense.prefill / speed.prefill,
+            "decode": dense.decode / speed.decode,
+            "perplexity": perplexity(models[name], windows, progress=report),
+        }
         for name, speed in speeds.items()
     }
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import pandas
 from jaxtyping import Int
@@ -114,13 +114,12 @@ def sweep(
     the evaluation text.
     `progress` receives the events of each step, and counts points in the stage "sweep".
     """
-    report = progress_callback(progress)
-    base, states = base or SliceConfig(), states or DenseStates(loaded.model)
+    report, points_of = progress_callback(progress), _Sweep(loaded, texts, base or SliceConfig(), speed)
     for point in grid:  # all are valid before the first is measured
-        _config(point, base)
+        points_of.config(point)
     windows = {"": texts.evaluation} | {f" {name}": windows for name, windows in texts.others.items()}
-    states_of = {name: DenseStates(loaded.model) if name else states for name in windows}
-    path = _path(loaded, texts, "dense")
+    states_of = {name: DenseStates(loaded.model) if name or states is None else states for name in windows}
+    path = points_of.path(DENSE)
     record, shard = read_record(path), grid[shard_of(len(grid))]
     report(Progress("sweep", 0, len(shard)))
     if shard and not record:
@@ -130,22 +129,20 @@ def sweep(
                 losses = measure_losses(loaded.model, tokens, stage, dense_states, progress=report)
             record[name] = asdict(losses)
         write_record(path, record, "a point of the sweep")
-    held_out = {
-        name: _HeldOut(windows[name], states_of[name], Losses.from_record(losses)) for name, losses in record.items()
-    }
-    dense = {f"dense_perplexity{name}": text.dense.perplexity().value for name, text in held_out.items()}
-    rows, slices = [], _Slices(loaded, texts, base)
+    held_out = {name: (windows[name], states_of[name], Losses.from_record(losses)) for name, losses in record.items()}
+    dense = {f"dense_perplexity{name}": losses.perplexity().value for name, (*_, losses) in held_out.items()}
+    rows = []
     for done, point in enumerate(shard, 1):
-        path = _point_path(loaded, texts, point, base, speed)
+        path = points_of.point_path(point)
         row = read_record(path)
         if not row:
             start = time.perf_counter()
             with single_process():
-                row, is_final = _measure(slices, point, held_out, speed, report)
+                row, is_final = points_of.measure(point, held_out, report)
             row |= {"seconds": round(time.perf_counter() - start, 3), "date": datetime.date.today().isoformat()}
             if is_final:
                 write_record(path, row, "a point of the sweep")
-        recovery = _recovery(point, base)
+        recovery = points_of.recovery(point)
         named = {} if recovery == NO_RECOVERY else {"recovery": recovery}
         rows.append(asdict(point) | named | dense | row)
         report(Progress("sweep", done, len(shard)))
@@ -160,125 +157,109 @@ def cached_points(
     speed: SpeedConfig | None = None,
 ) -> tuple[Point, ...]:
     """The points that `sweep` reads from the cache without measuring anything; a damaged file is no such point."""
-    base = base or SliceConfig()
-    if not read_record(_path(loaded, texts, "dense")):
+    points_of = _Sweep(loaded, texts, base or SliceConfig(), speed)
+    if not read_record(points_of.path(DENSE)):
         return ()
-    return tuple(point for point in grid if read_record(_point_path(loaded, texts, point, base, speed)))
+    return tuple(point for point in grid if read_record(points_of.point_path(point)))
 
 
-class _HeldOut(NamedTuple):
-    """Held-out windows of a text, and the dense model's states and losses on them."""
-
-    windows: Int[Tensor, "windows window"]
-    states: DenseStates
-    dense: Losses
-
-
-def _config(point: Point, base: SliceConfig) -> SliceConfig:
-    return replace(base, sparsity=point.sparsity, estimator=point.estimator or base.estimator)
-
-
-def _recovery(point: Point, base: SliceConfig) -> str:
-    return NO_RECOVERY if point.method == DENSE else METHODS.require(point.method).recovery(base)
+# Windows of a held-out text, and the dense model's states and losses on them.
+_HeldOut = tuple[Int[Tensor, "windows window"], DenseStates, Losses]
 
 
 @dataclass
-class _Slices:
-    """The models of a sweep. The last one is kept for points that differ in the type of the weights alone."""
+class _Sweep:
+    """The points of a sweep. The last model is kept for points that differ in the type of the weights alone."""
 
     loaded: LoadedModel
     texts: Texts
     base: SliceConfig
+    speed: SpeedConfig | None
     _last: tuple[Point, PreTrainedModel, str] | None = None
 
-    def of(self, point: Point, progress: ProgressCallback) -> tuple[PreTrainedModel, str]:
+    def config(self, point: Point) -> SliceConfig:
+        return replace(self.base, sparsity=point.sparsity, estimator=point.estimator or self.base.estimator)
+
+    def recovery(self, point: Point) -> str:
+        return NO_RECOVERY if point.method == DENSE else METHODS.require(point.method).recovery(self.base)
+
+    def path(self, key: str, *inputs: Any) -> Path:
+        loaded, texts = self.loaded, self.texts
+        held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
+        inputs += ((texts.prompts, sorted(end_tokens(loaded.model))),) if texts.prompts else ()
+        return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
+
+    def point_path(self, point: Point) -> Path:
+        if point.method == DENSE:
+            return self.path(f"{point}")
+        config, method, texts = self.config(point), METHODS.require(point.method), self.texts
+        # Options that a method ignores do not change the cache key.
+        if not method.uses_estimator:
+            config = replace(config, estimator="uniform")
+        if not method.uses_order:
+            config = replace(config, order="one-shot", iterative=False)
+        if method.recovery(config) == NO_RECOVERY:
+            config = replace(config, epochs=0)
+        if not method.uses_shapes:
+            config = replace(config, shapes="free")
+        inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
+        inputs += [settings] if (settings := settings_of(method.recovery(config))) else []
+        return self.path(f"{point.method} {config} {self._speed(point)} {point.quantise}", *inputs)
+
+    def _speed(self, point: Point) -> SpeedConfig | None:
+        return self.speed if point.method != DENSE and point.quantise == "none" else None
+
+    def _sliced(self, point: Point, progress: ProgressCallback) -> tuple[PreTrainedModel, str]:
         """The point's model before rounding, and the note of its plan. Raises UserError if it cannot be reached."""
         point, dense, texts = replace(point, quantise="none"), self.loaded.model, self.texts
         if point.method == DENSE:
             return dense, ""
         if self._last is None or self._last[0] != point:
             self._last = None  # frees its memory
-            plan = plan_by(point.method, dense, texts.stats, _config(point, self.base))
+            plan = plan_by(point.method, dense, texts.stats, self.config(point))
             model = slice_by(
                 point.method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress
             )
             self._last = point, model, getattr(plan, "note", "")
         return self._last[1:]
 
-
-def _point_path(loaded: LoadedModel, texts: Texts, point: Point, base: SliceConfig, speed: SpeedConfig | None) -> Path:
-    if point.method == DENSE:
-        return _path(loaded, texts, f"{point}")
-    config, method = _config(point, base), METHODS.require(point.method)
-    # Options that a method ignores do not change the cache key.
-    if not method.uses_estimator:
-        config = replace(config, estimator="uniform")
-    if not method.uses_order:
-        config = replace(config, order="one-shot", iterative=False)
-    if method.recovery(config) == NO_RECOVERY:
-        config = replace(config, epochs=0)
-    if not method.uses_shapes:
-        config = replace(config, shapes="free")
-    inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
-    inputs += [settings] if (settings := settings_of(method.recovery(config))) else []
-    return _path(loaded, texts, f"{point.method} {config} {_speed(point, speed)} {point.quantise}", *inputs)
-
-
-def _path(loaded: LoadedModel, texts: Texts, key: str, *inputs: Any) -> Path:
-    held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
-    inputs += ((texts.prompts, sorted(end_tokens(loaded.model))),) if texts.prompts else ()
-    return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
-
-
-def _speed(point: Point, speed: SpeedConfig | None) -> SpeedConfig | None:
-    return speed if point.method != DENSE and point.quantise == "none" else None
-
-
-def _measure(
-    slices: _Slices,
-    point: Point,
-    held_out: Mapping[str, _HeldOut],
-    speed: SpeedConfig | None,
-    progress: ProgressCallback,
-) -> tuple[dict[str, Any], bool]:
-    """One row, and whether it is final: not where memory was short. `held_out`: texts by the suffix of columns."""
-    loaded, texts, speed = slices.loaded, slices.texts, _speed(point, speed)
-    try:
-        model, note = slices.of(point, progress)
-        if point.quantise == "none":
-            size, evaluated = sum(parameter.nbytes for parameter in model.parameters()), model
-        else:
-            size = gguf_bytes(model, loaded.tokenizer, point.quantise)
-            evaluated = rounded_model(model, point.quantise, progress=progress)
-    except (UserError, NumericalError) as problem:
-        columns = [f"{column}{name}" for name in held_out for column in LOSSES]
-        failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
-        return failed, not isinstance(problem, NoRoomError)
-    counts = parameters_of(loaded.model, "dense") | parameters_of(model, "sliced")
-    row: dict[str, Any] = {
-        "removed_fraction": 1 - counts["sliced_decoder"] / counts["dense_decoder"],
-        **counts,
-        "bytes": size,
-        "kv_bytes_per_token": kv_bytes_per_token(model),
-    }
-    for name, text in held_out.items():
-        stage = f"perplexity {point.method}{name}"
-        losses = measure_losses(evaluated, text.windows, stage, text.states, progress=progress)
-        divergence = losses.divergence()
-        assert divergence is not None  # measured, since there are states
-        values = losses.perplexity().value, *losses.ratio(text.dense), *divergence
-        row |= {f"{column}{name}": value for column, value in zip(LOSSES, values, strict=True)}
-    row["note"] = note
-    training = texts.calibration if texts.training is None else texts.training
-    recovery, calibration = _recovery(point, slices.base), texts.calibration.numel()
-    if cost := cost_of(loaded.model, model, training, recovery, slices.base.epochs, calibration):
-        row |= {f"recovery_{name}_passes": value for name, value in cost._asdict().items()}
-    if texts.prompts:
-        row |= answer_columns(loaded, evaluated, texts.prompts, f"answers {point.method}", progress=progress)
-    if speed is not None:
-        speeds = measure_speed({"dense": loaded.model, "sliced": model}, speed, progress=progress)
-        for phase in ("prefill", "decode"):
-            per_second = {model_name: getattr(speeds_of_model, phase) for model_name, speeds_of_model in speeds.items()}
-            row |= {f"{phase}_{model_name}": value for model_name, value in per_second.items()}
-            row[f"{phase}_ratio"] = per_second["sliced"] / per_second["dense"]
-    return row, True
+    def measure(
+        self, point: Point, held_out: Mapping[str, _HeldOut], progress: ProgressCallback
+    ) -> tuple[dict[str, Any], bool]:
+        """One row, and whether it is final: not where memory was short. `held_out`: texts by the suffix of columns."""
+        loaded, texts, speed = self.loaded, self.texts, self._speed(point)
+        try:
+            model, note = self._sliced(point, progress)
+            if point.quantise == "none":
+                size, evaluated = sum(parameter.nbytes for parameter in model.parameters()), model
+            else:
+                size = gguf_bytes(model, loaded.tokenizer, point.quantise)
+                evaluated = rounded_model(model, point.quantise, progress=progress)
+        except (UserError, NumericalError) as problem:
+            columns = [f"{column}{name}" for name in held_out for column in LOSSES]
+            failed = dict.fromkeys(("removed_fraction", "bytes", *columns)) | {"note": str(problem)}
+            return failed, not isinstance(problem, NoRoomError)
+        counts = parameters_of(loaded.model, "dense") | parameters_of(model, "sliced")
+        removed = 1 - counts["sliced_decoder"] / counts["dense_decoder"]
+        row: dict[str, Any] = {"removed_fraction": removed, **counts, "bytes": size}
+        row["kv_bytes_per_token"] = kv_bytes_per_token(model)
+        for name, (windows, states, dense) in held_out.items():
+            losses = measure_losses(evaluated, windows, f"perplexity {point.method}{name}", states, progress=progress)
+            divergence = losses.divergence()
+            assert divergence is not None  # measured, since there are states
+            values = losses.perplexity().value, *losses.ratio(dense), *divergence
+            row |= {f"{column}{name}": value for column, value in zip(LOSSES, values, strict=True)}
+        row["note"] = note
+        training = texts.calibration if texts.training is None else texts.training
+        calibration, epochs = texts.calibration.numel(), self.base.epochs
+        if cost := cost_of(loaded.model, model, training, self.recovery(point), epochs, calibration):
+            row |= {f"recovery_{name}_passes": value for name, value in cost._asdict().items()}
+        if texts.prompts:
+            row |= answer_columns(loaded, evaluated, texts.prompts, f"answers {point.method}", progress=progress)
+        if speed is not None:
+            speeds = measure_speed({"dense": loaded.model, "sliced": model}, speed, progress=progress)
+            for phase in ("prefill", "decode"):
+                per_second = {name: getattr(speed_of_model, phase) for name, speed_of_model in speeds.items()}
+                row |= {f"{phase}_{name}": value for name, value in per_second.items()}
+                row[f"{phase}_ratio"] = per_second["sliced"] / per_second["dense"]
+        return row, True

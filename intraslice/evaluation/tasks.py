@@ -108,20 +108,18 @@ def measure_tasks(
     return pandas.DataFrame(rows)
 
 
-def _rows(model: str, results: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rows(model: str, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of lm-eval's results, in which keys are `METRIC,FILTER`, such as `acc,none` and `acc_stderr,none`."""
+    rows = []
     for task, metrics in results.items():
         for key, value in metrics.items():
             metric, _, filter_name = key.partition(",")
             if filter_name and not metric.endswith("_stderr") and isinstance(value, (int, float)):
                 error = metrics.get(f"{metric}_stderr,{filter_name}")
-                yield {
-                    "task": task,
-                    "metric": metric if filter_name == "none" else f"{metric} ({filter_name})",
-                    "model": model,
-                    "value": value,
-                    "standard_error": error if isinstance(error, (int, float)) else None,  # else "N/A"
-                }
+                name = metric if filter_name == "none" else f"{metric} ({filter_name})"
+                row: dict[str, Any] = {"task": task, "metric": name, "model": model, "value": value}
+                rows.append(row | {"standard_error": error if isinstance(error, (int, float)) else None})  # else "N/A"
+    return rows
 
 
 @contextmanager

@@ -8,7 +8,6 @@ output maps, so that only the choice of units differs.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -101,7 +100,21 @@ class Magnitude(Baseline):
         return SlicedMLP(select_neurons(weights, kept, weights.down[:, kept], weights.down_bias))
 
 
-class Wanda(Baseline):
+class ActivationBaseline(Baseline):
+    """Scores by channel of the input of an output map; a head has the sum over its channels."""
+
+    @abstractmethod
+    def channel_scores(self, weight: Tensor, moment: Tensor, mean: Tensor, tokens: int) -> Float[Tensor, " channels"]:
+        """Scores of the inputs of a map `weight`, by their second moment over `tokens` tokens and their mean."""
+
+    def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
+        output, down = block.attention.o_proj.weight, block.mlp.down_proj.weight
+        channels = self.channel_scores(output, stats.attention_moment, stats.attention_sum / tokens, tokens)
+        neurons = self.channel_scores(down, stats.mlp_moment, stats.mlp_sum / tokens, tokens)
+        return channels.view(block.attention.heads, -1).sum(1), neurons
+
+
+class Wanda(ActivationBaseline):
     """Wanda-sp's score: `sum_i |W_ij| ||X_j||`, summed over the channels of a head."""
 
     name = "wanda"
@@ -111,14 +124,11 @@ class Wanda(Baseline):
         "output projections refitted by least squares"
     )
 
-    def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
-        def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:
-            return weight.float().abs().sum(0) * moment.diagonal().sqrt()
-
-        return activation_scores(block, stats, by_channel)
+    def channel_scores(self, weight: Tensor, moment: Tensor, mean: Tensor, tokens: int) -> Tensor:
+        return weight.float().abs().sum(0) * moment.diagonal().sqrt()
 
 
-class FLAP(Baseline):
+class FLAP(ActivationBaseline):
     """FLAP's score: `Var(X_j) ||W_j||^2`, summed over the channels of a head and standardised in each layer."""
 
     name = "flap"
@@ -128,12 +138,9 @@ class FLAP(Baseline):
         "(FLAP), with output projections refitted by least squares"
     )
 
-    def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
-        def by_channel(weight: Tensor, moment: Tensor, total: Tensor) -> Tensor:
-            variance = (moment.diagonal() / tokens - (total / tokens).square()).clamp_min(0)
-            return weight.float().square().sum(0) * variance
-
-        return activation_scores(block, stats, by_channel)
+    def channel_scores(self, weight: Tensor, moment: Tensor, mean: Tensor, tokens: int) -> Tensor:
+        variance = (moment.diagonal() / tokens - mean.square()).clamp_min(0)
+        return weight.float().square().sum(0) * variance
 
     def comparable(self, scores: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
         return (scores - scores.mean()) / scores.std().clamp_min(torch.finfo(scores.dtype).tiny)
@@ -149,18 +156,6 @@ def magnitude_scores(block: Block) -> Scores:
     if mlp.gate is not None:
         neurons = neurons + mlp.gate.float().square().sum(1)
     return heads + (shared / readers)[attention.kv_head], neurons
-
-
-def activation_scores(
-    block: Block, stats: LayerStats, by_channel: Callable[[Tensor, Tensor, Tensor], Float[Tensor, " channels"]]
-) -> Scores:
-    """Scores of heads and neurons from `by_channel(weight, moment, sum of inputs)` of the output maps."""
-    attention, mlp = block.attention, block.mlp
-    channels = by_channel(attention.o_proj.weight, stats.attention_moment, stats.attention_sum)
-    return (
-        channels.view(attention.heads, -1).sum(1),
-        by_channel(mlp.down_proj.weight, stats.mlp_moment, stats.mlp_sum),
-    )
 
 
 def whole_head_table(scores: Float[Tensor, " heads"], dim: int) -> HeadTable:

@@ -23,27 +23,12 @@ from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
 from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
-from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
+from intraslice.methods.registry import METHODS, SlicingMethod
+from intraslice.modeling import residual
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, embed
-from intraslice.modeling.residual import (
-    BasisEmbedding,
-    BasisNorm,
-    CrossModuleLayer,
-    Folded,
-    SlicedModule,
-    centre,
-    norm_of,
-    output_of,
-    principal_axes_of,
-    reader_name,
-    reading_map,
-    require_no_output_norms,
-    residual_branches,
-    writer_name,
-    writing_map,
-)
+from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan, require_below_one
 from intraslice.planning.sizes import Parameters
@@ -60,19 +45,19 @@ class SlicedStates:
 
     def next_axes(self, pause: Pause) -> Axes:
         """Axes of the states: at first of the first layer's input."""
-        return principal_axes_of(self._states, pause)
+        return residual.principal_axes_of(self._states, pause)
 
     def pass_through_(
         self, basis: Float[Tensor, "hidden width"], readers: list[SlicedModule], norm: nn.Module, pause: Pause
     ) -> None:
         """Project the states on the basis, as in the sliced model, and add the uncut outputs of the modules."""
-        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm.of(norm)
+        axes, basis_norm = basis.to(self._states.hidden[0].dtype), BasisNorm(norm)
 
         def step(states: Tensor, arguments: LayerArguments) -> Tensor:
             cut = states @ axes
             normed = basis_norm(cut)
             return cut @ axes.T + centre(
-                reduce(torch.add, (output_of(module, normed, arguments) for module in readers)), norm
+                reduce(torch.add, (residual.output_of(module, normed, arguments) for module in readers)), norm
             )
 
         self._states.map_(step, pause)
@@ -108,10 +93,7 @@ def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: Prog
 
 
 def plan_crossmodule(
-    model: PreTrainedModel,
-    sparsity: float | None = None,
-    slicing: float | None = None,
-    order: Order = "sequential",
+    model: PreTrainedModel, sparsity: float | None = None, slicing: float | None = None, order: Order = "sequential"
 ) -> CrossModulePlan:
     """Choose D' for a canonicalised model, by the fraction of decoder parameters to remove, or of axes to cut.
 
@@ -126,7 +108,7 @@ def plan_crossmodule(
         raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
     require_below_one(name, value)
     hidden = model.lm_head.in_features
-    require_no_output_norms(blocks(model), "crossmodule")
+    residual.require_no_output_norms(blocks(model), "crossmodule")
     if value == 0:
         return _plan(model, hidden, sparsity, order)
     if slicing is not None:
@@ -159,12 +141,13 @@ def _decoder_parameters(layers: Sequence[Block], width: int, hidden: int) -> int
 def _layer_parameters(block: Block, width: int, width_after: int) -> int:
     norms = block.attention.norms
     total = 0 if norms is None else sum(p.numel() for p in norms.parameters())
-    for branch in residual_branches(block):
+    for branch in residual.residual_branches(block):
         after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
         for module in branch:
-            reader, writer = getattr(module, reader_name(module)), getattr(module, writer_name(module))
-            has_bias = reader.bias is not None or getattr(norm_of(block, module), "bias", None) is not None
+            reader = getattr(module, residual.reader_name(module))
+            writer = getattr(module, residual.writer_name(module))
+            has_bias = reader.bias is not None or getattr(residual.norm_of(block, module), "bias", None) is not None
             total += reader.out_features * (width + has_bias) + after * (writer.in_features + (writer.bias is not None))
     return total
 
@@ -228,8 +211,8 @@ def _slice_layer(
     dtype = block.attention.o_proj.weight.dtype
     bases: list[Tensor] = [basis]
     modules: list[Any] = []  # attention and MLP, in the order of the branches
-    for branch in residual_branches(block):
-        norm = norm_of(block, branch[0])
+    for branch in residual.residual_branches(block):
+        norm = residual.norm_of(block, branch[0])
         readers = [_reading_in(module, norm, basis) for module in branch]
         if last and branch[-1] is block.mlp:
             after = torch.eye(hidden, dtype=basis.dtype, device=basis.device)
@@ -241,24 +224,29 @@ def _slice_layer(
         bases.append(after)
         basis = after
     shortcuts = [(before.T @ after).to(dtype) for before, after in itertools.pairwise(bases)]
-    norms = [BasisNorm.of(norm) for norm in (block.attention_norm, block.mlp_norm)]
+    norms = [BasisNorm(norm) for norm in (block.attention_norm, block.mlp_norm)]
     attention, mlp = modules
     return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = reading_map(module, norm)
-    return _with_linear(module, reader_name(module), (weight @ basis, bias))
+    """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
+    reader, shift = getattr(module, residual.reader_name(module)), getattr(norm, "bias", None)
+    weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
+    if shift is not None:
+        bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
+    return _with_linear(module, reader, weight * norm.weight.float() @ basis, bias)
 
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
-    weight, bias = writing_map(module, norm)
-    return _with_linear(module, writer_name(module), (basis.T @ weight, None if bias is None else basis.T @ bias))
+    """A copy whose writing map is in the basis. Under LayerNorm it is centred, as every reader centres it anyway."""
+    writer = getattr(module, residual.writer_name(module))
+    bias = None if writer.bias is None else basis.T @ centre(writer.bias.float(), norm)
+    return _with_linear(module, writer, basis.T @ centre(writer.weight.float().T, norm).T, bias)
 
 
-def _with_linear(module: SlicedModule, name: str, folded: Folded) -> SlicedModule:
-    """A copy of the module with the linear map `name` replaced, in the module's precision."""
-    linear, (weight, bias) = getattr(module, name), folded
+def _with_linear(module: SlicedModule, linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> SlicedModule:
+    """A copy of the module with a linear map replaced, in its precision."""
     dtype = linear.weight.dtype
     return replace_modules(module, {linear: frozen_linear(weight.to(dtype), None if bias is None else bias.to(dtype))})
 
@@ -295,16 +283,7 @@ class CrossModule(SlicingMethod[CrossModulePlan]):
     def _with_recovery(self, plan: CrossModulePlan, config: SliceConfig) -> CrossModulePlan:
         return replace(plan, recovery=config.recovery, epochs=config.epochs)
 
-    def slice(
-        self,
-        model: PreTrainedModel,
-        plan: CrossModulePlan,
-        stats: CalibrationStats | None,
-        tokens: Tokens,
-        *,
-        progress: ProgressCallback | bool = True,
-    ) -> PreTrainedModel:
-        return slice_crossmodule(model, plan, stats, tokens, progress=progress)
+    slice = staticmethod(slice_crossmodule)
 
     def needs_statistics(self, config: SliceConfig) -> bool:
         return config.order == "one-shot"  # the sequential order collects its own moments

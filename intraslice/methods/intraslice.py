@@ -8,8 +8,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
-from intraslice.core.progress import ProgressCallback
-from intraslice.methods.registry import METHODS, SlicingMethod, Tokens
+from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -29,16 +28,7 @@ class IntraSlice(SlicingMethod[SlicePlan]):
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
         return make_plan(stats.profile_for(config), config)
 
-    def slice(
-        self,
-        model: PreTrainedModel,
-        plan: SlicePlan,
-        stats: CalibrationStats,
-        tokens: Tokens,
-        *,
-        progress: ProgressCallback | bool = True,
-    ) -> PreTrainedModel:
-        return slice_model(model, plan, stats, tokens, progress=progress)
+    slice = staticmethod(slice_model)
 
 
 class IntraSlicePlus(IntraSlice):

@@ -24,14 +24,7 @@ from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.baseline_plans import bisect_count
-from intraslice.planning.ratios import (
-    LayerPlan,
-    Reasons,
-    SlicePlan,
-    cap_ratios,
-    plan_of_sizes,
-    require_locked_layers,
-)
+from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, plan_of_sizes, require_locked_layers
 from intraslice.planning.sizes import neurons_kept
 from intraslice.slicing.mlp import fitted_moment, keep_neurons
 from intraslice.slicing.one_shot import attention_from_moments

@@ -21,8 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.calibration.stats import LayerStats
-from intraslice.core.linalg import cholesky, damp, principal_axes
-from intraslice.core.output_fit import by_kv_head
+from intraslice.core.linalg import by_kv_head, cholesky, damp, principal_axes
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS

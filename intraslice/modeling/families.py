@@ -7,7 +7,7 @@ are split here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +34,9 @@ class Family:
     a module's output and the residual stream. `norm_offset`: norms multiply by this plus their weight.
     """
 
-    projections: Callable[[DenseModule, int, int], list[Pair]]  # query, key, value, output
-    mlp: Callable[[DenseModule], tuple[Pair | None, Pair, Pair]]  # gate (None for a plain MLP), up, down
+    projections: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")  # or the first three as one
+    mlp: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")  # or the first two as one
+    gated: bool = True  # without a gate, `mlp` names up and down
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
     final_norm: str = "norm"
@@ -55,52 +56,35 @@ def _split(linear: nn.Linear, sizes: list[int]) -> list[Pair]:
     return list(zip(weight.split(sizes), biases, strict=True))
 
 
-def _separate_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
-    return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-
-
-def _fused_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
-    return [*_split(attention.qkv_proj, [query_size, kv_size, kv_size]), _pair(attention.o_proj)]
-
-
-def _phi_attention(attention: DenseModule, query_size: int, kv_size: int) -> list[Pair]:
-    if getattr(attention, "qk_layernorm", False):
-        raise UserError(
-            "this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced"
-        )
-    return [_pair(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "dense")]
-
-
-def _separate_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
-    return _pair(mlp.gate_proj), _pair(mlp.up_proj), _pair(mlp.down_proj)
-
-
-def _fused_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
-    width = mlp.down_proj.in_features
-    gate, up = _split(mlp.gate_up_proj, [width, width])
-    return gate, up, _pair(mlp.down_proj)
-
-
-def _plain_mlp(mlp: DenseModule) -> tuple[Pair | None, Pair, Pair]:
-    return None, _pair(mlp.fc1), _pair(mlp.fc2)
+def _pairs(module: DenseModule, names: Sequence[str], sizes: list[int]) -> list[Pair]:
+    """The maps with these names, or, where there are fewer names than maps, the first one split by `sizes`."""
+    first, *others = (getattr(module, name) for name in names)
+    return [*(_split(first, sizes) if len(others) < len(sizes) else [_pair(first)]), *map(_pair, others)]
 
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_separate_attention, _separate_mlp),
-    "mistral": Family(_separate_attention, _separate_mlp),
-    "qwen2": Family(_separate_attention, _separate_mlp),  # queries, keys and values have biases
-    "smollm3": Family(_separate_attention, _separate_mlp),  # every fourth layer has no position embedding
-    "qwen3": Family(_separate_attention, _separate_mlp),  # queries and keys are normalised
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(),  # queries, keys and values have biases
+    "smollm3": Family(),  # every fourth layer has no position embedding
+    "qwen3": Family(),  # queries and keys are normalised
     "gemma3_text": Family(
-        _separate_attention,
-        _separate_mlp,
         mlp_norm="pre_feedforward_layernorm",
         attention_output_norm="post_attention_layernorm",
         mlp_output_norm="post_feedforward_layernorm",
         norm_offset=1.0,
     ),
-    "phi3": Family(_fused_attention, _fused_mlp),  # Phi-4-mini too: part of each head is rotated
-    "phi": Family(_phi_attention, _plain_mlp, mlp_norm="input_layernorm", final_norm="final_layernorm", parallel=True),
+    "phi3": Family(
+        ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
+    ),  # Phi-4-mini too: part of each head is rotated
+    "phi": Family(
+        ("q_proj", "k_proj", "v_proj", "dense"),
+        ("fc1", "fc2"),
+        gated=False,
+        mlp_norm="input_layernorm",
+        final_norm="final_layernorm",
+        parallel=True,
+    ),
 }
 REFUSED = {  # model types that are not supported, and the reason
     "intraslice": "this model is sliced already; choose a dense model, or load its local folder",
@@ -137,7 +121,7 @@ def rotary_frequencies(model: PreTrainedModel, layer: int) -> Float[Tensor, " fr
     return getattr(rotary, name).float().cpu()
 
 
-def write_layer_(layer: DenseModule, block: Block) -> None:
+def write_layer_(layer: DenseModule, block: Block, family: Family) -> None:
     """Copy a block's weights, in place, into a dense transformers layer of the same sizes: the inverse of reading."""
     attention, mlp = block.attention.weights(), block.mlp.weights()
     order, _ = _head_layout(block.attention.dim, 2 * int((attention.frequency[0] != UNROTATED).sum()))
@@ -146,33 +130,25 @@ def write_layer_(layer: DenseModule, block: Block) -> None:
     def rows(weight: Tensor, bias: Tensor | None, channels: Tensor | slice) -> Pair:
         return weight[:, channels].flatten(0, 1), None if bias is None else bias[:, channels].flatten()
 
-    targets = {
-        "q_proj": rows(attention.query, attention.query_bias, inverse),
-        "k_proj": rows(attention.key, attention.key_bias, inverse),
-        "v_proj": rows(attention.value, attention.value_bias, slice(None)),
-        "o_proj": (attention.output.flatten(1), attention.output_bias),
-        **({} if mlp.gate is None else {"gate_proj": (mlp.gate, mlp.gate_bias)}),
-        "up_proj": (mlp.up, mlp.up_bias),
-        "down_proj": (mlp.down, mlp.down_bias),
-    }
-    targets["qkv_proj"] = _fused(*(targets[name] for name in ("q_proj", "k_proj", "v_proj")))
-    targets |= {"dense": targets["o_proj"], "fc1": targets["up_proj"], "fc2": targets["down_proj"]}
-    if "gate_proj" in targets:
-        targets["gate_up_proj"] = _fused(targets["gate_proj"], targets["up_proj"])
-    for module in (layer.self_attn, layer.mlp):
-        for name, linear in module.named_children():
-            if isinstance(linear, nn.Linear):
-                weight, bias = targets[name]
-                linear.weight.data.copy_(weight)
-                if bias is not None:
-                    linear.bias.data.copy_(bias)
+    projections: list[Pair] = [
+        rows(attention.query, attention.query_bias, inverse),
+        rows(attention.key, attention.key_bias, inverse),
+        rows(attention.value, attention.value_bias, slice(None)),
+        (attention.output.flatten(1), attention.output_bias),
+    ]
+    maps: list[Pair] = [] if mlp.gate is None else [(mlp.gate, mlp.gate_bias)]
+    maps += [(mlp.up, mlp.up_bias), (mlp.down, mlp.down_bias)]
+    for module, names, pairs in ((layer.self_attn, family.projections, projections), (layer.mlp, family.mlp, maps)):
+        first = pairs[: 1 + len(pairs) - len(names)]  # several where they are fused
+        weights, biases = zip(*first, strict=True)
+        pairs = [(torch.cat(weights), concatenated(biases)), *pairs[len(first) :]]
+        for name, (weight, bias) in zip(names, pairs, strict=True):
+            getattr(module, name).weight.data.copy_(weight)
+            if bias is not None:
+                getattr(module, name).bias.data.copy_(bias)
     if (norms := attention.norms) is not None:
         layer.self_attn.q_norm.weight.data[order] = norms.query
         layer.self_attn.k_norm.weight.data[order] = norms.key
-
-
-def _fused(*pairs: Pair) -> Pair:
-    return torch.cat([weight for weight, _ in pairs]), concatenated([bias for _, bias in pairs])
 
 
 def family_named(name: str) -> Family:
@@ -208,7 +184,12 @@ def _head_layout(dim: int, rotated: int) -> tuple[Tensor, Tensor]:
 
 def _read_attention(family: Family, attention: DenseModule, config: PreTrainedConfig) -> AttentionWeights:
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, attention.head_dim
-    queries, keys, values, (output, output_bias) = family.projections(attention, heads * dim, kv_heads * dim)
+    if getattr(attention, "qk_layernorm", False):
+        raise UserError(
+            "this Phi model normalises queries and keys (qk_layernorm); only models without it can be sliced"
+        )
+    sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
+    queries, keys, values, (output, output_bias) = _pairs(attention, family.projections, sizes)
     # Where each kind of layer has its own base, `rope_parameters` has an entry for each, and all channels are rotated.
     rotated = int(dim * config.rope_parameters.get("partial_rotary_factor", 1.0))
     if not getattr(attention, "use_rope", True):  # some layers of SmolLM3
@@ -249,8 +230,9 @@ def norm_epsilon(norm: DenseModule) -> float:
 
 
 def _read_mlp(family: Family, mlp: DenseModule, config: PreTrainedConfig) -> MLPWeights:
-    gate_pair, (up, up_bias), (down, down_bias) = family.mlp(mlp)
-    gate, gate_bias = (None, None) if gate_pair is None else gate_pair
+    width = getattr(mlp, family.mlp[-1]).in_features
+    *gates, (up, up_bias), (down, down_bias) = _pairs(mlp, family.mlp, [width] * (1 + family.gated))
+    gate, gate_bias = gates[0] if gates else (None, None)
     activation = getattr(config, "hidden_act", None) or config.hidden_activation
     return MLPWeights(gate, up, down, gate_bias, up_bias, down_bias, activation)
 

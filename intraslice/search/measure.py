@@ -78,6 +78,7 @@ class Candidates:
     stats: CalibrationStats
     levels: Levels
     windows: Int[Tensor, "windows window"]
+    pause: Pause = no_pause  # called after each layer and each chunk of logits, except during a backward pass
     _blocks: list[Block] = field(init=False, repr=False)
     _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window
     _modules: dict[tuple[int, int], SlicedModule] = field(default_factory=dict, init=False, repr=False)
@@ -87,47 +88,43 @@ class Candidates:
         self._blocks = blocks(self.model)
 
     @torch.no_grad()
-    def divergence(self, allocation: Allocation, windows: range, pause: Pause = no_pause) -> Float[Tensor, " windows"]:
+    def divergence(self, allocation: Allocation, windows: range) -> list[float]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
-        modules, results = self._put_together(allocation), []
+        modules, results = [self._module(*place) for place in enumerate(allocation)], []
         for first in windows[:: self._batch_size]:
-            batch = self._batch(first, windows, pause)
+            batch = self._batch(first, windows)
             hidden = batch.hidden
             for number, block in enumerate(self._blocks):
                 hidden, *_ = _Layer(block, *modules[2 * number : 2 * number + 2]).run(hidden, batch.arguments)
-                pause()
+                self.pause()
             states = final_norm(self.model)(hidden)[:, :-1].flatten(0, 1)
             by_token = []
             for rows in _chunks(len(states)):
                 by_token.append(batch.dense.divergence(rows, self._logits(states[rows])))
-                pause()
+                self.pause()
             results.append(torch.cat(by_token).double().view(len(hidden), -1).mean(1))
-        return torch.cat(results)
+        return torch.cat(results).tolist()
 
     def costs(
-        self,
-        allocation: Allocation,
-        alternatives: Mapping[int, Sequence[int]],
-        windows: range,
-        pause: Pause = no_pause,
+        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
     ) -> dict[tuple[int, int], float]:
         """First-order relative change of KL, mean of the windows, with one module at another level, by both.
 
         The gradient of KL with respect to the output of a module inside the candidate, times the change of this output.
-        One backward pass serves all modules. `pause` is not called during a backward pass.
+        One backward pass serves all modules.
         """
-        modules = self._put_together(allocation)
+        modules = [self._module(*place) for place in enumerate(allocation)]
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
         for first in windows[:: self._batch_size]:
-            batch = self._batch(first, windows, pause)
+            batch = self._batch(first, windows)
             layers = [_Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)]
             inputs = [batch.hidden]
             with torch.no_grad():
                 for layer in layers:
                     inputs.append(layer.run(inputs[-1], batch.arguments)[0])
-                    pause()
+                    self.pause()
             gradient = self._head_gradient(inputs.pop(), batch.dense, len(windows))
-            pause()
+            self.pause()
             for number in reversed(range(len(layers))):
                 reads, outputs, gradients, gradient = layers[number].backward(inputs.pop(), batch.arguments, gradient)
                 for kind in range(2):
@@ -137,7 +134,7 @@ class Candidates:
                             change = output_of(self._module(module, level), reads[kind], batch.arguments)
                             change = (change - outputs[kind]).float()
                             costs[module, level] += (change * gradients[kind].float()).sum().item()
-                        pause()
+                        self.pause()
         return costs
 
     def _head_gradient(self, hidden: Tensor, dense: Distributions, windows: int) -> Tensor:
@@ -157,18 +154,18 @@ class Candidates:
         return gradient
 
     @torch.no_grad()
-    def _batch(self, first: int, windows: range, pause: Pause) -> _Batch:
+    def _batch(self, first: int, windows: range) -> _Batch:
         """The batch of windows that starts at `first`. The dense model runs on first use."""
         if first not in self._batches:
             tokens = self.windows[first : min(first + self._batch_size, windows.stop)]
             embedded = embed(self.model, tokens)
-            states = last_states(self.model, self.model.model.layers, embedded, pause)
+            states = last_states(self.model, self.model.model.layers, embedded, self.pause)
             parts = []
             for rows in _chunks(len(states)):
                 logits = self._logits(states[rows])
                 largest = logits.topk(min(LARGEST, logits.shape[-1] - 1), -1).indices
                 parts.append((largest, *_largest(logits, largest)))
-                pause()
+                self.pause()
             dense = Distributions(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
             self._batches[first] = _Batch(torch.cat(embedded.hidden), embedded.arguments[0], dense)
         return self._batches[first]
@@ -179,9 +176,6 @@ class Candidates:
 
     def _logits(self, states: Tensor) -> Tensor:
         return self.model.lm_head(states).float()
-
-    def _put_together(self, allocation: Allocation) -> list[SlicedModule]:
-        return [self._module(*place) for place in enumerate(allocation)]
 
     @torch.no_grad()
     def _module(self, module: int, level: int) -> SlicedModule:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -20,7 +21,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import blocks
@@ -29,21 +30,14 @@ from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import ModuleId, Ratios, importances_along, make_plan
 from intraslice.samples import TEMPERATURE, kept_samples
-from intraslice.search.evolution import (
-    SETS,
-    Allocation,
-    Levels,
-    Measures,
-    Problem,
-    SearchConfig,
-    State,
-    levels_of,
-    next_state,
-    start_near,
-)
+from intraslice.search import evolution
+from intraslice.search.evolution import SETS, Allocation, Levels, Measures, Problem, SearchConfig, State
 from intraslice.search.measure import KEPT_LEVELS, Candidates
 
 JUDGED = 4  # windows that no generation reads, for the divergence before and after
+FORMAT = "5"
+MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
+DEPTH_FORMAT = "depth 2"
 
 
 @dataclass(frozen=True)
@@ -115,7 +109,7 @@ def evolve(
     def pause() -> None:
         report(event())
 
-    measures = _Paused(candidates, pause)
+    measures = replace(candidates, pause=pause)
     pause()
     while state.windows * passes_per_window < passes:
         state = step(state, measures)
@@ -123,29 +117,9 @@ def evolve(
         write_record(path, {"states": [asdict(one) for one in journal]}, "the generations of a search")
         pause()
     judged = range(len(candidates.windows) - JUDGED, len(candidates.windows))
-    before, after = map(fmean, measures.divergence([start, state.allocation], judged))
+    before, after = (fmean(measures.divergence(one, judged)) for one in (start, state.allocation))
     ratios = candidates.levels.ratios(state.allocation)
     return SearchResult(sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
-
-
-@dataclass(frozen=True)
-class _Paused:
-    """Measurements of candidates, with a pause after each layer."""
-
-    candidates: Candidates
-    pause: Pause
-
-    def divergence(self, allocations: Sequence[Allocation], windows: range) -> list[list[float]]:
-        return [self.candidates.divergence(one, windows, self.pause).tolist() for one in allocations]
-
-    def costs(
-        self, allocation: Allocation, alternatives: Mapping[int, Sequence[int]], windows: range
-    ) -> dict[tuple[int, int], float]:
-        return self.candidates.costs(allocation, alternatives, windows, self.pause)
-
-
-FORMAT = "5"
-MAX_SCALE = 8.0  # maximum multiple of the ratios between two plans of the estimator
 
 
 def search_ratios(
@@ -181,9 +155,7 @@ def search_ratios(
         problem.bounds, settings,
     )  # fmt: skip
 
-    def step(state: State, measures: Measures) -> State:
-        return next_state(problem, state, measures, search, groups)
-
+    step = partial(evolution.next_state, problem, config=search, groups=groups)
     return evolve(candidates, start, step, config.sparsity, search.passes, path, report)
 
 
@@ -269,7 +241,7 @@ def problem_of(
     profile: Profile, config: SliceConfig, others: Sequence[SearchResult] = ()
 ) -> tuple[Problem, Allocation]:
     """Levels, bounds and size of one search, and the allocation it starts from. Pure."""
-    levels = levels_of(profile, config.cap)
+    levels = evolution.levels_of(profile, config.cap)
     smaller = max((r for r in others if r.sparsity < config.sparsity), key=lambda r: r.sparsity, default=None)
     larger = min((r for r in others if r.sparsity > config.sparsity), key=lambda r: r.sparsity, default=None)
     lowest = levels.at_ratios(smaller.ratios) if smaller else (0,) * len(levels.modules)
@@ -283,7 +255,7 @@ def problem_of(
     if other := smaller or larger:
         before = planned_ratios(profile, replace(config, sparsity=other.sparsity))
         ratios = _moved(levels, other.ratios, {place: ratios[place] - before[place] for place in ratios}, problem)
-    return problem, start_near(problem, levels.at_ratios(ratios))
+    return problem, evolution.start_near(problem, levels.at_ratios(ratios))
 
 
 def _moved(levels: Levels, ratios: Ratios, added: Mapping[ModuleId, float], problem: Problem) -> dict[ModuleId, float]:
@@ -304,3 +276,43 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
     """The ratios of all modules in the estimator's plan."""
     layers = enumerate(make_plan(profile, config).layers)
     return {(index, module): getattr(layer, f"{module}_ratio") for index, layer in layers for module in MODULE_KINDS}
+
+
+def search_depth(
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    windows: Int[Tensor, "windows window"],
+    sparsity: float,
+    search: SearchConfig | None = None,
+    *,
+    progress: ProgressCallback | bool = True,
+) -> SearchResult:
+    """Search for the modules to remove, at a fraction `sparsity` of the decoder layers' parameters.
+
+    Ratios of the result are 1 for removed modules and 0 for others. One attention module and one MLP, of the same layer
+    if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
+    token, are those without this narrowing. Recorded as in `search_ratios`; `progress` counts dense passes.
+
+    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
+    measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded
+    model.
+    """
+    report, search = progress_callback(progress), search or SearchConfig()
+    groups = groups_of(len(windows), search, evolution.COMPARED)
+    require_in_memory(loaded)
+    # The layers, those first that change their input least.
+    order = sorted(range(len(stats.layers)), key=lambda layer: stats.layers[layer].influence.item())
+    count, rest = evolution.whole_layers(stats.sizes, sparsity)
+    candidates = Candidates(loaded.model, stats, evolution.whole_or_removed(stats.sizes), windows)
+    removed = order[:count]
+    start = tuple(evolution.REMOVED if layer in removed else evolution.KEPT for layer, _ in candidates.levels.modules)
+    # Output biases include the means of what is removed.
+    calibrated = stats.tokens, stats.layers[-1].attention_sum
+    settings = asdict(replace(search, passes=0.0))
+    path = cache_path(
+        "search", ".json", DEPTH_FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
+    )
+
+    step = partial(evolution.next_depth, config=search, groups=groups)
+    result = evolve(candidates, start, step, sparsity, search.passes, path, report)
+    return replace(result, ratios={**result.ratios, **dict.fromkeys(evolution.narrowed(result.ratios, order), rest)})

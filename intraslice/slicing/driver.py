@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
-
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -64,12 +62,12 @@ def slice_model(
         offload_like_(mlp, block.mlp)
         return attention, mlp
 
-    layers = zip(blocks(model), plan.layers, range(total), strict=True)
+    layers = blocks(model)
+    arguments = zip(layers, plan.layers, range(total), strict=True)
+    sliced = map_in_threads(slice_layer, arguments, workers, lambda done: report(Progress("slice", done, total)))
     parts: dict[nn.Module, nn.Module] = {}
-    with closing(map_in_threads(slice_layer, layers, workers)) as sliced_layers:
-        for index, (block, sliced) in enumerate(zip(blocks(model), sliced_layers, strict=True)):
-            parts.update(zip((block.attention, block.mlp), sliced, strict=True))
-            report(Progress("slice", index + 1, total))
+    for block, modules in zip(layers, sliced, strict=True):
+        parts.update(zip((block.attention, block.mlp), modules, strict=True))
     return replace_modules(model, parts)
 
 

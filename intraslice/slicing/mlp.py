@@ -12,13 +12,6 @@ from intraslice.core.linalg import CHANNEL_DAMPING, OrderedFactor, damp_by_chann
 from intraslice.core.weights import MLPWeights
 
 
-def neuron_scores(
-    moment: Float[Tensor, "neurons neurons"], down: Float[Tensor, "hidden neurons"]
-) -> Float[Tensor, " neurons"]:
-    """`S_jj ||W_down[:, j]||^2`: the contribution of each neuron to the MLP's output."""
-    return moment.diagonal() * down.to(moment.dtype).square().sum(0)
-
-
 def fitted_moment(
     weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
 ) -> Float[Tensor, "neurons neurons"]:
@@ -41,7 +34,8 @@ def rank_neurons(
     Raises NumericalError where the damped moment is not finite or singular.
     """
     damped = damp_by_channel(fitted, damping)
-    scores = neuron_scores(damped, weights.down)
+    # The contribution of each neuron to the output: `S_jj ||W_down[:, j]||^2`.
+    scores = damped.diagonal() * weights.down.to(damped.dtype).square().sum(0)
     if fisher is not None:
         scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
     return factor_in_order(damped, scores.argsort(descending=True, stable=True))

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.linalg import OrderedFactor
-from intraslice.core.output_fit import value_axes
+from intraslice.core.linalg import OrderedFactor, value_axes
 from intraslice.core.weights import AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
@@ -66,11 +65,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     mean = stats.attention_sum / tokens
     rows = stats.attention_moment.index_select(0, kept)
     moments = OutputMoments(
-        kept=rows.index_select(1, kept),
-        cross=rows,
-        kept_mean=mean[kept],
-        dense_mean=mean,
-        tokens=tokens,
+        kept=rows.index_select(1, kept), cross=rows, kept_mean=mean[kept], dense_mean=mean, tokens=tokens
     )
     return fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]
 
@@ -85,11 +80,7 @@ def fit_attention(
 
 
 def mlp_from_moments(
-    dense: SlicedMLP,
-    width: int,
-    stats: LayerStats,
-    tokens: int,
-    rankings: dict[SlicedMLP, OrderedFactor] | None = None,
+    dense: SlicedMLP, width: int, stats: LayerStats, tokens: int, rankings: dict[SlicedMLP, OrderedFactor] | None = None
 ) -> SlicedMLP:
     """The MLP of `width` neurons, fitted on the dense calibration alone; `dense` itself if nothing is removed.
 

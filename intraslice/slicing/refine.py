@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import add_moment_, damp, solve
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
-from intraslice.core.weights import MLPWeights
+from intraslice.core.weights import MLPWeights, converted
 from intraslice.modeling.mlp import SlicedMLP
 
 TINY = torch.finfo(torch.float32).tiny
@@ -86,27 +86,23 @@ def refine_mlp(
 ) -> MLPWeights:
     """Refine `selected`, the result of `keep_best` for the dense `weights`, to an MLP of the same width.
 
-    `batches` are the normed hidden states that enter the MLP, tokens in order, read once. `progress` is called after
-    each step; no argument is changed. Returns `selected` itself unless both held-out errors of the refinement, in the
-    final dtype, are at most those of the selection fitted on the same training tokens, and one is smaller. Computes in
-    float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of the narrow one.
-    Raises ValueError for fewer than two tokens.
+    `batches` are the normed hidden states that enter the MLP, two tokens or more, in order, read once. `progress` is
+    called after each step; no argument is changed. Returns `selected` itself unless both held-out errors of the
+    refinement, in the final dtype, are at most those of the selection fitted on the same training tokens, and one is
+    smaller. Computes in float32. Costs about `passes` forwards of the dense MLP, and as many forwards and backwards of
+    the narrow one.
     """
     if selected.up.shape == weights.up.shape:  # nothing was cut
         return selected
     dtype = selected.up.dtype
     with torch.no_grad():
         tokens = torch.cat([batch.flatten(0, -2).float() for batch in batches])
-        if len(tokens) < 2:
-            raise ValueError(
-                f"refinement requires at least 2 tokens (one to train on, one to hold out), got {len(tokens)}"
-            )
         count = math.ceil(len(tokens) * config.held_out)
         train, held_out = tokens.split([len(tokens) - count, count])
         dense = _module(weights)
         target = _Target(dense, _energy(_outputs(dense, held_out)).median().clamp_min(TINY))
         start = _fit_output(target, selected, train, config.batch)
-        best, best_errors = selected, output_errors(target, _cast(start, dtype), held_out)
+        best, best_errors = selected, output_errors(target, converted(start, dtype), held_out)
 
     mlp, waited = _module(start), 0
     batch = min(config.batch, len(train))
@@ -116,7 +112,7 @@ def refine_mlp(
         _step_(mlp, target, perturbed, optimiser)
         schedule.step()
         if done % (total // config.passes) == 0:
-            candidate = _cast(mlp.weights(), dtype)
+            candidate = converted(mlp.weights(), dtype)
             errors = output_errors(target, candidate, held_out)
             waited += 1
             if errors.improves_on(best_errors):
@@ -125,7 +121,7 @@ def refine_mlp(
         if waited >= config.patience:
             break
     if best is not selected:
-        candidate = _cast(_fit_output(target, best, train, config.batch), dtype)
+        candidate = converted(_fit_output(target, best, train, config.batch), dtype)
         if output_errors(target, candidate, held_out).improves_on(best_errors):
             best = candidate
     return best
@@ -150,16 +146,9 @@ def _energy(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " tokens"]:
     return rows.square().sum(-1)
 
 
-def _cast(weights: MLPWeights, dtype: torch.dtype) -> MLPWeights:
-    """A copy of the weights in another dtype, outside any gradient."""
-    tensors = {name: value for name, value in vars(weights).items() if isinstance(value, Tensor)}
-    copies: dict[str, Any] = {name: value.detach().to(dtype, copy=True) for name, value in tensors.items()}
-    return replace(weights, **copies)
-
-
 def _module(weights: MLPWeights) -> SlicedMLP:
     """An MLP in float32 that shares no memory with the weights."""
-    return SlicedMLP(_cast(weights, torch.float32))
+    return SlicedMLP(converted(weights, torch.float32))
 
 
 def _optimiser(

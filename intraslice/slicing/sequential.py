@@ -74,8 +74,8 @@ class _SequentialFit:
 
     def _outputs(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Outputs:
         outputs = []
-        for hidden, arguments in self.hidden_states.normed(norm):
-            outputs.append(output_of(module, hidden, arguments))
+        for hidden, arguments in self.hidden_states.batches:
+            outputs.append(output_of(module, norm(hidden), arguments))
             pause()
         return outputs
 
@@ -95,9 +95,9 @@ class _SequentialFit:
         moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
         sums = [torch.zeros(size, device=heads.device) for size in (kept_size, dense_size)]
         head_outputs = []
-        for hidden, layer_arguments in self.hidden_states.normed(norm):
+        for hidden, layer_arguments in self.hidden_states.batches:
             arguments = layer_arguments[dense.layer_idx]
-            query, key, value = dense.project(hidden, arguments["position_embeddings"])
+            query, key, value = dense.project(norm(hidden), arguments["position_embeddings"])
             mask = arguments["attention_mask"]
             dense_outputs = dense.attend(query, key, value, mask)
             if channels.shape[1] == dense.dim:
@@ -131,8 +131,8 @@ class _SequentialFit:
         weights, device = dense.weights(), self.hidden_states.hidden[0].device
         moment, total = (torch.zeros(*shape, device=device) for shape in (2 * [dense.neurons], [dense.neurons]))
         neurons = []
-        for hidden, _ in self.hidden_states.normed(norm):
-            neurons.append(dense.inner(hidden))
+        for hidden in self.hidden_states.hidden:
+            neurons.append(dense.inner(norm(hidden)))
             add_moment_(moment, neurons[-1])
             total += neurons[-1].flatten(0, 1).float().sum(0)
             pause()
@@ -142,7 +142,7 @@ class _SequentialFit:
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
         if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:
-            inputs = (hidden for hidden, _ in self.hidden_states.normed(norm))
+            inputs = map(norm, self.hidden_states.hidden)
             mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
             return mlp, self._outputs(mlp, norm, pause)
         kept = ranked.order[: plan.neurons].sort().values

@@ -60,7 +60,7 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
     return tuple(locks)
 
 
-def ratios_csv(ratios: Sequence[tuple[float | None, float | None]]) -> str:
+def ratios_csv(ratios: Sequence[Sequence[float | None]]) -> str:
     """Ratios of attention and MLP in every layer, in the format of `read_ratios`, at full precision; None is empty."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

@@ -78,7 +78,7 @@ def test_a_full_disk_while_converting_leaves_nothing(own_cache, monkeypatch, ref
 
     unsaved = SimpleNamespace(save_pretrained=full)
     monkeypatch.setattr(sources, "fetch", lambda wheel: Path("nowhere.gguf"))
-    monkeypatch.setattr(sources, "read_weights", lambda *given: (unsaved, unsaved))
+    monkeypatch.setattr(sources.reader, "read_weights", lambda *given: (unsaved, unsaved))
     message = refusal(DEFAULT)
     assert "No space left on device" in message
     assert "INTRASLICE_CACHE" in message

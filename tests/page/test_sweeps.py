@@ -61,8 +61,8 @@ def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))  # which has no points
     session = stepwise(Session(evaluation_tokens=256))
     assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
-    measured, measure = [], library._measure
-    monkeypatch.setattr(library, "_measure", lambda *a: measured.append(a[2]) or measure(*a))
+    measured, measure = [], library._Sweep.measure
+    monkeypatch.setattr(library._Sweep, "measure", lambda *a: measured.append(a[2]) or measure(*a))
     assert sweeps.cached_view(session, tiny, CHOICE).points == ()
     assert sweeps.estimated_seconds(session, tiny, CHOICE) > 0
     stopped = []

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import cholesky, damp
-from intraslice.core.output_fit import RIDGE, by_kv_head, output_fit, value_axes
+from intraslice.core.linalg import RIDGE, by_kv_head, cholesky, damp, output_fit, value_axes
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
 

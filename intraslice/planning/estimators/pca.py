@@ -12,10 +12,7 @@ from intraslice.planning.estimators.estimator import Estimator, Importances, Lay
 
 
 def pca_importance(
-    gradients: Float[Tensor, "groups channels"],
-    moment: Float[Tensor, "channels channels"],
-    heads: int,
-    unit: int = 1,
+    gradients: Float[Tensor, "groups channels"], moment: Float[Tensor, "channels channels"], heads: int, unit: int = 1
 ) -> Float[Tensor, " units"]:
     """Importance of every `unit` consecutive principal channels of each head: `sum_B ((g Q)_k)^2` (the paper's I_i).
 

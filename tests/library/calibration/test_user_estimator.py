@@ -13,8 +13,7 @@ from intraslice.calibration.user_estimator import load_estimator
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.diagnostics.rank_agreement import compare_ranks
-from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.diagnostics.sensitivity import compare_ranks, measure_sensitivity
 from intraslice.planning.ratios import make_plan
 from intraslice.untrusted.layer_files import importances_json, read_importances
 

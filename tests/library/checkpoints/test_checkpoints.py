@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 import intraslice
 from intraslice.checkpoints import format as checkpoint_format
-from intraslice.checkpoints.to_transformers import plain_model
+from intraslice.checkpoints.auto_class import plain_model
 from intraslice.core.errors import UserError
 
 # Written by an earlier commit in the format that `save` still writes, with the logits of that day.

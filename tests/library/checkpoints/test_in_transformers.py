@@ -25,8 +25,7 @@ from transformers import (
 )
 
 import intraslice
-from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM
-from intraslice.checkpoints.to_transformers import plain_model
+from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM, plain_model
 from intraslice.core.errors import UserError
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.hidden_states import cache_keyword

@@ -311,31 +311,33 @@ def test_frequencies_that_change_with_the_length_bound_the_context(tiny_case, tm
 def test_the_default_model_s_tokenizer_comes_whole(default_model):
     tokenizer, rows = default_model.tokenizer, default_model.model.config.vocab_size
     read = read_tokenizer(tokenizer, rows)
-    assert (read.model, read.adds_bos, read.adds_eos) == ("gpt2", False, False)
+    assert (read["tokenizer_model"], read["add_bos_token"], read["add_eos_token"]) == ("gpt2", False, False)
     # The default from the Hub splits off digits; by way of a GGUF file transformers loses that step.
-    assert read.pre == ("smollm" if "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer) else "gpt-2")
-    assert [read.tokens[token] for token in (1, 2, 504)] == tokenizer.convert_ids_to_tokens([1, 2, 504])
-    assert len(read.tokens) == len(read.types) == rows
-    assert read.types[2] is TokenType.CONTROL
-    assert read.special["eos"] == tokenizer.eos_token_id == 2
-    assert read.chat_template == tokenizer.chat_template
-    assert read.merges[0].split(" ") == ["Ġ", "t"]
+    assert read["tokenizer_pre"] == (
+        "smollm" if "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer) else "gpt-2"
+    )
+    assert [read["token_list"][token] for token in (1, 2, 504)] == tokenizer.convert_ids_to_tokens([1, 2, 504])
+    assert len(read["token_list"]) == len(read["token_types"]) == rows
+    assert read["token_types"][2] is TokenType.CONTROL
+    assert read["eos_token_id"] == tokenizer.eos_token_id == 2
+    assert read["chat_template"] == tokenizer.chat_template
+    assert read["token_merges"][0].split(" ") == ["Ġ", "t"]
 
 
 def test_turns_end_where_the_chat_template_says_so():
     tokenizer = byte_tokenizer()
-    assert "eot" not in read_tokenizer(tokenizer, 256).special
-    assert read_tokenizer(tokenizer, 256, [tokenizer.eos_token_id, 7, 999, 2]).special["eot"] == 2
+    assert "eot_token_id" not in read_tokenizer(tokenizer, 256)
+    assert read_tokenizer(tokenizer, 256, [tokenizer.eos_token_id, 7, 999, 2])["eot_token_id"] == 2
     tokenizer.chat_template = {"default": "a", "tools": "b"}
     named = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
-    assert read_tokenizer(tokenizer, 256).chat_template == named
+    assert read_tokenizer(tokenizer, 256)["chat_template"] == named
 
 
 def test_rows_without_a_token_are_unused():
     tokenizer = byte_tokenizer()
     read = read_tokenizer(tokenizer, len(tokenizer) + 2)
-    assert read.types[-2:] == [TokenType.UNUSED] * 2
-    assert len(set(read.tokens)) == len(read.tokens)
+    assert read["token_types"][-2:] == [TokenType.UNUSED] * 2
+    assert len(set(read["token_list"])) == len(read["token_list"])
 
 
 def test_a_token_beyond_the_model_is_refused():
@@ -346,10 +348,11 @@ def test_a_token_beyond_the_model_is_refused():
 def test_pieces_have_bytes_and_the_order_of_their_merges():
     tokenizer = piece_tokenizer()
     read = read_tokenizer(tokenizer, len(tokenizer))
-    assert (read.model, read.adds_bos, read.adds_space, read.merges) == ("llama", True, True, None)
+    assert (read["tokenizer_model"], read["add_bos_token"], read["add_space_prefix"]) == ("llama", True, True)
+    assert "token_merges" not in read
     kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.BYTE]
-    assert read.types[:4] == kinds
-    score = dict(zip(read.tokens, read.scores, strict=True))
+    assert read["token_types"][:4] == kinds
+    score = dict(zip(read["token_list"], read["token_scores"], strict=True))
     merged = [token for token in score if len(token) > 1 and not token.startswith("<")]
     assert sorted(merged, key=score.get, reverse=True)[0] == merged[0]
     assert min(score.values()) < score[merged[-1]] < score[merged[0]] == 0

@@ -16,13 +16,14 @@ from intraslice.core.cache import (
     cache_path,
     read_record,
     read_result,
+    resumable_cache_folder,
+    resumable_sibling,
     temporary_folder,
     temporary_sibling,
     write_record,
     write_result,
 )
 from intraslice.core.errors import UserError
-from intraslice.core.journal import resumable_cache_folder, resumable_sibling
 
 
 def test_every_part_tells_paths_apart(own_cache):

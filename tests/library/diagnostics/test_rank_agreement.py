@@ -8,8 +8,13 @@ import pandas
 import pytest
 import torch
 
-from intraslice.diagnostics.rank_agreement import compare_ranks, noise_ceiling, removed_importance
-from intraslice.diagnostics.sensitivity import ModuleDamage, Sensitivity
+from intraslice.diagnostics.sensitivity import (
+    ModuleDamage,
+    Sensitivity,
+    compare_ranks,
+    noise_ceiling,
+    removed_importance,
+)
 from intraslice.planning.estimators import Importances
 
 

@@ -30,13 +30,13 @@ def texts(case) -> Texts:
 @pytest.fixture
 def count_measurements(monkeypatch):
     done = []
-    measure = module._measure
+    measure = module._Sweep.measure
 
     def counted(slices, point, *others):
         done.append((point.method, point.sparsity))
         return measure(slices, point, *others)
 
-    monkeypatch.setattr(module, "_measure", counted)
+    monkeypatch.setattr(module._Sweep, "measure", counted)
     return done
 
 
@@ -151,7 +151,7 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
         sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
     assert cached_points(case.loaded, texts(case), wanted) == wanted[:2]
-    module._point_path(case.loaded, texts(case), wanted[1], SliceConfig(), None).write_text("{")
+    module._Sweep(case.loaded, texts(case), SliceConfig(), None).point_path(wanted[1]).write_text("{")
     assert cached_points(case.loaded, texts(case), wanted) == wanted[:1]  # the other one is damaged
     frame = sweep(case.loaded, texts(case), wanted, progress=False)
     assert count_measurements[2:] == [("intraslice", 0.3), ("intraslice", 0.4)]

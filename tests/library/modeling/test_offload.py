@@ -12,7 +12,7 @@ from transformers import AutoConfig
 import intraslice
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.checkpoints.to_transformers import plain_model
+from intraslice.checkpoints.auto_class import plain_model
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import fingerprint, load_model

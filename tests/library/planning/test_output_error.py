@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.output_fit import value_axes
+from intraslice.core.linalg import value_axes
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.output_error import (
     attention_damages,

