@@ -111,23 +111,23 @@ def main() -> None:
     kinds = precomputed.KINDS
     parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
     parser.add_argument("--only", nargs="+", default=kinds, choices=kinds, help="kinds of results; default: all")
-    wanted, results = set(parser.parse_args().only), Results()
-    if precomputed.PERPLEXITY in wanted:
+    chosen, results = set(parser.parse_args().only), Results()
+    if precomputed.PERPLEXITY in chosen:
         _, request, calibrated = calibrate("bfloat16")
         measure_perplexities(results, calibrated, request)
-    if wanted == {precomputed.PERPLEXITY}:
+    if chosen == {precomputed.PERPLEXITY}:
         return
     session, request, calibrated = calibrate("float32")
     stats, tokens = calibrated.stats, calibrated.tokens.numel()
-    if precomputed.SENSITIVITY in wanted:  # half an hour on one core
+    if precomputed.SENSITIVITY in chosen:  # half an hour on one core
         windows = evaluation_tokens(calibrated.loaded.tokenizer, LONGER_TEXT, request.calibration.config.text)
         measured = measure_sensitivity(calibrated.loaded, stats, windows, RATIO)
         results.write(precomputed.SENSITIVITY, measured, request, measured.tokens)
-    if precomputed.PROFILE in wanted:
+    if precomputed.PROFILE in chosen:
         results.write(precomputed.PROFILE, calibrated.source.profile, request, tokens)
-    if precomputed.SPECTRA in wanted:
+    if precomputed.SPECTRA in chosen:
         results.write(precomputed.SPECTRA, precomputed_spectra(calibrated), request, tokens)
-    if precomputed.SHIFT in wanted:
+    if precomputed.SHIFT in chosen:
         shifts = ShiftViews(session)
         for event in shifts.measure(request, "snapshot"):
             print(event.text, event.done, event.total)

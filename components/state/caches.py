@@ -151,8 +151,8 @@ class Budget:
         oldest = time.monotonic() - limits.UNUSED_SECONDS.value
         with self._lock:
             self._timer = None
-            if later := self._drop_unused(oldest):
-                self._start_timer(min(later) - oldest)
+            if uses := self._drop_unused(oldest):
+                self._start_timer(min(uses) - oldest)
         return_freed_memory()
 
     def _evict(self, newest: object, max_bytes: float) -> bool:

@@ -44,7 +44,7 @@ def _pinned(view: View) -> PinnedView | None:
 
 
 def _hint(view: View) -> str:
-    """What stands for an unknown perplexity: what goes on, or the user's action that measures it."""
+    """What stands for an unknown perplexity: what runs, or the user's action that measures it."""
     request, measured = view.request, view.perplexities
     if view.plan is not None and view.plan.source.kind != "here" and measured.sliced is None:
         return gettext("follows in a moment") if measured.protocol else gettext("appears once the model is loaded")
