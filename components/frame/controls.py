@@ -50,13 +50,7 @@ COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
     "recovery": lambda **options: gr.Radio(
         [(LazyString(partial(label_of_recovery, name)), name) for name in (NO_RECOVERY, *RECOVERIES)],
         label=lazy_gettext("Recovery"),
-        info=lazy_gettext(
-            "Distillation trains the sliced model to match the dense one's predictions, on the calibration text and "
-            "on text that the dense model writes. It costs about as much as 12 dense forward passes over the "
-            "calibration text, plus 11 the first time. Distillation with cross-entropy uses the calibration text "
-            "alone, adds the cross-entropy on that text's next tokens, and costs about 7 such passes, plus 5 the "
-            "first time. Either takes minutes."
-        ),
+        info=lazy_gettext("Trains the slice for minutes to match the dense model's predictions."),
         **options,
     ),
     "dtype": partial(gr.Radio, list(PRECISIONS), label=lazy_gettext("Precision")),
