@@ -337,10 +337,11 @@ class Journal:
         except (SafetensorError, OSError, ValueError) as error:
             for other in self.folder.iterdir():
                 other.unlink(missing_ok=True)
-            raise UserError(
-                f"the unfinished step {step} in {self.folder} is damaged ({error}); all saved steps in that folder "
-                "were removed. Run the same command again; it starts from the beginning"
-            ) from error
+            message = (
+                "the unfinished step {step} in {folder} is damaged ({error}); all saved steps in that folder were "
+                "removed. Run the same command again; it starts from the beginning"
+            )
+            raise UserError(message, step=step, folder=self.folder, error=error) from error
 
     def __delitem__(self, step: str) -> None:
         with suppress(OSError):  # some systems keep a file that is mapped
@@ -356,9 +357,8 @@ def resumable_write(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write {target.name} to {target.parent}: {error}; free some space, and run the same command again"
-        ) from error
+        message = "cannot write {file} to {folder}: {error}; free some space, and run the same command again"
+        raise UserError(message, file=target.name, folder=target.parent, error=error) from error
 
 
 def write_whole(file: Path, write: Callable[[Path], object]) -> None:
@@ -404,7 +404,8 @@ def resumable_sibling(target: Path, digest: str) -> Iterator[Path]:
         try:
             stack.enter_context(_held(folder))
         except OSError as error:
-            raise UserError(f"cannot write to {folder.parent} ({error.strerror}); choose another folder") from error
+            message = "cannot write to {folder} ({reason}); choose another folder"
+            raise UserError(message, folder=folder.parent, reason=error.strerror) from error
         yield folder
 
 
@@ -416,7 +417,8 @@ def _held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is already working in {folder}; wait for it to finish, or stop it") from None
+        message = "another process is already working in {folder}; wait for it to finish, or stop it"
+        raise UserError(message, folder=folder) from None
     try:
         yield
         shutil.rmtree(folder, ignore_errors=True)
