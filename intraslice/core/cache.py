@@ -376,8 +376,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 def resumable_cache_folder(digest: str, size: int) -> Iterator[Path]:
     """The folder in the cache of the run with this digest (32 hex digits), for which `size` bytes are reserved.
 
-    It is removed on exit, and kept where the run fails or is killed. Raises UserError if another process has it, or if
-    `size` exceeds the maximum size of the cache.
+    It is removed on exit, but kept where the run fails. Raises UserError if another process has it, or the cache no room.
     """
     folder = cache_folder() / UNFINISHED / f"{size}-{digest}"
     with ExitStack() as stack:
@@ -386,10 +385,12 @@ def resumable_cache_folder(digest: str, size: int) -> Iterator[Path]:
                 free_space(size, folder)
                 stack.enter_context(_held(folder))
         except OSError as error:
-            raise UserError(
-                f"intermediate results need {size / 1e9:.1f} GB in {cache_folder()}: {error.strerror or error}; raise "
-                f"{MAX_BYTES_VARIABLE}, or point INTRASLICE_CACHE to a larger disk"
-            ) from error
+            message = (
+                "intermediate results need {gigabytes:.1f} GB in {folder}: {reason}; raise {variable}, or point "
+                "INTRASLICE_CACHE to a larger disk"
+            )
+            values = {"folder": cache_folder(), "reason": error.strerror or error, "variable": MAX_BYTES_VARIABLE}
+            raise UserError(message, gigabytes=size / 1e9, **values) from error
         yield folder
 
 
