@@ -376,7 +376,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> None:
 def resumable_cache_folder(digest: str, size: int) -> Iterator[Path]:
     """The folder in the cache of the run with this digest (32 hex digits), for which `size` bytes are reserved.
 
-    It is removed on exit, but kept where the run fails. Raises UserError if another process has it, or the cache no room.
+    It is removed on exit, but kept where the run fails. Raises UserError if another process has it, or it is too large.
     """
     folder = cache_folder() / UNFINISHED / f"{size}-{digest}"
     with ExitStack() as stack:

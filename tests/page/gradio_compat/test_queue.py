@@ -227,6 +227,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
             refused = [post.result().status_code for post in islice(as_completed(posts), 9)]
         assert sorted(post.result().status_code for post in posts) == [200] * 2 + [503] * 9
     assert refused == [503] * 9
+    monkeypatch.setattr(limits, "STREAM_CLOSING_SECONDS", 0.05)
     with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
         assert second.result() in {message.get("event_id") for message in messages(stream)}
 
