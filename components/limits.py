@@ -135,7 +135,6 @@ MAX_SLICED_ANSWERS = 4  # answers of sliced models at once
 # Answers
 ANSWER_UPDATE_SECONDS = 0.15  # between two updates of growing answers; each takes a browser about 50 ms
 SLICING_SECONDS = 0.4  # of slicing between two tokens of the columns that already answer
-PROMPT_POLL_SECONDS = 0.05  # between two checks whether another job has read the prompt
 LONG_WAIT_SECONDS = 10  # from which a wait offers the user's own device
 MAX_PASSAGE_TOKENS = 512  # each token is an element of the page
 
@@ -175,7 +174,6 @@ JOIN_SECONDS = 5.0  # between two new students of an address from which `JOINS` 
 WRONG_CODE_SECONDS = 600.0  # for which wrong codes are counted
 MAX_ROOM_REQUEST = 4 * 2**10  # bytes
 QR_LINK = 1_000  # characters
-LOCK_SECONDS = 5.0  # to wait for another process
 
 LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
 

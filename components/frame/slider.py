@@ -29,9 +29,6 @@ class Moved(NamedTuple):
     bias_found: Any
 
 
-MEASURED = ("status", *screen.TEXTS)  # the outputs of measurements
-
-
 def preview(
     session: Session,
     always: Sequence[LiveOutput],

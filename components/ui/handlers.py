@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 import gradio as gr
 
@@ -29,8 +29,6 @@ from ..state.request import Request, parse
 from ..state.settings import Settings, model_name
 from . import formatting
 from .pinned import text as pinned_text
-
-Outputs = TypeVar("Outputs", bound=tuple[Any, ...])
 
 Upload = gr.FileData | None  # as programs pass it
 REQUEST = "request"  # the parameter that the values of the controls are converted for
@@ -73,11 +71,6 @@ class LiveOutput:
 def status_line(event: Status) -> str:
     """What the page's status line shows once a job has emitted a status (HTML)."""
     return formatting.status_line(event.line() if event.line else event)
-
-
-def unchanged(outputs: type[Outputs]) -> Outputs:
-    """A NamedTuple of outputs that are all unchanged; `_replace` those that change."""
-    return outputs(*(gr.skip() for _ in outputs._fields))  # type: ignore[attr-defined]  # of a NamedTuple
 
 
 def leave_unchanged(error: ValueError) -> dict[str, Any]:
