@@ -43,7 +43,7 @@ def preview(
     the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
     values = [value for live_output in always for value in live_output.show(request, layer, client)]
-    return *values, *moved(session.view(request, client, pinned))
+    return *values, *moved(session, session.view(request, client, pinned))
 
 
 def move(
@@ -69,12 +69,23 @@ def move(
     return values
 
 
-def moved(view: View) -> Moved:
+def moved(session: Session, view: View) -> Moved:
     """The texts of a view, and the bias set by its importances."""
-    plan, answer = view.plan, dict[str, Any](screen.texts(view))
+    plan, answer = view.plan, dict[str, Any](_texts(session, view))
     if plan is not None and view.request.slicing.bias is None:
         answer["bias_found"] = round(plan.bias, 2)
     return Moved(*values_of(answer, Moved._fields))
+
+
+def _texts(session: Session, view: View) -> dict[str, str]:
+    """The texts of a view: made once for all clients at a setting, unless they compare it with a pinned one."""
+    plan, source = view.plan, session.source(view.request)
+    if plan is None or source is None or view.pinned is not None:
+        return screen.numbered(view, screen.texts(view))
+    # With the plan's numbers, since the calibration may have grown after the plan was made.
+    about = ("texts", view.perplexities, view.is_measuring, plan.layers, plan.removed, plan.source)
+    shown = session.plans.shown(source, view.request.slicing, about, lambda: screen.texts(view))
+    return screen.numbered(view, shown)
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
@@ -90,7 +101,7 @@ def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
     """The texts with which the page opens, by the fields of `Moved`; empty without a source of plans."""
 
     def texts() -> dict[str, Any]:
-        values = moved(session.view(request, ""))._asdict()
+        values = moved(session, session.view(request, ""))._asdict()
         return {name: value for name, value in values.items() if not isinstance(value, dict)}  # which is unchanged
 
     return initial_values(texts)
@@ -162,6 +173,6 @@ def _drawn(
         last = event if isinstance(event, Status) else last
         view = session.view(request, client, pinned)
         is_new = view.is_current and view != shown
-        yield {"status": formatting.status_line(view.status), **(screen.texts(view) if is_new else {})}
+        yield {"status": formatting.status_line(view.status), **(_texts(session, view) if is_new else {})}
         shown = view
     return last

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gradio as gr
 
 from ..i18n.language import gettext
@@ -20,19 +22,22 @@ def newest(value: str, elem_id: str) -> gr.HTML:
     return gr.HTML(value, html_template=template, elem_id=elem_id, apply_default_css=False)
 
 
-def texts(view: View) -> dict[str, str]:
-    """All texts but the status line, or for a setting that the model does not allow a headline that says so."""
-    if view.problem is not None:
-        drawn = {"headline": formatting.problem(view.problem)}
-    else:
-        plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
-        drawn = {
-            "readout": formatting.readout(plan, measured, pinned),
-            "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
-            "removed": formatting.removed(plan),
-            "perplexity": formatting.protocol(measured),
-        }
+def numbered(view: View, drawn: Mapping[str, str]) -> dict[str, str]:
+    """Texts with the number of their view."""
     return {name: formatting.numbered(view.status.number, text) for name, text in drawn.items()}
+
+
+def texts(view: View) -> dict[str, str]:
+    """All other texts, without a number; for a setting that the model does not allow, a headline that says so."""
+    if view.problem is not None:
+        return {"headline": formatting.problem(view.problem)}
+    plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
+    return {
+        "readout": formatting.readout(plan, measured, pinned),
+        "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
+        "removed": formatting.removed(plan),
+        "perplexity": formatting.protocol(measured),
+    }
 
 
 def _pinned(view: View) -> PinnedView | None:
