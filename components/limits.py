@@ -115,7 +115,7 @@ TURN_SECONDS = 0.25
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait, turns are long
 LONG_TURN_SECONDS = 10.0  # a slice and its first number, on a busy machine too
 SHARE = 8  # seconds of the jobs that come first, to one of the others
-BEGINNING_SECONDS = 0.5  # of a new job, which have a queue of their own: what is cached, the first token of an answer
+BEGINNING_SECONDS = 0.1  # of a new job, which have a queue of their own: what is cached, the first token of an answer
 REMEMBERED_TURNS = 10_000
 
 # Jobs, and what their clients see of them
