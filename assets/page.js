@@ -43,15 +43,10 @@ isx.remember = (values) => {
 // *More settings* is open for whoever left it open, and where the link sets one of them.
 const MORE = "isx-more-settings";
 const differs = (name, value) => name in isx.more && String(value ?? "") !== String(isx.more[name] ?? "");
-isx.openMore = (values) => {
-  const opens = isx.stored(MORE) || names.some((name, index) => differs(name, values[index]));
-  return { __type__: "update", ...(opens && { open: true }) };
-};
-const noteMore = ({ target }) => {
-  const label = target.closest?.("#more .label-wrap");
-  if (label) isx.store(MORE, label.classList.contains("open") ? "" : "yes"); // gradio has not heard of the click yet
-};
-addEventListener("click", noteMore, true);
+const opensMore = (values) => isx.stored(MORE) || names.some((name, index) => differs(name, values[index]));
+isx.openMore = (values) => ({ __type__: "update", ...(opensMore(values) && { open: true }) });
+const noteMore = (label) => label && isx.store(MORE, label.classList.contains("open") ? "" : "yes"); // before gradio hears of it
+addEventListener("click", ({ target }) => noteMore(target.closest?.("#more .label-wrap")), true);
 
 // Answers to several calls may come in any order: an element shows the text with the greatest number.
 const newest = {};

@@ -1,6 +1,5 @@
-// The lesson's answers, read from what the page shows: each gives null until the page has it, else the values for its
-// sentence, the truth that the control shows, whether a prediction comes close, and the weights of what was measured
-// before. Nothing is known here beforehand.
+// The lesson's answers, read from what the page shows: null until the page has it, else the values for the sentence, the truth
+// that the control shows, whether a prediction comes close, and the weights of what was measured before.
 const { lesson, say, fixed, signed } = isx;
 const { words } = lesson;
 const find = (selector) => document.querySelector(selector);
