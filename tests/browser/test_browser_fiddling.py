@@ -13,6 +13,6 @@ def test_a_user_who_fiddles_ends_with_one_setting_on_the_whole_page(seed, chromi
     warm, cold = f"{tiny_query}&bias=1.0", f"{tiny_query}&seed={seed}"
     fiddler = Fiddler(Opened(page), address, random.Random(seed), [warm, cold])
     fiddler.start()
-    fiddler.act(12)
+    fiddler.act(8)
     fiddler.check(patience=60)
     page.context.close()
