@@ -40,7 +40,6 @@ SHOWN = """() => {
         headline: text('#headline'),
         readout: text('#readout'),
         removed: text('#removed'),
-        perplexity: text('#perplexity'),
         measured: [read.dense ?? null, read.sliced ?? null],
         bars: (plot?.data ?? []).filter(trace => trace.type === 'bar').map(trace => [...trace.y]),
         status: text('#status'),
@@ -102,6 +101,7 @@ class Fiddler:
         Everything has to be of one setting, and to be what the page shows that is opened by its link.
         """
         self.page.wait_for_selector("body.isx-begun")
+        self.opened.open_tab("ratios")  # a tab that is not open is not drawn
         self.page.locator(SLIDER).evaluate(RELEASE)
         shown = self._come_to_rest(self.page, patience)
         assert abs(shown["target"] - shown["slider"]) < 0.06, self._told(shown)
