@@ -7,6 +7,7 @@ from browsing import Opened
 from fiddling import Fiddler, open_page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_user_who_fiddles_ends_with_one_setting_on_the_whole_page(seed, chromium, address, tiny_query) -> None:
     page = open_page(chromium)
