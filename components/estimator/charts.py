@@ -1,16 +1,31 @@
-"""The chart of the *Estimator check*: predicted against measured damage, one point per module. Pure."""
+"""The charts of the Estimator tab: estimator check, ratio search, convergence with the calibration. Pure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from ..i18n.language import gettext, number
+from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..ratios.charts import add_bars, add_line
 from ..state import choices
+from ..state.views import ConvergenceView
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
-from .views import EstimatorCheckView, ModuleCheck
+from .views import EstimatorCheckView, ModuleCheck, RatioSearchView
+
+NO_SEARCH = lazy_gettext(
+    "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, and keep the moves "
+    "that lower KL."
+)
+CONVERGENCE = lazy_gettext("Convergence with calibration size")
+NO_CONVERGENCE = lazy_gettext("Available for models calibrated on more than one sequence.")
+TOLERANCE = 0.02  # fraction of a module; a ratio that changes by less has converged
+LINES = {
+    "attention": (lazy_gettext("Attention, mean over layers"), figure.line("attention", 2.4)),
+    "mlp": (lazy_gettext("MLP, mean over layers"), figure.line("mlp", 2.4)),
+    "largest": (lazy_gettext("Module with the largest change"), figure.line("dense", 1.4)),
+}
 
 
 def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selected: int = 0) -> Chart:
@@ -112,3 +127,89 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
         return gettext("not measured yet")
     rho, best = view.rho[estimator][module], view.ceiling[module]
     return gettext("ρ {rho}, noise ceiling {best}", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f"))
+
+
+def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0) -> Chart:
+    """Found ratios as bars, those of the estimator as a line; empty axes if there was no search."""
+    found, start = (view.found, view.start) if view else ((), ())
+    fig = Figure(2, f"search-{view is None}")
+    fig.over_layers(len(found), selected)
+    label = gettext("{estimator}, start", estimator=ESTIMATORS.get(estimator, estimator))
+    for row, module in enumerate(MODULES, start=1):
+        add_bars(fig, module, [ratios[row - 1] for ratios in found])
+        add_line(fig, row, [ratios[row - 1] for ratios in start], estimator, label, legendgroup="start")
+        fig.y_axis(row, rangemode="tozero")
+    note = translate(NO_SEARCH)
+    if view is None:
+        fig.hide_numbers()
+    else:
+        note = gettext(
+            "Do better ratios exist? Bars: the ratios of the best allocation so far. Line: the estimator's plan for "
+            "the same model size, from which the search started."
+        )
+    return fig.chart(
+        gettext("Ratio search"),
+        note,
+        (
+            [
+                gettext("Layer"),
+                *(gettext("{module}, planned ratio", module=name) for name in MODULES.values()),
+                *(gettext("{module}, start", module=name) for name in MODULES.values()),
+            ],
+            [
+                [str(layer), *(number(ratio, ".1%") for ratio in (*pair, *start[layer]))]
+                for layer, pair in enumerate(found)
+            ],
+        ),
+        hint=gettext("Click a layer.") if view else "",
+        layers=len(found),
+        selected=selected,
+    )
+
+
+def convergence_chart(view: ConvergenceView | None) -> Chart:
+    """Difference of the ratios to the latest ones, over the number of sequences that they were estimated from."""
+    if view is None:
+        return figure.waiting(translate(CONVERGENCE), translate(NO_CONVERGENCE))
+    *sequences, latest = view.sequences  # the last entry is the latest estimate itself
+    counts, total = [str(count) for count in sequences], view.all_sequences
+    fig = Figure(1, f"convergence-{total}")
+    fig.x_axis(1, gettext("calibration sequences"), type="log", tickvals=sequences, ticktext=counts)
+    fig.y_axis(1, gettext("difference from the latest ratios"), tickformat=".1%", rangemode="tozero", nticks=5)
+    columns = {gettext("Sequences"): counts}
+    for measure, (name, line) in LINES.items():
+        distances = getattr(view, measure)[:-1]
+        style: Json = {"mode": "lines+markers", "meta": figure.OVERLAY_ALWAYS, "line": line}
+        fig.curve(1, translate(name), distances, translate(name) + " %{y:.2%}", sequences, **style)
+        columns[translate(name)] = [number(distance, ".2%") for distance in distances]
+    return fig.chart(
+        translate(CONVERGENCE),
+        gettext(
+            "How much calibration is enough? Difference between the ratios estimated from fewer sequences and "
+            "those estimated from {latest} sequences. {conclusion}",
+            latest=latest,
+            conclusion=_conclusion(view),
+        ),
+        figure.table(columns),
+        protocol=""
+        if latest == total
+        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=total),
+    )
+
+
+def _conclusion(view: ConvergenceView) -> str:
+    """The number of sequences from which on all ratios have converged."""
+    changing = [count for count, distance in zip(view.sequences, view.largest, strict=True) if distance > TOLERANCE]
+    converged = [count for count in view.sequences[:-1] if count > max(changing, default=0)]
+    points = 100 * TOLERANCE
+    if not converged:
+        return gettext(
+            "At least one module's ratio still changes by more than {points:g} percentage points.", points=points
+        )
+    return gettext(
+        "With {sequences} or more of the {latest} sequences, no module's ratio differs from its latest value by "
+        "more than {points:g} percentage points.",
+        sequences=converged[0],
+        latest=view.sequences[-1],
+        points=points,
+    )

@@ -19,9 +19,7 @@ from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from . import measure, search
-from .charts import estimator_check_chart, shown_estimator
-from .convergence_chart import convergence_chart
-from .search_chart import search_chart
+from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
 from .section import Section, SectionPanel
 from .views import EstimatorCheckView, Misjudged, RatioSearchView
 

@@ -13,8 +13,7 @@ from ..ui import figure
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput
-from .charts import TITLES, variance_chart
-from .head_charts import pair_chart, rank_chart
+from .charts import TITLES, pair_chart, rank_chart, variance_chart
 from .measure import SpectraViews
 
 WAITING = lazy_gettext("Spectra appear once the model is calibrated.")

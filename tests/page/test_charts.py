@@ -18,13 +18,10 @@ from tiny_page import curves, in_light, plan_view
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.assets import ASSETS
-from components.estimator.charts import estimator_check_chart
-from components.estimator.convergence_chart import convergence_chart
-from components.estimator.search_chart import search_chart
+from components.estimator.charts import convergence_chart, estimator_check_chart, search_chart
 from components.estimator.views import EstimatorCheckView, ModuleCheck, RatioSearchView
 from components.ratios.charts import importance_chart, ratio_chart
-from components.spectra.charts import variance_chart
-from components.spectra.head_charts import pair_chart, rank_chart
+from components.spectra.charts import pair_chart, rank_chart, variance_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 from components.state.leaderboard import cells
 from components.state.views import ConvergenceView, Provenance

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from tiny_page import SOMEBODY
 
+from components.estimator.charts import search_chart
 from components.estimator.panel import search_summary, use
 from components.estimator.search import RatioSearches
-from components.estimator.search_chart import search_chart
 from components.estimator.section import Section
 from components.estimator.views import RatioSearchView
 from components.state.request import Request
