@@ -16,8 +16,7 @@ from intraslice.core.checks import require_current
 
 from .export import files
 from .frame.context import HEAVY
-from .gradio_compat.endpoints import share_parameters
-from .gradio_compat.signatures import Handler
+from .gradio_compat.signatures import Handler, share_parameters
 from .i18n.language import lazy_gettext, translate
 from .jobs.job import Job
 from .jobs.status import Status

@@ -1,23 +1,30 @@
-"""`gr.Blocks` with the workarounds that concern a page as a whole, and values that are converted without threads.
+"""`gr.Blocks` with the workarounds that concern a page as a whole.
 
-Gradio converts the value of each input and output of a call in a worker thread of its own, and the page's sliders have
-twenty of them. Each thread has to get the interpreter lock twice, which takes a millisecond beside a job, and looks
-through all tasks of the event loop. And for an output that is left unchanged (`gr.skip()`) gradio constructs its
-component anew. So numbers, texts and unchanged outputs are converted here.
+- Gradio converts the value of each input and output of a call in a worker thread of its own, and the page's sliders
+  have twenty of them. Each thread has to get the interpreter lock twice, which takes a millisecond beside a job, and
+  looks through all tasks of the event loop. And for an output that is left unchanged (`gr.skip()`) gradio constructs
+  its component anew. So numbers, texts and unchanged outputs are converted here.
+- Gradio answers an exception that is no `gr.Error` without a message, or with the full text of the exception
+  (`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers. What is no
+  `Exception`, such as a panic of a tokenizer, it does not answer, and a `SystemExit` ends its event loop. So all become
+  messages, in the language of the caller.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import gradio as gr
 
-from ..i18n.language import use_language
+from .. import limits
+from ..i18n.language import gettext, requested_language, term, translate, use_language
+from ..jobs.jobs import failure
 from .callers import prepare_mcp
-from .errors import language_of, translate_errors
 from .inputs import require_readable
 from .page_config import PageConfig, TranslatedConfig
 from .queue import SteadyQueue
@@ -142,3 +149,25 @@ def _is_unchanged(value: Any) -> bool:
 
 def _current(component: Any, state: Any) -> Any:
     return component if state is None else state[component._id]
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise `gr.Error` in the current language for whatever is raised inside; log only errors of the page itself."""
+    try:
+        yield
+    except gr.Error as problem:
+        problem.message, problem.print_exception = translate(limits.error_text(problem.message)), False
+        problem.title = term(problem.title)
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as problem:  # also a panic of a tokenizer, for which gradio gives no answer
+        raise gr.Error(translate(failure(problem).text), title=gettext("Error"), print_exception=False) from problem
+
+
+def language_of(request: Any) -> str:
+    """The language of a call's `gr.Request`, or of the first of several; English for a program that names none."""
+    request = request[0] if isinstance(request, list) else request
+    query, headers = getattr(request, "query_params", None), getattr(request, "headers", None)
+    return requested_language(dict(query or {}), (headers or {}).get("accept-language"))

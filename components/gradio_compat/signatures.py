@@ -5,6 +5,9 @@ no types through `functools.partial`, nor through `*values`. So a wrapper states
 A handler that needs to know who calls has a parameter `client`: gradio passes its request there, and the wrapper
 replaces it by the client's id.
 
+`gr.api` creates a component for every parameter of every endpoint, and every browser gets all of them: hence
+`share_parameters`.
+
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """
 
@@ -110,3 +113,14 @@ def with_signature(
     hints = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
     function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
     return function
+
+
+def share_parameters(page: gr.Blocks, endpoints: Sequence[gr.events.Dependency]) -> None:
+    """Let parameters of endpoints that have the same place, type and default share the component of the first."""
+    shared: dict[str, Any] = {}
+    for endpoint in endpoints:
+        components: Any = page.fns[endpoint["id"]].inputs
+        for index, component in enumerate(components):
+            components[index] = shared.setdefault(f"{index} {component.value!r} {component.api_info()}", component)
+            if components[index] is not component:
+                component.unrender()

@@ -20,7 +20,7 @@ from tiny_page import PageSession
 from components import tabs
 from components.assets import ASSETS
 from components.frame.link import default_link
-from components.gradio_compat.errors import language_of
+from components.gradio_compat.blocks import language_of
 from components.i18n.language import (
     ENGLISH,
     LANGUAGES,

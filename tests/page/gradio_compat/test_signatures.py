@@ -7,10 +7,10 @@ from functools import partial
 import gradio as gr
 import pytest
 
-from components.gradio_compat.endpoints import share_parameters
 from components.gradio_compat.signatures import (
     parameters_of,
     partial_handler,
+    share_parameters,
     with_signature,
     wrap_handler,
 )

@@ -10,8 +10,7 @@ import pytest
 from gradio import processing_utils
 from gradio_pages import Client
 
-from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.errors import translate_errors
+from components.gradio_compat.blocks import PatchedBlocks, translate_errors
 from components.gradio_compat.upload_folder import BYTES_PER_INODE, allocated_bytes, is_uploaded, upload_folder
 from components.i18n.language import use_language
 
