@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..lesson.steps import state_of
+from ..lesson import state_of
 from ..state.settings import CONTROLS, Settings
 from . import link
 

@@ -11,7 +11,7 @@ from intraslice.core import checks
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from ..lesson.steps import state_of
+from ..lesson import state_of
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
 from ..state.session import Session

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from intraslice.core import checks
 
 from ..i18n.language import LazyString, lazy_gettext
-from ..lesson.steps import texts
+from ..lesson import texts
 
 Value = float | int | list[float]
 MODELS = 3  # answers to choose from in the question of kind "answers": dense, intra-module, cross-module

@@ -3,7 +3,7 @@
 import pytest
 from browsing import Opened
 
-from components.lesson.steps import texts
+from components.lesson import texts
 
 STEPS = texts()["steps"]
 TITLE = "([number, title]) => document.querySelector('#isx-lesson-title')?.textContent === `${number}. ${title}`"

@@ -8,7 +8,7 @@ import pytest
 from components import tabs
 from components.assets import ASSETS
 from components.frame import lesson, link
-from components.lesson.steps import state_of, texts
+from components.lesson import state_of, texts
 from components.state.settings import Settings
 
 STEPS = texts()["steps"]

@@ -1,4 +1,7 @@
-"""The page's initial state for each step of the lesson."""
+"""The lesson: ten questions on the live page. Its texts, and the page's initial state for each step.
+
+Its panel is in `assets/lesson/`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 from functools import cache
 from typing import Any
 
-from ..assets import ASSETS
+from .assets import ASSETS
 
 
 @cache
