@@ -1,4 +1,4 @@
-// The lesson: a panel beside the live page. Each step sets the page to a state (components/frame/lesson.py does it, as a
+// The lesson: a panel beside the live page. Each step sets the page to a state (components/frame/link.py does it, as a
 // link would), asks first, and then shows the answer as the page measures it. Texts are texts/LANGUAGE/lesson.json; the controls of the
 // predictions are controls.js, the answers answers.js. Progress stays in this browser. In a class, ../rooms/room.js is
 // `lesson.room`, which says what the main button does and follows the class's questions.

@@ -11,7 +11,7 @@ import gradio as gr
 
 from ..gradio_compat.browser.on_latest import on_latest
 from ..ui.handlers import LiveOutput, leave_unchanged
-from . import handlers, lesson, link, slider
+from . import handlers, link, slider
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
 
 # How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
@@ -44,7 +44,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     prepare = call(handlers.prepare, session, outputs=prepared, queue=HEAVY, api_name="prepare")
     fit = call(handlers.fit_layers, session, outputs={"layer": controls.layer}, refuse=leave_unchanged)
     memory = call(handlers.memory, session, outputs={"memory": controls.memory}, api_name="memory")
-    step = call(lesson.begin, outputs={**settings, "refresh": context.refresh})
+    step = call(link.begin_step, outputs={**settings, "refresh": context.refresh})
     model = controls.settings["model"]
 
     yield every, [page.load], [restore, preview, begin]
@@ -53,7 +53,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
         yield once, events, [prepare | options, fit, tell(context.prepared)]
     yield on_latest, [page.load, model.change], [memory]
     yield every, [model.change], [in_browser("() => ''", None, context.notice)]
-    yield every, [lesson.receiver().select], [step]
+    yield every, [link.lesson_receiver().select], [step]
 
 
 def _settings(context: Context) -> Iterator[Row]:

@@ -1,7 +1,8 @@
-"""Links: the settings in the address bar, from which the page is restored."""
+"""Links: the settings in the address bar, from which the page is restored; and the steps of the lesson, which are links."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from ..ui.pinned.text import typed
 from .controls import AT_FIRST, LAST_LAYER
 
 FIRST_TAB = "ratios"
+# Controls that keep their values unless a step of the lesson sets them.
+KEPT = (*(name for name, control in CONTROLS.items() if control.calibrates), "layer")
 
 
 def default_link() -> dict[str, Any]:
@@ -115,3 +118,19 @@ def _pinned(text: str) -> str:
             checks.number(name, getattr(settings, name), *control.slider)
     request = parse(settings)
     return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))
+
+
+def lesson_receiver() -> gr.HTML:
+    """The component whose event `select` comes from the panel of `assets/lesson/`, with a step to begin."""
+    forward_event = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'
+    return gr.HTML("<i></i>", js_on_load=forward_event, elem_id="lesson-wire", apply_default_css=False)
+
+
+def begin_step(event: gr.EventData) -> dict[str, Any]:
+    """Values of the settings and the layer for a lesson's step, and a new value of `Context.refresh`."""
+    state = state_of(event.step, event.phase)
+    if not state:
+        return {}
+    values = read(state)
+    names = [name for name in (*Settings._fields, "layer") if name in state or name not in KEPT]
+    return {name: values[name] for name in names} | {"refresh": str(time.time())}

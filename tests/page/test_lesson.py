@@ -7,7 +7,7 @@ import pytest
 
 from components import tabs
 from components.assets import ASSETS
-from components.frame import lesson, link
+from components.frame import link
 from components.lesson import state_of, texts
 from components.state.settings import Settings
 
@@ -15,7 +15,7 @@ STEPS = texts()["steps"]
 
 
 def begun(step: object, phase: object = 0) -> dict:
-    return lesson.begin(SimpleNamespace(step=step, phase=phase))
+    return link.begin_step(SimpleNamespace(step=step, phase=phase))
 
 
 @pytest.mark.parametrize("number", range(1, len(STEPS) + 1))
@@ -26,7 +26,7 @@ def test_every_state_is_one_that_the_page_takes(number) -> None:
         for name, wanted in state.items():
             assert str(values[name]).removesuffix(".0") == wanted
         assert state_of(number, phase)["tab"] in tabs.TABS
-        assert not values.keys() & set(lesson.KEPT) - state.keys()
+        assert not values.keys() & set(link.KEPT) - state.keys()
         assert values["locked"] == ""
         assert values["refresh"]
 
