@@ -1,4 +1,4 @@
-"""Links: the settings in the address bar, from which the page is restored; and the steps of the lesson, which are links."""
+"""Links: the settings in the address bar, from which the page is restored; the steps of the lesson are links, too."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
 from ..state.session import Session
 from ..state.settings import CONTROLS, PROMPT, Settings
-from ..ui import formatting
+from ..ui import formatting, pinned_text
 from ..ui.handlers import CHECKS
-from ..ui.pinned import text as pinned_text
-from ..ui.pinned.text import typed
 from .controls import AT_FIRST, LAST_LAYER
 
 FIRST_TAB = "ratios"
@@ -75,7 +73,7 @@ def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
 def read(query: Mapping[str, str]) -> dict[str, Any]:
     """The values of a link's query, without the tab; invalid values are replaced by the defaults."""
     linked = {
-        name: _checked(name, typed(query.get(name), default), default) for name, default in default_link().items()
+        name: _checked(name, pinned_text.typed(query.get(name), default), default) for name, default in default_link().items()
     }
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else default_precision()
     linked["prompt"] = linked["prompt"] or PROMPT

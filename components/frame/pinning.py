@@ -12,10 +12,9 @@ from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import gettext, lazy_gettext
 from ..state.request import Request
 from ..state.settings import CONTROLS
+from ..ui import pinned_text
 from ..ui.chart_bridge import is_chart, overlay_update
 from ..ui.handlers import LiveOutput, leave_unchanged
-from ..ui.pinned import text as pinned_text
-from ..ui.pinned.differences import name_of
 from . import slider
 from .context import HEAVY, Context, in_browser, tell
 
@@ -55,7 +54,7 @@ def describe(request: Request, pinned_setting: str) -> dict[str, Any]:
     if pinned is None:
         return {"description": "", "unpin": gr.update(visible=False)}
     if pinned_text.comparable_request(pinned_setting, request) is not None:
-        name = name_of(pinned, settings._replace(upload=pinned.upload))
+        name = pinned_text.name_of(pinned, settings._replace(upload=pinned.upload))
     elif pinned.model != settings.model:
         name = gettext("a setting of {model}; it is shown when that model is chosen again", model=pinned.model)
     else:

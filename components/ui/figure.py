@@ -19,7 +19,7 @@ Json = dict[str, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # columns and rows
 
 POINTS = 160  # of a curve; more cannot be told apart on a screen
-# Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`pinned/overlay.py`).
+# Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`chart_bridge.py`).
 SETTING_SHAPE = "follows-the-setting"  # the name of a shape
 OVERLAY_ALWAYS = {"overlay": "always"}  # the meta of a trace
 OVERLAY_IF_DIFFERENT = {"overlay": "different"}  # the meta of a trace that is only overlaid if the curves differ

@@ -9,7 +9,6 @@ from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
-from .pinned.differences import signed
 
 
 def reading(measured: Reading | None, digits: int = 1) -> str:
@@ -113,6 +112,12 @@ def _change(now: Reading | None, before: Reading | None) -> str:
 
 def _difference(now: float | None, before: float | None) -> str:
     return "–" if now is None or before is None else signed(now - before, lambda value: number(value, ".2f"))
+
+
+def signed(change: float, format_size: Callable[[float], str]) -> str:
+    """A difference with its sign and its unit, such as `−10.6 M`; `format_size` formats its absolute value."""
+    size = format_size(abs(change))
+    return "0" if size == format_size(0) else f"{'+' if change > 0 else '−'}{size}"
 
 
 def status_line(shown: Status) -> str:

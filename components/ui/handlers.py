@@ -27,8 +27,7 @@ from ..i18n.language import LazyString, language
 from ..jobs.status import Status
 from ..state.request import Request, parse
 from ..state.settings import Settings, model_name
-from . import formatting
-from .pinned import text as pinned_text
+from . import formatting, pinned_text
 
 Upload = gr.FileData | None  # as programs pass it
 REQUEST = "request"  # the parameter that the values of the controls are converted for

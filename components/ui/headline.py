@@ -5,11 +5,10 @@ from __future__ import annotations
 from html import escape
 from operator import itemgetter
 
-from ..i18n.language import gettext, lazy_gettext, translate
-from ..state.views import Perplexities, PinnedView, PlanView
+from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..state.views import Perplexities, PinnedView, PlanView, Reading
 from . import formatting
 from .labels import MODULES_IN_WORDS
-from .pinned.differences import sentence
 
 ESTIMATED = lazy_gettext(
     "Interpolated between perplexities measured at other sparsities; the measured value replaces it."
@@ -33,7 +32,7 @@ def headline(
             "calibrated."
         )
         return f'<p class="isx-headline isx-nothing">{waiting}</p>'
-    change = sentence(plan.parameters_sliced, measured.sliced, pinned, formatting.millions)
+    change = _against_pinned(plan, measured.sliced, pinned)
     dense, sliced = formatting.millions(plan.parameters_dense), formatting.millions(plan.parameters_sliced)
     perplexity = _perplexity(measured, hint)
     if plan.target_sparsity == 0:
@@ -114,3 +113,27 @@ def measure_button(measured: Perplexities) -> str:
     if measured.source.kind != "before":
         return ""
     return f' <button type="button" class="isx-link" data-press="measure-here">{gettext("Measure here")}</button>'
+
+
+def _against_pinned(plan: PlanView, sliced: Reading | None, pinned: PinnedView | None) -> str:
+    """How a sliced model with a perplexity differs from A's (HTML); empty if no setting is pinned."""
+    if pinned is None:
+        return ""
+    change = plan.parameters_sliced - pinned.plan.parameters_sliced
+    count = formatting.millions(abs(change))
+    weights = gettext("the same number of parameters")
+    if change > 0:
+        weights = gettext("{count} more parameters", count=count)
+    elif change < 0:
+        weights = gettext("{count} fewer parameters", count=count)
+    before = pinned.measured.sliced
+    perplexity = gettext("; perplexities are compared when both are measured")
+    if sliced is not None and before is not None:
+        difference = formatting.signed(sliced.value - before.value, lambda value: number(value, ".1f"))
+        perplexity = gettext(", perplexity about <b>{change}</b>", change=difference)
+        if sliced.is_whole and before.is_whole:
+            perplexity = gettext(", perplexity <b>{change}</b>", change=difference)
+    text = gettext(
+        "Against <b>A</b> ({words}): {weights}{worse}.", words=escape(pinned.name), weights=weights, worse=perplexity
+    )
+    return f' <span class="isx-beside">{text}</span>'

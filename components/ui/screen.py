@@ -10,7 +10,7 @@ from ..i18n.language import gettext
 from ..state.views import PinnedView, View
 from . import formatting
 from .headline import headline, measure_button
-from .pinned.differences import name_of
+from .pinned_text import name_of
 
 TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the settings
 

@@ -21,12 +21,13 @@ from components.state.settings import CONTROLS, Settings
 from components.state.views import Perplexities, PinnedView, Reading
 from components.sweep import panel as sweep
 from components.ui import formatting
+from components.ui import pinned_text as pinned
+from components.ui.chart_bridge import overlay
 from components.ui.figure import OVERLAY_ALWAYS, Chart, Figure
+from components.ui.formatting import signed
 from components.ui.handlers import LiveOutput, spread_settings
 from components.ui.headline import headline
-from components.ui.pinned import text as pinned
-from components.ui.pinned.differences import name_of, signed
-from components.ui.pinned.overlay import overlay
+from components.ui.pinned_text import name_of
 from intraslice.core.errors import UserError
 
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)

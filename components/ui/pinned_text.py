@@ -1,7 +1,7 @@
-"""The pinned setting A as one line of text, which the page keeps in a hidden field and a link carries.
+"""The pinned setting A as one line of text, which the page keeps in a hidden field and a link carries; and A's name.
 
-It is a query string of the settings that are not the defaults, such as `sparsity=20&estimator=fisher`. An uploaded file
-is represented by a hash, by which the page recognises its own upload, and never by its name.
+The text is a query string of the settings that are not the defaults, such as `sparsity=20&estimator=fisher`. An
+uploaded file is represented by a hash, by which the page recognises its own upload, and never by its name.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from intraslice.core import checks
 
-from ... import limits
-from ...state.request import Request, parse
-from ...state.settings import Settings
+from .. import limits
+from ..i18n.language import gettext, percentage
+from ..state.request import Request, parse
+from ..state.settings import CONTROLS, Settings
+from .labels import ESTIMATORS
 
 
 def write(request: Request) -> str:
@@ -61,3 +63,12 @@ def typed(text: str | None, default: Any) -> Any:
 
 def _upload_hash(upload: str | None) -> str:
     return sha256((upload or "").encode()).hexdigest()[:12]
+
+
+def name_of(pinned: Settings, settings: Settings) -> str:
+    """A's name, such as "20 %, Fisher, sequential": sparsity, estimator, and all else that differs from `settings`."""
+    estimator = gettext("manual") if pinned.locked else ESTIMATORS.get(pinned.estimator, pinned.estimator)
+    names = sorted(CONTROLS, key=lambda name: CONTROLS[name].calibrates)  # the slice's first
+    values = {name: getattr(pinned, name) for name in names if getattr(pinned, name) != getattr(settings, name)}
+    others = [describe(value) for name, value in values.items() if (describe := CONTROLS[name].describe)]
+    return ", ".join([percentage(pinned.sparsity), estimator, *others])
