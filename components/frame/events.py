@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -36,8 +35,8 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restored = {**linked, "tabs": context.tabs, "notice": context.notice}
     begun = signal()
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
-    refuse = partial(slider.refuse_move, always, ())
-    preview = call(slider.preview, session, always, outputs=_moved(context, always), refuse=refuse, api_name="ratios")
+    shown = _moved(context)
+    preview = call(slider.preview, session, always, outputs=shown, refuse=slider.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}
@@ -61,8 +60,8 @@ def _settings(context: Context) -> Iterator[Row]:
     session, controls, call = context.session, context.controls, context.call
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
-    refuse = partial(slider.refuse_move, always, when_open)
-    move = call(slider.move, session, always, when_open, outputs=_moved(context, always, when_open), refuse=refuse)
+    outputs = _moved(context, when_open)
+    move = call(slider.move, session, always, when_open, outputs=outputs, refuse=slider.refuse_move)
     on_release = call(slider.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
     on_prepared = call(slider.on_prepared, session, outputs=measured, queue=HEAVY)
     measure = call(slider.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
@@ -112,10 +111,10 @@ def _bias(context: Context) -> Iterator[Row]:
     yield every, [bias.change, found.change], [in_browser(show_bias, [bias, found], [bias_slider, auto])]
 
 
-def _moved(context: Context, always: Sequence[LiveOutput], when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
-    """By unique names, in the order of the answers of `slider.preview` and `slider.move`."""
+def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
+    """The outputs of `slider.preview`, and of `slider.move` those that are only updated while their tab is active."""
     before, after = (
-        {f"{live_output.tab} {name}": output for live_output in some for name, output in live_output.outputs.items()}
-        for some in (always, when_open)
+        {name: output for live_output in some for name, output in live_output.named.items()}
+        for some in (context.always, when_open)
     )
     return {**before, **context.texts, "bias_found": context.controls.bias_found, **after}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -31,38 +31,31 @@ def memory(session: Session, model: str) -> str:
         return formatting.problem(problem) + stored
 
 
-class Prepared(NamedTuple):
-    """The status, and a new value of `Context.refresh` whenever the calibration includes more sequences."""
-
-    status: Any
-    refresh: Any
-
-
-def prepare(session: Session, request: Request, client: str) -> Iterator[Prepared]:
+def prepare(session: Session, request: Request, client: str) -> Iterator[dict[str, str]]:
     """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and a new text whenever the calibration has grown.
+    Yields the status line (HTML), and a new value of `Context.refresh` whenever the calibration has more sequences.
     """
     before = session.sequences(request)
     for event in session.prepare(request, client):
         last, before = before, session.sequences(request)
         has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
-        yield Prepared(status_line(event), f"{before}, {time.time():.1f}" if has_grown else gr.skip())
+        yield {"status": status_line(event)} | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
 
 
 def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]:
     """Set the layer slider's maximum to the model's last layer, and move the slider there if it is beyond."""
     source = session.source(request)
     if source is None:
-        return gr.skip()
+        return {}
     last = len(source.profile.layers) - 1
-    return gr.update(maximum=last, value=min(layer, last))
+    return {"layer": gr.update(maximum=last, value=min(layer, last))}
 
 
-def open_tab(session: Session, tabs: Sequence[str], active_tab: str, client: str) -> tuple[Any, ...]:
-    """Stop the jobs that only other tabs need. Returns a value for each tab's signal: a new one for the active tab."""
+def open_tab(session: Session, tabs: Collection[str], active_tab: str, client: str) -> dict[str, str]:
+    """Stop the jobs that only other tabs need. Returns a new value for the active tab's signal."""
     session.jobs.set_view(client, tab=active_tab)
-    return tuple(f"{time.time()}" if tab == active_tab else gr.skip() for tab in tabs)
+    return {active_tab: str(time.time())} if active_tab in tabs else {}
 
 
 def stop(session: Session, kinds: Sequence[str], client: str) -> None:

@@ -73,7 +73,8 @@ def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
 def read(query: Mapping[str, str]) -> dict[str, Any]:
     """The values of a link's query, without the tab; invalid values are replaced by the defaults."""
     linked = {
-        name: _checked(name, pinned_text.typed(query.get(name), default), default) for name, default in default_link().items()
+        name: _checked(name, pinned_text.typed(query.get(name), default), default)
+        for name, default in default_link().items()
     }
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else default_precision()
     linked["prompt"] = linked["prompt"] or PROMPT

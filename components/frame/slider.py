@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
-
-import gradio as gr
+from typing import Any
 
 from .. import limits
 from ..jobs.job import Urgency
@@ -16,17 +14,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.views import View
 from ..ui import formatting, screen
-from ..ui.handlers import LiveOutput, initial_values, values_of
-
-
-class Moved(NamedTuple):
-    """What each move of the slider changes outside of the tabs."""
-
-    readout: Any
-    headline: Any
-    removed: Any
-    perplexity: Any
-    bias_found: Any
+from ..ui.handlers import LiveOutput, initial_values
 
 
 def preview(
@@ -36,14 +24,16 @@ def preview(
     layer: int,
     pinned: Request | None,
     client: str,
-) -> tuple[Any, ...]:
+) -> dict[str, Any]:
     """Ratios, importances and sizes for a setting, from the calibration so far; answers in milliseconds.
 
     Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
     the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
-    values = [value for live_output in always for value in live_output.show(request, layer, client)]
-    return *values, *moved(session, session.view(request, client, pinned))
+    values = moved(session, session.view(request, client, pinned))
+    for live_output in always:
+        values |= live_output.show(request, layer, client)
+    return values
 
 
 def move(
@@ -55,26 +45,23 @@ def move(
     active_tab: str,
     pinned: Request | None,
     client: str,
-) -> tuple[Any, ...]:
+) -> dict[str, Any]:
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
     It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting.
     """
     session.jobs.set_view(client, request=request)
-    values = preview(session, always, request, layer, pinned, client)
+    active = [live_output for live_output in when_open if live_output.tab == active_tab]
+    values = preview(session, [*always, *active], request, layer, pinned, client)
     session.prefetch(request, client)
-    for live_output in when_open:
-        is_active = live_output.tab == active_tab
-        values += live_output.show(request, layer, client) if is_active else (gr.skip(),) * len(live_output.outputs)
     return values
 
 
-def moved(session: Session, view: View) -> Moved:
-    """The texts of a view, and the bias set by its importances."""
-    plan, answer = view.plan, dict[str, Any](_texts(session, view))
-    if plan is not None and view.request.slicing.bias is None:
-        answer["bias_found"] = round(plan.bias, 2)
-    return Moved(*values_of(answer, Moved._fields))
+def moved(session: Session, view: View) -> dict[str, Any]:
+    """What a move changes outside of the tabs: the texts of a view, and the bias set by its importances."""
+    plan = view.plan
+    found = {"bias_found": round(plan.bias, 2)} if plan and view.request.slicing.bias is None else {}
+    return {**_texts(session, view), **found}
 
 
 def _texts(session: Session, view: View) -> dict[str, str]:
@@ -88,23 +75,14 @@ def _texts(session: Session, view: View) -> dict[str, str]:
     return screen.numbered(view, shown)
 
 
-def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
-    """The answer of `move` to invalid values, or of `preview` if `when_open` is empty: the headline is the error."""
-    before, after = (
-        [gr.skip() for live_output in live_outputs for _ in live_output.outputs] for live_outputs in (always, when_open)
-    )
-    refused = formatting.numbered(next(NUMBERS), formatting.problem(error))
-    return *before, *values_of({"headline": refused}, Moved._fields), *after
+def refuse_move(error: ValueError) -> dict[str, str]:
+    """The answer of `move` and `preview` to invalid values: the headline is the error."""
+    return {"headline": formatting.numbered(next(NUMBERS), formatting.problem(error))}
 
 
 def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
-    """The texts with which the page opens, by the fields of `Moved`; empty without a source of plans."""
-
-    def texts() -> dict[str, Any]:
-        values = moved(session, session.view(request, ""))._asdict()
-        return {name: value for name, value in values.items() if not isinstance(value, dict)}  # which is unchanged
-
-    return initial_values(texts)
+    """The texts with which the page opens, and the bias, by their names; empty without a source of plans."""
+    return initial_values(lambda: moved(session, session.view(request, "")))
 
 
 def measure(

@@ -15,8 +15,8 @@ Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import gradio as gr
@@ -88,63 +88,29 @@ class PatchedBlocks(gr.Blocks):
         self, block_fn: Any, inputs: list[Any], state: Any, explicit_call: bool = False
     ) -> list[Any]:
         """As in gradio."""
-        values = _preprocessed(block_fn, inputs, state)
-        return await super().preprocess_data(block_fn, inputs, state, explicit_call) if values is None else values
+        if len(inputs) >= len(block_fn.inputs) and all(map(_is_plain, block_fn.inputs, inputs)):
+            with suppress(Exception):  # gradio says in which component
+                pairs = zip(block_fn.inputs, inputs, strict=False)
+                return [_current(component, state).preprocess(value) for component, value in pairs]
+        return await super().preprocess_data(block_fn, inputs, state, explicit_call)
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """As in gradio."""
-        values = _postprocessed(block_fn, predictions, state)
-        return await super().postprocess_data(block_fn, predictions, state) if values is None else values
-
-
-def _preprocessed(function: Any, values: Sequence[Any], state: Any) -> list[Any] | None:
-    """A call's inputs as its handler gets them, or None where gradio has to convert them or to refuse one.
-
-    Args:
-        function: the call's `BlockFunction`.
-        values: one for each input, at least.
-        state: the session, which has components of its own where they were updated; None for a program's call.
-    """
-    inputs = function.inputs
-    if not function.preprocess or function.component_prop_inputs or len(values) < len(inputs):
-        return None
-    if not all(map(_is_plain, inputs, values)):
-        return None
-    try:
-        return [_current(component, state).preprocess(value) for component, value in zip(inputs, values, strict=False)]
-    except Exception:  # gradio says in which component
-        return None
-
-
-def _postprocessed(function: Any, answer: Any, state: Any) -> list[Any] | None:
-    """A handler's answer as the browser gets it, or None where gradio has to convert it. Arguments as above."""
-    outputs = function.outputs
-    if not function.postprocess or function.batch or function.is_validator_function:
-        return None
-    if isinstance(answer, dict) and answer and set(outputs).issuperset(answer):
-        answer = [answer.get(component, gr.skip()) for component in outputs]
-    elif len(outputs) == 1:
-        answer = [answer]
-    elif _is_unchanged(answer):
-        answer = [answer] * len(outputs)
-    if not isinstance(answer, list | tuple) or len(answer) != len(outputs):
-        return None
-    pairs = list(zip(outputs, answer, strict=True))
-    if not all(_is_unchanged(value) or _is_plain(component, value) for component, value in pairs):
-        return None
-    return [
-        value if _is_unchanged(value) else _current(component, state).postprocess(value) for component, value in pairs
-    ]
+        values = [predictions] if len(block_fn.outputs) == 1 else predictions
+        if isinstance(values, list | tuple) and len(values) == len(block_fn.outputs):
+            pairs = list(zip(block_fn.outputs, values, strict=True))
+            if all(value == gr.skip() or _is_plain(component, value) for component, value in pairs):
+                return [
+                    value if value == gr.skip() else _current(component, state).postprocess(value)
+                    for component, value in pairs
+                ]
+        return await super().postprocess_data(block_fn, predictions, state)
 
 
 def _is_plain(component: Any, value: Any) -> bool:
     """Whether a value is no file, and its component keeps none of it."""
     is_component = isinstance(component, gr.components.Component) and not component.stateful
     return is_component and type(value) in PLAIN and (value is None or component.data_model is None)
-
-
-def _is_unchanged(value: Any) -> bool:
-    return isinstance(value, dict) and value == gr.skip()
 
 
 def _current(component: Any, state: Any) -> Any:

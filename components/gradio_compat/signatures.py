@@ -46,36 +46,30 @@ def wrap_handler(
     ValueError; else that is raised.
     """
     client = next((index for index, parameter in enumerate(parameters) if parameter.name == CLIENT), None)
+    is_generator = inspect.isgeneratorfunction(handler)
 
-    def read(values: Sequence[Any]) -> tuple[Any, ...]:
-        if client is not None and client < len(values):
-            values = *values[:client], client_of(values[client]), *values[client + 1 :]
-        return arguments(values)
+    def call(values: Sequence[Any]) -> Any:
+        try:
+            if client is not None and client < len(values):
+                values = *values[:client], client_of(values[client]), *values[client + 1 :]
+            converted = arguments(values)
+        except ValueError as error:
+            if refuse is None:
+                raise
+            return [refuse(error)] if is_generator else refuse(error)
+        return handler(*converted)
 
-    if inspect.isgeneratorfunction(handler):
+    if is_generator:
 
         def wrapper(*values: Any) -> Any:
-            try:
-                converted = read(values)
-            except ValueError as error:
-                if refuse is None:
-                    raise
-                yield convert(refuse(error))
-                return
-            answers = map(convert, handler(*converted))
+            answers = map(convert, call(values))
             yield next(answers, convert({}))
             yield from answers
 
     else:
 
         def wrapper(*values: Any) -> Any:
-            try:
-                converted = read(values)
-            except ValueError as error:
-                if refuse is None:
-                    raise
-                return convert(refuse(error))
-            return convert(handler(*converted))
+            return convert(call(values))
 
     returns = inspect.signature(handler, eval_str=True).return_annotation
     return with_signature(wrapper, handler, parameters, returns)

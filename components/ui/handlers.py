@@ -62,9 +62,14 @@ class LiveOutput:
     for_pinned: Handler | None = None
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
-    def show(self, *arguments: Any) -> tuple[Any, ...]:
-        """The handler's answer as a value for each output, in their order."""
-        return values_of(self.handler(*arguments), [*self.outputs])
+    @property
+    def named(self) -> dict[str, Any]:
+        """The outputs by names that are unique on the page."""
+        return {f"{self.tab} {name}": output for name, output in self.outputs.items()}
+
+    def show(self, *arguments: Any) -> dict[str, Any]:
+        """The handler's answer, by these names."""
+        return {f"{self.tab} {name}": value for name, value in self.handler(*arguments).items()}
 
 
 def status_line(event: Status) -> str:

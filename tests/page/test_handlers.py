@@ -134,7 +134,6 @@ def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(sessio
     events = session.jobs.run("ada", "shifts", lambda job: job.emit(job) or job.sleep(60), tab="activations")
     job = next(events)
     assert not job.stopped
-    ratios, sweep = handlers.open_tab(session, ["ratios", "sweep"], "sweep", "ada")
-    assert (ratios, float(sweep) > 0) == (gr.skip(), True)
+    assert handlers.open_tab(session, ["ratios", "sweep"], "sweep", "ada").keys() == {"sweep"}
     assert job.stopped
-    assert handlers.open_tab(session, ["ratios"], "no such tab", SOMEBODY) == (gr.skip(),)
+    assert handlers.open_tab(session, ["ratios"], "no such tab", SOMEBODY) == {}

@@ -4,7 +4,6 @@ import html
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -32,8 +31,8 @@ from intraslice.slicing import one_shot
 
 
 @pytest.fixture(scope="module")
-def preview(session) -> Callable[..., tuple]:
-    """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
+def preview(session) -> Callable[..., dict]:
+    """What a move of the slider shows: both charts of the Ratios tab, and the texts."""
     live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
     return partial_handler(slider.preview, session, [live_output])
 
@@ -47,7 +46,7 @@ def bars(chart_json: str) -> list[list[float]]:
 )
 def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes) -> None:
     settings = tiny.with_settings(sparsity=40, estimator=estimator, shapes=shapes)
-    chart, *_ = preview(settings, 0, None, SOMEBODY)
+    chart = preview(settings, 0, None, SOMEBODY)["ratios ratios"]
     plan = make_plan(session.calibrated(tiny).source.profile, settings.slicing)
     attention, mlp = bars(chart)
     assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
@@ -57,16 +56,15 @@ def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes)
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
     shown = {name: gr.HTML(render=False) for name in ("ratios", "importances")}
     live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
-    refuse = partial(slider.refuse_move, live_outputs, live_outputs)
-    move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=refuse)
+    move = spread_settings(slider.move, session, live_outputs, live_outputs, refuse=slider.refuse_move)
     for change, words in (
         ({"sparsity": 75, "cap": 60}, "raise the cap"),
         ({"locked": "9 mlp 5"}, "Layer 9 does not exist"),
     ):
         settings = tiny.settings._replace(**change)
-        *charts, readout, headline, _, _, _, again, _ = move(*settings, 0, "ratios", "", "ada")
-        assert [*charts, readout, again] == [gr.skip()] * 4
-        assert words in headline
+        answer = move(*settings, 0, "ratios", "", "ada")
+        assert answer.keys() == {"headline"}
+        assert words in answer["headline"]
 
 
 def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
@@ -123,7 +121,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
     assert list(slider.on_release(session, request, 0, None, SOMEBODY)) == [{}]
-    assert f"press “{button}”" in html.unescape(slider.moved(session, session.view(request, SOMEBODY)).headline)
+    assert f"press “{button}”" in html.unescape(slider.moved(session, session.view(request, SOMEBODY))["headline"])
 
 
 def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session, tiny) -> None:
@@ -184,7 +182,7 @@ def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     assert (opened["value"], opened["maximum"]) == (0, 2)
     unknown = link.restore_existing(session, SimpleNamespace(query_params={"model": "a/b", "layer": "31"}))["layer"]
     assert (unknown["value"], unknown["maximum"]) == (31, 31)
-    fitted = handlers.fit_layers(session, tiny, unknown["value"])
+    fitted = handlers.fit_layers(session, tiny, unknown["value"])["layer"]
     assert (fitted["value"], fitted["maximum"]) == (2, 2)
 
 

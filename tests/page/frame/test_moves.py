@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
     view = replace(session.view(request, client), status=Status(""))  # without its number
-    return (*panel.show(session, request, layer, client).values(), *slider.moved(session, view))
+    return (*panel.show(session, request, layer, client).values(), *slider.moved(session, view).values())
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
