@@ -101,7 +101,6 @@ def on_release(
 ) -> Iterator[dict[str, Any]]:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
     is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
-    yield {}  # gradio clears the outputs of a generator that yields nothing
     while is_wanted:
         last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
         is_wanted = last is not None and last.superseded and _is_back(session, request, client)
@@ -111,7 +110,6 @@ def on_prepared(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[dict[str, Any]]:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
-    yield {}
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
 
@@ -120,7 +118,6 @@ def measure_pinned(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[dict[str, Any]]:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
-    yield {}
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
     if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button

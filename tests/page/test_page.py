@@ -120,7 +120,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 )
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
-    assert list(slider.on_release(session, request, 0, None, SOMEBODY)) == [{}]
+    assert list(slider.on_release(session, request, 0, None, SOMEBODY)) == []
     assert f"press “{button}”" in html.unescape(slider.moved(session, session.view(request, SOMEBODY))["headline"])
 
 

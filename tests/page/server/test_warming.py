@@ -9,7 +9,7 @@ from tiny_page import stepwise
 
 from components.jobs.status import Status
 from components.server import warming
-from components.server.health import Health
+from components.server.app import Health
 from components.state import calibrations
 from components.state.caches import BUDGET
 from components.state.request import default_precision, parse

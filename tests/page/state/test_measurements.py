@@ -145,7 +145,7 @@ def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, ti
     next(events)
     fresh.jobs.halt("somebody")
     list(events)
-    assert len(list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))) == 1
+    assert not list(slider.on_prepared(fresh, tiny, 0, None, "somebody"))
     assert not fresh.is_calibrated(tiny)
 
 
