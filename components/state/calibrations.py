@@ -35,8 +35,7 @@ from ..jobs.waiting import JobSemaphore
 from .caches import BUDGET, Caches, return_freed_memory
 from .job_memory import JobMemory
 from .plan_views import Source
-from .precomputed import Precomputed
-from .profiles import cache_profile, cached_profiles
+from .precomputed import Precomputed, cache_profile, cached_profiles
 from .request import CalibrationKey
 from .views import Provenance
 

@@ -17,7 +17,7 @@ from components.i18n.language import use_language
 from components.jobs.status import Status
 from components.ratios import panel as ratios
 from components.state.caches import BoundedCache
-from components.state.profiles import load_profile, save_profile
+from components.state.precomputed import load_profile, save_profile
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities
