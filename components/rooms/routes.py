@@ -6,6 +6,8 @@ Clients ask for the state again and again, with the version that they have; wher
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,14 +22,15 @@ from starlette.routing import Route
 
 from .. import limits
 from ..gradio_compat.callers import site_of
-from ..i18n.language import lazy_gettext, translate
-from . import table
-from .rooms import Refused, Rooms
+from ..i18n.language import gettext, lazy_gettext, long_text, translate
+from .questions import Value, questions
+from .rooms import Refused, Room, Rooms
 from .store import StoreError
 
 HOME = "rooms"  # below the page's address
 LEAD, STUDENT = "x-room-lead", "x-room-student"
 NEVER_STORED = {"cache-control": "no-store"}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
 
 Body = dict[str, Any]
 Handler = Callable[[Request, Body], Body | Response | None]
@@ -72,7 +75,7 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         return rooms.seen_by_student(code, _header(request, STUDENT), since)
 
     def answers(request: Request, _: Body) -> Response:
-        text = table.as_csv(*rooms.predictions(_code(request), _header(request, LEAD)))
+        text = _as_csv(*rooms.predictions(_code(request), _header(request, LEAD)))
         headers = {"content-disposition": 'attachment; filename="class.csv"', **NEVER_STORED}
         return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
@@ -170,3 +173,32 @@ async def _body(request: Request) -> Body:
     if not isinstance(body, dict):
         raise Refused(400, lazy_gettext("The request must be a JSON object."))
     return body
+
+
+def _as_csv(room: Room, predictions: list[tuple[int, int, Value]]) -> str:
+    """A row per question and student (CSV), in the current language; numbers as programs write them."""
+    steps = json.loads(long_text("lesson.json"))["steps"]
+    file = io.StringIO()
+    writer = csv.writer(file)
+    header = (gettext("student"), gettext("question"), gettext("title"), gettext("prediction"), gettext("measured"))
+    writer.writerow(map(_cell, header))
+    for number, student, value in predictions:
+        content, truth = steps[number - 1], room.revealed.get(number)
+        cells = (student, number, content["title"], _as_text(number, content, value), _as_text(number, content, truth))
+        writer.writerow(map(_cell, cells))
+    return "\ufeff" + file.getvalue()  # the mark by which spreadsheets recognise UTF-8
+
+
+def _as_text(number: int, content: dict[str, Any], value: Value | None) -> str | float:
+    """A value of a question as a cell: a number, the text of a choice, or numbers with blanks between them."""
+    if isinstance(value, list):
+        return " ".join(f"{entry:g}" for entry in value)
+    if value is None or not questions()[number].is_choice:
+        return "" if value is None else value
+    models = [gettext("Dense model"), gettext("IntraSlice"), gettext("Cross-module")]
+    return (content["control"].get("choices") or models)[int(value)]
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -16,7 +16,7 @@ from components.limits import ROOM_SECONDS
 from components.rooms.questions import questions
 from components.rooms.rooms import Rooms
 from components.rooms.store import FILE
-from components.rooms.table import _cell
+from components.rooms.routes import _cell
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
 
