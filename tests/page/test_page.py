@@ -23,7 +23,7 @@ from components.state.settings import Settings
 from components.state.views import Perplexities
 from components.ui import formatting
 from components.ui.handlers import LiveOutput, spread_settings
-from components.ui.headline import headline
+from components.ui.screen import headline
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory

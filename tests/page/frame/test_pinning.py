@@ -26,7 +26,7 @@ from components.ui.chart_bridge import overlay
 from components.ui.figure import OVERLAY_ALWAYS, Chart, Figure
 from components.ui.formatting import signed
 from components.ui.handlers import LiveOutput, spread_settings
-from components.ui.headline import headline
+from components.ui.screen import headline
 from components.ui.pinned_text import name_of
 from intraslice.core.errors import UserError
 

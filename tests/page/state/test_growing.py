@@ -16,7 +16,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities, Provenance
 from components.ui.formatting import provenance
-from components.ui.headline import headline
+from components.ui.screen import headline
 from intraslice.calibration import driver
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
