@@ -14,7 +14,6 @@ from . import formatting
 from .labels import MODULES_IN_WORDS
 from .pinned_text import name_of
 
-TEXTS = ("readout", "headline", "removed", "perplexity")  # that depend on the settings
 ESTIMATED = lazy_gettext(
     "Interpolated between perplexities measured at other sparsities; the measured value replaces it."
 )

@@ -7,9 +7,8 @@ import pytest
 from tiny_page import SOMEBODY
 
 from components.estimator.charts import search_chart
-from components.estimator.panel import search_summary, use
-from components.estimator.search import RatioSearches
-from components.estimator.section import Section
+from components.estimator.measure import RatioSearches
+from components.estimator.panel import Section, search_summary, use
 from components.estimator.views import RatioSearchView
 from components.state.request import Request
 from intraslice.search.evolution import SearchConfig
