@@ -26,7 +26,7 @@ from intraslice.reporting import Recipe, evaluation_statistics, slice_record
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
-from ..state.request import DENSE, Request
+from ..state.request import Request
 from ..state.session import Session
 from ..ui.downloads import WRITERS, Downloads
 
@@ -97,9 +97,7 @@ def plan_record(session: Session, request: Request) -> dict[str, Any]:
 def evaluation(job: Job, session: Session, request: Request) -> dict[str, Any]:
     """The output of `python -m intraslice evaluate --json` for the page's model, without times and memory."""
     calibrated = session.calibrations.calibrate(job, request.calibration)
-    dense = sliced = session.readings.losses(job, request.slice_key(DENSE), calibrated)
-    if request.slicing.sparsity:
-        sliced = session.readings.losses(job, request.slice_key("intraslice"), calibrated)
+    dense, sliced = session.losses(job, request, calibrated)
     record = plan_record(session, request)
     return record | {"asked": record["requested"]} | evaluation_statistics(dense, sliced)  # as HTTP clients know it
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from intraslice.core import checks
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
 from intraslice.reporting import Recipe
@@ -26,7 +27,7 @@ from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
-from ..state.request import DENSE, Request, SliceKey, parse
+from ..state.request import CalibrationKey, Request, parse
 from ..state.session import Session
 from ..state.settings import MAX_PERCENT, Settings
 from ..state.views import Reading
@@ -47,7 +48,7 @@ class Publisher:
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
         self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
-        self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100)
+        self._steps: BoundedCache[tuple[CalibrationKey, SliceConfig, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
         """Measure everything on a published page that opens at these settings; ignores manual ratios.
@@ -89,14 +90,12 @@ class Publisher:
         )
 
     def _step(self, job: Job, request: Request, choice: Choice) -> Step:
-        key = request.slice_key("intraslice"), choice._replace(percents=())
+        key = request.calibration, request.slicing, choice._replace(percents=())
         if (cached := self._steps.get(key)) is not None:
             return cached
         session = self._session
         calibrated = session.calibrated(request)
-        dense = session.readings.losses(job, request.slice_key(DENSE), calibrated)
-        if request.slicing.sparsity:
-            session.readings.losses(job, request.slice_key("intraslice"), calibrated)
+        dense, _ = session.losses(job, request, calibrated)
         plan, cross = session.plan(request), self._cross(job, request, calibrated)
         assert plan is not None  # every calibrated model has one
         shift = None
@@ -130,8 +129,7 @@ class Publisher:
             self._columns.model(job, request, "crossmodule")
         except (UserError, NumericalError):
             return None
-        method = "crossmodule" if request.slicing.sparsity else DENSE
-        return self._session.readings.losses(job, request.slice_key(method), calibrated)
+        return self._session.readings.losses(job, request.slice_key("crossmodule"), calibrated)
 
 
 def _validated(choice: Choice) -> Choice:

@@ -150,8 +150,7 @@ class Readings:
         if best is None:
             return Perplexities()
         windows, window = best.windows.shape
-        dense_key = request.slice_key(DENSE)
-        sliced_key = request.slice_key("intraslice") if request.slicing.sparsity else dense_key
+        dense_key, sliced_key = request.slice_key(DENSE), request.slice_key("intraslice")
         self._recall(dense_key, best)
         self._recall(sliced_key, best)
         dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)

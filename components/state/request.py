@@ -75,8 +75,8 @@ class Request:
         return self.slicing.order == "one-shot" and self.slicing.recovery == NO_RECOVERY
 
     def slice_key(self, method: str) -> SliceKey:
-        """The key of a method's model or of the "dense" one; settings that the method ignores have fixed values."""
-        if method == DENSE:
+        """The key of a method's model, at sparsity 0 that of the dense one. What the method ignores has fixed values."""
+        if method == DENSE or not self.slicing.sparsity:
             return SliceKey(self.calibration, NOTHING_REMOVED, method)
         slicing_method, config = METHODS.require(method), self.slicing
         recovery = slicing_method.recovery(config)

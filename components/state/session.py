@@ -19,6 +19,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
 from intraslice.data import describe
+from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
@@ -270,15 +271,14 @@ class Session:
         with self.calibrations.holding(job, request.calibration):
             while calibrated is None or not calibrated.is_whole:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole, more_than=sequences)
-                self._measure(job, request, calibrated)
+                self.losses(job, request, calibrated)
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
                     job.urgency = Urgency.BACKGROUND
 
-    def _measure(self, job: Job, request: Request, calibrated: Calibrated) -> None:
-        self.readings.losses(job, request.slice_key(DENSE), calibrated)
-        if request.slicing.sparsity:
-            self.readings.losses(job, request.slice_key("intraslice"), calibrated)
+    def losses(self, job: Job, request: Request, calibrated: Calibrated) -> list[Losses]:
+        """The losses of the dense and the sliced model, measured now or cached."""
+        return [self.readings.losses(job, request.slice_key(method), calibrated) for method in (DENSE, "intraslice")]
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
         loaded, stats, method = calibrated.loaded, calibrated.stats, key.method
