@@ -1,7 +1,8 @@
-"""Bounded in-memory caches: each has a maximum number of entries, and all of them share a maximum number of bytes.
+"""Memory: bounded caches, and what running jobs need beside them.
 
-All caches of the process share one `BUDGET`. When it is full, it evicts the large entries that were used least
-recently. It also evicts those that have not been used for a while.
+Each cache has a maximum number of entries, and all of the process share one `BUDGET` of bytes. When it is full, it
+evicts the large entries that were used least recently. It also evicts those that have not been used for a while. Work
+that needs much memory waits for earlier work of its kind, then for free memory (`JobMemory`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 from weakref import WeakSet, WeakValueDictionary
@@ -23,8 +26,13 @@ from transformers import PreTrainedModel
 
 from intraslice.evaluation.perplexity import DenseStates, Losses
 from intraslice.loading import LoadedModel
+from intraslice.pretrained.memory import available_bytes
+from intraslice.recovery.registry import training_bytes
 
 from .. import limits
+from ..i18n.language import lazy_gettext
+from ..jobs.job import Job
+from ..jobs.status import Status
 from .request import CalibrationKey, SliceKey
 
 Key = TypeVar("Key", bound=Hashable)
@@ -33,6 +41,8 @@ Value = TypeVar("Value")
 LARGE = 2**20  # bytes from which the budget may evict an entry; it counts smaller ones too, but never evicts them
 NUMBER_BYTES = 32  # of a number in a list
 OWN_MODULES = (f"{__name__.partition('.')[0]}.", "intraslice.")
+WAIT_SECONDS = 60.0  # for memory that other jobs use
+LOOK = 1.0  # seconds between two looks
 
 
 @dataclass(eq=False)
@@ -131,8 +141,15 @@ class Budget:
 
     def make_room(self, newest: object, max_bytes: float = math.inf) -> None:
         """Evict the least recently used entries until the rest fits, also into `max_bytes`, but never `newest`."""
+        max_bytes, evicts = min(max_bytes, self.max_bytes), False
         with self._lock:
-            evicts = self._evict(newest, min(max_bytes, self.max_bytes))
+            large, small_bytes = self._sizes()
+            for entry in sorted((entry for entry in large if entry.value is not newest), key=attrgetter("last_used")):
+                if small_bytes + _together(large.values()) <= max_bytes:
+                    break
+                self._drop(entry)
+                del large[entry]
+                evicts = True
             if self._timer is None:
                 self._start_timer(limits.UNUSED_SECONDS.value)
         if evicts:
@@ -151,27 +168,13 @@ class Budget:
         oldest = time.monotonic() - limits.UNUSED_SECONDS.value
         with self._lock:
             self._timer = None
-            if uses := self._drop_unused(oldest):
+            large = [entry for entry in self._entries() if entry.size >= LARGE and not entry.is_kept]
+            for entry in large:
+                if entry.last_used <= oldest:
+                    self._drop(entry)
+            if uses := [entry.last_used for entry in large if entry.last_used > oldest]:
                 self._start_timer(min(uses) - oldest)
         return_freed_memory()
-
-    def _evict(self, newest: object, max_bytes: float) -> bool:
-        large, small_bytes = self._sizes()
-        count = len(large)
-        for entry in sorted((entry for entry in large if entry.value is not newest), key=attrgetter("last_used")):
-            if small_bytes + _together(large.values()) <= max_bytes:
-                break
-            self._drop(entry)
-            del large[entry]
-        return len(large) < count
-
-    def _drop_unused(self, oldest: float) -> list[float]:
-        """Drop what was last used before `oldest`; the times when the other large entries were last used."""
-        large = [entry for entry in self._entries() if entry.size >= LARGE and not entry.is_kept]
-        for entry in large:
-            if entry.last_used <= oldest:
-                self._drop(entry)
-        return [entry.last_used for entry in large if entry.last_used > oldest]
 
     def _drop(self, entry: _Entry[Any]) -> None:
         for cache in list(self.caches):
@@ -219,6 +222,54 @@ class Caches:
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)
+
+
+class JobMemory:
+    """What work of one kind that runs at once needs together, kept to the part that the caches leave.
+
+    Each kind has its own: a slice of a partial calibration must not wait for the calibration, which may go on only
+    after it.
+
+    Args:
+        max_wait: seconds that a job waits for earlier ones.
+    """
+
+    def __init__(self, caches: Caches, device: str, max_wait: float = math.inf) -> None:
+        self._caches, self._device, self._max_wait = caches, device, max_wait
+        self._needed: dict[Job, int] = {}  # bytes, in order of arrival
+
+    def can_train(self, recovery: str, dense: PreTrainedModel, weights: int, length: int) -> bool:
+        """Whether training a slice of `dense` in the background leaves half of the jobs' memory to others."""
+        return training_bytes(recovery, dense, weights, length) <= self._caches.job_bytes / 2
+
+    @contextmanager
+    def reserved(self, job: Job, needed: int, in_use: object) -> Iterator[None]:
+        """Wait until earlier work leaves `needed` bytes, then until they are free; they count as needed while open.
+
+        The caches make room, except for `in_use`, and other jobs give back what they use in a while: the wait for them
+        ends after `WAIT_SECONDS`, and there is none where so much is never free. The caller checks what is free then.
+        """
+        self._needed[job], begin = needed, time.monotonic()
+        try:
+            while (ahead := self._ahead(job)) and time.monotonic() < begin + self._max_wait:
+                job.emit(Status(lazy_gettext("Waiting for memory; jobs ahead: {count}", count=ahead)))
+                job.sleep(LOOK)
+            until = time.monotonic() + (WAIT_SECONDS if needed <= self._caches.job_bytes else 0)
+            while not BUDGET.release(needed, self._free_bytes, in_use) and time.monotonic() < until:
+                job.emit(Status(lazy_gettext("Waiting for memory")))
+                job.sleep(LOOK)
+            yield
+        finally:
+            self._needed.pop(job, None)
+
+    def _ahead(self, job: Job) -> int:
+        """The number of jobs before this one, if they leave it too little memory."""
+        earlier = list(takewhile(lambda other: other is not job, self._needed))
+        needed = sum(self._needed[other] for other in (*earlier, job))
+        return len(earlier) if needed > self._caches.job_bytes else 0
+
+    def _free_bytes(self) -> int:
+        return available_bytes(self._device)
 
 
 def _together(several: Iterable[dict[int, int]]) -> int:

@@ -32,8 +32,7 @@ from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..jobs.waiting import JobSemaphore
-from .caches import BUDGET, Caches, return_freed_memory
-from .job_memory import JobMemory
+from .caches import BUDGET, Caches, JobMemory, return_freed_memory
 from .plan_views import Source
 from .precomputed import Precomputed, cache_profile, cached_profiles
 from .request import CalibrationKey

@@ -39,25 +39,10 @@ class SortedImportances:
     def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
         """The curves of one layer and of all layers, with the fractions of units below the threshold."""
         chosen = self.layers[layer]
-        all_below = layer_below = 0.0
-        if threshold is not None:
-            all_below, layer_below = (
-                int(np.searchsorted(units, threshold)) / len(units) for units in (self.all_layers, chosen)
-            )
+        below = -np.inf if threshold is None else threshold
+        fractions = [int(np.searchsorted(units, below)) / len(units) for units in (self.all_layers, chosen)]
         curves = _curve_points(self.all_layers), _curve_points(chosen)
-        return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
-
-
-def sort_importances(profile: Profile) -> dict[str, dict[ModuleKind, SortedImportances]]:
-    """Sorted importances by estimator and kind of module."""
-    return {
-        estimator: {
-            "attention": _sorted(ESTIMATORS[estimator].units, profile.importances(estimator, "attention")),
-            "mlp": _sorted("neurons", profile.importances(estimator, "mlp")),
-        }
-        for estimator in profile.estimators
-        if estimator in ESTIMATORS  # a cached profile may have a user's estimator that is not registered now
-    }
+        return ImportanceCurve(self.unit, *curves, threshold, *fractions, one_by_one)
 
 
 @dataclass(frozen=True)
@@ -75,7 +60,15 @@ class Source:
     @cached_property
     def importances(self) -> dict[str, dict[ModuleKind, SortedImportances]]:
         """Sorted importances by estimator and kind of module."""
-        return sort_importances(self.profile)
+        profile = self.profile
+        return {
+            estimator: {
+                "attention": _sorted(ESTIMATORS[estimator].units, profile.importances(estimator, "attention")),
+                "mlp": _sorted("neurons", profile.importances(estimator, "mlp")),
+            }
+            for estimator in profile.estimators
+            if estimator in ESTIMATORS  # a cached profile may have a user's estimator that is not registered now
+        }
 
 
 class Plans:

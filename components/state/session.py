@@ -34,10 +34,9 @@ from ..jobs.job import Job, Urgency
 from ..jobs.jobs import Jobs, job_progress
 from ..jobs.scheduler import Scheduler
 from ..jobs.status import Status
-from .caches import CachedEntry, Caches
+from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS
-from .job_memory import WAIT_SECONDS, JobMemory
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings

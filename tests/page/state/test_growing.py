@@ -9,7 +9,7 @@ from tiny_page import in_job, stepwise
 
 from components.export import files
 from components.jobs.job import Job
-from components.state import calibrations, job_memory, readings
+from components.state import caches, calibrations, readings
 from components.state.precomputed import Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -186,7 +186,7 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
 
 def test_a_slice_for_which_there_is_no_memory_waits_for_those_before_it_for_a_while(fresh, tiny, monkeypatch) -> None:
     fresh.jobs.scheduler = OnlyWhileAwaited(clock=Clock())  # turns alternate, however long each takes
-    monkeypatch.setattr(job_memory, "LOOK", 0.01)
+    monkeypatch.setattr(caches, "LOOK", 0.01)
     list(fresh.prepare(tiny, "somebody"))
     fresh._caches.job_bytes = 0
     sliced = {}

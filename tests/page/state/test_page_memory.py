@@ -14,7 +14,7 @@ from tiny_page import in_job, stepwise
 
 from components import limits
 from components.jobs.job import Job
-from components.state import caches, calibrations, job_memory
+from components.state import caches, calibrations
 from components.state.caches import BUDGET, BoundedCache, bytes_in
 from components.state.session import Session
 from intraslice.core.errors import UserError
@@ -164,7 +164,7 @@ def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway
     total, budget = 2 * memory.OVERHEAD, calibrations.BUDGET
     monkeypatch.setattr(budget, "caches", type(budget.caches)([fresh._caches.models]))
     monkeypatch.setattr(budget, "max_bytes", total)
-    for module in (memory, job_memory):
+    for module in (memory, caches):
         monkeypatch.setattr(module, "available_bytes", lambda *_: total - budget.held_bytes())
     unused = ("nobody's", "float32")
     fresh._caches.models.put(unused, torch.empty(int(1.5 * memory.OVERHEAD), dtype=torch.uint8))
