@@ -16,7 +16,7 @@ from .. import limits
 from ..gradio_compat.requests import BoundedRequests
 from ..i18n.language import LazyString, language, long_text, translate
 from ..ui.chart_bridge import plotly_head
-from ..ui.palette import COLOURS, FAINT, Colour, css_variables
+from ..ui.palette import COLOURS, FAINT, css_variables
 from ..ui.scripts import asset, page_script
 from .link import default_link, more_settings
 from .pinning import HISTORY_FIELDS
@@ -34,12 +34,7 @@ KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 
 def theme() -> gr.themes.Base:
     """The theme: one accent colour, thin rules, no shadows, no downloaded fonts."""
-
-    def both(name: str, colours: Mapping[str, Colour] = FAINT) -> tuple[str, str]:
-        return colours[name].light, colours[name].dark
-
-    page, panel, rule = both("page"), both("panel"), both("rule")
-    ink, quiet = both("ink", COLOURS), both("quiet", COLOURS)
+    page, panel, rule, ink, quiet = FAINT["page"], FAINT["panel"], FAINT["rule"], COLOURS["ink"], COLOURS["quiet"]
     pairs = {
         "body_background_fill": page,
         "background_fill_primary": page,
@@ -61,7 +56,7 @@ def theme() -> gr.themes.Base:
         "button_primary_background_fill": ("#0072b2", "#0072b2"),
         "button_primary_background_fill_hover": ("#00639b", "#00639b"),
         "button_primary_text_color": ("#ffffff", "#ffffff"),
-        "slider_color": both("intraslice", COLOURS),
+        "slider_color": COLOURS["intraslice"],
         "color_accent_soft": ("#f0f7fc", "#12283a"),
         "checkbox_label_background_fill": ("transparent", "transparent"),
         "checkbox_label_background_fill_selected": ("transparent", "transparent"),

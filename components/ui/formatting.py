@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from html import escape
 
-from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
@@ -154,9 +153,7 @@ def status_text(event: Status) -> str:
 
 def problem(error: Exception) -> str:
     """An error as a status line (HTML)."""
-    return (
-        f'<p class="isx-status isx-error" role="alert"><span>{escape(translate(limits.error_text(error)))}</span></p>'
-    )
+    return status(Status(str(error) or type(error).__name__, "error"))
 
 
 def provenance(source: Provenance) -> str:
