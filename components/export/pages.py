@@ -37,9 +37,9 @@ from ..sweep.charts import removed_chart
 from ..ui import figure, formatting
 from ..ui.chart_bridge import PLOTLY, template
 from ..ui.figure import Chart, Json
-from ..ui.screen import headline
 from ..ui.labels import ESTIMATORS
 from ..ui.palette import css_variables
+from ..ui.screen import headline
 from ..ui.scripts import asset, shared
 from .views import Published, Step
 

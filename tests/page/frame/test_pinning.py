@@ -26,8 +26,8 @@ from components.ui.chart_bridge import overlay
 from components.ui.figure import OVERLAY_ALWAYS, Chart, Figure
 from components.ui.formatting import signed
 from components.ui.handlers import LiveOutput, spread_settings
-from components.ui.screen import headline
 from components.ui.pinned_text import name_of
+from components.ui.screen import headline
 from intraslice.core.errors import UserError
 
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)

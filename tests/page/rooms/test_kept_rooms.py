@@ -15,8 +15,8 @@ from pathlib import Path
 from components.limits import ROOM_SECONDS
 from components.rooms.questions import questions
 from components.rooms.rooms import Rooms
-from components.rooms.store import FILE
 from components.rooms.routes import _cell
+from components.rooms.store import FILE
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
 
