@@ -75,9 +75,9 @@ class Request:
         return self.slicing.order == "one-shot" and self.slicing.recovery == NO_RECOVERY
 
     def slice_key(self, method: str) -> SliceKey:
-        """The key of a method's model, at sparsity 0 that of the dense one. What the method ignores has fixed values."""
+        """The key of a method's model, at sparsity 0 of the dense one. What the method ignores has fixed values."""
         if method == DENSE or not self.slicing.sparsity:
-            return SliceKey(self.calibration, NOTHING_REMOVED, method)
+            return SliceKey(self.calibration, NOTHING_REMOVED, DENSE)
         slicing_method, config = METHODS.require(method), self.slicing
         recovery = slicing_method.recovery(config)
         if not slicing_method.uses_estimator:

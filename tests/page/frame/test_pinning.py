@@ -184,7 +184,7 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
     other, mine = tiny.with_settings(sparsity=57), tiny.with_settings(sparsity=25)  # which no other test measures
     list(session.measure(mine, "somebody"))
-    answers = slider.measure_pinned(session, mine, 0, other, "ada")
+    answers = list(slider.measure_pinned(session, mine, 0, other, "ada"))
     own, other_value = (session.perplexities(which).sliced.value for which in (mine, other))
     change = own - other_value
     *_, last = [answer["headline"] for answer in answers if "headline" in answer]
