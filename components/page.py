@@ -32,12 +32,12 @@ def build_app(session: Session) -> App:
         notice = gr.HTML(elem_id="notice", apply_default_css=False)
         headline = screen.newest(initial("headline"), "headline")
         status = screen.newest(formatting.starting(), "status")
-        toolbar = pinning.build()
+        toolbar = pinning.Toolbar()
         with gr.Row(elem_id="slider-bar"):
             sparsity = controls.component("sparsity", first.settings)
             removed = screen.newest(initial("removed"), "removed")
         with sidebar:
-            sidebar_controls = controls.build(session, first.settings, sparsity, initial)
+            sidebar_controls = controls.Controls(session, first.settings, sparsity, initial)
         with gr.Tabs(elem_id="tabs") as tab_row:
             panels = tabs.build(session, first)
         explainers.glossary()
@@ -48,15 +48,19 @@ def build_app(session: Session) -> App:
             tab=gr.Textbox(link.FIRST_TAB, visible=False),
             panels=panels,
             opened={tab: signal() for tab in panels},
-            always=tabs.always(panels),
-            when_open=tabs.when_open(panels),
+            always=[panels["ratios"].live_output],
+            # All others are updated on release, since each output adds about 2 ms to every move.
+            when_open=[panels["spectra"].live_output],
             status=status,
-            headline=headline,
             notice=notice,
-            removed=removed,
+            texts={
+                "readout": sidebar_controls.readout,
+                "headline": headline,
+                "removed": removed,
+                "perplexity": panels["compare"].perplexity,
+            },
             measure_here=gr.Button("measure", visible="hidden", elem_id="measure-here"),
             prompt=panels["compare"].prompt,
-            perplexity=panels["compare"].perplexity,
         )
         events.connect(page, context)
         tabs.connect(panels, context)

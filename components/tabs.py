@@ -19,7 +19,6 @@ from .spectra import panel as spectra
 from .state.request import Request
 from .state.session import Session
 from .sweep import panel as sweep
-from .ui.handlers import LiveOutput
 
 # By id: the label, and a module with `build(session, first)`, which returns the panel, and `connect(panel, context)`.
 TABS: dict[str, tuple[str, ModuleType]] = {
@@ -45,19 +44,6 @@ def build(session: Session, first: Request) -> dict[str, Any]:
         with gr.Tab(label, id=tab):
             panels[tab] = module.build(session, first)
     return panels
-
-
-def always(panels: Mapping[str, Any]) -> list[LiveOutput]:
-    """Outputs that are updated while the slider is dragged, whichever tab is active."""
-    return [panels["ratios"].live_output]
-
-
-def when_open(panels: Mapping[str, Any]) -> list[LiveOutput]:
-    """Outputs that are updated while the slider is dragged, if their tab is active.
-
-    All others are updated on release, since each output adds about 2 ms to every move.
-    """
-    return [panels["spectra"].live_output]
 
 
 def connect(panels: Mapping[str, Any], context: Context) -> None:

@@ -62,15 +62,13 @@ class Context:
     tab: gr.Textbox  # the id of the active tab; hidden
     panels: Mapping[str, Any]  # by tab id, for tabs that show another tab's settings
     opened: Mapping[str, gr.Textbox]  # by tab id: signals that the tab is active now, which the server knows
-    always: Sequence[LiveOutput]  # updated after every move of the slider
-    when_open: Sequence[LiveOutput]  # updated after every move while their tab is active
+    always: Sequence[LiveOutput]  # updated while the slider is dragged, whichever tab is active
+    when_open: Sequence[LiveOutput]  # updated while the slider is dragged, if their tab is active
     status: gr.HTML
-    headline: gr.HTML
     notice: gr.HTML  # of a link that names a model which the page does not load
-    removed: gr.HTML
+    texts: Mapping[str, gr.HTML]  # outside of the tabs, that depend on the settings: as `ui/screen.py` draws them
     measure_here: gr.Button  # hidden: a button in the headline clicks it
     prompt: gr.Textbox
-    perplexity: gr.HTML
     subscribed: list[LiveOutput] = field(default_factory=list)  # updated after some events while their tab is active
     downloads: Downloads = field(default_factory=Downloads)
     refresh: gr.Textbox = field(default_factory=signal)  # has the effect of dragging; for handlers that set controls
@@ -78,16 +76,6 @@ class Context:
     measured: gr.Textbox = field(default_factory=signal)  # so has measuring after `prepared` or by a button
     released: gr.Textbox = field(default_factory=signal)  # so has measuring after `on_commit`
     pinned_measured: gr.Textbox = field(default_factory=signal)  # something of the pinned setting is measured
-
-    @property
-    def texts(self) -> dict[str, gr.HTML]:
-        """The texts outside of the tabs that depend on the settings, by name as in `ui/screen.py`."""
-        return {
-            "readout": self.controls.readout,
-            "headline": self.headline,
-            "removed": self.removed,
-            "perplexity": self.perplexity,
-        }
 
     @property
     def on_commit(self) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -101,22 +101,50 @@ COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
 }
 
 
-class Controls(NamedTuple):
-    """The sidebar's components, and the sparsity slider."""
+class Controls:
+    """The sidebar's components, which the constructor creates inside `gr.Sidebar()`, and the sparsity slider.
 
-    settings: dict[str, Any]  # by the fields of `Settings`, in their order
-    memory: gr.HTML
-    calibrate: gr.Button
-    more: gr.Accordion
-    bias_found: gr.Number
-    bias_slider: gr.Slider
-    bias_auto: gr.Checkbox
-    paper: gr.Button
-    train: gr.Button
-    cancel: gr.Button
-    layer: gr.Slider
-    readout: gr.HTML
-    pinned: gr.Textbox
+    `settings` has the component of each setting, in the order of `Settings`. `initial` returns readout and bias.
+    """
+
+    def __init__(
+        self, session: Session, first: Settings, sparsity: gr.Slider, initial: Callable[[str], Any]
+    ) -> None:
+        found_bias = initial("bias_found") or 1
+        settings: dict[str, Any] = {"sparsity": sparsity}
+
+        def add(*names: str, **options: Any) -> None:
+            settings.update({name: component(name, first, **options) for name in names})
+
+        _heading(lazy_gettext("Model"))
+        add("model")
+        self.memory = gr.HTML(elem_id="memory", apply_default_css=False)
+        self.calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
+        _heading(lazy_gettext("Slicing"))
+        add("estimator", "recovery")
+        with gr.Row(equal_height=True):
+            self.paper = gr.Button(lazy_gettext("Slice sequentially"), size="md", elem_id="paper", min_width=190)
+            # A style sheet shows it where a recovery is chosen.
+            self.train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120)
+            self.cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
+        with gr.Accordion(lazy_gettext("More settings"), open=False, elem_id="more") as self.more:
+            add("dtype")
+            add("text", choices=list(session.texts))
+            add("upload")
+            with gr.Row():
+                add("sequences", "length", "seed")
+            self.bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
+            label = lazy_gettext("Bias: left prunes attention more, right MLPs more")
+            self.bias_slider = _slider(0.4, 1.6, value=found_bias, step=0.05, label=label, elem_id="bias")
+            label = lazy_gettext("Automatic bias")
+            self.bias_auto = gr.Checkbox(True, label=label, elem_id="bias-auto", container=False)
+            add(*(name for name in COMPONENTS if name not in settings))
+        _heading(lazy_gettext("Results"))
+        self.readout = screen.newest(initial("readout"), "readout")
+        label = lazy_gettext("Layer shown in detail")
+        self.layer = _slider(0, LAST_LAYER, value=0, precision=0, label=label, elem_id="layer")
+        self.pinned = gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False)
+        self.settings = {name: settings[name] for name in Settings._fields}
 
     @property
     def moves(self) -> list[Any]:
@@ -146,62 +174,6 @@ def component(name: str, first: Settings, **options: Any) -> Any:
     if bounds := CONTROLS[name].slider:
         options |= {"minimum": bounds[0], "maximum": bounds[1]}
     return COMPONENTS[name](value=getattr(first, name), elem_id=name, **options)
-
-
-def build(session: Session, first: Settings, sparsity: gr.Slider, initial: Callable[[str], Any]) -> Controls:
-    """Fill the sidebar, with the initial readout and bias. Called inside `gr.Sidebar()`."""
-    found_bias = initial("bias_found") or 1
-    settings: dict[str, Any] = {"sparsity": sparsity}
-
-    def add(*names: str, **options: Any) -> None:
-        settings.update({name: component(name, first, **options) for name in names})
-
-    _heading(lazy_gettext("Model"))
-    add("model")
-    memory = gr.HTML(elem_id="memory", apply_default_css=False)
-    calibrate = gr.Button(lazy_gettext("Load and calibrate"), size="md", elem_id="calibrate")
-    _heading(lazy_gettext("Slicing"))
-    add("estimator", "recovery")
-    with gr.Row(equal_height=True):
-        paper = gr.Button(lazy_gettext("Slice sequentially"), size="md", elem_id="paper", min_width=190)
-        # A style sheet shows it where a recovery is chosen.
-        train = gr.Button(lazy_gettext("Slice and train"), size="md", elem_id="train", min_width=120)
-        cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
-    with gr.Accordion(lazy_gettext("More settings"), open=False, elem_id="more") as more:
-        add("dtype")
-        add("text", choices=list(session.texts))
-        add("upload")
-        with gr.Row():
-            add("sequences", "length", "seed")
-        bias_found = gr.Number(found_bias, label=lazy_gettext("Bias set by the importances"), visible=False)
-        bias_slider = _slider(
-            0.4,
-            1.6,
-            value=found_bias,
-            step=0.05,
-            label=lazy_gettext("Bias: left prunes attention more, right MLPs more"),
-            elem_id="bias",
-        )
-        bias_auto = gr.Checkbox(True, label=lazy_gettext("Automatic bias"), elem_id="bias-auto", container=False)
-        add(*(name for name in COMPONENTS if name not in settings))
-    _heading(lazy_gettext("Results"))
-    readout = screen.newest(initial("readout"), "readout")
-    layer = _slider(0, LAST_LAYER, value=0, precision=0, label=lazy_gettext("Layer shown in detail"), elem_id="layer")
-    return Controls(
-        settings={name: settings[name] for name in Settings._fields},
-        memory=memory,
-        calibrate=calibrate,
-        more=more,
-        bias_found=bias_found,
-        bias_slider=bias_slider,
-        bias_auto=bias_auto,
-        paper=paper,
-        train=train,
-        cancel=cancel,
-        layer=layer,
-        readout=readout,
-        pinned=gr.Textbox("", label=lazy_gettext("Pinned setting"), visible=False),
-    )
 
 
 def _heading(text: LazyString) -> None:

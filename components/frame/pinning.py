@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -22,25 +23,17 @@ from .context import HEAVY, Context, in_browser, tell
 HISTORY_FIELDS = [*(name for name, control in CONTROLS.items() if control.in_link), "pinned"]
 
 
-class Toolbar(NamedTuple):
-    """The toolbar's components."""
+class Toolbar:
+    """The toolbar's components, which the constructor creates above the slider."""
 
-    pin: gr.Button
-    unpin: gr.Button
-    description: gr.HTML
-    undo: gr.Button
-    redo: gr.Button
-
-
-def build() -> Toolbar:
-    """The toolbar above the slider."""
-    with gr.Row(elem_id="actions"):
-        pin = gr.Button(lazy_gettext("Pin this setting"), size="md", elem_id="pin", min_width=60, scale=0)
-        unpin = gr.Button(lazy_gettext("Unpin A"), size="md", elem_id="unpin", min_width=60, scale=0, visible=False)
-        description = gr.HTML(elem_id="pinned", apply_default_css=False)
-        undo = gr.Button(lazy_gettext("Undo"), size="md", elem_id="undo", min_width=60, scale=0)
-        redo = gr.Button(lazy_gettext("Redo"), size="md", elem_id="redo", min_width=60, scale=0)
-    return Toolbar(pin, unpin, description, undo, redo)
+    def __init__(self) -> None:
+        button = partial(gr.Button, size="md", min_width=60, scale=0)
+        with gr.Row(elem_id="actions"):
+            self.pin = button(lazy_gettext("Pin this setting"), elem_id="pin")
+            self.unpin = button(lazy_gettext("Unpin A"), elem_id="unpin", visible=False)
+            self.description = gr.HTML(elem_id="pinned", apply_default_css=False)
+            self.undo = button(lazy_gettext("Undo"), elem_id="undo")
+            self.redo = button(lazy_gettext("Redo"), elem_id="redo")
 
 
 def pin(request: Request) -> str:
