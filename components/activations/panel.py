@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -24,11 +24,20 @@ from .views import ShiftView
 NOTHING = lazy_gettext("Appears once the model is calibrated and sliced.")
 
 
-class ActivationsPanel(NamedTuple):
-    """The tab's components, and the source of their numbers."""
+class ActivationsPanel:
+    """Two charts, empty until the tab is opened, each with an explanation; created inside a `gr.Tab`."""
 
-    views: ShiftViews
-    shown: dict[str, gr.HTML]  # by name, as in the answers of `show`
+    def __init__(self, session: Session, first: Request) -> None:
+        self.views = ShiftViews(session)
+        summary = gr.HTML(elem_id="shift-words", apply_default_css=False)
+        shift = chart(height=540, elem_id="shift-chart")
+        fold("shift")
+        histograms = chart(height=330, elem_id="histogram-chart", table=True)
+        fold("histograms")
+        self.shown = {"summary": summary, "shift": shift, "histograms": histograms}  # as in the answers of `show`
+
+
+build = ActivationsPanel
 
 
 def show(views: ShiftViews, request: Request, layer: int, client: str) -> dict[str, str]:
@@ -69,17 +78,6 @@ def measure_pinned(
         return
     for event in views.measure(pinned, client):
         yield {"status": status_line(event)}
-
-
-def build(session: Session, first: Request) -> ActivationsPanel:
-    """Two charts, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
-    views = ShiftViews(session)
-    summary = gr.HTML(elem_id="shift-words", apply_default_css=False)
-    shift = chart(height=540, elem_id="shift-chart")
-    fold("shift")
-    histograms = chart(height=330, elem_id="histogram-chart", table=True)
-    fold("histograms")
-    return ActivationsPanel(views, {"summary": summary, "shift": shift, "histograms": histograms})
 
 
 def connect(panel: ActivationsPanel, context: Context) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -100,31 +101,25 @@ class Section:
         return SectionPanel(self, shown, measure, cancel, progress)
 
 
-class EstimatorPanel(NamedTuple):
-    """The tab's sections, and the button that locks the ratios of a search."""
+class EstimatorPanel:
+    """All sections, empty until the tab is opened, each with an explanation; created inside a `gr.Tab`."""
 
-    check: SectionPanel
-    search: SectionPanel
-    use: gr.Button
-    convergence: gr.HTML
+    def __init__(self, session: Session, first: Request) -> None:
+        checks, searches = EstimatorCheckCache(session), RatioSearches(session)
+        check = Section(checks, estimator_check_chart, check_summary, CHECK_JOB, "estimator-check", session)
+        self.check = check.build(lazy_gettext("Measure each module alone"), 360)
+        fold("estimator_check")
+        is_complete = attrgetter("is_complete")
+        search = Section(searches, search_chart, search_summary, SEARCH_JOB, "search", session, is_complete)
+        self.search = search.build(lazy_gettext("Search for better ratios"), 440)
+        label = lazy_gettext("Lock the ratios found")
+        self.use = gr.Button(label, size="sm", elem_id="search-use", min_width=190, scale=0)
+        fold("search")
+        self.convergence = chart(height=250, elem_id="convergence-chart")
+        fold("convergence")
 
 
-def build(session: Session, first: Request) -> EstimatorPanel:
-    """All sections, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
-    checks, searches = EstimatorCheckCache(session), RatioSearches(session)
-    check = Section(checks, estimator_check_chart, check_summary, CHECK_JOB, "estimator-check", session)
-    check_panel = check.build(lazy_gettext("Measure each module alone"), 360)
-    fold("estimator_check")
-    found = Section(
-        searches, search_chart, search_summary, SEARCH_JOB, "search", session, is_complete=lambda view: view.is_complete
-    )
-    search_panel = found.build(lazy_gettext("Search for better ratios"), 440)
-    label = lazy_gettext("Lock the ratios found")
-    button = gr.Button(label, size="sm", elem_id="search-use", min_width=190, scale=0)
-    fold("search")
-    convergence = chart(height=250, elem_id="convergence-chart")
-    fold("convergence")
-    return EstimatorPanel(check_panel, search_panel, button, convergence)
+build = EstimatorPanel
 
 
 def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -63,14 +63,44 @@ DOWNLOADS = {  # a button's label, and a note
 COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
 
 
-class ExportPanel(NamedTuple):
-    """The tab's components."""
+class ExportPanel:
+    """The downloads, the reload snippet, the command lines, the link: created inside a `gr.Tab`."""
 
-    shown: dict[str, gr.HTML]  # by name, as in the answers of `preview`
-    buttons: dict[str, gr.Button]  # as in `DOWNLOADS`
-    files: dict[str, gr.DownloadButton]  # hidden; they pass the written file to the browser
-    gguf_type: gr.Radio
-    progress: gr.HTML
+    def __init__(self, session: Session, first: Request) -> None:
+        about = gr.HTML(elem_id="export-about", apply_default_css=False)
+        self.buttons = {}
+        with gr.Row(elem_id="export-buttons"):
+            for name, (label, text) in DOWNLOADS.items():
+                with gr.Column(min_width=220):
+                    variant: Literal["primary", "secondary"] = "primary" if name == "checkpoint" else "secondary"
+                    self.buttons[name] = gr.Button(label, variant=variant, elem_id=f"export-{name}")
+                    if name == "gguf":
+                        label, types = lazy_gettext("GGUF type"), files.GGUF_CHOICES
+                        self.gguf_type = gr.Radio(types, value="f16", label=label, elem_id="export-gguf-type")
+                    _note(text)
+        # Hidden: they pass the written file to the browser.
+        self.files = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
+        self.progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
+        _heading(lazy_gettext("Link to this view"))
+        _copyable(_link_field, "export-link")
+        note = lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:")
+        snippet = _section(RELOAD, note, RELOAD, "export-snippet")
+        note = lazy_gettext(
+            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
+            "generate the greedy answer shown here."
+        )
+        command = _section(COMMAND_LINE, note, COMMAND_LINE, "export-command")
+        heading = lazy_gettext("Embed the static page in another page")
+        label = lazy_gettext("The line that embeds the page")
+        note = lazy_gettext(
+            "Save the file in the folder of that page, and insert this line where the static page should appear:"
+        )
+        embed_line = _section(heading, note, label, "export-embed")
+        # By name, as in the answers of `preview`.
+        self.shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
+
+
+build = ExportPanel
 
 
 def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> dict[str, str]:
@@ -188,46 +218,6 @@ def report(
     return str(_put(downloads, title, text))
 
 
-def build(session: Session, first: Request) -> ExportPanel:
-    """The downloads, the reload snippet, the command lines, the link. Called inside a `gr.Tab`."""
-    about = gr.HTML(elem_id="export-about", apply_default_css=False)
-    buttons = {}
-    with gr.Row(elem_id="export-buttons"):
-        for name, (label, text) in DOWNLOADS.items():
-            with gr.Column(min_width=220):
-                variant: Literal["primary", "secondary"] = "primary" if name == "checkpoint" else "secondary"
-                buttons[name] = gr.Button(label, variant=variant, elem_id=f"export-{name}")
-                if name == "gguf":
-                    gguf_type = gr.Radio(
-                        files.GGUF_CHOICES, value="f16", label=lazy_gettext("GGUF type"), elem_id="export-gguf-type"
-                    )
-                _note(text)
-    hidden = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
-    progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-    _heading(lazy_gettext("Link to this view"))
-    _copyable(_link_field, "export-link")
-    _heading(RELOAD)
-    _note(lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"))
-    snippet = _copyable(partial(_code_block, RELOAD), "export-snippet")
-    _heading(COMMAND_LINE)
-    _note(
-        lazy_gettext(
-            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
-            "generate the greedy answer shown here."
-        )
-    )
-    command = _copyable(partial(_code_block, COMMAND_LINE), "export-command")
-    _heading(lazy_gettext("Embed the static page in another page"))
-    _note(
-        lazy_gettext(
-            "Save the file in the folder of that page, and insert this line where the static page should appear:"
-        )
-    )
-    embed_line = _copyable(partial(_code_block, lazy_gettext("The line that embeds the page")), "export-embed")
-    shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
-    return ExportPanel(shown, buttons, hidden, gguf_type, progress)
-
-
 def connect(panel: ExportPanel, context: Context) -> None:
     """Attach the tab's handlers. The report shows the points selected on the Sweep tab."""
     session, call, downloads = context.session, context.call, context.downloads
@@ -273,6 +263,13 @@ def _copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
     """A component with a copy button (`assets/copy.js`)."""
     options: dict[str, Any] = {"js_on_load": on_load("copy"), "elem_id": elem_id, "apply_default_css": False}
     return gr.HTML(html_template=LazyString(template), **options)
+
+
+def _section(heading: LazyString, note: LazyString, label: LazyString, elem_id: str) -> gr.HTML:
+    """A heading, a note, and a code block with a copy button."""
+    _heading(heading)
+    _note(note)
+    return _copyable(partial(_code_block, label), elem_id)
 
 
 def _heading(text: LazyString) -> None:

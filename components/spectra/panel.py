@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import lazy_gettext, translate
@@ -19,11 +17,20 @@ from .measure import SpectraViews
 WAITING = lazy_gettext("Spectra appear once the model is calibrated.")
 
 
-class SpectraPanel(NamedTuple):
-    """The tab's charts, and the source of their numbers."""
+class SpectraPanel:
+    """Three charts, empty until the tab is opened, each with an explanation; created inside a `gr.Tab`."""
 
-    views: SpectraViews
-    live_output: LiveOutput  # updated on every move while the tab is active
+    def __init__(self, session: Session, first: Request) -> None:
+        self.views = SpectraViews(session)
+        kinds = ("variance", "variance-chart", 380), ("ranks", "rank-chart", 330), ("pairs", "pair-chart", 260)
+        charts = {}
+        for name, elem_id, height in kinds:
+            charts[name] = chart(height=height, elem_id=elem_id)
+            fold(name)
+        self.live_output = LiveOutput("spectra", partial_handler(show, self.views), charts)  # updated while dragging
+
+
+build = SpectraPanel
 
 
 def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict[str, str]:
@@ -41,19 +48,6 @@ def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict
 def complete(views: SpectraViews, request: Request, layer: int, client: str) -> None:
     """Compute the wide curves of a layer, which takes seconds; `show` includes them from then on."""
     views.complete(request, layer)
-
-
-def build(session: Session, first: Request) -> SpectraPanel:
-    """Three charts, empty until the tab is opened, each with an explanation. Called inside a `gr.Tab`."""
-    views = SpectraViews(session)
-    variance = chart(height=380, elem_id="variance-chart")
-    fold("variance")
-    ranks = chart(height=330, elem_id="rank-chart")
-    fold("ranks")
-    pairs = chart(height=260, elem_id="pair-chart")
-    fold("pairs")
-    charts = {"variance": variance, "ranks": ranks, "pairs": pairs}
-    return SpectraPanel(views, LiveOutput("spectra", partial_handler(show, views), charts))
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
