@@ -22,11 +22,11 @@ from typing import Any, Self
 import gradio as gr
 
 from .. import limits
-from ..i18n.language import gettext, requested_language, term, translate, use_language
+from ..i18n.language import ENGLISH, gettext, language, requested_language, term, translate, use_language
 from ..jobs.jobs import failure
 from .callers import prepare_mcp
 from .inputs import require_readable
-from .page_config import PageConfig, TranslatedConfig
+from .page_config import PageConfig, translated
 from .queue import SteadyQueue
 
 PLAIN = (str, int, float, bool, type(None))
@@ -41,12 +41,14 @@ class PatchedBlocks(gr.Blocks):
 
     @property  # type: ignore[override]  # in gradio an attribute
     def config(self) -> dict[str, Any]:
-        """As in gradio, in the current language."""
-        return self._translated_config.current()
+        """As in gradio, in the current language. Gradio copies what it changes of it."""
+        if language() not in self._configs:
+            self._configs[language()] = translated(self._configs[ENGLISH])
+        return self._configs[language()]
 
     @config.setter
     def config(self, config: dict[str, Any]) -> None:
-        self._translated_config = TranslatedConfig(config)
+        self._configs = {ENGLISH: config}
 
     @property
     def calls(self) -> SteadyQueue:

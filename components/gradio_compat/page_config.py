@@ -29,6 +29,7 @@ import json
 import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -51,7 +52,7 @@ NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
 ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
 # What of a request is answered here, and therefore kept from gradio.
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
-SENT = 32  # answers as they were sent
+SENT = 32  # answers as they were sent, which are kept
 CHUNK = 2**16  # bytes
 
 
@@ -70,27 +71,14 @@ class _SessionConfig(BlocksConfig):
         return {}
 
 
-class TranslatedConfig:
-    """A page's configuration (`gr.Blocks.config`) by language, each made once."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self._configs = {ENGLISH: config}
-
-    def current(self) -> dict[str, Any]:
-        """The one in the current language. Gradio copies what it changes of it."""
-        if language() not in self._configs:
-            self._configs[language()] = _translated(self._configs[ENGLISH])
-        return self._configs[language()]
-
-
-def _translated(value: Any) -> Any:
-    """A copy of plain lists and dictionaries with all `LazyString`s in them in the current language."""
+def translated(value: Any) -> Any:
+    """A copy of plain lists and dictionaries, such as a page's configuration, with all `LazyString`s translated."""
     if isinstance(value, str):
         return translate(value)
     if isinstance(value, Mapping):
-        return {key: _translated(inside) for key, inside in value.items()}
+        return {key: translated(inside) for key, inside in value.items()}
     if isinstance(value, list | tuple):
-        return [_translated(inside) for inside in value]
+        return [translated(inside) for inside in value]
     return value
 
 
@@ -114,7 +102,6 @@ class CachedPage:
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None, head: str = "") -> None:
         self._app, self._headers, self._head = app, dict(headers or {}), head
         self._rendered: dict[tuple[str, str, str], Rendered] = {}
-        self._sent: dict[tuple[str, str, bool], bytes] = {}  # the one that was used last comes last
         self._making = asyncio.Lock()
         self._pace: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by network address
 
@@ -140,23 +127,13 @@ class CachedPage:
             return await Response(status_code=304, headers=headers)(scope, receive, send)
         zipped = "gzip" in request.headers.get("accept-encoding", "")
         headers |= {"content-encoding": "gzip"} if zipped else {}
-        body = self._as_sent(rendered, origin, zipped)
+        body = _as_sent(rendered.body, origin, zipped)
         headers["content-length"] = str(len(body))
         response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
         if address := address_of(request):  # else it may be that of all clients behind a proxy
             async with self._pace.setdefault(address, asyncio.Lock()):  # not while sending: a client may never read
                 await asyncio.sleep(len(body) / limits.PAGE_BYTES_PER_SECOND)
         await response(scope, receive, send)
-
-    def _as_sent(self, rendered: Rendered, origin: str, zipped: bool) -> bytes:
-        key = (rendered.version, origin, zipped)
-        if (body := self._sent.pop(key, None)) is None:
-            body = rendered.body.replace(f"http://{NOWHERE}".encode(), origin.encode())
-            body = gzip.compress(body, 1, mtime=0) if zipped else body
-        self._sent[key] = body
-        while len(self._sent) > SENT:
-            del self._sent[next(iter(self._sent))]
-        return body
 
     async def _answer(self, scope: Scope, receive: Receive, query: str) -> Rendered | None:
         """Gradio's answer to this path in the current language; None where it is no page, which is not kept.
@@ -190,6 +167,13 @@ class CachedPage:
             body = body.replace(b"</head>", translate(self._head).encode() + b"</head>", 1)
         version = hashlib.sha256(body).hexdigest()[:16]
         return Rendered(body, answered["content-type"], version, answered.get("cache-control", "no-cache"))
+
+
+@lru_cache(maxsize=SENT)
+def _as_sent(body: bytes, origin: str, zipped: bool) -> bytes:
+    """An answer of gradio's for clients who see the page at `origin`."""
+    body = body.replace(f"http://{NOWHERE}".encode(), origin.encode())
+    return gzip.compress(body, 1, mtime=0) if zipped else body
 
 
 def _language_script(is_named: bool) -> str:
