@@ -8,7 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from ..frame.context import Context
+from ..frame.context import HEAVY, Context, tell
+from ..gradio_compat.browser.on_latest import on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..state.request import Request
@@ -87,7 +88,12 @@ def connect(panel: ActivationsPanel, context: Context) -> None:
     )
     context.subscribe(live_output, [*context.on_commit, context.controls.layer.change])
     measured = {"status": context.status, **panel.shown}
-    context.measure_on_commit("activations", measured, [measure, measure_pinned], panel.views)
+    first, second = (
+        context.call(handler, panel.views, outputs=measured, tab="activations", queue=HEAVY)
+        for handler in (measure, measure_pinned)
+    )
+    events = [*context.on_commit, context.measured.change, context.opened["activations"].change]
+    on_latest(events, **first).then(**second).then(**tell(context.pinned_measured))
     context.choose_layer_by(panel.shown["shift"])
 
 

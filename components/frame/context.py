@@ -123,26 +123,6 @@ class Context:
         self.subscribed.append(live_output)
         on_latest([*events, self.prepared.change, self.opened[live_output.tab].change], **self.show(live_output))
 
-    def measure_on_commit(self, tab: str, outputs: Mapping[str, Any], handlers: Sequence[Handler], *bound: Any) -> None:
-        """Call slow handlers in sequence while `tab` is active; the last ones measure the pinned setting.
-
-        They are called after `on_commit`, after `measured`, and when the tab is opened.
-        """
-        first, *others = (self.call(handler, *bound, outputs=outputs, tab=tab, queue=HEAVY) for handler in handlers)
-        end = on_latest([*self.on_commit, self.measured.change, self.opened[tab].change], **first)
-        for other in (*others, tell(self.pinned_measured)):
-            end = end.then(**other)
-
-    def on_layer_change(self, live_output: LiveOutput, handler: Handler, *bound: Any) -> None:
-        """Call `handler`, which takes seconds, when another layer is chosen, then update the live output.
-
-        The calls have a gradio queue of their own.
-        """
-        queue = {"concurrency_id": live_output.tab, "concurrency_limit": 2, **SILENT}
-        events = [self.controls.layer.change, self.prepared.change, self.opened[live_output.tab].change]
-        computed = on_latest(events, **self.call(handler, *bound, tab=live_output.tab, queue=queue))
-        computed.then(**self.show(live_output))
-
     def choose_layer_by(self, *charts: gr.HTML) -> None:
         """Let a click on a layer of the charts set the layer slider."""
         outputs = {"layer": self.controls.layer}

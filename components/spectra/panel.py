@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..frame.context import Context
+from ..gradio_compat.browser.on_latest import SILENT, on_latest
 from ..gradio_compat.signatures import partial_handler
 from ..i18n.language import lazy_gettext, translate
 from ..state.request import Request
@@ -51,6 +52,9 @@ def complete(views: SpectraViews, request: Request, layer: int, client: str) -> 
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
-    """Attach the tab's handlers; slow curves are computed separately after a change of the layer."""
-    context.on_layer_change(panel.live_output, complete, panel.views)
+    """Attach the tab's handlers. Slow curves are computed after a change of the layer, in a gradio queue of their own."""
+    queue = {"concurrency_id": "spectra", "concurrency_limit": 2, **SILENT}
+    events = [context.controls.layer.change, context.prepared.change, context.opened["spectra"].change]
+    computed = on_latest(events, **context.call(complete, panel.views, tab="spectra", queue=queue))
+    computed.then(**context.show(panel.live_output))
     context.choose_layer_by(panel.live_output.outputs["ranks"])

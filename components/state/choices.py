@@ -9,27 +9,16 @@ import os
 from typing import get_args
 
 from intraslice.calibration.user_estimator import load_estimator
-from intraslice.core.config import NO_RECOVERY, SliceConfig
+from intraslice.core.config import NO_RECOVERY as NO_RECOVERY
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.registry import ESTIMATORS
-from intraslice.methods.registry import METHODS
+from intraslice.core.registry import ESTIMATORS as ESTIMATORS
+from intraslice.methods.registry import METHODS as METHODS
 from intraslice.pretrained.precision import Precision
-from intraslice.recovery import RECOVERIES
+from intraslice.recovery import RECOVERIES as RECOVERIES
 
 from .. import limits
 from ..i18n.language import LazyString, gettext, lazy_gettext, term
-
-__all__ = [
-    "ESTIMATORS",
-    "METHODS",
-    "NO_RECOVERY",
-    "PRECISIONS",
-    "RECOVERIES",
-    "TEXTS",
-    "describe_slicing",
-    "label_of_recovery",
-    "offer_own_estimators",
-]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TEXTS = ("default", "wikitext2")

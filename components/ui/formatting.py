@@ -119,8 +119,12 @@ def signed(change: float, format_size: Callable[[float], str]) -> str:
     return "0" if size == format_size(0) else f"{'+' if change > 0 else '−'}{size}"
 
 
-def status_line(shown: Status) -> str:
-    """The page's status line (HTML), which replaces only an older one; one that no client's jobs gave is new."""
+def status_line(event: Status) -> str:
+    """What the page's status line shows once a job has emitted a status (HTML); it replaces only an older one.
+
+    A status that no client's job has emitted is new.
+    """
+    shown = event.line() if event.line else event
     return numbered(shown.number or next(NUMBERS), status(shown))
 
 

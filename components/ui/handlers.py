@@ -24,10 +24,10 @@ from .. import limits
 from ..gradio_compat.inputs import uploaded_path
 from ..gradio_compat.signatures import Handler, is_given_by_gradio, parameters_of, with_default, wrap_handler
 from ..i18n.language import LazyString, language
-from ..jobs.status import Status
 from ..state.request import Request, parse
 from ..state.settings import Settings, model_name
-from . import formatting, pinned_text
+from . import pinned_text
+from .formatting import status_line as status_line
 
 Upload = gr.FileData | None  # as programs pass it
 REQUEST = "request"  # the parameter that the values of the controls are converted for
@@ -70,11 +70,6 @@ class LiveOutput:
     def show(self, *arguments: Any) -> dict[str, Any]:
         """The handler's answer, by these names."""
         return {f"{self.tab} {name}": value for name, value in self.handler(*arguments).items()}
-
-
-def status_line(event: Status) -> str:
-    """What the page's status line shows once a job has emitted a status (HTML)."""
-    return formatting.status_line(event.line() if event.line else event)
 
 
 def leave_unchanged(error: ValueError) -> dict[str, Any]:
