@@ -43,13 +43,9 @@ class Readings:
         self._caches, self._sliced, self._precomputed = caches, sliced, precomputed
         self._looked_up: BoundedCache[SliceKey, bool] = BoundedCache(10_000)  # on the disk; once, since it takes a hash
 
-    def cached_losses(self, key: SliceKey) -> CachedEntry[Losses] | None:
-        """The losses of a method or of the "dense" model, possibly on the first windows only."""
-        return self._caches.losses.get(key)
-
     def perplexity(self, key: SliceKey) -> float | None:
         """A method's perplexity, or None before all windows are measured."""
-        cached = self.cached_losses(key)
+        cached = self._caches.losses.get(key)
         return cached.value.perplexity().value if cached and _is_whole(cached.value) else None
 
     def losses(self, job: Job, key: SliceKey, calibrated: Calibrated, compared: bool = False) -> Losses:
@@ -128,7 +124,7 @@ class Readings:
 
     def divergence(self, key: SliceKey) -> Reading | None:
         """A method's KL divergence from the dense model in nats per token, or None before it is measured."""
-        cached = self.cached_losses(key)
+        cached = self._caches.losses.get(key)
         if cached is None or not _is_whole(cached.value) or (divergence := cached.value.divergence()) is None:
             return None
         return Reading(*divergence, cached.value.done, cached.value.total)
@@ -153,7 +149,7 @@ class Readings:
         dense_key, sliced_key = request.slice_key(DENSE), request.slice_key("intraslice")
         self._recall(dense_key, best)
         self._recall(sliced_key, best)
-        dense, sliced = self.cached_losses(dense_key), self.cached_losses(sliced_key)
+        dense, sliced = self._caches.losses.get(dense_key), self._caches.losses.get(sliced_key)
         sequences, ratio, is_whole = best.sequences, None, False
         if sliced and request.slicing.sparsity:
             sequences = sliced.sequences

@@ -243,14 +243,14 @@ def test_what_does_not_fit_into_memory_is_refused_before_any_work(fresh, tiny, m
 def test_what_is_known_by_the_whole_calibration_is_not_replaced_by_less(fresh, tiny, monkeypatch, tmp_path) -> None:
     """Where memory was short and another visitor calibrates anew."""
     in_job(fresh, fresh.measure_perplexities, tiny)
-    whole = fresh.readings.cached_losses(tiny.slice_key("intraslice"))
+    whole = fresh._caches.losses.get(tiny.slice_key("intraslice"))
     key = tiny.calibration
     fresh._caches.calibrations.drop(*fresh._caches.calibrations.entries())
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
     early = in_job(fresh, fresh.calibrations.calibrate, key, whole=False)
     assert early.sequences < 8
     assert in_job(fresh, fresh.readings.losses, tiny.slice_key("intraslice"), early) == whole.value
-    assert fresh.readings.cached_losses(tiny.slice_key("intraslice")) == whole
+    assert fresh._caches.losses.get(tiny.slice_key("intraslice")) == whole
     assert fresh.calibrations.best(key) == early
 
 
