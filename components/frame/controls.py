@@ -107,9 +107,7 @@ class Controls:
     `settings` has the component of each setting, in the order of `Settings`. `initial` returns readout and bias.
     """
 
-    def __init__(
-        self, session: Session, first: Settings, sparsity: gr.Slider, initial: Callable[[str], Any]
-    ) -> None:
+    def __init__(self, session: Session, first: Settings, sparsity: gr.Slider, initial: Callable[[str], Any]) -> None:
         found_bias = initial("bias_found") or 1
         settings: dict[str, Any] = {"sparsity": sparsity}
 

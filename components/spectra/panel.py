@@ -52,7 +52,7 @@ def complete(views: SpectraViews, request: Request, layer: int, client: str) -> 
 
 
 def connect(panel: SpectraPanel, context: Context) -> None:
-    """Attach the tab's handlers. Slow curves are computed after a change of the layer, in a gradio queue of their own."""
+    """Attach the tab's handlers. Slow curves are computed after a change of the layer, in a queue of their own."""
     queue = {"concurrency_id": "spectra", "concurrency_limit": 2, **SILENT}
     events = [context.controls.layer.change, context.prepared.change, context.opened["spectra"].change]
     computed = on_latest(events, **context.call(complete, panel.views, tab="spectra", queue=queue))
