@@ -149,9 +149,9 @@ class Session:
         """Whether the model and its whole calibration are in memory."""
         return self.calibrations.whole(request.calibration) is not None
 
-    def is_sliced(self, request: Request, method: str = "intraslice") -> bool:
+    def is_sliced(self, request: Request) -> bool:
         """Whether the sliced model of these settings is in memory; always true at sparsity 0."""
-        sliced = self._caches.slices.get(request.slice_key(method))
+        sliced = self._caches.slices.get(request.slice_key("intraslice"))
         return request.slicing.sparsity == 0 or (sliced is not None and sliced.sequences == self.sequences(request))
 
     def perplexities(self, request: Request) -> Perplexities:
