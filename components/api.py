@@ -90,9 +90,8 @@ def locked_ratios(session: Session, request: Request, ratios_file: Upload = None
     writes it, and is checked row by row and against the model; modules with empty ratios share the rest of the target.
     Ratios in `locked` override those of the file.
     """
-    request = ratio_files.with_ratios(
-        request, cast(str | None, ratios_file)
-    )  # `CHECKS` has converted the file to its path
+    # `CHECKS` has converted the file to its path.
+    request = ratio_files.with_ratios(request, cast(str | None, ratios_file))
     session.plan(request)
     return request.settings.locked
 

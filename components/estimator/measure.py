@@ -16,7 +16,7 @@ from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, 
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import Ratios
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
+from intraslice.search.ratio_search import SearchProgress, SearchResult, search_bytes, search_ratios, search_windows
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
@@ -165,7 +165,7 @@ class RatioSearches:
                 if event.partial is None or (state := event.partial()) == shown:
                     return
                 shown = state
-                job.emit(self._put(key, config, self._view(state)))
+                job.emit(self._put(key, config, state.start, state))
 
             with self._session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
                 windows = search_windows(
@@ -178,20 +178,17 @@ class RatioSearches:
                 )
                 result = search_ratios(loaded, stats, windows, config, search=self._search, progress=progress)
             assert shown is not None  # the search reports its start
-            found = RatioSearchView(
-                _by_layer(shown.start), _by_layer(result.ratios), result.passes, self._search.passes, result.changes,
-                result.before, result.after,
-            )  # fmt: skip
-            job.emit(self._put(key, config, found))
+            job.emit(self._put(key, config, shown.start, result, result.before, result.after))
 
         yield from self._session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
 
-    def _put(self, key: CalibrationKey, config: SliceConfig, view: RatioSearchView) -> RatioSearchView:
+    def _put(
+        self, key: CalibrationKey, config: SliceConfig, start: Ratios, found: SearchProgress | SearchResult, *kl: float
+    ) -> RatioSearchView:
+        """Keep what is found so far, at the end with the KL divergences before and after."""
+        ratios = _by_layer(start), _by_layer(found.ratios)
+        view = RatioSearchView(*ratios, found.passes, self._search.passes, found.changes, *kl)
         return self._views.put((key, config), view)
-
-    def _view(self, state: SearchProgress) -> RatioSearchView:
-        both = _by_layer(state.start), _by_layer(state.ratios)
-        return RatioSearchView(*both, state.passes, self._search.passes, state.changes)
 
 
 def _config_of(request: Request) -> SliceConfig:

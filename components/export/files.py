@@ -122,9 +122,8 @@ def answers(
 def write_plan(session: Session, request: Request, path: Path) -> None:
     """Write the plan as JSON. Raises UserError if the model is not calibrated."""
     record = plan_record(session, request)
-    path.write_text(
-        json.dumps(record | {"asked": record["requested"]}, indent=1), encoding="utf-8"
-    )  # as clients know it
+    record["asked"] = record["requested"]  # as clients know it
+    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
 
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:

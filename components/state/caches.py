@@ -217,7 +217,7 @@ class Caches:
         self.job_bytes = free_bytes - BUDGET.max_bytes  # left for running jobs
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache()
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache()
-        self.partial_sources: BoundedCache[CalibrationKey, list[Any]] = BoundedCache(100)
+        self.partial_sources: BoundedCache[CalibrationKey, dict[int, Any]] = BoundedCache(100)
         self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(grows=False)
         self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -89,9 +88,9 @@ class Calibrations:
         calibrated = self.best(key)
         return calibrated if calibrated is not None and calibrated.is_whole else None
 
-    def partial_sources(self, key: CalibrationKey) -> list[tuple[int, Source]]:
-        """The sources of plans while the calibration was running: (number of sequences, source), in that order."""
-        return self._caches.partial_sources.get(key) or []
+    def partial_sources(self, key: CalibrationKey) -> dict[int, Source]:
+        """The sources of plans while the calibration was running, by the number of sequences."""
+        return self._caches.partial_sources.get(key) or {}
 
     def load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         """The dense model. Raises UserError if it cannot be loaded or is already sliced."""
@@ -164,13 +163,11 @@ class Calibrations:
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
-        self._caches.partial_sources.put(
-            key,
-            [
-                (count, Source(profile, head_weights, key, Provenance("so far", count, len(tokens))))
-                for count, profile in cached_profiles(loaded, tokens)
-            ],
-        )
+        sources = {
+            count: Source(profile, head_weights, key, Provenance("so far", count, len(tokens)))
+            for count, profile in cached_profiles(loaded, tokens).items()
+        }
+        self._caches.partial_sources.put(key, sources)
         report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
         def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
@@ -187,8 +184,7 @@ class Calibrations:
             source = Source(profile, head_weights, key, provenance)
             if is_part:
                 cache_profile(loaded, tokens, sequences, profile)
-                others = [entry for entry in self.partial_sources(key) if entry[0] != sequences]
-                self._caches.partial_sources.put(key, sorted([*others, (sequences, source)], key=itemgetter(0)))
+                self._caches.partial_sources.put(key, self.partial_sources(key) | {sequences: source})
             calibrated = Calibrated(loaded, stats, training, tokens, windows, source, sequences)
             self._in_use[key] = self._caches.calibrations.put(key, calibrated)
 

@@ -252,10 +252,10 @@ def cache_profile(loaded: LoadedModel, tokens: Tensor, sequences: int, profile: 
     write_result(path, lambda temporary: save_profile(profile, temporary), "the convergence of the ratios")
 
 
-def cached_profiles(loaded: LoadedModel, tokens: Tensor) -> list[tuple[int, Profile]]:
-    """The cached profiles by their number of sequences, in that order; without damaged files."""
-    profiles = {path: read_result(path, load_profile) for path in _folder(loaded, tokens).glob("*.npz")}
-    return sorted((int(path.stem), profile) for path, profile in profiles.items() if profile)
+def cached_profiles(loaded: LoadedModel, tokens: Tensor) -> dict[int, Profile]:
+    """The cached profiles by their number of sequences; without damaged files."""
+    files = _folder(loaded, tokens).glob("*.npz")
+    return {int(path.stem): profile for path in files if (profile := read_result(path, load_profile))}
 
 
 def _folder(loaded: LoadedModel, tokens: Tensor) -> Path:

@@ -131,7 +131,8 @@ class Session:
         best = self.calibrations.best(key)
         if best is None:
             return None
-        earlier = {count: source for count, source in self.calibrations.partial_sources(key) if count < best.sequences}
+        partial_sources = sorted(self.calibrations.partial_sources(key).items())
+        earlier = {count: source for count, source in partial_sources if count < best.sequences}
         if ESTIMATORS[config.estimator].importance:  # cached profiles may be older than a user's own estimator
             earlier = {n: source for n, source in earlier.items() if config.estimator in source.profile.estimators}
         plans = {count: self.plans.plan(source, config) for count, source in earlier.items()}

@@ -91,7 +91,7 @@ def test_plans_come_from_what_the_calibration_has_seen_so_far_and_how_they_conve
 def test_where_plans_are_precomputed_a_calibration_is_used_from_four_sequences_on(fresh, tiny, monkeypatch) -> None:
     monkeypatch.setattr(fresh.precomputed, "source", lambda key: Precomputed().source(parse(Settings()).calibration))
     list(fresh.prepare(tiny, "somebody"))
-    assert [count for count, _ in fresh.calibrations.partial_sources(tiny.calibration)] == [4]
+    assert list(fresh.calibrations.partial_sources(tiny.calibration)) == [4]
 
 
 def test_a_model_that_a_calibration_uses_is_not_loaded_again_once_its_cache_has_evicted_it(
