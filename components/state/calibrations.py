@@ -120,6 +120,12 @@ class Calibrations:
         """A context in which a running calibration is kept even while no job waits for it."""
         return job.holding(("calibration", key))
 
+    @staticmethod
+    def _bounded_hub_cache(model: str) -> AbstractContextManager[None]:
+        """A context in which a model may be fetched: on a hosted page its clients' models are bounded."""
+        is_bounded = limits.hosted() and model != DEFAULT
+        return fetched_for_others(model, limits.HUB_BYTES.value) if is_bounded else nullcontext()
+
     def _load(self, job: Job, key: CalibrationKey) -> LoadedModel:
         loaded = self._caches.models.get(key[:2])
         if loaded is None:
@@ -136,10 +142,7 @@ class Calibrations:
         fits = estimate.needed <= estimate.available + BUDGET.held_bytes()
         with self._loads.reserved(job, estimate.needed if fits else 0, None):
             job.emit(loading)
-            fetching: AbstractContextManager[None] = nullcontext()
-            if limits.hosted() and key.model != DEFAULT:  # what clients fetch is bounded
-                fetching = fetched_for_others(key.model, limits.HUB_BYTES.value)
-            with job.waiting(), fetching:
+            with job.waiting(), self._bounded_hub_cache(key.model):
                 loaded = load_model(key.model, dtype, self._device, progress=lambda _: job.raise_if_cancelled())
                 key.note_identity(loaded.identity)  # computed here, where others run
                 return loaded
