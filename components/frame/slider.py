@@ -19,7 +19,7 @@ from ..ui.handlers import LiveOutput, initial_values
 
 def preview(
     session: Session,
-    always: Sequence[LiveOutput],
+    live_outputs: Sequence[LiveOutput],
     request: Request,
     layer: int,
     pinned: Request | None,
@@ -30,10 +30,10 @@ def preview(
     Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
     the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
     """
-    values = moved(session, session.view(request, client, pinned))
-    for live_output in always:
+    values: dict[str, Any] = {}
+    for live_output in live_outputs:
         values |= live_output.show(request, layer, client)
-    return values
+    return values | moved(session, session.view(request, client, pinned))
 
 
 def move(
