@@ -40,9 +40,11 @@ class SortedImportances:
         """The curves of one layer and of all layers, with the fractions of units below the threshold."""
         chosen = self.layers[layer]
         below = -np.inf if threshold is None else threshold
-        fractions = [int(np.searchsorted(units, below)) / len(units) for units in (self.all_layers, chosen)]
+        all_below, layer_below = (
+            int(np.searchsorted(units, below)) / len(units) for units in (self.all_layers, chosen)
+        )
         curves = _curve_points(self.all_layers), _curve_points(chosen)
-        return ImportanceCurve(self.unit, *curves, threshold, *fractions, one_by_one)
+        return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
 
 
 @dataclass(frozen=True)
