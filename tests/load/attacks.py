@@ -69,9 +69,6 @@ def at_once(count: int, work: Callable[[int], Any]) -> None:
         list(pool.map(attempt, range(count)))
 
 
-# The attacks: each takes the page's address and the seconds that it should last
-
-
 def deep_links(url: str, seconds: float) -> None:
     """A slider move and a deep link, which gradio writes to disk, in new sessions."""
     end = time.monotonic() + seconds
@@ -158,7 +155,7 @@ def exports(url: str, seconds: float) -> None:
     at_once(12, ask)
 
 
-ATTACKS = {
+ATTACKS = {  # each takes the page's address and the seconds that it should last
     attack.__name__: attack
     for attack in (deep_links, tiny_uploads, large_parquet, many_sessions, mcp_left, unread_pages, exports)
 }

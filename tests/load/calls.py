@@ -91,10 +91,6 @@ class Page:
                         return last
         raise Failed("the stream ended before the answer came")
 
-    def opened(self) -> Any:
-        """The connection that a browser keeps while the page is open; a context manager."""
-        return self.http.stream("GET", f"{self.api}/heartbeat/{self.session}")
-
 
 def _words(answer: httpx.Response) -> str:
     try:
