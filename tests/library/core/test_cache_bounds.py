@@ -81,9 +81,6 @@ def start(work: Callable[[], object]) -> BaseProcess:
     return process
 
 
-# The bound
-
-
 @pytest.mark.parametrize("told", [True, False])
 def test_the_longest_unused_goes_first(folder, told):
     paths = filled()
@@ -179,9 +176,6 @@ def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
             function()
     monkeypatch.delenv(MAX_BYTES_VARIABLE)
     assert max_cache_bytes() == 20_000_000_000
-
-
-# Several processes
 
 
 def test_processes_that_write_at_once_stay_within_the_bound(folder):

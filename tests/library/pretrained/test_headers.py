@@ -112,9 +112,6 @@ def array_of(kind: int, length: int) -> bytes:
     return gguf_bytes(text("general.languages") + struct.pack("<IIQ", 9, kind, length))
 
 
-# What is true is read
-
-
 def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     path = write_gguf(tmp_path / "tiny.gguf")
     reader = gguf.GGUFReader(path)
@@ -127,9 +124,12 @@ def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     assert capfd.readouterr().err == ""  # transformers would show a bar
 
 
-def test_a_safetensors_header_gives_names_and_shapes(folder):
+def test_a_safetensors_header_gives_names_and_shapes_with_or_without_their_prefix(folder):
     tensors = load_file(folder / "model.safetensors")
     assert safetensors_shapes(folder / "model.safetensors") == {name: tuple(t.shape) for name, t in tensors.items()}
+    whole = load_model(str(folder)).fingerprint
+    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert load_model(str(folder)).fingerprint == whole
 
 
 def test_shards_are_read_together(folder, tiny_llama_gqa):
@@ -139,16 +139,6 @@ def test_shards_are_read_together(folder, tiny_llama_gqa):
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     assert estimate_memory(str(folder)).parameters == sum(p.numel() for p in whole.model.parameters())
     assert load_model(str(folder)).fingerprint == whole.fingerprint
-
-
-def test_names_without_their_prefix_are_known(folder):
-    tensors = load_file(folder / "model.safetensors")
-    whole = load_model(str(folder)).fingerprint
-    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    assert load_model(str(folder)).fingerprint == whole
-
-
-# GGUF files that lie
 
 
 @pytest.mark.parametrize(
@@ -206,9 +196,6 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
     path.write_bytes(path.read_bytes().replace(text("llama"), text("gemma")))
     monkeypatch.setattr(reader.AutoConfig, "from_pretrained", lambda *given, **options: pytest.fail("was read"))
     assert "model type 'gemma' cannot be sliced" in refusal(lambda: load_model(str(path)))
-
-
-# Configurations that lie
 
 
 @pytest.mark.parametrize(
