@@ -136,7 +136,6 @@ def _visits(context: playwright.BrowserContext, address: str) -> Iterator[Callab
 
 @pytest.fixture
 def visit(browser_context, address) -> Iterator[Callable[..., Opened]]:
-    """Opens the page, for one test."""
     yield from _visits(browser_context, address)
 
 
@@ -172,9 +171,6 @@ def real_app(usual_cache: None) -> Iterator[str]:
     """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
     with running_app() as url:
         yield url
-
-
-# Models on the visitor's own device
 
 
 @pytest.fixture(scope="package")

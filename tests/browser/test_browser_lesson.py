@@ -49,7 +49,6 @@ def writing(page, name: str) -> float:
 
 
 def axe_faults(page) -> list[str]:
-    """What axe-core finds wrong with the panel, in words."""
     violations = page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")["violations"]
     return [f"{one['id']} {one['nodes'][0]['failureSummary'][:300]}" for one in violations]
 

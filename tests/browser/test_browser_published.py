@@ -145,9 +145,6 @@ def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     page.close()
 
 
-# A site: the article from the disk without a network, its models from a static host
-
-
 @pytest.fixture(scope="module")
 def site_folder(tmp_path_factory, page_session: Session, on_device: OnDevice) -> Path:
     folder = tmp_path_factory.mktemp("site")

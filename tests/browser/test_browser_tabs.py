@@ -117,9 +117,6 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     answered(opened, "8 tokens", "dense")
 
 
-# Sweep and Export: points come, a click loads one, files and the link are right
-
-
 def downloaded(page, button: str, path) -> str:
     with page.expect_download() as download:
         page.click(button)

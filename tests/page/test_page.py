@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job, plan_view, stepwise
+from tiny_page import SOMEBODY, in_job, plan_view
 
 from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
@@ -28,7 +27,6 @@ from components.ui.headline import headline
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
-from intraslice.slicing import one_shot
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +97,6 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny)
     assert "→" in last["headline"]
 
 
-def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(session, tiny) -> None:
-    list(session.measure(tiny, "somebody"))
-    again = stepwise(Session(evaluation_tokens=256))
-    events = [event.text for event in again.measure(tiny.with_settings(cap=77), "somebody")]
-    assert not any("dense model" in text for text in events)
-    assert any("sliced model" in text for text in events)
-    before, after = (which.perplexities(tiny) for which in (session, again))
-    assert (after.dense, after.sliced, after.ratio) == (before.dense, before.sliced, before.ratio)
-
-
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
     settings = tiny.with_settings(sparsity=0)
     assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
@@ -140,15 +128,6 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
     assert not (recovered & sliced) - dense  # training changes no other slice
 
 
-def test_several_moves_of_the_slider_rank_the_neurons_of_a_layer_once(session, tiny, monkeypatch) -> None:
-    ranked, rankings = Mock(wraps=one_shot.rank_neurons), session.calibrated(tiny).slice_cache.rankings
-    monkeypatch.setattr(one_shot, "rank_neurons", ranked)
-    rankings.clear()
-    models = [in_job(session, session.slice, tiny.with_settings(sparsity=sparsity)) for sparsity in (12, 22, 34)]
-    widths = {(index, layer.mlp.neurons) for model in models for index, layer in enumerate(model.model.layers)}
-    assert 0 < ranked.call_count == len(rankings) < len(widths)
-
-
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
     settings = tiny.with_settings(order="sequential", sparsity=35)
     seen = []
@@ -164,7 +143,7 @@ def restore(**query: str) -> dict:
     return link.restore(SimpleNamespace(query_params=query))
 
 
-def test_a_link_restores_the_page(session) -> None:
+def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
     query |= {"shapes": "runtime", "tab": "compare"}
     restored, usual = restore(**query), restore()
@@ -175,9 +154,6 @@ def test_a_link_restores_the_page(session) -> None:
     assert restore(bias="1.35")["bias"] == 1.35
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
         assert link.restore_existing(session, SimpleNamespace(query_params={"layer": layer}))["layer"] == kept
-
-
-def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
     query |= {"dtype": tiny.calibration.dtype, "layer": "3"}
     opened = link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
@@ -209,7 +185,7 @@ def test_a_cache_forgets_what_was_used_least() -> None:
     assert len(cache.entries()) == 2
 
 
-def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
+def test_the_first_line_names_the_modules_that_give_most_and_least_and_words_are_escaped() -> None:
     words = headline(plan_view(), Perplexities())
     assert "layer 0's MLP is pruned most (50%), layer 0's attention least (0%)" in words
     plan = plan_view()
@@ -217,8 +193,5 @@ def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
     assert "layer 1's attention least" in headline(ties, Perplexities())
     with use_language("de"):
         assert "am wenigsten Schicht 1 (Attention: 0\u00a0%)" in headline(ties, Perplexities())
-
-
-def test_words_escape_what_they_quote() -> None:
     assert "<script>" not in formatting.status(Status("<script>alert(1)</script>", "error"))
     assert "<script>" not in formatting.problem(ValueError("<script>"))

@@ -70,9 +70,6 @@ def test_every_cell_runs(given, capsys) -> None:
     assert "sliced: " in capsys.readouterr().out
 
 
-# The exercises
-
-
 FOLDER = Path(__file__).parents[3] / "docs" / "exercises"
 NAMES = ["1_explained_variance", "2_fuse_a_rotation", "3_which_layer_hurts_most", "4_beat_the_estimator"]
 # Parameters of the tiny model's run; each notebook has some of these.

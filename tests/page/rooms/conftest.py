@@ -39,7 +39,6 @@ class Class:
         return self.http.post(f"/rooms/{self.code}/{action}", headers=headers, json=body)
 
     def join(self, student: str | None = None, client: TestClient | None = None) -> str:
-        """The id of a student who has joined."""
         student = student or secrets.token_hex(16)
         answer = (client or self.http).post(f"/rooms/{self.code}/join", headers={"x-room-student": student}, json={})
         assert answer.status_code == 200, answer.text
