@@ -119,7 +119,6 @@ class Machine:
         print(f"this machine's dense perplexity of {windows.numel():,} tokens {seconds:21.1f} s   there {YARDSTICK}")
 
     def report(self, what: str, measured: float, wanted: float, unit: str = "s") -> None:
-        """A line of the answer."""
         here = wanted * self.slower
         verdict = "" if measured <= wanted else "  slower machine" if measured <= here else "  too slow"
         print(f"{what:<72}{measured:8.2f} {unit:<3} wanted {wanted:g}, here {here:.3g}{verdict}", flush=True)
