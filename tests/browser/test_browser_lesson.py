@@ -75,7 +75,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
             assert "Measure each module alone" in page.inner_text(".isx-lesson-answer")
         else:
             page.wait_for_function(
-                "!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')",
+                "!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')"
             )
             assert page.locator(".isx-lesson-answer :is(.isx-close, .isx-far)").count() == 1
             found = page.inner_text(".isx-lesson-answer .isx-found")

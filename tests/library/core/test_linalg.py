@@ -8,15 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from intraslice.core.errors import NumericalError
-from intraslice.core.linalg import (
-    BLOCK,
-    add_moment_,
-    cholesky,
-    damp,
-    damp_by_channel,
-    principal_axes,
-    solve,
-)
+from intraslice.core.linalg import BLOCK, add_moment_, cholesky, damp, damp_by_channel, principal_axes, solve
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -84,9 +84,7 @@ def test_three_processes_add_and_gather_alike_and_the_first_alone_speaks(togethe
             alone = size(), rank(), all_gather([1]), own.item()
         return [[m.flatten().tolist() for m in moments], all_gather([(rank(), row) for row in range(rank())]), alone]
 
-    assert together(3, work) == 3 * [
-        [[[111.0] * 4, [], [3.0] * 3], [(1, 0), (2, 0), (2, 1)], (1, 0, [1], 1.0)],
-    ]
+    assert together(3, work) == 3 * [[[[111.0] * 4, [], [3.0] * 3], [(1, 0), (2, 0), (2, 1)], (1, 0, [1], 1.0)]]
     assert capfd.readouterr().out == "said\n"
 
 

@@ -13,13 +13,7 @@ from torch.testing import assert_close
 from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.evaluation import generation
-from intraslice.evaluation.answers import (
-    PROMPTS,
-    answer_statistics,
-    greedy_answers,
-    has_loop,
-    tokens_of_prompts,
-)
+from intraslice.evaluation.answers import PROMPTS, answer_statistics, greedy_answers, has_loop, tokens_of_prompts
 from intraslice.evaluation.generation import (
     MAX_PROMPT,
     Sampling,

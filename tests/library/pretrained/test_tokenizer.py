@@ -67,9 +67,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 LINEAR = {
     "gpt2": {"pre_tokenizer": pre_tokenizers.ByteLevel(), "decoder": decoders.ByteLevel()},
-    "smollm2": {
-        "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel()]),
-    },
+    "smollm2": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel()])},
     "llama2": {
         "normalizer": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
         "decoder": decoders.Sequence(

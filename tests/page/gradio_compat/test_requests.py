@@ -12,13 +12,7 @@ from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
 from components import limits
-from components.gradio_compat.requests import (
-    API,
-    NEEDED,
-    BoundedRequests,
-    NeededRoutes,
-    UploadParser,
-)
+from components.gradio_compat.requests import API, NEEDED, BoundedRequests, NeededRoutes, UploadParser
 from components.gradio_compat.upload_folder import upload_folder
 
 

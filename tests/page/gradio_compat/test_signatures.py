@@ -8,12 +8,7 @@ import gradio as gr
 import pytest
 
 from components.gradio_compat.endpoints import share_parameters
-from components.gradio_compat.signatures import (
-    parameters_of,
-    partial_handler,
-    with_signature,
-    wrap_handler,
-)
+from components.gradio_compat.signatures import parameters_of, partial_handler, with_signature, wrap_handler
 
 
 def add(base: float, number: float, request: gr.Request) -> float:
