@@ -4,8 +4,6 @@ So are all tables of docs/results.md: the others are those of the files in `docs
 something else, the failing test prints the text that follows from the measurements.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 import re

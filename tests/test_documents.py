@@ -1,7 +1,5 @@
 """The documents: their links lead somewhere, their commands can be given, and they stay short enough to be read."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The worked examples of docs/extending.md run as they stand there, and what is registered from outside is found."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Who may import whom (`[tool.importlinter]` in pyproject.toml); sizes of packages, files, functions and signatures."""
 
-from __future__ import annotations
-
 import ast
 import os
 import shutil

@@ -1,7 +1,5 @@
 """One app and one Chromium for all browser tests, and what is measured on a tiny model before the first of them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """A published page and a published site in a real browser: from the disk without a network, or on a static host."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """One contract for all families and methods: exact at full rank, small as planned, itself with caches and padding."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 

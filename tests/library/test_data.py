@@ -1,7 +1,5 @@
 """Text to windows, against text whose every word is one known token."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

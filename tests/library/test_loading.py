@@ -1,7 +1,5 @@
 """The offline default, end to end, and the fingerprint that caches are keyed by."""
 
-from __future__ import annotations
-
 import errno
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """The whole main job on the real default model and real text; and every stage on a device that is not the CPU."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """Values that the library, the command line and the page refuse at once, in one line that says what they must be."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from math import inf, nan

@@ -1,7 +1,5 @@
 """`python -m tests.load --lecture 60`: a class on a hosted page; prints one table."""
 
-from __future__ import annotations
-
 import argparse
 
 from tests.load.lecture.report import hold

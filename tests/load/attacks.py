@@ -4,8 +4,6 @@ Beside every attack another client, at an address of its own, opens the page and
 over it asks for an evaluation. Ends with 1 where a line does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import io

@@ -1,7 +1,5 @@
 """How a client speaks to the page, in plain HTTP, and what is noted of every call."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -3,8 +3,6 @@
 All download both files at once, then run them at home. Ends with 1 where a line does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

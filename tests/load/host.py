@@ -1,7 +1,5 @@
 """A hosted page on this machine, as on a Space, with secrets and hostile models beside it, and the memory it takes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

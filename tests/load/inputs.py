@@ -1,7 +1,5 @@
 """What the fuzzer sends and finds: values of parameters, uploaded files, and models in the local cache of the Hub."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io

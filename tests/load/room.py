@@ -4,8 +4,6 @@ Every student sends a prediction within some seconds, and again until it is ackn
 middle of the second question the server gets SIGKILL and is started again. Ends with 1 where a line does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import random

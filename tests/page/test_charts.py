@@ -1,7 +1,5 @@
 """All charts are pure: plain numbers in; a valid plotly figure, a caption and the same numbers as a data table out."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import json

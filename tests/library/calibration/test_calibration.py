@@ -1,7 +1,5 @@
 """Moments and mask gradients against plain collection and plain autograd; calibrations on disk, and their accidents."""
 
-from __future__ import annotations
-
 import os
 import time
 from contextlib import ExitStack

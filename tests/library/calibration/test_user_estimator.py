@@ -1,7 +1,5 @@
 """An estimator from a file of one's own: named by its version, and planned by as a built-in one of its formula."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Every family, and both ways of slicing that make modules of their own kind.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil

@@ -1,7 +1,5 @@
 """GGUF files in llama.cpp itself: the log-probabilities of our own forward, the tokens of transformers' tokenizers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """A saved folder in transformers' hands: opened, placed, generated with, trained, saved again and pushed."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

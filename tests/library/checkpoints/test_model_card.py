@@ -1,7 +1,5 @@
 """The model card: front matter that the Hub reads, and what is said of a slice, known and unknown."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

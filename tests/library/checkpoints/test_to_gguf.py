@@ -1,7 +1,5 @@
 """A GGUF file holds what llama.cpp's `deci` needs to compute the model: checked in plain tensors, without llama.cpp."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import gguf

@@ -1,7 +1,5 @@
 """The command line on a tiny model, in this process."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Bad input: one line, exit code 2, and nothing written; before any work where the values alone decide."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The commands on a tiny model: their JSON, their text, and that one reads what another wrote."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -1,7 +1,5 @@
 """`intraslice.compress` on tiny models: the command line's numbers, an untouched input, and every way out."""
 
-from __future__ import annotations
-
 import copy
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What is kept on disk, and what happens when it cannot be."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import time

@@ -1,7 +1,5 @@
 """The cache folder's bound, and processes that share it, or are killed while they write to it."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Settings are validated at birth, in one line that names the field."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Moments, damping, solves and axes against hand-computed numbers and torch's own routines."""
 
-from __future__ import annotations
-
 import jaxtyping
 import pytest
 import torch

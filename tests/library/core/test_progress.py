@@ -1,7 +1,5 @@
 """The progress callback and its default display."""
 
-from __future__ import annotations
-
 import inspect
 import sys
 

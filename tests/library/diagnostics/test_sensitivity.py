@@ -1,7 +1,5 @@
 """Measured sensitivity against plain slicing and plain logits; stopped and gone on; predictions and ranks by hand."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

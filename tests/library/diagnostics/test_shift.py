@@ -1,7 +1,5 @@
 """Shift: zero where nothing changed, whatever the basis; known where the change is known."""
 
-from __future__ import annotations
-
 import copy
 import math
 

@@ -1,7 +1,5 @@
 """Spectra with known answers, and on every family."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Scores, next tokens and divergences against plain forwards and by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

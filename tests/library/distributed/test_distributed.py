@@ -1,7 +1,5 @@
 """Several processes together find what one finds alone, answer once, and none waits for one that stopped."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

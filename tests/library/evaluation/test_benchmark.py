@@ -1,7 +1,5 @@
 """Costs in dense forwards, by a clock of the test's own; the command's whole answer."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Perplexity against transformers' own loss, and sizes against the tensors."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

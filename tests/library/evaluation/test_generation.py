@@ -1,7 +1,5 @@
 """Text as it streams, stops and fails, against transformers' own generation."""
 
-from __future__ import annotations
-
 import sys
 from datetime import datetime
 

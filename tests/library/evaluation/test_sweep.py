@@ -1,7 +1,5 @@
 """The sweep against plain slicing, its points on disk, and what cannot be reached."""
 
-from __future__ import annotations
-
 import datetime
 
 import pandas

@@ -1,7 +1,5 @@
 """Cross-module PCA: exact at slice 0 against transformers' own classes, and every parameter accounted for."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The rival methods against small cases by hand, and the decompositions, scores and layers they name."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

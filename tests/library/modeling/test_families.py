@@ -1,7 +1,5 @@
 """Reading layers at the door: layouts, refusals, and rotary variants that the contract's models lack."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.testing import assert_close

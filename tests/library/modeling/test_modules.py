@@ -1,7 +1,5 @@
 """The canonical forwards against plain loops: any head counts, widths, groups and rotary pairs."""
 
-from __future__ import annotations
-
 import cmath
 
 import pytest

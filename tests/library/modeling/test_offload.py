@@ -1,7 +1,5 @@
 """Layers kept on disk: the same model, calibration and slices as in memory, where one layer's weights are at a time."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

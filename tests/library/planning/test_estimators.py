@@ -1,7 +1,5 @@
 """The estimator's formulas by hand, against autograd, and in the ways the published code got them wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The budget: what is asked is removed, under grouped queries too, in milliseconds, or refused in one line."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Shapes for a runtime: full-width heads in even groups, widths in whole blocks, and the budget all the same."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import product
 

@@ -1,7 +1,5 @@
 """Weight files and configurations that lie: refused by their headers, in little memory and time, with nothing built."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import struct

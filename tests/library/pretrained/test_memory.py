@@ -1,7 +1,5 @@
 """Whether a model fits, known before it is loaded."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import sys

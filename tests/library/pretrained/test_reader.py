@@ -1,7 +1,5 @@
 """Folders and GGUF files: what is read, and every way in which one can be missing, broken or foreign."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

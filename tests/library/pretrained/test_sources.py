@@ -1,7 +1,5 @@
 """Names, and the Hub: what it gives and what it refuses."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Tokenizers of untrusted models: which encode in this process, what happens to slow ones, and what is not loaded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pinned wheels: real pip on a wheel made here, and every way in which it can go wrong."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import importlib.util

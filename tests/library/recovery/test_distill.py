@@ -1,7 +1,5 @@
 """Recovery after every slicing method: what is trained, towards what, what it leaves alone, and where it is refused."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 

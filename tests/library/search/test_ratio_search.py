@@ -1,7 +1,5 @@
 """The searches for ratios and for modules to remove: the best is found, at equal size, and goes on where it stopped."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Which rotary pairs, which value basis, which output map: small cases by hand, masked dense layers, least squares."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

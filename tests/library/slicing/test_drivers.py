@@ -1,7 +1,5 @@
 """The two drivers: what each layer is fitted on, what slices share, and what stops them."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Which neurons stay and how the output map makes up for the rest: by hand, and against least squares."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

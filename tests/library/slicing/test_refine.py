@@ -1,7 +1,5 @@
 """Refining a selection: against cases whose optimum is known, and never for the worse."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Files of ratios: what is written is read to the last digit, and what is no ratio is named by its row."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

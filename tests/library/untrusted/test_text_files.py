@@ -1,7 +1,5 @@
 """Files that ask for more than they are, and the process that reads them: bounded, and nothing of them is told."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Another model beside the sliced one: any that loads and has the same tokens, with its answer and its costs."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 

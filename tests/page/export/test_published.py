@@ -1,7 +1,5 @@
 """A published page holds what was measured in one file that asks for nothing, or is not written; so does a site."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

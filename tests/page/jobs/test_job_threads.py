@@ -1,7 +1,5 @@
 """How jobs share work, hold it, end and wait; and threads that no test steps: one runs, and nothing is left behind."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

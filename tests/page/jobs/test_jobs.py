@@ -1,7 +1,5 @@
 """What clients have running: what ends when they move on and what goes on, and what is said last."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time

@@ -1,7 +1,5 @@
 """The order of turns, computed by hand, and what clients who wait are told of it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from itertools import count

@@ -1,7 +1,5 @@
 """IntraSlice in a notebook: `explore`, and the exercises of the course."""
 
-from __future__ import annotations
-
 import ast
 import json
 import sys

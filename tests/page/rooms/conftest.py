@@ -1,7 +1,5 @@
 """A class with a room in a folder of its own, as its clients see it."""
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 

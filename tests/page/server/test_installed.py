@@ -1,7 +1,5 @@
 """The wheel: it has library and page with all their files, and its commands start from an empty folder."""
 
-from __future__ import annotations
-
 import email
 import os
 import re

@@ -1,7 +1,5 @@
 """The leaderboard: what the page ships, what its command measures, and its charts."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What the page shows at once: the precomputed layer, and what the disk has from before."""
 
-from __future__ import annotations
-
 import gc
 import json
 import math

@@ -1,7 +1,5 @@
 """Tiny models of every family, of transformers' own classes and with random weights: a factory each."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import partial
