@@ -155,15 +155,6 @@ def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
         client.predict(ratios_file=handle_file(tmp_path / "bad.csv"), api_name="/locked_ratios")
 
 
-def test_the_pages_answer_is_the_commands(client) -> None:
-    asked = {"sparsity": 40, "prompt": "w10 w20 w30", "tokens": 16}
-    text = client.predict(**asked, api_name="/generate")["sliced"]
-    sampling = {"temperature": 0, "sample_seed": 0, "raw": False}
-    steps = client.submit(**asked, **sampling, api_name="/answer")
-    shown = [step[2] for step in steps if isinstance(step[2], str)]  # status, dense, IntraSlice, cross-module
-    assert text in re.sub(r"<[^>]*>", "", shown[-1])
-
-
 def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
     """Plain HTTP, without the heartbeat that browsers and gradio's own client keep."""
     address, session = opened

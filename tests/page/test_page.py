@@ -67,13 +67,6 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
         assert words in headline
 
 
-def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
-    *_, last = session.prepare(tiny.with_settings(model="/no/such/model"), "somebody")
-    assert last.kind == "error"
-    assert "/no/such/model" in last.text
-    assert session.plan(tiny) is not None  # and the page goes on working
-
-
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert "isx-error" in handlers.memory(session, tiny.settings.model)
