@@ -8,9 +8,6 @@ from browsing import Opened
 
 from components.compare.answers import InterleavedDecoder
 
-# Compare: answers, stop, the next question, the passage
-
-
 COLUMNS = ("dense", "intraslice", "crossmodule")
 
 

@@ -330,6 +330,3 @@ def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(colum
     assert panel.cached_costs(columns, setting, None, "", "another")
     *_, last = measuring
     assert last == panel.cached_costs(columns, setting, None, "", SOMEBODY) | {"status": last["status"]}
-
-
-# Words

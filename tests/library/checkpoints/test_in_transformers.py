@@ -30,8 +30,6 @@ from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 
-# Opened
-
 
 def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
     assert isinstance(opened.model, IntraSliceForCausalLM)

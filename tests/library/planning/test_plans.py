@@ -247,9 +247,6 @@ def test_alignments_have_one_form_and_aligned_widths_keep_their_sum():
     ]
     assert SliceConfig(shapes="cuda").alignment == Alignment(64, 8)
     assert SliceConfig().alignment == SliceConfig(shapes="runtime").alignment == Alignment()
-    for wrong in ("", "mlp=0", "mlp=5000", "width=8", "mlp", "dim=-8", "dim=3", "mlp=8 mlp=16", "tpu", None):
-        with pytest.raises(UserError, match="shapes must be"):
-            SliceConfig(shapes=wrong)
     assert all_aligned([100, 100, 100, 0, 256], [256] * 5, 64) == [128, 64, 128, 0, 256]
     assert all_aligned([31, 7], [40, 40], 1) == [31, 7]
 

@@ -89,6 +89,3 @@ def test_cut_attention_is_dense_attention_with_the_rest_zeroed(heads, frequency)
     assert (sliced.dim, sliced.kv_heads, sliced.heads) == (4, len(groups), len(heads))
     expected = SlicedAttention(masked, 0)(hidden, position_embeddings=rope(9))[0]
     assert_close(sliced(hidden, position_embeddings=rope(9))[0], expected)
-
-
-# Axes of values

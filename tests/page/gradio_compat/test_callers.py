@@ -31,8 +31,6 @@ from components.gradio_compat.callers import (
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
 
-# Addresses
-
 
 def asked_by(peer: str, forwarded: str = "") -> SimpleNamespace:
     headers = {"x-forwarded-for": forwarded} if forwarded else {}

@@ -19,8 +19,6 @@ from components.gradio_compat.page_config import CachedPage
 from components.i18n.language import LANGUAGES, lazy_gettext
 from components.server.middleware import LanguageMiddleware
 
-# Sessions have no configurations of their own
-
 
 def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
     with kind() as page, gr.Row():

@@ -13,9 +13,6 @@ from components.gradio_compat.errors import translate_errors
 from components.gradio_compat.upload_folder import BYTES_PER_INODE, allocated_bytes, is_uploaded
 from components.i18n.language import use_language
 
-# What is refused
-
-
 META = {"meta": {"_type": "gradio.FileData"}}
 ADDRESS = {"path": "https://example.com/x.csv", "url": "https://example.com/x.csv"} | META
 # Endpoint, values, and what our message says.

@@ -26,9 +26,6 @@ from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 
-# Told to end, the page ends: at once, with exit status 0, and with nothing left behind
-
-
 ROOT = Path(__file__).parents[3]
 
 BUSY = """
@@ -36,6 +33,7 @@ import os, time
 import torch
 from components import start
 from components.server import process
+
 
 def multiplying(job):
     product = torch.eye(300)
@@ -46,6 +44,7 @@ def multiplying(job):
         product = torch.mm(product, product)
         if {checkpoints}:
             job.checkpoint()
+
 
 def with_a_busy_session(open_folder=process.open_temporary_folder):
     open_folder()  # before gradio is imported
@@ -65,6 +64,7 @@ IDLE = "from components import start; print('idle', flush=True); start.main()"
 STARTING = """
 import runpy
 from components.server import process
+
 
 def on_signal():
     set_up()
