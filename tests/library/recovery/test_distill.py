@@ -110,7 +110,7 @@ def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeyp
 def test_weights_that_are_not_finite_are_an_error(family_case, sliced) -> None:
     with pytest.raises(NumericalError, match="diverged"):
         Distillation(learning_rate=float("nan")).recover(
-            family_case.loaded.model, sliced, family_case.tokens, 3, progress=False
+            family_case.loaded.model, sliced, family_case.tokens, 1, progress=False
         )
 
 
@@ -227,11 +227,10 @@ def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
     assert same_weights(sliced_by(name, case, more, recovery="distill", epochs=0), sliced_by(name, case))
 
 
-@pytest.mark.parametrize("ignored", [{"iterative": True}, {"recovery": "distill"}])
-def test_intraslice_plus_is_another_name(tiny_case, ignored):
+def test_intraslice_plus_is_another_name(tiny_case):
     case = tiny_case("llama-mha")
-    alias = sliced_by("intraslice+", case, **ignored)
-    assert same_weights(alias, sliced_by("intraslice", case, order="one-shot", recovery="distill"))
+    alias = sliced_by("intraslice+", case, iterative=True, recovery="distill", epochs=1)  # the first is ignored
+    assert same_weights(alias, sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1))
 
 
 def test_offloaded_weights_are_refused_before_anything_is_sliced(folder):
