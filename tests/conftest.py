@@ -1,7 +1,5 @@
 """What holds for all tests: their environment, their fixtures, and which of them run in one process."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import os

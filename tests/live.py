@@ -5,8 +5,6 @@ cache of its own, which has nothing but the weights and the text. What is wanted
 dense model's 2,560 held-out tokens in 1.8 s; where that takes longer, as it says first, everything may.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import tempfile
@@ -119,7 +117,6 @@ class Machine:
         print(f"this machine's dense perplexity of {windows.numel():,} tokens {seconds:21.1f} s   there {YARDSTICK}")
 
     def report(self, what: str, measured: float, wanted: float, unit: str = "s") -> None:
-        """A line of the answer."""
         here = wanted * self.slower
         verdict = "" if measured <= wanted else "  slower machine" if measured <= here else "  too slow"
         print(f"{what:<72}{measured:8.2f} {unit:<3} wanted {wanted:g}, here {here:.3g}{verdict}", flush=True)

@@ -4,8 +4,6 @@ Draws statements of `intraslice/` and `components/`, weighted by lines, and plan
 package meet it first; if these pass, all tests that import its module, directly or not, the direct ones first.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import copy

@@ -6,8 +6,6 @@ of each tab; and the chart of docs/results.md (`python -m tests.screenshots asse
 Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

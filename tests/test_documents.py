@@ -1,7 +1,5 @@
 """The documents: their links lead somewhere, their commands can be given, and they stay short enough to be read."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path
@@ -68,12 +66,9 @@ def test_they_are_short_enough_to_be_read() -> None:
     assert sum(len(line.split()) for line in lines if not line.startswith("|")) <= MAX_WORDS
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_is_of_this_version_and_the_rules_have_the_numbers_that_are_tested() -> None:
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(r"^version: (.*)$", citation, re.M)[1] == intraslice.__version__
-
-
-def test_the_rules_have_the_numbers_that_are_tested() -> None:
     rules = (
         f"{MAX_FILE_LINES} lines per file, {MAX_FUNCTION_LINES} lines and {MAX_PARAMETERS} parameters per function",
         f"at most {MAX_IMPORTS} of our modules",

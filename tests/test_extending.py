@@ -1,7 +1,5 @@
 """The worked examples of docs/extending.md run as they stand there, and what is registered from outside is found."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -67,7 +65,6 @@ def inline(start: str) -> str:
 
 @pytest.fixture
 def energy() -> Iterator[str]:
-    """The example's estimator, registered for this test alone."""
     run(ENERGY)
     yield "energy"
     del ESTIMATORS["energy"]
@@ -75,7 +72,6 @@ def energy() -> Iterator[str]:
 
 @pytest.fixture
 def random_heads() -> Iterator[str]:
-    """The example's method, registered for this test alone."""
     run(RANDOM_HEADS)
     yield "random-heads"
     del METHODS["random-heads"]
@@ -126,34 +122,10 @@ def test_a_file_and_its_name_are_all_that_the_library_wants(tmp_path):
     assert "random-heads: heads sampled at random" in offered
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sweep"])
-def test_help_offers_both(energy, random_heads, command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", WIDE["COLUMNS"])
-    with pytest.raises(SystemExit) as left:
-        parser().parse_args([command, "--help"])
-    assert left.value.code == 0
-    said = capsys.readouterr().out
-    assert f"energy: {ESTIMATORS[energy].explanation}" in said
-    assert f"random-heads: {METHODS[random_heads].explanation}" in said
-
-
 def test_the_commands_can_be_given(energy, random_heads):
     evaluate, swept = [parser().parse_args(words.split()) for words in COMMANDS]
     assert evaluate.estimator == energy
     assert (swept.methods, swept.estimators) == (["intraslice", random_heads], ["pca", energy])
-
-
-def test_what_is_removed_again_is_unknown(capsys):
-    for words in COMMANDS:
-        with pytest.raises(SystemExit):
-            parser().parse_args(words.split())
-        assert "invalid choice" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("path", [ENERGY, RANDOM_HEADS])
-def test_nothing_is_registered_twice(energy, random_heads, path):
-    with pytest.raises(ValueError, match="already"):
-        run(path)
 
 
 def test_the_estimator_shares_a_plan_out_by_energy(energy, tiny_case):
@@ -272,7 +244,6 @@ def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(seed_oss, as_loa
 
 @pytest.fixture
 def summary(monkeypatch) -> ModuleType:
-    """The example's tab in the page."""
     panel = run(SUMMARY)
     monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel))
     return panel

@@ -5,8 +5,6 @@ topics (`help.txt`), modules of Python's standard library (`source.jsonl`), docs
 The last three depend on the installed versions.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 import pydoc_data.topics

@@ -1,7 +1,5 @@
 """One app and one Chromium for all browser tests, and what is measured on a tiny model before the first of them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -136,7 +134,6 @@ def _visits(context: playwright.BrowserContext, address: str) -> Iterator[Callab
 
 @pytest.fixture
 def visit(browser_context, address) -> Iterator[Callable[..., Opened]]:
-    """Opens the page, for one test."""
     yield from _visits(browser_context, address)
 
 
@@ -172,9 +169,6 @@ def real_app(usual_cache: None) -> Iterator[str]:
     """`python app.py` with the default model, in a process of its own: no test's type checks slow it down."""
     with running_app() as url:
         yield url
-
-
-# Models on the visitor's own device
 
 
 @pytest.fixture(scope="package")

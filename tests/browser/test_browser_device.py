@@ -1,7 +1,5 @@
 """Models on the visitor's own device, in a real browser with the real WebAssembly build of llama.cpp."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -49,7 +49,6 @@ def writing(page, name: str) -> float:
 
 
 def axe_faults(page) -> list[str]:
-    """What axe-core finds wrong with the panel, in words."""
     violations = page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")["violations"]
     return [f"{one['id']} {one['nodes'][0]['failureSummary'][:300]}" for one in violations]
 
@@ -76,7 +75,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
             assert "Measure each module alone" in page.inner_text(".isx-lesson-answer")
         else:
             page.wait_for_function(
-                "!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')",
+                "!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')"
             )
             assert page.locator(".isx-lesson-answer :is(.isx-close, .isx-far)").count() == 1
             found = page.inner_text(".isx-lesson-answer .isx-found")

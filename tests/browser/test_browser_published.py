@@ -1,7 +1,5 @@
 """A published page and a published site in a real browser: from the disk without a network, or on a static host."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -143,9 +141,6 @@ def test_the_default_models_file(chromium, usual_cache, tmp_path) -> None:
     page.keyboard.press("Home")
     until(page, f"{BARS}.flat().every(y => y === 0)")
     page.close()
-
-
-# A site: the article from the disk without a network, its models from a static host
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """A class in a real browser: a presenter and students in contexts of their own, on phones and desktops."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterator

@@ -8,9 +8,6 @@ from browsing import Opened
 
 from components.compare.answers import InterleavedDecoder
 
-# Compare: answers, stop, the next question, the passage
-
-
 COLUMNS = ("dense", "intraslice", "crossmodule")
 
 
@@ -115,9 +112,6 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     opened.says("#status", "prompt is empty")
     ask_for(opened, 8)
     answered(opened, "8 tokens", "dense")
-
-
-# Sweep and Export: points come, a click loads one, files and the link are right
 
 
 def downloaded(page, button: str, path) -> str:

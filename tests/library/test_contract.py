@@ -1,7 +1,5 @@
 """One contract for all families and methods: exact at full rank, small as planned, itself with caches and padding."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -91,9 +89,6 @@ def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4 if tolerance else 0)
 
 
-# Full rank
-
-
 @torch.no_grad()
 def test_full_rank_is_transformers_own_model(every_family_case):
     canonical, original = every_family_case.loaded.model, every_family_case.original
@@ -123,9 +118,6 @@ def test_sparsity_zero_is_exact(every_family_case, method, order):
     close(model(tokens).logits, case.loaded.model(tokens).logits, 0.0 if method == "intraslice" else 1e-4)
     assert plan.removed_fraction == 0
     assert plan.kv_bytes_per_token[0] == plan.kv_bytes_per_token[1]
-
-
-# Smaller
 
 
 def unique_values(tensors: list[Tensor]) -> int:
@@ -179,9 +171,6 @@ def test_what_is_asked_is_removed(every_family_case, estimator):
     for sparsity in (0.1, 0.25, 0.4, 0.5):
         plan = make_plan(profile, SliceConfig(sparsity, estimator=estimator))
         assert abs(plan.removed_fraction - sparsity) <= max(0.01, step / 2)
-
-
-# Sliced and right
 
 
 def test_cached_generation_is_uncached_generation(sliced):

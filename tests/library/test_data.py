@@ -1,7 +1,5 @@
 """Text to windows, against text whose every word is one known token."""
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path
@@ -45,9 +43,6 @@ def refusal(text: str | Path, **options: str) -> str:
         read_documents(str(text), "calibration", **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# Own files
 
 
 @pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
@@ -100,56 +95,45 @@ def test_documents_are_joined_by_blank_lines_without_special_tokens(default_mode
     assert default_model.tokenizer.decode(tokens[0]) == "One line.\nAnother.\n\nA second"
 
 
-def test_paragraphs_are_documents(tmp_path):
+def test_paragraphs_else_lines_are_documents_and_empty_rows_are_skipped(tmp_path):
     (tmp_path / "own.txt").write_bytes("\ufeffone\ntwo\r\n\r\n\n\nthree é\n\n \n\n".encode())
     assert read_documents(str(tmp_path / "own.txt"), "evaluation") == ["one\ntwo", "three é"]
-
-
-def test_without_blank_lines_lines_are_documents(tmp_path):
     (tmp_path / "own.txt").write_text("one\ntwo\nthree\n")
     path = str(tmp_path / "own.txt")
     assert read_documents(path, "calibration", path) == ["one", "two"]
     assert read_documents(path, "evaluation", path) == ["three"]
-
-
-def test_empty_rows_are_skipped_and_na_is_a_word(tmp_path):
     (tmp_path / "own.csv").write_text('text,id\n"a, b",1\nNA,2\n,3\n" ",4\n')
     assert read_documents(str(tmp_path / "own.csv"), "evaluation") == ["a, b", "NA"]
     (tmp_path / "own.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": ""}\n')
     assert read_documents(str(tmp_path / "own.jsonl"), "evaluation") == ["a"]
 
 
-def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
-    path = str(write(tmp_path, "own.txt", DOCUMENTS * 500))
-    taken: list[int] = []
+@pytest.fixture
+def taken(tokenizer, monkeypatch) -> list[int]:
+    """The lengths of what is tokenised."""
+    lengths: list[int] = []
     tokenize = type(tokenizer).__call__
 
     def counting(self: object, text: str, **options: object) -> object:
-        taken.append(len(text))
+        lengths.append(len(text))
         return tokenize(self, text, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", counting)
+    return lengths
+
+
+def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, taken):
+    path = str(write(tmp_path, "own.txt", DOCUMENTS * 500))
     tokens = evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=150, window=150))
     assert text_of(tokenizer, tokens) == " ".join(DOCUMENTS).split()[:150]
     assert sum(taken) < 6000  # of half a million characters
 
 
-def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, tokenizer, monkeypatch):
+def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, tokenizer, taken):
     path = str(write(tmp_path, "own.txt", ["d0w0" + " " * 500_000 + "d0w1", "d0w2"]))
-    longest: list[int] = []
-    tokenize = type(tokenizer).__call__
-
-    def counting(self: object, text: str, **options: object) -> object:
-        longest.append(len(text))
-        return tokenize(self, text, **options)
-
-    monkeypatch.setattr(type(tokenizer), "__call__", counting)
     with pytest.raises(UserError, match="has 1 tokens for evaluation, expected 60"):
         evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=60, window=60))
-    assert max(longest) < 2 * data.CHARACTERS_PER_TOKEN * 76
-
-
-# Bad input
+    assert max(taken) < 2 * data.CHARACTERS_PER_TOKEN * 76
 
 
 def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
@@ -211,9 +195,6 @@ def test_files_without_text_are_refused(name, tmp_path, capfd):
 def test_one_document_cannot_serve_both(tmp_path):
     path = write(tmp_path, "own.jsonl", ["only one"])
     assert "has only one document" in refusal(path, other=str(path))
-
-
-# Named corpora
 
 
 def test_the_parts_of_the_default_are_disjoint_and_whole():

@@ -1,7 +1,5 @@
 """Jobs that share one dense model: they take turns at every progress call, or one of them is cancelled there."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The offline default, end to end, and the fingerprint that caches are keyed by."""
 
-from __future__ import annotations
-
 import errno
 import importlib.util
 import json
@@ -85,9 +83,6 @@ def test_a_full_disk_while_converting_leaves_nothing(own_cache, monkeypatch, ref
     assert [path.name for path in (own_cache / "models").iterdir()] == [".lock"]
 
 
-# Fingerprint
-
-
 def test_models_that_load_at_once_change_nothing_for_each_other_or_anybody(folder):
     """While transformers builds a model it changes its classes, and torch's default precision, for all threads."""
     method, seen = PreTrainedModel.tie_weights, set()
@@ -114,11 +109,20 @@ def test_a_low_precision_is_what_transformers_loads(folder):
         assert all(one[name].dtype == tensor.dtype and one[name].equal(tensor) for name, tensor in other.items())
 
 
-def test_fingerprint_knows_weights_from_places(folder, tmp_path):
+def test_a_fingerprint_knows_weights_from_places_and_an_identity_the_tokenizer(folder, tmp_path):
     first = load_model(str(folder))
     shutil.copytree(folder, tmp_path / "moved")
     assert load_model(str(tmp_path / "moved")).fingerprint == first.fingerprint
     assert load_model(str(folder), torch.bfloat16).fingerprint != first.fingerprint
+    first = load_model(str(folder))
+    assert load_model(str(folder)).identity == first.identity
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["<s>"], vocabulary["<unk>"] = vocabulary["<unk>"], vocabulary["<s>"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    second = load_model(str(folder))
+    assert second.fingerprint == first.fingerprint
+    assert second.identity != first.identity
 
 
 @pytest.mark.parametrize("family", ["llama-biased", "qwen3", "gemma3"])  # biases, norms of heads, a buffer of its own
@@ -151,18 +155,6 @@ def test_a_fingerprint_sees_another_config_dtype_shape_and_name(tiny_llama_gqa):
     gate = changed[3].model.layers[0].mlp.gate_proj
     gate.weight = nn.Parameter(gate.weight.detach().view(gate.weight.shape[::-1]))
     assert len({original, *map(fingerprint, changed)}) == 5
-
-
-def test_an_identity_has_the_tokenizer_too(folder, tmp_path):
-    first = load_model(str(folder))
-    assert load_model(str(folder)).identity == first.identity
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["<s>"], vocabulary["<unk>"] = vocabulary["<unk>"], vocabulary["<s>"]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    second = load_model(str(folder))
-    assert second.fingerprint == first.fingerprint
-    assert second.identity != first.identity
 
 
 def test_a_fingerprint_is_computed_once_a_load_and_takes_little_time(default_model, monkeypatch):

@@ -1,6 +1,4 @@
-"""The whole main job on the real default model and real text: by the one call, and by the command line."""
-
-from __future__ import annotations
+"""The whole main job on the real default model and real text; and every stage on a device that is not the CPU."""
 
 import json
 import os
@@ -10,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import FAMILIES
 
 from intraslice import CalibrationConfig, EvaluationConfig, compress
 from intraslice.__main__ import main
@@ -93,3 +92,17 @@ def test_the_peak_is_the_processs_own():
     words = "from intraslice.cli.run import peak_memory; print(peak_memory())"
     result = subprocess.run([sys.executable, "-c", words], check=True, capture_output=True, text=True)
     assert 2**26 < int(result.stdout) < len(held)
+
+
+SUPPORT = Path(__file__).parents[1] / "support" / "library"
+
+
+@pytest.mark.parametrize("names", [["gemma3"], pytest.param(list(FAMILIES), marks=pytest.mark.slow)])
+def test_all_stages_run_on_another_device(names):
+    """In a process of its own, since the device stays known to torch."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(SUPPORT / "pretended_stages.py"), *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [problem for problem in json.loads(done.stdout.splitlines()[-1]).values() if problem]
+    assert not found, "\n".join(found)

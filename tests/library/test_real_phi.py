@@ -1,7 +1,5 @@
 """The real phi-1_5 where a Hub answers: `HF_HUB_OFFLINE=0 python -m pytest -m hub`. It needs about 12 GB of memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.testing import assert_close

@@ -1,7 +1,5 @@
 """Values that the library, the command line and the page refuse at once, in one line that says what they must be."""
 
-from __future__ import annotations
-
 import re
 from functools import partial
 from math import inf, nan
@@ -45,7 +43,8 @@ REFUSED: list[tuple[Any, str, list[Any], str]] = [
     (SliceConfig, "cap", [1.1, -0.1, 10**400], CAP),
     (SliceConfig, "estimator", ["magnitude", ["pca"]], f"one of {', '.join(ESTIMATORS)}"),
     (SliceConfig, "order", ["parallel", 1], "one of sequential, one-shot"),
-    (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "mlp=0", "mlp=5000", ""], MULTIPLES),
+    (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "dim=-8"], MULTIPLES),
+    (SliceConfig, "shapes", ["mlp", "mlp=0", "mlp=5000", "width=8", ""], MULTIPLES),
     (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-ce"),
     (SliceConfig, "iterative", ["no", 1], "true or false"),
     (SliceConfig, "iterative_above", [-0.1], "a number from 0 to 1"),

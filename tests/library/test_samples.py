@@ -1,7 +1,5 @@
 """What a recovery trains on: samples and states of the dense model, kept on disk and shared; and what it costs."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from dataclasses import replace

@@ -4,11 +4,10 @@ Beside every attack another client, at an address of its own, opens the page and
 over it asks for an evaluation. Ends with 1 where a line does not hold.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -67,9 +66,6 @@ def at_once(count: int, work: Callable[[int], Any]) -> None:
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(attempt, range(count)))
-
-
-# The attacks: each takes the page's address and the seconds that it should last
 
 
 def deep_links(url: str, seconds: float) -> None:
@@ -158,9 +154,24 @@ def exports(url: str, seconds: float) -> None:
     at_once(12, ask)
 
 
-ATTACKS = {
+def downloads(url: str, _: float) -> None:
+    """Thirty visitors at addresses of their own download the files for their devices at once."""
+
+    def visit(number: int) -> None:
+        with client(f"127.0.0.{10 + number}") as http:
+            answer = evaluate(http, url, [*settings(sparsity=30), "q8_0"], PATIENCE, "device_files")
+            files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
+            for name in ("dense", "sliced"):
+                with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
+                    stream.raise_for_status()
+                    sum(map(len, stream.iter_raw(2**20)))
+
+    at_once(30, visit)
+
+
+ATTACKS = {  # each takes the page's address and the seconds that it should last
     attack.__name__: attack
-    for attack in (deep_links, tiny_uploads, large_parquet, many_sessions, mcp_left, unread_pages, exports)
+    for attack in (deep_links, tiny_uploads, large_parquet, many_sessions, mcp_left, unread_pages, exports, downloads)
 }
 
 

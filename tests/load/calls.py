@@ -1,10 +1,7 @@
 """How a client speaks to the page, in plain HTTP, and what is noted of every call."""
 
-from __future__ import annotations
-
 import json
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,21 +63,14 @@ class Page:
             raise Failed(_words(answer))
         return answer.json()["data"]
 
-    def join(self, name: str, data: list[Any]) -> str:
-        """Ask for something that takes time; returns the call's id."""
-        answer = self.http.post(f"{self.api}/call/{name}", json={"data": data})
-        if answer.status_code != 200:
-            raise Failed(_words(answer))
-        return answer.json()["event_id"]
-
-    def ask(self, name: str, data: list[Any], seconds: float = float("inf")) -> Any:
-        """The last thing that a call says, or None where the client leaves before that."""
-        last, until = None, time.monotonic() + seconds
-        with self.http.stream("GET", f"{self.api}/call/{name}/{self.join(name, data)}") as stream:
-            event = ""
+    def ask(self, name: str, data: list[Any]) -> Any:
+        """The last thing that a call says."""
+        joined = self.http.post(f"{self.api}/call/{name}", json={"data": data})
+        if joined.status_code != 200:
+            raise Failed(_words(joined))
+        last, event = None, ""
+        with self.http.stream("GET", f"{self.api}/call/{name}/{joined.json()['event_id']}") as stream:
             for line in stream.iter_lines():
-                if time.monotonic() > until:
-                    return None
                 if line.startswith("event: "):
                     event = line.removeprefix("event: ")
                 elif line.startswith("data: "):
@@ -90,10 +80,6 @@ class Page:
                     if event == "complete":
                         return last
         raise Failed("the stream ended before the answer came")
-
-    def opened(self) -> Any:
-        """The connection that a browser keeps while the page is open; a context manager."""
-        return self.http.stream("GET", f"{self.api}/heartbeat/{self.session}")
 
 
 def _words(answer: httpx.Response) -> str:

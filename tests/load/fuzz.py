@@ -3,8 +3,6 @@
 Ends with 1 where a line does not hold. `--seed` draws the same again.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

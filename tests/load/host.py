@@ -1,7 +1,5 @@
 """A hosted page on this machine, as on a Space, with secrets and hostile models beside it, and the memory it takes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -50,12 +48,7 @@ class Host(NamedTuple):
         """What of the server stands in an answer. Gradio's protocol says where an upload or a download lies."""
         uploads = re.escape(str(self.home / "uploads"))
         text = re.sub(rf'("path": ?"|file=){uploads}[^"]*', "", text.replace("\\/", "/"))
-        lines = [
-            SECRET,
-            "root:x:0:0",
-            "limits.limit_cache()",
-            "from components.start import main",
-        ]
+        lines = [SECRET, "root:x:0:0", "limits.limit_cache()", "from components.start import main"]
         folders = [self.home, ROOT, cache_folder(), HOME, Path(sys.prefix), *map(Path, sys.path[1:])]
         told = [str(folder) + "/" for folder in folders if len(folder.parts) > 1]
         return [secret for secret in (*lines, *told, "Traceback (most recent", "site-packages/") if secret in text]

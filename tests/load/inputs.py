@@ -1,7 +1,5 @@
 """What the fuzzer sends and finds: values of parameters, uploaded files, and models in the local cache of the Hub."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io
@@ -127,8 +125,6 @@ def _good(dice: random.Random, parameter: dict[str, Any]) -> Any:
     return dice.choice(GOOD[name]) if name in GOOD else parameter.get("parameter_default")
 
 
-# Uploads: good files, broken ones, and those that are small until they are read
-
 WORDS = ["the", "rain", "falls", "where", "warm", "air", "rises", "and", "cools", "over", "hills", "and", "seas"]
 MEBI = 2**20
 
@@ -220,8 +216,6 @@ def _zipped() -> bytes:
         archive.writestr("text.csv", bytes(200 * MEBI))
     return file.getvalue()
 
-
-# Hostile models as the Hub's local cache holds them
 
 OWNER = "somebody"
 MARK = "wrote-this"  # the name of a file that code of a model would write

@@ -110,17 +110,18 @@ def test_every_endpoint_has_a_name_types_and_words(client) -> None:
     assert parameters == {f"/{name}": names for name, names in expected.items()}
 
 
-def test_bad_input_comes_back_in_words(client) -> None:
+def test_bad_input_beyond_the_fields_bounds_or_what_was_removed_comes_back_in_words(client) -> None:
     with pytest.raises(AppError, match="raise the cap"):
         client.predict(sparsity=70, cap=60, api_name="/evaluate")
     with pytest.raises(AppError, match="'much' is not a locked ratio; expected layer, module and percentage"):
         client.predict(locked="much", api_name="/command_lines")
     with pytest.raises(AppError, match="No method is chosen"):
         client.predict(methods=[], api_name="/sweep_table")
-
-
-def test_a_removed_endpoint_or_method_says_what_replaces_it(client) -> None:
-    """To those who call it with the parameters that it had; it is not described."""
+    fields = {one["props"].get("label"): one["props"] for one in client.config["components"]}
+    for label, limit in (("Sequences", limits.SEQUENCES), ("Length", limits.LENGTH)):
+        assert fields[label]["maximum"] == limit.desktop
+        with pytest.raises(AppError, match=f"{label} must be a whole number from .*, got {limit.desktop + 1}"):
+            client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
     with pytest.raises(AppError, match="rices was removed; use search"):
         client.predict(*Settings(), 0, api_name="/prices")
     with pytest.raises(AppError, match="vd was removed; use modegpt"):
@@ -135,14 +136,6 @@ def test_on_a_desktop_a_file_of_ones_own_may_be_named(client, tmp_path) -> None:
         assert "a.txt" in client.predict(**values, api_name="/command_lines")
         with pytest.raises(AppError, match=r"Text .*a.txt' not found"):
             client.predict(**values, api_name="/evaluate")
-
-
-def test_the_pages_fields_end_where_its_bounds_do(client) -> None:
-    fields = {one["props"].get("label"): one["props"] for one in client.config["components"]}
-    for label, limit in (("Sequences", limits.SEQUENCES), ("Length", limits.LENGTH)):
-        assert fields[label]["maximum"] == limit.desktop
-        with pytest.raises(AppError, match=f"{label} must be a whole number from .*, got {limit.desktop + 1}"):
-            client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
 
 
 def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
@@ -160,15 +153,6 @@ def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
         AppError, match=r"bad.csv, row 2 \(layer 1\): mlp_ratio must be a number from 0 to 1, got 'lots'"
     ):
         client.predict(ratios_file=handle_file(tmp_path / "bad.csv"), api_name="/locked_ratios")
-
-
-def test_the_pages_answer_is_the_commands(client) -> None:
-    asked = {"sparsity": 40, "prompt": "w10 w20 w30", "tokens": 16}
-    text = client.predict(**asked, api_name="/generate")["sliced"]
-    sampling = {"temperature": 0, "sample_seed": 0, "raw": False}
-    steps = client.submit(**asked, **sampling, api_name="/answer")
-    shown = [step[2] for step in steps if isinstance(step[2], str)]  # status, dense, IntraSlice, cross-module
-    assert text in re.sub(r"<[^>]*>", "", shown[-1])
 
 
 def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
@@ -194,15 +178,6 @@ def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
     assert ended.wait(30)
     session.jobs.scheduler.start("another", lambda job: None).join()  # and the turn was passed on
     assert not session.jobs.scheduler.jobs
-
-
-def test_the_report_and_the_plan_are_files(client) -> None:
-    plan = json.loads(Path(client.predict(api_name="/plan")).read_text(encoding="utf-8"))
-    report = Path(client.predict(api_name="/report")).read_text(encoding="utf-8")
-    assert len(plan["ratios"]) == 3
-    assert "Plotly" in report
-    assert "Pruning ratio per layer" in report
-    assert 'id="chart-0"' in report
 
 
 @pytest.fixture

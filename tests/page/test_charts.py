@@ -1,7 +1,5 @@
 """All charts are pure: plain numbers in; a valid plotly figure, a caption and the same numbers as a data table out."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import json
@@ -145,10 +143,7 @@ def test_figures_are_valid_plotly_with_a_heading_and_a_question_and_tables_are_f
     assert 0 <= chart.selected <= max(0, chart.layers - 1)
 
 
-# Ratios
-
-
-def test_bars_and_their_table_are_the_plan() -> None:
+def test_bars_and_their_table_are_the_plan_also_where_rounding_leaves_a_ratio_without_effect() -> None:
     plan = replace(plan_view(), source=Provenance("before", label="A label."))
     chart = ratio_chart(plan)
     bars = {trace["name"]: trace for trace in chart.data if trace["type"] == "bar"}
@@ -166,9 +161,6 @@ def test_bars_and_their_table_are_the_plan() -> None:
     gone = replace(plan, layers=(replace(plan.layers[0], heads=0), replace(plan.layers[1], neurons=0)))
     (_, _, attention, _, _), (_, _, _, _, mlp) = ratio_chart(gone).rows
     assert attention == mlp == "nothing: the whole module is removed"
-
-
-def test_a_ratio_that_rounding_leaves_without_effect_is_shown_as_planned() -> None:
     plan = plan_view(layers=1)
     chart = ratio_chart(replace(plan, layers=(replace(plan.layers[0], mlp=0.001, neurons=1536),)))
     row = dict(zip(chart.columns, chart.rows[0], strict=True))
@@ -241,10 +233,7 @@ def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
     assert "so far" not in restless
 
 
-# Spectra and activations
-
-
-def test_rings_and_crosses_mark_what_is_kept_and_removed() -> None:
+def test_rings_and_crosses_mark_what_is_kept_and_removed_but_for_a_module_that_goes_whole() -> None:
     variance, ranks, pairs = (make(spectra_view()) for make in (variance_chart, rank_chart, pair_chart))
     shade, *rings = variance.layout["shapes"]
     assert [ring["xanchor"] for ring in rings] == pytest.approx([2, 2, 200 / 300, 0.5, 0.5])
@@ -261,9 +250,6 @@ def test_rings_and_crosses_mark_what_is_kept_and_removed() -> None:
     assert curve_ranks(1) == [1]
     assert curve_ranks(5) == [1, 2, 3, 4, 5]  # many are thinned to both ends
     assert (len(curve_ranks(1536)), curve_ranks(1536)[0], curve_ranks(1536)[-1]) == (120, 1, 1536)
-
-
-def test_a_module_that_goes_whole_has_no_rings() -> None:
     gone = spectra_view(
         heads=[(0, 1), (), (0,)], dims=[4] * 3, neurons=0, pairs=PairsView([[3.0], [0.5]], [[False]] * 2, [1.0])
     )

@@ -46,7 +46,6 @@ def columns(session) -> Columns:
 
 @pytest.fixture
 def begun(monkeypatch) -> list:
-    """The models that have begun to generate an answer."""
     begun = []
 
     def noted(model, *arguments, **options):
@@ -58,13 +57,11 @@ def begun(monkeypatch) -> list:
 
 
 def events_of(columns: Columns, request: Request, question: Question, client: str = SOMEBODY):
-    """The events of an answer's job."""
     work = partial(streaming.write_answers, columns=columns, request=request, question=question)
     return columns.session.jobs.run(client, "answer", work, ready=partial(columns.session.ready, request))
 
 
 def asked(columns: Columns, settings: Request, client: str = SOMEBODY, **question) -> dict[str, Answer]:
-    """The columns at the end of an answer."""
     question = {"prompt": PROMPT, "tokens": 12} | question
     events = list(events_of(columns, settings, Question(**question), client))
     assert events[-1].kind == "ready", events[-1].text
@@ -72,11 +69,7 @@ def asked(columns: Columns, settings: Request, client: str = SOMEBODY, **questio
 
 
 def plain(html: str) -> str:
-    """The words of an answer's column."""
     return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', html, re.DOTALL)[1]))
-
-
-# Answers
 
 
 def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
@@ -141,13 +134,33 @@ def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the
     assert torch.equal(torch.get_rng_state(), state)  # torch's own are left alone
 
 
-def test_only_a_whole_answer_is_called_identical() -> None:
+def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_models_slower() -> None:
     def words(count: int) -> str:
         stopped = Answer("w10 " * count, count=count, state="stopped")
         return compare_words.answer("intraslice", stopped).rpartition('isx-quiet">')[2].partition("<")[0]
 
     assert words(0) == "0 tokens, stopped."
     assert words(3) == "3 tokens, stopped. Identical to the dense answer so far."
+    dense, sliced = Cost(10, 0.0, 8, 20.0, 100.0, 30.0), Cost(8, 0.3, 6, 25.0, 130.0, 24.0)
+
+    def cost(own: Cost) -> str:
+        return compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": own}, {}))
+
+    html = cost(sliced)
+    for words in ("1.30 × dense<", "0.80 × dense (slower)", "+25%", "KL from dense</dt><dd>–"):
+        assert words in html
+    assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
+    assert cost(dense).count("as fast as dense") == 2
+    evil = '<script>alert(1)</script>"'
+    token = PassageToken(evil, 0.5, 0.1, 1.6, (Candidate(evil, 0.5, 0.1),))
+    for html in (
+        compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
+        compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
+        compare_words.candidates([Candidate(evil, 0.5, 0.1)], evil),
+        compare_words.passage(PassageView(evil, (token,), 1.0)),
+    ):
+        assert "<script>" not in html
+        assert 'alert(1)&lt;/script&gt;"' not in html
 
 
 def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(tiny, monkeypatch) -> None:
@@ -216,9 +229,6 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
     end = [answer for answer in panel.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY) if answer]
     assert "Calibrated on" in end[-1]["status"]
-
-
-# Tokens that jobs share (the rules of shared work are tested in `jobs/`)
 
 
 def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_gets(
@@ -291,9 +301,6 @@ def test_another_setting_question_or_seed_is_another_answer(session, tiny) -> No
     assert len({key(), *others}) == 7
 
 
-# Costs
-
-
 def test_costs_are_those_of_the_models(columns, session, tiny) -> None:
     in_job(session, columns.measure_costs, tiny, None, "")
     costs = columns.cached_costs(tiny)
@@ -323,32 +330,3 @@ def test_while_costs_are_measured_no_other_answer_can_replace_the_last_one(colum
     assert panel.cached_costs(columns, setting, None, "", "another")
     *_, last = measuring
     assert last == panel.cached_costs(columns, setting, None, "", SOMEBODY) | {"status": last["status"]}
-
-
-def test_a_slower_model_is_called_slower() -> None:
-    dense, sliced = Cost(10, 0.0, 8, 20.0, 100.0, 30.0), Cost(8, 0.3, 6, 25.0, 130.0, 24.0)
-
-    def cost(own: Cost) -> str:
-        return compare_words.cost("intraslice", Costs({"dense": dense, "intraslice": own}, {}))
-
-    html = cost(sliced)
-    for words in ("1.30 × dense<", "0.80 × dense (slower)", "+25%", "KL from dense</dt><dd>–"):
-        assert words in html
-    assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
-    assert cost(dense).count("as fast as dense") == 2
-
-
-# Words
-
-
-def test_whatever_models_say_is_escaped() -> None:
-    evil = '<script>alert(1)</script>"'
-    token = PassageToken(evil, 0.5, 0.1, 1.6, (Candidate(evil, 0.5, 0.1),))
-    for html in (
-        compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
-        compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
-        compare_words.candidates([Candidate(evil, 0.5, 0.1)], evil),
-        compare_words.passage(PassageView(evil, (token,), 1.0)),
-    ):
-        assert "<script>" not in html
-        assert 'alert(1)&lt;/script&gt;"' not in html

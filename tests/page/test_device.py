@@ -1,7 +1,5 @@
 """Models for visitors' devices: the WebAssembly files, GGUF files that all share, and the routes that serve both."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

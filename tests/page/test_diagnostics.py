@@ -162,17 +162,6 @@ def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slide
         assert words in activations_panel.show(activations, settings, 0, ELSE)["summary"]
 
 
-def test_a_measurement_gives_way_to_the_slider(session, tiny) -> None:
-    views = ShiftViews(session)
-    settings = tiny.with_settings(sparsity=41)
-    events = []
-    for event in views.measure(settings, "somebody"):
-        events.append(event)
-        session.jobs.set_view("somebody", request=tiny.with_settings(sparsity=42))
-    assert [event.stopped for event in events] == [False, True]
-    assert not views.is_measured(settings)
-
-
 def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
     settings, _ = reached
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))

@@ -59,12 +59,10 @@ def settings(request, tiny) -> Request:
 
 
 def made(session: Session, settings: Request, downloads: Downloads) -> Path:
-    """The zip."""
     return in_job(session, exports.write_checkpoint, session, settings, downloads).path
 
 
 def page_text(session: Session, settings: Request) -> str:
-    """The answer of the page's own slice."""
     tokenizer = session.calibrated(settings).loaded.tokenizer
     return "".join(generate_text(in_job(session, session.slice, settings), tokenizer, PROMPT))
 
@@ -140,19 +138,9 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
     assert f"{path.stem}-q4_0.gguf, 0.0 MB, 1.5 MB of padding" in last["progress"]
 
 
-def test_nothing_sliced_is_nothing_to_save(session, tiny, downloads) -> None:
+def test_nothing_sliced_is_nothing_to_save_and_a_prompt_is_quoted(session, tiny, downloads) -> None:
     with pytest.raises(ValueError, match="0%"):
         made(session, tiny.with_settings(sparsity=0), downloads)
-
-
-def test_an_upload_goes_by_its_name(session, tiny) -> None:
-    uploaded = tiny.with_settings(upload="/somewhere/secret/mine.txt")
-    words = exports.command_arguments(uploaded.recipe(session.evaluation_tokens), session.device)
-    assert words.count("mine.txt") == 2
-    assert not any("secret" in word for word in words)
-
-
-def test_a_prompt_is_quoted_for_shell_and_python(session, tiny) -> None:
     nasty = """It's "so"; $(rm) \\ """
     line = exports.command_lines(session, tiny, nasty).splitlines()[2]
     assert shlex.split(line)[-1] == nasty

@@ -33,8 +33,6 @@ from components.i18n.language import (
     translate,
     use_language,
 )
-from components.jobs.jobs import Jobs
-from components.jobs.status import Status
 from components.page import build_app, launch_options
 from components.state import choices
 from components.state.request import parse
@@ -248,30 +246,6 @@ def test_what_is_said_later_is_said_to_each_reader() -> None:
         assert formatting.problem(ValueError(words)).count(told) == 1
         assert words == "This model must be sliced before it can answer. Slicing, layer 1 of 2."
         assert translate("an error of {the} library") == "an error of {the} library"
-
-
-def test_two_visitors_hear_of_one_job_each_in_their_language(monkeypatch) -> None:
-    """As handlers do: each listens in a thread of its own, to steps that run in the worker's."""
-    monkeypatch.setattr("components.limits.QUIET_SECONDS", 60.0)  # a busy machine's pauses are not told
-    jobs = Jobs()
-
-    def work(job):
-        while len(job.takers) < 2:
-            job.checkpoint()
-        for done in range(40):
-            job.emit(Status(lazy_gettext("Slicing, layer"), "busy", done, 40, 0.5))
-
-    def hears(code: str) -> list[str]:
-        with use_language(code):
-            events = jobs.run(code, "measure", lambda job: job.share("slice", work))
-            return [formatting.status_text(event) for event in events]
-
-    with ThreadPoolExecutor(2) as pool:
-        english, german = pool.map(hears, ("en", "de"))
-    assert english
-    assert german
-    assert all(re.fullmatch(r"Slicing, layer \d+ of 40, about 0 s left", words) for words in english), english
-    assert all(re.fullmatch(r"Zuschneiden, Schicht \d+ von 40, noch etwa 0 s", words) for words in german)
 
 
 @pytest.fixture(scope="module")

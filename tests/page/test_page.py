@@ -5,11 +5,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job, plan_view, stepwise
+from tiny_page import SOMEBODY, in_job, plan_view
 
 from components.frame import handlers, link, slider
 from components.gradio_compat.signatures import partial_handler
@@ -27,7 +26,6 @@ from components.ui.screen import headline
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
-from intraslice.slicing import one_shot
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +65,6 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
         assert words in answer["headline"]
 
 
-def test_a_missing_model_is_an_error_in_the_page(session, tiny) -> None:
-    *_, last = session.prepare(tiny.with_settings(model="/no/such/model"), "somebody")
-    assert last.kind == "error"
-    assert "/no/such/model" in last.text
-    assert session.plan(tiny) is not None  # and the page goes on working
-
-
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert "isx-error" in handlers.memory(session, tiny.settings.model)
@@ -95,16 +86,6 @@ def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny)
     assert "windows of 32" in last["perplexity"]
     assert "one-shot slicing, runtime shapes" in last["perplexity"]
     assert "→" in last["headline"]
-
-
-def test_the_dense_perplexity_is_measured_once_for_all_starts_of_the_page(session, tiny) -> None:
-    list(session.measure(tiny, "somebody"))
-    again = stepwise(Session(evaluation_tokens=256))
-    events = [event.text for event in again.measure(tiny.with_settings(cap=77), "somebody")]
-    assert not any("dense model" in text for text in events)
-    assert any("sliced model" in text for text in events)
-    before, after = (which.perplexities(tiny) for which in (session, again))
-    assert (after.dense, after.sliced, after.ratio) == (before.dense, before.sliced, before.ratio)
 
 
 def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
@@ -138,15 +119,6 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
     assert not (recovered & sliced) - dense  # training changes no other slice
 
 
-def test_several_moves_of_the_slider_rank_the_neurons_of_a_layer_once(session, tiny, monkeypatch) -> None:
-    ranked, rankings = Mock(wraps=one_shot.rank_neurons), session.calibrated(tiny).slice_cache.rankings
-    monkeypatch.setattr(one_shot, "rank_neurons", ranked)
-    rankings.clear()
-    models = [in_job(session, session.slice, tiny.with_settings(sparsity=sparsity)) for sparsity in (12, 22, 34)]
-    widths = {(index, layer.mlp.neurons) for model in models for index, layer in enumerate(model.model.layers)}
-    assert 0 < ranked.call_count == len(rankings) < len(widths)
-
-
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
     settings = tiny.with_settings(order="sequential", sparsity=35)
     seen = []
@@ -162,7 +134,7 @@ def restore(**query: str) -> dict:
     return link.restore(SimpleNamespace(query_params=query))
 
 
-def test_a_link_restores_the_page(session) -> None:
+def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
     query |= {"shapes": "runtime", "tab": "compare"}
     restored, usual = restore(**query), restore()
@@ -173,9 +145,6 @@ def test_a_link_restores_the_page(session) -> None:
     assert restore(bias="1.35")["bias"] == 1.35
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
         assert link.restore_existing(session, SimpleNamespace(query_params={"layer": layer}))["layer"] == kept
-
-
-def test_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
     query |= {"dtype": tiny.calibration.dtype, "layer": "3"}
     opened = link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
@@ -207,7 +176,7 @@ def test_a_cache_forgets_what_was_used_least() -> None:
     assert len(cache.entries()) == 2
 
 
-def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
+def test_the_first_line_names_the_modules_that_give_most_and_least_and_words_are_escaped() -> None:
     words = headline(plan_view(), Perplexities())
     assert "layer 0's MLP is pruned most (50%), layer 0's attention least (0%)" in words
     plan = plan_view()
@@ -215,8 +184,5 @@ def test_the_first_line_names_the_modules_that_give_most_and_least() -> None:
     assert "layer 1's attention least" in headline(ties, Perplexities())
     with use_language("de"):
         assert "am wenigsten Schicht 1 (Attention: 0\u00a0%)" in headline(ties, Perplexities())
-
-
-def test_words_escape_what_they_quote() -> None:
     assert "<script>" not in formatting.status(Status("<script>alert(1)</script>", "error"))
     assert "<script>" not in formatting.problem(ValueError("<script>"))

@@ -14,7 +14,7 @@ from components.sweep import measure as sweeps
 from components.sweep.charts import measured_charts, pick_value, removed_chart, size_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
-from intraslice.core.errors import NoRoomError, UserError
+from intraslice.core.errors import UserError
 from intraslice.evaluation import sweep as library
 
 CHOICE = SweepChoice(sparsities=(20, 40))
@@ -130,7 +130,7 @@ SIZED = (
 )
 
 
-def test_the_frontier_has_the_best_model_of_each_size() -> None:
+def test_the_frontier_has_the_best_model_of_each_size_and_a_broken_one_stands_in_the_table_alone() -> None:
     chart = size_chart(SweepView(15.0, SIZED, 8, "On 256 tokens."))
     steps = {trace["xaxis"]: (trace["x"], trace["y"]) for trace in chart.data if trace["mode"] == "lines"}
     assert steps["x"] == ([60, 70, 130, 240], [24, 17, 15.1, 15])
@@ -142,6 +142,11 @@ def test_the_frontier_has_the_best_model_of_each_size() -> None:
     }
     assert marks["Dense, q8_0"] > marks["Dense, q4_0"]
     assert marks["IntraSlice, PCA-aware, f16"][0] == "circle-open"
+    broken = SweepPoint("wanda", "", 0.6, 0.6, 40, float("inf"), 1.5, 1.4)
+    chart = removed_chart(SweepView(15.0, (POINTS[0], broken), 2, ""))
+    assert [trace["name"] for trace in chart.data] == ["IntraSlice, PCA-aware"]
+    assert "inf" in chart.rows[1]
+    json.loads(chart.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
 def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(session, tiny, monkeypatch) -> None:
@@ -163,18 +168,6 @@ def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(ses
     assert measured_charts(VIEW).size is None
 
 
-def test_a_lack_of_memory_is_said_and_the_point_is_tried_again(session, tiny, monkeypatch) -> None:
-    def fails(*_: object, **__: object) -> None:
-        raise NoRoomError("only 1 GiB is free")
-
-    choice = SweepChoice(("intraslice",), ("pca",), (22,))
-    with monkeypatch.context() as patch:
-        patch.setattr(library, "slice_by", fails)
-        *_, last = run(session, tiny, choice)
-    assert (last.kind, last.text) == ("error", "Only 1 GiB is free.")
-    assert views(run(session, tiny, choice))[-1].points[0].perplexity > 1
-
-
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])
 def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> None:
     kept = {(trace["name"], trace["line"]["color"], trace["line"]["dash"]) for trace in chart.data}
@@ -187,11 +180,3 @@ def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> No
     assert {name for trace in chart.data for name in trace["ids"]} == {"20 pca", "20 uniform", "20"}
     assert [pick_value(point) for point in POINTS[:3]] == ["20 pca", "20 uniform", "20"]
     assert [shape["y0"] for shape in chart.layout["shapes"] if shape.get("y0") == 15.0]
-
-
-def test_a_broken_model_stands_in_the_table_alone() -> None:
-    broken = SweepPoint("wanda", "", 0.6, 0.6, 40, float("inf"), 1.5, 1.4)
-    chart = removed_chart(SweepView(15.0, (POINTS[0], broken), 2, ""))
-    assert [trace["name"] for trace in chart.data] == ["IntraSlice, PCA-aware"]
-    assert "inf" in chart.rows[1]
-    json.loads(chart.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

@@ -1,10 +1,13 @@
-"""Moments and mask gradients against plain collection and plain autograd."""
+"""Moments and mask gradients against plain collection and plain autograd; calibrations on disk, and their accidents."""
 
-from __future__ import annotations
-
+import os
+import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
+import numpy
 import pytest
 import torch
 from stopping import Stopped, stop_at
@@ -14,6 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, sample_tokens
+from intraslice.core.cache import MAX_BYTES_VARIABLE, set_max_cache_bytes
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Progress
 from intraslice.core.weights import UNROTATED
@@ -25,7 +29,8 @@ FIELDS = tuple(LayerStats.__dataclass_fields__)
 
 
 @pytest.fixture(autouse=True)
-def cache(own_cache: Path) -> Path:
+def cache(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(10**9))
     return own_cache / "calibration"
 
 
@@ -128,25 +133,6 @@ def test_tokens_are_drawn_as_often_as_they_are_probable():
     assert ((share - expected).abs() < 4.5 * deviation + 1e-4).all()
 
 
-def test_squared_gradients_of_drawn_targets_have_fisher_s_information_as_their_mean(loaded):
-    """One position, so that the mean over all tokens can be had exactly: sum_y p(y) (d log p(y) / d mask)^2."""
-    pair = TOKENS[:1, :2]
-    stats = calibrate(loaded, pair.expand(4096, 2).contiguous(), progress=False)
-    model = loaded.model
-    with torch.no_grad():
-        probability = model(pair).logits[0, 0].float().softmax(-1)
-    expected = [torch.zeros(layer.mlp_gradients.shape[1]) for layer in stats.layers]
-    every = torch.arange(len(probability))
-    for part in every.split(64):
-        sequences = torch.stack([pair[0, :1].expand(len(part)), part], 1)
-        per_token = calibrate(loaded, sequences, "text", progress=False)
-        for total, layer in zip(expected, per_token.layers, strict=True):
-            total += probability[part] @ layer.mlp_gradients.square()
-    for exact, layer in zip(expected, stats.layers, strict=True):
-        assert_close(layer.mlp_gradients.square().mean(0), exact, rtol=0.2, atol=0)
-        assert layer.mlp_gradients.mean(0).norm() < 0.1 * exact.sum().sqrt()  # the score has no mean
-
-
 def test_drawn_targets_are_the_same_every_time_and_not_the_text_s(loaded, cache):
     first, text = calibrate(loaded, TOKENS, progress=False), calibrate(loaded, TOKENS, "text", progress=False)
     for file in cache.iterdir():
@@ -156,7 +142,7 @@ def test_drawn_targets_are_the_same_every_time_and_not_the_text_s(loaded, cache)
     assert torch.equal(first.layers[0].mlp_moment, text.layers[0].mlp_moment)
 
 
-def test_the_stream_is_measured_at_each_layer_s_input(family_case):
+def test_the_stream_is_measured_at_each_layer_s_input_and_at_its_mlps_norm_where_it_has_one(family_case):
     tokens = family_case.tokens[:5]
     stats = calibrate(family_case.loaded, tokens, progress=False)
     with torch.no_grad():
@@ -166,12 +152,7 @@ def test_the_stream_is_measured_at_each_layer_s_input(family_case):
         assert_close(layer.residual_moment, rows.T @ rows, atol=1e-3, rtol=1e-4)
         directions = rows / rows.norm(dim=-1, keepdim=True)
         assert_close(layer.direction_moment, directions.T @ directions, atol=1e-3, rtol=1e-4)
-
-
-def test_what_the_mlps_norm_reads_is_measured_where_it_has_one(family_case):
-    tokens = family_case.tokens[:5]
-    stats, entered = calibrate(family_case.loaded, tokens, progress=False), []
-    layers = family_case.original.model.layers
+    entered, layers = [], family_case.original.model.layers
     with ExitStack() as hooks, torch.no_grad():
         for layer in layers:
             names = ("pre_feedforward_layernorm", "post_attention_layernorm")
@@ -261,9 +242,6 @@ def test_broken_weights_are_named_and_not_kept(loaded, cache, value):
     assert not cache.exists()
 
 
-# Between two of its steps
-
-
 @pytest.fixture
 def stepwise(loaded, monkeypatch):
     monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
@@ -297,18 +275,6 @@ def test_progress_counts_sequences_and_no_step_leaves_a_hook(stepwise):
     assert all(parameter.grad is None for parameter in stepwise.model.parameters())
 
 
-def test_the_model_may_be_used_between_two_steps(family_case, monkeypatch, tmp_path):
-    tokens = family_case.tokens[:4]
-    expected = calibrate(family_case.loaded, tokens, progress=False)
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
-
-    def use_the_model(_: Progress) -> None:
-        with torch.no_grad():
-            family_case.loaded.model(family_case.tokens[5:6])
-
-    assert_same(calibrate(family_case.loaded, tokens, progress=use_the_model), expected, atol=0, rtol=0)
-
-
 def test_what_is_there_after_some_sequences_is_a_calibration_on_those(stepwise):
     partial = partial_results(stepwise, "text")
     assert list(partial) == [1, 2, 3]
@@ -332,3 +298,88 @@ def test_what_is_broken_so_far_is_named(stepwise):
     with pytest.raises(NumericalError, match="not finite"):
         calibrate(stepwise, TOKENS, progress=look)
     assert len(named) == 3
+
+
+@pytest.fixture
+def forbid_work(monkeypatch: pytest.MonkeyPatch):
+    """Call it, and any further calibration that is not read from disk fails."""
+
+    def refuse(*_) -> None:
+        raise AssertionError("calibrated again")
+
+    return lambda: monkeypatch.setattr(driver, "_calibrate_batch", refuse)
+
+
+def test_one_triangle_of_the_moments_is_kept_and_the_second_time_read_from_disk(loaded, cache, forbid_work):
+    stats = calibrate(loaded, TOKENS, progress=False)
+    entries = sum(value.numel() for layer in stats.layers for value in vars(layer).values())
+    with numpy.load(next(cache.iterdir())) as arrays:
+        assert {arrays[name].dtype for name in arrays} == {numpy.dtype(numpy.float32)}
+        kept = sum(arrays[name].size for name in arrays)
+        triangle = arrays["1.mlp_moment"]
+    assert kept < 0.54 * entries
+    moment = stats.layers[1].mlp_moment.numpy()
+    assert triangle.tolist() == moment[numpy.tril_indices(len(moment))].tolist()
+    assert kept * 4 == sum(layer.packed_bytes for layer in stats.layers)
+    first = calibrate(loaded, TOKENS, progress=False)
+    assert len(list(cache.iterdir())) == 1
+    forbid_work()
+    (file,) = cache.iterdir()
+    then = time.time() - 3600
+    os.utime(file, (then, then - 1))  # so that it is not the system that notes an access
+    events: list[Progress] = []
+    assert_same(calibrate(loaded, TOKENS, progress=events.append), first, atol=0, rtol=0)
+    assert file.stat().st_atime > then + 3000  # so that it is not the next to go
+
+
+def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(loaded):
+    layer = calibrate(loaded, TOKENS, progress=False).layers[0]
+    layer.attention_moment = torch.randn(600, 600)
+    lower = layer.attention_moment.tril()
+    layer.mirror_()
+    assert torch.equal(layer.attention_moment, layer.attention_moment.T)
+    assert torch.equal(layer.attention_moment.tril(), lower)
+
+
+def test_it_is_kept_where_it_fits_and_there_is_room_before_it_is_written(loaded, cache, monkeypatch, caplog):
+    first = calibrate(loaded, TOKENS, progress=False)
+    (file,) = cache.iterdir()
+    set_max_cache_bytes(file.stat().st_size + 20_000)  # not for two
+    calibrate(loaded, TOKENS + 1, progress=False)
+    assert len(list(cache.iterdir())) == 1
+    assert not file.exists()
+    set_max_cache_bytes(1_000)
+    monkeypatch.setattr(driver, "_write", lambda *_: pytest.fail("written"))
+    assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
+    assert f"space that {MAX_BYTES_VARIABLE} allows" in caplog.text
+
+
+@pytest.mark.parametrize("change", ["tokens", "shape", "weights", "dtype"])
+def test_another_run_is_not_served_from_the_file(loaded, change, cache):
+    calibrate(loaded, TOKENS, progress=False)
+    tokens = TOKENS
+    if change == "tokens":
+        tokens = TOKENS.clone()
+        tokens[2, 9] += 1
+    elif change == "shape":
+        tokens = TOKENS.view(5, 6)
+    elif change == "weights":
+        loaded = replace(loaded, fingerprint="other")
+    else:
+        loaded.model.bfloat16()
+    calibrate(loaded, tokens, progress=False)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_file_with_any_bit_flipped_gives_the_same_or_is_made_anew(loaded, cache):
+    first = calibrate(loaded, TOKENS, progress=False)
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    places = Random(0)
+    # The first array's header, the table of contents, and the values between them.
+    for start, end, count in [(0, 200, 8), (len(whole) - 4000, len(whole), 5), (200, len(whole), 3)]:
+        for _ in range(count):
+            damaged = bytearray(whole)
+            damaged[places.randrange(start, end)] ^= 1 << places.randrange(8)
+            file.write_bytes(damaged)
+            assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)

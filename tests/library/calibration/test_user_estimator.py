@@ -1,7 +1,5 @@
 """An estimator from a file of one's own: named by its version, and planned by as a built-in one of its formula."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,18 +22,24 @@ def heads(layer):
 """
 
 
-@pytest.fixture
-def place(tmp_path) -> Iterator[Callable[[str], str]]:
-    """Writes a file of one's own and gives its path; what it registers is gone after the test."""
+@pytest.fixture(autouse=True)
+def registered() -> Iterator[None]:
+    """What a test registers is gone after it."""
     before = set(ESTIMATORS)
+    yield
+    for name in set(ESTIMATORS) - before:
+        del ESTIMATORS[name]
+
+
+@pytest.fixture
+def place(tmp_path) -> Callable[[str], Path]:
+    """Writes a file of one's own and gives its path."""
 
     def write(text: str) -> Path:
         (tmp_path / "mine.py").write_text(text, encoding="utf-8")
         return tmp_path / "mine.py"
 
-    yield write
-    for name in set(ESTIMATORS) - before:
-        del ESTIMATORS[name]
+    return write
 
 
 def test_it_plans_and_is_judged_as_the_built_in_one_of_its_formula(place, tiny_case, own_cache):
@@ -117,19 +121,7 @@ def test_what_it_answers_is_looked_at(place, tiny_case, body, words):
     assert own.name not in replace(tiny_case("llama-gqa").stats).profile.estimators  # later calibrations work
 
 
-# Files of importances
-
-
-@pytest.fixture
-def registered():
-    """What a test registers is gone after it."""
-    before = set(ESTIMATORS)
-    yield
-    for name in set(ESTIMATORS) - before:
-        del ESTIMATORS[name]
-
-
-def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path, registered) -> None:
+def test_a_file_of_importances_plans_as_what_it_was_made_of(tiny_case, tmp_path) -> None:
     case = tiny_case("llama-gqa")
     own = [
         {module: getattr(layer.importances["fisher"], module).tolist() for module in ("attention", "mlp")}
@@ -164,7 +156,7 @@ def test_what_is_no_file_of_importances_is_refused_in_one_line(tmp_path, text, w
     assert "\n" not in str(caught.value)
 
 
-def test_importances_of_another_model_are_refused(tiny_case, tmp_path, registered) -> None:
+def test_importances_of_another_model_are_refused(tiny_case, tmp_path) -> None:
     case = tiny_case("llama-gqa")
     for name, layers in (("few.json", [{"attention": [1.0] * 4, "mlp": [1.0]}]), ("wide.json", [])):
         own = layers or [{"attention": [1.0] * 5, "mlp": [1.0] * 7}] * 100

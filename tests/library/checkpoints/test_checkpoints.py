@@ -3,8 +3,6 @@
 Every family, and both ways of slicing that make modules of their own kind.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import shutil
@@ -130,17 +128,12 @@ def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 
-def test_all_files_may_be_read_by_those_who_may_read_the_configuration(saved_folder):
+def test_all_may_read_the_files_generation_configs_stay_and_no_link_is_replaced(saved_folder, tmp_path):
     assert len({file.stat().st_mode for file in saved_folder.iterdir()}) == 1
-
-
-def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
-    model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
-    with pytest.raises(UserError, match="shortcut"):
-        plain_model(model)
-
-
-def test_what_cannot_be_replaced_is_refused_before_any_work(saved_folder, tmp_path):
+    model, tokenizer, made = intraslice.load(saved_folder)
+    model.generation_config.update(temperature=0.9, top_p=0.6, pad_token_id=3)  # which do nothing without sampling
+    checkpoint_format.save(model, tokenizer, tmp_path / "again", made)
+    assert intraslice.load(tmp_path / "again")[0].generation_config.temperature == 0.9
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for folder in (tmp_path / "link", Path("/proc")):
@@ -148,11 +141,10 @@ def test_what_cannot_be_replaced_is_refused_before_any_work(saved_folder, tmp_pa
             checkpoint_format.require_free(folder)
 
 
-def test_published_generation_configs_are_saved_as_they_were_read(saved_folder, tmp_path):
-    model, tokenizer, made = intraslice.load(saved_folder)
-    model.generation_config.update(temperature=0.9, top_p=0.6, pad_token_id=3)  # which do nothing without sampling
-    checkpoint_format.save(model, tokenizer, tmp_path / "again", made)
-    assert intraslice.load(tmp_path / "again")[0].generation_config.temperature == 0.9
+def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
+    model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
+    with pytest.raises(UserError, match="shortcut"):
+        plain_model(model)
 
 
 def test_a_head_of_its_own_is_saved_whatever_the_configuration_says(tiny_case, tmp_path):

@@ -1,7 +1,5 @@
 """GGUF files in llama.cpp itself: the log-probabilities of our own forward, the tokens of transformers' tokenizers."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -185,18 +183,6 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
     assert json.loads(capsys.readouterr().out)["gguf"] == told["gguf"] | {"file": str(tmp_path / "two.gguf")}
     assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
     _require_alike(load(tmp_path / "sliced")[0], tmp_path / "one.gguf")
-
-
-@pytest.mark.slow
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_perplexity_of_the_default_model_s_rounded_weights_is_that_of_the_file(kind, default_model, tmp_path):
-    """Within 1.5 %: llama.cpp rounds activations to 8 bits, too."""
-    model, tokenizer = default_model.model, default_model.tokenizer
-    windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
-    losses = losses_at_once(rounded_model(model, kind, progress=False), windows)
-    scores = ask_llama_cpp(_written(model, tokenizer, tmp_path / "t.gguf", kind), scores=windows.tolist())["scores"]
-    assert (-torch.tensor(scores).mean() - losses.mean()).exp() == pytest.approx(1, abs=0.015)
 
 
 @pytest.fixture(scope="module")

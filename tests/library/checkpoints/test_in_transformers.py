@@ -1,7 +1,5 @@
 """A saved folder in transformers' hands: opened, placed, generated with, trained, saved again and pushed."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os
@@ -32,10 +30,8 @@ from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 
-# Opened
 
-
-def test_auto_classes_open_it_as_it_was_saved(opened):
+def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
     assert isinstance(opened.model, IntraSliceForCausalLM)
     assert isinstance(opened.model, type(opened.case.original))
     assert isinstance(AutoConfig.from_pretrained(opened.folder), IntraSliceConfig)
@@ -43,6 +39,21 @@ def test_auto_classes_open_it_as_it_was_saved(opened):
     assert opened.agrees(opened.model)
     assert all(parameter.requires_grad for parameter in opened.model.parameters())
     assert not opened.model.training
+    config = AutoConfig.from_pretrained(opened.folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    expected = {name: tensor.shape for name, tensor in opened.sliced.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == expected
+    assert all(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
+    assert torch.isfinite(model(opened.case.tokens[:1]).logits).all()
+    assert not opened.agrees(model.float(), tolerance=0.1)
+    assert AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    eager = AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="eager", use_cache=False)
+    assert (eager.config._attn_implementation, eager.config.use_cache) == ("eager", False)
+    assert opened.agrees(eager, tolerance=1e-5)
+    _, report = AutoModelForCausalLM.from_pretrained(opened.folder, output_loading_info=True)
+    assert not any(report.values())
+    with pytest.raises(ValueError, match="does not support Flash Attention"):
+        AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="flash_attention_2")
 
 
 IN_A_NEW_PROCESS = """
@@ -101,27 +112,6 @@ def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
 
 
-def test_from_config_has_the_shapes_and_random_weights(opened):
-    config = AutoConfig.from_pretrained(opened.folder)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    expected = {name: tensor.shape for name, tensor in opened.sliced.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == expected
-    assert all(tensor.dtype == torch.bfloat16 for tensor in model.parameters())
-    assert torch.isfinite(model(opened.case.tokens[:1]).logits).all()
-    assert not opened.agrees(model.float(), tolerance=0.1)
-
-
-def test_options_of_from_pretrained_are_transformers_own(opened):
-    assert AutoModelForCausalLM.from_pretrained(opened.folder, dtype=torch.bfloat16).dtype == torch.bfloat16
-    eager = AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="eager", use_cache=False)
-    assert (eager.config._attn_implementation, eager.config.use_cache) == ("eager", False)
-    assert opened.agrees(eager, tolerance=1e-5)
-    _, report = AutoModelForCausalLM.from_pretrained(opened.folder, output_loading_info=True)
-    assert not any(report.values())
-    with pytest.raises(ValueError, match="does not support Flash Attention"):
-        AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="flash_attention_2")
-
-
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
 def test_a_device_map_places_it(opened, device_map):
     model = AutoModelForCausalLM.from_pretrained(opened.folder, device_map=device_map)
@@ -140,9 +130,6 @@ def test_layers_on_disk_are_fetched_but_not_shortcuts(opened, tmp_path):
         model = AutoModelForCausalLM.from_pretrained(opened.folder, **options)
         assert any(parameter.is_meta for parameter in model.parameters())
         assert opened.agrees(model)
-
-
-# Saved and pushed
 
 
 @pytest.mark.parametrize("shard", ["5GB", "60KB"])
@@ -167,8 +154,7 @@ def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
     assert not opened.agrees(model, tolerance=1e-3)
 
 
-@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
-def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch, way):
+def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch):
     pushed = {}
 
     class Hub:
@@ -189,10 +175,7 @@ def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch, 
     for module in ("transformers.utils.hub", "transformers.modeling_utils"):
         monkeypatch.setattr(f"{module}.create_and_tag_model_card", lambda *_, **__: card)
     model = AutoModelForCausalLM.from_pretrained(opened.folder)
-    if way == "push_to_hub":
-        model.push_to_hub("someone/sliced")
-    else:
-        model.save_pretrained(tmp_path / "here", push_to_hub=True, repo_id="someone/sliced")
+    model.push_to_hub("someone/sliced")
     files = pushed["someone/sliced"]
     assert {"config.json", "model.safetensors", "modeling_intraslice.py", "generation_config.json"} <= files.keys()
     (tmp_path / "downloaded").mkdir()
@@ -201,50 +184,12 @@ def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch, 
     assert opened.agrees(AutoModelForCausalLM.from_pretrained(tmp_path / "downloaded"))
 
 
-# Trained
-
-
-class LoRA(nn.Module):
-    """A frozen linear map and a trained one of rank 2 beside it."""
-
-    def __init__(self, base: nn.Linear) -> None:
-        super().__init__()
-        self.base = base.requires_grad_(False)
-        self.down = nn.Linear(base.in_features, 2, bias=False)
-        self.up = nn.Linear(2, base.out_features, bias=False)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.base(states) + self.up(self.down(states))
-
-
-def linears(model: PreTrainedModel) -> set[str]:
-    return {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)} - {"lm_head"}
-
-
-def test_its_linear_maps_are_found_by_name_and_take_a_lora(opened):
-    model = AutoModelForCausalLM.from_pretrained(opened.folder).requires_grad_(False).train()
-    gated = opened.model.config.model_type != "phi"
-    assert linears(model) == {"qkv_proj", "o_proj", "gate_up_proj" if gated else "up_proj", "down_proj"}
-    for layer in model.model.layers:
-        layer.self_attn.qkv_proj, layer.mlp.down_proj = LoRA(layer.self_attn.qkv_proj), LoRA(layer.mlp.down_proj)
-    assert opened.agrees(model)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert len(trained) == 2 * 2 * len(model.model.layers)
-    optimizer, losses = torch.optim.Adam(trained, 1e-2), []
-    for _ in range(3):
-        loss = model(opened.case.tokens, labels=opened.case.tokens).loss
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[2] < losses[1] < losses[0]
-
-
-def test_it_trains_whole_and_with_activations_recomputed(opened):
-    gradients = []
+def test_it_trains_whole_and_with_activations_recomputed_and_its_linear_maps_are_found_by_name(opened):
+    gradients, gated = [], opened.model.config.model_type != "phi"
     for recompute in (False, True):
         model = AutoModelForCausalLM.from_pretrained(opened.folder).train()
+        linears = {name.split(".")[-1] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+        assert linears == {"qkv_proj", "o_proj", "gate_up_proj" if gated else "up_proj", "down_proj", "lm_head"}
         if recompute:
             model.gradient_checkpointing_enable()
         model(opened.case.tokens, labels=opened.case.tokens).loss.backward()
@@ -252,8 +197,6 @@ def test_it_trains_whole_and_with_activations_recomputed(opened):
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(*gradients)
 
-
-# Generation
 
 STEPS = 8
 
@@ -282,20 +225,7 @@ def test_every_cache_gives_the_same_answer(opened, prompt, options):
     assert torch.equal(greedy(opened.model, prompt, **options), greedy(opened.model, prompt))
 
 
-def test_beams_and_samples_are_the_same_with_and_without_a_cache(opened, prompt):
-    for options in ({"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}):
-        assert torch.equal(
-            greedy(opened.model, prompt, **options), greedy(opened.model, prompt, use_cache=False, **options)
-        )
-    drawn = []
-    for use_cache in (True, False):
-        torch.manual_seed(0)
-        options = {"do_sample": True, "top_k": 20, "temperature": 0.8, "eos_token_id": None, "pad_token_id": 0}
-        drawn.append(opened.model.generate(prompt, max_new_tokens=STEPS, use_cache=use_cache, **options))
-    assert torch.equal(*drawn)
-
-
-def test_generation_goes_on_from_a_cache_and_from_embeddings(opened, prompt):
+def test_generation_goes_on_from_a_cache_from_embeddings_and_with_a_draft(opened, prompt):
     expected = greedy(opened.model, prompt)
     cache = {cache_keyword(opened.model): DynamicCache(config=opened.model.config)}
     begun = greedy(opened.model, prompt, **cache, max_new_tokens=3)
@@ -306,28 +236,10 @@ def test_generation_goes_on_from_a_cache_and_from_embeddings(opened, prompt):
         inputs_embeds=embedded, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     assert torch.equal(answer, expected[:, prompt.shape[1] :])
-
-
-@torch.no_grad()
-def test_outputs_are_of_the_shapes_that_transformers_promises(opened, prompt):
-    assert opened.model(prompt, logits_to_keep=2).logits.shape == (2, 2, opened.model.config.vocab_size)
-    whole = opened.model(prompt, labels=prompt, output_hidden_states=True)
-    expected = nn.functional.cross_entropy(whole.logits[:, :-1].flatten(0, 1), prompt[:, 1:].flatten())
-    torch.testing.assert_close(whole.loss, expected)
-    if not opened.is_crossmodule:  # whose states are of other widths
-        assert [states.shape for states in whole.hidden_states] == [(2, 11, opened.model.config.hidden_size)] * 4
-    answer = greedy(opened.model, prompt, return_dict_in_generate=True, output_scores=True, output_logits=True)
-    assert len(answer.scores) == len(answer.logits) == STEPS
-
-
-def test_as_a_draft_it_leaves_the_dense_answer_as_it_is(opened):
     prompt, dense = opened.case.tokens[:1, :11], opened.case.original
     assert torch.equal(greedy(dense, prompt, assistant_model=opened.model), greedy(dense, prompt))
     assert torch.equal(greedy(opened.model, prompt, assistant_model=dense), greedy(opened.model, prompt))
     assert torch.equal(greedy(opened.model, prompt, prompt_lookup_num_tokens=3), greedy(opened.model, prompt))
-
-
-# As an ordinary checkpoint
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,5 @@
 """The model card: front matter that the Hub reads, and what is said of a slice, known and unknown."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -127,7 +125,7 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "| unknown | 20.00 |" in model_card(config, "mine")
 
 
-def test_it_offers_the_runtimes_that_take_it(sliced):
+def test_it_offers_the_runtimes_that_take_it_by_commands_that_can_be_given(sliced):
     config = sliced("intraslice", bias=1.0)
     cut, crossmodule = (model_card(one, "mine") for one in (config, sliced("crossmodule")))
     for card in (cut, crossmodule):
@@ -138,10 +136,7 @@ def test_it_offers_the_runtimes_that_take_it(sliced):
     assert "shortcut matrices keep it from" in crossmodule
     assert "plain MLPs and parallel modules keep it from" in model_card(dense("phi"), "mine")
     assert commands(model_card(config, "it's mine.gguf", "gguf")) == ["llama-cli -m 'it'\"'\"'s mine.gguf'"]
-
-
-def test_the_commands_are_ones_that_the_command_line_takes(sliced):
-    ours = [line for line in commands(model_card(sliced("intraslice", bias=1.0), "mine")) if line.startswith("python")]
+    ours = [line for line in commands(cut) if line.startswith("python")]
     assert len(ours) == 3
     for line in ours:
         prefix = "python -m intraslice "

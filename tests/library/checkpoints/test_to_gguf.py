@@ -1,7 +1,5 @@
 """A GGUF file holds what llama.cpp's `deci` needs to compute the model: checked in plain tensors, without llama.cpp."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import gguf
@@ -15,12 +13,12 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
-from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, mlp_tensors, shared_heads
+from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import read_tokenizer
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, rounded_model, write_gguf
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
@@ -103,23 +101,6 @@ def test_a_layer_without_heads_writes_its_bias():
     torch.testing.assert_close(written, whole.output_bias.expand(5, -1))
 
 
-@pytest.mark.parametrize(("neurons", "width"), [(40, 64), (32, 32), (0, 32)])
-def test_an_mlp_has_whole_blocks_and_the_same_outputs(neurons, width):
-    rows = [torch.randn(neurons, 12), torch.randn(neurons, 12)]
-    weights = MLPWeights(*rows, torch.randn(12, neurons), *torch.randn(2, neurons), torch.randn(12), "silu")
-    tensors = {name: tensor.values for name, tensor in mlp_tensors(weights).items()}
-    assert tensors["ffn_up.weight"].shape == (width, 12)
-    hidden = torch.randn(5, 12)
-    own = {"gate": (weights.gate, weights.gate_bias), "up": (weights.up, weights.up_bias)}
-    full = {name: (tensors[f"ffn_{name}.weight"], tensors[f"ffn_{name}.bias"]) for name in own}
-    written, wanted = (
-        (functional.silu(functional.linear(hidden, *maps["gate"])) * functional.linear(hidden, *maps["up"])) @ down.T
-        for maps, down in ((full, tensors["ffn_down.weight"]), (own, weights.down))
-    )
-    torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
-    assert torch.equal(tensors["ffn_down.bias"], weights.down_bias)
-
-
 def _sliced(case, method="intraslice"):
     config = SliceConfig(0.4, bias=0.7, order="one-shot")
     plan = plan_by(method, case.loaded.model, case.stats, config)
@@ -127,7 +108,6 @@ def _sliced(case, method="intraslice"):
 
 
 def _read(file) -> tuple[dict, dict]:
-    """Metadata and tensors of a file."""
     reader = gguf.GGUFReader(file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     return fields, {tensor.name: tensor for tensor in reader.tensors}
@@ -286,26 +266,17 @@ def test_nothing_is_half_written(tiny_llama_gqa, tmp_path, monkeypatch):
     assert (tmp_path / "there.gguf").read_text() == "mine"
 
 
-# Rotary frequencies
-
-
-def test_frequencies_are_those_of_the_model(tiny_case):
+def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_change(tiny_case, tmp_path):
     heads = shared_heads(tiny_case("llama-biased").loaded.model)
     made = heads.base ** (-2 * torch.arange(heads.width // 2) / heads.width) / heads.factors
     torch.testing.assert_close(made, tiny_case("llama-biased").original.model.rotary_emb.inv_freq)
     assert shared_heads(tiny_case("llama-gqa").loaded.model).factors is None
-
-
-def test_frequencies_that_change_with_the_length_bound_the_context(tiny_case, tmp_path):
     model = tiny_case("phi-4-mini").loaded.model
     model(torch.zeros(1, 80, dtype=torch.long), use_cache=False)  # leaves the frequencies of long texts behind
     assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 64
     heads = shared_heads(model)
     frequencies = heads.base ** (-2 * torch.arange(6) / heads.width) / heads.factors[:6]
     torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(6) / 6) / torch.linspace(1, 1.5, 6))
-
-
-# Tokenizers
 
 
 def test_the_default_model_s_tokenizer_comes_whole(default_model):
@@ -324,23 +295,17 @@ def test_the_default_model_s_tokenizer_comes_whole(default_model):
     assert read["token_merges"][0].split(" ") == ["Ġ", "t"]
 
 
-def test_turns_end_where_the_chat_template_says_so():
+def test_turns_end_where_the_template_says_rows_without_a_token_are_unused_and_tokens_beyond_refused():
     tokenizer = byte_tokenizer()
     assert "eot_token_id" not in read_tokenizer(tokenizer, 256)
     assert read_tokenizer(tokenizer, 256, [tokenizer.eos_token_id, 7, 999, 2])["eot_token_id"] == 2
     tokenizer.chat_template = {"default": "a", "tools": "b"}
     named = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
     assert read_tokenizer(tokenizer, 256)["chat_template"] == named
-
-
-def test_rows_without_a_token_are_unused():
     tokenizer = byte_tokenizer()
     read = read_tokenizer(tokenizer, len(tokenizer) + 2)
     assert read["token_types"][-2:] == [TokenType.UNUSED] * 2
     assert len(set(read["token_list"])) == len(read["token_list"])
-
-
-def test_a_token_beyond_the_model_is_refused():
     with pytest.raises(UserError, match="but the model has only 20 embeddings"):
         read_tokenizer(byte_tokenizer(), 20)
 

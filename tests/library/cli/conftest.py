@@ -1,7 +1,5 @@
 """The command line on a tiny model, in this process."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil
@@ -20,7 +18,6 @@ Run = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Path:
-    """A folder with a tiny model and its text."""
     folder = tmp_path_factory.mktemp("commands")
     vocabulary = [f"w{index}" for index in range(4, 256)]
     tiny_llama_gqa().save_pretrained(folder / "tiny")
@@ -62,8 +59,6 @@ def run(words, capsys) -> Run:
 
 @pytest.fixture
 def printed(words, capsys) -> Callable[[str], str]:
-    """The text that a command prints for people."""
-
     def answer(line: str) -> str:
         command, *more = line.split()
         assert main([command, *words, *more]) == 0

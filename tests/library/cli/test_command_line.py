@@ -1,7 +1,5 @@
 """The commands on a tiny model: their JSON, their text, and that one reads what another wrote."""
 
-from __future__ import annotations
-
 import os
 import sys
 
@@ -31,13 +29,6 @@ def test_evaluate_has_the_same_keys_for_every_method(run, method):
     assert set(result["perplexity"]) == set(result["kv_bytes_per_token"]) == {"dense", "sliced"}
     assert result["removed_fraction"] == pytest.approx(0.25, abs=0.12)  # sizes of a tiny model are coarse
     assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
-
-
-def test_a_locked_ratio_stays_and_is_told(run):
-    result = run("ratios --lock 1 mlp 5 --lock 0 attention 50")
-    assert result["locked"] == [[1, "mlp", 0.05], [0, "attention", 0.5]]
-    assert (result["ratios"][1][1], result["ratios"][0][0]) == (0.05, 0.5)
-    assert result["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule", "modegpt"])
@@ -78,12 +69,6 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, words, method, capl
         assert "sliced is sliced already; expected a dense model" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_the_slicing_fraction_is_the_cross_module_method_s_own(run):
-    result = run("evaluate --method crossmodule --slicing 0.25")
-    assert result["width"] == 40
-    assert result["slicing"] == pytest.approx(1 - 40 / 54)
-
-
 @pytest.mark.parametrize(
     "options",
     ["--head-fraction 0.25", "--gradient-group 2", "--targets text", "--estimator fisher --head-fraction 0.25"],
@@ -96,11 +81,18 @@ def test_the_estimators_units_groups_and_targets_are_options(run, options):
     assert own["reasons"]["attention_threshold"] != usual["reasons"]["attention_threshold"]
 
 
-def test_ratios_and_generate_take_every_method(run):
+def test_ratios_and_generate_take_every_method_locks_and_slicing_fractions(run):
     assert len(run("ratios")["layers"]) == 3
     assert run("ratios --method crossmodule")["ratios"] is None
     generated = run("generate --method wanda --max-new-tokens 3 --prompt w7")
     assert set(generated["text"]) == {"dense", "sliced"}
+    result = run("ratios --lock 1 mlp 5 --lock 0 attention 50")
+    assert result["locked"] == [[1, "mlp", 0.05], [0, "attention", 0.5]]
+    assert (result["ratios"][1][1], result["ratios"][0][0]) == (0.05, 0.5)
+    assert result["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
+    result = run("evaluate --method crossmodule --slicing 0.25")
+    assert result["width"] == 40
+    assert result["slicing"] == pytest.approx(1 - 40 / 54)
 
 
 def test_inspect_has_spectra_shift_and_faults(run):

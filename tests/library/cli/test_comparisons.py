@@ -1,7 +1,5 @@
 """The commands sweep, paper and tasks on a tiny model."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """`intraslice.compress` on tiny models: the command line's numbers, an untouched input, and every way out."""
 
-from __future__ import annotations
-
 import copy
 import re
 from dataclasses import replace
@@ -72,18 +70,13 @@ def test_the_numbers_are_the_command_lines(home, texts, options, run):
     )
 
 
-def test_the_defaults_are_the_command_lines(monkeypatch):
+def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named(monkeypatch, caplog):
     monkeypatch.setattr(api.Pipeline, "load_dense", lambda pipeline: None)
     monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
     pipeline, arguments = compress("default"), parser().parse_args(["evaluate"])
     assert pipeline.recipe == recipe_of(arguments)
     options = {"order": "one-shot", "cap": 0.5}
     assert compress("default", 0.2, **options).recipe.slicing == SliceConfig(0.2, **options)
-
-
-def test_an_option_without_a_use_is_named(monkeypatch, caplog):
-    monkeypatch.setattr(api.Pipeline, "load_dense", lambda pipeline: None)
-    monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
     compress("default", method="wanda", estimator="fisher", order="one-shot", bias=1.3)
     assert caplog.messages == ["estimator, order ignored: not used by method wanda"]
 
@@ -178,11 +171,29 @@ def test_progress_goes_to_the_callback_which_can_cancel(home, texts):
         run(stop_when(lambda event: event.stage == "slice"))
 
 
-def test_it_answers_as_the_streamed_text_does(result):
+def test_it_answers_as_the_streamed_text_does_prints_its_sizes_and_draws_a_bar_for_each_module(result):
     expected = "".join(generate_text(result.model, result.tokenizer, PROMPT, 12))
     assert result.generate(PROMPT, max_new_tokens=12) == expected
     drawn = [result.generate(PROMPT, 12, temperature=3.0, seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
+    text = str(result)
+    assert text == repr(result)
+    assert "30.0% of the decoder layers' parameters" in text
+    counts = result.parameters
+    assert f"{counts['dense_total']:,} -> {counts['sliced_total']:,}" in text
+    rows = [line.split() for line in text.splitlines()[-len(result.plan.layers) :]]
+    assert [(float(row[1]), float(row[2])) for row in rows] == [
+        (round(layer.attention_ratio, 3), round(layer.mlp_ratio, 3)) for layer in result.plan.layers
+    ]
+    page = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
+    bars = [rect for rect in page.iter("rect") if rect.find("title") is not None]
+    heights = [float(bar.get("height")) for bar in bars]
+    ratios = [ratio for layer in result.plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
+    assert heights == pytest.approx([100 * ratio for ratio in ratios], abs=0.06)
+    assert [float(bar.get("y")) + height for bar, height in zip(bars, heights, strict=True)] == pytest.approx(
+        [100.0] * len(bars), abs=0.11
+    )
+    assert "<script" not in result._repr_html_()
 
 
 def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_path):
@@ -236,30 +247,6 @@ def test_the_hub_gets_what_a_saved_folder_has(result, tmp_path, monkeypatch):
     ]
     result.save_pretrained(tmp_path / "sliced")
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "sliced").iterdir()}
-
-
-def test_it_prints_sizes_and_the_ratios_of_every_layer(result):
-    text = str(result)
-    assert text == repr(result)
-    assert "30.0% of the decoder layers' parameters" in text
-    counts = result.parameters
-    assert f"{counts['dense_total']:,} -> {counts['sliced_total']:,}" in text
-    rows = [line.split() for line in text.splitlines()[-len(result.plan.layers) :]]
-    assert [(float(row[1]), float(row[2])) for row in rows] == [
-        (round(layer.attention_ratio, 3), round(layer.mlp_ratio, 3)) for layer in result.plan.layers
-    ]
-
-
-def test_a_notebook_shows_a_bar_for_each_module(result):
-    page = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
-    bars = [rect for rect in page.iter("rect") if rect.find("title") is not None]
-    heights = [float(bar.get("height")) for bar in bars]
-    ratios = [ratio for layer in result.plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
-    assert heights == pytest.approx([100 * ratio for ratio in ratios], abs=0.06)
-    assert [float(bar.get("y")) + height for bar, height in zip(bars, heights, strict=True)] == pytest.approx(
-        [100.0] * len(bars), abs=0.11
-    )
-    assert "<script" not in result._repr_html_()
 
 
 def test_a_cross_module_slice_has_no_ratios_and_a_method_without_an_order_none_to_show(home, texts):

@@ -1,7 +1,5 @@
 """Ratios, estimators and texts of one's own on the command line, and what a search writes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

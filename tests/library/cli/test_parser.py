@@ -1,7 +1,5 @@
 """The options: their help, commands from outside, and what is said of those without a use."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from dataclasses import fields

@@ -1,7 +1,5 @@
 """What is kept on disk, and what happens when it cannot be."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import time
@@ -47,11 +45,19 @@ def path(own_cache) -> Path:
     return cache_path("sweep", ".json", "it")
 
 
-def test_a_record_comes_back(path):
+def test_a_record_comes_back_and_a_lack_of_memory_is_no_damage(path):
     assert read_record(path) == {}
     write_record(path, {"a": [1, 2.5]}, "it")
     assert read_record(path) == {"a": [1, 2.5]}
     assert list(path.parent.iterdir()) == [path]
+    write_record(path, {"a": 1}, "it")
+
+    def read(path: Path) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        read_result(path, read)
+    assert read_record(path) == {"a": 1}
 
 
 @pytest.mark.parametrize("damaged", ["", '{"a": ', '{"a": 1}', "[1]", "\xff"])
@@ -76,17 +82,6 @@ def test_a_record_with_any_bit_flipped_is_none_or_the_same(path):
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         assert read_record(path) in ({}, record), bit
-
-
-def test_a_lack_of_memory_is_no_damage(path):
-    write_record(path, {"a": 1}, "it")
-
-    def read(path: Path) -> None:
-        raise MemoryError
-
-    with pytest.raises(MemoryError):
-        read_result(path, read)
-    assert read_record(path) == {"a": 1}
 
 
 def test_an_interrupted_write_leaves_the_old_record_and_nothing_else(own_cache, path):
@@ -168,8 +163,6 @@ def test_a_fork_leaves_alone_what_its_parent_holds(own_cache):
     assert not folder.exists()
 
 
-# Folders of unfinished runs
-
 DIGEST, OTHER = "0" * 32, "1" * 32
 
 
@@ -180,15 +173,12 @@ def stop_in(folder):
     return path
 
 
-def test_a_folder_is_kept_until_its_run_ends(own_cache):
+def test_a_folder_is_kept_until_its_run_ends_and_not_shared(own_cache):
     path = stop_in(resumable_cache_folder(DIGEST, 100))
     with resumable_cache_folder(DIGEST, 100) as again:
         assert again == path
         assert (again / "step").read_text() == "finished"
     assert not path.exists()
-
-
-def test_two_processes_do_not_share_a_folder(own_cache):
     with (
         resumable_cache_folder(DIGEST, 100),
         pytest.raises(UserError, match="another process is already working in"),

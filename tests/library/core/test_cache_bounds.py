@@ -1,7 +1,5 @@
 """The cache folder's bound, and processes that share it, or are killed while they write to it."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
@@ -79,9 +77,6 @@ def start(work: Callable[[], object]) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=work, daemon=True)
     process.start()
     return process
-
-
-# The bound
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -179,9 +174,6 @@ def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
             function()
     monkeypatch.delenv(MAX_BYTES_VARIABLE)
     assert max_cache_bytes() == 20_000_000_000
-
-
-# Several processes
 
 
 def test_processes_that_write_at_once_stay_within_the_bound(folder):

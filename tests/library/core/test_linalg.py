@@ -1,29 +1,19 @@
 """Moments, damping, solves and axes against hand-computed numbers and torch's own routines."""
 
-from __future__ import annotations
-
 import jaxtyping
 import pytest
 import torch
 from torch.testing import assert_close
 
 from intraslice.core.errors import NumericalError
-from intraslice.core.linalg import (
-    BLOCK,
-    add_moment_,
-    cholesky,
-    damp,
-    damp_by_channel,
-    principal_axes,
-    solve,
-)
+from intraslice.core.linalg import BLOCK, add_moment_, cholesky, damp, damp_by_channel, principal_axes, solve
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_moments_add_up_over_batches_and_leading_axes():
+def test_moments_add_up_over_batches_and_leading_axes_in_the_totals_precision():
     left, right = random(2, 5, 3), random(2, 5, 4, seed=1)
     moment, cross = torch.zeros(3, 3, dtype=torch.float64), torch.ones(3, 4, dtype=torch.float64)
     for batch in range(2):
@@ -32,6 +22,10 @@ def test_moments_add_up_over_batches_and_leading_axes():
     rows = left.reshape(10, 3)
     assert_close(moment, rows.T @ rows)
     assert_close(cross, 1 + rows.T @ right.reshape(10, 4))
+    rows = torch.full((4096, 1), 1.0, dtype=torch.bfloat16)
+    total = torch.zeros(1, 1)
+    add_moment_(total, rows)
+    assert total.item() == 4096  # bfloat16 sums stand still at 256
 
 
 @pytest.mark.parametrize("columns", [BLOCK - 1, BLOCK, 2 * BLOCK + 3])
@@ -45,24 +39,21 @@ def test_a_moment_stays_symmetric_whatever_its_size(columns):
         assert torch.equal(moment[start:, :start], moment[:start, start:].T)
 
 
-def test_moments_of_bfloat16_are_summed_in_the_totals_precision():
-    rows = torch.full((4096, 1), 1.0, dtype=torch.bfloat16)
-    total = torch.zeros(1, 1)
-    add_moment_(total, rows)
-    assert total.item() == 4096  # bfloat16 sums stand still at 256
-
-
-def test_damping_adds_a_share_of_the_mean_diagonal():
+def test_damping_adds_shares_of_the_mean_or_of_each_channel_and_nothing_measured_gives_zeros():
     moment = torch.tensor([[4.0, 1.0], [1.0, 2.0]])  # mean diagonal 3
     assert_close(damp(moment, 0.1), torch.tensor([[4.3, 1.0], [1.0, 2.3]]))
     assert_close(damp(moment), torch.tensor([[4.03, 1.0], [1.0, 2.03]]))
     assert_close(moment, torch.tensor([[4.0, 1.0], [1.0, 2.0]]))  # not in place
-
-
-def test_nothing_measured_gives_a_zero_solution():
     nothing = torch.zeros(3, 3)
     assert_close(damp(nothing), torch.eye(3))
     assert_close(solve(damp(nothing), torch.zeros(3, 2)), torch.zeros(3, 2))
+    moment = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 1e4])).double() + 0.5
+    before, mean = moment.clone(), moment.diagonal().mean()
+    added = 0.1 * (moment.diagonal() + 3.5 + 1e-4 * mean)
+    assert_close(damp_by_channel(moment) - moment, torch.diag(added))
+    assert torch.equal(moment, before)
+    assert damp_by_channel(torch.diag(torch.tensor([0.0, 0.0, 1.0])))[0, 0] > 0  # channels that are never active
+    assert_close(damp_by_channel(torch.zeros(3, 3)), torch.eye(3))
 
 
 @pytest.mark.parametrize("system", [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]]])
@@ -93,16 +84,6 @@ def test_principal_axes_of_a_rank_one_moment():
     assert_close(values, torch.tensor([25.0, 0.0]), atol=1e-5, rtol=0)
     assert (values >= 0).all()  # rounding must not make it negative
     assert_close(axes[:, 0].abs(), torch.tensor([0.6, 0.8]))
-
-
-def test_damping_by_channel_adds_shares_of_each_channel_and_of_the_median():
-    moment = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0, 1e4])).double() + 0.5
-    before, mean = moment.clone(), moment.diagonal().mean()
-    added = 0.1 * (moment.diagonal() + 3.5 + 1e-4 * mean)
-    assert_close(damp_by_channel(moment) - moment, torch.diag(added))
-    assert torch.equal(moment, before)
-    assert damp_by_channel(torch.diag(torch.tensor([0.0, 0.0, 1.0])))[0, 0] > 0  # channels that are never active
-    assert_close(damp_by_channel(torch.zeros(3, 3)), torch.eye(3))
 
 
 def test_shapes_and_types_are_checked_in_the_librarys_tests():

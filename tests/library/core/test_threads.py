@@ -1,7 +1,5 @@
 """Work on tensors in several threads: as in one, in order, and never far ahead of whoever takes the results."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The diagnosis: whole at full width, each ablation cuts where it says, nothing is lost in a planted subspace."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

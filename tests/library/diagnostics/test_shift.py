@@ -1,7 +1,5 @@
 """Shift: zero where nothing changed, whatever the basis; known where the change is known."""
 
-from __future__ import annotations
-
 import copy
 import math
 
@@ -9,13 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress
 from intraslice.diagnostics.shift import PLACES, Moments, distance, histogram_edges, massive_tokens, measure_shift
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
-from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
 
 METRICS = ("error", "pooled_error", "mean_shift", "spread_shift", "distance")
 
@@ -40,29 +34,6 @@ def test_a_change_of_basis_that_is_undone_is_no_shift(cross_module_case):
     assert (frame[["error", "pooled_error"]] < 1e-3).all(axis=None)
     assert (frame[["mean_shift", "spread_shift", "distance"]].abs() < 1e-3).all(axis=None)
     assert (frame["cosine"] > 1 - 1e-4).all()
-
-
-def test_sliced_models_shift_and_the_methods_are_told_apart(cross_module_case):
-    dense, tokens = cross_module_case.loaded.model, cross_module_case.tokens
-    plan = make_plan(cross_module_case.stats.profile, SliceConfig(0.4, "uniform"))  # so that every layer is cut
-    intra = slice_model(dense, plan, cross_module_case.stats, tokens, progress=False)
-    cross = slice_crossmodule(dense, plan_crossmodule(dense, slicing=0.3), None, tokens, progress=False)
-    events: list[Progress] = []
-    report = measure_shift(dense, {"intra": intra, "cross": cross}, tokens[:2], progress=events.append)
-    frame = report.frame()
-    assert (frame.query("place == 'residual'")["error"] > 0.01).all()
-    assert set(frame["method"]) == {"intra", "cross"}
-    assert events[0] == Progress("shift", 0, 2)
-    assert events[-1] == Progress("shift", 2, 2)
-    for distribution in report.distributions.values():
-        assert (distribution.density * distribution.edges.diff()).sum().item() == pytest.approx(1)
-    for layer in range(3):
-        for place in PLACES:
-            edges = [report.distributions[name, layer, place].edges for name in ("dense", "intra", "cross")]
-            assert torch.equal(edges[0], edges[1])
-            assert torch.equal(edges[0], edges[2])
-    for model in (dense, intra, cross):
-        assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_known_changes_are_measured_as_they_are(tiny_case):
@@ -115,14 +86,11 @@ def test_a_massive_token_does_not_hide_what_the_others_suffer(tiny_case):
     assert first.pooled_error > 0.05
 
 
-def test_without_massive_tokens_their_numbers_are_nan(tiny_case):
+def test_without_massive_tokens_their_numbers_are_nan_and_what_cannot_be_compared_is_named(tiny_case):
     case = tiny_case("phi")
     report = measure_shift(case.loaded.model, {"same": case.loaded.model}, case.tokens[:1], progress=False)
     assert report.massive == 0
     assert all(math.isnan(shift.massive_error) for shift in report.shifts)
-
-
-def test_what_cannot_be_compared_is_named(tiny_case):
     case = tiny_case("llama-gqa")
     dense = case.loaded.model
     with pytest.raises(UserError, match="'dense'"):
@@ -134,9 +102,6 @@ def test_what_cannot_be_compared_is_named(tiny_case):
         measure_shift(dense, {"cross": cross}, case.tokens, progress=False)
 
 
-# Distributions
-
-
 def described(values, edges, pieces: int = 3):
     moments = Moments()
     for piece in values.chunk(pieces):
@@ -144,13 +109,25 @@ def described(values, edges, pieces: int = 3):
     return moments.distribution(edges)
 
 
-def test_streamed_moments_are_those_of_all_values():
+def test_streamed_moments_are_those_of_all_values_edges_leave_outliers_out_and_distance_is_how_far_mass_moves():
     values = torch.randn(30, 7, generator=torch.Generator().manual_seed(0)).exp() + 100
     streamed = described(values, torch.linspace(100, 105, 11, dtype=torch.float64))
     plain = values.double().numpy()
     assert streamed.mean == pytest.approx(plain.mean())
     assert streamed.spread == pytest.approx(plain.std())
     assert streamed.kurtosis == pytest.approx(((plain - plain.mean()) ** 4).mean() / plain.var() ** 2 - 3)
+    values = torch.cat([torch.linspace(-1, 1, 10_000), torch.tensor([1e6])])
+    edges = histogram_edges(values, 8)
+    assert len(edges) == 9
+    assert -1.01 < edges[0] < -0.99
+    assert 0.99 < edges[-1] < 1.01
+    assert histogram_edges(torch.ones(4), 2).tolist() == [0.5, 1.0, 1.5]
+    edges = torch.linspace(0, 10, 11, dtype=torch.float64)
+    still = described(torch.tensor([1.5, 1.5, 4.5, 4.5]), edges, 1)
+    moved = described(torch.tensor([3.5, 3.5, 4.5, 4.5]), edges, 1)  # half the mass, two bins on
+    assert distance(still, moved) == pytest.approx(1.0)
+    assert distance(still, still) == 0.0
+    assert distance(moved, still) == distance(still, moved)
 
 
 @pytest.mark.parametrize(
@@ -169,21 +146,3 @@ def test_the_density_is_numpy_s_and_integrates_to_one():
     expected, _ = np.histogram(clipped, edges.numpy(), density=True)
     assert np.allclose(distribution.density.numpy(), expected, atol=1e-3)
     assert (distribution.density * edges.diff()).sum().item() == pytest.approx(1)
-
-
-def test_edges_leave_outliers_out():
-    values = torch.cat([torch.linspace(-1, 1, 10_000), torch.tensor([1e6])])
-    edges = histogram_edges(values, 8)
-    assert len(edges) == 9
-    assert -1.01 < edges[0] < -0.99
-    assert 0.99 < edges[-1] < 1.01
-    assert histogram_edges(torch.ones(4), 2).tolist() == [0.5, 1.0, 1.5]
-
-
-def test_distance_is_how_far_the_mass_moves():
-    edges = torch.linspace(0, 10, 11, dtype=torch.float64)
-    still = described(torch.tensor([1.5, 1.5, 4.5, 4.5]), edges, 1)
-    moved = described(torch.tensor([3.5, 3.5, 4.5, 4.5]), edges, 1)  # half the mass, two bins on
-    assert distance(still, moved) == pytest.approx(1.0)
-    assert distance(still, still) == 0.0
-    assert distance(moved, still) == distance(still, moved)

@@ -1,7 +1,5 @@
 """Scores, next tokens and divergences against plain forwards and by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -43,7 +41,7 @@ def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     assert [passage.first, *frame["text"]] == TEXT.split()
 
 
-def test_candidates_are_the_next_tokens_of_what_stands_before(pair):
+def test_next_tokens_are_the_best_of_either_and_candidates_those_of_what_stands_before(pair):
     loaded, sliced = pair
     passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT, candidates=3)
     expected = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, " ".join(TEXT.split()[:5]), 3)
@@ -52,18 +50,6 @@ def test_candidates_are_the_next_tokens_of_what_stands_before(pair):
     for candidate, other in zip(candidates, expected, strict=True):
         assert (candidate.dense, candidate.sliced) == pytest.approx((other.dense, other.sliced), rel=1e-3)
     assert "likeliest" not in passage.frame()
-
-
-def test_a_model_beside_itself_differs_in_nothing(tiny_case):
-    loaded = tiny_case("phi").loaded
-    passage = score_passage(loaded.model, copy.deepcopy(loaded.model), loaded.tokenizer, TEXT)
-    assert passage.agreement == 1
-    assert passage.divergence == 0
-    assert not passage.frame()["extra_loss"].any()
-
-
-def test_next_tokens_are_the_best_of_either_with_both_probabilities(pair):
-    loaded, sliced = pair
     candidates = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, "w7 w8", 3)
     ids = loaded.tokenizer("w7 w8", return_tensors="pt").input_ids
     tables = [model(ids).logits[0, -1].softmax(-1) for model in (loaded.model, sliced)]
@@ -74,3 +60,11 @@ def test_next_tokens_are_the_best_of_either_with_both_probabilities(pair):
         assert candidate.sliced == pytest.approx(tables[1][candidate.token].item(), rel=1e-4)
     in_order = [candidate.dense for candidate in candidates]
     assert in_order == sorted(in_order, reverse=True)
+
+
+def test_a_model_beside_itself_differs_in_nothing(tiny_case):
+    loaded = tiny_case("phi").loaded
+    passage = score_passage(loaded.model, copy.deepcopy(loaded.model), loaded.tokenizer, TEXT)
+    assert passage.agreement == 1
+    assert passage.divergence == 0
+    assert not passage.frame()["extra_loss"].any()

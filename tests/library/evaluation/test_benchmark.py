@@ -1,7 +1,5 @@
 """Costs in dense forwards, by a clock of the test's own; the command's whole answer."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 
@@ -56,9 +54,6 @@ def turns(case, clock, tiny_llama_gqa) -> InterleavedTimer:
     return InterleavedTimer(model, case.tokens)
 
 
-# Turns
-
-
 def job(clock: Clock, seconds: float, progress: ProgressCallback, steps: int = 5) -> str:
     for step in range(steps):
         progress(Progress("job", step, steps))
@@ -90,9 +85,6 @@ def test_what_the_callback_takes_does_not_count(clock, turns):
         clock.seconds += 1000
 
     assert turns.time(partial(job, clock, 1.0), slow)[1] == pytest.approx(1.0 / 0.01)
-
-
-# Costs
 
 
 @pytest.fixture
@@ -189,9 +181,6 @@ def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatc
     assert cache_folder() == outside
 
 
-# The command
-
-
 @pytest.fixture
 def words(folder, tmp_path, own_cache, monkeypatch) -> list[str]:
     texts = "\n\n".join(" ".join(f"word{(5 * row + column) % 100}" for column in range(30)) for row in range(40))
@@ -217,13 +206,3 @@ def test_the_command_answers_for_every_precision(words, own_cache, capsys):
     assert {"free", "llama.cpp"} <= set(answer["shapes"]) <= {"free", "cpu", "cuda", "llama.cpp"}
     assert all(value > 0 for cost in answer["shapes"].values() for value in cost.values())
     assert not list(own_cache.rglob("*.safetensors"))
-
-
-@pytest.mark.slow
-def test_without_json_the_command_prints_tables(words, capsys):
-    assert main([*words, "--dtype", "float32", "--dtypes", "float32"]) == 0
-    ratios, caption = capsys.readouterr().out.strip().split("\n\n")
-    head, rule, *rows = ratios.splitlines()
-    assert (head, rule) == ("| job | float32 |", "| --- | ---: |")
-    assert {row.split("|")[1].strip() for row in rows} == RATIOS | {"plan", "dense forward"}
-    assert "measured on 16 x 24" in caption

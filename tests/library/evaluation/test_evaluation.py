@@ -1,7 +1,5 @@
 """Perplexity against transformers' own loss, and sizes against the tensors."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -36,9 +34,6 @@ def sliced(case):
     return plan, slice_model(case.loaded.model, plan, case.stats, progress=False)
 
 
-# Perplexity
-
-
 @torch.no_grad()
 def test_perplexity_is_transformers_own_loss(family_case):
     losses = [family_case.original(row[None], labels=row[None]).loss.item() for row in family_case.tokens]
@@ -66,11 +61,8 @@ def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
     assert (events[-1].done, events[-1].total) == (16, 16)
 
 
-def test_nothing_measured_is_no_number():
+def test_estimates_and_divergences_against_numbers_worked_out_by_hand():
     assert math.isnan(Losses(done=0, total=2, sizes=(3, 4)).perplexity().value)
-
-
-def test_estimates_against_numbers_worked_out_by_hand():
     dense = Losses(2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
     sliced = Losses(1, 2, sums=((4.0, 6.0),), sizes=(2, 4))
     # Mean loss 16 / 12; block means 1, 1.5, 2, 1 have the standard deviation sqrt(0.6875 / 3).
@@ -82,6 +74,10 @@ def test_estimates_against_numbers_worked_out_by_hand():
     assert ratio == pytest.approx(math.exp(1 / 3))
     assert error == pytest.approx(math.exp(1 / 3) * math.sqrt(0.5) / math.sqrt(2))
     assert Losses(1, 1, sums=((3.0,),), sizes=(3,)).perplexity() == (pytest.approx(math.e), None)
+    dense = torch.tensor([[0.5, 0.5], [0.25, 0.75], [1.0, 1e-30]]).log() + 7  # logits, up to a constant
+    other = torch.tensor([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]]).log() - 3
+    expected = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0, math.log(2)]
+    assert divergences(dense, other).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkeypatch):
@@ -124,16 +120,6 @@ def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
     model = tiny_llama_mha()
     model.lm_head.weight.data *= 1e5
     assert perplexity(model, torch.arange(3, 23).view(2, 10), progress=False) == math.inf
-
-
-# Distance from the dense model
-
-
-def test_divergences_by_hand():
-    dense = torch.tensor([[0.5, 0.5], [0.25, 0.75], [1.0, 1e-30]]).log() + 7  # logits, up to a constant
-    other = torch.tensor([[0.25, 0.75], [0.25, 0.75], [0.5, 0.5]]).log() - 3
-    expected = [0.5 * math.log(2) + 0.5 * math.log(2 / 3), 0.0, math.log(2)]
-    assert divergences(dense, other).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_divergence_is_measured_in_the_same_pass(family_case, monkeypatch):

@@ -1,7 +1,5 @@
 """The sweep against plain slicing, its points on disk, and what cannot be reached."""
 
-from __future__ import annotations
-
 import datetime
 
 import pandas
@@ -173,13 +171,6 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
     assert first["perplexity"][1] != second["perplexity"][1]
 
 
-def test_nothing_wanted_is_nothing_to_compute(tiny_case, monkeypatch):
-    """The page asks for what is kept of a sweep before there is anything."""
-    monkeypatch.setattr(module, "measure_losses", None)
-    case = tiny_case("llama-gqa")
-    assert sweep(case.loaded, texts(case), (), progress=False).empty
-
-
 @pytest.mark.parametrize("change", ["calibration", "evaluation", "config", "estimator", "weights"])
 def test_another_setting_is_another_point(tiny_case, count_measurements, change):
     case = tiny_case("llama-gqa")
@@ -207,7 +198,7 @@ def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count
     assert [method for method, _ in count_measurements] == ["intraslice", "crossmodule", "intraslice"]
 
 
-def test_singular_moments_of_one_method_are_a_note(tiny_case, monkeypatch):
+def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(tiny_case, monkeypatch):
     def slice_by(method: str, *values, **options):
         if method == "modegpt":
             raise NumericalError("a 64 x 64 second-moment matrix is singular")
@@ -219,10 +210,6 @@ def test_singular_moments_of_one_method_are_a_note(tiny_case, monkeypatch):
     frame = sweep(case.loaded, texts(case), points(["modegpt", "magnitude"], [], [0.3]), progress=False)
     assert frame["note"].tolist() == ["a 64 x 64 second-moment matrix is singular", ""]
     assert frame["perplexity"].isna().tolist() == [True, False]
-
-
-def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
-    case = tiny_case("llama-gqa")
     frame = sweep(
         case.loaded,
         texts(case),
@@ -232,9 +219,6 @@ def test_a_sparsity_out_of_reach_is_a_note(tiny_case):
     )
     assert "cannot be reached" in frame["note"].iloc[-1]
     assert pandas.isna(frame["perplexity"].iloc[-1])
-
-
-def test_a_failure_that_passes_is_tried_again(tiny_case, monkeypatch):
     case, wanted = tiny_case("llama-gqa"), points(["intraslice"], ["pca"], [0.2])
 
     def fails(*_, **__):
@@ -244,6 +228,8 @@ def test_a_failure_that_passes_is_tried_again(tiny_case, monkeypatch):
         patch.setattr(module, "slice_by", fails)
         assert sweep(case.loaded, texts(case), wanted, progress=False)["note"].tolist() == ["only 1 GiB is free"]
     assert sweep(case.loaded, texts(case), wanted, progress=False)["perplexity"].iloc[0] > 1
+    monkeypatch.setattr(module, "measure_losses", None)
+    assert sweep(case.loaded, texts(case), (), progress=False).empty
 
 
 def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):

@@ -1,7 +1,5 @@
 """Tasks of lm-eval over files of our own: scores against log-probabilities by hand, on the dense model and slices."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,23 +1,24 @@
-"""MoDeGPT, FLAT-LLM and ShortGPT against small cases by hand, and the decompositions and layers they name."""
-
-from __future__ import annotations
+"""The rival methods against small cases by hand, and the decompositions, scores and layers they name."""
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
+from intraslice.core.linalg import damp, damp_by_channel
+from intraslice.methods.baselines import magnitude_scores
 from intraslice.methods.flatllm import proportional_fractions
 from intraslice.methods.layer_ratios import leverage_scores
 from intraslice.methods.modegpt import entropic_ratios, narrow_values, pair_norms
 from intraslice.methods.registry import METHODS, plan_by, slice_by
-from intraslice.modeling.families import blocks
+from intraslice.modeling.families import blocks, canonicalise
 
 
 def made(method: str, case, sparsity: float, **config):
@@ -25,17 +26,10 @@ def made(method: str, case, sparsity: float, **config):
     return plan, slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
 
 
-# MoDeGPT
-
-
-def test_shares_by_hand():
+def test_shares_leverage_and_cr_scores_by_hand():
     """With a temperature of 1 and importances 0 and ln 3 the first layer gives three times as much."""
     assert entropic_ratios([0.0, float(torch.tensor(3.0).log())], 0.3, 1.0) == pytest.approx([0.45, 0.15])
     assert entropic_ratios([0.2, 0.9, 0.1], 0.3, 1e9) == pytest.approx([0.3] * 3)
-
-
-def test_leverage_scores_by_hand():
-    """Of neurons of energies 4 and 1 that never fire together, and of one that two others copy."""
     apart = leverage_scores(torch.diag(torch.tensor([4.0, 1.0])))
     ridge = 0.01 * 2.5
     assert_close(apart, torch.tensor([4 / (4 + ridge), 1 / (1 + ridge)]), rtol=1e-6, atol=0)
@@ -43,10 +37,6 @@ def test_leverage_scores_by_hand():
     rows = torch.cat([rows, rows[:, :1]], 1)
     scores = leverage_scores(rows.T @ rows)
     assert_close(scores, torch.tensor([0.5, 1.0, 1.0, 0.5]), rtol=2e-2, atol=0)
-
-
-def test_cr_scores_by_hand():
-    """Two queries read one key, whose first pair turns and whose second does not."""
     queries = torch.tensor([[1.0, 4.0, 3.0, 0.0], [3.0, 5.0, 2.0, 1.0]])
     keys = torch.tensor([[1.0, 1.0, 3.0, 9.0]])
     scores = pair_norms(queries, keys, torch.tensor([0, 0]), torch.tensor([[0, -1]]))
@@ -118,21 +108,23 @@ def test_what_is_out_of_reach_is_refused(tiny_case):
         made("modegpt", tiny_case("llama-gqa"), 0.5, locked=tuple((layer, "mlp", 0.0) for layer in range(3)))
 
 
-# FLAT-LLM
-
-
-def test_fractions_by_hand():
+def test_fractions_ratios_and_comparable_scores_by_hand():
     """Shares of 1:3:8 of 1.5 modules: the largest is whole, and the others divide 0.5 in the ratio 1:3."""
     assert proportional_fractions([1.0, 3.0, 8.0], 0.5) == pytest.approx([0.125, 0.375, 1.0])
     assert proportional_fractions([1.0, 2.0], 0.3) == pytest.approx([0.2, 0.4])
     assert proportional_fractions([0.1, 5.0, 9.0], 1.0) == [1.0] * 3
     assert proportional_fractions([0.0, 0.0], 0.4) == pytest.approx([0.4, 0.4])
-
-
-def test_ratios_are_those_of_the_angles():
-    """Layers that turn their input by 90 and 45 degrees keep 2:1."""
     first, second = METHODS["flatllm"].layer_ratios([1.0, 1 - math.sqrt(0.5)], 0.4)
     assert (first, second) == pytest.approx((0.2, 0.6))
+    ratios = METHODS["shortgpt"].layer_ratios
+    assert ratios([0.3, 0.1, 0.2, 0.4], 0.5) == [0.0, 1.0, 1.0, 0.0]
+    assert ratios([0.3, 0.1, 0.2, 0.4], 0.3125) == [0.0, 1.0, 0.25, 0.0]
+    assert ratios([0.3, 0.1], 1.0) == [1.0, 1.0]
+    assert ratios([0.3, 0.1], 0.0) == [0.0, 0.0]
+    scores = torch.tensor([3.0, 1.0, 2.0, 6.0])
+    assert METHODS["wanda"].comparable(scores).tolist() == [0.5, 0.0, 0.25, 0.75]
+    assert_close(METHODS["flap"].comparable(scores), (scores - 3) / scores.std())
+    assert METHODS["flap"].comparable(torch.ones(3)).tolist() == [0, 0, 0]
 
 
 @torch.no_grad()
@@ -156,17 +148,6 @@ def test_values_lose_their_last_principal_axes(tiny_case):
         assert_close(lost.diagonal(dim1=-2, dim2=-1).sum(-1), values[..., : -kept.dim].sum(-1), atol=1e-3, rtol=1e-3)
 
 
-# ShortGPT
-
-
-def test_layers_go_in_the_order_of_their_influence():
-    ratios = METHODS["shortgpt"].layer_ratios
-    assert ratios([0.3, 0.1, 0.2, 0.4], 0.5) == [0.0, 1.0, 1.0, 0.0]
-    assert ratios([0.3, 0.1, 0.2, 0.4], 0.3125) == [0.0, 1.0, 0.25, 0.0]
-    assert ratios([0.3, 0.1], 1.0) == [1.0, 1.0]
-    assert ratios([0.3, 0.1], 0.0) == [0.0, 0.0]
-
-
 @torch.no_grad()
 def test_the_model_is_the_one_without_these_layers(tiny_case):
     case = tiny_case("llama-gqa")
@@ -182,3 +163,76 @@ def test_the_model_is_the_one_without_these_layers(tiny_case):
         layer.self_attn.layer_idx = index
     assert_close(model(case.tokens).logits, shorter(case.tokens).logits)
     assert sum(p.numel() for p in model.model.layers[gone].parameters()) < 0.01 * plan.parameters.dense_decoder
+
+
+def test_without_a_bias_rivals_take_as_much_of_either_kind(tiny_case):
+    plan, _ = made("magnitude", tiny_case("llama-gqa"), 0.4)
+    assert plan.reasons.bias == 1
+    ratios = [sum(kind) for kind in zip(*((own.attention_ratio, own.mlp_ratio) for own in plan.layers), strict=True)]
+    assert ratios[0] == pytest.approx(ratios[1], rel=0.1)
+
+
+@torch.no_grad()
+def test_magnitude_without_repair_is_the_dense_model_with_the_rest_zeroed(family_case):
+    plan, model = made("magnitude", family_case, 0.4)
+    zeroed = copy.deepcopy(family_case.loaded.model)
+    for block, layer in zip(blocks(zeroed), plan.layers, strict=True):
+        heads, neurons = magnitude_scores(block)
+        output = block.attention.o_proj.weight.unflatten(1, (block.attention.heads, -1))
+        assert set(layer.heads) == set(heads.topk(len(layer.heads)).indices.tolist())
+        output[:, [head for head in range(len(heads)) if head not in layer.heads]] = 0
+        block.mlp.down_proj.weight[:, neurons.argsort(descending=True)[layer.neurons :]] = 0
+    assert_close(model(family_case.tokens).logits, zeroed(family_case.tokens).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("method", "damped"), [("wanda", damp_by_channel), ("flap", damp_by_channel), ("modegpt", damp)]
+)
+def test_mlps_are_refitted_with_the_ridge_of_their_method(tiny_case, method: str, damped: Callable[[Tensor], Tensor]):
+    """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T`; baselines have the ridge of `intraslice`."""
+    case = tiny_case("llama-gqa")
+    _, model = made(method, case, 0.4)
+    dense, sliced = (blocks(each)[0].mlp.weights() for each in (case.loaded.model, model))
+    is_kept = (dense.up[:, None] == sliced.up).all(-1).any(1)
+    moment = damped(case.stats.layers[0].mlp_moment).double()
+    repair = torch.linalg.solve(moment[is_kept][:, is_kept], moment[is_kept][:, ~is_kept])
+    expected = dense.down[:, is_kept].double() + dense.down[:, ~is_kept].double() @ repair.T
+    assert_close(sliced.down.double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_activation_scores_are_those_of_the_rows(tiny_case):
+    """Both scores, from the rows that enter the output maps of a layer."""
+    case = tiny_case("phi3")
+    block, stats = blocks(case.loaded.model)[1], case.stats.layers[1]
+    rows: dict[str, Tensor] = {}
+    linears = {"attention": block.attention.o_proj, "mlp": block.mlp.down_proj}
+    handles = [
+        linear.register_forward_pre_hook(lambda *call, name=name: rows.update({name: call[1][0].flatten(0, 1)}))
+        for name, linear in linears.items()
+    ]
+    case.loaded.model(case.tokens)
+    for handle in handles:
+        handle.remove()
+    wanda = {name: linears[name].weight.abs().sum(0) * rows[name].norm(dim=0) for name in rows}
+    flap = {name: linears[name].weight.square().sum(0) * rows[name].var(0, correction=0) for name in rows}
+    for name, wanted in (("wanda", wanda), ("flap", flap)):
+        heads, neurons = METHODS[name].scores(block, stats, case.stats.tokens)
+        assert_close(heads, wanted["attention"].view(block.attention.heads, -1).sum(1), atol=1e-5, rtol=1e-3)
+        assert_close(neurons, wanted["mlp"], atol=1e-5, rtol=1e-3)
+
+
+def test_magnitude_scores_by_hand(tiny_llama_gqa):
+    model = tiny_llama_gqa()
+    layer = model.model.layers[0]
+    attention, mlp = layer.self_attn, layer.mlp
+    shared = attention.k_proj.weight[8:16].square().sum() + attention.v_proj.weight[8:16].square().sum()
+    fourth = attention.q_proj.weight[24:32].square().sum() + attention.o_proj.weight[:, 24:32].square().sum()
+    fourth = fourth + shared / 3
+    neuron = mlp.gate_proj.weight[5].square().sum() + mlp.up_proj.weight[5].square().sum()
+    neuron = neuron + mlp.down_proj.weight[:, 5].square().sum()
+    canonicalise(model)
+    heads, neurons = magnitude_scores(blocks(model)[0])
+    assert_close(heads[3], fourth)
+    assert_close(neurons[5], neuron)

@@ -1,9 +1,6 @@
 """The canonical forwards against plain loops: any head counts, widths, groups and rotary pairs."""
 
-from __future__ import annotations
-
 import cmath
-from dataclasses import fields
 
 import pytest
 import torch
@@ -143,19 +140,3 @@ def test_mlp_is_its_formula(gated, bias):
     mlp = SlicedMLP(weights)
     assert_close(mlp.inner(hidden), inner)
     assert_close(mlp(hidden), functional.linear(inner, weights.down, weights.down_bias))
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("module_kind", ["attention", "gated", "plain"])
-def test_modules_give_their_weights_back(module_kind, bias):
-    if module_kind == "attention":
-        weights = attention_weights((0, 1, 1), [[0, 2], [1, UNROTATED]], 6, bias)
-        module = SlicedAttention(weights, 3)
-    else:
-        weights = mlp_weights(module_kind == "gated", bias)
-        module = SlicedMLP(weights)
-    for field in fields(weights):
-        returned, given = getattr(module.weights(), field.name), getattr(weights, field.name)
-        assert torch.equal(returned, given) if isinstance(given, Tensor) else returned == given
-    assert not any(parameter.requires_grad for parameter in module.parameters())
-    assert set(module.state_dict()) == {name for name, _ in module.named_parameters()}

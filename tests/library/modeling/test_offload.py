@@ -1,7 +1,5 @@
 """Layers kept on disk: the same model, calibration and slices as in memory, where one layer's weights are at a time."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -40,7 +38,7 @@ def linears(module):
 
 
 @torch.no_grad()
-def test_a_model_on_disk_is_the_model(pair):
+def test_a_model_on_disk_is_the_model_and_so_is_its_plain_one(pair):
     in_memory, offloaded, tokens = pair
     assert is_offloaded(offloaded.model)
     assert not is_offloaded(in_memory.model)
@@ -50,6 +48,8 @@ def test_a_model_on_disk_is_the_model(pair):
     prompt = {"input_ids": tokens[:1, :6], "attention_mask": torch.ones_like(tokens[:1, :6])}
     answers = [loaded.model.generate(**prompt, max_new_tokens=5, do_sample=False) for loaded in (offloaded, in_memory)]
     assert torch.equal(*answers)
+    in_memory, offloaded = (plain_model(loaded.model).state_dict() for loaded in pair[:2])
+    assert all(torch.equal(offloaded[name], tensor) for name, tensor in in_memory.items())
 
 
 def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp_path):
@@ -104,11 +104,6 @@ def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
     assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
 
 
-def test_a_plain_model_of_one_on_disk_is_that_of_one_in_memory(pair):
-    in_memory, offloaded = (plain_model(loaded.model).state_dict() for loaded in pair[:2])
-    assert all(torch.equal(offloaded[name], tensor) for name, tensor in in_memory.items())
-
-
 def test_a_search_on_disk_is_refused(pair):
     _, offloaded, tokens = pair
     stats = calibrate(offloaded, tokens, progress=False)
@@ -157,11 +152,15 @@ def test_layers_are_placed_while_they_fit(tiny_phi3, tmp_path):
     assert places("auto", 2 * (outside + layer), "cuda", 2 * layer) == ["cuda", "cpu", "disk"]
 
 
-def test_all_of_a_model_that_fits_is_in_memory(folder):
+def test_all_of_a_model_that_fits_is_in_memory_and_what_cannot_be_placed_refused(folder, refusal, tmp_path):
     loaded = load_model(str(folder), device_map="auto")
     assert not is_offloaded(loaded.model)
     assert loaded.fingerprint == load_model(str(folder)).fingerprint
     assert not any(hasattr(module, "_hf_hook") for module in loaded.model.modules())
+    loaded = load_model(str(folder))
+    assert fingerprint(loaded.model)
+    intraslice.save(loaded.model, loaded.tokenizer, tmp_path / "sliced", {"source": "x"})
+    assert "leave the device map out" in refusal(tmp_path / "sliced", device_map="auto")
 
 
 @pytest.mark.gpu
@@ -177,13 +176,6 @@ def test_layers_on_disk_are_computed_on_the_gpu(pair, tmp_path):
         tokens
     ).logits
     assert (model(tokens.cuda()).logits.cpu() - expected).norm() / expected.norm() < 1e-2
-
-
-def test_what_cannot_be_placed_is_refused(refusal, folder, tmp_path):
-    loaded = load_model(str(folder))
-    assert fingerprint(loaded.model)
-    intraslice.save(loaded.model, loaded.tokenizer, tmp_path / "sliced", {"source": "x"})
-    assert "leave the device map out" in refusal(tmp_path / "sliced", device_map="auto")
 
 
 def test_the_command_line_slices_from_disk(folder, word_tokenizer, tmp_path, capsys):

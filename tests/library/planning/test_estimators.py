@@ -1,7 +1,5 @@
 """The estimator's formulas by hand, against autograd, and in the ways the published code got them wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -35,19 +33,14 @@ def moment(seed: int = 0) -> Tensor:
     return rows.T @ rows
 
 
-# Importances
-
-
-def test_gradients_are_summed_in_groups():
+def test_gradients_are_summed_in_groups_and_importances_their_squares():
     gradients = random(19, 5)
     groups = group_gradients(gradients, 8)
     assert_close(groups, torch.stack([gradients[:8].sum(0), gradients[8:16].sum(0), gradients[16:].sum(0)]))
     assert_close(group_gradients(gradients, 1), gradients)
     assert_close(group_gradients(gradients, 19), gradients.sum(0, keepdim=True))
-
-
-def test_pca_importance_squares_each_rotated_channel():
-    """One head of two channels whose axes are (1, 1) and (1, -1): g = (3, 1) has parts 4 and 2 over sqrt 2."""
+    gradients = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
+    assert_close(neuron_importance(gradients), torch.tensor([10.0, 4.25]))
     own = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     assert_close(pca_importance(torch.tensor([[3.0, 1.0]]), own, 1), torch.tensor([8.0, 2.0]))
     assert_close(pca_importance(torch.tensor([[3.0, 1.0], [1.0, 1.0]]), own, 1), torch.tensor([10.0, 2.0]))
@@ -69,7 +62,7 @@ def test_pca_importance_does_not_depend_on_eigenvector_signs(monkeypatch, unit):
     assert_close(pca_importance(gradients, own, HEADS, unit), expected)
 
 
-def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
+def test_a_head_that_the_loss_does_not_feel_goes_first_and_without_gradients_the_least_carrying_one(tiny_case):
     """Whatever it carries."""
     stats = tiny_case("llama-mha").stats
     layer = stats.layers[0]
@@ -80,18 +73,12 @@ def test_a_head_that_the_loss_does_not_feel_goes_first(tiny_case):
         deaf = replace(stats, layers=[replace(layer, attention_gradients=felt), *stats.layers[1:]])
         alive = deaf.profile.layers[0].table.alive
         assert not alive[: heads * dim - dim, head].any()
-
-
-def test_without_any_gradient_heads_go_by_what_they_carry(tiny_case):
     stats = tiny_case("llama-mha").stats
     layer, output = stats.layers[0], stats.output_maps[0].square().sum(0)
     silent = replace(layer, attention_gradients=torch.zeros_like(layer.attention_gradients))
     table = replace(stats, layers=[silent, *stats.layers[1:]]).profile.layers[0].table
     scores = channel_scores(layer.attention_moment, output)
     assert torch.equal(table.alive, head_table(head_energies(layer.attention_moment, scores), scores).alive)
-
-
-# Fractions of a head as the unit
 
 
 def test_a_unit_is_a_whole_number_of_channels_that_fills_the_head():
@@ -103,15 +90,11 @@ def test_a_unit_is_a_whole_number_of_channels_that_fills_the_head():
 
 
 @pytest.mark.parametrize("unit", [1, 2, DIM])
-def test_pca_units_share_the_importance_of_their_channels(unit):
+def test_units_share_the_importance_of_their_channels_or_have_their_own_masks_squared_gradient(unit):
     gradients, own = random(5, HEADS * DIM, seed=1), moment()
     units = pca_importance(gradients, own, HEADS, unit)
     assert_close(units, pca_importance(gradients, own, HEADS).view(-1, unit).sum(1))
     assert_close(units.sum(), gradients.square().sum())  # a rotation keeps the total
-
-
-@pytest.mark.parametrize("unit", [1, 2, DIM])
-def test_fisher_units_have_the_squared_gradient_of_their_own_mask(unit):
     gradients = random(5, HEADS * DIM, seed=1)
     expected = torch.stack([part.sum(1).square().sum() for part in gradients.split(unit, dim=1)])
     assert_close(fisher_head_importance(gradients, HEADS, unit), expected)
@@ -156,29 +139,6 @@ def test_principal_channels_come_heads_first_then_by_variance():
     assert_close(pca_importance(gradient.flatten(1), own, HEADS), expected)
 
 
-def test_fisher_head_importance_is_the_squared_gradient_of_the_heads_own_mask():
-    """Autograd with one scalar mask a head, against the gradients of one mask a channel."""
-    outputs, map_out, target = random(6, 5, HEADS, DIM), random(HEADS * DIM, 7, seed=1), random(6, 5, 7, seed=2)
-
-    def gradients(shape: tuple[int, ...]) -> Tensor:
-        mask = torch.ones(6, *shape, dtype=torch.float64, requires_grad=True)  # one a sequence
-        result = (outputs * mask[:, None]).flatten(2) @ map_out
-        (result.tanh() - target).square().mean((1, 2)).sum().backward()
-        return mask.grad
-
-    of_heads = gradients((HEADS, 1)).squeeze(-1)
-    importance = fisher_head_importance(gradients((HEADS, DIM)).flatten(1), HEADS)
-    assert_close(importance, of_heads.square().sum(0))
-
-
-def test_neuron_importance_is_the_summed_square():
-    gradients = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
-    assert_close(neuron_importance(gradients), torch.tensor([10.0, 4.25]))
-
-
-# Rankings and caps
-
-
 def ranking() -> Ranking:
     """Two layers of two and four units, the weakest first."""
     return Ranking(np.arange(6.0), np.array([1, 0, 1, 1, 0, 1]), (2, 4))
@@ -216,9 +176,6 @@ def test_what_is_over_the_cap_goes_to_the_others_in_proportion(ratios, weights, 
     assert cap_ratios(ratios, weights, 0.6) == pytest.approx(capped)
 
 
-# Cost
-
-
 @pytest.mark.parametrize("name", ["llama-mha", "llama-gqa", "phi3"])
 def test_operations_are_those_that_torch_counts(tiny_case, name):
     case, context = tiny_case(name), 20
@@ -233,29 +190,17 @@ def test_operations_are_those_that_torch_counts(tiny_case, name):
         assert counted.get_total_flops() == own
 
 
-# Scores and energies
-
-
-def test_channel_score_is_energy_times_squared_column_norm():
+def test_channel_scores_and_head_energies_by_hand():
     moment = torch.diag(torch.tensor([2.0, 3.0, 5.0, 7.0]))
     output = torch.tensor([[[1.0, 0.0], [2.0, 1.0]], [[1.0, 4.0], [0.0, 1.0]]])  # columns' norms^2: 2, 16, 4, 2
     assert_close(channel_scores(moment, output.square().sum(0)), torch.tensor([[4.0, 48.0], [20.0, 14.0]]))
-
-
-def test_head_energy_is_the_normalised_spectrum_times_the_heads_score():
     moment = torch.zeros(4, 4)
     moment[:2, :2] = torch.tensor([[2.0, 1.0], [1.0, 2.0]])  # eigenvalues 3 and 1
     moment[:2, 2:] = moment[2:, :2] = 0.5  # between heads: does not count
     moment[3, 3] = 6.0
     energies = head_energies(moment, torch.tensor([[4.0, 4.0], [1.0, 9.0]]))
     assert_close(energies, torch.tensor([[6.0, 2.0], [10.0, 0.0]]))
-
-
-def test_a_silent_head_has_no_energy():
     assert_close(head_energies(torch.zeros(4, 4), torch.zeros(2, 2)), torch.zeros(2, 2))
-
-
-# Heads
 
 
 def width_for(keep: int, count: int, dim: int) -> int:
@@ -297,16 +242,3 @@ def test_the_table_follows_the_book_for_every_budget(seed):
         assert (table.alive[keep].nonzero().flatten().tolist(), table.dim[keep].item()) == heads_by_the_book(
             energies, scores, keep
         ), keep
-
-
-FLAT = [5.0] * 8
-
-
-@pytest.mark.parametrize(("third", "stays"), [(25.0, True), (6.0, False)])
-def test_a_weak_head_goes_where_that_captures_more(third, stays):
-    """18 channels: three heads of 6 capture 30 + 30 + third, two of 8 capture 40 + 40."""
-    energies = torch.tensor([FLAT, FLAT, [third] + [0.0] * 7])
-    scores = torch.tensor([FLAT, FLAT, [9.0, 9.0] + [0.0] * 6])  # 2 of the best 18: over a quarter of the mean share
-    table = head_table(energies, scores)
-    assert table.alive[18].tolist() == [True, True, stays]
-    assert table.dim[18] == (6 if stays else 8)

@@ -1,7 +1,5 @@
 """The `output-error` estimator against least squares on data, and by hand."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Shapes for a runtime: full-width heads in even groups, widths in whole blocks, and the budget all the same."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import product
 
@@ -41,10 +39,7 @@ def queries_of(plan: SlicePlan, profile: Profile) -> list[set[int]]:
     ]
 
 
-# Choices
-
-
-def test_even_heads_by_hand():
+def test_even_heads_and_their_frontier_by_hand():
     """Groups (0, 2) and (1, 3): one query each, or one group whole, or one query of one group."""
     importance = torch.tensor([1.0, 10.0, 3.0, 4.0], dtype=torch.double)
     found = even_heads(TINY, torch.tensor([[0, 2], [1, 3]]), importance, importance)
@@ -57,8 +52,6 @@ def test_even_heads_by_hand():
         EvenHeads((), 0, 2 * group, 18.0),
     ]
 
-
-def test_the_frontier_is_what_no_mixture_beats():
     def choice(removed: int, loss: float) -> EvenHeads:
         return EvenHeads((), 0, removed, loss)
 
@@ -69,9 +62,6 @@ def test_the_frontier_is_what_no_mixture_beats():
 @pytest.mark.parametrize(("neurons", "widths"), [(64, [64, 32, 0]), (100, [100, 96, 64, 32, 0]), (20, [20, 0])])
 def test_widths_are_whole_blocks_or_dense(neurons, widths):
     assert block_widths(neurons) == widths
-
-
-# Plans
 
 
 @pytest.mark.parametrize(("estimator", "bias"), [("pca", None), ("pca", 0.8), ("fisher", 1.2), ("uniform", None)])
@@ -134,9 +124,6 @@ def test_a_bias_is_the_share_of_neurons_over_the_sparsity(bias):
     assert runtime(profile_of(*MODELS["smollm2"]), bias=bias).reasons.bias == pytest.approx(bias, abs=0.02)
 
 
-# Whole modules, caps and locks
-
-
 def test_modules_go_whole_where_the_cap_lets_them():
     profile = profile_of(*MODELS["phi"])
     capped, whole = runtime(profile, 0.7), runtime(profile, 0.7, cap=1.0)
@@ -148,15 +135,6 @@ def test_modules_go_whole_where_the_cap_lets_them():
         assert (layer.mlp_ratio == 1) == (layer.neurons == 0)
     assert whole.parameters.sliced_decoder == counted(profile, whole)
     assert whole.removed_fraction == pytest.approx(0.7, abs=1e-3)
-
-
-@pytest.mark.parametrize("shapes", ["free", "runtime"])
-def test_locked_at_one_a_module_is_gone(profile, shapes):
-    plan = make_plan(profile, SliceConfig(0.4, shapes=shapes, locked=((0, "attention", 1.0), (1, "mlp", 1.0))))
-    assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
-    assert plan.layers[0].dim == profile.layers[0].sizes.dim
-    assert plan.parameters.sliced_decoder == counted(profile, plan)
-    assert plan.removed_fraction == pytest.approx(0.4, abs=0.01)
 
 
 def test_locked_ratios_stay_and_take_the_next_size(profile):
@@ -176,9 +154,6 @@ def test_no_size_passes_the_cap(profile):
     assert plan.reasons.capped_mlp
     for index in plan.reasons.capped_mlp:
         assert plan.layers[index].mlp_ratio > 0.5 - BLOCK / profile.layers[index].sizes.neurons
-
-
-# Models
 
 
 @pytest.mark.parametrize("order", ["sequential", "one-shot"])

@@ -1,7 +1,5 @@
 """Weight files and configurations that lie: refused by their headers, in little memory and time, with nothing built."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import struct
@@ -112,9 +110,6 @@ def array_of(kind: int, length: int) -> bytes:
     return gguf_bytes(text("general.languages") + struct.pack("<IIQ", 9, kind, length))
 
 
-# What is true is read
-
-
 def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     path = write_gguf(tmp_path / "tiny.gguf")
     reader = gguf.GGUFReader(path)
@@ -127,9 +122,12 @@ def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     assert capfd.readouterr().err == ""  # transformers would show a bar
 
 
-def test_a_safetensors_header_gives_names_and_shapes(folder):
+def test_a_safetensors_header_gives_names_and_shapes_with_or_without_their_prefix(folder):
     tensors = load_file(folder / "model.safetensors")
     assert safetensors_shapes(folder / "model.safetensors") == {name: tuple(t.shape) for name, t in tensors.items()}
+    whole = load_model(str(folder)).fingerprint
+    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    assert load_model(str(folder)).fingerprint == whole
 
 
 def test_shards_are_read_together(folder, tiny_llama_gqa):
@@ -141,21 +139,10 @@ def test_shards_are_read_together(folder, tiny_llama_gqa):
     assert load_model(str(folder)).fingerprint == whole.fingerprint
 
 
-def test_names_without_their_prefix_are_known(folder):
-    tensors = load_file(folder / "model.safetensors")
-    whole = load_model(str(folder)).fingerprint
-    save_file({n.removeprefix("model."): t for n, t in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    assert load_model(str(folder)).fingerprint == whole
-
-
-# GGUF files that lie
-
-
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         pytest.param(array_of(4, 2**62), "more than 1,048,576 values", id="numbers"),
-        pytest.param(array_of(8, 2**62), "more than 1,048,576 values", id="texts"),
         pytest.param(array_of(9, 2**62), "more than 1,048,576 values", id="arrays"),
         pytest.param(array_of(9, 3), "arrays of the unknown type 9", id="nested"),
         pytest.param(array_of(0, MAX_VALUES), "is shorter than its header says", id="short-numbers"),
@@ -189,7 +176,6 @@ def test_a_gguf_header_is_not_believed(content, words, tmp_path):
     [
         ({"block_count": 10**9}, "num_hidden_layers is above 512"),
         ({"block_count": 400}, "has 2 layers, expected"),
-        ({"block_count": 1}, "has 2 layers, expected"),
         ({"embedding_length": 2**24}, "lacks"),
         ({"feed_forward_length": 2**31}, "lacks"),
         ({"attention.head_count": 2**20}, "configuration"),
@@ -208,24 +194,18 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
     assert "model type 'gemma' cannot be sliced" in refusal(lambda: load_model(str(path)))
 
 
-# Configurations that lie
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is above 512"),
         ({"num_hidden_layers": 10**400}, "num_hidden_layers is above 512"),
         ({"num_hidden_layers": 500}, "has 3 layers, expected"),
-        ({"num_hidden_layers": 2}, "has 3 layers, expected"),
         ({"num_hidden_layers": -1}, "layers"),
         ({"num_labels": 10**10}, "num_labels is above 1024"),
         ({"hidden_size": 9 * 10**6}, "according to its configuration"),
-        ({"hidden_size": 2**62}, "configuration"),
         ({"intermediate_size": 10**9}, "of shape (54, 132), expected (54, 1000000000)"),
         ({"vocab_size": 10**12}, "of shape (256, 54), expected"),
         ({"vocab_size": -1}, "configuration"),
-        ({"head_dim": 10**9}, "according to its configuration"),
         ({"num_attention_heads": 10**9, "num_key_value_heads": 10**9}, "configuration"),
         ({"num_attention_heads": 0}, "configuration"),
         ({"pad_token_id": 10**9}, "configuration"),

@@ -1,7 +1,5 @@
 """Whether the Hub answers, asked of small servers on this machine; and which fetched models stay."""
 
-from __future__ import annotations
-
 import os
 import socket
 import threading

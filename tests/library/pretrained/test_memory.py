@@ -1,7 +1,5 @@
 """Whether a model fits, known before it is loaded."""
 
-from __future__ import annotations
-
 import ctypes
 import multiprocessing
 import sys
@@ -49,9 +47,6 @@ def test_a_model_that_does_not_fit_is_refused_with_both_numbers(folder, monkeypa
     monkeypatch.setattr(loading, "read_weights", lambda *given: pytest.fail("loaded"))
     message = refusal(folder)
     assert "needs 0.3 GiB, but only 0.2 GiB is free on cpu; use bfloat16 or a smaller model" in message
-
-
-# Calibration
 
 
 def peak_of(work: Callable[[], object]) -> int:
@@ -132,9 +127,6 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         require_calibration_memory(config, 10**9, 512, torch.float32)
 
 
-# The device and the precision
-
-
 @pytest.fixture
 def processor(monkeypatch):
     """A machine without CUDA whose CPU is able to do what is given."""
@@ -152,11 +144,14 @@ def test_native_bfloat16_is_used(processor, capability):
     assert (choose_device(), choose_dtype()) == ("cpu", "bfloat16")
 
 
-def test_elsewhere_it_is_float32(processor):
+def test_elsewhere_it_is_float32_and_what_is_named_is_taken(processor):
     processor(avx512_f=True, avx512_bf16=False)
     assert choose_dtype() == "float32"
     assert choose_dtype(device="mps") == "float32"
     assert choose_dtype(device="cuda") == "float32"  # loading says that there is none
+    processor(avx512_bf16=True)
+    assert choose_device("cuda:1") == "cuda:1"
+    assert choose_dtype("float32") == "float32"
 
 
 @pytest.mark.parametrize("supported", [True, False])
@@ -165,9 +160,3 @@ def test_cuda_is_used_where_it_is_there(monkeypatch, supported):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert choose_device() == "cuda"
     assert choose_dtype(device="cuda:0") == ("bfloat16" if supported else "float32")
-
-
-def test_what_is_named_is_taken(processor):
-    processor(avx512_bf16=True)
-    assert choose_device("cuda:1") == "cuda:1"
-    assert choose_dtype("float32") == "float32"

@@ -1,7 +1,5 @@
 """Names, and the Hub: what it gives and what it refuses."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing
@@ -28,7 +26,7 @@ from intraslice.loading import load_model
 from intraslice.pretrained import memory, sources
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.reader import Weights
-from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights, obtain_weights
+from intraslice.pretrained.sources import DEFAULT, find_weights, obtain_weights
 
 
 @pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
@@ -40,9 +38,6 @@ def test_a_hub_id_without_the_hub(own_cache, refusal):
     message = refusal("someone/some-model")
     assert "the Hub is not reachable" in message
     assert "default" in message
-
-
-# Weights that were whole once
 
 
 @pytest.fixture
@@ -156,11 +151,6 @@ def test_what_cannot_be_written_is_told_without_a_path(converting, own_cache, mo
     assert str(own_cache) not in message
 
 
-def test_suggestions_begin_with_the_default():
-    assert next(iter(SUGGESTED_MODELS)) == DEFAULT
-    assert len(SUGGESTED_MODELS) == 11
-
-
 @pytest.mark.parametrize("is_shared", [False, True])  # in the store of all repositories, whose names are other hashes
 def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(monkeypatch, tmp_path, is_shared):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -185,7 +175,7 @@ def test_a_snapshot_of_the_hub_with_other_bytes_than_its_name_is_fetched_anew(mo
     assert not payload.exists()
 
 
-# Downloads
+REFUSED = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
 
 
 def on_hub(folder: Path, parameters: int | None = 1000) -> SimpleNamespace:
@@ -219,11 +209,7 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
     return failure.append
 
 
-def test_a_hub_id(hub):
-    assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
-
-
-def test_a_load_looks_for_the_weights_once(hub, folder, monkeypatch):
+def test_a_load_looks_for_the_weights_once_and_names_their_commit(hub, folder, monkeypatch):
     names: list[str] = []
     find_weights = sources.find_weights
 
@@ -237,23 +223,20 @@ def test_a_load_looks_for_the_weights_once(hub, folder, monkeypatch):
     load_model("someone/tiny")  # fetched
     load_model(str(folder), device_map="disk")
     assert names == [str(folder), "someone/tiny", str(folder)]
+    assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
 
 
-def test_what_the_hub_refuses(hub, refusal):
-    answer = httpx.Response(403, request=httpx.Request("GET", "http://hub"))
-    hub(GatedRepoError("gated", response=answer))
-    assert "HF_TOKEN" in refusal("meta-llama/Llama-3.2-1B")
-
-
-def test_what_the_hub_does_not_have(hub, refusal):
-    answer = httpx.Response(404, request=httpx.Request("GET", "http://hub"))
-    hub(RepositoryNotFoundError("none", response=answer))
-    assert "no model 'someone/tiny'" in refusal("someone/tiny")
-
-
-def test_a_download_that_breaks_off(hub, refusal):
-    hub(OSError("connection reset"))
-    assert "connection reset" in refusal("someone/tiny")
+@pytest.mark.parametrize(
+    ("error", "name", "words"),
+    [
+        (GatedRepoError("gated", response=REFUSED), "meta-llama/Llama-3.2-1B", "HF_TOKEN"),
+        (RepositoryNotFoundError("none", response=REFUSED), "someone/tiny", "no model 'someone/tiny'"),
+        (OSError("connection reset"), "someone/tiny", "connection reset"),
+    ],
+)
+def test_what_the_hub_refuses_lacks_or_breaks_off(hub, refusal, error, name, words):
+    hub(error)
+    assert words in refusal(name)
 
 
 def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):

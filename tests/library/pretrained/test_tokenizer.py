@@ -1,7 +1,5 @@
 """Tokenizers of untrusted models: which encode in this process, what happens to slow ones, and what is not loaded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -67,9 +65,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 LINEAR = {
     "gpt2": {"pre_tokenizer": pre_tokenizers.ByteLevel(), "decoder": decoders.ByteLevel()},
-    "smollm2": {
-        "pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel()]),
-    },
+    "smollm2": {"pre_tokenizer": pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel()])},
     "llama2": {
         "normalizer": normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
         "decoder": decoders.Sequence(

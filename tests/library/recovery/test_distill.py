@@ -1,8 +1,7 @@
-"""Distillation: updates of the sliced model's own linear maps, trained to match the dense model's distributions."""
-
-from __future__ import annotations
+"""Recovery after every slicing method: what is trained, towards what, what it leaves alone, and where it is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +9,16 @@ from tiny_models import VOCABULARY
 from torch import nn
 from torch.testing import assert_close
 
+from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress
 from intraslice.core.registry import RECOVERIES
+from intraslice.loading import load_model
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
+from intraslice.recovery import recover
 from intraslice.recovery.distill import Distillation, low_rank_updates, sampled_head
 from intraslice.slicing.driver import slice_model
 
@@ -28,7 +31,7 @@ def divergence(dense, sliced, tokens) -> float:
 
 @pytest.fixture
 def family_case(tiny_case):
-    """One is enough: `test_recover.py` has what is trained in others."""
+    """One is enough; what is trained in others has tests below."""
     return tiny_case("phi")
 
 
@@ -50,21 +53,6 @@ def test_a_merged_update_is_what_was_trained(rows, columns) -> None:
         assert all(factor.grad.any() for factor in (left, right))
     assert not torch.allclose(trained, plain)
     assert_close(module(states), trained.detach(), rtol=1e-4, atol=1e-5)
-    assert not module._forward_hooks
-
-
-def test_after_an_exception_updates_are_dropped() -> None:
-    module = nn.Linear(4, 3).requires_grad_(False)
-    before = module.weight.clone()
-
-    def fail() -> None:
-        with low_rank_updates([module], 2, seed=0) as (left, _):
-            left.data.fill_(1.0)
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fail()
-    assert torch.equal(module.weight, before)
     assert not module._forward_hooks
 
 
@@ -111,19 +99,19 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_weights_that_are_not_finite_are_an_error(family_case, sliced) -> None:
-    with pytest.raises(NumericalError, match="diverged"):
-        Distillation(learning_rate=float("nan")).recover(
-            family_case.loaded.model, sliced, family_case.tokens, 3, progress=False
-        )
-
-
 def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
     before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
     with pytest.raises(UserError, match="free on cpu; slice without recovery"):
         Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 1, progress=False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_an_error(family_case, sliced) -> None:
+    with pytest.raises(NumericalError, match="diverged"):
+        Distillation(learning_rate=float("nan")).recover(
+            family_case.loaded.model, sliced, family_case.tokens, 1, progress=False
+        )
 
 
 def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
@@ -151,9 +139,6 @@ def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) 
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
-# The head on a sample of the vocabulary
-
-
 @pytest.fixture(params=[False, True], ids=["no-bias", "bias"])
 def head(request) -> nn.Linear:
     torch.manual_seed(0)
@@ -164,12 +149,17 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_likely_tokens_have_the_logits_of_the_head(head) -> None:
+def test_likely_tokens_have_the_heads_logits_and_a_sample_no_token_twice(head) -> None:
     likely, hidden = torch.tensor([3, 20, 21, 400], dtype=torch.int32), torch.randn(7, 6)
     sampled = sampled_head(head, likely, generator())
     assert_close(sampled(hidden)[:, :4], head(hidden)[:, likely])
     assert sampled(hidden).shape == (7, 6)
     assert sampled.positions(torch.tensor([400, 3, 21])).tolist() == [3, 0, 2]
+    likely = torch.arange(0, 300, 3)
+    first, again, other = (sampled_head(head, likely, generator(seed)) for seed in (0, 0, 1))
+    assert len(first.weight.unique(dim=0)) == 150
+    assert torch.equal(first.weight, again.weight)
+    assert not torch.equal(first.weight, other.weight)
 
 
 def test_the_sum_over_all_tokens_is_estimated_without_bias(head) -> None:
@@ -182,9 +172,90 @@ def test_the_sum_over_all_tokens_is_estimated_without_bias(head) -> None:
     assert (sums.std(0) > 0).all()
 
 
-def test_a_sample_has_no_token_twice_and_follows_the_generator(head) -> None:
-    likely = torch.arange(0, 300, 3)
-    first, again, other = (sampled_head(head, likely, generator(seed)) for seed in (0, 0, 1))
-    assert len(first.weight.unique(dim=0)) == 150
-    assert torch.equal(first.weight, again.weight)
-    assert not torch.equal(first.weight, other.weight)
+UNTRAINED = [name for name, method in METHODS.items() if method.recovery(SliceConfig()) == "none"]
+
+
+def sliced_by(name: str, case, tokens=None, **config):
+    plan = plan_by(name, case.loaded.model, case.stats, SliceConfig(0.4, **config))
+    return slice_by(name, case.loaded.model, plan, case.stats, case.tokens, tokens, progress=False)
+
+
+def same_weights(first, second) -> bool:
+    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+
+
+# What is trained differs between the methods only where the residual stream is sliced.
+TELLING = [("intraslice", "phi"), ("intraslice", "smollm3"), ("crossmodule", "llama-gqa")]
+OTHERS = [(name, "llama-gqa") for name in UNTRAINED if name not in ("intraslice", "crossmodule")]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [*TELLING, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
+def test_every_method_gets_nearer_to_the_dense_model_and_nothing_else_changes(tiny_case, name, family):
+    case = tiny_case(family)
+    dense, sliced = case.loaded.model, sliced_by(name, case)
+    shared = {id(parameter) for parameter in dense.parameters()}
+    maps = {
+        key
+        for key, weight in sliced.named_parameters()
+        if key.startswith("model.layers.") and weight.ndim == 2 and weight.numel() and id(weight) not in shared
+    }
+    maps = {key for key in maps if "shortcuts" not in key}
+    assert any(not key.endswith(("o_proj.weight", "down_proj.weight")) for key in maps)  # what reads, as well
+    for key in maps:  # slicing fits random tokens as well as it can be done
+        sliced.get_parameter(key).mul_(0.5)
+    before = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (dense, sliced)]
+    far = divergence(dense, sliced, case.tokens)
+    strong = Distillation(learning_rate=0.03)  # the steps are few
+    assert strong.recover(dense, sliced, case.tokens, 3, progress=False) is sliced
+    assert divergence(dense, sliced, case.tokens) < far
+    assert all(torch.equal(tensor, before[0][key]) for key, tensor in dense.state_dict().items())
+    for key, tensor in sliced.state_dict().items():
+        assert torch.equal(tensor, before[1][key]) == (key not in maps), key
+    assert not any(parameter.requires_grad for parameter in sliced.parameters())
+
+
+@pytest.mark.parametrize("name", ["wanda", pytest.param("crossmodule", marks=pytest.mark.slow)])
+def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
+    case = tiny_case("llama-gqa")
+    more = case.tokens[:4].flip(1)
+    by_config = sliced_by(name, case, more, recovery="distill", epochs=2)
+    by_hand = recover(case.loaded.model, sliced_by(name, case), more, "distill", epochs=2, progress=False)
+    assert same_weights(by_config, by_hand)
+    assert not same_weights(by_config, sliced_by(name, case))
+    assert same_weights(sliced_by(name, case, more, recovery="distill", epochs=0), sliced_by(name, case))
+
+
+def test_intraslice_plus_is_another_name(tiny_case):
+    case = tiny_case("llama-mha")
+    alias = sliced_by("intraslice+", case, iterative=True, recovery="distill", epochs=1)  # the first is ignored
+    assert same_weights(alias, sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1))
+
+
+def test_offloaded_weights_are_refused_before_anything_is_sliced(folder):
+    offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
+    stats = calibrate(offloaded, tokens, progress=False)
+    with pytest.raises(UserError, match="in memory; load the model without a device map"):
+        plan_by("intraslice", offloaded.model, stats, SliceConfig(0.3, recovery="distill"))
+    with pytest.raises(UserError, match="in memory"):
+        recover(offloaded.model, offloaded.model, tokens)
+
+
+def test_quantised_weights_are_refused(tiny_case):
+    case = tiny_case("llama-gqa")
+    sliced = sliced_by("wanda", case)
+    down = sliced.model.layers[0].mlp.down_proj
+    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(UserError, match="floating-point"):
+        recover(case.loaded.model, sliced, case.tokens)
+
+
+def test_a_plan_says_which_recovery_follows(tiny_case):
+    case = tiny_case("llama-gqa")
+    config = SliceConfig(0.3, recovery="distill", epochs=3)
+    for name in METHODS:
+        plan = plan_by(name, case.loaded.model, case.stats, config)
+        assert (plan.recovery, plan.epochs) == ("distill", 3)
+        expected = "distill" if name == "intraslice+" else "none"
+        assert plan_by(name, case.loaded.model, case.stats, replace(config, recovery="none")).recovery == expected

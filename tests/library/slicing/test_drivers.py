@@ -1,9 +1,9 @@
-"""The two drivers: what each layer is fitted on, what they share, and what stops them."""
+"""The two drivers: what each layer is fitted on, what slices share, and what stops them."""
 
-from __future__ import annotations
-
+import gc
 from collections.abc import Callable
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ from intraslice.core.progress import Progress
 from intraslice.methods.registry import METHODS, slice_by
 from intraslice.modeling.residual import writer_name
 from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.slicing import one_shot
 from intraslice.slicing.driver import slice_model
+from intraslice.slicing.one_shot import SliceCache
 
 ORDERS = ("sequential", "one-shot")
 
@@ -71,9 +73,6 @@ def ridge(
     extra = penalty(rows.square().sum(0)).expand(rows.shape[1]).sqrt().diag()
     weight = torch.linalg.lstsq(torch.cat([rows, extra]), torch.cat([target, extra @ before.T])).solution.T
     return weight.float(), (means[1] - weight @ means[0]).float() if centred else None
-
-
-# What is fitted
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -142,9 +141,6 @@ def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_c
     sequential, one_shot = (model.model.layers[0].self_attn(**call)[0] for model in models)
     assert_close(sequential, one_shot, atol=1e-4, rtol=1e-3)
     assert models[0].model.layers[1].self_attn is dense[1].self_attn  # untouched layers are shared
-
-
-# What stops it, and what does not
 
 
 def test_the_sequential_order_wants_tokens(family_case):
@@ -233,8 +229,6 @@ def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
     assert (results["cuda"][1] - results["cpu"][1]).norm() / results["cpu"][1].norm() < 2.5 * tolerance
 
 
-# Modules that go whole
-
 GONE = {"attention": (0, 2), "mlp": (1, 2)}  # layer 2 is but its residual stream
 
 
@@ -249,17 +243,6 @@ def plan_of(case, order: str = "one-shot") -> SlicePlan:
     return replace(plan, layers=tuple(layers))
 
 
-@pytest.fixture(scope="module", params=["sequential", "one-shot"])
-def hollow(request, family_case) -> PreTrainedModel:
-    return slice_model(
-        family_case.loaded.model,
-        plan_of(family_case, request.param),
-        family_case.stats,
-        family_case.tokens,
-        progress=False,
-    )
-
-
 def constants(model: PreTrainedModel) -> dict[tuple[str, int], Tensor | None]:
     modules = {"attention": "self_attn", "mlp": "mlp"}
     found = {}
@@ -270,26 +253,6 @@ def constants(model: PreTrainedModel) -> dict[tuple[str, int], Tensor | None]:
             assert writer.in_features == 0
             found[kind, index] = writer.bias
     return found
-
-
-@torch.no_grad()
-def test_what_is_left_is_transformers_own_model_with_constants(family_case, hollow):
-    """Whose output maps are zero, and whose biases are those of the slice."""
-    case = family_case
-    expected = type(case.original)(case.original.config).eval()
-    expected.load_state_dict(case.original.state_dict())
-    for (kind, index), bias in constants(hollow).items():
-        layer = expected.model.layers[index]
-        module = layer.self_attn if kind == "attention" else layer.mlp
-        writer = next(
-            getattr(module, name) for name in ("o_proj", "dense", "down_proj", "fc2") if hasattr(module, name)
-        )
-        writer.weight.zero_()
-        assert (bias is None) == (writer.bias is None)
-        if bias is not None:
-            writer.bias.copy_(bias)
-    tokens = case.tokens[:2]
-    torch.testing.assert_close(hollow(tokens).logits, expected(tokens).logits, atol=2e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -323,3 +286,32 @@ def test_locked_modules_go_whole_by_every_method(tiny_case, method, shapes):
     decoder = sum(p.numel() for p in model.model.layers.parameters())
     assert decoder == plan.parameters.sliced_decoder
     assert torch.isfinite(model(case.tokens).logits).all()
+
+
+def modules(model: nn.Module) -> list[nn.Module]:
+    return [module for layer in model.model.layers for module in (layer.self_attn, layer.mlp)]
+
+
+def sizes(plan: SlicePlan) -> list[tuple[int, ...]]:
+    return [size for layer in plan.layers for size in ((layer.dim, *layer.heads), (layer.neurons,))]
+
+
+def test_what_is_equal_is_shared_as_long_as_it_is_used_and_the_numbers_are_those_of_a_slice_alone(
+    family_case, monkeypatch
+):
+    case, cache, ranked = family_case, SliceCache(), Mock(wraps=one_shot.rank_neurons)
+    monkeypatch.setattr(one_shot, "rank_neurons", ranked)
+    plans = [make_plan(case.stats.profile, SliceConfig(s, "pca", order="one-shot")) for s in (0.3, 0.35, 0.5, 0.3)]
+    made = [slice_model(case.loaded.model, plan, case.stats, cache=cache, progress=False) for plan in plans]
+    assert ranked.call_count == len(cache.rankings) <= len(plans[0].layers)
+    equal = [first == second for first, second in zip(sizes(plans[0]), sizes(plans[1]), strict=True)]
+    assert [a is b for a, b in zip(modules(made[0]), modules(made[1]), strict=True)] == equal
+    assert modules(made[0]) == modules(made[3])
+    for model, plan in zip(made[:3], plans, strict=False):
+        alone = slice_model(case.loaded.model, plan, case.stats, progress=False)
+        assert torch.equal(model(case.tokens).logits, alone(case.tokens).logits)
+        assert not {*modules(alone)} & {*modules(model)} - {*modules(case.loaded.model)}
+    made.clear()
+    del model
+    gc.collect()
+    assert {*cache.attentions.values(), *cache.mlps.values()} <= {*modules(case.loaded.model)}

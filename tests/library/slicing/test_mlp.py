@@ -1,7 +1,5 @@
 """Which neurons stay and how the output map makes up for the rest: by hand, and against least squares."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor
@@ -41,7 +39,6 @@ def keep_best_of(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int,
 
 
 def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
-    """Which rows of `up` stayed."""
     return [int((weights.up == row).all(1).nonzero()) for row in sliced.up]
 
 
@@ -56,8 +53,15 @@ def test_neurons_go_in_eights_rounded_down(neurons, ratio, kept):
     assert neurons_kept(neurons, ratio) == kept
 
 
-def test_neurons_that_the_loss_does_not_feel_go_first():
-    """Scores times Fisher's information: a loud neuron of no consequence goes, a quiet one that matters stays."""
+def test_the_neurons_that_carry_most_stay_in_order_but_for_those_that_the_loss_does_not_feel():
+    weights = make_weights(bias=False)
+    rows = random(300, NEURONS, seed=7) * torch.linspace(0.1, 2, NEURONS).roll(5)
+    moment = rows.T @ rows
+    scores = damp_by_channel(moment).diagonal() * weights.down.square().sum(0)
+    kept = scores.topk(16).indices.sort().values
+    sliced = sliced_on(weights, rows, 16)
+    assert kept_neurons(sliced, weights) == kept.tolist()
+    assert torch.equal(sliced.gate, weights.gate[kept])
     weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7)
     scores = damp_by_channel(rows.T @ rows).diagonal() * weights.down.square().sum(0)
@@ -71,17 +75,6 @@ def test_neurons_that_the_loss_does_not_feel_go_first():
     assert_close(even.down, sliced_on(weights, rows, 16).down)
 
 
-def test_the_neurons_that_carry_most_stay_in_order():
-    weights = make_weights(bias=False)
-    rows = random(300, NEURONS, seed=7) * torch.linspace(0.1, 2, NEURONS).roll(5)
-    moment = rows.T @ rows
-    scores = damp_by_channel(moment).diagonal() * weights.down.square().sum(0)
-    kept = scores.topk(16).indices.sort().values
-    sliced = sliced_on(weights, rows, 16)
-    assert kept_neurons(sliced, weights) == kept.tolist()
-    assert torch.equal(sliced.gate, weights.gate[kept])
-
-
 @pytest.mark.parametrize("gated", [True, False])
 def test_biases_go_with_their_neurons(gated):
     weights = make_weights(bias=True, gated=gated)
@@ -93,25 +86,7 @@ def test_biases_go_with_their_neurons(gated):
         assert torch.equal(sliced.gate_bias, weights.gate_bias[kept])
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_merging_is_least_squares_of_the_dense_output(bias):
-    """Without damping, `torch.linalg.lstsq` on the tokens themselves; the bias is a column of ones."""
-    weights = make_weights(bias)
-    rows = random(400, NEURONS, seed=7) @ random(NEURONS, NEURONS, seed=8) + 1.5
-    target = rows @ weights.down.T + (weights.down_bias if bias else 0)
-    sliced = sliced_on(weights, rows, 16, damping=0.0)
-    inputs = rows[:, kept_neurons(sliced, weights)]
-    if bias:
-        inputs = torch.cat([inputs, torch.ones(400, 1).double()], 1)
-    expected = torch.linalg.lstsq(inputs, target).solution
-    assert_close(sliced.down.T, expected[:16], atol=1e-8, rtol=1e-8)
-    if bias:
-        assert_close(sliced.down_bias, expected[16], atol=1e-8, rtol=1e-8)
-    else:
-        assert sliced.down_bias is None
-
-
-def test_a_constant_neuron_goes_into_the_next_bias():
+def test_a_neuron_that_is_constant_or_made_up_of_others_costs_nothing():
     """A neuron that always says the same costs nothing, however loudly: the bias takes it exactly."""
     weights = make_weights(bias=True)
     rows = random(200, NEURONS, seed=7)
@@ -121,9 +96,6 @@ def test_a_constant_neuron_goes_into_the_next_bias():
     kept = kept_neurons(sliced, weights)
     assert not {5, 11} & set(kept)
     assert_close(rows[:, kept] @ sliced.down.T + sliced.down_bias, rows @ weights.down.T + weights.down_bias)
-
-
-def test_a_neuron_that_others_make_up_costs_nothing():
     weights, rows = make_weights(bias=False), random(200, NEURONS, seed=7)
     rows[:, 3] = 1e-3 * (rows[:, 4] - 2 * rows[:, 6])
     sliced = sliced_on(weights, rows, NEURONS - 1, damping=0.0)

@@ -1,7 +1,5 @@
 """One layer in memory at a time: the bits of an ordinary slice, wherever the process is killed, and the command."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """Files of ratios: what is written is read to the last digit, and what is no ratio is named by its row."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -18,15 +16,12 @@ def written(home: Path, text: str, name: str = "mine.csv") -> Path:
     return home / name
 
 
-def test_what_is_written_is_read_again(tmp_path):
+def test_what_is_written_is_read_again_and_what_is_left_empty_not_given(tmp_path):
     ratios = [(1 / 3, 0.1 + 0.2), (0.0, 1.0)]
     text = ratios_csv(ratios)
     assert text.splitlines()[:2] == ["layer,attention_ratio,mlp_ratio", f"0,{1 / 3!r},{0.1 + 0.2!r}"]
     locks = read_ratios(written(tmp_path, text))
     assert locks == ((0, "attention", 1 / 3), (0, "mlp", 0.1 + 0.2), (1, "attention", 0.0), (1, "mlp", 1.0))
-
-
-def test_what_is_left_empty_or_out_is_not_given(tmp_path):
     assert read_ratios(written(tmp_path, HEAD + "7,,0.25\n3, 0.5 ,\n")) == ((7, "mlp", 0.25), (3, "attention", 0.5))
     assert read_ratios(written(tmp_path, "\ufeffmlp_ratio,layer,why\n0.5,2,so\n")) == ((2, "mlp", 0.5),)
 

@@ -1,8 +1,8 @@
-"""Files that ask for more than they are: a beginning is read, in bounded memory and time, and nothing of it is told."""
-
-from __future__ import annotations
+"""Files that ask for more than they are, and the process that reads them: bounded, and nothing of them is told."""
 
 import json
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,8 +13,8 @@ import pytest
 from pyarrow.parquet import write_table
 
 from intraslice.core.errors import UserError
-from intraslice.untrusted import text_files
-from intraslice.untrusted.process import Bounds
+from intraslice.untrusted import process, text_files
+from intraslice.untrusted.process import Bounds, run_in_subprocess
 from intraslice.untrusted.text_files import MAX_CHARACTERS, MAX_LINE, read_text_file
 
 SECRET = "root:x:0:0:correct-horse"
@@ -62,17 +62,20 @@ def test_a_beginning_counts_the_same_for_every_caller(suffix, tmp_path, monkeypa
     assert read_text_file(path) == documents[:7]
 
 
-def test_a_repeated_entry_is_not_written_out(tmp_path):
+def test_repeated_entries_and_rows_without_end_are_not_written_out_nor_other_columns_read(tmp_path):
     write_table(repeated("x" * 4_000_000, 100), tmp_path / "bomb.parquet", compression="zstd")
     assert (tmp_path / "bomb.parquet").stat().st_size < 10_000
     documents = read_text_file(tmp_path / "bomb.parquet")
     assert sum(map(len, documents)) == MAX_CHARACTERS  # of 400 million
     assert len(documents) == 9
-
-
-def test_rows_without_end_are_not_read_to_their_end(tmp_path):
     write_table(repeated(" ", 5_000_000), tmp_path / "blank.parquet")
     assert "has no text in it" in refusal(tmp_path / "blank.parquet")
+    table = repeated("x" * 40_000_000, 1000).rename_columns(["other"])
+    write_table(table.append_column("text", pyarrow.array(["words"] * 1000)), tmp_path / "own.parquet")
+    assert read_text_file(tmp_path / "own.parquet") == ["words"] * 1000
+    text = "one\vtwo\fthree\x1cfour\x85five\u2028six\n seven \neight"
+    (tmp_path / "own.txt").write_text(text)
+    assert read_text_file(tmp_path / "own.txt") == text.splitlines()
 
 
 def test_a_page_that_unpacks_to_more_than_its_process_may_take(tmp_path, monkeypatch):
@@ -91,12 +94,6 @@ def test_a_hundred_thousand_columns_cost_nothing(tmp_path):
     assert read_text_file(tmp_path / "text.csv") == ["words"]
     assert "no column called text (columns: 2,000)" in refusal(tmp_path / "wide.parquet")
     assert time.process_time() - start < 2
-
-
-def test_only_the_column_of_text_is_looked_at(tmp_path):
-    table = repeated("x" * 40_000_000, 1000).rename_columns(["other"])
-    write_table(table.append_column("text", pyarrow.array(["words"] * 1000)), tmp_path / "own.parquet")
-    assert read_text_file(tmp_path / "own.parquet") == ["words"] * 1000
 
 
 @pytest.mark.parametrize(
@@ -123,12 +120,6 @@ def test_what_is_refused_is_not_quoted(name, content, words, tmp_path):
     assert words in refusal(tmp_path / name)
 
 
-def test_lines_are_those_of_splitlines(tmp_path):
-    text = "one\vtwo\fthree\x1cfour\x85five\u2028six\n seven \neight"
-    (tmp_path / "own.txt").write_text(text)
-    assert read_text_file(tmp_path / "own.txt") == text.splitlines()
-
-
 @pytest.mark.parametrize("suffix", KINDS)
 def test_other_threads_get_their_turns_meanwhile(tmp_path, suffix):
     """In a loop of small reads a thread that waits for the interpreter lock gets none for a second."""
@@ -148,3 +139,54 @@ def test_other_threads_get_their_turns_meanwhile(tmp_path, suffix):
     ended.set()
     other.join()
     assert turns > 20 * seconds
+
+
+BOUNDS = Bounds(memory=400 * 2**20, seconds=1)
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Makes the script `script` with a body of `run`."""
+
+    def write(body: str) -> None:
+        (tmp_path / "child.py").write_text(Path(process.HERE, "child.py").read_text())
+        (tmp_path / "script.py").write_text(f"import os, sys, time\ndef run(**given):\n    {body}\n")
+        monkeypatch.setattr(process, "HERE", tmp_path)
+
+    return write
+
+
+def test_answers_and_errors_come_back_of_another_process_with_the_same_packages_and_no_secrets(script, monkeypatch):
+    script("return given | {'answer': 'half a pair \\ud800, é'}")
+    assert run_in_subprocess("script", BOUNDS, value=[1, None, "é"]) == {
+        "value": [1, None, "é"],
+        "answer": "half a pair \ud800, é",
+    }
+    monkeypatch.setenv("HF_TOKEN", "correct-horse")
+    script("return [os.getpid(), sys.path, sys.flags.isolated, dict(os.environ)]")
+    pid, path, isolated, environment = run_in_subprocess("script", BOUNDS)
+    assert "correct-horse" not in environment.values()
+    assert pid != os.getpid()
+    assert path == sys.path
+    assert isolated == 1
+    script("raise RuntimeError('broken ' * 100)")
+    with pytest.raises(ValueError, match="broken") as caught:
+        run_in_subprocess("script", BOUNDS)
+    assert len(str(caught.value)) <= 200
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param("return len('x' * 10**9)", "it takes more than 400 MiB", id="memory"),
+        pytest.param("os._exit(3)", "crashes the library that reads it", id="end"),
+        pytest.param("while True: pass", "it takes more than 1 s", id="work"),
+        pytest.param("time.sleep(60)", "it takes more than 1 s", id="sleep"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no memory")
+def test_what_takes_too_much_is_ended(body, words, script, monkeypatch):
+    monkeypatch.setattr(process, "TIMEOUT_FACTOR", 1 if "sleep" in body else 10)
+    script(body)
+    with pytest.raises(ValueError, match=words):
+        run_in_subprocess("script", BOUNDS)

@@ -1,7 +1,5 @@
 """Another model beside the sliced one: any that loads and has the same tokens, with its answer and its costs."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 
@@ -39,7 +37,6 @@ def text_of(column: str) -> str:
 
 
 def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
-    """The last HTML of each column."""
     shown: dict[str, str] = {}
     for answer in panel.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
         shown |= answer

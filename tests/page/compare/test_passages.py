@@ -79,9 +79,6 @@ def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> 
     assert "isx-passage" in shown["scored"]
 
 
-# A long wait for an answer of the server offers the user's own device, where that can run the models
-
-
 LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)
 
 
@@ -98,12 +95,9 @@ def told(session, tiny, monkeypatch):
     return status
 
 
-def test_a_long_wait_offers_the_device(told) -> None:
+def test_a_long_wait_offers_the_device_and_a_short_one_or_a_server_without_the_files_nothing(told) -> None:
     assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
     with use_language("de"):
         assert "Waiting; jobs ahead: 4, noch etwa 30 s. Wer nicht auf den Server warten möchte" in told(LONG)
-
-
-def test_a_short_wait_work_and_a_server_without_the_files_offer_nothing(told) -> None:
     for status in (told(SHORT), told(Status("Slicing", seconds_left=30)), told(LONG, is_fetched=False)):
         assert "Run on" not in status

@@ -69,14 +69,11 @@ def test_points_are_what_was_measured(view, estimator) -> None:
     assert len(chart.rows) == 6
 
 
-def test_an_unmeasured_model_has_a_question_and_no_points() -> None:
+def test_an_unmeasured_model_has_no_points_and_the_misjudged_are_named(view) -> None:
     chart = estimator_check_chart(None, "pca")
     assert all(trace["x"] == [] for trace in chart.data)
     assert check_summary(None, "pca") == ""
     assert chart.layers == 0
-
-
-def test_the_misjudged_are_named(view) -> None:
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
     words = check_summary(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words

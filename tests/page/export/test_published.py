@@ -1,7 +1,5 @@
 """A published page holds what was measured in one file that asks for nothing, or is not written; so does a site."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -82,16 +80,13 @@ def test_answers_are_the_models_own_and_escaped(session, tiny, published, conten
     assert len(content["steps"][-1]["answers"]) == 2
 
 
-def test_spectra_have_a_chart_a_layer_and_the_marks_move(content) -> None:
+def test_spectra_have_a_chart_a_layer_the_marks_move_and_axes_have_room_for_every_step(content, published) -> None:
     spectra = content["charts"]["spectra"]
     assert [len(step) for step in spectra] == [3, 3, 3]
     curves = [[trace["y"] for trace in step[1]["data"]] for step in spectra]
     rings = [step[1]["layout"]["shapes"] for step in spectra]
     assert curves[0] == curves[1] == curves[2]
     assert rings[1] != rings[2]
-
-
-def test_axes_of_the_shift_have_room_for_every_step(published, content) -> None:
     drawn = content["charts"]["shift"]
     assert "Nothing is removed" in json.dumps(drawn[0])
     ends = [[chart["layout"][axis]["range"] for axis in ("yaxis", "yaxis2", "yaxis3")] for chart in drawn[1:]]
@@ -231,9 +226,6 @@ def test_in_german_it_is_all_german(published) -> None:
     charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
     assert "Welche Schichten werden beschnitten" in charts_told
     assert not re.search(r"(?<![\w-])(the|removed|heads|perplexity)(?![\w-])", charts_told)
-
-
-# A site: an article in every language over one set of measurements, and the models that it names
 
 
 SITE_CHOICE = Choice((0, 30), ("w10 w20 w30",), 6, passage="w10 w20 w30 w40 w50")

@@ -23,7 +23,6 @@ from components.ui import formatting, screen
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The charts that are made."""
     made: list[str] = []
     for module, name in ((panel, "ratio_chart"), (panel, "importance_chart")):
         original = getattr(module, name)
@@ -76,9 +75,6 @@ def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> No
     """It may have been refused: the status says what happens."""
     words = screen.texts(session.view(tiny.with_settings(model="nobody/nothing"), SOMEBODY))["headline"]
     assert "There is nothing to show for this model" in words
-
-
-# What a job says of its setting, once that has changed
 
 
 def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_moved(session, tiny) -> None:

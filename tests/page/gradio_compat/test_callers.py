@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -31,8 +30,6 @@ from components.gradio_compat.callers import (
 )
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
-
-# Addresses
 
 
 def asked_by(peer: str, forwarded: str = "") -> SimpleNamespace:
@@ -97,9 +94,6 @@ def test_clients_that_a_proxy_hides_are_no_address_and_the_log_says_so_once(monk
     assert limits.HOPS_VARIABLE in record.message
 
 
-# Connections
-
-
 def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> None:
     checks, may_end, ended = [], threading.Event(), threading.Event()
 
@@ -126,11 +120,12 @@ def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> N
     assert ended.wait(30)
 
 
-def test_outside_of_a_call_no_client_can_leave() -> None:
+def test_outside_of_a_call_no_client_can_leave_and_a_foreign_number_is_of_none_that_is_connected() -> None:
     assert current_caller().is_connected()
-
-
-# Calls by MCP
+    caller = mcp_caller(SimpleNamespace(headers={MCP_HEADER: "0" * 32}))
+    assert caller is not None
+    assert not caller.is_connected()
+    assert mcp_caller(None) is None
 
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
@@ -172,8 +167,7 @@ def call_from(address: str, server: str, until: Any) -> None:
     asyncio.run(call())
 
 
-@pytest.mark.parametrize("kind", [gr.Blocks, PatchedBlocks], ids=["plain", "ours"])
-def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(kind, launch, monkeypatch) -> None:
+def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(launch, monkeypatch) -> None:
     monkeypatch.setenv(limits.HOPS_VARIABLE, "0")
     work, may_leave = Tool(), threading.Event()
 
@@ -181,37 +175,31 @@ def test_plain_gradio_knows_no_client_of_a_call_and_ours_one_for_each_address(ki
         """Work for a while."""
         return work(request)
 
-    with kind() as page:
+    with PatchedBlocks() as page:
         gr.api(tool, api_name="work", concurrency_limit=4)
-    ours = kind is PatchedBlocks
-    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(McpCallers)] if ours else []})
+    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(McpCallers)]})
     threads = [
         threading.Thread(target=call_from, args=(address, client.address, may_leave.is_set), daemon=True)
         for address in ADDRESSES
     ]
-    if ours:  # a session may have any name, and as many calls as are allowed
-        monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "1")
-        asked = {"data": [], "session_hash": f"mcp {ADDRESSES[0]}"}
-        client.http.post(f"{client.api}/call/work", json=asked).raise_for_status()
+    # A session may have any name, and as many calls as are allowed.
+    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "1")
+    asked = {"data": [], "session_hash": f"mcp {ADDRESSES[0]}"}
+    client.http.post(f"{client.api}/call/work", json=asked).raise_for_status()
     try:
         for thread in threads:
             thread.start()
         until(lambda: len(work.callers) == len(ADDRESSES))
         clients, callers = zip(*work.callers, strict=True)
-        if ours:
-            assert clients == tuple(f"mcp {caller.address}" for caller in callers)
-            of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "program")}
-            assert not of_names & {*clients, client_of(None), client_of(SimpleNamespace(headers={}))}
-        assert {caller.address for caller in callers} == (set(ADDRESSES) if ours else {"127.0.0.1"})
+        assert clients == tuple(f"mcp {caller.address}" for caller in callers)
+        of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "program")}
+        assert not of_names & {*clients, client_of(None), client_of(SimpleNamespace(headers={}))}
+        assert {caller.address for caller in callers} == set(ADDRESSES)
         assert all(caller.is_connected() for caller in callers)
         may_leave.set()
         for thread in threads:
             thread.join()
-        if ours:
-            until(lambda: not any(caller.is_connected() for caller in callers))
-        else:
-            time.sleep(1.0)
-            assert all(caller.is_connected() for caller in callers)
+        until(lambda: not any(caller.is_connected() for caller in callers))
     finally:
         may_leave.set()
         work.may_end.set()
@@ -236,10 +224,3 @@ def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launc
     for _ in range(3):
         call_from("127.0.0.1", client.address, may_leave.is_set)
     assert len(described) == 1 if kind == "ours" else len(described) >= 3
-
-
-def test_a_number_that_no_client_was_given_is_of_none_that_is_connected() -> None:
-    caller = mcp_caller(SimpleNamespace(headers={MCP_HEADER: "0" * 32}))
-    assert caller is not None
-    assert not caller.is_connected()
-    assert mcp_caller(None) is None

@@ -1,7 +1,6 @@
 """The page's HTML and configuration: made once for each language, with the caller's address."""
 
 import asyncio
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,8 +18,6 @@ from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.page_config import CachedPage
 from components.i18n.language import LANGUAGES, lazy_gettext
 from components.server.middleware import LanguageMiddleware
-
-# Sessions have no configurations of their own
 
 
 def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
@@ -48,9 +45,6 @@ def test_plain_gradio_builds_the_configuration_anew_for_each_session_and_ours_fo
     assert configurations[slider]["props"]["value"] == 3
 
 
-# Languages
-
-
 ENGLISH, GERMAN = "Cancel", "Abbrechen"
 
 
@@ -64,41 +58,29 @@ def test_plain_gradio_sends_one_configuration_to_all_and_ours_one_for_each_langu
         assert component["props"]["label"] == label
 
 
-def test_plain_gradio_leaves_translating_to_the_browser(launch) -> None:
-    i18n = gr.I18n(en={"cancel": ENGLISH}, de={"cancel": GERMAN})
-    with gr.Blocks() as page:
-        gr.Textbox(label=i18n("cancel"))
-    components = json.dumps(launch(page, i18n=i18n).config("de")["components"])
-    assert ENGLISH not in components
-    assert GERMAN not in components
-
-
-# The page as it is sent
-
 HEAD = '<meta name="of" content="ours">'
 
 
-@pytest.fixture(scope="module", params=["plain", "ours"])
-def client(request, launch_once):
-    made = []
+class Page(gr.Blocks):
+    """Notes each time that its configuration is read."""
 
-    class Page(gr.Blocks):
-        @property
-        def config(self):
-            made.append(1)
-            return vars(self)["config"]
+    @property
+    def config(self):
+        self.made = getattr(self, "made", 0) + 1
+        return vars(self)["config"]
 
-        @config.setter
-        def config(self, config):
-            vars(self)["config"] = config
+    @config.setter
+    def config(self, config):
+        vars(self)["config"] = config
 
+
+@pytest.fixture(scope="module")
+def client(launch_once):
     with Page() as page:
         gr.Textbox(label="words")
     ours = [Middleware(LanguageMiddleware), Middleware(CachedPage, head=HEAD)]
-    client = (
-        launch_once(page, app_kwargs={"middleware": ours}) if request.param == "ours" else launch_once(page, head=HEAD)
-    )
-    client.is_plain, client.made = request.param == "plain", made
+    client = launch_once(page, app_kwargs={"middleware": ours})
+    client.page = page
     return client
 
 
@@ -107,21 +89,31 @@ def ask(client, path: str = "", **headers: str):
     return client.http.get(f"{client.address}{path}", headers=named)
 
 
-def test_plain_gradio_makes_the_page_anew_for_everybody_and_ours_once_for_each_language(client) -> None:
+def test_plain_gradio_makes_the_page_anew_for_everybody(launch) -> None:
+    with Page() as page:
+        gr.Textbox(label="words")
+    client = launch(page, head=HEAD)
+    ask(client)
+    before = page.made
+    assert f"{HEAD}</head>" not in ask(client).text  # gradio's script inserts it later
+    assert page.made > before
+
+
+def test_the_page_is_made_once_for_each_language(client) -> None:
     for code in LANGUAGES:
         ask(client, f"?lang={code}")
-    before = len(client.made)
+    before = client.page.made
     for code in LANGUAGES:
         assert ask(client, f"?lang={code}&deep_link=none").status_code == 200
-    assert (len(client.made) > before) is client.is_plain
-    assert (f"{HEAD}</head>" in ask(client).text) is not client.is_plain  # else gradio's script inserts it later
+    assert client.page.made == before
+    assert f"{HEAD}</head>" in ask(client).text
 
 
 @pytest.mark.parametrize("query", ["", "?serialize=False", "?all_endpoints=True", "?all_endpoints=1&page=nowhere"])
 def test_what_programs_read_of_the_endpoints_is_gradios(client, query) -> None:
     answer = ask(client, f"gradio_api/info{query}")
     assert answer.json().keys() == {"named_endpoints", "unnamed_endpoints"}
-    assert ("etag" in answer.headers) is not client.is_plain
+    assert "etag" in answer.headers
     if "=T" in query:  # also those that are no API
         assert len(answer.text) >= len(ask(client, "gradio_api/info").text)
 
@@ -139,9 +131,6 @@ def test_each_has_the_address_by_which_it_asked(client, path) -> None:
 
 def test_what_is_known_is_not_sent_again(client) -> None:
     first = ask(client)
-    if client.is_plain:
-        assert "etag" not in first.headers
-        return
     again = ask(client, if_none_match=first.headers["etag"])
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
     assert ask(client, if_none_match=first.headers["etag"], host="elsewhere").status_code == 200
@@ -149,8 +138,6 @@ def test_what_is_known_is_not_sent_again(client) -> None:
 
 
 def test_it_is_compressed_where_that_is_accepted(client) -> None:
-    if client.is_plain:
-        return
     whole, zipped = ask(client, accept_encoding="identity"), ask(client, accept_encoding="gzip, br")
     assert "content-encoding" not in whole.headers
     assert zipped.headers["content-encoding"] == "gzip"
@@ -161,15 +148,12 @@ def test_it_is_compressed_where_that_is_accepted(client) -> None:
 @pytest.mark.parametrize("host", ['a"><script>', "a b", "a\\u0022", "[::1", "user@evil"])
 @pytest.mark.parametrize("name", ["host", "x_forwarded_host", "x_gradio_server"])
 def test_a_host_that_is_none_is_not_in_the_page(client, name, host) -> None:
-    if not client.is_plain:
-        answer = ask(client, **{name: host})
-        assert answer.status_code == 400 or host not in answer.text
+    answer = ask(client, **{name: host})
+    assert answer.status_code == 400 or host not in answer.text
 
 
 def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, monkeypatch) -> None:
     """The first of its requests waits for its time to pass, and the others for the first."""
-    if client.is_plain:
-        return
     size, slept, may_go_on = len(ask(client, accept_encoding="identity").content), [], threading.Event()
 
     async def sleep(seconds: float) -> None:

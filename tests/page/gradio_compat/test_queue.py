@@ -57,12 +57,6 @@ def test_plain_gradio_drops_a_session_that_still_waits_and_ours_none() -> None:
     assert queue.pending_messages_per_session["session 0"].qsize() == 1
 
 
-def test_plain_gradio_runs_a_call_that_no_client_reads(launch) -> None:
-    client = launch(make_page(gr.Blocks, called := threading.Event()))
-    client.join("work")
-    assert called.wait(30)
-
-
 def test_a_call_that_no_client_reads_costs_no_work(launch) -> None:
     client = launch(page := make_page(PatchedBlocks, called := threading.Event()))
     client.join("work")
@@ -147,27 +141,17 @@ def test_a_call_after_a_long_pause_is_not_taken_for_an_unread_one(launch) -> Non
         page.calls.pending_messages_per_session["one"]._last_seen -= 1000
 
 
-@pytest.mark.parametrize("kind", [gr.Blocks, PatchedBlocks], ids=["plain", "ours"])
-def test_plain_gradio_makes_a_table_of_all_calls_after_each_and_ours_none(kind, launch, monkeypatch) -> None:
-    made, original = [], Queue._get_df
-    monkeypatch.setattr(Queue, "_get_df", staticmethod(lambda records: made.append(records) or original(records)))
-    page = make_page(kind)
-    client = launch(page, enable_monitoring=False)
-    client.ask("work")
-    if kind is gr.Blocks:
-        until(lambda: made)  # it is made once the answer is sent
-    else:
-        until(lambda: not page.calls.open_calls)
-        assert not made
+def test_no_table_of_all_calls_is_made_after_each(launch, monkeypatch) -> None:
+    monkeypatch.setattr(Queue, "_get_df", None)
+    client = launch(page := make_page(PatchedBlocks), enable_monitoring=False)
+    assert client.ask("work") == ("complete", [1.0])
+    until(lambda: not page.calls.open_calls)
 
 
-# Streams of messages: a session's calls share one, and none is lost where it ends
-
-
-def launched(launch, kind: type[gr.Blocks]) -> Client:
-    page = make_page(kind)
+def launched(launch) -> Client:
+    page = make_page(PatchedBlocks)
     mailboxes = Middleware(streams.OpenStreams, lambda session: page._queue.pending_messages_per_session.get(session))
-    return launch(page, app_kwargs={"middleware": [mailboxes] if kind is PatchedBlocks else []})
+    return launch(page, app_kwargs={"middleware": [mailboxes]})
 
 
 def call(client: Client, session: str = "one") -> str:
@@ -183,21 +167,12 @@ def answered(stream: Iterator[dict]) -> str:
     return next(message["event_id"] for message in stream if message["msg"] == "process_completed")
 
 
-def test_plain_gradio_accepts_a_call_whose_page_takes_its_stream_for_open(launch) -> None:
-    client = launched(launch, gr.Blocks)
-    call(client)
-    with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
-        answered(received := messages(stream))
-        call(client)  # accepted before the page reads that the stream has ended
-        assert [message["msg"] for message in received] == ["close_stream"]
-
-
 def test_calls_that_follow_are_answered_in_the_same_stream_which_new_sessions_do_not_displace(
     launch, monkeypatch
 ) -> None:
     monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "3")  # one more than the session's own: an answered call lingers
-    client = launched(launch, PatchedBlocks)
+    client = launched(launch)
     first = call(client)
     with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
         received = messages(stream)
@@ -213,7 +188,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
     monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 0.0)
     monkeypatch.setattr(limits, "STREAM_CLOSING_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
-    client = launched(launch, PatchedBlocks)
+    client = launched(launch)
     call(client)
     with ThreadPoolExecutor(12) as pool:
         with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
@@ -235,7 +210,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
 def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatch) -> None:
     for name in ("STREAM_IDLE_SECONDS", "STREAM_CLOSING_SECONDS"):
         monkeypatch.setattr(limits, name, 0.05)
-    client = launched(launch, PatchedBlocks)
+    client = launched(launch)
     for _ in range(2):
         event = call(client)
         with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
@@ -245,7 +220,7 @@ def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatc
 
 
 def test_a_session_with_a_long_name_is_refused(launch) -> None:
-    client = launched(launch, PatchedBlocks)
+    client = launched(launch)
     body = {"data": [], "fn_index": 0, "session_hash": "x" * 101}
     answer = client.http.post(f"{client.api}/queue/join", json=body)
     assert (answer.status_code, "at most 100 characters" in answer.text) == (400, True)

@@ -12,13 +12,7 @@ from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
 from components import limits
-from components.gradio_compat.requests import (
-    API,
-    NEEDED,
-    BoundedRequests,
-    NeededRoutes,
-    UploadParser,
-)
+from components.gradio_compat.requests import API, NEEDED, BoundedRequests, NeededRoutes, UploadParser
 from components.gradio_compat.upload_folder import upload_folder
 
 
@@ -120,9 +114,6 @@ def test_plain_gradio_fails_at_a_part_that_is_no_file_and_ours_refuses_it(sized,
             assert (status, inodes) == (400, 0), (name, file)
 
 
-# Routes: those of the installed version, each of which is needed or refused
-
-
 # A route of a new version of gradio is added here, or to `NEEDED` where the page or its programs want it.
 REFUSED = {
     *("/login", "/logout", "/monitoring", "/monitoring/{}", "/monitoring/summary", "/openapi.json", "/token", "/user"),
@@ -170,34 +161,25 @@ def test_every_route_of_gradio_is_needed_or_refused() -> None:
     assert not REFUSED & needed
 
 
-@pytest.fixture(scope="module", params=["plain", "ours"])
-def client(request, launch_once):
+@pytest.fixture(scope="module")
+def client(launch_once):
     middleware = [Middleware(NeededRoutes, {"/own": ("GET",)}, lambda session: session == "caller")]
-    client = launch_once(page_with_work(), app_kwargs={"middleware": middleware if request.param == "ours" else []})
-    client.is_plain = request.param == "plain"
-    return client
+    return launch_once(page_with_work(), app_kwargs={"middleware": middleware})
 
 
-@pytest.mark.parametrize("path", ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"])
-def test_plain_gradio_answers_what_no_client_needs_and_ours_does_not(client, path) -> None:
-    answer = client.http.get(f"{client.address}{path}")
-    assert (answer.text == "not found") is not client.is_plain
-    if not client.is_plain:
-        assert answer.status_code == 404
+UNNEEDED = ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"]
 
 
-def test_plain_gradio_logs_a_traceback_for_messages_of_no_session_and_ours_answers(client, caplog) -> None:
-    answer = None
-    try:
-        answer = client.http.get(f"{client.api}/queue/data?session_hash=nobody")
-    except Exception:
-        assert client.is_plain  # which has begun its answer, and breaks off
-    if not client.is_plain:
+def test_plain_gradio_answers_what_no_client_needs(launch) -> None:
+    client = launch(page_with_work())
+    assert "not found" not in [client.http.get(f"{client.address}{path}").text for path in UNNEEDED]
+
+
+def test_what_is_needed_is_answered_and_nothing_else(client, caplog) -> None:
+    for path in (*UNNEEDED, "gradio_api/queue/data?session_hash=nobody"):
+        answer = client.http.get(f"{client.address}{path}")
         assert (answer.status_code, answer.text) == (404, "not found")
-        assert not caplog.records
-
-
-def test_what_is_needed_is_answered(client) -> None:
+    assert not caplog.records
     assert client.http.get(client.address).status_code == 200
     assert client.http.head(client.address).status_code == 200
     assert client.http.get(f"{client.address}config").status_code == 200

@@ -93,8 +93,6 @@ def test_a_wrapper_converts_each_answer_and_is_a_generator_where_the_handler_is_
         answer = wrapped("a", "b", "c")
         assert (list(answer) if isinstance(answer, Iterator) else answer) == expected
 
-
-def test_parameters_have_types_where_the_handlers_are_written_as_text() -> None:
     def lazy_gettext(value: "float", request: "gr.Request | None") -> "float":
         return value
 

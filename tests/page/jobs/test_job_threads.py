@@ -1,7 +1,5 @@
 """How jobs share work, hold it, end and wait; and threads that no test steps: one runs, and nothing is left behind."""
 
-from __future__ import annotations
-
 import gc
 import os
 import sys
@@ -17,7 +15,7 @@ from stepping import counting, events, until
 
 from components import limits
 from components.jobs import threads
-from components.jobs.job import Caller, Cancelled, Job, Urgency
+from components.jobs.job import Cancelled, Job, Urgency
 from components.jobs.scheduler import Scheduler
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -203,9 +201,6 @@ def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> No
     assert (third.error, inside, most, places.longest) == (None, [], 2, 0.0)
 
 
-# Shared work that is held, or beside which a job does its own
-
-
 def test_shared_work_that_is_held_waits_where_it_is_and_ends_with_the_last_job_that_holds_it(scheduler) -> None:
     log, ended = [], []
 
@@ -278,40 +273,6 @@ def test_no_job_waits_beside_work_that_is_away(scheduler) -> None:
     assert job.result == "model"
 
 
-def test_work_that_has_ended_is_done_anew_for_a_job_that_comes_then_though_another_uses_its_result(scheduler) -> None:
-    made = []
-
-    def make(job: Job) -> int:
-        made.append(job)
-        return len(made)
-
-    def using(job: Job) -> int:
-        with job.begin("model", make) as shared:
-            result = shared.result()
-            job.checkpoint()
-            return result
-
-    first = scheduler.start("a", using)
-    while not made:
-        scheduler.step()
-    scheduler.step()  # it has the result, and uses it
-    second = scheduler.start("b", lambda job: job.share("model", make))
-    scheduler.run()
-    assert (first.result, second.result) == (1, 2)
-
-
-# Leaving and waiting
-
-
-def test_a_job_whose_client_has_gone_ends_at_its_next_checkpoint(scheduler) -> None:
-    log, connected = [], [True]
-    job = scheduler.start("a", counting(log, "a", 100), caller=Caller(is_connected=lambda: connected[0]))
-    scheduler.step()
-    connected[0] = False
-    scheduler.run()
-    assert (log, job.ended, job.stopped) == (["a"], True, True)
-
-
 def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(scheduler) -> None:
     log = []
 
@@ -328,44 +289,6 @@ def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(sche
     job.stop()
     scheduler.run()
     assert (log, job.ended, events(other)) == (["a"], True, [0, 1])
-
-
-def test_leaving_the_events_stops_the_job_and_passes_on_the_turn() -> None:
-    ended = threading.Event()
-
-    def endless(job: Job) -> None:
-        try:
-            while True:
-                job.emit("step")
-        finally:
-            ended.set()
-
-    scheduler = Scheduler()
-    for _ in scheduler.start("a", endless).events():
-        break
-    assert ended.wait(30)
-    assert scheduler.start("a", counting([], "a", 1)).join() == 1
-    with pytest.raises(Failed):
-        scheduler.start("a", lambda job: (_ for _ in ()).throw(Failed())).join()
-
-
-def test_a_job_that_waits_lets_others_work(scheduler) -> None:
-    log, arrived = [], threading.Event()
-
-    def slow(job: Job) -> None:
-        with job.waiting():
-            arrived.wait()
-        log.append("slow")
-        job.emit("done")
-
-    job = scheduler.start("a", slow)
-    scheduler.start("b", counting(log, "b", 3))
-    scheduler.run()
-    assert log == ["b"] * 3
-    arrived.set()
-    scheduler.until(lambda: not job.is_away)
-    scheduler.run()
-    assert (log[-1], events(job)) == ("slow", ["done"])
 
 
 def test_neither_a_stopped_job_that_is_away_nor_its_sleep_is_waited_for() -> None:

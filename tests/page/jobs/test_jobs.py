@@ -1,7 +1,5 @@
 """What clients have running: what ends when they move on and what goes on, and what is said last."""
 
-from __future__ import annotations
-
 import random
 import threading
 import time
@@ -213,8 +211,6 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
     )
     assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)
 
-
-# What the status line shows: whatever ends a job, nothing of what it said is in it
 
 READY = Status("Ready", "ready")
 BUSY = Status("measure", done=1, total=2)

@@ -26,9 +26,6 @@ class Panic(BaseException):
     """As tokenizers raise it."""
 
 
-# Who runs. A program is a list of steps ("take", seconds), ("share", key), ("urgency", urgency), ("result", None), and
-# ("fail", error).
-
 ADDRESSES = {"ada": "127.0.0.2", "bob": "127.0.0.2", "cyd": "127.0.0.2", "eve": "127.0.0.3", "hidden": ""}
 KEYS = ("model", "calibration", "slice")  # of shared work, which shares only what comes before it
 FEW, TURN, LONG_TURN = 2, 0.25, 2.0  # all sums of seconds are exact
@@ -37,7 +34,11 @@ Path = tuple[Any, ...]
 
 @dataclass(eq=False)
 class Actor:
-    """A job, or shared work, which has no client."""
+    """A job, or shared work, which has no client.
+
+    Its program is a list of steps: ("take", seconds), ("share", key), ("urgency", urgency), ("result", None), ("fail",
+    error).
+    """
 
     name: str
     program: list[tuple[str, Any]]

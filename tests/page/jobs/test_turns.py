@@ -1,7 +1,5 @@
 """The order of turns, computed by hand, and what clients who wait are told of it."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterable
 from itertools import count
@@ -16,7 +14,7 @@ from components.jobs.job import Caller, Job, Urgency
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
 from components.jobs.waiting import Line, Waiting
-from components.limits import BEGINNING_SECONDS, FEW, LONG_TURN_SECONDS, SHARE, TURN_SECONDS
+from components.limits import BEGINNING_SECONDS, FEW, SHARE, TURN_SECONDS
 from components.ui import formatting
 
 CLASS, ELSEWHERE = Caller("127.0.0.2"), Caller("127.0.0.3")
@@ -69,33 +67,6 @@ def test_addresses_take_short_turns_then_clients_then_jobs(crowd) -> None:
     assert all(job.ended for job in client)
 
 
-@pytest.mark.parametrize("addresses", [1, MANY])
-def test_many_take_long_turns_one_after_the_other(crowd, addresses) -> None:
-    """Many clients of one address, or many addresses."""
-    for client in range(MANY):
-        crowd.join([client], 20, caller=Caller(f"127.0.1.{client % addresses}"))
-    assert crowd.step(10) == [0, 1, 0, 0, 2, 3, 1, 1, 4, 5]  # at first only a few have begun
-    assert crowd.step(36) == [1] * 17 + [2] * 19
-    assert crowd.step(8) == [3, 3, 0, 0, 4, 4, 5, 5]  # only a few are left
-    crowd.scheduler.run()
-    crowd.join(range(MANY), 2 * round(LONG_TURN_SECONDS / STEP))
-    log = crowd.step(3 * round(LONG_TURN_SECONDS / STEP))
-    assert max(log.count(client) for client in range(MANY)) <= LONG_TURN_SECONDS / STEP + 1  # the first one's new job
-
-
-def test_a_client_of_a_crowd_keeps_their_place_when_their_job_is_replaced(crowd) -> None:
-    crowd.join(range(MANY), 40)
-    crowd.step(20)
-    before = [job.client for job in crowd.scheduler.line()]
-    for client in before[2:5:2]:
-        next(job for job in crowd.scheduler.jobs if job.client == client).stop()
-        crowd.scheduler.step()
-        crowd.scheduler.start(client, counting(crowd.log, "moved", 20, crowd.clock, STEP), caller=CLASS)
-        crowd.step(2)
-    assert crowd.log.count("moved") == 2  # what a new job gets at once
-    assert [job.client for job in crowd.scheduler.line()] == before
-
-
 @pytest.mark.parametrize("second", ["seen", "background"])
 def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(crowd, second) -> None:
     """Of a crowd at one address, jobs whose clients see a result; and background jobs."""
@@ -112,15 +83,6 @@ def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(cr
         assert of_second == pytest.approx(450 / (1 + SHARE), abs=12)
     else:
         assert of_second == pytest.approx(900 / (1 + SHARE), abs=8)
-
-
-def test_an_address_that_floods_the_page_with_new_jobs_leaves_another_half_of_the_time(crowd) -> None:
-    crowd.join(["alone"], 400, caller=ELSEWHERE, seconds=STEP / 8)
-    crowd.step(8)
-    for number in range(200):
-        crowd.join([f"flood {number}"], 2, seconds=STEP / 8)
-        crowd.step(1)
-    assert crowd.log.count("alone") == pytest.approx(8 + 100, abs=20)
 
 
 def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(crowd) -> None:
@@ -161,9 +123,6 @@ def test_a_class_of_sixty_at_one_address_is_not_refused_and_another_address_has_
     assert begin("another", "measure") == "busy"
     done.set()
     assert not any(event.kind == "error" for events in begun for event in events)
-
-
-# What clients who wait are told
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Users' ratios and estimators on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

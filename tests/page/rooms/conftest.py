@@ -1,7 +1,5 @@
 """A class with a room in a folder of its own, as its clients see it."""
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 
@@ -39,7 +37,6 @@ class Class:
         return self.http.post(f"/rooms/{self.code}/{action}", headers=headers, json=body)
 
     def join(self, student: str | None = None, client: TestClient | None = None) -> str:
-        """The id of a student who has joined."""
         student = student or secrets.token_hex(16)
         answer = (client or self.http).post(f"/rooms/{self.code}/join", headers={"x-room-student": student}, json={})
         assert answer.status_code == 200, answer.text

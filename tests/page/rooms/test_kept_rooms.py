@@ -1,7 +1,5 @@
 """What is kept of a class: nothing is lost when the process is killed, and nothing stays longer than a day."""
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io

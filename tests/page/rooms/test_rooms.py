@@ -1,7 +1,5 @@
 """Classes: every answer counts once, and no client reads or leads what is another's."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import sqlite3

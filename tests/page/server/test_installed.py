@@ -1,7 +1,5 @@
 """The wheel: it has library and page with all their files, and its commands start from an empty folder."""
 
-from __future__ import annotations
-
 import email
 import os
 import re
@@ -84,15 +82,12 @@ def test_every_requirement_has_a_lower_and_an_upper_bound_around_what_is_install
         assert requirement.specifier.contains(version(requirement.name)), requirement
 
 
-def test_gradio_is_bounded_by_the_minor_version_after_the_one_that_a_space_runs() -> None:
+def test_gradio_is_bounded_by_the_version_after_the_one_of_a_space_and_the_changelog_has_this_version() -> None:
     (gradio,) = (one for one in requirements("requirements.txt") if one.name == "gradio")
     (runs,) = re.findall(r"^sdk_version: (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
     (upper,) = (Version(bound.version) for bound in gradio.specifier if bound.operator == "<")
     assert gradio.specifier.contains(runs)
     assert (upper.major, upper.minor) == (Version(runs).major, Version(runs).minor + 1)
-
-
-def test_the_changelog_has_this_version_and_its_day() -> None:
     headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert headings[0] == "[Unreleased]"
     assert re.fullmatch(rf"\[{re.escape(VERSION)}\] - \d{{4}}-\d\d-\d\d", headings[1])

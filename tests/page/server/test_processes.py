@@ -26,9 +26,6 @@ from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 
-# Told to end, the page ends: at once, with exit status 0, and with nothing left behind
-
-
 ROOT = Path(__file__).parents[3]
 
 BUSY = """
@@ -36,6 +33,7 @@ import os, time
 import torch
 from components import start
 from components.server import process
+
 
 def multiplying(job):
     product = torch.eye(300)
@@ -46,6 +44,7 @@ def multiplying(job):
         product = torch.mm(product, product)
         if {checkpoints}:
             job.checkpoint()
+
 
 def with_a_busy_session(open_folder=process.open_temporary_folder):
     open_folder()  # before gradio is imported
@@ -65,6 +64,7 @@ IDLE = "from components import start; print('idle', flush=True); start.main()"
 STARTING = """
 import runpy
 from components.server import process
+
 
 def on_signal():
     set_up()
@@ -110,9 +110,6 @@ def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] in ([], [".lock"])
 
 
-# Its folder: empty at the start, gone at the end, killed or not
-
-
 PAGE = """
 import os, time
 from components.server import process
@@ -154,9 +151,6 @@ def test_a_page_leaves_nothing_behind_and_spares_what_another_has(how, tmp_path)
             process.wait()
 
 
-# The page as a Hugging Face Space: its card, and a Space played on this machine
-
-
 CARD = SpaceCard.load(ROOT / "README.md").data.to_dict()
 # https://huggingface.co/docs/hub/spaces-config-reference, and what all cards have
 KEYS = {
@@ -172,7 +166,7 @@ NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirem
 GIBI = 2**30
 
 
-def test_the_card_is_one_that_the_hub_takes() -> None:
+def test_the_card_is_one_that_the_hub_takes_and_names_what_the_page_loads() -> None:
     assert set(CARD) <= KEYS
     assert {CARD["colorFrom"], CARD["colorTo"]} <= COLOURS
     assert CARD["sdk"] == "gradio"
@@ -184,9 +178,6 @@ def test_the_card_is_one_that_the_hub_takes() -> None:
     assert "mcp-server" in CARD["tags"]
     assert (ROOT / CARD["app_file"]).is_file()
     assert (ROOT / CARD["thumbnail"]).read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_card_names_what_the_page_loads() -> None:
     assert CARD["models"] == [name for name in SUGGESTED_MODELS if name != DEFAULT]
     assert CARD["datasets"] == [WIKITEXT]
 
@@ -202,14 +193,10 @@ def behind_a_prefix(monkeypatch) -> Iterator[App]:
     page.close(verbose=False)
 
 
-def test_behind_a_proxy_the_page_knows_its_prefix(behind_a_prefix) -> None:
+def test_behind_a_proxy_the_page_knows_its_prefix_and_offers_its_tools(behind_a_prefix) -> None:
     url = behind_a_prefix.local_url
     assert httpx.get(f"{url}config").json()["root"].endswith("/lab/app")
     assert httpx.get(f"{url}healthz").json()["ok"]
-
-
-def test_where_it_is_hosted_its_tools_are_offered(behind_a_prefix) -> None:
-    """Or, without gradio's extra, what to install is said."""
     assert behind_a_prefix.mcp_server or "gradio[mcp]" in behind_a_prefix.mcp_error
 
 

@@ -2,24 +2,18 @@
 
 import contextlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import gradio as gr
 import httpx
-import psutil
 import pytest
-from gradio_client import Client
 from stepping import until
-from tiny_page import PageSession
 
 from components import limits
 from components.jobs.job import Job
 from components.jobs.scheduler import Scheduler
-from components.page import build_app, launch_options
 from components.server.app import App
 from components.state.calibrations import READERS
-from components.state.settings import Settings
 
 
 class Caller:
@@ -131,12 +125,6 @@ def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
     until(lambda: not event.alive)
 
 
-def test_gradios_own_client_is_served(serve) -> None:
-    _, caller = serve()
-    client = Client(caller.api.removesuffix("gradio_api"), verbose=False)
-    assert [client.predict(0.0, api_name="/work") for _ in range(5)] == [0.0] * 5
-
-
 def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
     scheduler, ended = Scheduler(), threading.Event()
     page, caller = serve(scheduler)
@@ -174,28 +162,3 @@ def test_health_says_whether_the_page_works(serve, monkeypatch) -> None:
         until(lambda: caller.http.get(address).status_code == 200)
     page.calls.close()
     assert (caller.http.get(address).status_code, caller.http.get(address).json()["queue"]) == (503, "stopped")
-
-
-@pytest.mark.slow
-def test_after_thousands_of_sessions_a_new_one_is_served(monkeypatch) -> None:
-    """3,000 pages opened and dropped, each with a call that nobody reads."""
-    monkeypatch.setenv("INTRASLICE_MAX_PAGES", "200")
-    page = build_app(PageSession())
-    _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    api, values = f"{url}gradio_api", [*Settings(dtype="float32"), 0]
-    memory = []
-    with httpx.Client(timeout=60) as http:
-        for number in range(3_000):
-            session = f"session-{number}"
-            with http.stream("GET", f"{api}/heartbeat/{session}"):
-                http.post(f"{api}/run/halt", json={"data": [], "session_hash": session})
-            http.post(f"{api}/call/memory", json={"data": ["default"], "session_hash": session})
-            http.post(f"{api}/call/measure_live", json={"data": values})
-            if number % 1_000 == 500:
-                memory.append(psutil.Process().memory_info().rss)
-    start = time.monotonic()
-    assert "135 M" in Client(url, verbose=False).predict("default", api_name="/memory")
-    assert time.monotonic() < start + 60
-    assert memory[-1] < memory[0] + 200 * 2**20
-    assert len(page.server_app.state_holder.session_data) <= 200
-    page.close(verbose=False)

@@ -1,7 +1,5 @@
 """The default model is ready before the first client comes."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest

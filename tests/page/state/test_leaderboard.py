@@ -1,7 +1,5 @@
 """The leaderboard: what the page ships, what its command measures, and its charts."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -159,15 +157,11 @@ def test_both_charts_draw_every_cell_but_the_longer_calibrations_of_other_method
     assert panel.show("someone/else", "no text") == {"by_sparsity": "", "by_size": ""}
 
 
-def test_stages_of_a_method_differ_in_dash_and_symbol() -> None:
+def test_stages_and_estimators_of_a_method_differ_and_digits_are_as_many_as_the_error_allows() -> None:
     changes = {"samples": 16}, {"ratios": leaderboard.SEARCH}, {"recovery": "distill"}
     traces = charts.sparsity_chart([CELL, *(CELL._replace(**change) for change in changes)]).data[:4]
     assert len({trace["line"]["dash"] for trace in traces}) == 4
     assert len({trace["marker"]["symbol"].removesuffix("-dot") for trace in traces}) == 4
-
-
-def test_estimators_of_a_method_have_lines_of_their_own_in_the_order_of_sparsity() -> None:
-    """And the sizes of the models are compared with the default estimator alone."""
     other = CELL._replace(ratios="output-error", divergence=0.5)
     shown = [CELL, other, CELL._replace(sparsity=0.2), other._replace(sparsity=0.2)]
     traces = charts.sparsity_chart(shown).data[:2]
@@ -177,9 +171,6 @@ def test_estimators_of_a_method_have_lines_of_their_own_in_the_order_of_sparsity
     ]
     assert len({trace["marker"]["symbol"] for trace in traces}) == len({trace["legendgroup"] for trace in traces}) == 2
     assert [len(trace["x"]) for trace in charts.size_chart(shown).data] == [1, 1]
-
-
-def test_the_table_has_as_many_digits_as_the_error_allows_and_the_date_alone() -> None:
     cell = CELL._replace(
         perplexity_ratio=1479.10, perplexity_ratio_error=292.74, divergence_error=0.0037, commit="b-dirty"
     )

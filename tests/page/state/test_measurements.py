@@ -1,7 +1,5 @@
 """What the page shows at once: the precomputed layer, and what the disk has from before."""
 
-from __future__ import annotations
-
 import gc
 import json
 import math
@@ -58,13 +56,17 @@ def fresh(monkeypatch, tmp_path) -> Session:
     return stepwise(Session(evaluation_tokens=256))
 
 
-def test_every_whole_percentage_of_every_estimator_is_stored() -> None:
+def test_what_is_stored_has_every_whole_percentage_of_every_estimator_and_every_module_once() -> None:
     for estimator in ESTIMATORS:
         curve = STORED.curve(OPENING.with_settings(estimator=estimator).slicing)
         assert list(map(round, (100 * sparsity for sparsity in sorted(curve)))) == list(range(61))
         errors = [STORED.at(replace(OPENING.slicing, estimator=estimator, sparsity=s)).ratio_error for s in curve]
         assert all(0 < error < 1 for error in errors[1:])
         assert curve[0] == STORED.dense[0] < curve[0.2] < curve[0.4] < curve[0.6]
+    found = Precomputed().find(SENSITIVITY, OPENING.calibration, Sensitivity)
+    modules = [(one.layer, one.module) for one in found.value.modules]
+    assert modules == [(layer, module) for layer in range(len(PROFILE.layers)) for module in ("attention", "mlp")]
+    assert found.value.tokens == found.entry.tokens
 
 
 def test_only_the_settings_that_were_measured_have_a_measurement() -> None:
@@ -220,9 +222,6 @@ def test_a_point_can_be_measured_again() -> None:
     assert line.divergence == pytest.approx(stored.divergence, rel=0.03)
 
 
-# The profile that the page opens with is what calibrating the default model gives today
-
-
 LAYER = 17
 PROFILE = Precomputed().source(OPENING.calibration).profile
 
@@ -261,13 +260,6 @@ def test_a_layer_of_the_profile_can_be_made_again(default_model, patient):
         assert_close(importances.mlp, own.importances[name].mlp.float(), rtol=0.02, atol=1e-9)
     assert kept.sizes == own.sizes
     assert (kept.table.dim == own.table.dim).float().mean() > 0.99
-
-
-def test_the_kept_sensitivity_has_every_module_once():
-    found = Precomputed().find(SENSITIVITY, OPENING.calibration, Sensitivity)
-    modules = [(one.layer, one.module) for one in found.value.modules]
-    assert modules == [(layer, module) for layer in range(len(PROFILE.layers)) for module in ("attention", "mlp")]
-    assert found.value.tokens == found.entry.tokens
 
 
 @pytest.mark.parametrize(("dtype", "bytes_per_value"), [("float32", 4), ("bfloat16", 2)])

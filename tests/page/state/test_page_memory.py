@@ -116,9 +116,6 @@ def test_memory_that_is_needed_is_taken_from_the_caches_but_not_from_what_is_in_
     assert cache.get("model") is in_use
 
 
-# Models: memory is reserved before they are loaded, and a hosted page bounds those that it fetches
-
-
 @pytest.fixture
 def fresh() -> Session:
     return stepwise(Session(evaluation_tokens=256))

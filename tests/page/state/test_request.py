@@ -28,7 +28,7 @@ OTHER = Settings(
 )
 
 
-def test_a_request_has_what_the_library_takes() -> None:
+def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() -> None:
     request = parse(OTHER)
     assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7))
     locked = ((7, "attention", 0.25), (3, "mlp", 0.0))
@@ -39,9 +39,6 @@ def test_a_request_has_what_the_library_takes() -> None:
     recipe = request.recipe(100)
     assert (recipe.model, recipe.dtype, recipe.slicing) == ("somebody/model", "bfloat16", request.slicing)
     assert (recipe.calibration, recipe.evaluation) == (request.calibration.config, request.calibration.evaluation(100))
-
-
-def test_an_upload_takes_the_texts_place_and_is_told_by_its_name_alone() -> None:
     request = parse(OTHER._replace(upload="/somewhere/mine.txt"))
     assert request.calibration.config.text == "/somewhere/mine.txt"
     assert request.recipe(100).calibration.text == request.recipe(100).evaluation.text == "mine.txt"

@@ -46,7 +46,6 @@ class Server:
         return httpx.get(f"{url}/{endpoint}/{asked.json()['event_id']}", timeout=60).text
 
     def refusal(self, endpoint: str, **values: Any) -> str:
-        """The words in which a call is refused."""
         answer = self.ask(endpoint, **values)
         assert answer.startswith("event: error\n"), answer
         return json.loads(answer.split("data: ", 1)[1])["error"]
@@ -83,9 +82,6 @@ def idle(server, monkeypatch) -> Server:
 
     monkeypatch.setattr(calibrations, "load_model", load_model)
     return server
-
-
-# What lies on the server
 
 
 @pytest.mark.parametrize("endpoint", ["evaluate", "generate", "sweep_table", "command_lines", "prepare", "report"])
@@ -201,9 +197,6 @@ def _sent(server: Server, name: str, content: str) -> dict:
     return {"path": answer.json()[0]} | META
 
 
-# Work without end
-
-
 @pytest.mark.parametrize(
     ("endpoint", "values", "words"),
     [
@@ -254,9 +247,6 @@ def test_requests_and_uploads_are_bounded_and_refused_in_words(server, capfd) ->
     assert set(folder.rglob("*")) == before
     assert "Traceback" not in "".join(capfd.readouterr())
     assert httpx.get(f"{server.address}config").json()["max_file_size"] == largest
-
-
-# Words
 
 
 @pytest.mark.parametrize("field", REFUSED)

@@ -1,7 +1,5 @@
 """The type checker of all functions of the library while tests run; jaxtyping adds the shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from beartype import BeartypeConf, beartype

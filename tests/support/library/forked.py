@@ -1,7 +1,5 @@
 """Processes that share their work, forked from this one, so that each has its fixtures at hand."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle

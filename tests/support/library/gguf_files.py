@@ -1,7 +1,5 @@
 """Tokenizers of every kind that a GGUF file holds, and the way to ask llama.cpp about one."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """lm-eval for tests: a task over a local file, and none of the thousands of its own."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

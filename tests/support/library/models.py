@@ -1,7 +1,5 @@
 """Tiny models of every family, calibrated without any download, and the real default model, loaded once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sliced models of several kinds, saved, and opened by transformers' Auto classes: what their tests have in common."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Each family runs on the CPU first.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

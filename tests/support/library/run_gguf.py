@@ -5,8 +5,6 @@ of `predict` greedy tokens, the log-probabilities of the `top` most probable one
 the first, its log-probability after those before it. `tokens`: texts -> token ids.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import urllib.request

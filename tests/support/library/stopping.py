@@ -1,7 +1,5 @@
 """Cancelling a stage, for tests: its callback raises."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from intraslice.core.progress import Progress, ProgressCallback

@@ -1,7 +1,5 @@
 """Tiny models of every family, of transformers' own classes and with random weights: a factory each."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from functools import partial
@@ -59,9 +57,18 @@ def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor
     return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
 
 
-def factory(seed: int, model: type[PreTrainedModel], config: type[PreTrainedConfig], **sizes: Any) -> ModelFactory:
-    """Makes a model of these sizes with the weights of a seed."""
-    return lambda: randomised(model(config(**copy.deepcopy(SHARED | sizes))), seed)
+def factory(
+    seed: int,
+    model: type[PreTrainedModel],
+    config: type[PreTrainedConfig],
+    sizes: tuple[int, int, int, int],
+    head_dim: int | None = None,
+    **fields: Any,
+) -> ModelFactory:
+    """Makes a model with the weights of a seed; of sizes: hidden size, neurons, query heads, key/value heads."""
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    given = SHARED | dict(zip(names, sizes, strict=True)) | ({"head_dim": head_dim} if head_dim else {}) | fields
+    return lambda: randomised(model(config(**copy.deepcopy(given))), seed)
 
 
 def scaled(factor: float, original: int) -> dict[str, Any]:
@@ -71,100 +78,32 @@ def scaled(factor: float, original: int) -> dict[str, Any]:
 
 
 llama = partial(factory, model=LlamaForCausalLM, config=LlamaConfig)
-llama_mha = llama(1, hidden_size=56, intermediate_size=100, num_attention_heads=7)
+llama_mha = llama(1, sizes=(56, 100, 7, 7))
 # Heads times head dim (72) is not the hidden size (54).
-llama_gqa = llama(
-    2,
-    hidden_size=54,
-    intermediate_size=132,
-    num_attention_heads=9,
-    num_key_value_heads=3,
-    head_dim=8,
-    tie_word_embeddings=True,
-)
-phi3 = factory(
-    3,
-    Phi3ForCausalLM,
-    Phi3Config,
-    hidden_size=48,
-    intermediate_size=108,
-    num_attention_heads=6,
-    num_key_value_heads=2,
-    sliding_window=None,
-)
+llama_gqa = llama(2, sizes=(54, 132, 9, 3), head_dim=8, tie_word_embeddings=True)
+phi3 = factory(3, Phi3ForCausalLM, Phi3Config, (48, 108, 6, 2), sliding_window=None)
 # Half of each head is rotated; every linear map, and the head, has a bias.
-phi = factory(
-    4,
-    PhiForCausalLM,
-    PhiConfig,
-    hidden_size=48,
-    intermediate_size=116,
-    num_attention_heads=3,
-    partial_rotary_factor=0.5,
-)
+phi = factory(4, PhiForCausalLM, PhiConfig, (48, 116, 3, 3), partial_rotary_factor=0.5)
+biases = {"attention_bias": True, "mlp_bias": True}
 FAMILIES: dict[str, ModelFactory] = {
     "llama-mha": llama_mha,
     "llama-gqa": llama_gqa,
-    "llama-biased": llama(
-        5,
-        hidden_size=64,
-        intermediate_size=112,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        attention_bias=True,
-        mlp_bias=True,
-        rope_parameters=scaled(4.0, 128),
-    ),
+    "llama-biased": llama(5, sizes=(64, 112, 8, 4), rope_parameters=scaled(4.0, 128), **biases),
     "phi3": phi3,
     "phi": phi,
-    "mistral": factory(  # a token sees the seven before it; heads times head dim (80) is not the hidden size (48)
-        8,
-        MistralForCausalLM,
-        MistralConfig,
-        hidden_size=48,
-        intermediate_size=104,
-        num_attention_heads=5,
-        num_key_value_heads=5,
-        head_dim=16,
-        sliding_window=8,
-    ),
-    "qwen2": factory(  # queries, keys and values have biases, the output map has none
-        9,
-        Qwen2ForCausalLM,
-        Qwen2Config,
-        hidden_size=48,
-        intermediate_size=120,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
-    "smollm3": factory(  # the layer in the middle rotates nothing
-        10,
-        SmolLM3ForCausalLM,
-        SmolLM3Config,
-        hidden_size=64,
-        intermediate_size=100,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        no_rope_layer_interval=2,
-    ),
-    "llama-3.2": llama(  # its scaled frequencies and tied embeddings
-        11,
-        hidden_size=48,
-        intermediate_size=112,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-        rope_parameters=scaled(32.0, 64),
-    ),
+    # A token sees the seven before it; heads times head dim (80) is not the hidden size (48).
+    "mistral": factory(8, MistralForCausalLM, MistralConfig, (48, 104, 5, 5), head_dim=16, sliding_window=8),
+    # Queries, keys and values have biases, the output map has none.
+    "qwen2": factory(9, Qwen2ForCausalLM, Qwen2Config, (48, 120, 6, 2), tie_word_embeddings=True),
+    # The layer in the middle rotates nothing.
+    "smollm3": factory(10, SmolLM3ForCausalLM, SmolLM3Config, (64, 100, 8, 4), no_rope_layer_interval=2),
+    # Its scaled frequencies and tied embeddings.
+    "llama-3.2": llama(11, sizes=(48, 112, 6, 2), tie_word_embeddings=True, rope_parameters=scaled(32.0, 64)),
     "phi-4-mini": factory(  # a quarter of each head is not rotated; frequencies change beyond 64 tokens
         12,
         Phi3ForCausalLM,
         Phi3Config,
-        hidden_size=64,
-        intermediate_size=96,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        (64, 96, 4, 2),
         partial_rotary_factor=0.75,
         original_max_position_embeddings=64,
         rope_parameters={
@@ -176,24 +115,13 @@ FAMILIES: dict[str, ModelFactory] = {
         sliding_window=None,
         tie_word_embeddings=True,
     ),
-    "qwen3": factory(  # queries and keys are normalised; heads times head dim (96) is not the hidden size (48)
-        13,
-        Qwen3ForCausalLM,
-        Qwen3Config,
-        hidden_size=48,
-        intermediate_size=120,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=16,
-    ),
+    # Queries and keys are normalised; heads times head dim (96) is not the hidden size (48).
+    "qwen3": factory(13, Qwen3ForCausalLM, Qwen3Config, (48, 120, 6, 2), head_dim=16),
     "gemma3": factory(  # two layers of windows of 8 tokens with a rotary base of their own, norms around every module
         14,
         Gemma3ForCausalLM,
         Gemma3TextConfig,
-        hidden_size=48,
-        intermediate_size=112,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        (48, 112, 4, 2),
         head_dim=16,
         query_pre_attn_scalar=24,
         sliding_window=8,

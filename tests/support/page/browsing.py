@@ -116,7 +116,6 @@ class Opened:
         raise AssertionError(f"a click on {button} sends no call")
 
     def bars(self) -> list[list[float]]:
-        """The bars of the ratios' chart, by trace."""
         script = (
             "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
         )
@@ -131,7 +130,6 @@ class Opened:
         self.moved_by(lambda: self.slide(value, slider))
 
     def open_more(self) -> None:
-        """Open *More settings*."""
         if not self.page.locator("#more .label-wrap.open").count():
             self.page.click("#more .label-wrap")
         self.page.wait_for_selector("#cap input[type=range]", state="visible")
@@ -154,7 +152,6 @@ class Opened:
         self.page.evaluate(HURRY, [pause, to])
 
     def says(self, where: str, *words: str) -> None:
-        """Wait until an element's text contains all words."""
         self.until(
             """([where, words]) => {
                 const text = document.querySelector(where)?.textContent ?? '';
@@ -164,7 +161,6 @@ class Opened:
         )
 
     def addressed(self, *words: str) -> None:
-        """Wait until the address contains all words."""
         self.until("words => words.every(word => location.search.includes(word))", arg=list(words))
 
     def open_tab(self, tab: str) -> None:

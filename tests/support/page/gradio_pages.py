@@ -56,7 +56,6 @@ def launcher(home: Path) -> Iterator[Callable[..., Client]]:
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Client]]:
-    """As `launcher`, for one test."""
     yield from launcher(tmp_path)
 
 

@@ -1,7 +1,5 @@
 """Schedulers whose jobs go on only when a test says so. What decides who comes next is the scheduler's own."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
