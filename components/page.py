@@ -12,7 +12,7 @@ from .gradio_compat.callers import current_caller
 from .rooms import routes as room_routes
 from .rooms.rooms import Rooms
 from .rooms.store import rooms_folder
-from .server import warming
+from .server import process, warming
 from .server.app import App
 from .state import choices
 from .state.request import default_precision, parse
@@ -77,6 +77,7 @@ def launch_options() -> dict[str, object]:
 
 def serve() -> None:
     """Serve the page until the process ends."""
+    process.log_steps()
     choices.offer_own_estimators()
     limits.limit_cache()
     session = Session()
@@ -88,4 +89,6 @@ def serve() -> None:
         app.health.warming = warming.Warming(session)
         app.health.warming.start()
     # Seldom: of sixty calls at once gradio would tell each that waits about each that begins.
-    app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(**launch_options())
+    app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(
+        inbrowser=process.has_browser() and not limits.hosted(), **launch_options()
+    )

@@ -28,7 +28,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
         _points(fig, column, [check for check in checks if check.module == module], estimator)
         fig.heading(column, f"<b>{name}</b>: {_rho(view, estimator, module)}")
     if view is None:
-        fig.hide_numbers()
+        fig.wait(gettext("A point for each module appears once it is measured."))
         note = gettext("Slice each module alone, measure the damage, and compare it with what the importances predict.")
     else:
         note = gettext(
@@ -111,4 +111,6 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
     rho, best = view.rho[estimator][module], view.ceiling[module]
-    return gettext("ρ {rho}, noise ceiling {best}", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f"))
+    return gettext(
+        "ρ {rho}, at most {best} with this noise", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f")
+    )

@@ -26,7 +26,7 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
         fig.y_axis(row, rangemode="tozero")
     note = translate(WAITING)
     if view is None:
-        fig.hide_numbers()
+        fig.wait(gettext("The best ratios appear once the search has begun."))
     else:
         note = gettext(
             "Do better ratios exist? Bars: the ratios of the best allocation so far. Line: the estimator's plan for "

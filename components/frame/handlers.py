@@ -9,26 +9,62 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ..i18n.language import translate
+from ..i18n.language import gettext, translate
 from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import Settings
+from ..state.views import ModelCheck
 from ..ui import formatting
 from ..ui.handlers import status_line
 
 
 def memory(session: Session, model: str) -> str:
-    """The model's size and memory requirement before it is loaded, and its perplexities on the leaderboard (HTML).
+    """What slicing the model gives and takes, before it is loaded, and its perplexities on the leaderboard (HTML).
 
     The default model's are in the headline, measured on other windows.
     """
     measured = None if model == Settings().model else leaderboard.measured(model)
     stored = "" if measured is None else f'<p class="isx-quiet">{escape(translate(measured))}</p>'
     try:
-        return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>{stored}'
+        return f'<p class="isx-quiet">{escape(_check(session.check(model)))}</p>{stored}'
     except (ValueError, OSError) as problem:
         return formatting.problem(problem) + stored
+
+
+def _check(found: ModelCheck) -> str:
+    """What is known of a model that is not loaded yet, in the current language."""
+    size = next(size for size in found.sliced if size.sparsity == Settings().sparsity / 100)
+    least, most = (count / found.kv_bytes_per_token for count in size.kv_bytes_per_token)
+    sentences = [
+        gettext(
+            "{family}, {layers} layers, {heads} heads in {groups} groups; {millions:,.0f} M parameters.",
+            family=found.family,
+            layers=found.layers,
+            heads=found.heads,
+            groups=found.kv_heads,
+            millions=found.parameters / 1e6,
+        ),
+        gettext("To download: {size}.", size=formatting.size(found.download_bytes)) if found.download_bytes else "",
+        gettext(
+            "{sparsity:.0%} removed: {parameters} parameters, {size}, KV cache {least:.0%} to {most:.0%} of the dense "
+            "one.",
+            sparsity=size.sparsity,
+            parameters=formatting.millions(size.parameters),
+            size=formatting.size(size.bytes),
+            least=least,
+            most=most,
+        ),
+        gettext(
+            "Slicing takes {needed:.1f} GiB of {available:.1f} GiB free memory, calibrating about {time} here.",
+            needed=found.memory_bytes / 2**30,
+            available=found.available_bytes / 2**30,
+            time=formatting.seconds(found.calibration_seconds),
+        ),
+        gettext("Queries and keys keep their width.") if found.whole_queries else "",
+        gettext("No files for llama.cpp or the browser.") if found.no_gguf else "",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 class Prepared(NamedTuple):

@@ -7,6 +7,7 @@ is imported.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -49,6 +50,19 @@ def _remove(folder: Path, lock: FileLock, process: int) -> None:
     if os.getpid() == process:  # not in a fork
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def log_steps() -> None:
+    """Log each job and each download of the page and the library on stderr."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in (__name__.partition(".")[0], "intraslice"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def has_browser() -> bool:
+    """Whether somebody started this process in a terminal of a machine with a display."""
+    has_display = sys.platform in ("win32", "darwin") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    return has_display and sys.stdout.isatty()
 
 
 def on_signal(*cleanups: Callable[[], object]) -> None:

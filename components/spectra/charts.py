@@ -17,7 +17,7 @@ TITLES = {
 }
 WIDE_CURVES = {  # name, colour, dash, width
     "mlp": (lazy_gettext("MLP neurons"), "mlp", "solid", 2.4),
-    "directions": (lazy_gettext("Residual stream, tokens at unit norm"), "cross", DASHES["cross"], 2.4),
+    "directions": (lazy_gettext("Residual stream, every token scaled to length 1"), "cross", DASHES["cross"], 2.4),
     "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
 AXIS_MARGIN = 1.03  # so that a ring at the end of an axis is not cut off

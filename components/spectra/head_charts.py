@@ -78,7 +78,7 @@ def pair_chart(view: SpectraView) -> Chart:
         return min(pairs, key=lambda pair: abs(math.log(turns[pair] / tokens)))
 
     ticks = {nearest(10**power): _tokens(10**power) for power in range(1, 8) if turns[-1] >= 10**power}
-    title, ends = gettext("tokens for a full turn"), [-0.5, len(pairs) - 0.5]
+    title, ends = gettext("rotary wavelength: tokens until the pair has turned once"), [-0.5, len(pairs) - 0.5]
     fig.x_axis(1, title, range=ends, tickvals=list(ticks), ticktext=list(ticks.values()))
     fig.y_axis(1, gettext("key head"))
     return fig.chart(

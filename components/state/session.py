@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.core.config import NO_RECOVERY
+from intraslice.check import ModelCheck, check_model
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
@@ -22,7 +23,7 @@ from intraslice.data import describe
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
-from intraslice.pretrained.memory import available_bytes, require_memory
+from intraslice.pretrained.memory import MemoryEstimate, available_bytes, require_room
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.slicing.driver import slice_model
@@ -49,6 +50,7 @@ RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "dense states": lazy_gettext("Computing the dense model's hidden states for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
+MAX_CHECKS = 100  # of models, that are kept
 NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text yet. Press “Load and calibrate”.")
 
 
@@ -76,6 +78,7 @@ class Session:
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
+        self._check = lru_cache(MAX_CHECKS)(check_model)
         self.readings = Readings(self._caches, self._sliced, self.precomputed)
 
     # Answers in milliseconds
@@ -159,15 +162,18 @@ class Session:
         best = self.calibrations.best(request.calibration)
         return self.readings.perplexities(request, best, self.plans.simplest(self.source(request), request.slicing))
 
-    def memory(self, model: str) -> str:
-        """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
-        estimate = require_memory(model_name(model), getattr(torch, default_precision()), self.device)
-        return lazy_gettext(
-            "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB is free.",
-            millions=estimate.parameters / 1e6,
-            needed=estimate.needed / 2**30,
-            available=estimate.available / 2**30,
-        )
+    def check(self, model: str) -> ModelCheck:
+        """What slicing a model gives and takes, before it is loaded. The answer is kept, except for the free memory.
+
+        Raises UserError if there is no such model, it cannot be sliced, or it does not fit.
+        """
+        name, dtype = model_name(model), getattr(torch, default_precision())
+        with self.calibrations.bounded_hub_cache(name):
+            found = self._check(name, CalibrationConfig(), dtype, self.device)
+        found = replace(found, available_bytes=available_bytes(self.device))
+        estimate = MemoryEstimate(found.parameters, found.bytes, found.available_bytes)
+        require_room(name, estimate, dtype, self.device)
+        return found
 
     # Jobs
 

@@ -268,6 +268,13 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     return config
 
 
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device, which takes no memory."""
+    with torch.device("meta"), quiet_transformers():
+        # In the default precision: transformers would make any other the default of all threads meanwhile.
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+
+
 def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:
     """Raise UserError if the weight files lack tensors that the configuration describes.
 
@@ -281,13 +288,8 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
             f"{name} has {layers} layers, expected {config.num_hidden_layers} according to its configuration; fetch it "
             "again"
         )
-    with (
-        as_user_error(f"{name} has an invalid configuration", "fetch it again"),
-        torch.device("meta"),
-        quiet_transformers(),
-    ):
-        # In the default precision: transformers would make any other the default of all threads meanwhile.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+    with as_user_error(f"{name} has an invalid configuration", "fetch it again"):
+        model = empty_model(config)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     if weights.gguf:

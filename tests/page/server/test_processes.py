@@ -300,7 +300,7 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
         for line in stream.iter_lines():
             assert not line.startswith("event: error"), line
             said = str(json.loads(line[6:])) if line.startswith("data: ") else ""
-            if measured := re.search(r"perplexity <b>[\d.]+</b> → <b>[\d.]+", said):
+            if measured := re.search(r"perplexity</span> <b>[\d.]+</b> → <b>[\d.]+", said):
                 break
     assert measured
     print(f"first sliced perplexity after {time.monotonic() - start:.1f} s")
