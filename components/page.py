@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import gradio as gr
 
 from . import api, limits, tabs
@@ -77,7 +79,9 @@ def launch_options() -> dict[str, object]:
 
 def serve() -> None:
     """Serve the page until the process ends."""
-    process.log_steps()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in (__name__.partition(".")[0], "intraslice"):
+        logging.getLogger(package).setLevel(logging.INFO)  # each job, and each download
     choices.offer_own_estimators()
     limits.limit_cache()
     session = Session()

@@ -24,7 +24,6 @@ from .. import limits
 
 log = logging.getLogger(__name__)
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
-BYTES = 10_300_000
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
 FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
     "index.js": ("esm/index.js", "fffd95c16ca191f31f4303664a05189c43d0cb20c52b67276c04e8857b138b64"),
@@ -58,7 +57,7 @@ def fetch() -> Path:
         with FileLock(target / ".lock"):
             if not _intact(target):
                 with temporary_folder(limits.MAX_ENGINE_BYTES, required=True) as temporary:
-                    log.info("downloading llama.cpp for browsers, once: %.0f MB", BYTES / 1e6)
+                    log.info("downloading llama.cpp for browsers, once: 10 MB")
                     _download(temporary)
                     for name in FILES:
                         os.replace(temporary / name, target / name)

@@ -14,7 +14,6 @@ from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import Settings
-from ..state.views import ModelCheck
 from ..ui import formatting
 from ..ui.handlers import status_line
 
@@ -27,44 +26,35 @@ def memory(session: Session, model: str) -> str:
     measured = None if model == Settings().model else leaderboard.measured(model)
     stored = "" if measured is None else f'<p class="isx-quiet">{escape(translate(measured))}</p>'
     try:
-        return f'<p class="isx-quiet">{escape(_check(session.check(model)))}</p>{stored}'
+        found = session.check(model)
     except (ValueError, OSError) as problem:
         return formatting.problem(problem) + stored
-
-
-def _check(found: ModelCheck) -> str:
-    """What is known of a model that is not loaded yet, in the current language."""
-    size = next(size for size in found.sliced if size.sparsity == Settings().sparsity / 100)
-    least, most = (count / found.kv_bytes_per_token for count in size.kv_bytes_per_token)
-    sentences = [
+    dense, *_ = found.sizes
+    size = next(size for size in found.sizes if size.sparsity == Settings().sparsity / 100)
+    least, most = (count / dense.kv_bytes_per_token[0] for count in size.kv_bytes_per_token)
+    sentences = {
+        gettext("To download: {size}.", size=formatting.size(found.download_bytes)): found.download_bytes,
         gettext(
-            "{family}, {layers} layers, {heads} heads in {groups} groups; {millions:,.0f} M parameters.",
+            "{family}, {layers} layers; {millions:,.0f} M parameters, {parameters} and {size} if {sparsity:.0%} is "
+            "removed, with a KV cache of {least:.0%} to {most:.0%}. Slicing takes {needed:.1f} GiB, {available:.1f} "
+            "GiB is free; calibrating takes about {time} here.",
             family=found.family,
             layers=found.layers,
-            heads=found.heads,
-            groups=found.kv_heads,
-            millions=found.parameters / 1e6,
-        ),
-        gettext("To download: {size}.", size=formatting.size(found.download_bytes)) if found.download_bytes else "",
-        gettext(
-            "{sparsity:.0%} removed: {parameters} parameters, {size}, KV cache {least:.0%} to {most:.0%} of the dense "
-            "one.",
-            sparsity=size.sparsity,
+            millions=dense.parameters / 1e6,
             parameters=formatting.millions(size.parameters),
             size=formatting.size(size.bytes),
+            sparsity=size.sparsity,
             least=least,
             most=most,
-        ),
-        gettext(
-            "Slicing takes {needed:.1f} GiB of {available:.1f} GiB free memory, calibrating about {time} here.",
             needed=found.memory_bytes / 2**30,
             available=found.available_bytes / 2**30,
             time=formatting.seconds(found.calibration_seconds),
-        ),
-        gettext("Queries and keys keep their width.") if found.whole_queries else "",
-        gettext("No files for llama.cpp or the browser.") if found.no_gguf else "",
-    ]
-    return " ".join(filter(None, sentences))
+        ): True,
+        gettext("Queries and keys keep their width."): found.layer.whole_queries,
+        gettext("No files for llama.cpp or the browser."): found.no_gguf,
+    }
+    text = " ".join(sentence for sentence, applies in sentences.items() if applies)
+    return f'<p class="isx-quiet">{escape(text)}</p>{stored}'
 
 
 class Prepared(NamedTuple):

@@ -7,7 +7,6 @@ is imported.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import shutil
 import signal
@@ -50,13 +49,6 @@ def _remove(folder: Path, lock: FileLock, process: int) -> None:
     if os.getpid() == process:  # not in a fork
         lock.release()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def log_steps() -> None:
-    """Log each job and each download of the page and the library on stderr."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for package in (__name__.partition(".")[0], "intraslice"):
-        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def has_browser() -> bool:

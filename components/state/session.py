@@ -23,7 +23,7 @@ from intraslice.data import describe
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan
-from intraslice.pretrained.memory import MemoryEstimate, available_bytes, require_room
+from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.slicing.driver import slice_model
@@ -50,7 +50,6 @@ RECOVERY_STAGES = {  # the library's stages, and their texts in the status
     "dense states": lazy_gettext("Computing the dense model's hidden states for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
-MAX_CHECKS = 100  # of models, that are kept
 NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text yet. Press “Load and calibrate”.")
 
 
@@ -78,7 +77,7 @@ class Session:
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
-        self._check = lru_cache(MAX_CHECKS)(check_model)
+        self._check = lru_cache(100)(check_model)
         self.readings = Readings(self._caches, self._sliced, self.precomputed)
 
     # Answers in milliseconds
@@ -170,10 +169,7 @@ class Session:
         name, dtype = model_name(model), getattr(torch, default_precision())
         with self.calibrations.bounded_hub_cache(name):
             found = self._check(name, CalibrationConfig(), dtype, self.device)
-        found = replace(found, available_bytes=available_bytes(self.device))
-        estimate = MemoryEstimate(found.parameters, found.bytes, found.available_bytes)
-        require_room(name, estimate, dtype, self.device)
-        return found
+        return replace(found, available_bytes=require_memory(name, dtype, self.device).available)
 
     # Jobs
 

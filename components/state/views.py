@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from intraslice.check import ModelCheck as ModelCheck
-
 from ..i18n.language import lazy_gettext
 from ..jobs.status import Status
 from .request import Request

@@ -73,17 +73,12 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
 def require_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
     """The memory estimate. Raises UserError, with both numbers, if the model and its sliced copy do not fit."""
     estimate = estimate_memory(name, dtype, device)
-    require_room(name, estimate, dtype, device)
-    return estimate
-
-
-def require_room(name: str, estimate: MemoryEstimate, dtype: torch.dtype, device: str) -> None:
-    """Raise UserError, with both numbers, if an estimate is of more than is available."""
     if estimate.needed > estimate.available:
         size = {"name": name, "millions": estimate.parameters / 1e6, "dtype": str(dtype).split(".")[-1]}
         what = Message("{name} has {millions:,.0f} M parameters; slicing it in {dtype}", **size)
         remedy = Message("use a smaller model" if dtype.itemsize <= 2 else "use bfloat16 or a smaller model")
         raise no_room(what, estimate.needed, estimate.available, device, remedy)
+    return estimate
 
 
 def no_room(what: Message, needed: int, free: int, device: object, remedy: Message) -> NoRoomError:

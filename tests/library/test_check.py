@@ -38,18 +38,17 @@ def test_every_family_is_what_was_said_of_it(every_family_case, tmp_path, monkey
     monkeypatch.setattr(check, "calibration_seconds", lambda *_: 1.0)
     found = check_model(str(tmp_path), CALIBRATION)
     model, sizes = case.loaded.model, case.stats.sizes
-    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert found.kv_bytes_per_token == kv_bytes_per_token(model)
-    assert (found.layers, found.heads, found.kv_heads) == (len(sizes), sizes[0].heads, sizes[0].kv_heads)
-    assert found.whole_queries == (blocks(model)[0].attention.norms is not None)
+    assert found.sizes[0].parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert {*found.sizes[0].kv_bytes_per_token} == {kv_bytes_per_token(model)}
+    assert (found.layers, found.layer) == (len(sizes), sizes[0])
     assert found.no_gguf == refused(lambda: require_deci_layers(model))
     assert found.no_crossmodule == refused(lambda: require_no_output_norms(blocks(model), "crossmodule"))
     step = MULTIPLE * max(size.neuron_cost for size in sizes)
-    for size in found.sliced:
+    for size in found.sizes[1:]:
         plan = make_plan(case.stats.profile, SliceConfig(sparsity=size.sparsity))
         assert abs(plan.parameters.sliced_total - size.parameters) <= step
         least, most = size.kv_bytes_per_token
-        assert 0 <= least < most <= found.kv_bytes_per_token
+        assert 0 <= least < most <= found.sizes[0].kv_bytes_per_token[0]
 
 
 def test_the_command_prints_text_or_json_and_reads_no_weights(folder, capsys, monkeypatch):
@@ -63,8 +62,8 @@ def test_the_command_prints_text_or_json_and_reads_no_weights(folder, capsys, mo
     assert all(word in text for word in ("llama, 2 layers", "30%", "memory:", "calibration:", "GGUF"))
     assert main(["check", str(folder), "--json", "--dtype", "float32"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert [size["sparsity"] for size in record["sliced"]] == [*SPARSITIES]
-    assert record["bytes"] == 4 * record["parameters"]
+    assert [size["sparsity"] for size in record["sizes"]] == [0, *SPARSITIES]
+    assert all(size["bytes"] == 4 * size["parameters"] for size in record["sizes"])
 
 
 def remove(name: str) -> Callable[[Path], None]:

@@ -335,7 +335,7 @@ def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, m
     size = (folder / "model.safetensors").stat().st_size
     (folder / "model.safetensors").write_bytes(bytes(size))
     found = check_model("someone/tiny", CalibrationConfig())
-    assert (found.parameters, found.sliced, found.download_bytes) == (here.parameters, here.sliced, size)
+    assert (found.sizes, found.layer, found.download_bytes) == (here.sizes, here.layer, size)
     for error, words in ((GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no model 'someone/tiny'")):
         hub.__self__[:] = [error("refused", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))]
         with pytest.raises(UserError, match=words):
