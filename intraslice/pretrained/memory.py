@@ -217,7 +217,7 @@ def estimate_stream(
     disk = journal_bytes(config, calibration, dtype) + max(0, sliced - layers * states)
 
     linear, single = _speeds(hidden, neurons, dtype, device)
-    passes = _pass_seconds(config, parameters, tokens, 3, linear)  # forward, forward again and backward
+    passes = _pass_seconds(config, parameters, tokens, linear)  # forward, forward again and backward
     sums = tokens * sum(width * (width + BLOCK) for width in (channels, neurons))
     kept = (1 - sparsity) * neurons
     solves = neurons**3 / 3 + 2 * kept * neurons * hidden + kept**2 * hidden
@@ -236,13 +236,14 @@ def calibration_seconds(
     tokens = calibration.sequences * calibration.length
     linear, single = _speeds(hidden, neurons, dtype, device)
     sums = tokens * sum(width * (width + BLOCK) for width in (hidden, hidden, hidden, channels, neurons))
-    return STARTUP + _pass_seconds(config, parameters, tokens, 2, linear) + layers * sums / single
+    # The backward pass, with the gradients of all masks, takes as long as two forward passes.
+    return STARTUP + _pass_seconds(config, parameters, tokens, linear) + layers * sums / single
 
 
-def _pass_seconds(config: PreTrainedConfig, parameters: int, tokens: int, passes: int, speed: float) -> float:
-    """Seconds of passes through the layers, and of one forward and one backward pass through the head."""
+def _pass_seconds(config: PreTrainedConfig, parameters: int, tokens: int, speed: float) -> float:
+    """Seconds of three passes through the layers, and of one forward and one backward pass through the head."""
     head = tokens * config.vocab_size * (4 * config.hidden_size / speed + 1 / SAMPLING_SPEED)
-    return 2 * passes * parameters * tokens / (PARTIAL_SPEED * speed) + head
+    return 6 * parameters * tokens / (PARTIAL_SPEED * speed) + head
 
 
 def _speeds(hidden: int, neurons: int, dtype: torch.dtype, device: str) -> list[float]:

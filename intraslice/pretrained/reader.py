@@ -12,8 +12,10 @@ import json
 import logging
 import math
 import mmap
+import os
 import re
 import struct
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -97,6 +99,11 @@ Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, an
 
 def gguf_header(file: Path) -> tuple[Shapes, Fields]:
     """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf."""
+    return _open_gguf(file)[:2]
+
+
+def _open_gguf(file: Path) -> tuple[Shapes, Fields, bytes]:
+    """As `gguf_header`, and the header without the tokenizer, whose arrays take transformers seconds to parse."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -154,7 +161,7 @@ class _Cursor:
         return self.number(_FORMATS[kind])
 
 
-def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
+def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
     from gguf.constants import GGML_QUANT_SIZES
 
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
@@ -164,8 +171,18 @@ def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
     if max(tensors, count) > MAX_TENSORS:
         raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MAX_TENSORS:,}")
-    fields = {cursor.text(): cursor.value() for _ in range(count)}
-    shapes, end = {}, 0
+    fields, kept = {}, []
+    for _ in range(count):
+        start, name = cursor.position, cursor.text()
+        fields[name] = cursor.value()
+        if not name.startswith("tokenizer."):
+            kept.append(cursor.data[start : cursor.position])
+    vocabulary = f"{fields.get('general.architecture')}.vocab_size"
+    if vocabulary not in fields and isinstance(tokens := fields.get("tokenizer.ggml.tokens"), int):
+        kept.append(
+            struct.pack(f"<Q{len(vocabulary.encode())}sII", len(vocabulary.encode()), vocabulary.encode(), 4, tokens)
+        )
+    shapes, end, start = {}, 0, cursor.position
     for _ in range(tensors):
         name, dimensions = cursor.text(), cursor.number("<I")
         if dimensions > MAX_DIMENSIONS:
@@ -179,7 +196,8 @@ def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
         end = max(end, offset + math.prod(sizes) // block_values * block_bytes)
     if cursor.position + end > len(cursor.data):
         raise ValueError("it is shorter than its header says")
-    return shapes, fields
+    counts = struct.pack("<IIQQ", int.from_bytes(b"GGUF", "little"), version, tensors, len(kept))
+    return shapes, fields, counts + b"".join(kept) + cursor.data[start : cursor.position]
 
 
 def _json_object(text: bytes, name: str) -> dict[str, Any]:
@@ -245,7 +263,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            _, fields = gguf_header(require_gguf(weights.folder / weights.gguf))
+            _, fields, header = _open_gguf(require_gguf(weights.folder / weights.gguf))
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
@@ -261,7 +279,12 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
         if "transformers_weights" in values:
             raise ValueError("it has the field transformers_weights, which is not allowed")
         family_named(values["model_type"][:40])  # refuses other models before their configuration is built
-        config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            if weights.gguf:
+                (copy_of := Path(folder, weights.gguf)).write_bytes(header)
+                os.truncate(copy_of, len(header) + (weights.folder / weights.gguf).stat().st_size)  # no weights
+            source = folder if weights.gguf else weights.folder
+            config = AutoConfig.from_pretrained(source, gguf_file=weights.gguf, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
         raise UserError(f"{weights.display_name} is quantised and cannot be sliced; use the unquantised model")
