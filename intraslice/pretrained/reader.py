@@ -51,6 +51,8 @@ MAX_TENSORS = 2**15
 MAX_VALUES = 2**20  # in all arrays of a GGUF file: vocabulary and merges. gguf-py takes a kilobyte for each
 MAX_TEXT = 2**20  # bytes of one string in a GGUF file
 MAX_DIMENSIONS = 8
+# Arrays of a GGUF file for which transformers takes ten seconds; of a configuration only their length is a part.
+VOCABULARY = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "scores", "token_type"))
 
 # struct formats by GGUF's value type.
 _FORMATS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
@@ -97,13 +99,11 @@ def safetensors_shapes(*files: Path) -> Shapes:
 Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, and the length of each array
 
 
-def gguf_header(file: Path) -> tuple[Shapes, Fields]:
-    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf."""
-    return _open_gguf(file)[:2]
+def gguf_header(file: Path) -> tuple[Shapes, Fields, bytes]:
+    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf.
 
-
-def _open_gguf(file: Path) -> tuple[Shapes, Fields, bytes]:
-    """As `gguf_header`, and the header without the tokenizer, whose arrays take transformers seconds to parse."""
+    The last is the header without `VOCABULARY`.
+    """
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -171,17 +171,16 @@ def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
     if max(tensors, count) > MAX_TENSORS:
         raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MAX_TENSORS:,}")
-    fields, kept = {}, []
+    fields: Fields = {}
+    kept = []  # raw fields
     for _ in range(count):
         start, name = cursor.position, cursor.text()
         fields[name] = cursor.value()
-        if not name.startswith("tokenizer."):
+        if name not in VOCABULARY:
             kept.append(cursor.data[start : cursor.position])
-    vocabulary = f"{fields.get('general.architecture')}.vocab_size"
-    if vocabulary not in fields and isinstance(tokens := fields.get("tokenizer.ggml.tokens"), int):
-        kept.append(
-            struct.pack(f"<Q{len(vocabulary.encode())}sII", len(vocabulary.encode()), vocabulary.encode(), 4, tokens)
-        )
+    size = f"{fields.get('general.architecture')}.vocab_size"
+    if size not in fields and isinstance(tokens := fields.get(VOCABULARY[0]), int):
+        kept.append(struct.pack("<Q", len(size.encode())) + size.encode() + struct.pack("<II", 4, tokens))
     shapes, end, start = {}, 0, cursor.position
     for _ in range(tensors):
         name, dimensions = cursor.text(), cursor.number("<I")
@@ -263,7 +262,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            _, fields, header = _open_gguf(require_gguf(weights.folder / weights.gguf))
+            _, fields, header = gguf_header(require_gguf(weights.folder / weights.gguf))
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
