@@ -278,12 +278,13 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
         if "transformers_weights" in values:
             raise ValueError("it has the field transformers_weights, which is not allowed")
         family_named(values["model_type"][:40])  # refuses other models before their configuration is built
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            if weights.gguf:
-                (copy_of := Path(folder, weights.gguf)).write_bytes(header)
-                os.truncate(copy_of, len(header) + (weights.folder / weights.gguf).stat().st_size)  # no weights
-            source = folder if weights.gguf else weights.folder
-            config = AutoConfig.from_pretrained(source, gguf_file=weights.gguf, trust_remote_code=False)
+        if weights.gguf:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                (sparse := Path(folder, weights.gguf)).write_bytes(header)
+                os.truncate(sparse, len(header) + (weights.folder / weights.gguf).stat().st_size)  # zeros as weights
+                config = AutoConfig.from_pretrained(folder, gguf_file=weights.gguf, trust_remote_code=False)
+        else:
+            config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
         raise UserError(f"{weights.display_name} is quantised and cannot be sliced; use the unquantised model")
