@@ -1,4 +1,4 @@
-"""The commands check, ratios, evaluate, slice, export and generate. Each returns its JSON object and its text."""
+"""The commands ratios, evaluate, slice, export and generate. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from intraslice import reporting
 from intraslice.api import compress_loaded, export_gguf
-from intraslice.check import check_model
 from intraslice.checkpoints.format import is_checkpoint, require_free, require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
 from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
@@ -24,13 +23,6 @@ from intraslice.loading import LoadedModel, require_dense_name
 from intraslice.recovery.registry import cost_of
 from intraslice.streaming import estimate, memory_is_short, require_streamable, slice_to_folder
 from intraslice.untrusted.layer_files import ratios_csv
-
-
-def check(run: Run) -> CommandResult:
-    """What slicing gives and takes for a model that need not be downloaded yet."""
-    recipe = run.recipe
-    found = check_model(recipe.model, recipe.calibration, getattr(torch, recipe.dtype), run.device)
-    return asdict(found), str(found)
 
 
 def ratios(run: Run) -> CommandResult:

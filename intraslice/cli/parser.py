@@ -191,7 +191,7 @@ OPTIONS = {  # by the group in which the help lists them
     ),
 }
 COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
-    "check": commands.check,
+    "check": analyses.check,
     "ratios": commands.ratios,
     "evaluate": commands.evaluate,
     "slice": commands.slice_,

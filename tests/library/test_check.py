@@ -59,7 +59,7 @@ def test_the_command_prints_text_or_json_and_reads_no_weights(folder, capsys, mo
     monkeypatch.setattr("intraslice.pretrained.reader.AutoModelForCausalLM.from_pretrained", None)
     assert main(["check", str(folder)]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("llama, 2 layers", "30%", "memory:", "calibration:", "GGUF"))
+    assert all(word in text for word in ("llama, 3 layers", "30%", "memory:", "calibration:", "GGUF"))
     assert main(["check", str(folder), "--json", "--dtype", "float32"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [size["sparsity"] for size in record["sizes"]] == [0, *SPARSITIES]
@@ -85,7 +85,7 @@ def configure(**values: object) -> Callable[[Path], None]:
         pytest.param(remove("model.safetensors"), "pickled .bin files are not read", id="no-weights"),
         pytest.param(configure(model_type="gpt2"), "'gpt2' cannot be sliced: expected one of llama", id="family"),
         pytest.param(configure(model_type="gemma3"), "use a Gemma 3 for text only", id="images"),
-        pytest.param(configure(num_hidden_layers=3), "has 2 layers, expected 3", id="layers"),
+        pytest.param(configure(num_hidden_layers=4), "has 3 layers, expected 4", id="layers"),
         pytest.param(configure(hidden_size=66), "fetch it again", id="sizes"),
         pytest.param(configure(quantization_config={"quant_method": "awq"}), "use the unquantised", id="quantised"),
         pytest.param(lambda folder: (folder / "config.json").write_text("[]"), "is not a JSON object", id="json"),
