@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import gradio as gr
 
 from . import api, limits, tabs
@@ -12,7 +14,7 @@ from .gradio_compat.callers import current_caller
 from .rooms import routes as room_routes
 from .rooms.rooms import Rooms
 from .rooms.store import rooms_folder
-from .server import warming
+from .server import process, warming
 from .server.app import App
 from .state import choices
 from .state.request import default_precision, parse
@@ -81,6 +83,9 @@ def launch_options() -> dict[str, object]:
 
 def serve() -> None:
     """Serve the page until the process ends."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for package in (__name__.partition(".")[0], "intraslice"):
+        logging.getLogger(package).setLevel(logging.INFO)  # each job, and each download
     choices.offer_own_estimators()
     limits.limit_cache()
     session = Session()
@@ -92,4 +97,6 @@ def serve() -> None:
         app.health.warming = warming.Warming(session)
         app.health.warming.start()
     # Seldom: of sixty calls at once gradio would tell each that waits about each that begins.
-    app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(**launch_options())
+    app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(
+        inbrowser=process.has_browser() and not limits.hosted(), **launch_options()
+    )

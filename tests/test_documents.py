@@ -1,5 +1,6 @@
 """The documents: their links lead somewhere, their commands can be given, and they stay short enough to be read."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -12,10 +13,11 @@ from intraslice.cli.parser import parser
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + [*(ROOT / "docs").glob("*.md")]
+DOCUMENTS.append(ROOT / "docs" / "llms.txt")
 EXAMPLES = {"energy", "random-heads"}  # which docs/extending.md adds; tests/test_extending.py runs those commands
 MAX_LINES_OF = {
     "architecture.md": 270,
-    "README.md": 120,
+    "README.md": 90,
     "CONTRIBUTING.md": 80,
     "CHANGELOG.md": 80,
     "results.md": 500,
@@ -57,6 +59,15 @@ def test_commands_can_be_given() -> None:
     for words in commands:
         if words[0] not in ("device", "publish"):  # which the page adds
             parser().parse_args(words)
+
+
+def test_examples_use_what_the_library_has() -> None:
+    used = set()
+    for code in re.findall(r"```python\n(.*?)```", "\n".join(map(text_of, DOCUMENTS)), re.S):
+        used |= {node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)
+                 and isinstance(node.value, ast.Name) and node.value.id == "intraslice"}  # fmt: skip
+    assert len(used) > 5
+    assert used <= {*intraslice.__all__}
 
 
 def test_they_are_short_enough_to_be_read() -> None:

@@ -27,15 +27,15 @@ MEASURES = Terms(
     {
         "error": lazy_gettext("relative error"),
         "cosine": lazy_gettext("cosine"),
-        "distance": lazy_gettext("distance, in σ"),
+        "distance": lazy_gettext("distance, in standard deviations"),
     }
 )
 COLUMNS = Terms(  # of the data table, by field of `PlaceShift`
     {
         "error": lazy_gettext("error"),
-        "massive_error": lazy_gettext("error (massive tokens)"),
+        "massive_error": lazy_gettext("error (outlier tokens)"),
         "cosine": lazy_gettext("cosine"),
-        "massive_cosine": lazy_gettext("cosine (massive tokens)"),
+        "massive_cosine": lazy_gettext("cosine (outlier tokens)"),
         "distance": lazy_gettext("distance"),
     }
 )
@@ -56,8 +56,8 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
             fig.curve(row, name, values, name + " %{y}", line=line, legendgroup=method, meta=meta)
             if measure == "distance":
                 continue
-            # Massive tokens have another scale: their lines are hidden until the reader turns them on in the legend.
-            massive = gettext("{method}, massive tokens", method=name)
+            # Outlier tokens have another scale: their lines are hidden until the reader turns them on in the legend.
+            massive = gettext("{method}, outlier tokens", method=name)
             values = [getattr(shift, f"massive_{measure}") for shift in shifts]
             hidden: Json = {"legendgroup": f"{method}-massive", "visible": "legendonly"}
             fig.curve(row, massive, values, massive + " %{y}", line=line | {"width": 1.2}, **hidden)
@@ -124,9 +124,9 @@ def finding(view: ShiftView) -> str:
 
 def protocol(view: ShiftView) -> str:
     """The text and the settings of the measurement, as text."""
-    massive = gettext("no massive tokens")
+    massive = gettext("no outlier tokens")
     if view.massive:
-        massive = gettext("{count} massive tokens, measured separately", count=view.massive)
+        massive = gettext("{count} outlier tokens, measured separately", count=view.massive)
     measured_on = formatting.provenance(view.source) or gettext("Text: {text}.", text=view.text)
     values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
     if view.order == "one-shot":

@@ -26,6 +26,10 @@ KL = lazy_gettext(
     "KL from dense: Kullback-Leibler divergence KL(dense ‖ sliced) of the next-token probabilities, on the perplexity "
     "text, ± one standard error over its windows."
 )
+SMALL = lazy_gettext(
+    "Small models, such as the default one, often answer wrongly before anything is removed: compare a sliced answer "
+    "with the dense one."
+)
 STATE_SUFFIXES = {
     "growing": lazy_gettext(" so far"),
     "ended": "",
@@ -121,8 +125,8 @@ def cost(name: str, costs: Costs, title: str = "") -> str:
         (gettext("KV cache per token"), formatting.size(column.kv), ""),
         (gettext("Perplexity"), *_perplexity(column, dense)),
         (gettext("KL from dense"), *(_divergence(column) if name != "dense" else ("0", gettext("by definition")))),
-        (gettext("Prefill (reading a prompt)"), *_speed(column.prefill, dense.prefill, name)),
-        (gettext("Decode (writing an answer)"), *_speed(column.decode, dense.decode, name)),
+        (gettext("Prefill (reading a prompt)"), *_speed(name, "prefill", column, dense)),
+        (gettext("Decode (writing an answer)"), *_speed(name, "decode", column, dense)),
     ]
     lines = "".join(f"<div><dt>{term}</dt><dd>{value}<small>{note}</small></dd></div>" for term, value, note in rows)
     measured = {"reads": column.prefill, "writes": column.decode}
@@ -149,10 +153,14 @@ def _divergence(column: Cost) -> tuple[str, str]:
     return gettext("{value:.3f} nats per token", value=value), "" if error is None else f"± {number(error, '.3f')}"
 
 
-def _speed(speed: float | None, dense: float | None, name: str) -> tuple[str, str]:
-    """A speed in tokens per second, and its ratio to the dense model's."""
+def _speed(name: str, kind: str, column: Cost, dense_column: Cost) -> tuple[str, str]:
+    """A speed in tokens per second, and its ratio to the dense model's; before it is measured, a precomputed ratio."""
+    speed, dense = getattr(column, kind), getattr(dense_column, kind)
     if speed is None or dense is None:
-        return "–", ""
+        before = column.precomputed
+        if before is None or (ratio := getattr(before, kind)) is None:
+            return "–", ""
+        return gettext("{ratio:.2f} × dense", ratio=ratio), gettext("Precomputed on {day}", day=before.day)
     ratio = speed / dense
     if name == "dense":
         note = ""

@@ -119,7 +119,9 @@ class Columns:
         dense_value, sliced_value = measured.values
         columns = {
             "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, dense_value),
-            "intraslice": Cost(plan.parameters_sliced, plan.removed, plan.kv_sliced, sliced_value),
+            "intraslice": Cost(
+                plan.parameters_sliced, plan.removed, plan.kv_sliced, sliced_value, precomputed=measured.costs
+            ),
         }
         problems = {}
         if request.slicing.sparsity == 0:

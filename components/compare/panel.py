@@ -17,7 +17,7 @@ from ..device import wllama
 from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
-from ..i18n.language import LazyString, gettext, lazy_gettext
+from ..i18n.language import LazyString, gettext, lazy_gettext, translate
 from ..jobs.job import Urgency
 from ..jobs.status import Status
 from ..jobs.waiting import Waiting
@@ -78,6 +78,7 @@ class ComparePanel:
                 self.stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
         examples = [[example] for example in EXAMPLES]
         gr.Examples(examples, [self.prompt], label=lazy_gettext("Examples"), elem_id="examples")
+        gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(html.SMALL)}</p>'), apply_default_css=False)
 
     def _build_options(self) -> None:
         with gr.Row(elem_id="sampling"):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ..i18n.language import LazyString, lazy_gettext
+from ..state.views import PrecomputedCosts
 from ..ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
@@ -69,6 +70,7 @@ class Cost:
     prefill: float | None = None
     decode: float | None = None
     divergence: tuple[float, float | None] | None = None
+    precomputed: PrecomputedCosts | None = None
 
 
 @dataclass(frozen=True)

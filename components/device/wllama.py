@@ -6,6 +6,7 @@ installed, else from the CDN that wllama's documentation names, and served by th
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from intraslice.pretrained.wheels import file_sha256, wheels_folder
 
 from .. import limits
 
+log = logging.getLogger(__name__)
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
 FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
@@ -55,9 +57,11 @@ def fetch() -> Path:
         with FileLock(target / ".lock"):
             if not _intact(target):
                 with temporary_folder(limits.MAX_ENGINE_BYTES, required=True) as temporary:
+                    log.info("downloading llama.cpp for browsers, once: 10 MB")
                     _download(temporary)
                     for name in FILES:
                         os.replace(temporary / name, target / name)
+                    log.info("downloaded llama.cpp for browsers")
     except OSError as error:  # filelock's Timeout is one
         raise unwritable_cache(error) from error
     return target

@@ -43,7 +43,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
         _points(fig, column, [check for check in checks if check.module == module], estimator)
         fig.heading(column, f"<b>{name}</b>: {_rho(view, estimator, module)}")
     if view is None:
-        fig.hide_numbers()
+        fig.wait(gettext("A point for each module appears once it is measured."))
         note = gettext("Slice each module alone, measure the damage, and compare it with what the importances predict.")
     else:
         note = gettext(
@@ -126,7 +126,9 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
     rho, best = view.rho[estimator][module], view.ceiling[module]
-    return gettext("ρ {rho}, noise ceiling {best}", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f"))
+    return gettext(
+        "ρ {rho}, at most {best} with this noise", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f")
+    )
 
 
 def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0) -> Chart:
@@ -141,7 +143,7 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
         fig.y_axis(row, rangemode="tozero")
     note = translate(NO_SEARCH)
     if view is None:
-        fig.hide_numbers()
+        fig.wait(gettext("The best ratios appear once the search has begun."))
     else:
         note = gettext(
             "Do better ratios exist? Bars: the ratios of the best allocation so far. Line: the estimator's plan for "

@@ -156,7 +156,7 @@ class RatioSearches:
         def search(job: Job) -> None:
             calibrated = self._session.calibrations.calibrate(job, key)
             loaded, stats, sequences = calibrated.loaded, calibrated.stats, len(calibrated.tokens)
-            report = job_progress(job, lazy_gettext("Searching; compute used, in dense forward passes:"))
+            report = job_progress(job, lazy_gettext("Searching for better ratios:"))
             shown: SearchProgress | None = None
 
             def progress(event: Progress) -> None:

@@ -172,7 +172,7 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
     if view is None:
         return ""
     correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations[gettext("noise ceiling")] = view.ceiling
+    correlations[gettext("highest possible")] = view.ceiling
     rows = [
         (name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS))
         for name, rhos in correlations.items()
@@ -216,11 +216,9 @@ def search_summary(view: RatioSearchView | None, estimator: str) -> str:
     if view is None:
         return ""
     text = gettext(
-        "{better} of {generations} generations found a better allocation. Compute used: {passes:.0f} of {budget:.0f} "
-        "forward passes of the dense model over the calibration text.",
+        "{better} of {generations} generations found a better allocation; {done:.0%} of the search is done.",
         generations=len(view.changes),
-        passes=view.passes,
-        budget=view.budget,
+        done=min(1.0, view.passes / view.budget),
         better=sum(change != 0 for change in view.changes),
     )
     if view.before is not None and view.after is not None:

@@ -46,7 +46,12 @@ _slider = partial(gr.Slider, step=1, buttons=[])
 COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
     "model": _model,
     "sparsity": partial(_slider, label=lazy_gettext("Sparsity: % of the layer parameters to remove")),
-    "estimator": lambda **options: gr.Radio(ESTIMATORS.options(), label=lazy_gettext("Ratio estimator"), **options),
+    "estimator": lambda **options: gr.Radio(
+        ESTIMATORS.options(),
+        label=lazy_gettext("Ratio estimator"),
+        info=lazy_gettext("Predicts which parts matter, and so how much each layer loses."),
+        **options,
+    ),
     "recovery": lambda **options: gr.Radio(
         [(LazyString(partial(label_of_recovery, name)), name) for name in (NO_RECOVERY, *RECOVERIES)],
         label=lazy_gettext("Recovery"),
@@ -73,22 +78,29 @@ COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
         visible=False,
         **options | {"elem_id": None},  # that of its slider
     ),
-    "cap": partial(_slider, label=lazy_gettext("Cap: maximum % removed per module")),
+    "cap": partial(
+        _slider,
+        label=lazy_gettext("Cap: maximum % removed per module"),
+        info=lazy_gettext("What a capped module may not lose, the others lose instead."),
+    ),
     "shapes": partial(
         gr.Radio,
         [(lazy_gettext("Free"), "free"), (lazy_gettext("Runtime"), "runtime")],
         label=lazy_gettext("Shapes"),
         info=lazy_gettext(
-            "Runtime: shapes that llama.cpp runs without padding (heads of full width, the same number of query heads "
-            "for every key/value head of a layer, and MLP widths in multiples of 32). Raises perplexity by about 2% "
-            "(default model, 30% removed)."
+            "Which sizes a sliced layer may have. Free: any. Runtime: shapes that llama.cpp runs without padding "
+            "(heads of full width, the same number of query heads for every key/value head of a layer, and MLP widths "
+            "in multiples of 32). Raises perplexity by about 2% (default model, 30% removed)."
         ),
     ),
     "order": partial(
         gr.Radio,
         [(lazy_gettext("One-shot, live"), "one-shot"), (lazy_gettext("Sequential"), "sequential")],
         label=lazy_gettext("Order"),
-        info=lazy_gettext("Sequential: as in the paper"),
+        info=lazy_gettext(
+            "One-shot fits every layer to the dense model, at once. Sequential, as in the paper, fits each layer to "
+            "those sliced before it, which takes minutes."
+        ),
     ),
     "iterative": partial(
         gr.Checkbox,

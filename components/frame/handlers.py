@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..i18n.language import translate
+from ..i18n.language import gettext, translate
 from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
@@ -19,16 +19,42 @@ from ..ui.handlers import status_line
 
 
 def memory(session: Session, model: str) -> str:
-    """The model's size and memory requirement before it is loaded, and its perplexities on the leaderboard (HTML).
+    """What slicing the model gives and takes, before it is loaded, and its perplexities on the leaderboard (HTML).
 
     The default model's are in the headline, measured on other windows.
     """
     measured = None if model == Settings().model else leaderboard.measured(model)
     stored = "" if measured is None else f'<p class="isx-quiet">{escape(translate(measured))}</p>'
     try:
-        return f'<p class="isx-quiet">{escape(translate(session.memory(model)))}</p>{stored}'
+        found = session.check(model)
     except (ValueError, OSError) as problem:
         return formatting.problem(problem) + stored
+    dense, *_ = found.sizes
+    size = next(size for size in found.sizes if size.sparsity == Settings().sparsity / 100)
+    least, most = (count / dense.kv_bytes_per_token[0] for count in size.kv_bytes_per_token)
+    sentences = {
+        gettext("To download: {size}.", size=formatting.size(found.download_bytes)): found.download_bytes,
+        gettext(
+            "{family}, {layers} layers; {millions:,.0f} M parameters, {parameters} and {size} if {sparsity:.0%} is "
+            "removed, with a KV cache of {least:.0%} to {most:.0%}. Slicing takes {needed:.1f} GiB, {available:.1f} "
+            "GiB is free; calibrating takes about {time} here.",
+            family=found.family,
+            layers=found.layers,
+            millions=dense.parameters / 1e6,
+            parameters=formatting.millions(size.parameters),
+            size=formatting.size(size.bytes),
+            sparsity=size.sparsity,
+            least=least,
+            most=most,
+            needed=found.memory_bytes / 2**30,
+            available=found.available_bytes / 2**30,
+            time=formatting.seconds(found.calibration_seconds),
+        ): True,
+        gettext("Queries and keys keep their width."): found.layer.whole_queries,
+        gettext("No files for llama.cpp or the browser."): found.no_gguf,
+    }
+    text = " ".join(sentence for sentence, applies in sentences.items() if applies)
+    return f'<p class="isx-quiet">{escape(text)}</p>{stored}'
 
 
 def prepare(session: Session, request: Request, client: str) -> Iterator[dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import time
 from typing import Any
@@ -31,7 +30,6 @@ from .warming import Warming
 
 # With these headers a browser lets the page use several threads (`device/`); calls of programs are not concerned.
 ISOLATION = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder-policy": "credentialless"}
-PACKAGE = __name__.partition(".")[0]
 START_TIME = time.time()
 
 
@@ -133,9 +131,7 @@ class App(PatchedBlocks):
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
 
     def serve(self, **options: Any) -> None:
-        """`launch` with logging of each job, until the process receives a signal to end."""
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        logging.getLogger(PACKAGE).setLevel(logging.INFO)
+        """`launch` until the process receives a signal to end."""
         process.on_signal(self._stop_jobs)
         self.launch(**options)
 

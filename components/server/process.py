@@ -51,6 +51,12 @@ def _remove(folder: Path, lock: FileLock, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def has_browser() -> bool:
+    """Whether somebody started this process in a terminal of a machine with a display."""
+    has_display = sys.platform in ("win32", "darwin") or bool({"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys())
+    return has_display and sys.stdout.isatty()
+
+
 def on_signal(*cleanups: Callable[[], object]) -> None:
     """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process with status 0.
 

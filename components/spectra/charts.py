@@ -19,7 +19,7 @@ TITLES = {
 }
 WIDE_CURVES = {  # name, colour, dash, width
     "mlp": (lazy_gettext("MLP neurons"), "mlp", "solid", 2.4),
-    "directions": (lazy_gettext("Residual stream, tokens at unit norm"), "cross", DASHES["cross"], 2.4),
+    "directions": (lazy_gettext("Residual stream, every token scaled to length 1"), "cross", DASHES["cross"], 2.4),
     "residual": (lazy_gettext("Residual stream, raw"), "cross", "dot", 1.4),
 }
 AXIS_MARGIN = 1.03  # so that a ring at the end of an axis is not cut off
@@ -203,7 +203,7 @@ def pair_chart(view: SpectraView) -> Chart:
         return min(pairs, key=lambda pair: abs(math.log(turns[pair] / tokens)))
 
     ticks = {nearest(10**power): _tokens(10**power) for power in range(1, 8) if turns[-1] >= 10**power}
-    title, ends = gettext("tokens for a full turn"), [-0.5, len(pairs) - 0.5]
+    title, ends = gettext("rotary wavelength: tokens until the pair has turned once"), [-0.5, len(pairs) - 0.5]
     fig.x_axis(1, title, range=ends, tickvals=list(ticks), ticktext=list(ticks.values()))
     fig.y_axis(1, gettext("key head"))
     return fig.chart(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from intraslice.core.config import NO_RECOVERY
+from intraslice.check import ModelCheck, check_model
+from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
@@ -76,6 +77,7 @@ class Session:
         self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
+        self._check = lru_cache(100)(check_model)
         self.readings = Readings(self._caches, self._sliced, self.precomputed)
 
     # Answers in milliseconds
@@ -160,15 +162,15 @@ class Session:
         best = self.calibrations.best(request.calibration)
         return self.readings.perplexities(request, best, self.plans.simplest(self.source(request), request.slicing))
 
-    def memory(self, model: str) -> str:
-        """A model's size and memory requirement as text. Raises UserError if it does not exist or does not fit."""
-        estimate = require_memory(model_name(model), getattr(torch, default_precision()), self.device)
-        return lazy_gettext(
-            "{millions:,.0f} M parameters; slicing takes {needed:.1f} GiB, {available:.1f} GiB is free.",
-            millions=estimate.parameters / 1e6,
-            needed=estimate.needed / 2**30,
-            available=estimate.available / 2**30,
-        )
+    def check(self, model: str) -> ModelCheck:
+        """What slicing a model gives and takes, before it is loaded. The answer is kept, except for the free memory.
+
+        Raises UserError if there is no such model, it cannot be sliced, or it does not fit.
+        """
+        name, dtype = model_name(model), getattr(torch, default_precision())
+        with self.calibrations.bounded_hub_cache(name):
+            found = self._check(name, CalibrationConfig(), dtype, self.device)
+        return replace(found, available_bytes=require_memory(name, dtype, self.device).available)
 
     # Jobs
 

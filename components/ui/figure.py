@@ -134,8 +134,10 @@ class Figure:
         }
         self.data.append(trace | more)
 
-    def hide_numbers(self) -> None:
-        """Leave all axes without numbers, since nothing is measured yet."""
+    def wait(self, message: str) -> None:
+        """Leave all axes without numbers, since nothing is measured yet; a message in the middle says what will be."""
+        middle = ("paper", 0.5)
+        self.annotations.append(annotation(message, middle, middle, ("center", "middle"), "@quiet", 14))
         for name, axis in self.layout.items():
             if name[1:5] == "axis":
                 axis.update(showticklabels=False, range=[0, 1])
@@ -243,9 +245,7 @@ def step(count: int) -> int:
 def waiting(title: str, message: str) -> Chart:
     """A chart with empty axes and a message that says what it waits for."""
     figure = Figure(1, "waiting")
-    middle = ("paper", 0.5)
-    figure.annotations.append(annotation(message, middle, middle, ("center", "middle"), "@quiet", 14))
-    figure.hide_numbers()
+    figure.wait(message)
     figure.y_axis(1, showgrid=False)
     return figure.chart(title, "", table({gettext("Numbers"): [gettext("none yet")]}))
 

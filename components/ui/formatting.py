@@ -9,6 +9,11 @@ from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
 
+PERPLEXITY = lazy_gettext(
+    "Perplexity: among how many equally likely tokens the model has to guess at each step; lower is better."
+)
+KL = lazy_gettext("KL: how far the predicted probabilities are from the dense model's; 0 where they are the same.")
+
 
 def reading(measured: Reading | None, digits: int = 1) -> str:
     """A perplexity; with its standard error before all windows are measured."""
@@ -68,7 +73,8 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         if reading and reading.is_whole
     )
     content = table(columns, [*lines, *readings], style)
-    return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{flops}</p>'
+    notes = " ".join((translate(PERPLEXITY), translate(KL), flops))
+    return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{notes}</p>'
 
 
 def _precomputed_lines(costs: PrecomputedCosts | None, pinned: PrecomputedCosts | None) -> list[tuple[str, ...]]:

@@ -133,15 +133,17 @@ def _perplexity(measured: Perplexities, hint: str) -> str:
         )
     else:
         text = f"<b>{formatting.reading(sliced)}</b>" if sliced else escape(hint)
+    term = f'<span title="{translate(formatting.PERPLEXITY)}">{gettext("perplexity")}</span>'
     if measured.dense is None:
-        return gettext("; perplexity {value}", value=text) if text else ""
+        return gettext("; {perplexity} {value}", perplexity=term, value=text) if text else ""
     text += _progress(measured)
     on_text = gettext("on {text}", text=escape(translate(measured.text)))
     where = f'<span title="{escape(translate(measured.protocol))}">{on_text}</span>'
     if measured.source.kind == "before":
         where += gettext(", precomputed on {day}", day=measured.source.day)
     dense = formatting.reading(measured.dense)
-    return gettext("; perplexity <b>{dense}</b> → {sliced} ({where})", dense=dense, sliced=text or "…", where=where)
+    values = {"perplexity": term, "dense": dense, "sliced": text or "…", "where": where}
+    return gettext("; {perplexity} <b>{dense}</b> → {sliced} ({where})", **values)
 
 
 def _progress(measured: Perplexities) -> str:

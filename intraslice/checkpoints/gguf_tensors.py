@@ -73,8 +73,8 @@ def shared_heads(model: PreTrainedModel) -> Heads:
         )
     width = head_width(config)
     inverse_frequencies = rotary_frequencies(model, 0).double()
-    unrotated = [count for block in blocks(model) for count in (block.attention.frequency == UNROTATED).sum(1).tolist()]
-    if max(unrotated, default=0) > width // 2 - len(inverse_frequencies):
+    unrotated = max((block.attention.unrotated for block in blocks(model)), default=0)
+    if unrotated > width // 2 - len(inverse_frequencies):
         raise UserError(
             f"some layers of this model apply rotary position embeddings to channels that others leave out, and {DECI} "
             f"applies them to the same channels in every layer; {SAVE_AS_FOLDER}"

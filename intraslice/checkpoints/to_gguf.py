@@ -79,6 +79,14 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
     The result for a dense model holds for its slices too, except for cross-module ones.
     """
+    require_deci_layers(model)
+    stops = model.generation_config.eos_token_id
+    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
+    return read_tokenizer(tokenizer, model.model.embed_tokens.num_embeddings, stops)
+
+
+def require_deci_layers(model: PreTrainedModel) -> None:
+    """`require_deci` without the tokenizer: reads no weights."""
     if isinstance(model.model.layers[0], CrossModuleLayer):
         raise UserError(NO_CROSS_MODULE)
     block = blocks(model)[0]
@@ -100,9 +108,6 @@ def require_deci(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
             f"{'' if block.mlp.gated else ' without a gate'}; {SAVE_AS_FOLDER}"
         )
     shared_heads(model)
-    stops = model.generation_config.eos_token_id
-    stops = stops if isinstance(stops, list) else [] if stops is None else [stops]
-    return read_tokenizer(tokenizer, model.model.embed_tokens.num_embeddings, stops)
 
 
 def write_gguf(

@@ -1,15 +1,16 @@
-"""The commands inspect, sensitivity and benchmark. Each returns its JSON object and its text."""
+"""The commands check, inspect, sensitivity and benchmark. Each returns its JSON object and its text."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from intraslice.calibration.stats import CalibrationStats
+from intraslice.check import check_model
 from intraslice.cli.run import CommandResult, Run, peak_memory
 from intraslice.core.config import FREE
 from intraslice.core.errors import UserError
@@ -33,6 +34,13 @@ from intraslice.reporting import records
 from intraslice.samples import calibration_sequences
 
 PARTS = ("spectra", "shift", "faults")
+
+
+def check(run: Run) -> CommandResult:
+    """What slicing gives and takes for a model that need not be downloaded yet."""
+    recipe = run.recipe
+    found = check_model(recipe.model, recipe.calibration, getattr(torch, recipe.dtype), run.device)
+    return asdict(found), str(found)
 
 
 def inspect(run: Run) -> CommandResult:

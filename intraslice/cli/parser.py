@@ -131,6 +131,7 @@ ESTIMATOR: dict[str, Any] = {"type": _estimator, "choices": ESTIMATORS, "metavar
 OPTIONS = {  # by the group in which the help lists them
     "model": (
         _option("--model", "weights to load", default=DEFAULT, metavar="ID|FOLDER|FILE.gguf|default"),
+        _option("model", "as --model", "check", nargs="?", default=argparse.SUPPRESS, metavar="MODEL"),
         _option("--verify", "hash cached weights first, and download damaged files again", **SWITCH),
         _option("--dtype", DTYPE, default=AUTO, choices=(AUTO, *get_args(Precision))),
         _option("--device", "auto: CUDA if available, else the CPU", default=AUTO),
@@ -190,6 +191,7 @@ OPTIONS = {  # by the group in which the help lists them
     ),
 }
 COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
+    "check": analyses.check,
     "ratios": commands.ratios,
     "evaluate": commands.evaluate,
     "slice": commands.slice_,
@@ -218,6 +220,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
 }
 UNUSED = {  # options, or groups of those of all commands, that a command has no use for
     "ratios": "--order --iterative --recover --epochs --eval-tokens",
+    "check": "slicing evaluation --verify --device-map --calibration --seed --samples --targets",
     "export": "slicing calibration evaluation",
     "generate": "--eval-tokens",
     "search": "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens",

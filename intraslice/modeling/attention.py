@@ -83,7 +83,7 @@ class SlicedAttention(nn.Module):
             self.register_buffer(name, index.to(weights.query.device), persistent=False)
         even = torch.arange(self.kv_heads, device="cpu").repeat_interleave(self.heads // max(1, self.kv_heads))
         self.even_groups = torch.equal(layout["kv_head"], even)
-        self.has_unrotated = bool((weights.frequency == UNROTATED).any())
+        self.unrotated = max((weights.frequency == UNROTATED).sum(1).tolist(), default=0)  # pairs, of any head the most
 
     def weights(self) -> AttentionWeights:
         """The canonical weights, as views of this module's parameters."""
@@ -114,7 +114,7 @@ class SlicedAttention(nn.Module):
     def _angles(self, table: Tensor, unrotated: float) -> Tensor:
         """Select the columns of each query and key head from a cosine or sine table (batch, tokens, channels)."""
         table = table[..., : table.shape[-1] // 2]
-        if self.has_unrotated:
+        if self.unrotated:
             table = functional.pad(table, (1, 0), value=unrotated)
         # index_select takes a tenth to half of the time of indexing
         columns = self.rotary_columns

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from intraslice.core.checks import from_environment
 from intraslice.core.config import CalibrationConfig
@@ -25,7 +25,7 @@ from intraslice.core.linalg import BLOCK, add_lower_moment_
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
-from intraslice.pretrained.reader import Weights, tensor_shapes
+from intraslice.pretrained.reader import Weights, empty_model, tensor_shapes
 from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
 
 MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
@@ -199,8 +199,7 @@ def estimate_stream(
     config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype, sparsity: float, device: str = "cpu"
 ) -> StreamEstimate:
     """Memory, disk and time of a run; measures the speed of this machine for about a second."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    model = empty_model(config)
     parameters = sum(parameter.numel() for parameter in model.model.layers.parameters())
     outer = sum(parameter.numel() for parameter in model.parameters()) - parameters
     tokens, layers, hidden = calibration.sequences * calibration.length, config.num_hidden_layers, config.hidden_size
@@ -218,24 +217,40 @@ def estimate_stream(
     disk = journal_bytes(config, calibration, dtype) + max(0, sliced - layers * states)
 
     linear, single = _speeds(hidden, neurons, dtype, device)
-    # Forward, forward again and backward. The head has no second forward pass.
-    passes = 6 * parameters * tokens / (PARTIAL_SPEED * linear)
-    head = tokens * config.vocab_size * (4 * hidden / linear + 1 / SAMPLING_SPEED)
+    passes = _pass_seconds(config, parameters, tokens, linear)  # forward, forward again and backward
     sums = tokens * sum(width * (width + BLOCK) for width in (channels, neurons))
     kept = (1 - sparsity) * neurons
     solves = neurons**3 / 3 + 2 * kept * neurons * hidden + kept**2 * hidden
     solves += channels**3 / 3 + 3 * channels**2 * hidden
     # Weights are read in three sweeps and for the plan; moments are cleared, packed, written, read and unpacked.
     copied = 4 * layer + 4 * moments
-    seconds = STARTUP + passes + head + layers * ((sums + solves) / single + copied / COPY_SPEED)
+    seconds = STARTUP + passes + layers * ((sums + solves) / single + copied / COPY_SPEED)
     return StreamEstimate(memory, disk, seconds)
+
+
+def calibration_seconds(
+    config: PreTrainedConfig, parameters: int, calibration: CalibrationConfig, dtype: torch.dtype, device: str = "cpu"
+) -> float:
+    """Seconds of a calibration of the whole model, whose layers have so many `parameters`; measures speeds as above."""
+    layers, hidden, channels, _, neurons = _sizes(config)
+    tokens = calibration.sequences * calibration.length
+    linear, single = _speeds(hidden, neurons, dtype, device)
+    sums = tokens * sum(width * (width + BLOCK) for width in (hidden, hidden, hidden, channels, neurons))
+    # The backward pass, with the gradients of all masks, takes as long as two forward passes.
+    return STARTUP + _pass_seconds(config, parameters, tokens, linear) + layers * sums / single
+
+
+def _pass_seconds(config: PreTrainedConfig, parameters: int, tokens: int, speed: float) -> float:
+    """Seconds of three passes through the layers, and of one forward and one backward pass through the head."""
+    head = tokens * config.vocab_size * (4 * config.hidden_size / speed + 1 / SAMPLING_SPEED)
+    return 6 * parameters * tokens / (PARTIAL_SPEED * speed) + head
 
 
 def _speeds(hidden: int, neurons: int, dtype: torch.dtype, device: str) -> list[float]:
     """Floating-point operations per second of linear maps, and of moments in float32: the fastest of a few calls."""
     on_gpu = torch.device(device).type == "cuda"
-    # On a CPU its own time counts: other programs may run meanwhile.
-    clock, threads = (time.perf_counter, 1) if on_gpu else (time.process_time, torch.get_num_threads())
+    # On a CPU this thread's own time counts: other threads and programs may run meanwhile.
+    clock = time.perf_counter if on_gpu else time.thread_time
     rows, width, height = TOKENS_PER_BATCH, min(hidden, MEASURED_WIDTH), min(neurons, MEASURED_WIDTH)
     states, weight = (torch.randn(size, width, device=device).to(dtype) for size in (rows, height))
     inner, total = functional.linear(states, weight), torch.zeros(height, height, device=device)
@@ -251,6 +266,6 @@ def _speeds(hidden: int, neurons: int, dtype: torch.dtype, device: str) -> list[
             work()
             if on_gpu:
                 torch.cuda.synchronize()
-            seconds.append((clock() - start) / threads)
+            seconds.append(clock() - start)
         speeds.append(operations / max(min(seconds), 1e-9))
     return speeds

@@ -12,8 +12,10 @@ import json
 import logging
 import math
 import mmap
+import os
 import re
 import struct
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -49,6 +51,8 @@ MAX_TENSORS = 2**15
 MAX_VALUES = 2**20  # in all arrays of a GGUF file: vocabulary and merges. gguf-py takes a kilobyte for each
 MAX_TEXT = 2**20  # bytes of one string in a GGUF file
 MAX_DIMENSIONS = 8
+# Arrays of a GGUF file for which transformers takes ten seconds; of a configuration only their length is a part.
+VOCABULARY = tuple(f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "scores", "token_type"))
 
 # struct formats by GGUF's value type.
 _FORMATS = dict(enumerate(("<B", "<b", "<H", "<h", "<I", "<i", "<f", "<?"))) | {10: "<Q", 11: "<q", 12: "<d"}
@@ -95,8 +99,11 @@ def safetensors_shapes(*files: Path) -> Shapes:
 Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, and the length of each array
 
 
-def gguf_header(file: Path) -> tuple[Shapes, Fields]:
-    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf."""
+def gguf_header(file: Path) -> tuple[Shapes, Fields, bytes]:
+    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf.
+
+    The last is the header without `VOCABULARY`.
+    """
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -154,7 +161,7 @@ class _Cursor:
         return self.number(_FORMATS[kind])
 
 
-def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
+def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
     from gguf.constants import GGML_QUANT_SIZES
 
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
@@ -164,8 +171,17 @@ def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
     tensors, count = cursor.number("<Q"), cursor.number("<Q")
     if max(tensors, count) > MAX_TENSORS:
         raise ValueError(f"its header counts {max(tensors, count):,} entries; expected at most {MAX_TENSORS:,}")
-    fields = {cursor.text(): cursor.value() for _ in range(count)}
-    shapes, end = {}, 0
+    fields: Fields = {}
+    kept = []  # raw fields
+    for _ in range(count):
+        start, name = cursor.position, cursor.text()
+        fields[name] = cursor.value()
+        if name not in VOCABULARY:
+            kept.append(cursor.data[start : cursor.position])
+    size = f"{fields.get('general.architecture')}.vocab_size"
+    if size not in fields and isinstance(tokens := fields.get(VOCABULARY[0]), int):
+        kept.append(struct.pack("<Q", len(size.encode())) + size.encode() + struct.pack("<II", 4, tokens))
+    shapes, end, start = {}, 0, cursor.position
     for _ in range(tensors):
         name, dimensions = cursor.text(), cursor.number("<I")
         if dimensions > MAX_DIMENSIONS:
@@ -179,7 +195,8 @@ def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields]:
         end = max(end, offset + math.prod(sizes) // block_values * block_bytes)
     if cursor.position + end > len(cursor.data):
         raise ValueError("it is shorter than its header says")
-    return shapes, fields
+    counts = struct.pack("<IIQQ", int.from_bytes(b"GGUF", "little"), version, tensors, len(kept))
+    return shapes, fields, counts + b"".join(kept) + cursor.data[start : cursor.position]
 
 
 def _json_object(text: bytes, name: str) -> dict[str, Any]:
@@ -245,7 +262,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            _, fields = gguf_header(require_gguf(weights.folder / weights.gguf))
+            _, fields, header = gguf_header(require_gguf(weights.folder / weights.gguf))
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
@@ -261,11 +278,24 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
         if "transformers_weights" in values:
             raise ValueError("it has the field transformers_weights, which is not allowed")
         family_named(values["model_type"][:40])  # refuses other models before their configuration is built
-        config = AutoConfig.from_pretrained(weights.folder, gguf_file=weights.gguf, trust_remote_code=False)
+        if weights.gguf:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                (sparse := Path(folder, weights.gguf)).write_bytes(header)
+                os.truncate(sparse, len(header) + (weights.folder / weights.gguf).stat().st_size)  # zeros as weights
+                config = AutoConfig.from_pretrained(folder, gguf_file=weights.gguf, trust_remote_code=False)
+        else:
+            config = AutoConfig.from_pretrained(weights.folder, trust_remote_code=False)
     family_of(config)
     if getattr(config, "quantization_config", None) and not weights.gguf:
         raise UserError(f"{weights.display_name} is quantised and cannot be sliced; use the unquantised model")
     return config
+
+
+def empty_model(config: transformers.PreTrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device, which takes no memory."""
+    with torch.device("meta"), quiet_transformers():
+        # In the default precision: transformers would make any other the default of all threads meanwhile.
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
 
 
 def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> None:
@@ -281,13 +311,8 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
             f"{name} has {layers} layers, expected {config.num_hidden_layers} according to its configuration; fetch it "
             "again"
         )
-    with (
-        as_user_error(f"{name} has an invalid configuration", "fetch it again"),
-        torch.device("meta"),
-        quiet_transformers(),
-    ):
-        # In the default precision: transformers would make any other the default of all threads meanwhile.
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+    with as_user_error(f"{name} has an invalid configuration", "fetch it again"):
+        model = empty_model(config)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     if weights.gguf:

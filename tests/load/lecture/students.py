@@ -144,7 +144,7 @@ PROMPTS = [
     "Explain to a child what a magnet does.",
 ]
 NEW_TOKENS = 64
-NUMBER = re.compile(r"perplexity <b>[\d.]+</b> → <b>([\d.]+)(?: ± [\d.]+)?</b>")
+NUMBER = re.compile(r"perplexity</span> <b>[\d.]+</b> → <b>([\d.]+)(?: ± [\d.]+)?</b>")
 WINDOWS = re.compile(r"after ([\d.]+) of \d+ windows")
 FINAL = re.compile(r'data-sliced="([\d.]+)"')
 TOKENS = re.compile(r"\b\d+ tokens?\b")

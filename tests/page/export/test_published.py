@@ -93,7 +93,7 @@ def test_spectra_have_a_chart_a_layer_the_marks_move_and_axes_have_room_for_ever
     assert ends[0] == ends[1]
     for axis, (low, high) in zip(("y", "y2", "y3"), ends[0], strict=True):
         traces = [trace for chart in drawn[1:] for trace in chart["data"] if trace["yaxis"] == axis]
-        values = [value for trace in traces if "massive" not in trace["name"] for value in trace["y"]]
+        values = [value for trace in traces if "outlier" not in trace["name"] for value in trace["y"]]
         assert low <= min(values) <= max(values) <= high
     assert pages.shift_axis_limits(published.steps[:1]) == [1.05, -0.05, 1.05]
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -20,11 +21,27 @@ import pytest
 from huggingface_hub import SpaceCard
 
 from components.jobs.scheduler import Scheduler
+from components.server import process
 from components.server.app import App
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
 from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
+
+
+@pytest.mark.parametrize(("display", "terminal"), [(True, True), (True, False), (False, True)])
+def test_a_browser_opens_only_for_whoever_sits_there(display, terminal, monkeypatch) -> None:
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if display:
+        monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: terminal))
+    assert process.has_browser() == (display and terminal)
+
+
+# Told to end, the page ends: at once, with exit status 0, and with nothing left behind
+
 
 ROOT = Path(__file__).parents[3]
 
@@ -287,7 +304,7 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
         for line in stream.iter_lines():
             assert not line.startswith("event: error"), line
             said = str(json.loads(line[6:])) if line.startswith("data: ") else ""
-            if measured := re.search(r"perplexity <b>[\d.]+</b> → <b>[\d.]+", said):
+            if measured := re.search(r"perplexity</span> <b>[\d.]+</b> → <b>[\d.]+", said):
                 break
     assert measured
     print(f"first sliced perplexity after {time.monotonic() - start:.1f} s")

@@ -23,7 +23,7 @@ from components.page import build_app, launch_options
 from components.state import calibrations, request
 from components.state.session import Session
 from components.state.settings import Settings
-from intraslice.pretrained import memory
+from intraslice.pretrained import memory, sources
 from intraslice.pretrained.sources import SUGGESTED_MODELS
 
 SECRET = "hunter2"
@@ -119,7 +119,8 @@ def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
 def unread(idle, monkeypatch) -> Server:
     """The same, where nobody may look for a model on disk or on the Hub either."""
     for name in ("find_weights", "hub_is_reachable", "model_on_hub"):
-        monkeypatch.setattr(memory, name, None)
+        for module in (memory, sources):
+            monkeypatch.setattr(module, name, None)
     return idle
 
 

@@ -36,9 +36,6 @@ class PageSession(Session):
     def measure(self, request: Request, client: str) -> Iterator:
         return iter(()) if request.settings.model == DEFAULT else super().measure(request, client)
 
-    def memory(self, model: str) -> str:
-        return "135 M parameters" if model == DEFAULT else super().memory(model)
-
 
 def tiny_settings(home: Path, make_model: Callable, word_tokenizer: Callable) -> Settings:
     """Settings whose model and text are written to `home`. Token n is the word `wn`."""

@@ -1,0 +1,115 @@
+"""`check`: what it says of a model is what slicing then gives, and no weights are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from opened import save_slice
+
+from intraslice import check
+from intraslice.__main__ import main
+from intraslice.check import SPARSITIES, check_model
+from intraslice.checkpoints.to_gguf import require_deci_layers
+from intraslice.core.config import CalibrationConfig, SliceConfig
+from intraslice.core.errors import UserError
+from intraslice.modeling.counts import kv_bytes_per_token
+from intraslice.modeling.families import blocks
+from intraslice.modeling.residual import require_no_output_norms
+from intraslice.planning.ratios import make_plan
+from intraslice.planning.sizes import MULTIPLE
+
+CALIBRATION = CalibrationConfig(sequences=2, length=16)
+
+
+def refused(require: Callable[[], object]) -> str:
+    try:
+        require()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_family_is_what_was_said_of_it(every_family_case, tmp_path, monkeypatch):
+    case = every_family_case
+    case.original.save_pretrained(tmp_path)
+    monkeypatch.setattr(check, "calibration_seconds", lambda *_: 1.0)
+    found = check_model(str(tmp_path), CALIBRATION)
+    model, sizes = case.loaded.model, case.stats.sizes
+    assert found.sizes[0].parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert {*found.sizes[0].kv_bytes_per_token} == {kv_bytes_per_token(model)}
+    assert (found.layers, found.layer) == (len(sizes), sizes[0])
+    assert found.no_gguf == refused(lambda: require_deci_layers(model))
+    assert found.no_crossmodule == refused(lambda: require_no_output_norms(blocks(model), "crossmodule"))
+    step = MULTIPLE * max(size.neuron_cost for size in sizes)
+    for size in found.sizes[1:]:
+        plan = make_plan(case.stats.profile, SliceConfig(sparsity=size.sparsity))
+        assert abs(plan.parameters.sliced_total - size.parameters) <= step
+        least, most = size.kv_bytes_per_token
+        assert 0 <= least < most <= found.sizes[0].kv_bytes_per_token[0]
+
+
+def test_the_command_prints_text_or_json_and_reads_no_weights(folder, capsys, monkeypatch):
+    file = folder / "model.safetensors"
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    content = file.read_bytes()
+    file.write_bytes(content[:header] + bytes([255]) * (len(content) - header))  # NaN
+    monkeypatch.setattr("intraslice.pretrained.reader.AutoModelForCausalLM.from_pretrained", None)
+    assert main(["check", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("llama, 3 layers", "30%", "memory:", "calibration:", "GGUF"))
+    assert main(["check", str(folder), "--json", "--dtype", "float32"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [size["sparsity"] for size in record["sizes"]] == [0, *SPARSITIES]
+    assert all(size["bytes"] == 4 * size["parameters"] for size in record["sizes"])
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def configure(**values: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = folder / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | values))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        pytest.param(remove("config.json"), "has no readable configuration", id="no-config"),
+        pytest.param(remove("model.safetensors"), "pickled .bin files are not read", id="no-weights"),
+        pytest.param(configure(model_type="gpt2"), "'gpt2' cannot be sliced: expected one of llama", id="family"),
+        pytest.param(configure(model_type="gemma3"), "use a Gemma 3 for text only", id="images"),
+        pytest.param(configure(num_hidden_layers=4), "has 3 layers, expected 4", id="layers"),
+        pytest.param(configure(hidden_size=66), "fetch it again", id="sizes"),
+        pytest.param(configure(quantization_config={"quant_method": "awq"}), "use the unquantised", id="quantised"),
+        pytest.param(lambda folder: (folder / "config.json").write_text("[]"), "is not a JSON object", id="json"),
+        pytest.param(lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "truncated", id="truncated"),
+    ],
+)
+def test_a_wrong_folder_gets_one_line(damage, words, folder, capsys):
+    damage(folder)
+    assert main(["check", str(folder)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["", "./nothing", "missing.gguf", "some one/model", "someone/some-model"])
+def test_a_wrong_name_gets_one_line_that_says_what_is_expected(name, own_cache, capsys):
+    assert main(["check", name]) == 2
+    error = capsys.readouterr().err
+    assert "'default'" in error
+    assert error.count("\n") == 1
+
+
+def test_a_slice_is_no_model_to_slice(tiny_case, tmp_path, capsys):
+    save_slice(tiny_case("llama-gqa"), "intraslice", tmp_path / "sliced")
+    assert main(["check", str(tmp_path / "sliced")]) == 2
+    assert "is sliced already; expected a dense model" in capsys.readouterr().err
