@@ -154,6 +154,8 @@ def _reason(curves: Mapping[str, ImportanceCurve]) -> str:
 
 
 def _ranks(curves: Mapping[str, ImportanceCurve]) -> str:
+    if all(curve.threshold is None for curve in curves.values()):
+        return ""
     ranks = {module: curve.rank for module, curve in curves.items()}
     return gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
 

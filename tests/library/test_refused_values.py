@@ -132,7 +132,7 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
         ),
         (
             partial(SliceConfig, locked=tuple((0, "attention", "head", 1, state) for state in ("keep", "remove"))),
-            "and one lock a head",
+            "a module is locked twice; expected at most one ratio or number of neurons, and one lock a head",
         ),
         (partial(TasksConfig, ()), "expected at least one task"),
         *(
@@ -150,7 +150,7 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
         *(
             (
                 partial(parse_lock, wrong),
-                f"'{wrong}' is not a locked ratio; expected .* as in 3 attention head 5 keep or",
+                f"'{wrong}' is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25, or a",
             )
             for wrong in ("1 attention head 5", "1 mlp head 5 keep", "x mlp neurons 5", "1 mlp")
         ),
