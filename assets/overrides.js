@@ -1,24 +1,49 @@
-// The table of ratios by hand. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
+// The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
 // from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
-// locks as text ("7 attention 25, 3 mlp 0"), and an edit goes back as the event `select`, whose data is `locked`. Once it
+// locks as text ("7 attention 25, 3 attention head 5 keep"), and an edit goes back as the event `select`, whose data is `locked`. Once it
 // is answered, the window's event `isx-locks` comes: the table shows the value again, without an edit that was refused.
+// Other scripts lock a unit by the window's event `isx-lock-unit`, whose `detail` is one lock as text ("3 attention head 5
+// keep", "7 mlp neurons 400"); the same one again unlocks it.
 const body = element.querySelector("tbody");
 const fold = element.querySelector("details");
 const count = element.querySelector(".isx-count");
 const modules = ["attention", "mlp"];
 const { say, make } = isx;
 const names = { attention: say("attention"), mlp: say("MLP") };
-const locks = new Map(); // "7 attention" -> per cent
+const units = element.querySelector(".isx-units");
+const typed = element.querySelector(".isx-unit");
+const locks = new Map(); // "7 attention" -> "25", "3 attention head 5" -> "keep", "7 mlp" -> "neurons 400"
 let cells = [];
 let edited = null; // the field of the edit that is not answered yet
 
 function read(field) {
   locks.clear();
   for (const part of (props.value || "").split(",").filter((text) => text.trim())) {
-    const [layer, module, percent] = part.trim().split(/\s+/);
-    locks.set(`${layer} ${module}`, Number(percent));
+    locks.set(...parsed(part));
   }
   paint(field);
+}
+
+function parsed(text) {
+  const words = text.trim().split(/\s+/);
+  const length = words[2] === "head" ? 4 : 2;
+  return [words.slice(0, length).join(" "), words.slice(length).join(" ")];
+}
+
+function toggle(text) {
+  const [key, value] = parsed(text);
+  if (locks.get(key) === value) locks.delete(key);
+  else locks.set(key, value);
+  send(null);
+}
+
+// A locked unit in words; a locked ratio, which the table shows, has none.
+function described(key, value) {
+  const [layer, , , head] = key.split(" ");
+  const [what, count] = value.split(" ");
+  if (what === "keep") return say("Layer {layer}: query head {head} is kept, and so is its key/value head", { layer, head });
+  if (what === "remove") return say("Layer {layer}: query head {head} is removed", { layer, head });
+  return what === "neurons" ? say("Layer {layer}: {count} neurons are kept", { layer, count }) : "";
 }
 
 function build(layers) {
@@ -40,7 +65,7 @@ function build(layers) {
 }
 
 function set(key, isLocked, ratio) {
-  if (isLocked) locks.set(key, Number(ratio.value));
+  if (isLocked) locks.set(key, String(Number(ratio.value)));
   else locks.delete(key);
   send(ratio);
 }
@@ -49,6 +74,15 @@ function set(key, isLocked, ratio) {
 function paint(field) {
   count.textContent = locks.size ? say(" ({count} locked)", { count: locks.size }) : "";
   if (!fold.open) return; // dragging the slider does not pay for it
+  const named = [...locks].filter(([key, value]) => described(key, value));
+  units.replaceChildren(
+    ...named.map(([key, value]) => {
+      const text = described(key, value);
+      const unlock = make("button", { type: "button", textContent: "×", "aria-label": say("Unlock: {text}", { text }) });
+      unlock.addEventListener("click", () => toggle(`${key} ${value}`));
+      return make("li", {}, text, " ", unlock);
+    }),
+  );
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
   if (!bars?.length) return;
   const ratios = Object.fromEntries(bars.map((trace) => [trace.meta.module, trace.y]));
@@ -56,7 +90,8 @@ function paint(field) {
   if (cells.length !== modules.length * layers) build(layers);
   cells.forEach(({ key, layer, module, ratio, lock }) => {
     const locked = locks.get(key);
-    if (document.activeElement !== ratio || ratio === field) ratio.value = (locked ?? 100 * ratios[module][layer]).toFixed(1);
+    const percent = Number(locked ?? NaN); // NaN also for a number of neurons
+    if (document.activeElement !== ratio || ratio === field) ratio.value = (percent >= 0 ? percent : 100 * ratios[module][layer]).toFixed(1);
     lock.checked = locked !== undefined;
     ratio.classList.toggle("isx-locked", lock.checked);
   });
@@ -65,12 +100,14 @@ function paint(field) {
 function send(field) {
   edited = field;
   const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
-  const parts = [...locks].sort(([a], [b]) => order(a) - order(b)).map(([key, percent]) => `${key} ${percent}`);
+  const parts = [...locks].sort(([a], [b]) => order(a) - order(b)).map((lock) => lock.join(" "));
   paint();
   trigger("select", { locked: parts.join(", ") });
 }
 
 element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send(null)));
+typed.addEventListener("change", () => typed.value.trim() && (toggle(typed.value), (typed.value = "")));
+window.addEventListener("isx-lock-unit", (event) => toggle(event.detail));
 window.addEventListener("isx-chart", () => paint());
 window.addEventListener("isx-locks", () => read(edited));
 fold.addEventListener("toggle", () => paint());

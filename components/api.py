@@ -38,7 +38,8 @@ QUEUE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
 def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     """Slice a model and measure it: plan, parameters, ratios, perplexity dense and sliced, and the protocol.
 
-    Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0".
+    Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0",
+    and units: "3 attention head 5 keep" (or "remove") a query head, "7 mlp neurons 400" how many neurons are kept.
     `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
     training the sliced model to match the dense one, which takes minutes, or "distill-ce": with cross-entropy as well.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.

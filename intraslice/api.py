@@ -33,7 +33,7 @@ from intraslice.reporting import Recipe, evaluation_statistics, layer_table, rat
 log = logging.getLogger(__name__)
 LOADING_OPTIONS = ("dtype", "device", "device_map")
 SLICING_OPTIONS = tuple(field.name for field in fields(SliceConfig) if field.metadata and field.name != "sparsity")
-OPTIONS = (*LOADING_OPTIONS, "method", *SLICING_OPTIONS, "ratios", "passes")
+OPTIONS = (*LOADING_OPTIONS, "method", *SLICING_OPTIONS, "ratios", "passes", "size", "context")
 
 
 def compress(
@@ -64,11 +64,13 @@ def compress(
             for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; the fields
             of `SliceConfig`, of which `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
             `load_estimator` takes it; `ratios="search"`, which searches for better ratios than the estimator's within
-            `passes` dense passes over the calibration tokens (see `search_ratios`).
+            `passes` dense passes over the calibration tokens (see `search_ratios`); `size="200 MB"`, which replaces
+            the sparsity: at most so many bytes of weights, in the model's dtype or in the type that follows, as in
+            "200 MB q8_0" for `to_gguf`, and, with `context=4096`, of the key/value cache of so many tokens.
 
     Raises:
-        UserError: there is no such model, it cannot be sliced, the sparsity cannot be reached, or the estimator's file
-            cannot be used.
+        UserError: there is no such model, it cannot be sliced, the sparsity or the size cannot be reached, or the
+            estimator's file cannot be used.
         NumericalError: moments are singular or not finite, or the recovery diverged.
         TypeError: an option is unknown.
     """
@@ -86,7 +88,8 @@ def compress(
         method=method.name,
         dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
-    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=passes)
+    size = {name: options[name] for name in ("size", "context") if name in options}
+    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=passes, **size)
     if ignored := [name for name in options if name in method.unused]:
         log.warning("%s ignored: not used by method %s", ", ".join(ignored), method.name)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)

@@ -19,9 +19,8 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.calibration.user_estimator import register_importances
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import ProgressCallback
-from intraslice.distributed import all_gather
 from intraslice.loading import LoadedModel, load_model, require_dense_name
-from intraslice.methods.registry import METHODS, Plan, SlicingMethod, Tokens, plan_by, slice_by
+from intraslice.methods.registry import METHODS, Plan, SlicingMethod, Tokens, slice_by
 from intraslice.modeling.hidden_states import require_length
 from intraslice.modeling.offload import Placement
 from intraslice.reporting import Recipe
@@ -34,6 +33,7 @@ from intraslice.search.ratio_search import (
     search_windows,
     searched_importances,
 )
+from intraslice.size_target import parse_size, plan_recipe
 
 PASSES = SearchConfig.passes  # of a search, by default
 WINDOWS_PER_SEQUENCE = 2  # of a search, for each calibration sequence: half of them text, half samples
@@ -45,7 +45,9 @@ class Pipeline:
 
     `slicing` is the fraction of the residual stream's axes that the cross-module method removes, instead of a sparsity.
     With `ratio_search`, a budget in dense passes, the calibration is followed by a search for ratios at the recipe's
-    sparsity, and the recipe's estimator becomes the file of importances that reproduces them.
+    sparsity, and the recipe's estimator becomes the file of importances that reproduces them. With a `size`, such as
+    "200 MB" or "200 MB q8_0", of the weights and the key/value cache of `context` tokens, the recipe's sparsity becomes
+    that of the plan which meets it.
     """
 
     recipe: Recipe
@@ -54,6 +56,8 @@ class Pipeline:
     slicing: float | None = None
     progress: ProgressCallback | bool = field(default=True, kw_only=True)
     ratio_search: float | None = field(default=None, kw_only=True)
+    size: str | None = field(default=None, kw_only=True)
+    context: int = field(default=0, kw_only=True)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,7 @@ class Pipeline:
             self.method.require_slicing(self.slicing)
         if self.ratio_search is not None:
             self.require_searchable(self.recipe.slicing, self._search_config(self.ratio_search))
+        self._size = None if self.size is None else parse_size(self.size, self.context)
 
     @property
     def method(self) -> SlicingMethod[Any]:
@@ -149,9 +154,10 @@ class Pipeline:
 
     def plan(self, loaded: LoadedModel, stats: CalibrationStats | None, method: str | None = None) -> Plan:
         """The plan of `method`, by default the recipe's."""
-        slicing = None if method else self.slicing
-        plan = plan_by(method or self.recipe.method, loaded.model, stats, self.recipe.slicing, slicing)
-        return all_gather([plan])[0]  # one plan for all processes, as machines may round differently
+        if method:
+            return plan_recipe(replace(self.recipe, method=method), loaded, stats)[0]
+        plan, self.recipe = plan_recipe(self.recipe, loaded, stats, self.slicing, self._size)
+        return plan
 
     def slice(
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None

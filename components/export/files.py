@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice import checkpoints
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, require_deci, write_gguf
 from intraslice.core import checks
-from intraslice.core.config import NO_RECOVERY
+from intraslice.core.config import NO_RECOVERY, lock_words
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
@@ -50,8 +50,8 @@ def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *o
     arguments += ["--iterative"] if slicing.iterative else []
     arguments += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
     arguments += [] if slicing.recovery == NO_RECOVERY else ["--recover", slicing.recovery]
-    for layer, module, ratio in slicing.locked:
-        arguments += ["--lock", str(layer), module, _number(100 * ratio)]
+    for lock in slicing.locked:
+        arguments += ["--lock", *lock_words(lock)]
     arguments += ["--calibration", calibration.text, "--eval", evaluation.text]
     arguments += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
     arguments += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]

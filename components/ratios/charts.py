@@ -105,7 +105,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         gettext(
             "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            reason=_reason(curves),
+            reason=f"{_reason(curves)} {_ranks(curves)} {_rules(curves)}".rstrip(),
         ),
         figure.table(
             {
@@ -143,13 +143,41 @@ def _reason(curves: Mapping[str, ImportanceCurve]) -> str:
         return gettext(
             "One threshold for attention and one for MLPs apply to all layers. Before the cap and any locks are "
             "applied, a module's ratio is the fraction of its units below the threshold; another score (contribution "
-            "to the output times sensitivity of the loss) decides which heads and neurons are removed."
+            "to the output times sensitivity of the loss) decides which neurons and rotary pairs are removed."
         )
     return gettext(
         "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
         "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose mean "
         "importance lies below the threshold; another score (contribution to the output times sensitivity of the "
         "loss) decides which neurons are removed."
+    )
+
+
+def _ranks(curves: Mapping[str, ImportanceCurve]) -> str:
+    if all(curve.threshold is None for curve in curves.values()):
+        return ""
+    ranks = {module: curve.rank for module, curve in curves.items()}
+    return gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
+
+
+def _rules(curves: Mapping[str, ImportanceCurve]) -> str:
+    """Which rule decides each head of the layer, or for lack of this the rules."""
+    fired = curves["attention"].rules
+    texts = {
+        "few of the best channels": gettext("less than a quarter of the mean number of the best channels"),
+        "captured energy": gettext("the others capture more energy without them"),
+        "width": gettext("with them, all would be narrower than three quarters of their width"),
+        "locked": gettext("locked by hand"),
+        "displaced by a locked head": gettext("changed by locked heads"),
+    }
+    heads = {rule: ", ".join(str(head) for head, by in enumerate(fired) if by == rule) for rule in texts}
+    if listed := "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule]):
+        return gettext("Its heads that a rule decides: {heads}.", heads=listed)
+    if fired or not curves["attention"].one_by_one:
+        return ""
+    return gettext(
+        "Heads with few of the best channels are removed, then the weakest one as long as the others capture more "
+        "energy without it, or are narrower than three quarters of their width."
     )
 
 

@@ -1,4 +1,4 @@
-"""Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt."""
+"""Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt; locked units."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def _template() -> str:
         "the same. You can also save the ratios as a file, edit it, and load it again: it replaces the locked "
         "ratios."
     )
+    unit = gettext("Lock a head or the number of neurons, such as 3 attention head 5 keep, or 7 mlp neurons 400")
     lock, modules = gettext("Lock"), MODULES
     names = (gettext("Layer"), modules["attention"], lock, modules["mlp"], lock)
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
@@ -32,13 +33,15 @@ def _template() -> str:
   <p class="isx-quiet">{instructions}</p>
   <div class="isx-scroll" tabindex="0" role="region" aria-label="{gettext("Manual ratios")}">
     <table><thead><tr>{head}</tr></thead><tbody></tbody></table></div>
+  <ul class="isx-units"></ul>
+  <label class="isx-quiet">{unit} <input class="isx-unit" size="24"></label>
   <button type="button" class="isx-unlock">{gettext("Unlock all")}</button>
 </details>
 """
 
 
 class OverridesPanel(NamedTuple):
-    """The table, whose value is the locked ratios as text; an error message; and buttons for ratio files."""
+    """The table, whose value is the locks as text; an error message; and buttons for ratio files."""
 
     table: gr.HTML
     problem: gr.HTML

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from intraslice.core.config import Lock, lock_target, lock_words
 from intraslice.untrusted.layer_files import ratios_csv, read_ratios
 
 from ..state.request import Request
@@ -16,14 +17,14 @@ def with_ratios(request: Request, file: str | None) -> Request:
     if file is None:
         return request
     manual_locks = [part.strip() for part in request.settings.locked.split(",") if part.strip()]
-    locked = {lock[:2] for lock in request.slicing.locked}
+    locked = {lock_target(lock) for lock in request.slicing.locked}
     file_locks = locked_text([lock for lock in read_ratios(file) if lock[:2] not in locked])
     return request.with_settings(locked=", ".join([*filter(None, [file_locks]), *manual_locks]))
 
 
-def locked_text(locks: Iterable[tuple[int, str, float]]) -> str:
-    """Locked ratios as the controls hold them: "7 attention 25, 3 mlp 0"."""
-    return ", ".join(f"{layer} {module} {100 * ratio:.12g}" for layer, module, ratio in locks)
+def locked_text(locks: Iterable[Lock]) -> str:
+    """Locks as the controls hold them: "7 attention 25, 3 mlp 0"."""
+    return ", ".join(" ".join(lock_words(lock)) for lock in locks)
 
 
 def write_ratios(session: Session, request: Request, path: Path) -> None:

@@ -16,7 +16,7 @@ from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, make_plan
+from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, head_rules, make_plan
 
 from ..i18n.language import language
 from .caches import BoundedCache
@@ -158,8 +158,13 @@ def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, 
     estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
     thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
     free = plan.config.shapes == "free"
-    importances = source.importances[estimator]
-    return {module: units.curve(layer, thresholds[module], free) for module, units in importances.items()}
+    curves: dict[str, ImportanceCurve] = {}
+    for module, units in source.importances[estimator].items():
+        ratios = [getattr(kept, f"{module}_ratio") for kept in plan.layers]
+        rank = 1 + sum(ratio > ratios[layer] for ratio in ratios)
+        rules = head_rules(source.profile, plan, layer) if module == "attention" else ()
+        curves[module] = replace(units.curve(layer, thresholds[module], free), rank=rank, rules=rules)
+    return curves
 
 
 def _layer_view(kept: LayerPlan, dense: LayerProfile) -> LayerView:

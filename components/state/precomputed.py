@@ -217,6 +217,8 @@ def save_profile(profile: Profile, path: Path) -> None:
         "dim": np.stack([layer.table.dim.cpu().numpy() for layer in layers]).astype(np.int16),
         "about": json.dumps(about),
     }
+    if rules := [layer.table.rule for layer in layers if layer.table.rule is not None]:
+        arrays["rule"] = np.stack([rule.cpu().numpy() for rule in rules]).astype(np.int8)
     np.savez_compressed(path, **arrays)
 
 
@@ -227,6 +229,7 @@ def load_profile(path: Path) -> Profile:
         sizes = LayerSizes(**about["sizes"])
         alive = torch.from_numpy(np.unpackbits(arrays["alive"], axis=-1, count=sizes.heads).astype(bool))
         dim = torch.from_numpy(arrays["dim"].astype(np.int64))
+        rule = torch.from_numpy(arrays["rule"].astype(np.int64)) if "rule" in arrays else [None] * len(dim)
         importances = {
             estimator: [torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS]
             for estimator in about["estimators"]
@@ -234,7 +237,7 @@ def load_profile(path: Path) -> Profile:
     layers = tuple(
         LayerProfile(
             sizes=sizes,
-            table=HeadTable(alive[index], dim[index]),
+            table=HeadTable(alive[index], dim[index], rule[index]),
             kv_head=tuple(about["kv_head"]),
             importances={
                 estimator: Importances(attention[index], mlp[index])

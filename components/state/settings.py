@@ -109,7 +109,7 @@ def _text(text: Any) -> str:
 
 
 def _locks(text: Any) -> tuple[Lock, ...]:
-    """The locks of a text such as "7 attention 25, 3 mlp 0". Raises UserError for anything else."""
+    """The locks of a text such as "7 attention 25, 3 attention head 5 keep". Raises UserError for anything else."""
     text = checks.text("Ratios set manually", text, limits.LOCKED.value)
     return tuple(parse_lock(part) for part in text.split(",") if part.strip())
 
@@ -171,7 +171,7 @@ class Settings(NamedTuple):
             lambda is_on: gettext("MLP neurons trained") if is_on else gettext("MLP neurons not trained"),
         ),
     ] = False
-    locked: Annotated[str, Control(_locks)] = ""  # manual ratios in per cent: "7 attention 25, 3 mlp 0"
+    locked: Annotated[str, Control(_locks)] = ""  # as in `_locks`, ratios in per cent
     dtype: Annotated[str, Control(describe=str, calibrates=True)] = "auto"
     shapes: Annotated[
         str,

@@ -73,6 +73,8 @@ class ImportanceCurve:
 
     Units below `threshold` are removed; `all_below` and `chosen_below` are their fractions, counted on all units.
     `threshold` is None if the estimator uses no importances. Units are removed `one_by_one`, or several together.
+    By its ratio, the chosen layer has the `rank` 1 if it is pruned most. `rules`: what keeps or removes each query head
+    in attention (`RULES` of the library); empty where it is not known.
     """
 
     unit: str
@@ -82,6 +84,8 @@ class ImportanceCurve:
     all_below: float
     chosen_below: float
     one_by_one: bool = True
+    rank: int = 1
+    rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -196,13 +196,15 @@ def interleaved(frequency: Int[Tensor, "kv_heads pairs"], rotated: int) -> Int[T
     return torch.cat([2 * pairs, 2 * pairs + 1], dim=1)
 
 
-def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
-    """Gate, up and down, padded with zero neurons to a width of whole blocks.
+def stored_neurons(neurons: int) -> int:
+    """The stored width of an MLP, in whole blocks. At least one: deci drops the attention of a layer with width 0."""
+    return max(BLOCK, -(-neurons // BLOCK) * BLOCK)
 
-    Without neurons there is one block of padding: deci drops the attention of a layer with width 0.
-    """
+
+def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
+    """Gate, up and down, padded with zero neurons to a width of whole blocks."""
     neurons = len(weights.up)
-    padding_rows = max(BLOCK, -(-neurons // BLOCK) * BLOCK) - neurons
+    padding_rows = stored_neurons(neurons) - neurons
 
     def rows(tensor: Tensor | None) -> PaddedTensor | None:
         if tensor is None:

@@ -53,7 +53,7 @@ class GGUFReport:
 
 
 @dataclass(frozen=True)
-class _Sizes:
+class TensorSizes:
     """Shape and stored type of every tensor, by name, and the number of padding bytes."""
 
     shapes: dict[str, tuple[int, ...]]
@@ -129,7 +129,7 @@ def write_gguf(
     one_of("the GGUF type", gguf_type, GGUF_TYPES)
     file = require_new_file(file, ".gguf")
     vocabulary = require_deci(model, tokenizer)
-    sizes = _sizes(model, gguf_type)
+    sizes = tensor_sizes(model, gguf_type)
     needed, free = sizes.all_bytes(), shutil.disk_usage(file.parent).free
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
@@ -147,7 +147,7 @@ def write_gguf(
 
 def gguf_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType) -> int:
     """The size of the file that `write_gguf` would write without name and description. Raises UserError as it does."""
-    vocabulary, sizes = require_deci(model, tokenizer), _sizes(model, gguf_type)
+    vocabulary, sizes = require_deci(model, tokenizer), tensor_sizes(model, gguf_type)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "header.gguf"
         with closing(GGUFWriter(file, "deci")) as writer:
@@ -183,14 +183,15 @@ def head_name(model: PreTrainedModel) -> str:
     return "token_embd.weight" if model.config.tie_word_embeddings else "output.weight"
 
 
-def _sizes(model: PreTrainedModel, gguf_type: GGUFType) -> _Sizes:
+def tensor_sizes(model: PreTrainedModel, gguf_type: GGUFType) -> TensorSizes:
+    """The sizes of all tensors in the file of a model."""
     shapes, types, padding, head = {}, {}, 0, head_name(model)
     for name, tensor in gguf_tensors.deci_tensors(model):
         shapes[name] = tuple(tensor.values.shape)
         types[name] = stored_type(name, shapes[name], gguf_type, head)
         block, size = GGML_QUANT_SIZES[types[name]]
         padding += (tensor.values.numel() - tensor.kept) * size // block
-    return _Sizes(shapes, types, padding)
+    return TensorSizes(shapes, types, padding)
 
 
 def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: int) -> None:
@@ -203,7 +204,7 @@ def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: 
 
 
 def _write_header(
-    writer: GGUFWriter, model: PreTrainedModel, sizes: _Sizes, gguf_type: GGUFType, vocabulary: Fields
+    writer: GGUFWriter, model: PreTrainedModel, sizes: TensorSizes, gguf_type: GGUFType, vocabulary: Fields
 ) -> None:
     """Everything but the tensors' data."""
     config, heads = model.config, shared_heads(model)

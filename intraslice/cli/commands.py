@@ -152,10 +152,10 @@ def _should_stream(run: Run) -> bool:
 
 def _require_streamable(run: Run) -> None:
     a = run.arguments
-    if a.out is None or a.gguf is not None or a.device_map is not None or a.slicing is not None:
+    if a.out is None or any(option is not None for option in (a.gguf, a.device_map, a.slicing, a.size)):
         raise UserError(
-            "--stream requires --out FOLDER and does not support --gguf, --device-map or --slicing; leave them out, "
-            "and write the GGUF file with `export` afterwards"
+            "--stream requires --out FOLDER and does not support --gguf, --device-map, --slicing or --size; leave them "
+            "out, and write the GGUF file with `export` afterwards"
         )
     if searches(a):
         raise UserError(

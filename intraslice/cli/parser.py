@@ -116,6 +116,11 @@ ANSWERS = (
     "the dense model's, fraction of distinct 3-grams"
 )
 MEASURE = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
+SIZE = (
+    "bytes that the weights may have, instead of --sparsity: in the model's dtype, or in the type that follows, as in "
+    "200MB q8_0; with --gguf in the file's type"
+)
+CACHED = "tokens whose key/value cache counts towards --size, too"
 CONTEXT = "slice the model by --sparsity and --estimator, and restore one module at a time to dense"
 QUANTISED = "evaluate each model, and the dense one, with its weights rounded to these GGUF types; none: not rounded"
 SEARCHED = ".json file to write the importances to, for --estimator; with --depth a .csv file, for --ratios"
@@ -149,6 +154,8 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--ratios", RATIOS, type=Path, metavar="FILE|search"),
         _option("--passes", PASSES, type=float, default=SearchConfig.passes, metavar="N"),
         _option("--slicing", "crossmodule: fraction of axes to remove, instead of --sparsity", type=float, metavar="F"),
+        _option("--size", SIZE, "ratios evaluate slice generate", nargs="+", metavar=("SIZE", "TYPE")),
+        _option("--context", CACHED, "ratios evaluate slice generate", default=0, **NUMBER),
         _option("--stream", STREAM, "slice", **SWITCH),
         _option("--ratio", "pruning ratio of each module; one or more", "sensitivity", default=[0.3], **FLOATS),
         _option("--context", CONTEXT, "sensitivity", **SWITCH),

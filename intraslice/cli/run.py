@@ -29,6 +29,7 @@ from intraslice.core.config import (
     EvaluationConfig,
     SliceConfig,
     canonical_shapes,
+    lock_target,
     parse_lock,
 )
 from intraslice.core.errors import UserError
@@ -76,7 +77,8 @@ class Run(Pipeline):
                 f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
                 f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
             )
-        super().__init__(recipe_of(arguments), device, arguments.device_map, arguments.slicing, ratio_search=search)
+        recipe, options = recipe_of(arguments), {"ratio_search": search} | _size(arguments)
+        super().__init__(recipe, device, arguments.device_map, arguments.slicing, **options)
         self.is_first, self.is_alone = rank() == 0, size() == 1  # of the processes that torchrun has started
         if not self.is_alone:
             require_shareable(arguments, self.recipe)
@@ -93,7 +95,8 @@ class Run(Pipeline):
         unused = {name for name in names_of(SliceConfig) if methods and all(name in one.unused for one in methods)}
         estimators = [ESTIMATORS[name] for name in options.get("estimators", [slicing.estimator])]
         by_method = [option for name in unused for option in SETTERS.get(name, (name,))]
-        is_sensitivity, in_context = a.command == "sensitivity", options.get("context", False)
+        is_sensitivity, sizes = a.command == "sensitivity", bool(options.get("size"))
+        in_context = is_sensitivity and a.context
         trains = slicing.recovery != NO_RECOVERY or any(one.recovery(slicing) != NO_RECOVERY for one in methods)
         has_units = is_sensitivity or any(one.importance and not one.neurons for one in estimators)
         for is_unused, user, names in (
@@ -101,6 +104,8 @@ class Run(Pipeline):
             (is_sensitivity and not in_context, "sensitivity without --context", OF_CONTEXT),
             (in_context, "--context", ["ratio"]),
             (a.slicing is not None, "--slicing", ["sparsity"]),
+            (sizes, "--size", ["sparsity"]),
+            (not sizes and not is_sensitivity, "a slice without --size", ["context"]),
             (options.get("no_speed", False), "--no-speed", ["prompt_tokens"]),
             (bool(options.get("seeds")), "--seeds", ["seed"]),
             (a.command != "search" and not searches(a), "ratios without a search", ["passes"]),
@@ -190,7 +195,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         raise UserError(f"--eval-tokens must be at least --length, {a.length} tokens, got {a.eval_tokens}")
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
-    locked = (*(lock for lock in file_locks if lock[:2] not in {other[:2] for other in locks}), *locks)
+    locked = (*(lock for lock in file_locks if lock[:2] not in {lock_target(other) for other in locks}), *locks)
     return Recipe(
         model=a.model,
         slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a)),
@@ -204,6 +209,16 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def _config(config: type[Config], arguments: argparse.Namespace, **others: Any) -> Config:
     """A config by the options of its fields, and others."""
     return config(**{name: getattr(arguments, option) for name, option in names_of(config).items()} | others)
+
+
+def _size(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The pipeline's size and context. A size without a type is that of the GGUF file, where one is written."""
+    words = getattr(arguments, "size", None)
+    if not words:
+        return {}
+    size, file = " ".join(words), getattr(arguments, "gguf", None)
+    named = size if file is None or size.rstrip()[-1:] not in "bB" else f"{size} {arguments.type}"
+    return {"size": named, "context": arguments.context}
 
 
 def _shapes(arguments: argparse.Namespace) -> str:

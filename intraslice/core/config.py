@@ -15,7 +15,11 @@ ModuleKind = Literal["attention", "mlp"]
 MODULE_KINDS: tuple[ModuleKind, ...] = get_args(ModuleKind)
 FREE, RUNTIME = SHAPES = ("free", "runtime")
 Targets = Literal["sampled", "text"]
-Lock = tuple[int, ModuleKind, float]  # layer, module, ratio
+RatioLock = tuple[int, ModuleKind, float]  # layer, module, ratio
+HeadLock = tuple[int, ModuleKind, str, int, str]  # layer, "attention", "head", query head, "keep" or "remove"
+NeuronLock = tuple[int, ModuleKind, str, int]  # layer, "mlp", "neurons", number of neurons that are kept
+Lock = RatioLock | HeadLock | NeuronLock
+KEEP, REMOVE = HEAD_STATES = ("keep", "remove")
 NO_RECOVERY = "none"
 MAX_SPARSITY = 0.8
 BIASES = (0.2, 2)  # smallest and largest
@@ -119,10 +123,10 @@ class EvaluationConfig:
 class SliceConfig:
     """How much to remove and by which rule.
 
-    `bias` is the paper's lambda_b. `locked` ratios are fixed by the user; the other modules compensate, so that the
-    total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free ones in multiples are
-    "mlp=64 dim=8" and the like (see `canonical_shapes`). `iterative` refines MLPs whose ratio is above
-    `iterative_above`. A `recovery` trains after slicing, for `epochs`.
+    `bias` is the paper's lambda_b. `locked` ratios and units (see `parse_lock`) are fixed by the user; all else
+    compensates, so that the total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free
+    ones in multiples are "mlp=64 dim=8" and the like (see `canonical_shapes`). `iterative` refines MLPs whose ratio is
+    above `iterative_above`. A `recovery` trains after slicing, for `epochs`.
     """
 
     sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")
@@ -149,12 +153,13 @@ class SliceConfig:
     iterative_above: float = 0.35
     locked: tuple[Lock, ...] = option(
         (),
-        "fix the ratio of one module, such as --lock 7 mlp 25; repeatable; other modules are adjusted to meet the "
-        "sparsity",
+        "fix the ratio of one module, such as --lock 7 mlp 25, its neurons, such as --lock 7 mlp neurons 400, or a "
+        "query head, such as --lock 3 attention head 5 keep (with its key/value head) or remove; repeatable; all else "
+        "is adjusted to meet the sparsity",
         "--lock",
-        nargs=3,
+        nargs="+",
         action="append",
-        metavar=("LAYER", "MODULE", "PERCENT"),
+        metavar=("LAYER", "MODULE PERCENT|UNIT"),
     )
     head_fraction: float | None = option(  # by default a channel for pca, a head for fisher
         None, "fraction of a head that is ranked as one unit; 1: whole heads", metavar="F"
@@ -176,6 +181,21 @@ class SliceConfig:
         """Multiples of the sizes; the smallest where the shapes name none."""
         pairs = (pair.split("=") for pair in self.shapes.split() if "=" in pair)
         return Alignment(**{name: int(multiple) for name, multiple in pairs})
+
+    @property
+    def ratio_locks(self) -> list[RatioLock]:
+        """The locked ratios of modules."""
+        return [lock for lock in self.locked if len(lock) == 3]
+
+    @property
+    def head_locks(self) -> list[HeadLock]:
+        """The locked query heads."""
+        return [lock for lock in self.locked if len(lock) == 5]
+
+    @property
+    def neuron_locks(self) -> list[NeuronLock]:
+        """The locked numbers of neurons."""
+        return [lock for lock in self.locked if len(lock) == 4]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "locked", _locks(self.locked))
@@ -208,34 +228,69 @@ def _text_name(name: str, value: Any) -> str:
 
 def _locks(locked: Any) -> tuple[Lock, ...]:
     try:
-        locks = [(layer, module, ratio) for layer, module, ratio in locked]
-    except (TypeError, ValueError):
+        checked = tuple(_lock(*lock) for lock in locked)
+    except TypeError:
         raise UserError(
             "locked must have a layer, a module and a ratio for each lock, as in ((7, 'mlp', 0.25),), got {value}",
             value=quoted(locked),
         ) from None
-    checked = tuple(
-        (
-            integer("a locked layer", layer, 0),
-            one_of("a locked module", module, MODULE_KINDS),
-            number(Message("the locked ratio of layer {layer}'s {module}", layer=layer, module=module), ratio, 0, 1),
+    if len({lock_target(lock) for lock in checked}) < len(checked):
+        raise UserError(
+            "a module is locked twice; expected at most one ratio or number of neurons, and one lock a head"
         )
-        for layer, module, ratio in locks
-    )
-    if len({lock[:2] for lock in checked}) < len(checked):
-        raise UserError("a module is locked twice; expected at most one ratio per module")
     return checked
 
 
+def _lock(layer: Any, module: Any, *values: Any) -> Lock:
+    """Check the parts of a lock. Raises TypeError for parts that none has."""
+    layer, module = integer("a locked layer", layer, 0), one_of("a locked module", module, MODULE_KINDS)
+    match module, *values:
+        case _, ratio:
+            name = Message("the locked ratio of layer {layer}'s {module}", layer=layer, module=module)
+            return layer, module, number(name, ratio, 0, 1)
+        case "attention", "head", head, state:
+            return layer, module, "head", integer("a locked head", head, 0), one_of("its lock", state, HEAD_STATES)
+        case "mlp", "neurons", count:
+            return layer, module, "neurons", integer("the locked number of neurons", count, 0)
+        case _:
+            raise TypeError
+
+
+def lock_target(lock: Lock) -> tuple[int | str, ...]:
+    """What the lock is of: a module with its layer, or a head; two locks of the same one contradict each other."""
+    return lock[:4] if len(lock) == 5 else lock[:2]
+
+
+def lock_words(lock: Lock) -> list[str]:
+    """The words of a lock, as `parse_lock` reads them."""
+    words = [str(part) for part in lock]
+    return [*words[:2], f"{100 * lock[2]:.12g}"] if len(lock) == 3 else words
+
+
 def parse_lock(text: str) -> Lock:
-    """Parse a locked ratio: layer, module and percentage, as in "7 mlp 25". Raises UserError for anything else."""
+    """Parse a lock: of a ratio, with layer, module and percentage, as in "7 mlp 25", or of units.
+
+    "3 attention head 5 keep" and "3 attention head 5 remove" lock a query head, "7 mlp neurons 400" the number of
+    neurons that are kept. Raises UserError for anything else.
+    """
+    words = text.split()
     try:
-        layer, module, word = text.split()
-        index, percent = int(layer), float(word)
-    except ValueError:
+        if len(words) == 3:
+            return _parse_ratio(*words)
+        layer, module, *unit = words
+        return _lock(int(layer), module, *(int(word) if word.isdecimal() else word for word in unit))
+    except (ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(
-            "{text!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25", text=text.strip()
+            "{text!r} is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25, or a unit, as in "
+            "3 attention head 5 keep or 7 mlp neurons 400",
+            text=text.strip(),
         ) from None
+
+
+def _parse_ratio(layer: str, module: str, word: str) -> RatioLock:
+    index, percent = int(layer), float(word)
     one_of("a locked module", module, MODULE_KINDS)
     name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
     number(name, int(percent) if percent.is_integer() else percent, 0, 100)

@@ -53,7 +53,7 @@ class LayerRatioMethod(OneShotMethod):
         sizes = [replace(size, whole_queries=size.whole_queries or not self.narrows_queries) for size in stats.sizes]
         influence = [layer.influence.item() / stats.tokens for layer in stats.layers]
         cap = config.cap if self.uses_cap else 1.0
-        locked_ratios = {(layer, module): ratio for layer, module, ratio in config.locked}
+        locked_ratios = {(layer, module): ratio for layer, module, ratio in config.ratio_locks}
 
         def ratios(module: ModuleKind, mean: float) -> list[float]:
             capped = cap_ratios(self.layer_ratios(influence, mean), [size.channels for size in sizes], cap)

@@ -147,6 +147,8 @@ def plan_by(
         raise UserError(
             f"method {method} requires all layers in memory; load the model without a device map, or use intraslice"
         )
+    if not entry.uses_estimator and len(config.ratio_locks) < len(config.locked) and "locked" not in entry.unused:
+        raise UserError(f"method {method} has no locks of heads or neurons; lock ratios, or use intraslice")
     if entry.recovery(config) != NO_RECOVERY:
         require_trainable(model)
     stats = cast(CalibrationStats, stats)

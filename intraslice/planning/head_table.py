@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -32,12 +33,17 @@ def head_energies(
     return values / total.clamp_min(torch.finfo(values.dtype).tiny) * scores.sum(-1, keepdim=True)
 
 
+# Why a head is kept or removed; indices of `HeadTable.rule`.
+RULES = ("kept", "few of the best channels", "captured energy", "width", "locked", "displaced by a locked head")
+
+
 @dataclass(frozen=True)
 class HeadTable:
     """Row `keep`: the kept heads and their width when `keep` of the H*d channels are kept."""
 
     alive: Bool[Tensor, "keeps heads"]  # kept heads
     dim: Int[Tensor, " keeps"]
+    rule: Int[Tensor, "keeps heads"] | None = None  # in `RULES`; None if it is not known
 
 
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
@@ -54,10 +60,8 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
     owner = scores.flatten().argsort(descending=True, stable=True) // width
     among_best = functional.pad(functional.one_hot(owner, heads).cumsum(0), (0, 0, 1, 0))[keep]
     alive = among_best >= keep[:, None] / heads / 4
-
-    def width_for(count: Tensor) -> Tensor:
-        return ((keep / count / 2).round().long() * 2).clamp(2, width)  # the nearest even number
-
+    rule = (~alive).long()
+    width_for = partial(_width_for, keep, width=width)
     for _ in range(heads - 1):
         count = alive.sum(1)
         dim = width_for(count)
@@ -66,11 +70,37 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
         fewer = alive & ~weakest
         energy = (captured * alive).sum(1)
         energy_without = (captured_at[width_for((count - 1).clamp_min(1))] * fewer).sum(1)
-        drop = (count > 1) & ((energy_without > energy) | (dim < MIN_HEAD_FRACTION * width))
+        grows = energy_without > energy
+        drop = (count > 1) & (grows | (dim < MIN_HEAD_FRACTION * width))
         if not drop.any():
             break
+        rule = torch.where(drop[:, None] & weakest, 3 - grows[:, None].long(), rule)
         alive = torch.where(drop[:, None], fewer, alive)
-    return HeadTable(alive, width_for(alive.sum(1)))
+    return HeadTable(alive, width_for(alive.sum(1)), rule)
+
+
+def _width_for(keep: Int[Tensor, " keeps"], count: Int[Tensor, " keeps"], width: int) -> Int[Tensor, " keeps"]:
+    """The even width nearest to `keep` channels in `count` heads, at most the dense `width`."""
+    return ((keep / count / 2).round().long() * 2).clamp(2, width)
+
+
+def lock_heads(table: HeadTable, kept: Collection[int], removed: Collection[int], width: int) -> HeadTable:
+    """The table in which some heads are always `kept` and others always `removed`; `width` is the dense one.
+
+    Every budget has as many heads as before, where the locks allow it: first the locked ones, then those that it had,
+    then those that the most budgets keep.
+    """
+    rows, heads = table.alive.shape
+    score = table.alive.sum(0) + (rows + 1) * table.alive  # (keeps, heads)
+    score[:, list(kept)] += 3 * rows
+    score[:, list(removed)] = -1
+    count = table.alive.sum(1).clamp(len(kept), heads - len(removed))
+    alive = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < count[:, None]
+    keep = torch.arange(rows, device=count.device).clamp_min(2)
+    rule = torch.zeros_like(score) if table.rule is None else table.rule.clone()
+    rule[alive != table.alive] = RULES.index("displaced by a locked head")
+    rule[:, [*kept, *removed]] = RULES.index("locked")
+    return HeadTable(alive, _width_for(keep, count, width), None if table.rule is None else rule)
 
 
 @dataclass(frozen=True)

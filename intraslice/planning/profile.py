@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from intraslice.core.config import GRADIENT_GROUP, MODULE_KINDS, ModuleKind
+from intraslice.core.config import GRADIENT_GROUP, HEAD_STATES, MODULE_KINDS, HeadLock, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
-from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads
+from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads, lock_heads
 from intraslice.planning.sizes import LayerSizes, block_widths
 
 Value = TypeVar("Value")
@@ -81,6 +81,8 @@ class LayerProfile:
     table: HeadTable
     kv_head: tuple[int, ...]
     importances: Mapping[str, Importances]  # by estimator, of those that compute importances
+    kept: frozenset[int] = frozenset()  # locked query heads
+    removed: frozenset[int] = frozenset()
 
     @cached_property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -104,15 +106,34 @@ class LayerProfile:
         groups = torch.tensor(self.kv_head).argsort(stable=True).view(sizes.kv_heads, -1)
         if estimator is None:  # in the order of the table, at costs that grow with the removed parameters
             survival = self.table.alive.sum(0).double().cpu()  # number of budgets at which a head is kept
-            choices = even_heads(sizes, groups, survival, torch.ones_like(survival))
+            choices = even_heads(sizes, groups, self._locks_first(survival), torch.ones_like(survival))
             choices = [replace(choice, loss=choice.removed**2 / choices[-1].removed) for choice in choices]
-            return Choices(choices, 1 - widths[1:] / sizes.neurons)
+            return Choices(self._allowed(choices), 1 - widths[1:] / sizes.neurons)
         heads, neurons = (
             values.double().cpu() for values in (self.importances[estimator].attention, self.importances[estimator].mlp)
         )
         heads, cumulative = heads.view(sizes.heads, -1).sum(1), functional.pad(neurons.sort().values.cumsum(0), (1, 0))
         costs = cumulative[sizes.neurons - widths].diff() / (-widths.diff() * sizes.neuron_cost)
-        return Choices(even_heads(sizes, groups, heads, heads), costs)
+        return Choices(self._allowed(even_heads(sizes, groups, self._locks_first(heads), heads)), costs)
+
+    def _locks_first(self, rank: Float[Tensor, " heads"]) -> Float[Tensor, " heads"]:
+        """The rank of heads, of which those that are locked as kept come first, and those removed last."""
+        rank, beyond = rank.clone(), rank.abs().sum() + 1
+        rank[list(self.kept)] += beyond
+        rank[list(self.removed)] -= beyond
+        return rank
+
+    def _allowed(self, choices: list[EvenHeads]) -> list[EvenHeads]:
+        """The sets of heads that obey the locks. Raises UserError if there is none."""
+        allowed = [one for one in choices if self.kept <= {*one.heads} and self.removed.isdisjoint(one.heads)]
+        if not allowed:
+            raise UserError(
+                "runtime shapes keep equally many query heads of every key/value head of a layer, so heads {kept} "
+                "cannot be kept without heads {removed}; unlock some, or choose free shapes",
+                kept=", ".join(map(str, sorted(self.kept))),
+                removed=", ".join(map(str, sorted(self.removed))),
+            )
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -124,7 +145,7 @@ class Profile:
     bytes_per_value: int = field(default=4)  # of a cached key or value
     head_fraction: float | None = None  # as in SliceConfig: used for the importances
     gradient_group: int = GRADIENT_GROUP
-    _computed: dict[object, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _computed: dict[tuple[str | None, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def estimators(self) -> tuple[str, ...]:
@@ -145,11 +166,25 @@ class Profile:
                 estimator=estimator,
             )
 
+    def with_locks(self, locks: Sequence[HeadLock]) -> Profile:
+        """This profile with locked heads, if there are some."""
+        if not locks:
+            return self
+        layers = list(self.layers)
+        for index in {lock[0] for lock in locks}:
+            here, layer = [lock for lock in locks if lock[0] == index], layers[index]
+            kept, removed = (frozenset(head for *_, head, state in here if state == each) for each in HEAD_STATES)
+            table = lock_heads(layer.table, kept, removed, layer.sizes.dim)
+            layers[index] = replace(layer, table=table, kept=kept, removed=removed)
+        locked = replace(self, layers=tuple(layers))
+        locked._computed.update({key: value for key, value in self._computed.items() if "choices" not in key})
+        return locked
+
     def ranking(self, estimator: str, module: ModuleKind) -> Ranking:
         """The global ranking of the units of one kind of module, cached."""
         return self._once((estimator, module), lambda: rank(self.importances(estimator, module)))
 
-    def _once(self, key: object, compute: Callable[[], Value]) -> Value:
+    def _once(self, key: tuple[str | None, str], compute: Callable[[], Value]) -> Value:
         if key not in self._computed:
             self._computed[key] = compute()
         return self._computed[key]

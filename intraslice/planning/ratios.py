@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.core.config import FREE, MODULE_KINDS, RUNTIME, ModuleKind, SliceConfig, too_little_removed
+from intraslice.core.config import (
+    FREE,
+    KEEP,
+    MODULE_KINDS,
+    REMOVE,
+    RUNTIME,
+    ModuleKind,
+    SliceConfig,
+    too_little_removed,
+)
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
-from intraslice.planning.profile import Profile, masked_parameters
+from intraslice.planning.head_table import RULES
+from intraslice.planning.profile import LayerProfile, Profile, masked_parameters
 from intraslice.planning.runtime_sizes import locked_ratios, runtime_sizes
-from intraslice.planning.sizes import MULTIPLE, LayerSizes, Parameters, aligned, all_aligned, neurons_kept
+from intraslice.planning.sizes import BLOCK, MULTIPLE, LayerSizes, Parameters, aligned, all_aligned, neurons_kept
 
 ModuleId = tuple[int, ModuleKind]
 Ratios = Mapping[ModuleId, float]  # of every module
@@ -165,15 +176,16 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     else:
         neurons_removed = nominal * (config.bias or 1.0)
     mlp, mlp_threshold = _uncapped_ratios(profile, config, "mlp", neurons_removed)
-    mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), "mlp", config)
+    mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), locked_ratios(config, "mlp", sizes))
     removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
     attention_budget = nominal * profile.dense_decoder - removed_by_mlp
     fraction = attention_budget / sum(s.channels * s.channel_cost for s in sizes)
     attention, attention_threshold = _uncapped_ratios(profile, config, "attention", fraction)
-    attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), "attention", config)
+    attention_locks = locked_ratios(config, "attention", sizes)
+    attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), attention_locks)
 
     shapes = [
-        layer.shapes[round(layer.sizes.channels * (1 - ratio))] if ratio < 1 else (0, 0, layer.sizes.dim)
+        layer.shapes[_channels(layer, ratio)] if ratio < 1 or layer.kept else (0, 0, layer.sizes.dim)
         for layer, ratio in zip(profile.layers, attention_capped, strict=True)
     ]
     widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
@@ -184,6 +196,8 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
             for (count, groups, dim), dense in zip(shapes, dims, strict=True)
         ]
         widths = all_aligned(widths, neurons, multiples.mlp)
+    for index, *_, width in config.neuron_locks:
+        widths[index] = width
     return _Candidate(
         attention_capped,
         mlp_capped,
@@ -201,8 +215,12 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     )
 
 
-def _with_locks(ratios: list[float], module: ModuleKind, config: SliceConfig) -> list[float]:
-    locked = locked_ratios(config, module)
+def _channels(layer: LayerProfile, ratio: float) -> int:
+    """The budget of channels that a ratio leaves."""
+    return round(layer.sizes.channels * (1 - ratio))
+
+
+def _with_locks(ratios: list[float], locked: Mapping[int, float]) -> list[float]:
     return [locked.get(index, ratio) for index, ratio in enumerate(ratios)]
 
 
@@ -222,9 +240,36 @@ def _uncapped_ratios(
 
 def require_locked_layers(config: SliceConfig, layers: int) -> None:
     """Raise UserError if a locked layer does not exist."""
-    if absent := [layer for layer, _, _ in config.locked if layer >= layers]:
+    if absent := [lock[0] for lock in config.locked if lock[0] >= layers]:
         message = "layer {layer} does not exist, so it cannot be locked; layers are 0 to {last}"
         raise UserError(message, layer=absent[0], last=layers - 1)
+
+
+def require_locked_units(config: SliceConfig, sizes: Sequence[LayerSizes]) -> None:
+    """Raise UserError if locked heads or neurons do not exist, or if locks contradict each other or the shapes."""
+    for layer, _, _, head, state in config.head_locks:
+        last = sizes[layer].heads - 1
+        if head > last:
+            raise UserError(
+                "layer {layer} has no head {head}; its heads are 0 to {last}", layer=layer, head=head, last=last
+            )
+        if state == KEEP and (layer, "attention", 1.0) in config.locked:
+            message = "head {head} of layer {layer} cannot be kept, as 100% of its attention is locked"
+            raise UserError(message, head=head, layer=layer)
+    for layer, count in Counter(layer for layer, *_, state in config.head_locks if state == REMOVE).items():
+        if count == sizes[layer].heads:
+            raise UserError("all heads of layer {layer} are locked as removed; lock 100% of its attention", layer=layer)
+    for layer, *_, count in config.neuron_locks:
+        dense, multiple = sizes[layer].neurons, BLOCK if config.shapes == RUNTIME else config.alignment.mlp
+        if count != aligned(count, dense, multiple):
+            raise UserError(
+                "layer {layer} cannot keep {neurons:,} neurons; in these shapes it keeps multiples of {multiple}, at "
+                "most {dense:,}",
+                layer=layer,
+                neurons=count,
+                multiple=multiple,
+                dense=dense,
+            )
 
 
 def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
@@ -233,9 +278,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     With a bias, `L * I * (1 - s * bias)` neurons are kept (L layers of I neurons, sparsity s); attention makes up the
     rest of the budget. Without one, the least important parameters of both are removed (the uniform estimator has 1).
     Since key/value heads are removed by groups and sizes are rounded, a search over nominal sparsities makes the actual
-    sparsity meet the target. Locked ratios are kept, up to rounding to multiples that the shapes ask for, and the other
-    modules compensate for them. Raises UserError where the target is out of reach with the cap, the bias and the locks,
-    or a locked layer does not exist.
+    sparsity meet the target. Locked ratios are kept, up to rounding to multiples that the shapes ask for, locked units
+    exactly, and all else compensates for them. Raises UserError where the target is out of reach with the cap, the bias
+    and the locks, or a locked layer or unit does not exist.
     """
     units = (profile.head_fraction, profile.gradient_group)
     if units != (config.head_fraction, config.gradient_group):
@@ -244,8 +289,10 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             "use stats.profile_for(config)"
         )
     require_locked_layers(config, len(profile.layers))
-    layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     sizes = [layer.sizes for layer in profile.layers]
+    require_locked_units(config, sizes)
+    profile = profile.with_locks(config.head_locks)
+    layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
     excess = plan.removed_fraction - config.sparsity
     values = {"removed": plan.removed_fraction, "sparsity": 100 * config.sparsity}
@@ -265,6 +312,20 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             **values,
         )
     return plan
+
+
+def head_rules(profile: Profile, plan: SlicePlan, index: int) -> tuple[str, ...]:
+    """The rule that keeps or removes each query head of a layer, one of `RULES`.
+
+    Empty where none does: in runtime shapes, where the whole module is removed, and for a profile without rules.
+    """
+    layer, kept = profile.with_locks(plan.config.head_locks).layers[index], plan.layers[index]
+    if layer.table.rule is None or plan.config.shapes == RUNTIME or not kept.heads:
+        return ()
+    alive = torch.isin(torch.arange(layer.sizes.heads), torch.tensor(kept.heads))
+    budgets = (layer.table.alive.cpu() == alive).all(1).nonzero().flatten()
+    budget = budgets[(budgets - _channels(layer, kept.attention_ratio)).abs().argmin()]
+    return tuple(RULES[rule] for rule in layer.table.rule[budget].tolist())
 
 
 def plan_of_sizes(
@@ -291,8 +352,8 @@ def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan]
     for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
         profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
     ):
-        heads = layer.heads(round(layer.sizes.channels * (1 - attention))) if count else ()
-        if config.shapes != FREE:  # ratios of the rounded sizes
+        heads = layer.heads(_channels(layer, attention)) if count else ()
+        if config.shapes != FREE or layer.kept or layer.removed:  # ratios of the sizes
             attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
         layers.append(LayerPlan(attention, mlp, heads, kv_heads, dim, neurons))
     return layers, best.reasons
@@ -302,7 +363,7 @@ def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPl
     """Ratios, except locked ones, and the bias follow from the sizes."""
     chosen = runtime_sizes(profile, config)
     sizes = [layer.sizes for layer in profile.layers]
-    locked_attention, locked_mlp = (locked_ratios(config, module) for module in MODULE_KINDS)
+    locked_attention, locked_mlp = (locked_ratios(config, module, sizes) for module in MODULE_KINDS)
     layers = []
     for index, (size, kept, neurons) in enumerate(zip(sizes, chosen.heads, chosen.neurons, strict=True)):
         attention = locked_attention.get(index, 1 - len(kept.heads) / size.heads)

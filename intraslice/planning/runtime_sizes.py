@@ -21,7 +21,7 @@ from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.head_table import EvenHeads, frontier
 from intraslice.planning.profile import Profile
-from intraslice.planning.sizes import block_widths
+from intraslice.planning.sizes import LayerSizes, block_widths
 
 # As MASKED_FRACTION in profile.py, for whole heads. The best of 0.5, 0.6, 0.7 and 0.85 on three texts.
 WHOLE_HEAD_FRACTION = 0.6
@@ -72,17 +72,17 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     pruned by that fraction, else the costs decide. A locked module has the size nearest to its ratio.
     """
     estimator = config.estimator if ESTIMATORS[config.estimator].importance else None
-    locked_attention, locked_mlp = (locked_ratios(config, module) for module in MODULE_KINDS)
+    sizes, cap = [layer.sizes for layer in profile.layers], config.cap
+    attention_locks, mlp_locks = (locked_ratios(config, module, sizes) for module in MODULE_KINDS)
     frontiers = [
-        frontier(_allowed(choices, lambda kept: (len(kept.heads), kept.loss), locked_attention.get(index), config.cap))
-        for index, (choices, _) in enumerate(profile.choices(estimator))
+        frontier(_allowed(sets, lambda kept: (len(kept.heads), kept.loss), size.heads, attention_locks.get(at), cap))
+        for at, (size, (sets, _)) in enumerate(zip(sizes, profile.choices(estimator), strict=True))
     ]
     widths = [
-        _allowed(block_widths(layer.sizes.neurons), lambda width: (width, 0.0), locked_mlp.get(index), config.cap)
-        for index, layer in enumerate(profile.layers)
+        _allowed(block_widths(size.neurons), lambda width: (width, 0.0), size.neurons, mlp_locks.get(at), cap)
+        for at, size in enumerate(sizes)
     ]
     attention, mlp = _head_steps(frontiers), _block_steps(profile, widths, estimator)
-    sizes = [layer.sizes for layer in profile.layers]
     locked_heads = sum(choices[0].removed for choices in frontiers)
     locked_neurons = sum((size.neurons - kept[0]) * size.neuron_cost for size, kept in zip(sizes, widths, strict=True))
     budget = config.sparsity * profile.dense_decoder - locked_heads - locked_neurons
@@ -112,21 +112,23 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     )
 
 
-def locked_ratios(config: SliceConfig, module: ModuleKind) -> dict[int, float]:
-    """The locked ratios of one kind of module, by layer."""
-    return {layer: ratio for layer, kind, ratio in config.locked if kind == module}
+def locked_ratios(config: SliceConfig, module: ModuleKind, sizes: Sequence[LayerSizes]) -> dict[int, float]:
+    """The locked ratios of one kind of module, by layer; of a locked number of neurons, the ratio that it leaves."""
+    ratios = {layer: ratio for layer, kind, ratio in config.ratio_locks if kind == module}
+    neurons = {layer: 1 - count / sizes[layer].neurons for layer, *_, count in config.neuron_locks}
+    return ratios | (neurons if module == "mlp" else {})
 
 
 def _allowed(
-    choices: Sequence[Choice], key: Callable[[Choice], tuple[int, float]], locked: float | None, cap: float
+    choices: Sequence[Choice], key: Callable[[Choice], tuple[int, float]], dense: int, locked: float | None, cap: float
 ) -> list[Choice]:
     """The choices under the cap, the largest first; for a locked module the one nearest to its ratio.
 
-    `key` gives the size of a choice, and its loss, which decides between two that are equally near.
+    `key` gives the size of a choice, and its loss, which decides between two that are equally near. Where locked heads
+    leave none under the cap, the largest is allowed.
     """
-    dense, _ = key(choices[0])
     if locked is None:
-        return [choice for choice in choices if key(choice)[0] >= dense * (1 - cap - SLACK)]
+        return [choice for choice in choices if key(choice)[0] >= dense * (1 - cap - SLACK)] or [choices[0]]
     return [min(choices, key=lambda choice: (abs(key(choice)[0] - dense * (1 - locked)), key(choice)[1]))]
 
 

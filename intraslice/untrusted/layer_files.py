@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from intraslice.core.checks import integer, is_number, number
-from intraslice.core.config import MODULE_KINDS, Lock, ModuleKind
+from intraslice.core.config import MODULE_KINDS, ModuleKind, RatioLock
 from intraslice.core.errors import Message, UserError
 
 MAX_CHARACTERS = 2**20
 COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
-def read_ratios(path: str | Path) -> tuple[Lock, ...]:
+def read_ratios(path: str | Path) -> tuple[RatioLock, ...]:
     """The ratios in a .csv or .json file, as locks in its order.
 
     Raises UserError, naming the row, for invalid ratios, invalid or repeated layers, and for unreadable files.
@@ -39,7 +39,7 @@ def read_ratios(path: str | Path) -> tuple[Lock, ...]:
             columns=", ".join(COLUMNS),
         ) from error
     rows_by_layer: dict[int, int] = {}
-    locks: list[Lock] = []
+    locks: list[RatioLock] = []
     for index, row in enumerate(rows, 1):
         where = Message("{file}, row {row}", file=path.name, row=index)
         layer = integer(Message("{where}: layer", where=where), _cell(row["layer"]), 0)

@@ -68,6 +68,20 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     opened.says("#overrides", "(1 locked)")
     opened.moved_by(lambda: page.click("#overrides .isx-unlock"))
 
+    # Units, by another script, which is what a click on a head is, and by hand.
+    lock = "dispatchEvent(new CustomEvent('isx-lock-unit', {detail: '3 attention head 5 remove'}))"
+    opened.moved_by(lambda: page.evaluate(lock))
+    opened.addressed("locked=3+attention+head+5+remove")
+    opened.says("#overrides .isx-units", "Layer 3: query head 5 is removed")
+    page.fill("#overrides .isx-unit", "3 attention head 99 keep")
+    page.press("#overrides .isx-unit", "Enter")
+    opened.says("#overrides-problem", "Layer 3 has no head 99; its heads are 0 to 8")
+    page.fill("#overrides .isx-unit", "3 attention head 5 keep")
+    page.press("#overrides .isx-unit", "Enter")
+    opened.says("#overrides .isx-units", "Layer 3: query head 5 is kept, and so is its key/value head")
+    opened.moved_by(lambda: page.get_by_label("Unlock: Layer 3: query head 5 is kept").click())
+    page.wait_for_function("!location.search.includes('locked')")
+
 
 def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, page_session) -> None:
     opened, page, auto = plain, plain.page, plain.page.locator("#bias-auto input")

@@ -112,7 +112,7 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
         ),
         *(
             (partial(SliceConfig, locked=wrong), "locked must have a layer, a module")
-            for wrong in (None, 7, ((0, "mlp"),), "a")
+            for wrong in (None, 7, ((0, "mlp"),), "a", ((0, "mlp", "head", 1, "keep"),), ((0, "mlp", "neurons", 1, 2),))
         ),
         (partial(SliceConfig, locked=((-1, "mlp", 0.2),)), f"a locked layer must be {COUNT}, got -1"),
         (partial(SliceConfig, locked=((0, "head", 0.2),)), "a locked module must be one of attention, mlp, got 'head'"),
@@ -121,6 +121,18 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
             "the locked ratio of layer 0's mlp must be a number from 0 to 1",
         ),
         (partial(SliceConfig, locked=((0, "mlp", 0.1), (0, "mlp", 0.2))), "a module is locked twice"),
+        (
+            partial(SliceConfig, locked=((0, "attention", "head", 1, "stay"),)),
+            "its lock must be one of keep, remove, got",
+        ),
+        (
+            partial(SliceConfig, locked=((0, "mlp", "neurons", 1.5),)),
+            "the locked number of neurons must be a whole number",
+        ),
+        (
+            partial(SliceConfig, locked=tuple((0, "attention", "head", 1, state) for state in ("keep", "remove"))),
+            "a module is locked twice; expected at most one ratio or number of neurons, and one lock a head",
+        ),
         (partial(TasksConfig, ()), "expected at least one task"),
         *(
             (partial(choose_dtype, wrong), "dtype must be one of auto, float32")
@@ -133,6 +145,13 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
         (
             partial(parse_lock, "1 mlp much"),
             "'1 mlp much' is not a locked ratio; expected layer, module and percentage",
+        ),
+        *(
+            (
+                partial(parse_lock, wrong),
+                f"'{wrong}' is not a locked ratio; expected layer, module and percentage, as in 7 mlp 25, or a",
+            )
+            for wrong in ("1 attention head 5", "1 mlp head 5 keep", "x mlp neurons 5", "1 mlp")
         ),
         (partial(parse_lock, "1 head 5"), "a locked module must be one of attention, mlp, got 'head'"),
         (partial(parse_lock, "1 mlp 150"), "the percentage of “1 mlp” must be a number from 0 to 100, got 150"),

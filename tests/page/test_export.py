@@ -34,12 +34,12 @@ SETTINGS = {
         "estimator": "fisher",
         "bias": 1.05,
         "cap": 77,
-        "locked": "1 mlp 7, 0 attention 55",
+        "locked": "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove",
         "dtype": "bfloat16",
     },
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
     "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},
-    "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100"},
+    "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100, 0 attention head 3 remove"},
 }
 
 

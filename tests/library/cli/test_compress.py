@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import intraslice
 from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model
 from intraslice.cli.parser import parser
-from intraslice.cli.run import recipe_of
+from intraslice.cli.run import Run, recipe_of
 from intraslice.core.progress import Progress
 from intraslice.evaluation.generation import generate_text
 
@@ -68,6 +68,20 @@ def test_the_numbers_are_the_command_lines(home, texts, options, run):
     assert [float(number) for number in shown] == pytest.approx(
         [*expected["perplexity"].values(), found.perplexity_ratio.value, found.divergence.value], abs=0.005
     )
+
+
+def test_a_size_is_met_alike_on_the_command_line(home, texts, run):
+    result = run("slice --out sliced --order one-shot --size 350kB --context 40")
+    options = {"order": "one-shot", "dtype": torch.float32, "device": "cpu", "progress": False} | texts
+    compressed = compress("tiny", size="350 kB", context=40, **options)
+    written = (home / "sliced/model.safetensors").stat().st_size
+    assert 0.95 * 350e3 <= written + 40 * result["kv_bytes_per_token"]["sliced"] <= 350e3
+    assert result["ratios"] == compressed.record["ratios"]
+    assert result["sparsity_asked"] == compressed.recipe.slicing.sparsity > 0
+    for words, size in (("--size 2MB", "2MB q8_0"), ("--size 2 MB f16", "2 MB f16")):
+        assert Run(parser().parse_args(["slice", "--gguf", "s.gguf", "--type", "q8_0", *words.split()])).size == size
+    with pytest.raises(UserError, match="a size cannot be the target of method crossmodule"):
+        compress("tiny", size="350 kB", **options, method="crossmodule")
 
 
 def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named(monkeypatch, caplog):

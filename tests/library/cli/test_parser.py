@@ -110,6 +110,8 @@ def test_a_file_of_an_extension_is_light() -> None:
         ("evaluate --epochs 0 --passes 3", "--passes: ratios without a search; --epochs: recovery none"),
         ("ratios --eval-tokens 600 --recover distill", "--recover, --eval-tokens: the command ratios"),
         ("export --gguf f.gguf --sparsity 0.3 --seed 1 --eval e", "--sparsity, --seed, --eval: the command export"),
+        ("slice --out folder --size 2 MB --context 9 --sparsity 0.2", "--sparsity: --size"),
+        ("evaluate --context 9", "--context: a slice without --size"),
         ("slice --out folder --type q8_0", "--type: a slice without --gguf"),
         ("sensitivity --sparsity 0.2 --method wanda", "--method, --sparsity: sensitivity without --context"),
         ("sensitivity --context --ratio 0.2", "--ratio: --context"),

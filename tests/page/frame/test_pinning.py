@@ -33,7 +33,9 @@ from intraslice.core.errors import UserError
 OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
 
 
-@pytest.mark.parametrize("settings", [Settings(), OTHER, Settings(locked="7 attention 25, 3 mlp 0", dtype="float32")])
+@pytest.mark.parametrize(
+    "settings", [Settings(), OTHER, Settings(locked="7 attention 25, 3 attention head 5 keep", dtype="float32")]
+)
 def test_a_setting_is_read_as_it_was_written(settings) -> None:
     request = parse(settings)
     assert pinned.read(pinned.write(request)) == settings

@@ -21,7 +21,7 @@ OTHER = Settings(
     cap=70,
     order="sequential",
     iterative=True,
-    locked="7 attention 25, 3 mlp 0",
+    locked="7 attention 25, 3 mlp neurons 400, 3 attention head 5 keep",
     dtype="bfloat16",
     shapes="runtime",
     recovery="distill",
@@ -31,7 +31,7 @@ OTHER = Settings(
 def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() -> None:
     request = parse(OTHER)
     assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7))
-    locked = ((7, "attention", 0.25), (3, "mlp", 0.0))
+    locked = ((7, "attention", 0.25), (3, "mlp", "neurons", 400), (3, "attention", "head", 5, "keep"))
     others = {"locked": locked, "shapes": "runtime", "recovery": "distill"}
     assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, **others)
     assert request.calibration.evaluation(100) == EvaluationConfig("wikitext2", 100, 64)
