@@ -343,7 +343,7 @@ def test_a_slower_model_is_called_slower() -> None:
 
 def test_whatever_models_say_is_escaped() -> None:
     evil = '<script>alert(1)</script>"'
-    token = PassageToken(evil, 0.5, 0.1, 1.6, (Candidate(evil, 0.5, 0.1),))
+    token = PassageToken(evil, 0.5, 0.1, 1.6, 0.2, True, (Candidate(evil, 0.5, 0.1),))
     for html in (
         compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
         compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
