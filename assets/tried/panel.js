@@ -4,7 +4,6 @@
 const { say, make, tried } = isx;
 const find = (selector) => element.querySelector(selector);
 const sources = { here: say("here"), before: say("precomputed"), imported: say("imported") };
-let dotted = null; // the chart that has the dots
 
 const title = (entry) => entry.title ?? entry.name;
 const isHere = ({ key }) => key === tried.current().key;
@@ -33,6 +32,7 @@ function rename(entry, cell) {
   field.onkeydown = ({ key }) => ["Enter", "Escape"].includes(key) && end(key === "Enter");
   field.onblur = () => end(true);
   cell.replaceChildren(field);
+  field.focus();
   field.select();
 }
 
@@ -63,7 +63,7 @@ function show(focused = document.activeElement?.dataset.at) {
 // Plotly reads tags, and the chart a colour's name, in what they show of a point.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replace(/^@/, "&#64;");
 function draw() {
-  dotted = document.querySelector("#sweep-chart .isx-chart");
+  const chart = document.querySelector("#sweep-chart .isx-chart");
   const shown = tried.all().filter(isHere);
   const points = (entries) => ({ type: "scatter", x: entries.map(({ removed }) => removed), y: entries.map(({ perplexity }) => perplexity) });
   const hovertemplate = `<b>%{text}</b><br>${say("{removed} removed, perplexity {perplexity}", { removed: "%{x:.1%}", perplexity: "%{y:.2f}" })}<extra></extra>`;
@@ -71,28 +71,30 @@ function draw() {
   const front = { name: say("Best front"), mode: "lines", hoverinfo: "skip", line: { color: "@ink", width: 1.4, dash: "dot", shape: "hv" } };
   const each = { text: shown.map((entry) => plain(title(entry))), ids: shown.map(({ setting }) => setting) };
   const traces = [{ ...points(tried.front(shown, "perplexity")), ...front }, { ...points(shown), ...dots, ...each }];
-  dotted?.dispatchEvent(new CustomEvent("isx-add", { detail: shown.length ? traces : [] }));
+  chart.isxAdded = shown.length ? traces : [];
+  chart.dispatchEvent(new Event("isx-add"));
 }
 
 function save(ending) {
-  const address = URL.createObjectURL(new Blob([tried.files[ending]()]));
+  const address = URL.createObjectURL(new Blob([tried[ending]()]));
   make("a", { href: address, download: `settings.${ending}` }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }
 
 async function bring([file]) {
   try {
-    find("[role=status]").textContent = say("{imported} imported, {refused} refused.", tried.bring(await file.slice(0, 8e6).text()));
+    find("[role=status]").textContent = say("{imported} imported, {refused} refused.", tried.bring(await file.slice(0, 4e6).text()));
   } catch {
     find("[role=status]").textContent = say("This file cannot be read. Expected a CSV or JSON file that was saved here.");
   }
 }
 
-element.addEventListener("click", ({ target: { dataset } }) => {
+element.addEventListener("click", ({ target, target: { dataset } }) => {
   if (dataset.save) save(dataset.save);
-  if ("clear" in dataset && confirm(say("Remove all measured settings from this browser?"))) tried.clear();
+  if (!("clear" in dataset)) return;
+  if (dataset.clear) tried.remove(...tried.all());
+  [dataset.clear, target.textContent] = dataset.clear ? ["", say("Remove all")] : ["sure", say("Press again to remove all")];
 });
 find("input").addEventListener("change", async ({ target }) => (await bring(target.files), (target.value = "")));
 addEventListener("isx-tried", () => show());
-addEventListener("isx-chart", () => document.querySelector("#sweep-chart .isx-chart") !== dotted && draw());
 show();

@@ -12,13 +12,14 @@ const OPTIONAL = ["title", "kl", "day"];
 const columns = Object.keys(FIELDS);
 let entries = new Map(); // by `id`, the newest last
 let current = {}; // the setting that the page shows
-let isStored = true;
 let rest = null;
+let noted = ""; // the last record
 
 const id = ({ key, setting }) => `${key} ${setting}`;
 const isNumber = (name) => FIELDS[name]?.length === 2;
 const all = () => [...entries.values()];
 const mapped = (list) => new Map(list.slice(-MOST).map((entry) => [id(entry), entry]));
+const announce = () => dispatchEvent(new Event("isx-tried"));
 const known = (entry) => Object.fromEntries(Object.entries(entry).filter(([, value]) => value !== null));
 
 // An entry with these fields alone, or null where one does not fit.
@@ -38,13 +39,17 @@ function merged(before, now) {
 }
 
 // Another page of this browser may have changed what is stored.
-function change(act) {
+function load() {
   const stored = isx.kept(NAME);
-  if (isStored && Array.isArray(stored)) entries = mapped(stored.map(checked).filter(Boolean));
+  if (Array.isArray(stored)) entries = mapped(stored.map(checked).filter(Boolean));
+}
+
+function change(act) {
+  load();
   act();
   entries = mapped(all());
-  isStored = isx.store(NAME, JSON.stringify(all())) !== null;
-  dispatchEvent(new Event("isx-tried"));
+  isx.store(NAME, JSON.stringify(all()));
+  announce();
 }
 
 function note(record) {
@@ -71,7 +76,7 @@ const csv = () => [columns, ...all().map((entry) => columns.map((name) => entry[
 
 function parsed(text) {
   const rows = [[]];
-  for (const [, quoted, plain, end] of text.matchAll(/(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|$)/g)) {
+  for (const [, quoted, plain, end] of text.matchAll(/(?:"([^"]*(?:""[^"]*)*)"|([^",\r\n]*))(,|\r?\n|$)/gy)) {
     rows.at(-1).push((quoted?.replaceAll('""', '"') ?? plain).replace(/^'(?=[=+\-@\t\r])/, ""));
     if (end !== ",") rows.push([]);
   }
@@ -93,15 +98,15 @@ function bring(text) {
 }
 
 isx.tried = {
-  all: () => all().reverse(),
-  current: () => current,
   id,
   front,
-  files: { csv, json: () => JSON.stringify(all(), null, 1) },
+  csv,
+  json: () => JSON.stringify(all(), null, 1),
   bring,
+  all: () => all().reverse(),
+  current: () => current,
   rename: (entry, title) => change(() => entries.has(id(entry)) && (entries.get(id(entry)).title = title.trim() || null)),
-  remove: (entry) => change(() => entries.delete(id(entry))),
-  clear: () => change(() => entries.clear()),
+  remove: (...gone) => change(() => gone.forEach((entry) => entries.delete(id(entry)))),
 };
 
 isx.ready.then(() => {
@@ -109,9 +114,10 @@ isx.ready.then(() => {
   const look = () => {
     const text = readout.querySelector("[data-measured]")?.dataset.measured;
     clearTimeout(rest);
-    if (text) rest = setTimeout(() => note(JSON.parse(text)), REST);
+    if (text && text !== noted) rest = setTimeout(() => note(JSON.parse((noted = text))), REST);
   };
+  load();
   new MutationObserver(look).observe(readout, { childList: true, subtree: true, attributes: true });
   look();
 });
-addEventListener("storage", ({ key }) => key === NAME && change(() => {}));
+addEventListener("storage", ({ key }) => key === NAME && (load(), announce()));

@@ -1,4 +1,4 @@
-"""The settings that a user has measured: a table on the Sweep tab, which the browser fills and stores (`assets/tried/`)."""
+"""The settings that a user has measured: a table on the Sweep tab, which the browser fills (`assets/tried/`)."""
 
 from __future__ import annotations
 

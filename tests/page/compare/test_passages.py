@@ -55,7 +55,7 @@ def test_the_passage_carries_the_scores_of_plain_forwards(columns, session, tiny
     *_, shown, _ = passage_panel.passage(columns, tiny, loaded.tokenizer.decode(ids[0]), SOMEBODY)
     tokens = re.findall('<span class="isx-token.*?</span>', shown["scored"])
     with torch.no_grad():
-        tables = dense, cut = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
+        tables = dense, cut = [model(ids).logits[0, :-1].float().log_softmax(-1) for model in (loaded.model, sliced)]
     losses = [table.gather(1, ids[0, 1:, None])[:, 0] for table in tables]
     divergences = (dense.exp() * (dense - cut)).sum(-1).tolist()
     lost = (dense.argmax(-1) == ids[0, 1:]) & (cut.argmax(-1) != ids[0, 1:])
