@@ -28,7 +28,7 @@ const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
 
 function row(token) {
   const before = [];
-  for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent);
+  for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent.replaceAll("\n", "⏎"));
   const visit = () => {
     enter(token);
     token.scrollIntoView({ block: "center" });
