@@ -11,6 +11,7 @@ let chart = null;
 let drawn = null; // its traces
 let overlay = null; // of the pinned setting's chart, see components/ui/chart_bridge.py
 let overlaid = []; // those of the overlay's traces that are drawn
+const added = () => find("chart").isxAdded ?? []; // traces of another script, which the event `isx-add` announces
 let inSight = false;
 let later = null;
 
@@ -34,11 +35,14 @@ function kept(before, now) {
 
 // The chart with the pinned setting's overlay. Some of its curves are left out while they are no other ones.
 function whole() {
-  if (!overlay) return { data: chart.data, layout: chart.layout };
-  const shapes = [...(chart.layout.shapes || []), ...overlay.shapes];
+  const { xaxis, yaxis } = chart.layout;
+  const axes = added().length ? { xaxis: { ...xaxis, autorange: true }, yaxis: { ...yaxis, autorange: true } } : {};
+  const layout = { ...chart.layout, ...axes };
+  if (!overlay) return { data: [...chart.data, ...added()], layout };
+  const shapes = [...(layout.shapes || []), ...overlay.shapes];
   // Outlines over a bar are seen where it is pale.
   const data = chart.data.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
-  return { data: [...data, ...overlaid], layout: { ...chart.layout, shapes } };
+  return { data: [...data, ...overlaid, ...added()], layout: { ...layout, shapes } };
 }
 
 function compare() {
@@ -131,7 +135,7 @@ function drawNow() {
   if (plot.dataset.wired) return;
   plot.dataset.wired = "yes";
   plot.on("plotly_click", ({ points: [point] }) => {
-    if (chart.picks.length) pick(point.id);
+    if (point.id) pick(point.id);
     else choose(typeof point.customdata === "number" ? point.customdata : Math.round(point.x));
   });
 }
@@ -142,7 +146,7 @@ function show() {
   find("note").textContent = caption();
   plot.setAttribute("aria-label", chart.layers ? say("{title}. Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
-  plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0);
+  plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0 || added().length > 0);
   if (find("twin").open) fillTable();
   draw();
 }
@@ -175,9 +179,10 @@ function choose(layer) {
 }
 
 function receive() {
-  find("chart").hidden = !props.value; // a question without an answer yet takes no room
+  if (props.value) chart = find("chart").isxChart = JSON.parse(props.value);
+  // A question without an answer yet takes no room, nor does a chart with neither its own traces nor others.
+  find("chart").hidden = !props.value || find("chart").isxAdded?.length + chart.data.length === 0;
   if (!props.value) return;
-  chart = find("chart").isxChart = JSON.parse(props.value);
   window.dispatchEvent(new Event("isx-chart"));
   show();
 }
@@ -224,6 +229,7 @@ function receiveOverlay() {
   show();
 }
 
+find("chart").addEventListener("isx-add", receive);
 watch("overlay", receiveOverlay);
 watch("value", receive);
 receive();

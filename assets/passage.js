@@ -1,6 +1,12 @@
 // A scored passage: pointing at a token, or moving to it with the arrow keys, tells its numbers below. The passage is
-// one stop of the tab key. Runs once, with gradio's `element` in scope; tokens come and go inside it.
+// one stop of the tab key. A table has the tokens at which the models diverge most, ten at a time. Runs once, with
+// gradio's `element` in scope; tokens come and go inside it.
 const { say, make } = isx;
+const ROWS = 10; // of the table at a time
+const CONTEXT = 3; // tokens before that of a row
+let first = 0; // row of those that the table shows
+let listed = null; // the table's section, which comes with new tokens
+const tokens = () => [...element.querySelectorAll(".isx-token")];
 const tell = (token) => {
   const detail = element.querySelector(".isx-detail");
   if (!token || !detail) return;
@@ -12,16 +18,58 @@ const tell = (token) => {
 const of = (event) => event.target.closest?.(".isx-token");
 const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
+function enter(token) {
+  for (const other of tokens()) other.tabIndex = other === token ? 0 : -1;
+  token.focus({ preventScroll: true });
+  token.scrollIntoView({ block: "nearest" });
+}
+
+const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
+
+function row(token) {
+  const before = [];
+  for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent.replaceAll("\n", "⏎"));
+  const visit = () => {
+    enter(token);
+    token.scrollIntoView({ block: "center" });
+  };
+  const place = make("button", { type: "button", className: "isx-pick", onclick: visit }, before.join(""), make("b", { textContent: visible(token.textContent) }));
+  const { kl, said, dense, sliced } = token.dataset;
+  const [, ...heads] = [...listed.querySelectorAll("thead th")].map((head) => head.textContent);
+  const cells = [isx.fixed(Number(kl), 3), said, dense, sliced].map((textContent, column) => make("td", { textContent, "data-head": heads[column] }));
+  return make("tr", {}, make("th", { scope: "row" }, place), ...cells);
+}
+
+function list() {
+  const wanted = tokens().filter((token) => !listed.querySelector("input").checked || "lost" in token.dataset);
+  const count = wanted.length;
+  wanted.sort((one, other) => other.dataset.kl - one.dataset.kl);
+  listed.querySelector("tbody").replaceChildren(...wanted.slice(first, first + ROWS).map(row));
+  for (const button of listed.querySelectorAll("[data-step]")) button.disabled = !wanted[first + ROWS * button.dataset.step];
+  listed.querySelector("[role=status]").textContent = say("{first} to {last} of {count}", { first: first + 1, last: Math.min(first + ROWS, count), count });
+}
+
+function receive() {
+  const section = element.querySelector(".isx-diverging");
+  if (section === listed) return;
+  [listed, first] = [section, 0];
+  if (listed) list();
+}
+
 element.addEventListener("mouseover", (event) => tell(of(event)));
 element.addEventListener("focusin", (event) => tell(of(event)));
 element.addEventListener("keydown", (event) => {
   const token = of(event);
   if (!token || !(event.key in step)) return;
   event.preventDefault();
-  const tokens = [...element.querySelectorAll(".isx-token")];
-  const next = tokens[tokens.indexOf(token) + step[event.key]];
-  if (!next) return;
-  token.tabIndex = -1;
-  next.tabIndex = 0;
-  next.focus();
+  const next = tokens()[tokens().indexOf(token) + step[event.key]];
+  if (next) enter(next);
 });
+element.addEventListener("click", ({ target }) => {
+  if (!target.dataset.step) return;
+  first += ROWS * target.dataset.step;
+  list();
+});
+element.addEventListener("change", ({ target }) => target.closest(".isx-diverging") && ((first = 0), list()));
+new MutationObserver(receive).observe(element, { childList: true, subtree: true });
+receive();

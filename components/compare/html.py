@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Literal
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ui import formatting
@@ -196,13 +197,13 @@ def candidates(tokens: Sequence[Candidate], prompt: str) -> str:
         "Which token would each model predict next? Probability of the first token of the answer to “{prompt}”.",
         prompt=escape(prompt if len(prompt) <= 80 else prompt[:79] + "…"),
     )
-    table = f'<table class="isx-next">{_head()}<tbody>{lines}</tbody></table>'
+    head = _head(gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
+    table = f'<table class="isx-next">{head}<tbody>{lines}</tbody></table>'
     return f'<p class="isx-note">{caption}</p>{table}'
 
 
-def _head(*names: str) -> str:
-    """The headings of a table of tokens: those of both models, and more."""
-    headings = (gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"], *names)
+def _head(*headings: str) -> str:
+    """The headings of a table of tokens."""
     cells = "".join(f'<th scope="col">{heading}</th>' for heading in headings)
     return f"<thead><tr>{cells}</tr></thead>"
 
@@ -223,7 +224,10 @@ def visible(token: str) -> str:
 
 
 def passage(view: PassageView) -> str:
-    """The passage, each token coloured by its loss increase, with its scores as data attributes; and a table."""
+    """The passage, each token coloured by its loss increase, with its scores as data attributes.
+
+    `assets/passage.js` fills the table of the tokens at which the models diverge most.
+    """
     caption = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
         "have the same most likely token at {agreement:.0%} of the positions.",
@@ -232,13 +236,6 @@ def passage(view: PassageView) -> str:
         agreement=view.agreement,
     )
     text = "".join(_token(index, token) for index, token in enumerate(view.tokens))
-    rows = "".join(
-        f"<tr><td>{visible(token.text)}</td><td>{percentage(token.dense)}</td><td>{percentage(token.sliced)}</td>"
-        f"<td>{number(token.loss_increase, '+.2f')}</td></tr>"
-        for token in view.tokens
-    )
-    label = gettext("The passage's data")
-    table = f"<table>{_head(gettext('Loss increase, nats'))}<tbody>{rows}</tbody></table>"
     return (
         f'<p class="isx-note">{caption}</p>'
         f'<p class="isx-scale"><span>{gettext("loss increase 0")}</span><i></i><span>{gettext("2 nats or more")}</span>'
@@ -248,8 +245,28 @@ def passage(view: PassageView) -> str:
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">'
         f"{gettext('Point at a token, or choose one and move with the arrow keys.')}</span></div>"
-        f'<details class="isx-fold"><summary>{gettext("Data table")}</summary><div class="isx-scroll" tabindex="0" '
-        f'role="region" aria-label="{label}">{table}</div></details>'
+        f"{_diverging(sum(token.is_lost for token in view.tokens))}"
+    )
+
+
+def _diverging(lost: int) -> str:
+    """The empty table of the tokens at which the models diverge most, its filter, and its buttons."""
+    dense, sliced = COLUMNS["dense"], COLUMNS["intraslice"]
+    headings = [
+        gettext("Token, after three others"),
+        gettext("KL, nats"),
+        f"{dense} → {sliced}",
+        *(gettext("{model}: first three guesses", model=model) for model in (dense, sliced)),
+    ]
+    steps = {-1: gettext("Previous ten"), 1: gettext("Next ten")}
+    buttons = "".join(f'<button type="button" data-step="{step}">{name}</button>' for step, name in steps.items())
+    only_lost = gettext("Only tokens that dense guesses right and IntraSlice wrong ({count})", count=lost)
+    return (
+        f'<section class="isx-diverging"><h4>{gettext("Tokens where the models diverge most")}</h4>'
+        f'<p class="isx-note">{gettext("Sorted by KL(dense ‖ sliced). A click shows the token in the passage.")}</p>'
+        f'<label><input type="checkbox"{"" if lost else " disabled"}> {only_lost}</label>'
+        f'<table class="isx-tokens">{_head(*headings)}<tbody></tbody></table>'
+        f'<p class="isx-steps">{buttons}<span role="status"></span></p></section>'
     )
 
 
@@ -258,11 +275,18 @@ def _token(index: int, token: PassageToken) -> str:
     style = f' style="--isx-strength:{strength}%"' if strength else ""
     better = " isx-better" if token.loss_increase < -0.1 else ""
     others = " · ".join(map(_probabilities, token.candidates))
+    lost = " data-lost" if token.is_lost else ""
     score = gettext("{shares}, {extra:+.2f} nats", shares=_probabilities(token), extra=token.loss_increase)
     return (
         f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
-        f'data-extra="{token.loss_increase:.2f}" data-others="{others}">{escape(token.text)}</span>'
+        f'data-extra="{token.loss_increase:.2f}" data-others="{others}" data-kl="{token.divergence:.4g}"{lost} '
+        f'data-dense="{_guesses(token, "dense")}" data-sliced="{_guesses(token, "sliced")}">{escape(token.text)}</span>'
     )
+
+
+def _guesses(token: PassageToken, model: Literal["dense", "sliced"]) -> str:
+    guesses = token.guesses(model)
+    return " · ".join(f"{visible(guess.text)} {percentage(getattr(guess, model))}" for guess in guesses)
 
 
 def _probabilities(token: Candidate) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import attrgetter
 
 from intraslice.core import checks
 from intraslice.core.errors import UserError
@@ -16,10 +17,9 @@ from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request
 from .models import Columns, encode_off_turn
-from .views import Candidate, PassageToken, PassageView
+from .views import MAX_GUESSES, Candidate, PassageToken, PassageView
 
 MAX_CANDIDATES = 8  # of either model
-MAX_ALTERNATIVES = 3  # per token of the passage
 
 
 def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[Candidate, ...]:
@@ -43,13 +43,21 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
             "The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limits.MAX_PASSAGE_TOKENS
         )
     job.emit(Status(lazy_gettext("Scoring the passage")))
-    passage = score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_ALTERNATIVES)
+    passage = score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)
     return PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
 
 
 def _token(score: TokenScore) -> PassageToken:
-    candidates = tuple(map(_candidate, score.likeliest))
-    return PassageToken(score.text, math.exp(score.dense), math.exp(score.sliced), score.extra_loss, candidates)
+    dense_guess = max(score.likeliest, key=attrgetter("dense"))
+    return PassageToken(
+        text=score.text,
+        dense=math.exp(score.dense),
+        sliced=math.exp(score.sliced),
+        loss_increase=score.extra_loss,
+        divergence=score.divergence,
+        is_lost=dense_guess.token == score.token and not score.agree,
+        candidates=tuple(map(_candidate, score.likeliest)),
+    )
 
 
 def _candidate(token: NextToken) -> Candidate:

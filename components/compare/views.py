@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Literal, NamedTuple
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import PrecomputedCosts
@@ -13,6 +14,7 @@ from ..ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
 OTHER = "other"  # the column of another model, if one is named
+MAX_GUESSES = 3  # of either model, per token of the passage
 COLUMNS = Terms(
     {
         "dense": lazy_gettext("Dense"),
@@ -93,10 +95,16 @@ class Candidate:
 
 @dataclass(frozen=True)
 class PassageToken(Candidate):
-    """One token of a passage, with the most likely tokens at its position."""
+    """One token of a passage, with the most likely tokens of either model at its position."""
 
     loss_increase: float  # by slicing, in nats
+    divergence: float  # KL(dense ‖ sliced) of the probabilities at its position, in nats
+    is_lost: bool  # the dense model's most likely token, but not the sliced model's
     candidates: tuple[Candidate, ...]
+
+    def guesses(self, model: Literal["dense", "sliced"]) -> list[Candidate]:
+        """The most likely tokens of one model, the best first."""
+        return sorted(self.candidates, key=attrgetter(model), reverse=True)[:MAX_GUESSES]
 
 
 @dataclass(frozen=True)

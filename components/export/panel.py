@@ -206,7 +206,7 @@ def report(
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
     if all((methods, estimators, sparsities, quantise)) and view.source.kind == "here":
         choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
-        charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart is not None]
+        charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart and chart.rows]
     code = {
         translate(COMMAND_LINE): files.command_lines(session, request, prompt),
         translate(RELOAD): files.snippet(request, prompt),

@@ -107,14 +107,20 @@ def _not_loaded(model: str) -> str:
     return formatting.problem(ValueError(text))
 
 
+def setting_of(text: Any) -> Settings | None:
+    """The setting of a text, as `pinned_text.read` does. Raises UserError also for what no slider can show."""
+    settings = pinned_text.read(text)
+    for name, control in CONTROLS.items():
+        if settings is not None and control.slider:
+            checks.number(name, getattr(settings, name), *control.slider)
+    return settings
+
+
 def _pinned(text: str) -> str:
     """The normalised text of a pinned setting; empty if it has an upload. Raises UserError for an invalid setting."""
-    settings = pinned_text.read(text)
+    settings = setting_of(text)
     if settings is None or settings.upload:
         return ""
-    for name, control in CONTROLS.items():
-        if control.slider:
-            checks.number(name, getattr(settings, name), *control.slider)
     request = parse(settings)
     return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))
 

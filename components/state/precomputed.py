@@ -60,11 +60,12 @@ class Entry(NamedTuple):
 
 
 class Found(NamedTuple, Generic[Value]):
-    """A precomputed result."""
+    """A precomputed result, and the digest of the weights that it is of."""
 
     value: Value
     entry: Entry
     source: Provenance
+    weights: str
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ class Precomputed:
                 path = folder / f"{kind}.json.xz"
                 if path not in self._values:
                     self._values[path] = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
-                return Found(self._values[path], manifest.entries[kind], manifest.provenance(kind))
+                entry = manifest.entries[kind]
+                weights = manifest.weights.get(entry.dtype, "")
+                return Found(self._values[path], entry, manifest.provenance(kind), weights)
         return None
 
     def source(self, key: CalibrationKey) -> Source | None:

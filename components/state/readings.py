@@ -25,7 +25,7 @@ from .calibrations import Calibrated
 from .choices import METHODS, describe_slicing
 from .precomputed import PERPLEXITY, Measurements, Precomputed
 from .request import DENSE, CalibrationKey, Request, SliceKey
-from .views import Perplexities, PrecomputedCosts, Provenance, Reading
+from .views import Basis, Perplexities, PrecomputedCosts, Provenance, Reading
 
 Slicing = Callable[[Job, SliceKey, Calibrated], PreTrainedModel]
 
@@ -156,6 +156,7 @@ class Readings:
         if dense and sliced:
             ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total)
             is_whole = _is_whole(dense.value) and _is_whole(sliced.value) and sequences == len(best.tokens)
+        divergence, key = self.divergence(sliced_key), request.calibration
         return Perplexities(
             dense=dense and _reading(dense.value),
             sliced=sliced and _paired(sliced.value, dense and dense.value),
@@ -163,6 +164,8 @@ class Readings:
             protocol=_protocol(request, windows, window, request.calibration.dtype),
             text=_text_name(request),
             source=Provenance("here" if is_whole else "so far", sequences, len(best.tokens)),
+            divergence=divergence and divergence.value,
+            basis=Basis(best.loaded.weights_digest, key.config.text, windows * window, window, key.dtype),
         )
 
     def _before(self, request: Request, slicing: SliceConfig) -> Perplexities | None:
@@ -185,6 +188,7 @@ class Readings:
             text=_text_name(request),
             source=found.source,
             costs=PrecomputedCosts(found.source.day, line.divergence, line.prefill, line.decode),
+            basis=Basis(found.weights, request.calibration.config.text, windows * window, window, found.entry.dtype),
         )
 
     def _store(self, key: SliceKey, losses: CachedEntry[Losses]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..i18n.language import lazy_gettext
 from ..jobs.status import Status
@@ -116,6 +116,16 @@ class PrecomputedCosts:
     decode: float | None
 
 
+class Basis(NamedTuple):
+    """What perplexities have in common that can be compared. `weights` is a digest, `text` a name or a file."""
+
+    weights: str
+    text: str
+    tokens: int
+    window: int
+    dtype: str
+
+
 @dataclass(frozen=True)
 class Perplexities:
     """Dense and sliced perplexity, and the protocol by which they are measured.
@@ -132,6 +142,8 @@ class Perplexities:
     text: str = lazy_gettext("held-out text")
     source: Provenance = SO_FAR
     costs: PrecomputedCosts | None = None
+    divergence: float | None = None  # KL from the dense model in nats per token, measured here
+    basis: Basis | None = None
 
     @property
     def values(self) -> tuple[float | None, float | None]:

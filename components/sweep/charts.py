@@ -19,9 +19,12 @@ Value = Callable[[SweepPoint], float | None]
 
 
 class Charts(NamedTuple):
-    """The charts of a sweep; None for those whose points are not measured."""
+    """The charts of a sweep; None for those whose points are not measured.
 
-    removed: Chart | None
+    The browser adds the settings of `assets/tried/` to the first, and hides it where it has neither these nor points.
+    """
+
+    removed: Chart
     size: Chart | None
     speed: Chart | None
 
@@ -31,7 +34,7 @@ def measured_charts(view: SweepView) -> Charts:
     rounded = any(point.quantise != "none" for point in view.points)
     timed = any(point.prefill is not None for point in view.points)
     return Charts(
-        removed_chart(view) if view.points else None,
+        removed_chart(view),
         size_chart(view) if rounded else None,
         speed_chart(view) if timed else None,
     )
@@ -160,9 +163,9 @@ def add_lines(fig: Figure, panel: int, view: SweepView, x_of: Value, y_of: Value
 def perplexity_axis(fig: Figure, panel: int, view: SweepView) -> None:
     """Make a panel's y axis logarithmic, with limits and ticks for the view's perplexities."""
     values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if drawable(value)]
-    low, high = min(values, default=1.0), max(values, default=10.0)
+    low, high = min(values, default=1.0), max(values, default=8.0)
     steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
-    ticks = [step * 10**power for power in range(12) for step in steps if 0.8 * low <= step * 10**power <= 1.2 * high]
+    ticks = [step * 10**power for power in range(9) for step in steps]  # the browser may widen the range
     margin = 0.06 * math.log10(high / low) + 0.03
     limits, labels = [math.log10(low) - 1.5 * margin, math.log10(high) + margin], [number(tick, ",g") for tick in ticks]
     title = gettext("perplexity, log scale")

@@ -27,7 +27,7 @@ from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
-from . import measure
+from . import measure, tried
 from .charts import MARKERS, measured_charts, type_name
 from .leaderboard import panel as leaderboard
 from .views import SweepChoice, SweepView
@@ -73,6 +73,7 @@ class SweepPanel:
             "speed": chart(height=360, elem_id="sweep-speed-chart"),
         }
         fold("sweep")
+        self.tried = tried.build()
         self.leaderboard = leaderboard.build()
 
 
@@ -94,8 +95,8 @@ def connect(panel: SweepPanel, context: Context) -> None:
     panel.cancel.click(**call(stop, session, ["sweep"]))
     saves = call(save, session, context.downloads, outputs={"file": panel.file}, api_name="sweep_csv", **choice)
     panel.csv.click(**saves).success(**in_browser(SAVE, panel.file))
-    picked = {name: settings[name] for name in ("sparsity", "estimator", "locked")} | {"refresh": context.refresh}
-    every([points.select for points in panel.charts.values()], **call(pick, outputs=picked))
+    picked = {name: settings[name] for name in tried.FIELDS} | {"refresh": context.refresh}
+    every([points.select for points in (*panel.charts.values(), panel.tried)], **call(pick, outputs=picked))
     if panel.leaderboard is not None:
         leaderboard.connect(panel.leaderboard, context)
 
@@ -172,7 +173,9 @@ def save(
 
 
 def pick(event: gr.EventData) -> dict[str, Any]:
-    """The setting of the point that was clicked, for the controls."""
+    """The setting of the point, or of a measured setting, that was clicked, for the controls."""
+    if "=" in event.pick:
+        return tried.values_of(event.pick)
     percent, *estimator = event.pick.split()
     picked = {"sparsity": float(percent), "locked": "", "refresh": str(time.time())}
     return picked | ({"estimator": estimator[0]} if estimator else {})

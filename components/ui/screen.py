@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 from collections.abc import Mapping
 from html import escape
 from operator import itemgetter
+from pathlib import Path
 
 import gradio as gr
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..state.settings import Settings
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, View
-from . import formatting
+from . import formatting, pinned_text
 from .labels import MODULES_IN_WORDS
 from .pinned_text import name_of
 
@@ -37,11 +42,39 @@ def texts(view: View) -> dict[str, str]:
         return {"headline": formatting.problem(view.problem)}
     plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
     return {
-        "readout": formatting.readout(plan, measured, pinned),
+        "readout": formatting.readout(plan, measured, pinned) + record(view),
         "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
         "removed": formatting.removed(plan),
         "perplexity": formatting.protocol(measured),
     }
+
+
+def record(view: View) -> str:
+    """The setting and what is measured of it, for `assets/tried/store.js` (HTML without text)."""
+    plan, measured, request = view.plan, view.perplexities, view.request
+    if plan is None or measured.basis is None:
+        return ""
+    settings, basis = request.settings, measured.basis
+    common = {name: getattr(settings, name) for name in ("model", "text", "upload", "dtype")}  # in the basis
+    dense, sliced = (value if value and math.isfinite(value) else None for value in measured.values)
+    costs = measured.costs if measured.source.kind == "before" else None
+    values = {
+        "name": name_of(settings, Settings(**common)),
+        "setting": pinned_text.write(request.with_settings(dtype=request.calibration.dtype)),
+        "removed": plan.removed,
+        "parameters": plan.parameters_sliced,
+        "dense": dense,
+        "perplexity": sliced,
+        "kl": measured.divergence if costs is None else costs.divergence,
+        "source": measured.source.kind,
+        "key": hashlib.sha256(repr([*basis]).encode()).hexdigest()[:16],
+        "model": settings.model,
+        "text": Path(basis.text).name,
+        "tokens": basis.tokens,
+        "window": basis.window,
+        "dtype": basis.dtype,
+    }
+    return f'<i hidden data-measured="{escape(json.dumps(values))}"></i>'
 
 
 def _pinned(view: View) -> PinnedView | None:

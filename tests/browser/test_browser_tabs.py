@@ -99,6 +99,34 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     assert tokens.nth(1).get_attribute("tabindex") == "0"
     assert tokens.first.get_attribute("tabindex") == "-1"
 
+    # The tokens at which the models diverge most, ten at a time; a click on one goes to its place in the text.
+    scores = tokens.evaluate_all("all => all.map(one => [Number(one.dataset.kl), one.dataset.said])")
+    expected = [f"{kl:.3f}\t{said}" for kl, said in sorted(scores, key=lambda one: -one[0])]
+    shown, later = page.locator("#passage .isx-tokens tbody tr"), page.locator("#passage [data-step='1']")
+    for start in range(0, len(scores), 10):
+        opened.says("#passage .isx-steps [role=status]", f"{start + 1} to ")
+        assert ["\t".join(row.split("\t")[1:3]) for row in shown.all_inner_texts()] == expected[start : start + 10]
+        if start + 10 < len(scores):
+            later.click()
+    assert later.is_disabled()
+    page.click("#passage [data-step='-1']")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    shown.first.locator("button").press("Enter")
+    visited = page.locator("#passage .isx-told:focus")
+    assert visited.get_attribute("data-said") == shown.first.locator("td").nth(1).inner_text()
+    page.wait_for_function("""() => {
+        const { top, bottom } = document.activeElement.getBoundingClientRect();
+        return top > document.querySelector("#slider-bar").getBoundingClientRect().bottom && bottom < innerHeight;
+    }""")
+
+    # Only some, planted here; which they are is the unit tests'.
+    page.evaluate("""() => {
+        document.querySelectorAll('#passage .isx-token').forEach((one, at) => one.toggleAttribute('data-lost', at < 3));
+        document.querySelector('#passage .isx-diverging input').disabled = false;
+    }""")
+    page.check("#passage .isx-diverging input")
+    opened.says("#passage .isx-steps [role=status]", "1 to 3 of 3")
+
     page.fill("#passage-text textarea", "w7 w8 w9 w10")
     page.click("#score")
     page.wait_for_function("document.querySelectorAll('#passage .isx-token').length === 3")
@@ -125,7 +153,6 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     opened = visit(f"{tiny_query}&seed=4&tab=sweep")
     page = opened.page
     opened.says("#sweep-progress", "12 of 12 points are not measured yet")
-    assert not page.is_visible("#sweep-chart .isx-plot")
     page.wait_for_selector("#leaderboard-size-chart .main-svg")
     on_wikipedia = page.inner_text("#leaderboard-chart tbody")
     page.click("#leaderboard-text input")
@@ -142,7 +169,8 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     opened.call("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
     data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
-    assert [name for name, *_ in data] == ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module"]
+    names = ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module", "Best front", "Measured settings"]
+    assert [name for name, *_ in data] == names
 
     assert downloaded(page, "#sweep-csv", tmp_path / "rows.csv") == "sweep.csv"
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 13

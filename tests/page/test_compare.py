@@ -152,7 +152,7 @@ def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_mo
     assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
     assert cost(dense).count("as fast as dense") == 2
     evil = '<script>alert(1)</script>"'
-    token = PassageToken(evil, 0.5, 0.1, 1.6, (Candidate(evil, 0.5, 0.1),))
+    token = PassageToken(evil, 0.5, 0.1, 1.6, 0.2, True, (Candidate(evil, 0.5, 0.1),))
     for html in (
         compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
         compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),

@@ -4,6 +4,7 @@ import re
 from html import escape, unescape
 
 import pytest
+import torch
 from tiny_page import SOMEBODY, in_job
 
 from components.compare import html as compare_words
@@ -13,7 +14,7 @@ from components.device import wllama
 from components.i18n.language import number, use_language
 from components.jobs.status import Status
 from components.jobs.waiting import Waiting
-from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
+from intraslice.diagnostics.token_scores import compare_next_tokens
 from intraslice.evaluation import generation
 
 PROMPT = "w10 w20 w30"
@@ -46,18 +47,37 @@ def test_stop_also_ends_the_reading_of_a_long_prompt(columns, tiny, monkeypatch)
     assert not any(read)
 
 
-def test_the_passage_carries_the_librarys_scores(columns, session, tiny) -> None:
-    text = "w10 w20 w30 w40 w50 w60"
-    *_, shown, _ = passage_panel.passage(columns, tiny, text, SOMEBODY)
-    loaded = session.calibrated(tiny).loaded
-    expected = score_passage(loaded.model, in_job(session, session.slice, tiny), loaded.tokenizer, text, 3)
-    said = [unescape(one) for one in re.findall('data-said="(.*?)"', shown["scored"])]
-    assert len(said) == 5
-    for line, one in zip(said, expected.tokens, strict=True):
-        assert line.startswith(one.text)
-        assert f"{number(one.extra_loss, '+.2f')} nats" in line
-    assert f"{expected.agreement:.0%} of the positions" in shown["scored"]
-    assert shown["scored"].count('tabindex="0"') == 2  # the first token, and the table
+def test_the_passage_carries_the_scores_of_plain_forwards(columns, session, tiny) -> None:
+    tiny = tiny.with_settings(sparsity=60, dtype="float32")
+    sliced, loaded = in_job(session, session.slice, tiny), session.calibrated(tiny).loaded
+    ids = loaded.tokenizer("w10 w20 w30", return_tensors="pt").input_ids
+    for step in range(24):  # where the models' guesses differ, the dense model's follows
+        guess, other = (int(model(ids).logits[0, -1].argmax()) for model in (loaded.model, sliced))
+        ids = torch.cat([ids, torch.tensor([[guess if guess != other and guess > 3 else 4 + 7 * step]])], 1)
+    *_, shown, _ = passage_panel.passage(columns, tiny, loaded.tokenizer.decode(ids[0]), SOMEBODY)
+    tokens = re.findall('<span class="isx-token.*?</span>', shown["scored"])
+    with torch.no_grad():
+        tables = dense, cut = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
+    losses = [table.gather(1, ids[0, 1:, None])[:, 0] for table in tables]
+    divergences = (dense.exp() * (dense - cut)).sum(-1).tolist()
+    lost = (dense.argmax(-1) == ids[0, 1:]) & (cut.argmax(-1) != ids[0, 1:])
+    assert 0 < lost.sum() < len(lost) == len(tokens)
+    for index, token in enumerate(tokens):
+        said, kl, *guesses = (re.search(f'data-{name}="(.*?)"', token)[1] for name in ("said", "kl", "dense", "sliced"))
+        word = loaded.tokenizer.decode([ids[0, index + 1]])
+        assert unescape(said).startswith(f"{word} ")
+        assert f"{number((losses[0] - losses[1])[index].item(), '+.2f')} nats" in said
+        assert float(kl) == pytest.approx(divergences[index], rel=1e-3, abs=1e-6)
+        assert (" data-lost " in token) == bool(lost[index])
+        for line, table in zip(guesses, tables, strict=True):
+            best = table[index].exp().topk(3)
+            words = [loaded.tokenizer.decode([one]) for one in best.indices]
+            shares = [compare_words.percentage(one) for one in best.values.tolist()]
+            assert unescape(line) == " · ".join(map(" ".join, zip(words, shares, strict=True)))
+    agreement = (dense.argmax(-1) == cut.argmax(-1)).float().mean().item()
+    assert f"{agreement:.0%} of the positions" in shown["scored"]
+    assert f"wrong ({lost.sum()})" in shown["scored"]
+    assert shown["scored"].count('tabindex="0"') == 1  # the first token
 
 
 @pytest.mark.parametrize("count", [1, 600])

@@ -1,12 +1,15 @@
 """What the page shows at once: the precomputed layer, and what the disk has from before."""
 
 import gc
+import html
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -31,6 +34,8 @@ from components.state.request import DENSE, Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities, Provenance, Reading
+from components.sweep import panel as sweep_panel
+from components.ui import screen
 from intraslice.calibration import driver
 from intraslice.calibration.driver import calibrate
 from intraslice.core.progress import Progress
@@ -121,6 +126,42 @@ def known(tiny, tmp_path, fresh) -> Session:
     digest = load_model(tiny.settings.model, tiny.calibration.dtype).weights_digest
     layer = precomputed_for(tmp_path / "layer", tiny, digest, perplexity=STORED)
     return stepwise(Session(evaluation_tokens=256, precomputed=layer))
+
+
+def test_the_browser_is_told_what_was_measured_and_on_what(known, tiny) -> None:
+    def told(request: Request = tiny) -> dict:
+        readout = screen.texts(known.view(request, "somebody"))["readout"]
+        return json.loads(html.unescape(re.search('data-measured="(.*?)"', readout)[1]))
+
+    list(known.prepare(tiny, "somebody"))
+    expected, before = STORED.at(tiny.slicing), told()
+    assert (before["source"], before["perplexity"], before["kl"]) == (
+        "before",
+        expected.perplexity,
+        expected.divergence,
+    )
+    list(known.measure(tiny, "somebody"))
+    here, calibrated = told(), known.calibrated(tiny)
+    assert (here["source"], here["kl"]) == ("here", None)
+    models = calibrated.loaded.model, in_job(known, known.slice, tiny)
+    dense, sliced = (model(calibrated.windows).logits[:, :-1].float().log_softmax(-1) for model in models)
+    losses = [-table.gather(2, calibrated.windows[:, 1:, None]).mean() for table in (dense, sliced)]
+    assert [here["dense"], here["perplexity"]] == pytest.approx([loss.exp().item() for loss in losses], rel=1e-3)
+    sizes = [sum(one.numel() for one in model.parameters()) for model in models]
+    layers = sum(one.numel() for one in models[0].model.layers.parameters())
+    assert (here["parameters"], here["removed"]) == (sizes[1], pytest.approx((sizes[0] - sizes[1]) / layers, abs=1e-3))
+    in_job(known, known.readings.losses, tiny.slice_key("intraslice"), calibrated, compared=True)
+    assert told()["kl"] == pytest.approx((dense.exp() * (dense - sliced)).sum(-1).mean().item(), rel=0.03)  # bfloat16
+    about = tiny.settings.model, Path(tiny.settings.text).name, 256, 32, tiny.calibration.dtype
+    assert tuple(here[name] for name in ("model", "text", "tokens", "window", "dtype")) == about
+    picked = sweep_panel.pick(SimpleNamespace(pick=here["setting"]))
+    own = tiny.settings._replace(dtype=tiny.calibration.dtype)._asdict()
+    assert {name: picked[name] for name in own if name in picked} == {
+        name: own[name] for name in own if name != "upload"
+    }
+    other = tiny.with_settings(length=16)  # in other windows: these numbers are not compared
+    list(known.measure(other, "somebody"))
+    assert len({told(other)["key"], here["key"], before["key"]}) == 3
 
 
 def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
