@@ -38,6 +38,8 @@ class HeadTable:
 
     alive: Bool[Tensor, "keeps heads"]  # kept heads
     dim: Int[Tensor, " keeps"]
+    # `head_energies`, from which heads are chosen; a profile that is read from a file lacks them.
+    energies: Float[Tensor, "heads d"] | None = None
 
 
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
@@ -70,7 +72,7 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
         if not drop.any():
             break
         alive = torch.where(drop[:, None], fewer, alive)
-    return HeadTable(alive, width_for(alive.sum(1)))
+    return HeadTable(alive, width_for(alive.sum(1)), energies)
 
 
 @dataclass(frozen=True)
