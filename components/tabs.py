@@ -57,7 +57,7 @@ def when_open(panels: Mapping[str, Any]) -> list[LiveOutput]:
 
     All others are updated on release, since each output adds about 2 ms to every move.
     """
-    return [panels["spectra"].live_output]
+    return [panels["ratios"].anatomy, panels["spectra"].live_output]
 
 
 def connect(panels: Mapping[str, Any], context: Context) -> None:

@@ -36,8 +36,9 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restored = {**linked, "tabs": context.tabs, "notice": context.notice}
     begun = signal()
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
-    refuse = partial(slider.refuse_move, always, ())
-    preview = call(slider.preview, session, always, outputs=_moved(context, always), refuse=refuse, api_name="ratios")
+    first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
+    shown = {"outputs": _moved(context, always, first), "refuse": partial(slider.refuse_move, always, first)}
+    preview = call(slider.preview, session, always, first, **shown, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}

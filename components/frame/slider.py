@@ -32,6 +32,7 @@ class Moved(NamedTuple):
 def preview(
     session: Session,
     always: Sequence[LiveOutput],
+    others: Sequence[LiveOutput],
     request: Request,
     layer: int,
     pinned: Request | None,
@@ -39,11 +40,15 @@ def preview(
 ) -> tuple[Any, ...]:
     """Ratios, importances and sizes for a setting, from the calibration so far; answers in milliseconds.
 
-    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
-    the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
+    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), the
+    bias set by the importances, and the map of all layers and the chosen layer's matrices (JSON). Readout and headline
+    include the differences from the pinned setting, if any.
     """
-    values = [value for live_output in always for value in live_output.show(request, layer, client)]
-    return *values, *moved(session, session.view(request, client, pinned))
+    before, after = (
+        [value for live_output in some for value in live_output.show(request, layer, client)]
+        for some in (always, others)
+    )
+    return *before, *moved(session, session.view(request, client, pinned)), *after
 
 
 def move(
@@ -61,7 +66,7 @@ def move(
     It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting.
     """
     session.jobs.set_view(client, request=request)
-    values = preview(session, always, request, layer, pinned, client)
+    values = preview(session, always, (), request, layer, pinned, client)
     session.prefetch(request, client)
     for live_output in when_open:
         is_active = live_output.tab == active_tab
@@ -89,7 +94,7 @@ def _texts(session: Session, view: View) -> dict[str, str]:
 
 
 def refuse_move(always: Sequence[LiveOutput], when_open: Sequence[LiveOutput], error: ValueError) -> tuple[Any, ...]:
-    """The answer of `move` to invalid values, or of `preview` if `when_open` is empty: the headline is the error."""
+    """The answer of `move` or of `preview` to invalid values: the headline is the error."""
     before, after = (
         [gr.skip() for live_output in live_outputs for _ in live_output.outputs] for live_outputs in (always, when_open)
     )

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
+from intraslice.slicing.units import LayerUnits, kept_units
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
-from ..state.crossmodule import nearest_plan
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
-from ..state.settings import MAX_PERCENT
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
@@ -35,7 +34,6 @@ class CalibratedSpectra:
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
         self._curves: dict[int, LayerCurves] = {}
-        self._widths: dict[float, int | None] = {}
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -58,7 +56,7 @@ class CalibratedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return head_ranks(self._stats, EXPLAINED)
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
+    def pairs(self, layer: int, plan: LayerPlan, units: LayerUnits) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
         pairs = pair_energies(self._model, self._stats, layer, plan)
         order = pairs.angle.argsort(descending=True)
@@ -70,13 +68,6 @@ class CalibratedSpectra:
             (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
         )
 
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; None if the sparsity is unreachable."""
-        if sparsity not in self._widths:
-            plan, is_close = nearest_plan(self._model, sparsity)
-            self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
-        return self._widths[sparsity]
-
 
 @dataclass(frozen=True)
 class PrecomputedSpectra:
@@ -84,10 +75,8 @@ class PrecomputedSpectra:
 
     layers: tuple[LayerCurves, ...]
     energies: Sequence[Sequence[Sequence[float]]]  # by layer, query head and rotary pair
-    sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
     kv_head: tuple[int, ...]  # of each query head
     angles: tuple[float, ...]  # rotation of each pair per token, in radians
-    widths: tuple[int, ...]  # by per cent of sparsity; 0 where it is unreachable
 
     def curves(self, layer: int) -> LayerCurves:
         """All curves of a layer."""
@@ -101,24 +90,12 @@ class PrecomputedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs. Kept are the `plan.dim` channels per key head that affect the loss most."""
-        kv_head, head_energy, sensitivity = map(
-            np.array, (self.kv_head, self.energies[layer], self.sensitivities[layer])
-        )
+    def pairs(self, layer: int, plan: LayerPlan, units: LayerUnits) -> PairsView:
+        """The layer's rotary pairs, and which of them the plan keeps."""
+        kv_head, head_energy = np.array(self.kv_head), np.array(self.energies[layer])
         energy = np.stack([head_energy[kv_head == group].sum(0) for group in range(kv_head.max() + 1)])
-        kept = np.zeros(energy.shape, dtype=bool)
-        heads = np.array(plan.heads, dtype=int)
-        for group in np.unique(kv_head[heads]):
-            importance = sensitivity[heads[kv_head[heads] == group]].sum(0)
-            kept[group, np.argsort(-importance, kind="stable")[: plan.dim // 2]] = True
+        kept = kept_units(units, plan).channels.unflatten(1, (2, -1)).all(1)
         return PairsView(energy.tolist(), kept.tolist(), self.angles)
-
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""
-        percent = round(100 * sparsity)
-        is_known = percent < len(self.widths) and abs(100 * sparsity - percent) < 1e-6
-        return self.widths[percent] or None if is_known else None
 
 
 def curve(spectrum: Tensor) -> Curve:
@@ -144,19 +121,21 @@ class SpectraViews:
         source, provenance = self._source(request)
         if source is None:
             return None
-        plan = self._session.slice_plan(request)
+        plan, plans_source = self._session.slice_plan(request), self._session.source(request)
+        units = None if plans_source is None else plans_source.units
+        assert units is not None  # whoever has spectra has them
         layer = min(int(layer), len(plan.layers) - 1)
         curves = source.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
-            pairs=source.pairs(layer, plan.layers[layer]),
+            pairs=source.pairs(layer, plan.layers[layer], units.layers[layer]),
             dim=curves.heads[0].size,
             ranks=source.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=source.width(round(request.slicing.sparsity, 4)),
+            width=units.comparable_width(request.slicing.sparsity),
             source=provenance,
         )
 
@@ -184,15 +163,10 @@ def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
     layers = range(len(stats.layers))
     for layer in layers:
         measured.complete(layer)
-    values = {
-        "energies": [layer.channel_products / stats.tokens for layer in stats.layers],
-        "sensitivities": [layer.query_fisher for layer in stats.layers],
-    }
-    by_pair = {name: torch.stack(parts).unflatten(-1, (2, -1)).sum(-2).tolist() for name, parts in values.items()}
+    energies = torch.stack([layer.channel_products / stats.tokens for layer in stats.layers])
     return PrecomputedSpectra(
         layers=tuple(measured.curves(layer) for layer in layers),
-        **by_pair,
+        energies=energies.unflatten(-1, (2, -1)).sum(-2).tolist(),
         kv_head=tuple(stats.kv_heads[0]),
         angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
-        widths=tuple(measured.width(percent / 100) or 0 for percent in range(MAX_PERCENT + 1)),
     )

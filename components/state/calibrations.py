@@ -38,6 +38,7 @@ from .plan_views import Source
 from .precomputed import Precomputed
 from .profiles import cache_profile, cached_profiles
 from .request import CalibrationKey
+from .units import units_of
 from .views import Provenance
 
 READERS = JobSemaphore(limits.MAX_READERS, lazy_gettext("Waiting for other uploads to be read"))
@@ -189,7 +190,8 @@ class Calibrations:
                 return
             profile = stats.make_profile(progress=lambda _: report(event))
             provenance = Provenance("so far" if is_part else "here", sequences, len(tokens))
-            source = Source(profile, head_weights, key, provenance)
+            units = units_of(loaded.model, stats, lambda: report(event))
+            source = Source(profile, head_weights, key, provenance, units)
             if is_part:
                 cache_profile(loaded, tokens, sequences, profile)
                 others = [entry for entry in self.partial_sources(key) if entry[0] != sequences]

@@ -35,7 +35,7 @@ from intraslice.slicing import one_shot
 def preview(session) -> Callable[..., tuple]:
     """What a move of the slider shows: both charts of the Ratios tab, then the fields of `slider.Moved`."""
     live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    return partial_handler(slider.preview, session, [live_output])
+    return partial_handler(slider.preview, session, [live_output], [])
 
 
 def bars(chart_json: str) -> list[list[float]]:
