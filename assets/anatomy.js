@@ -211,7 +211,7 @@ function press(view, event) {
 function begin(plot) {
   const canvas = make("canvas", { "aria-hidden": "true" });
   const tip = make("div", { className: "isx-tip", role: "status", hidden: true });
-  const button = make("button", { type: "button", className: "isx-png isx-open" });
+  const button = make("button", { type: "button", className: "isx-open" });
   const view = (plot.isxMap = { plot, canvas, tip, button });
   plot.replaceChildren(canvas, tip);
   plot.classList.add("isx-map");

@@ -119,11 +119,10 @@ class SpectraViews:
         Raises UserError for an impossible setting.
         """
         source, provenance = self._source(request)
-        if source is None:
+        plans_from = self._session.source(request)
+        if source is None or plans_from is None or plans_from.units is None:
             return None
-        plan, plans_source = self._session.slice_plan(request), self._session.source(request)
-        units = None if plans_source is None else plans_source.units
-        assert units is not None  # whoever has spectra has them
+        plan, units = self._session.slice_plan(request), plans_from.units
         layer = min(int(layer), len(plan.layers) - 1)
         curves = source.curves(layer)
         return SpectraView(
