@@ -6,7 +6,7 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
 
+@runtime_checkable  # the tests check types while they run
 class HeadLayout(Protocol):
     """What the choice of channels depends on besides their scores: fields of `AttentionWeights`."""
 
