@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from intraslice.core.linalg import by_kv_head
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.units import LayerUnits, kept_units
+from intraslice.slicing.attention import HeadLayout, kept_channels
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
+from ..state.crossmodule import nearest_plan
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
+from ..state.settings import MAX_PERCENT
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
@@ -34,6 +37,7 @@ class CalibratedSpectra:
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
         self._curves: dict[int, LayerCurves] = {}
+        self._widths: dict[float, int | None] = {}
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -56,7 +60,7 @@ class CalibratedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return head_ranks(self._stats, EXPLAINED)
 
-    def pairs(self, layer: int, plan: LayerPlan, units: LayerUnits) -> PairsView:
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
         pairs = pair_energies(self._model, self._stats, layer, plan)
         order = pairs.angle.argsort(descending=True)
@@ -68,6 +72,21 @@ class CalibratedSpectra:
             (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
         )
 
+    def width(self, sparsity: float) -> int | None:
+        """Residual axes that the cross-module method keeps at equal parameters; None if the sparsity is unreachable."""
+        if sparsity not in self._widths:
+            plan, is_close = nearest_plan(self._model, sparsity)
+            self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
+        return self._widths[sparsity]
+
+
+class RotatedHeads(NamedTuple):
+    """A `HeadLayout` in which all channels are rotated, as in the default model."""
+
+    kv_head: Tensor
+    frequency: Tensor
+    norms: None = None
+
 
 @dataclass(frozen=True)
 class PrecomputedSpectra:
@@ -75,8 +94,10 @@ class PrecomputedSpectra:
 
     layers: tuple[LayerCurves, ...]
     energies: Sequence[Sequence[Sequence[float]]]  # by layer, query head and rotary pair
+    sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
     kv_head: tuple[int, ...]  # of each query head
     angles: tuple[float, ...]  # rotation of each pair per token, in radians
+    widths: tuple[int, ...]  # by per cent of sparsity; 0 where it is unreachable
 
     def curves(self, layer: int) -> LayerCurves:
         """All curves of a layer."""
@@ -90,12 +111,24 @@ class PrecomputedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
 
-    def pairs(self, layer: int, plan: LayerPlan, units: LayerUnits) -> PairsView:
+    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
-        kv_head, head_energy = np.array(self.kv_head), np.array(self.energies[layer])
-        energy = np.stack([head_energy[kv_head == group].sum(0) for group in range(kv_head.max() + 1)])
-        kept = kept_units(units, plan).channels.unflatten(1, (2, -1)).all(1)
-        return PairsView(energy.tolist(), kept.tolist(), self.angles)
+        kv_head = torch.tensor(self.kv_head)
+        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
+        kept = kept_channels(*self._scores(layer), plan.heads, plan.dim)
+        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
+
+    def _scores(self, layer: int) -> tuple[Tensor, HeadLayout]:
+        """The scores of the channels of queries and keys, half a pair's each, and the layout of the heads."""
+        kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
+        layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
+        return torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2, layout
+
+    def width(self, sparsity: float) -> int | None:
+        """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""
+        percent = round(100 * sparsity)
+        is_known = percent < len(self.widths) and abs(100 * sparsity - percent) < 1e-6
+        return self.widths[percent] or None if is_known else None
 
 
 def curve(spectrum: Tensor) -> Curve:
@@ -119,22 +152,21 @@ class SpectraViews:
         Raises UserError for an impossible setting.
         """
         source, provenance = self._source(request)
-        plans_from = self._session.source(request)
-        if source is None or plans_from is None or plans_from.units is None:
+        if source is None:
             return None
-        plan, units = self._session.slice_plan(request), plans_from.units
+        plan = self._session.slice_plan(request)
         layer = min(int(layer), len(plan.layers) - 1)
         curves = source.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
-            pairs=source.pairs(layer, plan.layers[layer], units.layers[layer]),
+            pairs=source.pairs(layer, plan.layers[layer]),
             dim=curves.heads[0].size,
             ranks=source.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=units.comparable_width(request.slicing.sparsity),
+            width=source.width(round(request.slicing.sparsity, 4)),
             source=provenance,
         )
 
@@ -162,10 +194,15 @@ def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
     layers = range(len(stats.layers))
     for layer in layers:
         measured.complete(layer)
-    energies = torch.stack([layer.channel_products / stats.tokens for layer in stats.layers])
+    values = {
+        "energies": [layer.channel_products / stats.tokens for layer in stats.layers],
+        "sensitivities": [layer.query_fisher for layer in stats.layers],
+    }
+    by_pair = {name: torch.stack(parts).unflatten(-1, (2, -1)).sum(-2).tolist() for name, parts in values.items()}
     return PrecomputedSpectra(
         layers=tuple(measured.curves(layer) for layer in layers),
-        energies=energies.unflatten(-1, (2, -1)).sum(-2).tolist(),
+        **by_pair,
         kv_head=tuple(stats.kv_heads[0]),
         angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
+        widths=tuple(measured.width(percent / 100) or 0 for percent in range(MAX_PERCENT + 1)),
     )

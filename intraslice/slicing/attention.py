@@ -5,11 +5,12 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
@@ -57,6 +58,16 @@ def choose_channels(
         channels.append(torch.cat([first[best], second[best]]))
         frequencies.append(layout.frequency[group][best])
     return torch.stack(channels), torch.stack(frequencies)
+
+
+def kept_channels(
+    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Sequence[int], dim: int
+) -> Bool[Tensor, "kv_heads d"]:
+    """Which query/key channels of every key/value head `choose_channels` keeps; none of one without kept queries."""
+    indices = torch.tensor(heads, dtype=torch.long, device=scores.device)
+    kept = torch.zeros(len(layout.frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
+    kept[layout.kv_head[indices].unique()[:, None], choose_channels(scores, layout, indices, dim)[0]] = True
+    return kept
 
 
 def cut_queries_and_keys(

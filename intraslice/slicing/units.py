@@ -18,7 +18,7 @@ from intraslice.core.linalg import damped_diagonal
 from intraslice.modeling.families import Block
 from intraslice.planning.head_table import HeadTable
 from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import choose_channels
+from intraslice.slicing.attention import kept_channels
 from intraslice.slicing.mlp import best_first, neuron_scores
 
 
@@ -63,10 +63,7 @@ def layer_units(block: Block, stats: LayerStats, tokens: int, table: HeadTable) 
 
 def kept_units(units: LayerUnits, plan: LayerPlan, order: Order = "one-shot") -> KeptUnits:
     """The units that a slice of `plan`, in the given order, keeps of a layer."""
-    heads = torch.tensor(plan.heads, dtype=torch.long)
-    channels = torch.zeros(len(units.frequency), units.channels.shape[1], dtype=torch.bool)
-    chosen, _ = choose_channels(units.channels, units, heads, plan.dim)
-    channels[units.kv_head[heads].unique()[:, None], chosen] = True
+    channels = kept_channels(units.channels, units, plan.heads, plan.dim)
     neurons = None
     if order == "one-shot" or plan.neurons in (0, len(units.neurons)):
         neurons = torch.zeros(len(units.neurons), dtype=torch.bool)

@@ -17,7 +17,7 @@ from components.assets import ASSETS
 from components.spectra import panel as spectra_panel
 from components.spectra.measure import CalibratedSpectra, PrecomputedSpectra, SpectraViews, precomputed_spectra
 from components.spectra.views import Curve
-from components.state.crossmodule import TOLERANCE, nearest_plan
+from components.state.crossmodule import TOLERANCE
 from components.state.precomputed import SHIFT, SPECTRA, UNITS, Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -25,6 +25,7 @@ from components.state.settings import Settings
 from components.state.units import load_units
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
+from intraslice.slicing.units import kept_units
 
 ELSE = "somebody else"
 
@@ -192,12 +193,13 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
         assert own.explained == pytest.approx(other.explained, rel=1e-6)
     for percent in (20, 50):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
-        own, other = (spectra.pairs(1, plan, units.layers[1]) for spectra in (kept, measured))
+        stored, unit = units.layers[1], calibrated.source.units.layers[1]
+        assert torch.equal(kept_units(stored, plan).neurons, kept_units(unit, plan).neurons)
+        own, other = kept.pairs(1, plan), measured.pairs(1, plan)
         assert own.kept == other.kept
         assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
-    for percent in range(1, 61):
-        nearest, is_close = nearest_plan(calibrated.loaded.model, percent / 100)
-        assert units.comparable_width(percent / 100) == (nearest.width if is_close else None)
+        assert kept.width(percent / 100) == measured.width(percent / 100)
+        assert units.comparable_width(percent / 100) == measured.width(percent / 100)
     again = layer.find(SHIFT, tiny.calibration, ShiftView).value
     assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
@@ -222,12 +224,8 @@ def test_the_precomputed_spectra_are_the_default_models() -> None:
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
         assert own.explained == pytest.approx(other.explained, abs=1e-3)
         assert own.effective_rank == other.effective_rank
-    plan, units = session.slice_plan(opening).layers[7], Precomputed().source(opening.calibration).units
-    assert kept.pairs(7, plan, units.layers[7]).kept == measured.pairs(7, plan, units.layers[7]).kept
-    own = session.source(opening).units
-    assert units.widths == own.widths
-    for stored, layer in zip(units.layers, own.layers, strict=True):
-        assert torch.equal(stored.neurons.argsort(), layer.neurons.argsort())
+    plan = session.slice_plan(opening).layers[7]
+    assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
 
 
 def test_the_words_under_the_shift_have_the_precomputed_numbers() -> None:
