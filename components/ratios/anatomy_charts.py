@@ -154,8 +154,9 @@ def inside(view: OpenedView) -> list[Matrix]:
     outputs = [axes if head in row.heads else none for head in heads]
     mlp, kept = (hidden, sizes.neurons), (hidden, row.neurons)
     neurons = view.neurons or ()
-    if not view.ranks_neurons:
-        neurons_text += gettext("; which: known after slicing")
+    unknown = gettext("; which: known after calibration") if view.channels is None else ""
+    channels_text += unknown
+    neurons_text += unknown if view.ranks_neurons else gettext("; which: known after slicing")
     return [
         attention("q", queries, len(row.heads) * width, channels_text, False),
         attention("k", keys, view.kv_heads * width, channels_text, False),
