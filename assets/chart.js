@@ -127,6 +127,7 @@ function drawNow() {
   clearTimeout(later);
   later = null;
   if (!chart || !plot.clientWidth) return;
+  if (chart.drawing) return isx.drawings[chart.drawing.kind](plot, chart, overlay?.drawing, choose);
   if (!window.Plotly) return loadPlotly();
   plot.style.height = `${chart.side_by_side && plot.clientWidth < 560 ? 1.7 * height : height}px`;
   const { data, layout } = figure();
@@ -144,7 +145,8 @@ function show() {
   find("title").textContent = chart.title;
   compare();
   find("note").textContent = caption();
-  plot.setAttribute("aria-label", chart.layers ? say("{title}. Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : chart.title);
+  const keys = chart.drawing ? say("{title}. Arrow keys go from part to part, Enter opens a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected }) : say("{title}. Arrow keys choose a layer; layer {layer} is chosen.", { title: chart.title, layer: chart.selected });
+  plot.setAttribute("aria-label", chart.layers ? keys : chart.title);
   plot.tabIndex = chart.layers ? 0 : -1;
   plot.classList.toggle("isx-clickable", chart.layers > 0 || chart.picks.length > 0 || added().length > 0);
   if (find("twin").open) fillTable();
@@ -188,6 +190,8 @@ function receive() {
 }
 
 async function save() {
+  const load = (href) => make("a", { href, download: `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").toLowerCase()}.png` }).click();
+  if (chart?.drawing) return load(isx.picture(plot, chart.title));
   if (!chart || !window.Plotly) return; // the page is still being opened
   const { data, layout } = figure();
   const styles = getComputedStyle(plot);
@@ -197,13 +201,12 @@ async function save() {
     title: { text: chart.title, x: 0.02, y: 0.97, font: { size: 17 } },
     margin: { ...layout.margin, t: layout.margin.t + 44 },
   };
-  const address = await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 });
-  make("a", { href: address, download: `${chart.title.replace(/[^\p{L}\p{N}]+/gu, "-").toLowerCase()}.png` }).click();
+  load(await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 }));
 }
 
 const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
 plot.addEventListener("keydown", (event) => {
-  if (!(event.key in step) || !chart?.layers) return;
+  if (!(event.key in step) || !chart?.layers || chart.drawing) return;
   event.preventDefault();
   choose(chart.selected + step[event.key]);
 });

@@ -125,6 +125,8 @@ def main() -> None:
         results.write(precomputed.SENSITIVITY, measured, request, measured.tokens)
     if precomputed.PROFILE in chosen:
         results.write(precomputed.PROFILE, calibrated.source.profile, request, tokens)
+    if precomputed.UNITS in chosen:
+        results.write(precomputed.UNITS, calibrated.source.units, request, tokens)
     if precomputed.SPECTRA in chosen:
         results.write(precomputed.SPECTRA, precomputed_spectra(calibrated), request, tokens)
     if precomputed.SHIFT in chosen:

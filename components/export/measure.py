@@ -25,6 +25,7 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
+from ..state.anatomy import map_view
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
 from ..state.request import CalibrationKey, Request, parse
@@ -112,6 +113,7 @@ class Publisher:
         step = Step(
             percent=request.settings.sparsity,
             plan=plan,
+            anatomy=map_view(calibrated.source, session.slice_plan(request)),
             perplexities=session.perplexities(request),
             costs=self._columns.cached_costs(request),
             cross=None if cross is None else Reading(*cross.perplexity(), cross.done, cross.total),

@@ -30,6 +30,7 @@ from ..i18n.language import (
     percentage,
     translate,
 )
+from ..ratios.anatomy_charts import map_chart
 from ..ratios.charts import ratio_chart
 from ..spectra.charts import variance_chart
 from ..state.views import Perplexities, PlanView
@@ -40,11 +41,11 @@ from ..ui.figure import Chart, Json
 from ..ui.labels import ESTIMATORS
 from ..ui.palette import css_variables
 from ..ui.screen import headline
-from ..ui.scripts import asset, shared
+from ..ui.scripts import asset, scoped, shared
 from .views import Published, Step
 
 MAX_BYTES = 8_000_000  # a larger file does not suit a blog
-HEIGHTS = {"ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
+HEIGHTS = {"anatomy": 480, "ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src 'unsafe-inline'"
 # A site loads plotly.js, WebAssembly and models from its own folder.
 SITE_POLICY = f"{POLICY} 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; connect-src 'self' blob: data:"
@@ -141,7 +142,7 @@ def document(article: str, content: Json, kind: str, style: str = "", scripts: s
         title=article.partition("<h1>")[2].partition("</h1>")[0],
         style=css_variables() + asset("page.css") + asset("published/page.css") + style,
         article=article,
-        shared=shared(),
+        shared=shared() + scoped("anatomy.js"),
         plotly=f'<script src="{PLOTLY.name}"></script>'
         if is_site
         else f"<script>{PLOTLY.read_text(encoding='utf-8')}</script>",
@@ -196,7 +197,9 @@ def article(file: str, published: Published, **texts: str) -> str:
 def content(published: Published) -> Json:
     """What the script shows: the steps' texts, and the charts by place and step, the spectra also by layer."""
     limits = shift_axis_limits(published.steps)
+    hint = gettext("Click a layer.")
     charts = {
+        "anatomy": [replace(map_chart(step.anatomy), hint=hint).plain() for step in published.steps],
         "ratios": [ratio_chart(step.plan).plain() for step in published.steps],
         "spectra": [[variance_chart(view).plain() for view in step.spectra] for step in published.steps],
         "shift": [_shift(step, limits).plain() for step in published.steps],

@@ -35,8 +35,9 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restored = {**linked, "tabs": context.tabs, "notice": context.notice}
     begun = signal()
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
-    shown = _moved(context)
-    preview = call(slider.preview, session, always, outputs=shown, refuse=slider.refuse_move, api_name="ratios")
+    first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
+    shown = {"outputs": _moved(context, first), "refuse": slider.refuse_move}
+    preview = call(slider.preview, session, [*always, *first], **shown, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}

@@ -27,8 +27,9 @@ def preview(
 ) -> dict[str, Any]:
     """Ratios, importances and sizes for a setting, from the calibration so far; answers in milliseconds.
 
-    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), and
-    the bias set by the importances. Readout and headline include the differences from the pinned setting, if any.
+    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), the
+    bias set by the importances, and the map of all layers and the chosen layer's matrices (JSON). Readout and headline
+    include the differences from the pinned setting, if any.
     """
     values: dict[str, Any] = {}
     for live_output in live_outputs:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from intraslice.core.linalg import by_kv_head
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
+from intraslice.slicing.attention import HeadLayout, kept_channels
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
@@ -78,6 +80,14 @@ class CalibratedSpectra:
         return self._widths[sparsity]
 
 
+class RotatedHeads(NamedTuple):
+    """A `HeadLayout` in which all channels are rotated, as in the default model."""
+
+    kv_head: Tensor
+    frequency: Tensor
+    norms: None = None
+
+
 @dataclass(frozen=True)
 class PrecomputedSpectra:
     """The spectra of all layers as `make_snapshots.py` stores them; methods as `CalibratedSpectra` has them."""
@@ -102,17 +112,17 @@ class PrecomputedSpectra:
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs. Kept are the `plan.dim` channels per key head that affect the loss most."""
-        kv_head, head_energy, sensitivity = map(
-            np.array, (self.kv_head, self.energies[layer], self.sensitivities[layer])
-        )
-        energy = np.stack([head_energy[kv_head == group].sum(0) for group in range(kv_head.max() + 1)])
-        kept = np.zeros(energy.shape, dtype=bool)
-        heads = np.array(plan.heads, dtype=int)
-        for group in np.unique(kv_head[heads]):
-            importance = sensitivity[heads[kv_head[heads] == group]].sum(0)
-            kept[group, np.argsort(-importance, kind="stable")[: plan.dim // 2]] = True
-        return PairsView(energy.tolist(), kept.tolist(), self.angles)
+        """The layer's rotary pairs, and which of them the plan keeps."""
+        kv_head = torch.tensor(self.kv_head)
+        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
+        kept = kept_channels(*self._scores(layer), plan.heads, plan.dim)
+        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
+
+    def _scores(self, layer: int) -> tuple[Tensor, HeadLayout]:
+        """The scores of the channels of queries and keys, half a pair's each, and the layout of the heads."""
+        kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
+        layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
+        return torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2, layout
 
     def width(self, sparsity: float) -> int | None:
         """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""

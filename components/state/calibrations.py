@@ -35,6 +35,7 @@ from .caches import BUDGET, Caches, JobMemory, return_freed_memory
 from .plan_views import Source
 from .precomputed import Precomputed, cache_profile, cached_profiles
 from .request import CalibrationKey
+from .units import units_of
 from .views import Provenance
 
 READERS = JobSemaphore(limits.MAX_READERS, lazy_gettext("Waiting for other uploads to be read"))
@@ -184,7 +185,8 @@ class Calibrations:
                 return
             profile = stats.make_profile(progress=lambda _: report(event))
             provenance = Provenance("so far" if is_part else "here", sequences, len(tokens))
-            source = Source(profile, head_weights, key, provenance)
+            units = units_of(loaded.model, stats, lambda: report(event))
+            source = Source(profile, head_weights, key, provenance, units)
             if is_part:
                 cache_profile(loaded, tokens, sequences, profile)
                 self._caches.partial_sources.put(key, self.partial_sources(key) | {sequences: source})

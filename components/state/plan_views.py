@@ -21,6 +21,7 @@ from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_
 from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
+from .units import ModelUnits
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
@@ -51,13 +52,14 @@ class SortedImportances:
 class Source:
     """What plans are computed from: a profile and the calibration that it comes from.
 
-    `head_weights` is the number of weights of the output head.
+    `head_weights` is the number of weights of the output head. `units` are None for a profile of earlier sequences.
     """
 
     profile: Profile
     head_weights: int
     calibration: CalibrationKey | None = None
     provenance: Provenance = HERE
+    units: ModelUnits | None = None
 
     @cached_property
     def importances(self) -> dict[str, dict[ModuleKind, SortedImportances]]:

@@ -39,13 +39,15 @@ from ..assets import ASSETS
 from ..i18n.language import lazy_day, lazy_gettext
 from .plan_views import Source
 from .request import CalibrationKey, default_slicing
+from .units import ModelUnits, load_units, save_units
 from .views import Provenance
 
 Value = TypeVar("Value")
 
 FOLDER = ASSETS / "cache"
 MANIFEST = "manifest.json"
-PROFILE, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY = KINDS = ("profile", "perplexity", "spectra", "shift", "sensitivity")
+KINDS = ("profile", "units", "perplexity", "spectra", "shift", "sensitivity")
+PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY = KINDS
 DIGITS = 9  # significant: all of float32
 FORMAT = "2"  # of cached profiles: raise it when changed code alters them
 _FRACTION = re.compile(r"\d+\.\d+(e-?\d+)?")
@@ -139,7 +141,8 @@ class Precomputed:
             )
             # The model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
             head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
-            self._sources[folder, key] = Source(profile, head_weights, key, manifest.provenance(PROFILE))
+            units = load_units(folder / f"{UNITS}.npz") if manifest.has(UNITS, key) else None
+            self._sources[folder, key] = Source(profile, head_weights, key, manifest.provenance(PROFILE), units)
         return self._sources[folder, key]
 
 
@@ -191,6 +194,8 @@ def write(folder: Path, manifest: Manifest, kind: str, value: Any, entry: Entry)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(value, Profile):
         save_profile(value, folder / f"{kind}.npz")
+    elif isinstance(value, ModelUnits):
+        save_units(value, folder / f"{kind}.npz")
     else:
         rounded = _FRACTION.sub(lambda number: f"{float(number[0]):.{DIGITS}g}", json.dumps(asdict(value)))
         (folder / f"{kind}.json.xz").write_bytes(lzma.compress(rounded.encode()))

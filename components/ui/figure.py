@@ -46,6 +46,7 @@ class Chart:
     picks: Sequence[str] = ()
     hint: str = ""
     protocol: str = ""
+    drawing: Json | None = None  # what `assets/anatomy.js` draws; plotly draws nothing then
 
     def caption(self, clickable: bool = True) -> str:
         """The text below the title; without `clickable` it leaves the hint out."""
@@ -65,6 +66,7 @@ class Chart:
             "selected": self.selected,
             "side_by_side": self.side_by_side,
             "picks": list(self.picks),
+            **({"drawing": self.drawing} if self.drawing else {}),
         }
 
     def to_json(self) -> str:

@@ -16,7 +16,10 @@ from ..i18n.language import for_scripts
 DEVICE = ("device/files.js", "device/engine.js", "device/answers.js", "device/panel.js")
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 ROOMS = ("rooms/chart.js", "rooms/room.js", "rooms/record.js", "rooms/panel.js")
-FRAME = ("page.js", "history.js", "tried/store.js", "tour.js", "awake.js", "presenter.js", "keys.js")
+FRAME = (
+    *("anatomy.js", "page.js", "history.js", "tried/store.js"),
+    *("tour.js", "awake.js", "presenter.js", "keys.js"),
+)
 COMPONENTS = ("chart", "copy", "overrides", "passage", "tried/panel", "device/compare")
 
 

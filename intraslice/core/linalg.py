@@ -62,9 +62,16 @@ def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = CHANNEL_DAMPI
     Median and mean are those of the diagonal. Unlike `damp`, it is not dominated by a massive channel. The identity is
     added to an all-zero moment. Raises NumericalError where the diagonal is not finite.
     """
-    damped, diagonal = damp(moment, 1e-4 * damping), moment.diagonal()
-    damped.diagonal().add_(diagonal + diagonal.median(), alpha=damping)
+    damped = damp(moment, 1e-4 * damping)  # which checks the diagonal
+    damped.diagonal().copy_(damped_diagonal(moment.diagonal(), damping))
     return damped
+
+
+def damped_diagonal(diagonal: Float[Tensor, " n"], damping: float = CHANNEL_DAMPING) -> Float[Tensor, " n"]:
+    """The diagonal of `damp_by_channel`, given that of the moment."""
+    mean = diagonal.mean()
+    damped = diagonal + torch.where(mean > 0, 1e-4 * damping * mean, torch.ones_like(mean))
+    return damped.add_(diagonal + diagonal.median(), alpha=damping)
 
 
 def cholesky(system: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:

@@ -21,7 +21,7 @@ from intraslice.core.linalg import by_kv_head, diagonal_blocks
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks, rotary_frequencies
 from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.slicing.attention import choose_channels
+from intraslice.slicing.attention import kept_channels
 
 FRACTIONS = (0.90, 0.95, 0.99)  # of the variance
 
@@ -112,11 +112,7 @@ def pair_energies(
     energies = by_kv_head(products, attention.kv_head).cpu().unflatten(-1, (2, -1))
     kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
-        heads = torch.tensor(plan.heads, dtype=torch.long, device=products.device)
-        channels, _ = choose_channels(layer_stats.query_fisher, attention.weights(), heads, plan.dim)
-        kept = torch.zeros_like(kept)
-        for kv_head, kept_channels in zip(attention.kv_head[heads].unique().tolist(), channels.cpu(), strict=True):
-            kept[kv_head, kept_channels] = True
+        kept = kept_channels(layer_stats.query_fisher, attention.weights(), plan.heads, plan.dim).cpu()
     kept = kept.unflatten(-1, (2, -1))
     frequency = attention.frequency[0].cpu()  # a dense layer has the same pairs in every head
     rotated = frequency != UNROTATED

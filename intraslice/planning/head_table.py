@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -44,6 +44,8 @@ class HeadTable:
     alive: Bool[Tensor, "keeps heads"]  # kept heads
     dim: Int[Tensor, " keeps"]
     rule: Int[Tensor, "keeps heads"] | None = None  # in `RULES`; None if it is not known
+    # `head_energies`, from which heads are chosen; a profile that is read from a file lacks them.
+    energies: Float[Tensor, "heads d"] | None = None
 
 
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
@@ -76,7 +78,7 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
             break
         rule = torch.where(drop[:, None] & weakest, 3 - grows[:, None].long(), rule)
         alive = torch.where(drop[:, None], fewer, alive)
-    return HeadTable(alive, width_for(alive.sum(1)), rule)
+    return HeadTable(alive, width_for(alive.sum(1)), rule, energies)
 
 
 def _width_for(keep: Int[Tensor, " keeps"], count: Int[Tensor, " keeps"], width: int) -> Int[Tensor, " keeps"]:
@@ -100,7 +102,7 @@ def lock_heads(table: HeadTable, kept: Collection[int], removed: Collection[int]
     rule = torch.zeros_like(score) if table.rule is None else table.rule.clone()
     rule[alive != table.alive] = RULES.index("displaced by a locked head")
     rule[:, [*kept, *removed]] = RULES.index("locked")
-    return HeadTable(alive, _width_for(keep, count, width), None if table.rule is None else rule)
+    return replace(table, alive=alive, dim=_width_for(keep, count, width), rule=None if table.rule is None else rule)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,34 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
 
+@runtime_checkable  # the tests check types while they run
+class HeadLayout(Protocol):
+    """What the choice of channels depends on besides their scores: fields of `AttentionWeights`."""
+
+    @property
+    def kv_head(self) -> Int[Tensor, " heads"]: ...
+
+    @property
+    def frequency(self) -> Int[Tensor, "kv_heads pairs"]: ...
+
+    @property
+    def norms(self) -> object | None: ...
+
+
 def choose_channels(
-    scores: Float[Tensor, "heads d"], weights: AttentionWeights, heads: Int[Tensor, " kept"], dim: int
+    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Int[Tensor, " kept"], dim: int
 ) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
     """Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
 
@@ -25,14 +41,14 @@ def choose_channels(
     changes, nor where heads are normalised, since that needs all of their channels.
     """
     half = scores.shape[1] // 2
-    if dim == scores.shape[1] or weights.norms is not None:
-        kept = weights.frequency[weights.kv_head[heads].unique()]
+    if dim == scores.shape[1] or layout.norms is not None:
+        kept = layout.frequency[layout.kv_head[heads].unique()]
         return torch.arange(2 * half, device=heads.device).expand(len(kept), -1), kept
     channels, frequencies = [], []
-    for group in weights.kv_head[heads].unique():
-        group_scores = scores[heads[weights.kv_head[heads] == group]].sum(0)
+    for group in layout.kv_head[heads].unique():
+        group_scores = scores[heads[layout.kv_head[heads] == group]].sum(0)
         first, second = torch.arange(2 * half, device=group_scores.device).split(half)
-        unrotated = weights.frequency[group] == UNROTATED
+        unrotated = layout.frequency[group] == UNROTATED
         if unrotated.any():
             singles = torch.cat([first[unrotated], second[unrotated]])
             singles = singles[group_scores[singles].argsort(descending=True, stable=True)].view(-1, 2)
@@ -40,8 +56,18 @@ def choose_channels(
             first[unrotated], second[unrotated] = singles[:, 0], singles[:, 1]
         best = (group_scores[first] + group_scores[second]).topk(dim // 2).indices.sort().values
         channels.append(torch.cat([first[best], second[best]]))
-        frequencies.append(weights.frequency[group][best])
+        frequencies.append(layout.frequency[group][best])
     return torch.stack(channels), torch.stack(frequencies)
+
+
+def kept_channels(
+    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Sequence[int], dim: int
+) -> Bool[Tensor, "kv_heads d"]:
+    """Which query/key channels of every key/value head `choose_channels` keeps; none of one without kept queries."""
+    indices = torch.tensor(heads, dtype=torch.long, device=scores.device)
+    kept = torch.zeros(len(layout.frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
+    kept[layout.kv_head[indices].unique()[:, None], choose_channels(scores, layout, indices, dim)[0]] = True
+    return kept
 
 
 def cut_queries_and_keys(

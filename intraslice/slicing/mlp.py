@@ -34,11 +34,23 @@ def rank_neurons(
     Raises NumericalError where the damped moment is not finite or singular.
     """
     damped = damp_by_channel(fitted, damping)
+    return factor_in_order(damped, best_first(neuron_scores(weights.down, damped.diagonal(), fisher)))
+
+
+def neuron_scores(
+    down: Float[Tensor, "hidden neurons"], damped: Float[Tensor, " neurons"], fisher: Float[Tensor, " neurons"] | None
+) -> Float[Tensor, " neurons"]:
+    """The score of each neuron, as in `rank_neurons`, given the diagonal of the damped moment."""
     # The contribution of each neuron to the output: `S_jj ||W_down[:, j]||^2`.
-    scores = damped.diagonal() * weights.down.to(damped.dtype).square().sum(0)
-    if fisher is not None:
-        scores = scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
-    return factor_in_order(damped, scores.argsort(descending=True, stable=True))
+    scores = damped * down.to(damped.dtype).square().sum(0)
+    if fisher is None:
+        return scores
+    return scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
+
+
+def best_first(scores: Float[Tensor, " neurons"]) -> Int[Tensor, " neurons"]:
+    """The order of neurons in which the first ones are kept, for any width."""
+    return scores.argsort(descending=True, stable=True)
 
 
 def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " neurons"], width: int) -> MLPWeights:

@@ -4,7 +4,15 @@ import pytest
 from browsing import Opened
 
 STOPS = [
-    *("#ratio-chart", "#importance-chart", "#estimator-check-chart", "#search-chart", "#convergence-chart"),
+    *(
+        "#anatomy-chart",
+        "#layer-chart",
+        "#ratio-chart",
+        "#importance-chart",
+        "#estimator-check-chart",
+        "#search-chart",
+        "#convergence-chart",
+    ),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
     *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-size-chart"),
 ]
@@ -22,7 +30,8 @@ INSIDE = """(selector) => {
     const bar = document.querySelector('#slider-bar');
     const headline = document.querySelector('#headline');
     return inside(shown) && inside(bar) && inside(headline) && (!plot || (inside(plot) && plot.clientHeight > 200))
-        && (!plot || (plot._fullLayout?.width === plot.clientWidth && plot._fullLayout.height === plot.clientHeight))
+        && (!plot || plot.querySelector('canvas')
+            || (plot._fullLayout?.width === plot.clientWidth && plot._fullLayout.height === plot.clientHeight))
         && headline.scrollHeight <= headline.clientHeight + 1
         && shown.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top + 1
         && headline.getBoundingClientRect().bottom <= shown.getBoundingClientRect().top + 1
@@ -70,6 +79,9 @@ def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -
     opened.open_tab("ratios")
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     page.click("#present")
+    for stop in STOPS[:2]:
+        page.wait_for_function(INSIDE, arg=stop)
+        page.keyboard.press("ArrowRight")
     page.wait_for_function(INSIDE, arg="#ratio-chart")
     opened.drag(50)
     box = page.locator("#sparsity input[type=range]").bounding_box()

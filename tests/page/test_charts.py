@@ -18,16 +18,20 @@ from components.activations.views import Histogram, MethodShift, PlaceShift, Shi
 from components.assets import ASSETS
 from components.estimator.charts import convergence_chart, estimator_check_chart, search_chart
 from components.estimator.views import EstimatorCheckView, ModuleCheck, RatioSearchView
+from components.ratios.anatomy_charts import map_chart, opened_chart, packed
 from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import pair_chart, rank_chart, variance_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
+from components.state.anatomy import MapRow, MapView, OpenedView
 from components.state.leaderboard import cells
+from components.state.units import Width
 from components.state.views import ConvergenceView, Provenance
 from components.sweep.charts import removed_chart, size_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure, palette
 from components.ui.figure import Chart, thinned
+from intraslice.planning.sizes import LayerSizes
 
 CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
 SEARCH = RatioSearchView(((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)), 9.0, 9.0, (-0.1, 0.0), 0.5, 0.4)
@@ -71,6 +75,19 @@ def shift_view(massive: float = math.nan) -> ShiftView:
     return ShiftView(0.3, {"intraslice": method(0.2), "crossmodule": method(0.5)}, 2048, 512, 6, "a text")
 
 
+SIZES = LayerSizes(8, 4, 2, 4, 10, gated=True, attention_bias=False, mlp_bias=False, fixed=16)
+ROW = MapRow(SIZES, (0, 0, 1, 1), (0, 1), 2, 6, (0.5, 0.3, 0.1, 0.1), (0.9, 0.8, 0.9, 0.9), (2.0, 1.0, 0.0), 0.95)
+OPENED = OpenedView(
+    layer=1,
+    row=ROW,
+    kv_heads=1,
+    channels=((True, False, True, False), (False,) * 4),
+    neurons=(True,) * 5 + (False,) * 4 + (True,),
+    sparsity=0.5,
+    shortcuts=2,
+    cross=Width(4, 0.51),
+)
+
 SWEEP = SweepView(
     15.0,
     (
@@ -86,6 +103,8 @@ OF_DEFAULT = [cell for cell in ON_WIKIPEDIA if cell.model == "default"]
 ALONE = {"intraslice": shift_view().methods["intraslice"]}
 # Every function that makes a chart, with states that it must be able to draw.
 EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
+    (map_chart, [(MapView((ROW,) * 3, True), 2), (MapView((MapRow(*ROW[:5]),), False),)]),
+    (opened_chart, [(OPENED,), (replace(OPENED, channels=None, neurons=None, cross=None, ranks_neurons=False),)]),
     (ratio_chart, [(plan_view(), 2), (plan_view(layers=1),)]),
     (importance_chart, [(curves(), 1), (curves(None), 0)]),
     (convergence_chart, [(CONVERGENCE,), (None,)]),
@@ -168,6 +187,38 @@ def test_bars_and_their_table_are_the_plan_also_where_rounding_leaves_a_ratio_wi
     bars = next(trace for trace in chart.data if trace["name"] == "MLP")
     assert "planned ratio: %{y:.1%}<br>kept: %{customdata}" in bars["hovertemplate"]
     assert chart.layout["yaxis2"]["title"]["text"] == "MLP, planned ratio"
+
+
+def test_the_map_and_the_opened_layer_say_what_is_kept_of_what() -> None:
+    gone = ROW._replace(heads=(), neurons=0)
+    assert map_chart(MapView((ROW, gone), True)).rows == [
+        ["0", "2 of 4", "2, 3", "2 of 4", "6 of 10"],
+        ["1", "0 of 4", "0, 1, 2, 3", "0 of 4", "0 of 10"],
+    ]
+    assert packed([True, False, True, True, False, True]) == "b4"
+    chart = opened_chart(OPENED)
+    assert {name: tuple(sizes) for name, *sizes in chart.rows} == {
+        "q": ("8 × 16 → 8 × 4", "8 × 16 → 4 × 16"),
+        "k": ("8 × 8 → 8 × 2", "8 × 8 → 4 × 8"),
+        "v": ("8 × 8 → 8 × 2", "8 × 8 → 4 × 8"),
+        "o": ("8 × 16 → 8 × 4", "8 × 16 → 4 × 16"),
+        **dict.fromkeys(("gate", "up", "down"), ("8 × 10 → 8 × 6", "8 × 10 → 4 × 10")),
+        **dict.fromkeys(("shortcut 1", "shortcut 2"), ("–", "4 × 4")),
+    }
+    inside, across = chart.drawing["panels"]
+    kept = {matrix["name"]: matrix["columns"] for row in inside["rows"] for matrix in row}
+    assert kept == {"q": "aa00", "k": "a0", "v": "c0", "o": "cc00", **dict.fromkeys(("gate", "up", "down"), "f84")}
+    assert (inside["weights"], across["weights"]) == ("624 → 240 weights", "624 → 344 weights")
+    assert "4 of 8 numbers" in across["text"]
+    for changes, words in (
+        ({"cross": None}, "At 0% nothing is removed."),
+        ({"cross": None, "shortcuts": 0}, "cannot slice this model"),
+        ({"is_comparable": False}, "No width removes as much: this one removes 51.0%."),
+    ):
+        assert words in opened_chart(replace(OPENED, **changes)).drawing["panels"][1]["text"]
+    parallel = opened_chart(replace(OPENED, shortcuts=1, row=ROW._replace(sizes=replace(SIZES, whole_queries=True))))
+    assert [row[0] for row in parallel.rows][-1] == "shortcut"
+    assert parallel.rows[0][1] == "8 × 16 → 8 × 8"  # normalised queries keep their width
 
 
 def test_importances_stay_on_a_logarithmic_axis_and_uniform_ones_have_no_threshold() -> None:

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 from tiny_page import SOMEBODY, precomputed_for
 
 from components.activations import panel as activations_panel
@@ -17,12 +18,14 @@ from components.spectra import panel as spectra_panel
 from components.spectra.measure import CalibratedSpectra, PrecomputedSpectra, SpectraViews, precomputed_spectra
 from components.spectra.views import Curve
 from components.state.crossmodule import TOLERANCE
-from components.state.precomputed import SHIFT, SPECTRA, Precomputed
+from components.state.precomputed import SHIFT, SPECTRA, UNITS, Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
+from components.state.units import load_units
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
+from intraslice.slicing.units import kept_units
 
 ELSE = "somebody else"
 
@@ -166,10 +169,11 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
     settings, _ = reached
     list(activations_panel.measure(activations, settings, 0, SOMEBODY))
     calibrated, view = session.calibrated(tiny), activations.view(settings, "somebody")
-    results = {SPECTRA: precomputed_spectra(calibrated), SHIFT: view}
+    results = {SPECTRA: precomputed_spectra(calibrated), SHIFT: view, UNITS: calibrated.source.units}
     layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, **results)
     measured = CalibratedSpectra(calibrated)
     kept, _, source = layer.find(SPECTRA, tiny.calibration, PrecomputedSpectra)
+    units = load_units(tmp_path / "tiny" / f"{UNITS}.npz")
     measured.complete(1)
     assert source.label == "Tiny weights on 8 x 32 tokens of Wikipedia's lead sections, 30 November 2026."
     assert kept.ranks == measured.ranks
@@ -178,10 +182,13 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
         assert own.explained == pytest.approx(other.explained, rel=1e-6)
     for percent in (20, 50):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
+        stored, unit = units.layers[1], calibrated.source.units.layers[1]
+        assert torch.equal(kept_units(stored, plan).neurons, kept_units(unit, plan).neurons)
         own, other = kept.pairs(1, plan), measured.pairs(1, plan)
         assert own.kept == other.kept
         assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
         assert kept.width(percent / 100) == measured.width(percent / 100)
+        assert units.comparable_width(percent / 100) == measured.width(percent / 100)
     again = layer.find(SHIFT, tiny.calibration, ShiftView).value
     assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))

@@ -1,0 +1,319 @@
+// Drawings that are not plotly's (components/ratios/anatomy_charts.py): the model as a map on a canvas, and the matrices of one
+// layer. chart.js calls isx.drawings[kind](plot, chart, pinned, choose) whenever one is to be drawn; `pinned` is A's drawing.
+const { say, make, written } = isx;
+const TYPE = 12; // px; the other lengths of a map grow with it in presenter mode
+const GAP = 14; // px between attention and MLP
+const HEIGHT = 460; // of a map of many layers
+const ROW = { least: 5, most: 20 };
+const font = (size, weight = "") => `${weight} ${size}px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif`;
+const MATRIX = { most: 3, gap: 16 }; // px per row or column; px between matrices
+const OPENED = "isx-opened"; // of the body, while the matrices of the chosen layer are shown
+const count = (number) => written(number.toLocaleString("en"));
+const fraction = (number) => isx.percent((100 * number).toFixed(1));
+const short = (number) => written(number >= 100 ? Math.round(number) : Number(number.toPrecision(2)));
+const colour = (element) => {
+  const styles = getComputedStyle(element);
+  return (name) => styles.getPropertyValue(`--isx-${name}`).trim();
+};
+
+// A canvas of this size in px of the page, and what draws on it.
+function paper(canvas, width, height) {
+  const sharp = window.devicePixelRatio || 1;
+  Object.assign(canvas, { width: Math.max(1, Math.round(width * sharp)), height: Math.max(1, Math.round(height * sharp)) });
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const pen = canvas.getContext("2d");
+  pen.setTransform(sharp, 0, 0, sharp, 0, 0);
+  return pen;
+}
+
+// The map
+
+// What lies where: rows of heads, and a bar of neurons as the last part of each. `kept` and `pinned` are widths.
+function place(view) {
+  const { plot, rows, pinned } = view;
+  const width = plot.clientWidth;
+  const presented = document.body.classList.contains("isx-present");
+  const type = presented ? TYPE * Math.min(Math.max(innerWidth / 1000, 1.2), 2) : TYPE;
+  const [left, top] = [2.5 * type, 1.7 * type]; // beside and above the rows, for words
+  const each = ((presented ? plot.clientHeight : HEIGHT) - top) / rows.length;
+  const row = Math.min(Math.max(Math.floor(each), ROW.least), presented ? 4 * type : ROW.most);
+  const scale = (width - left - GAP - 2) / Math.max(...rows.map(({ costs: [attention, mlp] }) => attention + mlp));
+  const start = left + GAP + scale * Math.max(...rows.map(({ costs }) => costs[0]));
+  const parts = rows.map((one, layer) => {
+    const slot = (scale * one.costs[0]) / one.kv.length;
+    const narrow = Math.min(1, slot / 8); // gaps that a narrow head can spare
+    const heads = one.kv.map((group, head) => {
+      const isLast = group !== one.kv[head + 1];
+      const whole = slot - narrow * (isLast ? 3 : 1);
+      const share = ({ heads, dims }) => (heads.includes(head) ? (whole * dims[1]) / dims[0] : 0);
+      return { x: left + slot * head, width: whole, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) };
+    });
+    const bar = scale * one.costs[1];
+    const share = ({ neurons }) => (bar * neurons[1]) / neurons[0];
+    return [...heads, { x: start, width: bar, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) }];
+  });
+  return { width, row, type, left, top, parts, start, height: top + row * rows.length };
+}
+
+function drawMap(view) {
+  const { plot, canvas, chart, rows, at } = view;
+  const placed = (view.placed = place(view));
+  const { width, height, row, type, left, top, parts, start } = placed;
+  plot.style.height = `${height}px`;
+  const pen = paper(canvas, width, height);
+  const ink = colour(plot);
+  const margin = row > 9 ? 2 : 1;
+  pen.fillStyle = ink("band");
+  pen.fillRect(0, top + row * chart.selected, width, row);
+  const paths = { pale: new Path2D(), attention: new Path2D(), mlp: new Path2D(), pinned: new Path2D() };
+  parts.forEach((line, layer) => {
+    const y = top + row * layer + margin;
+    const tall = row - 2 * margin;
+    line.forEach((part, index) => {
+      paths.pale.rect(part.x, y, part.width, tall);
+      if (part.kept) paths[index < line.length - 1 ? "attention" : "mlp"].rect(part.x, y, part.kept, tall);
+      if (part.pinned === undefined || Math.abs(part.pinned - part.kept) < 0.1) return;
+      paths.pinned.moveTo(part.x + part.pinned, y - margin);
+      paths.pinned.lineTo(part.x + part.pinned, y + tall + margin);
+    });
+  });
+  pen.fillStyle = ink("grid");
+  pen.fill(paths.pale);
+  for (const name of ["attention", "mlp"]) {
+    pen.fillStyle = ink(name);
+    pen.fill(paths[name]);
+  }
+  pen.strokeStyle = ink("rule");
+  pen.lineWidth = 1;
+  pen.stroke(paths.pale);
+  pen.strokeStyle = ink("ink");
+  pen.lineWidth = 1.5;
+  pen.setLineDash([3, 2]);
+  pen.stroke(paths.pinned);
+  pen.setLineDash([]);
+  pen.font = font(type);
+  pen.fillStyle = ink("quiet");
+  pen.textBaseline = "middle";
+  pen.fillText(say("Attention"), left, top / 2);
+  pen.fillText(say("MLP"), start, top / 2);
+  pen.textAlign = "right";
+  const step = Math.ceil((1.1 * type) / row);
+  rows.forEach((_, layer) => {
+    const isChosen = layer === chart.selected;
+    if (!isChosen && (layer % step || Math.abs(layer - chart.selected) < step)) return;
+    pen.font = font(type, isChosen ? "bold" : "");
+    pen.fillStyle = ink(isChosen ? "ink" : "quiet");
+    pen.fillText(count(layer), left - 8, top + row * (layer + 0.5));
+  });
+  pen.textAlign = "left";
+  if (at) {
+    const part = parts[at.layer][at.part];
+    pen.strokeStyle = ink("ink");
+    pen.lineWidth = 2;
+    pen.strokeRect(part.x - 1, top + row * at.layer, part.width + 2, row);
+  }
+  tell(view);
+  label(view);
+}
+
+// The name, the score, the rank and the sizes of the part under the pointer or the keyboard's cursor.
+function words({ rows, pinned, chart }, { layer, part, along }) {
+  const one = rows[layer];
+  const before = pinned?.[layer];
+  if (part === one.kv.length) {
+    const [dense, kept] = one.neurons;
+    const lines = [say("Layer {layer}, MLP", { layer }), say("{dense} → {kept} neurons", { dense: count(dense), kept: count(kept) })];
+    if (one.held !== undefined) lines.push(say("they hold {held} of the score of all", { held: fraction(one.held) }));
+    if (before && before.neurons[1] !== kept) lines.push(say("pinned A: {kept} neurons", { kept: count(before.neurons[1]) }));
+    if (along === undefined || !one.curve.length) return lines;
+    const rank = Math.min(dense, 1 + Math.floor(along * dense));
+    const score = short(one.curve[Math.round(along * (one.curve.length - 1))]);
+    const fate = !chart.drawing.isRanked ? "" : rank <= kept ? say(": kept") : say(": removed");
+    return [...lines, say("here: rank {rank} of {count}, score {score} times the mean{fate}", { rank: count(rank), count: count(dense), score, fate })];
+  }
+  const [dense, dim] = one.dims;
+  const isKept = one.heads.includes(part);
+  const lines = [say("Layer {layer}, query head {head} (key/value head {group})", { layer, head: part, group: one.kv[part] })];
+  lines.push(isKept ? say("kept: {dense} → {kept} channels", { dense, kept: dim }) : say("removed: {dense} → 0 channels", { dense }));
+  if (one.scores.length) {
+    const score = one.scores[part];
+    const rank = 1 + one.scores.filter((other) => other > score).length;
+    lines.push(say("explained variance kept: {explained}", { explained: fraction(isKept ? one.explained[part] : 0) }));
+    lines.push(say("score: {score} of the layer's, rank {rank} of {count}", { score: fraction(score), rank, count: one.kv.length }));
+  }
+  const other = before && (before.heads.includes(part) ? before.dims[1] : 0);
+  if (before && other !== (isKept ? dim : 0)) lines.push(say("pinned A: {kept} channels", { kept: other }));
+  return lines;
+}
+
+function tell(view) {
+  const { tip, at, placed, plot } = view;
+  tip.hidden = !at;
+  if (!at) return;
+  const [title, ...lines] = words(view, at);
+  tip.replaceChildren(make("b", {}, title), ...lines.map((text) => make("div", {}, text)));
+  const part = placed.parts[at.layer][at.part];
+  const x = part.x + (at.along ?? 0.5) * part.width;
+  const below = placed.top + placed.row * (at.layer + 1) + 6;
+  const isLow = below + tip.offsetHeight > plot.clientHeight && at.layer * placed.row > tip.offsetHeight;
+  tip.style.left = `${Math.max(0, Math.min(x - 20, placed.width - tip.offsetWidth))}px`;
+  tip.style.top = `${isLow ? below - placed.row - tip.offsetHeight - 12 : below}px`;
+}
+
+// The part at a point of the canvas: of its row the one that begins before it.
+function partAt({ placed }, { offsetX, offsetY }) {
+  const layer = Math.floor((offsetY - placed.top) / placed.row);
+  const line = placed.parts[layer];
+  if (!line) return null;
+  const part = Math.max(0, line.findLastIndex(({ x }) => x <= offsetX));
+  const { x, width } = line[part];
+  return { layer, part, along: part === line.length - 1 ? Math.min(Math.max((offsetX - x) / width, 0), 1) : undefined };
+}
+
+function point(view, at) {
+  if (JSON.stringify(at) === JSON.stringify(view.at)) return;
+  view.at = at;
+  drawMap(view);
+}
+
+const card = () => document.getElementById("layer-chart"); // a published page has none
+const isOpen = () => document.body.classList.contains(OPENED);
+
+// Choose a layer and show its matrices; once more hides them.
+function open(view, layer) {
+  const hide = layer === view.chart.selected && isOpen();
+  if (layer !== view.chart.selected) view.choose(layer);
+  document.body.classList.toggle(OPENED, !hide);
+  label(view);
+  if (!hide) card()?.scrollIntoView({ block: "nearest", behavior: isx.calm?.matches ? "instant" : "smooth" });
+}
+
+function label({ button, chart }) {
+  const layer = chart.selected;
+  button.textContent = isOpen() ? say("Close layer {layer}", { layer }) : say("Open layer {layer}", { layer });
+  button.setAttribute("aria-expanded", isOpen());
+}
+
+const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -Infinity], End: [0, Infinity] };
+function press(view, event) {
+  const { layer, part } = view.at ?? { layer: view.chart.selected, part: 0 };
+  if (event.key === "Enter" || event.key === " ") open(view, layer);
+  else if (event.key === "Escape" && view.at) point(view, null);
+  else if (steps[event.key]) {
+    const [down, right] = steps[event.key];
+    const next = Math.min(Math.max(layer + down, 0), view.rows.length - 1);
+    point(view, { layer: next, part: Math.min(Math.max(part + right, 0), view.rows[next].kv.length) });
+  } else return;
+  event.preventDefault();
+}
+
+function begin(plot) {
+  const canvas = make("canvas", { "aria-hidden": "true" });
+  const tip = make("div", { className: "isx-tip", role: "status", hidden: true });
+  const button = make("button", { type: "button", className: "isx-open" });
+  const view = (plot.isxMap = { plot, canvas, tip, button });
+  plot.replaceChildren(canvas, tip);
+  plot.classList.add("isx-map");
+  if (card()) plot.parentElement.querySelector(".isx-under").prepend(button);
+  canvas.addEventListener("pointermove", (event) => point(view, partAt(view, event)));
+  canvas.addEventListener("pointerleave", () => point(view, null));
+  canvas.addEventListener("click", (event) => {
+    const at = partAt(view, event);
+    if (at) open(view, at.layer);
+  });
+  button.addEventListener("click", () => open(view, view.chart.selected));
+  plot.addEventListener("keydown", (event) => press(view, event));
+  plot.addEventListener("focus", () => plot.matches(":focus-visible") && !view.at && point(view, { layer: view.chart.selected, part: 0 }));
+  plot.addEventListener("blur", () => point(view, null));
+  return view;
+}
+
+function map(plot, chart, pinned, choose) {
+  const view = plot.isxMap ?? begin(plot);
+  const { rows } = chart.drawing;
+  const isSame = pinned?.rows.length === rows.length;
+  Object.assign(view, { chart, rows, choose, pinned: isSame ? pinned.rows : null });
+  if (view.at && !rows[view.at.layer]) view.at = null; // of another model
+  if (view.at) view.at.part = Math.min(view.at.part, rows[view.at.layer].kv.length);
+  drawMap(view);
+}
+
+// The map as a picture, with its title.
+isx.picture = (plot, title) => {
+  const { canvas } = plot.isxMap;
+  const sharp = window.devicePixelRatio || 1;
+  const picture = make("canvas", { width: canvas.width + 40 * sharp, height: canvas.height + 64 * sharp });
+  const pen = picture.getContext("2d");
+  const ink = colour(plot);
+  pen.fillStyle = ink("page");
+  pen.fillRect(0, 0, picture.width, picture.height);
+  pen.drawImage(canvas, 20 * sharp, 44 * sharp);
+  pen.fillStyle = ink("ink");
+  pen.font = font(17 * sharp);
+  pen.fillText(title, 20 * sharp, 28 * sharp);
+  return picture.toDataURL();
+};
+
+// One layer opened
+
+function layer(plot, chart) {
+  const { panels } = chart.drawing;
+  const isWide = plot.clientWidth >= 720;
+  const width = isWide ? (plot.clientWidth - 40) / 2 : plot.clientWidth;
+  const lengths = panels.flatMap(({ rows }) => rows.map((row) => (width - MATRIX.gap * row.length) / row.reduce((sum, { dense }) => sum + dense[1], 0)));
+  const scale = Math.min(MATRIX.most, ...lengths);
+  plot.style.height = "auto";
+  plot.setAttribute("role", "group");
+  plot.classList.add("isx-matrices");
+  plot.classList.toggle("isx-wide-matrices", isWide);
+  plot.replaceChildren(...panels.map((panel) => side(panel, scale, colour(plot))));
+}
+
+function side({ title, colour, weights, rows, text }, scale, ink) {
+  const shades = colour === "cross" ? ["cross", "cross", "crimson"] : ["attention", "mlp"];
+  const lines = rows.map((row, index) => make("div", { className: "isx-matrix-row" }, ...row.map((one) => matrix(one, ink(shades[index]), scale, ink))));
+  return make("section", {}, make("h4", {}, title, " ", make("span", { className: "isx-quiet" }, weights)), ...lines, make("p", {}, text));
+}
+
+function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scale, ink) {
+  const canvas = make("canvas", { "aria-hidden": "true" });
+  const [width, height] = [dense[1] * scale, dense[0] * scale];
+  const pen = paper(canvas, width, height);
+  const tall = rows * scale;
+  pen.fillStyle = shade;
+  covered(columns, dense[1], canvas.width).forEach((part, x, all) => {
+    if (!part) return;
+    pen.globalAlpha = part;
+    pen.fillRect((x * width) / all.length, 0, width / all.length, tall);
+  });
+  pen.globalAlpha = 0.45;
+  pen.globalCompositeOperation = "source-atop"; // on what is kept alone
+  pen.strokeStyle = ink("page");
+  for (let x = -height; isNew && x < width; x += 5) {
+    pen.beginPath();
+    pen.moveTo(x, height);
+    pen.lineTo(x + height, 0);
+    pen.stroke();
+  }
+  pen.globalAlpha = 1;
+  pen.globalCompositeOperation = "destination-over";
+  pen.fillStyle = ink("grid");
+  pen.fillRect(0, 0, width, height);
+  pen.globalCompositeOperation = "source-over";
+  pen.strokeStyle = ink("rule");
+  pen.strokeRect(0.5, 0.5, width - 1, height - 1);
+  const texts = [make("b", {}, name), " ", size, make("small", {}, change)];
+  return make("figure", {}, canvas, make("figcaption", {}, ...texts));
+}
+
+// Of each of so many columns of pixels, how much of it the kept columns of a matrix cover: hexadecimal digits, a bit each.
+function covered(digits, columns, pixels) {
+  const before = [0];
+  for (let column = 0; column < columns; column++) before.push(before[column] + ((parseInt(digits[column >> 2], 16) >> (3 - (column & 3))) & 1));
+  const until = (end) => before[Math.floor(end)] + (end % 1) * ((before[Math.floor(end) + 1] ?? 0) - before[Math.floor(end)]);
+  const ends = Array.from({ length: pixels + 1 }, (_, pixel) => until((pixel * columns) / pixels));
+  return ends.slice(1).map((end, pixel) => Math.min(1, ((end - ends[pixel]) * pixels) / columns));
+}
+
+isx.drawings = { map, layer };

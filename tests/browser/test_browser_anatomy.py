@@ -1,0 +1,97 @@
+"""The map of the model and the opened layer in a real browser: every cell is that of the slice that is made."""
+
+import re
+
+import pytest
+import torch
+from tiny_page import in_job
+
+from intraslice.modeling.families import blocks
+
+# Walks through the map with the keyboard, and returns what it says of each part, by layer.
+CELLS = """() => {
+    const plot = document.querySelector('#anatomy-chart .isx-plot');
+    const press = (key) => plot.dispatchEvent(new KeyboardEvent('keydown', { key, bubbles: true, cancelable: true }));
+    const { rows } = plot.closest('.isx-chart').isxChart.drawing;
+    plot.focus();
+    rows.forEach(() => press('ArrowUp'));
+    const said = rows.map((row) => {
+        press('Home');
+        const cells = [...row.kv, ''].map(() => {
+            const text = plot.querySelector('.isx-tip').innerText;
+            press('ArrowRight');
+            return text;
+        });
+        press('ArrowDown');
+        return cells;
+    });
+    press('Escape');
+    return said;
+}"""
+# Of every matrix of the first panel by its name, which of its columns have a dark pixel in their middle.
+COLUMNS = """() => {
+    const figures = [...document.querySelector('#layer-chart section').querySelectorAll('figure')];
+    return Object.fromEntries(figures.map((figure) => {
+    const name = figure.querySelector('b').textContent;
+    const { rows } = document.querySelector('#layer-chart .isx-chart').isxChart.drawing.panels[0];
+    const columns = rows.flat().find((matrix) => matrix.name === name).dense[1];
+    const canvas = figure.querySelector('canvas');
+    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const reds = (x) => Array.from({ length: height - 4 }, (_, y) => data[4 * ((y + 2) * width + x)]);
+    const middles = Array.from({ length: columns }, (_, column) => Math.floor(((column + 0.5) * width) / columns));
+    return [name, middles.map((x) => Math.min(...reds(x)) < 128)];
+    }));
+}"""
+OPENED = "layer => document.querySelector('#layer-chart .isx-title').textContent === `Layer ${layer}, opened`"
+
+
+def found_in(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
+    """Of each row of a dense matrix, whether the sliced one has it."""
+    rows = {tuple(row) for row in sliced.tolist()}
+    return [tuple(row) in rows for row in dense.tolist()]
+
+
+@pytest.mark.parametrize(("percent", "changes"), [(30, {}), (45, {"shapes": "runtime"}), (40, {"order": "sequential"})])
+def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, page_session, percent, changes) -> None:
+    request = tiny.with_settings(sparsity=percent, **changes)
+    sliced = in_job(page_session, page_session.slice, request)
+    dense = blocks(page_session.calibrated(request).loaded.model)
+    query = tiny_query.replace("sparsity=30", f"sparsity={percent}") + "&bias=1.0"
+    opened = visit(query + "".join(f"&{name}={value}" for name, value in changes.items()), width=2560, height=1300)
+    page, is_ranked = opened.page, "order" not in changes
+    page.wait_for_function("document.querySelector('#anatomy-chart .isx-chart')?.isxChart?.drawing.rows.length === 3")
+    page.wait_for_selector("#anatomy-chart canvas")
+    said = page.evaluate(CELLS)
+    for index, (block, layer) in enumerate(zip(dense, sliced.model.layers, strict=True)):
+        before, after = block.attention.weights(), layer.self_attn.weights()
+        flat = found_in(before.query.flatten(0, 1), after.query.flatten(0, 1))
+        kept = [any(flat[head * 8 : head * 8 + 8]) for head in range(9)]
+        assert sum(kept) == len(after.query)
+        dim = after.value.shape[1]
+        for head, (cell, is_kept) in enumerate(zip(said[index][:-1], kept, strict=True)):
+            assert f"Layer {index}, query head {head} (key/value head {head // 3})" in cell
+            assert (f"kept: 8 → {dim} channels" if is_kept else "removed: 8 → 0 channels") in cell
+            assert re.search(r"explained variance kept: [0-9.]+%\nscore: [0-9.]+% of the layer's, rank \d of 9", cell)
+            assert ("explained variance kept: 0.0%" in cell) is not is_kept
+        assert f"Layer {index}, MLP\n132 → {layer.mlp.neurons} neurons" in said[index][-1]
+        if index == 0:
+            assert not page.is_visible("#layer-chart")
+            page.click("#anatomy-chart .isx-open")
+        else:  # a click on a row
+            row = page.locator("#anatomy-chart canvas").bounding_box()
+            page.mouse.click(row["x"] + 60, row["y"] + 20.4 + 20 * (index + 0.5))
+        page.wait_for_function(OPENED, arg=index)
+        page.wait_for_selector("#layer-chart canvas")
+        columns = page.evaluate(COLUMNS)
+        assert columns["q"] == flat
+        assert columns["k"] == found_in(before.key.flatten(0, 1), after.key.flatten(0, 1))
+        assert [sum(columns["o"][head * 8 : head * 8 + 8]) for head in range(9)] == [dim * one for one in kept]
+        assert sum(columns["v"]) == after.value[..., 0].numel()
+        neurons = found_in(block.mlp.weights().up, layer.mlp.weights().up)
+        for name in ("gate", "up", "down"):
+            assert (columns[name] == neurons) if is_ranked else (sum(columns[name]) == sum(neurons))
+    assert ("known after slicing" in page.inner_text("#layer-chart")) is not is_ranked
+    assert "known after slicing" not in page.inner_text("#anatomy-chart .isx-note") or not is_ranked
+    page.click("#anatomy-chart .isx-open")
+    assert not page.is_visible("#layer-chart")
+    assert page.input_value("#layer input[type=range]") == "2"
