@@ -14,9 +14,9 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -36,29 +36,29 @@ COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "cr
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 LONGER = CalibrationConfig(sequences=128, samples=16)
+CALIBRATIONS = {"longer calibration": LONGER}  # by stage, else the default
 SEARCHED = ("intraslice", DEPTH)  # methods with a search
 SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant
+LOCK = Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"  # against another run that writes
 
 
-class Commands(NamedTuple):
-    """The words of the library's commands, and values of all cells that they measure."""
-
-    common: list[str]
-    sweep: list[str]
-    about: dict[str, Any]
-
-
-def commands(arguments: argparse.Namespace, calibration: CalibrationConfig, commit: str) -> Commands:
-    """The commands with this calibration."""
+def shared_words(
+    arguments: argparse.Namespace, calibration: CalibrationConfig, commit: str
+) -> tuple[list[str], dict[str, Any]]:
+    """The words of all commands with this calibration, and values of all rows."""
     a = arguments
     sizes = {"sequences": calibration.sequences, "samples": calibration.samples}
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     common += ["--threads", str(a.threads)] if a.threads else []
-    sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
-    sweep += ["--no-speed"] if a.losses_only else ["--answers"]
-    return Commands(common, sweep, {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes})
+    return common, {"model": a.name, "weights": a.weights, "commit": commit, **sizes}
+
+
+def sweep_words(arguments: argparse.Namespace, common: list[str]) -> list[str]:
+    """The words of a sweep over all texts."""
+    texts = [str(arguments.texts / file) for file in TEXTS.values()]
+    return ["sweep", *common, "--also-eval", *texts, "--no-speed" if arguments.losses_only else "--answers"]
 
 
 def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:
@@ -68,11 +68,11 @@ def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[
         for method in (method for method in SEARCHED if method in a.methods):
             yield from measure_searched(a, method, commit)
         return
-    _, sweep, about = commands(a, LONGER if stage == "longer calibration" else CalibrationConfig(), commit)
+    common, about = shared_words(a, CALIBRATIONS.get(stage, CalibrationConfig()), commit)
     recovery = ["--recover", "distill"] if stage == "recovered" else []
     sliced = ["--methods", *a.methods, "--estimators", *a.estimators]
     for sparsity in a.sparsities:
-        yield list(cells(run([*sweep, "--sparsities", str(sparsity), *recovery, *sliced]), about))
+        yield list(cells(run([*sweep_words(a, common), "--sparsities", str(sparsity), *recovery, *sliced]), about))
 
 
 def measure_searched(arguments: argparse.Namespace, method: str, commit: str) -> Iterator[list[Cell]]:
@@ -83,7 +83,7 @@ def measure_searched(arguments: argparse.Namespace, method: str, commit: str) ->
     """
     is_depth = method == DEPTH
     calibration = CalibrationConfig() if is_depth else LONGER
-    common, sweep, about = commands(arguments, calibration, commit)
+    common, about = shared_words(arguments, calibration, commit)
     # Dense passes are over the default calibration.
     relative = (calibration.sequences + calibration.samples) / CalibrationConfig().sequences
     for sparsity in arguments.sparsities:
@@ -94,7 +94,7 @@ def measure_searched(arguments: argparse.Namespace, method: str, commit: str) ->
             budget = ["--passes", str(SEARCH_PASSES / relative)]
             (plan,) = run(["search", *common, *at, *kind, *budget, "--out", file])["plans"]
             found = ["--ratios" if is_depth else "--estimators", file]
-            result = run([*sweep, *at, "--methods", method, *found])
+            result = run([*sweep_words(arguments, common), *at, "--methods", method, *found])
         yield list(cells(result, about | {"ratios": SEARCH, "passes": relative * plan["passes"]}))
 
 
@@ -134,26 +134,26 @@ def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
         for text, suffix in suffixes.items():
             losses = {name: row[f"{name}{suffix}"] for name in ("dense_perplexity", *LOSSES)}
             values = common | losses | about | {"text": text}
-            yield Cell(**{name: _rounded(value) for name, value in values.items()})
+            yield Cell(**{name: rounded(value) for name, value in values.items()})
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
+    """As it stands in a file: floats with `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure the stages one after another, and write the file after each sparsity."""
+def shared_options(command: str, description: str | None, stages: Sequence[str]) -> argparse.ArgumentParser:
+    """The options of this command and of `make_tasks`: which models are sliced, and how."""
     options = argparse.ArgumentParser(
-        prog="python -m components.make_leaderboard",
-        description=__doc__,
+        prog=f"python -m components.{command}",
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("--texts", type=Path, required=True, metavar="FOLDER", help="folder with the texts")
     add("--model", default="default", help="as for python -m intraslice")
     add("--name", help="the model's name in the page's list, if it is not that of --model")
     add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
-    add("--stages", nargs="+", default=STAGES, choices=STAGES)
+    add("--stages", nargs="+", default=stages, choices=stages)
     add("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
     add(
         "--estimators",
@@ -164,18 +164,32 @@ def main(argv: list[str] | None = None) -> None:
     )
     add("--sparsities", nargs="+", type=float, default=SPARSITIES)
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
-    add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")
+    return options
+
+
+def parsed(options: argparse.ArgumentParser, argv: list[str] | None) -> tuple[argparse.Namespace, str]:
+    """The command line, with `name` set, and the commit of the code."""
     arguments = options.parse_args(argv)
-    if (name := arguments.name or arguments.model) not in SUGGESTED_MODELS:
-        options.error(f"--name must be one of the page's models ({', '.join(SUGGESTED_MODELS)}), got {name}")
+    arguments.name = arguments.name or arguments.model
+    if arguments.name not in SUGGESTED_MODELS:
+        options.error(f"--name must be one of the page's models ({', '.join(SUGGESTED_MODELS)}), got {arguments.name}")
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return arguments, subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure the stages one after another, and write the file after each sparsity."""
+    options = shared_options("make_leaderboard", __doc__, STAGES)
+    add = options.add_argument
+    add("--texts", type=Path, required=True, metavar="FOLDER", help="folder with the texts")
+    add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")
+    arguments, commit = parsed(options, argv)
     if missing := [file for file in TEXTS.values() if not (arguments.texts / file).is_file()]:
         options.error(f"{arguments.texts} lacks {', '.join(missing)}; run `python -m tests.texts {arguments.texts}`")
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
     for stage in arguments.stages:
         try:
             for measured in measure(arguments, stage, commit):
-                with FileLock(Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"):  # of another run
+                with FileLock(LOCK):
                     write(merged(read(FILE), tuple(measured)), FILE)
                 print(f"{stage}: {len(measured)} cells written to {FILE}", flush=True)
         except (UserError, NumericalError) as error:
