@@ -6,7 +6,7 @@ from browsing import Opened
 STOPS = [
     *("#ratio-chart", "#importance-chart", "#estimator-check-chart", "#search-chart", "#convergence-chart"),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
-    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-size-chart"),
+    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-accuracy-chart", "#leaderboard-size-chart"),
 ]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;

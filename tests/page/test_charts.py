@@ -27,6 +27,7 @@ from components.spectra.charts import variance_chart
 from components.spectra.head_charts import pair_chart, rank_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 from components.state.leaderboard import cells
+from components.state.task_scores import comparable, scores
 from components.state.views import ConvergenceView, Provenance
 from components.sweep.charts import removed_chart, size_chart, speed_chart
 from components.sweep.leaderboard import charts as leaderboard
@@ -112,6 +113,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (speed_chart, [(SWEEP,)]),
     (size_chart, [(SWEEP,)]),
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
+    (leaderboard.accuracy_chart, [(OF_DEFAULT, comparable(scores(), "default"))]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
     (figure.waiting, [("Effective rank per head", "It follows.")]),
 ]
