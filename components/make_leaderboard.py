@@ -16,7 +16,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -227,9 +227,10 @@ def main(argv: list[str] | None = None) -> None:
         options.error(f"{arguments.texts} lacks {', '.join(missing)}; run `python -m tests.texts {arguments.texts}`")
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    measure_stage: Callable[..., Iterator[list[Any]]] = measure if arguments.texts else measure_scores
     for stage in arguments.stages:
         try:
-            for measured in (measure if arguments.texts else measure_scores)(arguments, stage, commit):
+            for measured in measure_stage(arguments, stage, commit):
                 with FileLock(Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"):  # of another run
                     if arguments.texts:
                         write(merged(read(FILE), tuple(measured)), FILE)

@@ -65,7 +65,7 @@ def scored(hits: Mapping[str, Sequence[bool]], dense: Score | None, columns: Map
 
     `dense` is the dense model's row; None for that row itself.
     """
-    values = dict.fromkeys(Score._fields) | columns | {"questions": len(hits["acc"])}
+    values = {**dict.fromkeys(Score._fields), **columns, "questions": len(hits["acc"])}
     for name, metric in (("accuracy", "acc"), ("normalised", "acc_norm")):
         bits = numpy.array(hits.get(metric, []), bool)
         values[f"{name}_hits"] = numpy.packbits(bits).tobytes().hex()
