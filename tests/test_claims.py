@@ -297,8 +297,8 @@ def readme(board: Board) -> Iterator[str]:
     duels = [duel for group in accuracies(board) for duel in group.duels]
     better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
     yield (
-        f"In zero-shot tasks, {len(better)} of {len(duels)} measured slices of other methods are more than two standard "
-        "errors (paired by question) above `intraslice` in mean accuracy, at equal parameters"
+        f"In zero-shot tasks, {len(better)} of {len(duels)} measured slices of other methods are more than two "
+        "standard errors (paired by question) above `intraslice` in mean accuracy, at equal parameters"
         f"{': ' * bool(better)}{'; '.join(better)}."
     )
     yield f"At 0.3 the KL of `crossmodule` is {min(times):.1f} to {max(times):.1f} times that of `intraslice`."
