@@ -12,6 +12,8 @@ let drawn = null; // its traces
 let overlay = null; // of the pinned setting's chart, see components/ui/chart_bridge.py
 let overlaid = []; // those of the overlay's traces that are drawn
 const added = () => find("chart").isxAdded ?? []; // traces of another script, which the event `isx-add` announces
+let pointed; // the legend group under the pointer
+const chosen = new Set(); // legend groups whose colour stays
 let inSight = false;
 let later = null;
 
@@ -33,15 +35,33 @@ function kept(before, now) {
   return same ? before : now;
 }
 
+// A line that stands back is gray until it is pointed at or chosen.
+function toned(trace) {
+  if (!trace.meta?.gray || trace.legendgroup === pointed || chosen.has(trace.legendgroup)) return trace;
+  const grays = ["line", "marker", "error_y"].map((part) => [part, { ...trace[part], color: "@quiet" }]);
+  return { ...trace, ...Object.fromEntries(grays), opacity: 0.35 };
+}
+
+function point(group) {
+  pointed = group;
+  if (chart.data.some((trace) => trace.meta?.gray)) drawNow();
+}
+
+function toggle(group) {
+  if (!chosen.delete(group)) chosen.add(group);
+  point();
+}
+
 // The chart with the pinned setting's overlay. Some of its curves are left out while they are no other ones.
 function whole() {
+  const traces = chart.data.map(toned);
   const { xaxis, yaxis } = chart.layout;
   const axes = added().length ? { xaxis: { ...xaxis, autorange: true }, yaxis: { ...yaxis, autorange: true } } : {};
   const layout = { ...chart.layout, ...axes };
-  if (!overlay) return { data: [...chart.data, ...added()], layout };
+  if (!overlay) return { data: [...traces, ...added()], layout };
   const shapes = [...(layout.shapes || []), ...overlay.shapes];
   // Outlines over a bar are seen where it is pale.
-  const data = chart.data.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
+  const data = traces.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
   return { data: [...data, ...overlaid, ...added()], layout: { ...layout, shapes } };
 }
 
@@ -135,9 +155,17 @@ function drawNow() {
   Plotly.react(plot, data, layout, config);
   if (plot.dataset.wired) return;
   plot.dataset.wired = "yes";
-  plot.on("plotly_click", ({ points: [point] }) => {
-    if (point.id) pick(point.id);
-    else choose(typeof point.customdata === "number" ? point.customdata : Math.round(point.x));
+  plot.on("plotly_click", ({ points: [at] }) => {
+    if (at.id) pick(at.id);
+    else if (at.data.meta?.gray) toggle(at.data.legendgroup);
+    else choose(typeof at.customdata === "number" ? at.customdata : Math.round(at.x));
+  });
+  plot.on("plotly_hover", ({ points: [at] }) => point(at.data.legendgroup));
+  plot.on("plotly_unhover", () => point());
+  plot.on("plotly_legendclick", ({ data, curveNumber }) => {
+    if (!data[curveNumber].meta?.gray) return true;
+    toggle(data[curveNumber].legendgroup);
+    return false;
   });
 }
 

@@ -1,10 +1,12 @@
-"""Measures cells of the leaderboard, `assets/leaderboard.csv`.
+"""Measures cells of the leaderboard, `assets/leaderboard.csv`, and accuracies in tasks, `assets/tasks.csv`.
 
     python -m tests.texts FOLDER
     python -m components.make_leaderboard --texts FOLDER --weights Q4_1
+    python -m intraslice tasks --fetch FOLDER
+    python -m components.make_leaderboard --questions FOLDER --weights Q4_1
 
-Points of sweeps and generations of searches are cached: a run that was stopped continues where it was. Cells of other
-models, methods, stages and sparsities stay as they are.
+A run that was stopped continues where it was: points of sweeps and generations of searches are cached, and accuracies
+that are in the file are not measured again. Cells of other models, methods, stages and sparsities stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +30,14 @@ from intraslice.cli.search import DEPTH
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.registry import ESTIMATORS
+from intraslice.evaluation.question_sets import PREFIX
 from intraslice.evaluation.sweep import LOSSES
+from intraslice.evaluation.tasks import TasksConfig, measure_hits, require_tasks
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.sources import SUGGESTED_MODELS
 
-from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, write
+from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, read_rows, write
+from .state.task_scores import DENSE, SCORES, SLICE, TASKS, Score, Slice, scored, slice_of
 
 COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
@@ -39,6 +46,8 @@ LONGER = CalibrationConfig(sequences=128, samples=16)
 SEARCHED = ("intraslice", DEPTH)  # methods with a search
 SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant
+DOCUMENTS = {PREFIX + "hellaswag": list(range(0, 10_000, 20))}  # its questions are ordered by source; of others: all
+BATCH = 32  # questions at once
 
 
 class Commands(NamedTuple):
@@ -56,7 +65,8 @@ def commands(arguments: argparse.Namespace, calibration: CalibrationConfig, comm
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     common += ["--threads", str(a.threads)] if a.threads else []
-    sweep = ["sweep", *common, "--also-eval", *(str(a.texts / file) for file in TEXTS.values())]
+    texts = [str(a.texts / file) for file in TEXTS.values()] if a.texts else []
+    sweep = ["sweep", *common, "--also-eval", *texts]
     sweep += ["--no-speed"] if a.losses_only else ["--answers"]
     return Commands(common, sweep, {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes})
 
@@ -141,6 +151,48 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
+def measure_scores(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Score]]:
+    """The accuracies of a stage that the file lacks, a model at a time; none of ratios by search."""
+    a, calibration = arguments, LONGER if stage == "longer calibration" else CalibrationConfig()
+    common, _, about = commands(a, calibration, commit)
+    recovery = "distill" if stage == "recovered" else NO_RECOVERY
+    rows = [row for row in read_rows(Score, SCORES) if row.model == about["model"]]
+    present, todo = {(slice_of(row), row.task) for row in rows}, dict[Slice, list[str]]()
+    for key in slices(a, recovery, calibration):
+        if missing := [task for task in a.tasks if (key, task) not in present]:
+            todo[key] = missing
+    if stage == "searched" or not todo:
+        return
+    run = Run(parser().parse_args(["tasks", *common, "--recover", recovery]))
+    manager = require_tasks(TasksConfig(tuple(PREFIX + task for task in a.tasks), a.questions))
+    loaded = run.load_dense()
+    stats, tokens = run.calibrate(loaded)
+    dense = {row.task: row for row in rows if row.method == DENSE}
+    for key, missing in todo.items():
+        method, ratios, *_, sparsity = key
+        model, removed = loaded.model, 0.0
+        if method != DENSE:
+            slicing = replace(run.recipe.slicing, sparsity=sparsity, estimator=ratios or run.recipe.slicing.estimator)
+            run.recipe = replace(run.recipe, slicing=slicing)
+            model, plan = run.slice(loaded, stats, tokens, method)
+            removed = plan.removed_fraction
+        config = TasksConfig(tuple(PREFIX + task for task in missing), a.questions, batch=BATCH)
+        hits = measure_hits(model, loaded.tokenizer, config, manager, DOCUMENTS)
+        about |= dict(zip(SLICE, key, strict=True)) | {"removed": removed, "date": date.today().isoformat()}
+        scores = [scored(hits[PREFIX + task], dense.get(task), about | {"task": task}) for task in missing]
+        dense |= {score.task: score for score in scores if method == DENSE}
+        yield [Score(*map(_rounded, score)) for score in scores]
+
+
+def slices(arguments: argparse.Namespace, recovery: str, calibration: CalibrationConfig) -> Iterator[Slice]:
+    """The dense model, and every slice, a sparsity after another."""
+    yield DENSE, "", NO_RECOVERY, 0, 0, 0.0
+    for sparsity in arguments.sparsities:
+        for method in arguments.methods:
+            for ratios in arguments.estimators if METHODS[method].uses_estimator else [""]:
+                yield method, ratios, recovery, calibration.sequences, calibration.samples, sparsity
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure the stages one after another, and write the file after each sparsity."""
     options = argparse.ArgumentParser(
@@ -149,7 +201,10 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = options.add_argument
-    add("--texts", type=Path, required=True, metavar="FOLDER", help="folder with the texts")
+    kind = options.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--texts", type=Path, metavar="FOLDER", help="folder with the texts")
+    kind.add_argument("--questions", type=Path, metavar="FOLDER", help="folder of `tasks --fetch`: measure accuracies")
+    add("--tasks", nargs="+", default=TASKS, choices=TASKS, help="with --questions")
     add("--model", default="default", help="as for python -m intraslice")
     add("--name", help="the model's name in the page's list, if it is not that of --model")
     add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
@@ -168,16 +223,20 @@ def main(argv: list[str] | None = None) -> None:
     arguments = options.parse_args(argv)
     if (name := arguments.name or arguments.model) not in SUGGESTED_MODELS:
         options.error(f"--name must be one of the page's models ({', '.join(SUGGESTED_MODELS)}), got {name}")
-    if missing := [file for file in TEXTS.values() if not (arguments.texts / file).is_file()]:
+    if arguments.texts and (missing := [file for file in TEXTS.values() if not (arguments.texts / file).is_file()]):
         options.error(f"{arguments.texts} lacks {', '.join(missing)}; run `python -m tests.texts {arguments.texts}`")
     describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    measure_stage: Callable[..., Iterator[list[Any]]] = measure if arguments.texts else measure_scores
     for stage in arguments.stages:
         try:
-            for measured in measure(arguments, stage, commit):
+            for measured in measure_stage(arguments, stage, commit):
                 with FileLock(Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"):  # of another run
-                    write(merged(read(FILE), tuple(measured)), FILE)
-                print(f"{stage}: {len(measured)} cells written to {FILE}", flush=True)
+                    if arguments.texts:
+                        write(merged(read(FILE), tuple(measured)), FILE)
+                    else:
+                        write(sorted((*read_rows(Score, SCORES), *measured)), SCORES)
+                print(f"{stage}: {len(measured)} rows written", flush=True)
         except (UserError, NumericalError) as error:
             sys.exit(f"python -m components.make_leaderboard: {error}")
 

@@ -1,7 +1,7 @@
 """Screenshots of every tab, light and dark, wide and narrow: `python -m tests.screenshots FOLDER`.
 
 With `--readme` the pictures of the README: one that moves, in which the slider is dragged and let go, and a small one
-of each tab; and the chart of docs/results.md (`python -m tests.screenshots assets/pictures --readme`).
+of each tab; and the charts of docs/results.md (`python -m tests.screenshots assets/pictures --readme`).
 
 Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
 """
@@ -55,7 +55,7 @@ def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[st
 
 
 def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
-    """`explorer.webp`, which moves, a small picture a tab, and `sizes.webp`."""
+    """`explorer.webp`, which moves, a small picture a tab, and those of docs/results.md."""
     page = browser.new_page(viewport=WINDOW)
     page.goto(f"{address}/?__theme=light")
     for reached in (SETTLED, STORED):
@@ -96,16 +96,17 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
         seen = {"x": left, "y": 150, "width": WINDOW["width"] - left, "height": WINDOW["height"] - 150}
         _seen(page, SMALL, clip=seen).save(folder / f"{name.lower()}.webp", quality=70, method=6)
         if name == "Sweep":
-            _sizes(page, folder)
+            _charts(page, folder)
 
 
-def _sizes(page: playwright.Page, folder: Path) -> None:
-    """The chart of docs/results.md: damage against model size."""
-    chart = page.locator("#leaderboard-size-chart .isx-plot")
-    chart.scroll_into_view_if_needed()
-    page.wait_for_timeout(1000)
-    picture = Image.open(io.BytesIO(chart.screenshot())).convert("RGB")
-    picture.save(folder / "sizes.webp", quality=80, method=6)
+def _charts(page: playwright.Page, folder: Path) -> None:
+    """The charts of docs/results.md: damage against model size, and accuracy in tasks."""
+    for name, chart_id in (("sizes", "leaderboard-size-chart"), ("accuracy", "leaderboard-accuracy-chart")):
+        chart = page.locator(f"#{chart_id} .isx-plot")
+        chart.scroll_into_view_if_needed()
+        page.wait_for_timeout(1000)
+        picture = Image.open(io.BytesIO(chart.screenshot())).convert("RGB")
+        picture.save(folder / f"{name}.webp", quality=80, method=6)
 
 
 def _seen(page: playwright.Page, width: int, **part: dict) -> Image.Image:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
+import numpy
 import pytest
 from test_documents import ROOT, text_of
 
@@ -19,6 +20,7 @@ from components.state.leaderboard import SEARCH, STAGES, Cell, read
 from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
+from components.state.task_scores import DENSE, Score, comparable, mean_accuracy, mean_difference, scores, slice_of
 
 QWEN = "Qwen/Qwen2.5-Coder-{}-Instruct"
 MODELS = {"default": "135M", QWEN.format("0.5B"): "0.5B", QWEN.format("1.5B"): "1.5B"}
@@ -208,6 +210,76 @@ def loops(board: Board) -> Iterator[tuple[str, str, str]]:
             yield name, str(cell.sparsity), f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
 
 
+class Accuracies:
+    """The scores of a model and its slices in the tasks that all have, with the slices' cells on Wikipedia."""
+
+    def __init__(self, model: str, board: Board) -> None:
+        groups = comparable(scores(), model)
+        self.size = MODELS[model]
+        self.dense = next(rows for key, rows in groups.items() if key[0] == DENSE)
+        cells = {slice_of(cell): cell for cell in board.cells if (cell.model, cell.text) == (model, "wikipedia")}
+        found = sorted(
+            (cells[key] for key in groups if key in cells), key=lambda cell: (cell.sparsity, cell.divergence)
+        )
+        self.rows = {cell: groups[slice_of(cell)] for cell in found}
+
+    @property
+    def table(self) -> str:
+        """The mean, its difference to dense, and every task."""
+        tasks = [score.task for score in self.dense]
+        head = [f"{self.size}: slice", "KL", "mean", "difference to dense", *(f"`{task}`" for task in tasks)]
+        lines = [["dense", "", *self._line(self.dense, tasks)]]
+        lines += [[label(cell), f"{cell.divergence:.2f}", *self._line(rows, tasks)] for cell, rows in self.rows.items()]
+        return markdown(head, lines)
+
+    def _line(self, rows: list[Score], tasks: list[str]) -> list[str]:
+        by_task = {row.task: mean_accuracy([row])[0] for row in rows}
+        change = "" if rows is self.dense else plus_minus(mean_difference(rows, self.dense), "+.1f")
+        return [plus_minus(mean_accuracy(rows)), change, *(f"{100 * by_task[task]:.1f}" for task in tasks)]
+
+    @property
+    def duels(self) -> Iterator[tuple[str, tuple[float, float]]]:
+        """The slices of other methods, and the paired difference of their mean accuracy to that of `intraslice`."""
+        for own in (cell for cell in self.rows if cell.method == "intraslice" and not cell.other_estimator):
+            for cell in self.rows:
+                if cell.method != own.method and (cell.stage, cell.sparsity) == (own.stage, own.sparsity):
+                    yield f"{label(cell)} ({self.size})", mean_difference(self.rows[cell], self.rows[own])
+
+    @property
+    def agreement(self) -> str:
+        """How well KL and perplexity order the slices as their mean accuracy does, and where KL does worst."""
+        cells = list(self.rows)
+        accuracy = ranks([-mean_accuracy(rows)[0] for rows in self.rows.values()])
+        kl, perplexity = (ranks([getattr(cell, name) for cell in cells]) for name in (KL, PERPLEXITY))
+        rho = [float(numpy.corrcoef(accuracy, other)[0, 1]) for other in (kl, perplexity)]
+        worst = max(range(len(cells)), key=lambda index: abs(kl[index] - accuracy[index]))
+        return (
+            f"Over the {len(cells)} slices of {self.size}, the rank correlation (Spearman) of mean accuracy is "
+            f"{rho[0]:.2f} with KL on Wikipedia and {rho[1]:.2f} with perplexity. They disagree most on "
+            f"{label(cells[worst])}: number {kl[worst]:.0f} by KL, number {accuracy[worst]:.0f} by mean accuracy."
+        )
+
+
+def label(cell: Cell) -> str:
+    extra = [cell.stage] * (cell.stage != FREE) + [f"`{cell.other_estimator}`"] * bool(cell.other_estimator)
+    return ", ".join([f"`{cell.method}` at {cell.sparsity}", *extra])
+
+
+def plus_minus(value: tuple[float, float], code: str = ".1f") -> str:
+    """In percentage points."""
+    return f"{100 * value[0]:{code}} ± {100 * value[1]:.1f}"
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """From 1, for the smallest; equal values share their mean rank."""
+    return [sum(other < value for other in values) + (1 + values.count(value)) / 2 for value in values]
+
+
+def accuracies(board: Board) -> list[Accuracies]:
+    measured_models = {score.model for score in scores()}
+    return [Accuracies(model, board) for model in MODELS if model in measured_models]
+
+
 def readme(board: Board) -> Iterator[str]:
     """What README.md has to say."""
     cases = [case for case in board.cases(FREE, sparsity=0.3) if case.text == "Wikipedia"]
@@ -216,6 +288,13 @@ def readme(board: Board) -> Iterator[str]:
     cases = board.cases(FREE)
     leading = counted([case for case in cases if case.leads()], of=f" of {len(cases)} cases")
     yield f"On four texts, at 20 to 50 %, `intraslice` has the lowest KL in {leading}."
+    duels = [duel for group in accuracies(board) for duel in group.duels]
+    better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
+    yield (
+        f"In zero-shot tasks, {len(better)} of {len(duels)} measured slices of other methods are more than two "
+        "standard errors (paired by question) above `intraslice` in mean accuracy, at equal parameters"
+        f"{': ' * bool(better)}{'; '.join(better)}."
+    )
 
 
 def results(board: Board) -> Iterator[str]:
@@ -238,6 +317,10 @@ def results(board: Board) -> Iterator[str]:
     yield steps(pca, other)
     yield steps(pca, board.of("intraslice", LONGER, "output-error"), board.of("intraslice", SEARCHED))
     yield crossed("stage", loops(board))
+    for group in accuracies(board):
+        yield group.table
+        if len(group.rows) > 2:
+            yield group.agreement
     check = EstimatorCheckCache(Session()).cached(parse(Settings()))
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
     rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, get_type_hints
 
 import pandas
 
@@ -24,6 +25,7 @@ WIKIPEDIA = "wikipedia"  # the text of the readings on the page
 SEARCH = "search"  # in place of an estimator: ratios that a search found
 TOKENS, DTYPE = 2048, "bfloat16"  # of every cell; the tokens are four windows of 512
 STAGES = ("training-free", "longer calibration", "searched", "recovered")
+Row = TypeVar("Row", bound=NamedTuple)
 
 
 class Cell(NamedTuple):
@@ -82,20 +84,25 @@ class Cell(NamedTuple):
 
 
 OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losses were measured
-STRINGS = ("model", "weights", "method", "ratios", "recovery", "text", "date", "commit")  # columns
 KEY = ("model", "method", "ratios", "recovery", "sequences", "samples", "sparsity", "text")
 
 
 def read(path: Path = FILE) -> tuple[Cell, ...]:
     """All cells; none if the file is missing."""
+    return read_rows(Cell, path)
+
+
+def read_rows(kind: type[Row], path: Path) -> tuple[Row, ...]:
+    """The rows of a file that has a column for each field of `kind`; none if the file is missing."""
     if not path.is_file():
         return ()
-    numbers = [name for name in Cell._fields if name not in STRINGS]
+    strings = [name for name, hint in get_type_hints(kind).items() if hint is str]
+    numbers = [name for name in kind._fields if name not in strings]
     frame = pandas.read_csv(
-        path, dtype=dict.fromkeys(STRINGS, str), keep_default_na=False, na_values={name: [""] for name in numbers}
+        path, dtype=dict.fromkeys(strings, str), keep_default_na=False, na_values={name: [""] for name in numbers}
     )
     frame = frame.astype(object).where(frame.notna(), None)
-    return tuple(Cell(*row) for row in frame[list(Cell._fields)].itertuples(index=False))
+    return tuple(kind._make(row) for row in frame[list(kind._fields)].itertuples(index=False))
 
 
 def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
@@ -118,10 +125,10 @@ def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
     return tuple(sorted(cells.values(), key=lambda cell: (cell.parameters, *key(cell))))
 
 
-def write(cells: tuple[Cell, ...], path: Path = FILE) -> None:
-    """Write the file, whole or not at all."""
+def write(rows: Sequence[NamedTuple], path: Path = FILE) -> None:
+    """Write a file of cells or other rows, whole or not at all."""
     unfinished = path.with_suffix(".new")
-    pandas.DataFrame(cells, columns=Cell._fields).to_csv(unfinished, index=False)
+    pandas.DataFrame(rows, columns=rows[0]._fields).to_csv(unfinished, index=False)
     unfinished.replace(path)
 
 

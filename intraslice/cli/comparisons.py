@@ -17,6 +17,7 @@ from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
+from intraslice.evaluation.question_sets import fetch_tasks
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
 from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
@@ -101,8 +102,12 @@ def _fixed(frame: pandas.DataFrame) -> str:
 
 
 def tasks(run: Run) -> CommandResult:
-    """Lm-eval task scores of the dense and the sliced models, or of a sliced checkpoint only."""
+    """Lm-eval task scores of the dense and the sliced models, or of a sliced checkpoint only; or fetches tasks."""
     a = run.arguments
+    if a.fetch is not None:
+        licences = fetch_tasks(a.fetch)
+        lines = "\n".join(f"{task} ({licence})" for task, licence in licences.items())
+        return {"include_path": str(a.fetch), "licences": licences}, lines
     config = TasksConfig(tuple(dict.fromkeys(a.tasks)), a.include_path, a.limit, a.num_fewshot, a.batch_size)
     manager = require_tasks(config)
     loaded = run.load_any()

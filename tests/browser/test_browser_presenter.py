@@ -14,7 +14,7 @@ STOPS = [
         "#convergence-chart",
     ),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
-    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-size-chart"),
+    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-accuracy-chart", "#leaderboard-size-chart"),
 ]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;

@@ -154,6 +154,11 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page = opened.page
     opened.says("#sweep-progress", "12 of 12 points are not measured yet")
     page.wait_for_selector("#leaderboard-size-chart .main-svg")
+    opacity = """(name) => document.querySelector('#leaderboard-chart .isx-plot').data
+        .find((trace) => trace.name === name).opacity ?? 1"""
+    assert [page.evaluate(opacity, name) < 1 for name in ("IntraSlice", "FLAP", "ShortGPT")] == [False, False, True]
+    page.locator("#leaderboard-chart .traces", has_text="ShortGPT").first.locator(".legendtoggle").click()
+    page.wait_for_function(f"({opacity})('ShortGPT') === 1")  # chosen, and not hidden
     on_wikipedia = page.inner_text("#leaderboard-chart tbody")
     page.click("#leaderboard-text input")
     page.click("#leaderboard-text [role=option] >> text=Python source")

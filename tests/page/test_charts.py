@@ -24,6 +24,7 @@ from components.spectra.charts import pair_chart, rank_chart, variance_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 from components.state.anatomy import MapRow, MapView, OpenedView
 from components.state.leaderboard import cells
+from components.state.task_scores import comparable, scores
 from components.state.units import Width
 from components.state.views import ConvergenceView, Provenance
 from components.sweep.charts import removed_chart, size_chart, speed_chart
@@ -126,6 +127,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (speed_chart, [(SWEEP,)]),
     (size_chart, [(SWEEP,)]),
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
+    (leaderboard.accuracy_chart, [(OF_DEFAULT, comparable(scores(), "default"))]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
     (figure.waiting, [("Effective rank per head", "It follows.")]),
 ]

@@ -1,12 +1,14 @@
-"""Charts of the leaderboard: damage against sparsity for one model, and against model size. Pure."""
+"""Charts of the leaderboard: damage and accuracy in tasks against sparsity, and damage against model size. Pure."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from ...i18n.language import gettext, lazy_gettext, number
 from ...state.leaderboard import DTYPE, STAGES, TOKENS, Cell
+from ...state.task_scores import DENSE, Score, Slice, mean_accuracy, mean_difference, slice_of
 from ...ui import figure
 from ...ui.figure import Chart, Figure
 from ...ui.labels import ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS, Terms
@@ -103,38 +105,112 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
     )
 
 
+def accuracy_chart(cells: Sequence[Cell], scores: Mapping[Slice, Sequence[Score]]) -> Chart | None:
+    """Mean accuracy in zero-shot tasks against sparsity, and against KL, of one model's cells on one text.
+
+    `scores` has those of the dense model and of slices, all in the same tasks. None if no slice has any.
+    """
+    of_cell = {cell: scores[slice_of(cell)] for cell in cells if slice_of(cell) in scores}
+    if not of_cell:
+        return None
+    shown = sorted(of_cell, key=lambda cell: (cell.sparsity, cell.divergence))
+    means = {cell: mean_accuracy(group) for cell, group in of_cell.items()}
+    dense = next(group for key, group in scores.items() if key[0] == DENSE)
+    baseline = mean_accuracy(dense)
+    fig = Figure(2, f"accuracy {shown[0].model} {shown[0].text}", side_by_side=True, hovermode="closest")
+    sparsity = gettext("target %{{x:.0%}}")
+    for panel, column, hover in ((1, "sparsity", sparsity), (2, "divergence", "KL %{x:.3g}")):
+        _lines(fig, panel, shown, attrgetter(column), means.__getitem__, f"{hover}<br>%{{y:.1%}}")
+        fig.y_axis(panel, gettext("mean accuracy in tasks"), tickformat=".0%")
+        fig.shapes.append(figure.across(panel, baseline[0], figure.line("dense", 1.2)))
+    fig.x_axis(1, gettext("target sparsity"), tickformat=".0%", tickvals=_values(shown, "sparsity"))
+    fig.x_axis(2, gettext("KL from dense, log scale"), type="log", tickvals=TICKS, ticktext=_ticktext())
+    columns = {
+        gettext("Method"): map(_name, shown),
+        gettext("Target sparsity"): [number(cell.sparsity, ".0%") for cell in shown],
+        gettext("Mean accuracy, %"): [_percent(means[cell]) for cell in shown],
+        gettext("Difference to dense"): [_percent(mean_difference(of_cell[cell], dense)) for cell in shown],
+        gettext("KL from dense, nats per token"): [
+            _with_error(cell.divergence, cell.divergence_error) for cell in shown
+        ],
+    }
+    for task in (score.task for score in dense):
+        columns[task] = [_percent(mean_accuracy(row for row in of_cell[cell] if row.task == task)) for cell in shown]
+    return fig.chart(
+        gettext("Leaderboard: accuracy in tasks"),
+        gettext(
+            "Does a model that is closer to the dense one also choose more right answers? The horizontal line is the "
+            "dense model, with {accuracy:.1%}. The differences in the table are paired by question.",
+            accuracy=baseline[0],
+        ),
+        figure.table(columns),
+        protocol=gettext(
+            "Zero-shot, by lm-eval: {tasks}, {count:,} questions of the validation sets. Accuracies are normalised by "
+            "the lengths of the answers where lm-eval does so; bars are standard errors.",
+            tasks=", ".join(score.task for score in dense),
+            count=sum(score.questions for score in dense),
+        ),
+    )
+
+
 def _damage_panels(cells: Sequence[Cell], revision: str, x_of: Callable[[Cell], float], hover: str) -> Figure:
     """A line per method, stage and estimator: KL in the left panel, relative perplexity in the right one."""
     fig = Figure(2, revision, side_by_side=True, hovermode="closest")
-    order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
-    for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
-        groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
-    ticktext = [number(tick, ",g") for tick in TICKS]
     for panel, value, title in (
         (1, "divergence", gettext("KL from dense, log scale")),
         (2, "perplexity_ratio", gettext("perplexity relative to dense, log scale")),
     ):
-        fig.y_axis(panel, title, type="log", tickvals=TICKS, ticktext=ticktext)
-        for (method, stage, estimator), points in groups.items():
-            name, colour = _name(points[0]), METHOD_COLOURS.get(method, "baseline")
-            line = figure.line(colour, 1.6)
-            line["dash"] = DASHES.get(stage, line["dash"])
-            symbol = OTHER_ESTIMATOR_SYMBOL if estimator else SYMBOLS.get(method, "circle")
-            symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
-            fig.curve(
-                panel,
-                name,
-                [getattr(point, value) for point in points],
-                f"<b>{name}</b><br>{hover}<br>%{{y:.3g}}",
-                [x_of(point) for point in points],
-                mode="lines+markers",
-                legendgroup=f"{method} {stage} {estimator}",
-                text=[point.model_name for point in points],
-                error_y=figure.error_bars(colour, [getattr(point, f"{value}_error") for point in points]),
-                line=line,
-                marker={"size": 8, "color": line["color"], "symbol": symbol},
-            )
+        fig.y_axis(panel, title, type="log", tickvals=TICKS, ticktext=_ticktext())
+        _lines(fig, panel, cells, x_of, attrgetter(value, f"{value}_error"), f"{hover}<br>%{{y:.3g}}")
     return fig
+
+
+def _lines(
+    fig: Figure,
+    panel: int,
+    cells: Sequence[Cell],
+    x_of: Callable[[Cell], float],
+    y_of: Callable[[Cell], tuple[float, float]],
+    hover: str,
+) -> None:
+    """A line per method, stage and estimator; `y_of` is a value and its standard error.
+
+    Those of `_nearest` are drawn above the others, which `assets/chart.js` draws gray.
+    """
+    order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
+    for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
+        groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
+    coloured = _nearest(cells)
+    for (method, stage, estimator), points in groups.items():
+        name, colour = _name(points[0]), METHOD_COLOURS.get(method, "baseline")
+        line = figure.line(colour, 1.6)
+        line["dash"] = DASHES.get(stage, line["dash"])
+        symbol = OTHER_ESTIMATOR_SYMBOL if estimator else SYMBOLS.get(method, "circle")
+        symbol = STAGE_SYMBOLS.get(stage, f"{symbol}-open" if stage == "recovered" else symbol)
+        is_coloured = (stage, estimator) == (STAGES[0], "") and method in coloured
+        fig.curve(
+            panel,
+            name,
+            [y_of(point)[0] for point in points],
+            f"<b>{name}</b><br>{hover}",
+            [x_of(point) for point in points],
+            mode="lines+markers",
+            legendgroup=f"{method} {stage} {estimator}",
+            text=[point.model_name for point in points],
+            error_y=figure.error_bars(colour, [y_of(point)[1] for point in points]),
+            line=line,
+            marker={"size": 8, "color": line["color"], "symbol": symbol},
+            **({"zorder": 1} if is_coloured else {"meta": {"gray": True}}),
+        )
+
+
+def _nearest(cells: Sequence[Cell]) -> set[str]:
+    """`intraslice`, and the two other methods whose untrained slices have the lowest mean KL at `SPARSITY`."""
+    found: dict[str, list[float]] = {}
+    for cell in cells:
+        if (cell.stage, cell.sparsity) == (STAGES[0], SPARSITY) and cell.method != "intraslice":
+            found.setdefault(cell.method, []).append(cell.divergence)
+    return {"intraslice", *sorted(found, key=lambda method: sum(found[method]) / len(found[method]))[:2]}
 
 
 def _protocol(cells: Sequence[Cell]) -> str:
@@ -174,6 +250,15 @@ def _with_error(value: float, error: float) -> str:
     """Both rounded to the first two digits of the error."""
     digits = 1 - math.floor(math.log10(error))
     return " ± ".join(number(round(shown, digits), f",.{max(digits, 0)}f") for shown in (value, error))
+
+
+def _percent(values: tuple[float, float]) -> str:
+    """A value and its error in percent, with a digit after the point."""
+    return " ± ".join(number(100 * value, ".1f") for value in values)
+
+
+def _ticktext() -> list[str]:
+    return [number(tick, ",g") for tick in TICKS]
 
 
 def _values(cells: Sequence[Cell], name: str) -> list[float]:

