@@ -6,6 +6,7 @@ import copy
 import re
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 from gguf_files import byte_tokenizer
@@ -38,8 +39,11 @@ def case(as_loaded) -> TinyCase:
     return TinyCase("llama", make(), loaded, tokens, calibrate(loaded, tokens, progress=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bfloat16", "f16", "q8_0", "q4_0"])
-def test_written_and_allocated_bytes_are_just_below_the_target(case, kind, tmp_path):
+def test_written_and_allocated_bytes_are_just_below_the_target(case, kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # type checks cost five times the plans
+
     def made(size: int, context: int) -> tuple[int, float]:
         """The bytes that are written and allocated for a target, and the sparsity."""
         plan, recipe = plan_recipe(RECIPE, case.loaded, case.stats, size=SizeTarget(size, kind, context))
