@@ -33,7 +33,7 @@ function row(token) {
     enter(token);
     token.scrollIntoView({ block: "center" });
   };
-  const place = make("button", { type: "button", className: "isx-pick", onclick: visit }, before.join(""), make("b", { textContent: visible(token.textContent) }));
+  const place = make("button", { type: "button", className: "isx-pick", onclick: visit }, before.join("").trimStart(), make("b", { textContent: visible(token.textContent) }));
   const { kl, said, dense, sliced } = token.dataset;
   const [, ...heads] = [...listed.querySelectorAll("thead th")].map((head) => head.textContent);
   const cells = [isx.fixed(Number(kl), 3), said, dense, sliced].map((textContent, column) => make("td", { textContent, "data-head": heads[column] }));

@@ -37,7 +37,7 @@ def _template() -> str:
         "What did I try? Every setting whose perplexity you have seen measured on this page, the newest first. The "
         "list is stored in this browser alone. A click on a name goes back to that setting."
     )
-    front = gettext("Settings on the best front: no other here has both fewer parameters and a lower perplexity or KL.")
+    front = gettext("Best front: no other setting here has both fewer parameters and a lower perplexity (or KL).")
     names = [gettext("Setting"), gettext("Removed"), gettext("Parameters, millions"), gettext("Perplexity")]
     names += [gettext("KL, nats per token"), gettext("Best front"), gettext("Measured")]
     numbers = range(1, 5)
