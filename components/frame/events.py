@@ -36,8 +36,8 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     begun = signal()
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
-    shown = {"outputs": _moved(context, first), "refuse": slider.refuse_move}
-    preview = call(slider.preview, session, [*always, *first], **shown, api_name="ratios")
+    shown, updated = _moved(context, first), [*always, *first]
+    preview = call(slider.preview, session, updated, outputs=shown, refuse=slider.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}
