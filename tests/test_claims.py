@@ -253,10 +253,12 @@ class Accuracies:
         kl, perplexity = (ranks([getattr(cell, name) for cell in cells]) for name in (KL, PERPLEXITY))
         rho = [float(numpy.corrcoef(accuracy, other)[0, 1]) for other in (kl, perplexity)]
         worst = max(range(len(cells)), key=lambda index: abs(kl[index] - accuracy[index]))
+        places = f"number {kl[worst]:.0f} by KL, number {accuracy[worst]:.0f} by mean accuracy"
+        differ = f"They disagree most on {label(cells[worst])}: {places}."
         return (
             f"Over the {len(cells)} slices of {self.size}, the rank correlation (Spearman) of mean accuracy is "
-            f"{rho[0]:.2f} with KL on Wikipedia and {rho[1]:.2f} with perplexity. They disagree most on "
-            f"{label(cells[worst])}: number {kl[worst]:.0f} by KL, number {accuracy[worst]:.0f} by mean accuracy."
+            f"{rho[0]:.2f} with KL on Wikipedia and {rho[1]:.2f} with perplexity. "
+            f"{'Both order them alike.' if kl == accuracy else differ}"
         )
 
 
