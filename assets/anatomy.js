@@ -8,6 +8,7 @@ const ROW = { least: 5, most: 20 };
 const font = (size, weight = "") => `${weight} ${size}px system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif`;
 const MATRIX = { most: 3, gap: 16 }; // px per row or column; px between matrices
 const OPENED = "isx-opened"; // of the body, while the matrices of the chosen layer are shown
+const EDGE = 8; // px beside the edge of the kept neurons, where it can be dragged
 const count = (number) => written(number.toLocaleString("en"));
 const fraction = (number) => isx.percent((100 * number).toFixed(1));
 const short = (number) => written(number >= 100 ? Math.round(number) : Number(number.toPrecision(2)));
@@ -66,13 +67,15 @@ function drawMap(view) {
   const margin = row > 9 ? 2 : 1;
   pen.fillStyle = ink("band");
   pen.fillRect(0, top + row * chart.selected, width, row);
-  const paths = { pale: new Path2D(), attention: new Path2D(), mlp: new Path2D(), pinned: new Path2D() };
+  const paths = { pale: new Path2D(), attention: new Path2D(), mlp: new Path2D(), pinned: new Path2D(), locked: new Path2D(), instead: new Path2D() };
   parts.forEach((line, layer) => {
     const y = top + row * layer + margin;
     const tall = row - 2 * margin;
     line.forEach((part, index) => {
       paths.pale.rect(part.x, y, part.width, tall);
       if (part.kept) paths[index < line.length - 1 ? "attention" : "mlp"].rect(part.x, y, part.kept, tall);
+      if (lockOf(view, { layer, part: index })) paths.locked.rect(part.x, y, part.width, tall);
+      if (differs(view, { layer, part: index })) paths.instead.rect(part.x, y + tall - 1, part.width, 2);
       if (part.pinned === undefined || Math.abs(part.pinned - part.kept) < 0.1) return;
       paths.pinned.moveTo(part.x + part.pinned, y - margin);
       paths.pinned.lineTo(part.x + part.pinned, y + tall + margin);
@@ -92,6 +95,9 @@ function drawMap(view) {
   pen.setLineDash([3, 2]);
   pen.stroke(paths.pinned);
   pen.setLineDash([]);
+  pen.stroke(paths.locked);
+  pen.fillStyle = ink("crimson");
+  pen.fill(paths.instead);
   pen.font = font(type);
   pen.fillStyle = ink("quiet");
   pen.textBaseline = "middle";
@@ -118,7 +124,8 @@ function drawMap(view) {
 }
 
 // The name, the score, the rank and the sizes of the part under the pointer or the keyboard's cursor.
-function words({ rows, pinned, chart }, { layer, part, along }) {
+function words(view, { layer, part, along }) {
+  const { rows, pinned, chart } = view;
   const one = rows[layer];
   const before = pinned?.[layer];
   if (part === one.kv.length) {
@@ -126,6 +133,7 @@ function words({ rows, pinned, chart }, { layer, part, along }) {
     const lines = [say("Layer {layer}, MLP", { layer }), say("{dense} → {kept} neurons", { dense: count(dense), kept: count(kept) })];
     if (one.held !== undefined) lines.push(say("they hold {held} of the score of all", { held: fraction(one.held) }));
     if (before && before.neurons[1] !== kept) lines.push(say("pinned A: {kept} neurons", { kept: count(before.neurons[1]) }));
+    if (canLock(view, layer)) lines.push(say("drag the edge of what is kept to lock its number"));
     if (along === undefined || !one.curve.length) return lines;
     const rank = Math.min(dense, 1 + Math.floor(along * dense));
     const score = short(one.curve[Math.round(along * (one.curve.length - 1))]);
@@ -144,6 +152,11 @@ function words({ rows, pinned, chart }, { layer, part, along }) {
   }
   const other = before && (before.heads.includes(part) ? before.dims[1] : 0);
   if (before && other !== (isKept ? dim : 0)) lines.push(say("pinned A: {kept} channels", { kept: other }));
+  if (differs(view, { layer, part })) lines.push(say("changed by the last lock"));
+  if (canLock(view, layer)) {
+    const isLocked = lockOf(view, { layer, part });
+    lines.push(isLocked ? say("locked; a click or L unlocks it") : isKept ? say("a click or L removes it") : say("a click or L keeps it"));
+  }
   return lines;
 }
 
@@ -189,6 +202,51 @@ function open(view, layer) {
   if (!hide) card()?.scrollIntoView({ block: "nearest", behavior: isx.calm?.matches ? "instant" : "smooth" });
 }
 
+// Locks of units in the opened layer, which overrides.js keeps: of a head, by a click, and of the number of neurons, by
+// dragging the edge of those that are kept.
+
+const canLock = (view, layer) => Boolean(isx.locks) && isOpen() && layer === view.chart.selected;
+
+function lockOf({ rows }, { layer, part }) {
+  const isHead = part < rows[layer].kv.length;
+  const value = isx.locks?.().get(isHead ? `${layer} attention head ${part}` : `${layer} mlp`);
+  return isHead || value?.startsWith("neurons") ? value : undefined;
+}
+
+// Whether the last lock has changed a part: what was kept or removed instead.
+function differs({ rows, before }, { layer, part }) {
+  const [now, then] = [rows[layer], before?.[layer]];
+  if (!then) return false;
+  return part < now.kv.length ? now.heads.includes(part) !== then.heads.includes(part) : now.neurons[1] !== then.neurons[1];
+}
+
+const lock = (text) => window.dispatchEvent(new CustomEvent("isx-lock-unit", { detail: text }));
+
+function lockHead(view, { layer, part }) {
+  const value = lockOf(view, { layer, part }) ?? (view.rows[layer].heads.includes(part) ? "remove" : "keep");
+  lock(`${layer} attention head ${part} ${value}`);
+}
+
+// The neurons that are kept if their edge is at x.
+function neuronsAt({ rows, placed }, layer, x) {
+  const bar = placed.parts[layer].at(-1);
+  const [dense] = rows[layer].neurons;
+  return Math.min(Math.max(Math.round((dense * (x - bar.x)) / bar.width), 1), dense);
+}
+
+function isAtEdge(view, { layer, part }, { offsetX }) {
+  const bar = view.placed.parts[layer][part];
+  return part === view.rows[layer].kv.length && canLock(view, layer) && Math.abs(offsetX - bar.x - bar.kept) <= EDGE;
+}
+
+function drag(view, event) {
+  const { layer } = view.dragged;
+  const [dense] = view.rows[layer].neurons;
+  view.dragged.neurons = neuronsAt(view, layer, event.offsetX);
+  view.rows = view.rows.with(layer, { ...view.rows[layer], neurons: [dense, view.dragged.neurons] });
+  drawMap(view);
+}
+
 function label({ button, chart }) {
   const layer = chart.selected;
   button.textContent = isOpen() ? say("Close layer {layer}", { layer }) : say("Open layer {layer}", { layer });
@@ -200,6 +258,7 @@ function press(view, event) {
   const { layer, part } = view.at ?? { layer: view.chart.selected, part: 0 };
   if (event.key === "Enter" || event.key === " ") open(view, layer);
   else if (event.key === "Escape" && view.at) point(view, null);
+  else if (event.key.toLowerCase() === "l" && view.at && canLock(view, layer) && part < view.rows[layer].kv.length) lockHead(view, view.at);
   else if (steps[event.key]) {
     const [down, right] = steps[event.key];
     const next = Math.min(Math.max(layer + down, 0), view.rows.length - 1);
@@ -216,11 +275,30 @@ function begin(plot) {
   plot.replaceChildren(canvas, tip);
   plot.classList.add("isx-map");
   if (card()) plot.parentElement.querySelector(".isx-under").prepend(button);
-  canvas.addEventListener("pointermove", (event) => point(view, partAt(view, event)));
-  canvas.addEventListener("pointerleave", () => point(view, null));
+  canvas.addEventListener("pointermove", (event) => {
+    if (view.dragged) return drag(view, event);
+    const at = partAt(view, event);
+    canvas.style.cursor = at && isAtEdge(view, at, event) ? "col-resize" : "";
+    point(view, at);
+  });
+  canvas.addEventListener("pointerleave", () => view.dragged || point(view, null));
+  canvas.addEventListener("pointerdown", (event) => {
+    const at = partAt(view, event);
+    if (!at || !isAtEdge(view, at, event)) return;
+    view.dragged = at;
+    canvas.setPointerCapture(event.pointerId);
+  });
+  canvas.addEventListener("pointerup", () => {
+    const { layer, neurons } = view.dragged ?? {};
+    if (neurons) lock(`${layer} mlp neurons ${neurons}`);
+    setTimeout(() => (view.dragged = null)); // after the click that belongs to it
+  });
   canvas.addEventListener("click", (event) => {
     const at = partAt(view, event);
-    if (at) open(view, at.layer);
+    if (!at || view.dragged) return;
+    const isHead = at.part < view.rows[at.layer].kv.length && event.offsetX >= view.placed.left;
+    if (isHead && canLock(view, at.layer)) lockHead(view, at);
+    else open(view, at.layer);
   });
   button.addEventListener("click", () => open(view, view.chart.selected));
   plot.addEventListener("keydown", (event) => press(view, event));
@@ -233,7 +311,9 @@ function map(plot, chart, pinned, choose) {
   const view = plot.isxMap ?? begin(plot);
   const { rows } = chart.drawing;
   const isSame = pinned?.rows.length === rows.length;
-  Object.assign(view, { chart, rows, choose, pinned: isSame ? pinned.rows : null });
+  const locks = JSON.stringify([...(isx.locks?.() ?? [])]);
+  if (rows !== view.drawn) view.before = view.drawn?.length === rows.length && locks !== view.locks ? view.drawn : null;
+  Object.assign(view, { chart, rows, drawn: rows, locks, choose, pinned: isSame ? pinned.rows : null });
   if (view.at && !rows[view.at.layer]) view.at = null; // of another model
   if (view.at) view.at.part = Math.min(view.at.part, rows[view.at.layer].kv.length);
   drawMap(view);

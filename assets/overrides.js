@@ -13,6 +13,7 @@ const names = { attention: say("attention"), mlp: say("MLP") };
 const units = element.querySelector(".isx-units");
 const typed = element.querySelector(".isx-unit");
 const locks = new Map(); // "7 attention" -> "25", "3 attention head 5" -> "keep", "7 mlp" -> "neurons 400"
+isx.locks = () => locks;
 let cells = [];
 let edited = null; // the field of the edit that is not answered yet
 
