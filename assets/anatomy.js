@@ -47,7 +47,7 @@ function place(view) {
     const heads = one.kv.map((group, head) => {
       const isLast = group !== one.kv[head + 1];
       const whole = slot - narrow * (isLast ? 3 : 1);
-      const share = ({ heads, dims }) => (heads.includes(head) ? (whole * dims[1]) / dims[0] : 0);
+      const share = ({ kept, dims }) => (kept.includes(head) ? (whole * dims[1]) / dims[0] : 0);
       return { x: left + slot * head, width: whole, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) };
     });
     const bar = scale * one.costs[1];
@@ -141,7 +141,7 @@ function words(view, { layer, part, along }) {
     return [...lines, say("here: rank {rank} of {count}, score {score} times the mean{fate}", { rank: count(rank), count: count(dense), score, fate })];
   }
   const [dense, dim] = one.dims;
-  const isKept = one.heads.includes(part);
+  const isKept = one.kept.includes(part);
   const lines = [say("Layer {layer}, query head {head} (key/value head {group})", { layer, head: part, group: one.kv[part] })];
   lines.push(isKept ? say("kept: {dense} → {kept} channels", { dense, kept: dim }) : say("removed: {dense} → 0 channels", { dense }));
   if (one.scores.length) {
@@ -150,7 +150,7 @@ function words(view, { layer, part, along }) {
     lines.push(say("explained variance kept: {explained}", { explained: fraction(isKept ? one.explained[part] : 0) }));
     lines.push(say("score: {score} of the layer's, rank {rank} of {count}", { score: fraction(score), rank, count: one.kv.length }));
   }
-  const other = before && (before.heads.includes(part) ? before.dims[1] : 0);
+  const other = before && (before.kept.includes(part) ? before.dims[1] : 0);
   if (before && other !== (isKept ? dim : 0)) lines.push(say("pinned A: {kept} channels", { kept: other }));
   if (differs(view, { layer, part })) lines.push(say("changed by the last lock"));
   if (canLock(view, layer)) {

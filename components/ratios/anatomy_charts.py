@@ -84,7 +84,7 @@ def _drawn(row: MapRow) -> Json:
         "costs": [round(sizes.channels * sizes.channel_cost), sizes.neurons * sizes.neuron_cost],
         "kv": row.kv_head,
         "dims": [sizes.dim, row.dim],
-        "heads": row.heads,
+        "kept": row.heads,
         "neurons": [sizes.neurons, row.neurons],
     }
     scores = {
