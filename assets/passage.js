@@ -5,6 +5,7 @@ const { say, make } = isx;
 const ROWS = 10; // of the table at a time
 const CONTEXT = 3; // tokens before that of a row
 let first = 0; // row of those that the table shows
+let pointer = ""; // where it was
 let listed = null; // the table's section, which comes with new tokens
 const tokens = () => [...element.querySelectorAll(".isx-token")];
 const tell = (token) => {
@@ -56,7 +57,10 @@ function receive() {
   if (listed) list();
 }
 
-element.addEventListener("mouseover", (event) => tell(of(event)));
+// A token that scrolls below a pointer at rest is not pointed at.
+const place = ({ screenX, screenY }) => `${screenX} ${screenY}`;
+document.addEventListener("mousemove", (event) => (pointer = place(event)));
+element.addEventListener("mouseover", (event) => place(event) !== pointer && tell(of(event)));
 element.addEventListener("focusin", (event) => tell(of(event)));
 element.addEventListener("keydown", (event) => {
   const token = of(event);

@@ -164,7 +164,7 @@ def perplexity_axis(fig: Figure, panel: int, view: SweepView) -> None:
     """Make a panel's y axis logarithmic, with limits and ticks for the view's perplexities."""
     values = [value for value in (view.dense, *(point.perplexity for point in view.points)) if drawable(value)]
     low, high = min(values, default=1.0), max(values, default=8.0)
-    steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    steps = (1, 2, 5) if high > 8 * low else (1, 1.5, 2, 2.5, 3, 4, 5, 7)
     ticks = [step * 10**power for power in range(9) for step in steps]  # the browser may widen the range
     margin = 0.06 * math.log10(high / low) + 0.03
     limits, labels = [math.log10(low) - 1.5 * margin, math.log10(high) + margin], [number(tick, ",g") for tick in ticks]
