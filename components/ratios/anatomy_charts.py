@@ -71,7 +71,9 @@ def map_chart(view: MapView, selected: int = 0) -> Chart:
         ),
         layers=len(view.rows),
         selected=selected,
-        hint=gettext("Click a row to open its layer; there a click on a head locks it, as does dragging the neurons' edge."),
+        hint=gettext(
+            "Click a row to open its layer; there a click on a head locks it, as does dragging the neurons' edge."
+        ),
         protocol=formatting.provenance(view.source),
         drawing={"kind": "map", "isRanked": view.ranks_neurons, "rows": list(map(_drawn, view.rows))},
     )
