@@ -217,13 +217,13 @@ function lockOf({ rows }, { layer, part }) {
 function differs({ rows, before }, { layer, part }) {
   const [now, then] = [rows[layer], before?.[layer]];
   if (!then) return false;
-  return part < now.kv.length ? now.heads.includes(part) !== then.heads.includes(part) : now.neurons[1] !== then.neurons[1];
+  return part < now.kv.length ? now.kept.includes(part) !== then.kept.includes(part) : now.neurons[1] !== then.neurons[1];
 }
 
 const lock = (text) => window.dispatchEvent(new CustomEvent("isx-lock-unit", { detail: text }));
 
 function lockHead(view, { layer, part }) {
-  const value = lockOf(view, { layer, part }) ?? (view.rows[layer].heads.includes(part) ? "remove" : "keep");
+  const value = lockOf(view, { layer, part }) ?? (view.rows[layer].kept.includes(part) ? "remove" : "keep");
   lock(`${layer} attention head ${part} ${value}`);
 }
 
