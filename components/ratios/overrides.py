@@ -23,7 +23,8 @@ def _template() -> str:
         "the same. You can also save the ratios as a file, edit it, and load it again: it replaces the locked "
         "ratios."
     )
-    unit = gettext("Lock a head or the number of neurons, such as 3 attention head 5 keep, or 7 mlp neurons 400")
+    examples = {"head": "<code>3 attention head 5 keep</code>", "neurons": "<code>7 mlp neurons 400</code>"}
+    unit = gettext("Lock a head or the number of neurons, such as {head} or {neurons}", **examples)
     lock, modules = gettext("Lock"), MODULES
     names = (gettext("Layer"), modules["attention"], lock, modules["mlp"], lock)
     head = "".join(f'<th scope="col">{name}</th>' for name in names)

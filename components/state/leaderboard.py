@@ -102,7 +102,7 @@ def read_rows(kind: type[Row], path: Path) -> tuple[Row, ...]:
         path, dtype=dict.fromkeys(strings, str), keep_default_na=False, na_values={name: [""] for name in numbers}
     )
     frame = frame.astype(object).where(frame.notna(), None)
-    return tuple(kind._make(row) for row in frame[list(kind._fields)].itertuples(index=False))
+    return tuple(kind(*row) for row in frame[list(kind._fields)].itertuples(index=False))
 
 
 def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:

@@ -133,7 +133,7 @@ def test_the_page_refuses_what_is_no_setting_in_the_clients_language(field):
             partial(SliceConfig, locked=tuple((0, "attention", "head", 1, state) for state in ("keep", "remove"))),
             "a module is locked twice; expected at most one ratio or number of neurons, and one lock a head",
         ),
-        (partial(TasksConfig, ()), "expected at least one task"),
+        (partial(TasksConfig, ()), "--tasks must name at least one task"),
         *(
             (partial(choose_dtype, wrong), "dtype must be one of auto, float32")
             for wrong in (torch.float16, "int8", None)

@@ -172,7 +172,7 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
     results = {SPECTRA: precomputed_spectra(calibrated), SHIFT: view, UNITS: calibrated.source.units}
     layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, **results)
     measured = CalibratedSpectra(calibrated)
-    kept, _, source = layer.find(SPECTRA, tiny.calibration, PrecomputedSpectra)
+    kept, _, source, _ = layer.find(SPECTRA, tiny.calibration, PrecomputedSpectra)
     units = load_units(tmp_path / "tiny" / f"{UNITS}.npz")
     measured.complete(1)
     assert source.label == "Tiny weights on 8 x 32 tokens of Wikipedia's lead sections, 30 November 2026."

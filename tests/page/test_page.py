@@ -32,7 +32,7 @@ from intraslice.pretrained import memory
 def preview(session) -> Callable[..., dict]:
     """What a move of the slider shows: both charts of the Ratios tab, and the texts."""
     live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    return partial_handler(slider.preview, session, [live_output], [])
+    return partial_handler(slider.preview, session, [live_output])
 
 
 def bars(chart_json: str) -> list[list[float]]:
