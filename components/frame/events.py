@@ -37,8 +37,8 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     begun = signal()
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
-    shown = {"outputs": _moved(context, always, first), "refuse": partial(slider.refuse_move, always, first)}
-    preview = call(slider.preview, session, always, first, **shown, api_name="ratios")
+    refuse, shown = partial(slider.refuse_move, always, first), _moved(context, always, first)
+    preview = call(slider.preview, session, always, first, outputs=shown, refuse=refuse, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}

@@ -144,7 +144,7 @@ def inside(view: OpenedView) -> list[Matrix]:
     channels_text, neurons_text = gettext("channels removed"), gettext("neurons removed")
     axes_text, fitted = gettext("rotated to principal axes, the last removed"), gettext("the others fitted anew")
 
-    def attention(name: str, masks: list[Sequence[bool]], kept: int, change: str, is_new: bool) -> Matrix:
+    def attention(name: str, masks: Sequence[Sequence[bool]], kept: int, change: str, is_new: bool) -> Matrix:
         columns = [column for mask in masks for column in mask]
         return Matrix(name, (hidden, len(columns)), (hidden, kept), columns, change, is_new)
 
