@@ -362,10 +362,10 @@ function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scal
   const pen = paper(canvas, width, height);
   const tall = rows * scale;
   pen.fillStyle = shade;
-  covered(columns, dense[1], canvas.width).forEach((part, x, all) => {
-    if (!part) return;
+  const pixel = 1 / (window.devicePixelRatio || 1); // whole ones: two that share one would both fade
+  covered(columns, dense[1], canvas.width).forEach((part, x) => {
     pen.globalAlpha = part;
-    pen.fillRect((x * width) / all.length, 0, width / all.length, tall);
+    pen.fillRect(x * pixel, 0, pixel, tall);
   });
   pen.globalAlpha = 0.45;
   pen.globalCompositeOperation = "source-atop"; // on what is kept alone
@@ -383,7 +383,7 @@ function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scal
   pen.globalCompositeOperation = "source-over";
   pen.strokeStyle = ink("rule");
   pen.strokeRect(0.5, 0.5, width - 1, height - 1);
-  const texts = [make("b", {}, name), " ", size, make("small", {}, change)];
+  const texts = [make("b", {}, name), " ", size.replaceAll(" × ", "\u00a0×\u00a0"), make("small", {}, change)];
   return make("figure", {}, canvas, make("figcaption", {}, ...texts));
 }
 

@@ -24,10 +24,11 @@ class Matrix(NamedTuple):
 
     def drawn(self) -> Json:
         """The matrix as `assets/anatomy.js` reads it."""
-        texts = {"name": self.name, "size": self.size(), "change": self.change}
+        is_changed = self.is_added or self.kept != self.dense
+        texts = {"name": self.name, "size": self.size(), "change": self.change if is_changed else ""}
         columns = self.columns or [True] * self.kept[1] + [False] * (self.dense[1] - self.kept[1])
         shapes = {"dense": self.dense, "rows": self.kept[0], "columns": packed(columns)}
-        return texts | shapes | {"isNew": self.is_new, "isAdded": self.is_added}
+        return texts | shapes | {"isNew": self.is_new and is_changed}
 
     def size(self) -> str:
         """Its sizes as text."""
