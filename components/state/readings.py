@@ -169,7 +169,7 @@ class Readings:
             protocol=_protocol(request, windows, window, request.calibration.dtype),
             text=_text_name(request),
             source=Provenance("here" if is_whole else "so far", sequences, len(best.tokens)),
-            divergence=divergence and divergence.value,
+            divergence=None if divergence is None else divergence.value,
             basis=Basis(best.loaded.weights_digest, key.config.text, windows * window, window, key.dtype),
         )
 
