@@ -29,7 +29,11 @@ function rename(entry, cell) {
     if (isWanted && field.value !== title(entry)) tried.rename(entry, field.value);
     show(`rename ${tried.id(entry)}`);
   };
-  field.onkeydown = ({ key }) => ["Enter", "Escape"].includes(key) && end(key === "Enter");
+  field.onkeydown = (event) => {
+    if (!["Enter", "Escape"].includes(event.key)) return;
+    event.preventDefault(); // it would press the button that gets the focus
+    end(event.key === "Enter");
+  };
   field.onblur = () => end(true);
   cell.replaceChildren(field);
   field.focus();

@@ -55,7 +55,7 @@ def record(view: View) -> str:
     if plan is None or measured.basis is None:
         return ""
     settings, basis = request.settings, measured.basis
-    common = {name: getattr(settings, name) for name in ("model", "text", "upload", "dtype")}  # in the basis
+    common = {name: getattr(settings, name) for name in ("model", "text", "upload", "length", "dtype")}  # in the basis
     dense, sliced = (value if value and math.isfinite(value) else None for value in measured.values)
     costs = measured.costs if measured.source.kind == "before" else None
     values = {
