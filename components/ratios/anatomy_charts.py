@@ -33,7 +33,8 @@ class Matrix(NamedTuple):
     def size(self) -> str:
         """Its sizes as text."""
         dense, kept = (
-            "{:,} × {:,}".format(*size) if all(size) else gettext("removed") for size in (self.dense, self.kept)
+            " × ".join(number(length, ",") for length in size) if all(size) else gettext("removed")
+            for size in (self.dense, self.kept)
         )
         return kept if self.is_added or dense == kept else f"{dense} → {kept}"
 
