@@ -166,7 +166,9 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
         "shown => document.querySelector('#leaderboard-chart tbody').innerText !== shown", arg=on_wikipedia
     )
     page.click("#sweep-run")
-    page.wait_for_selector("#sweep-chart .main-svg")
+    page.wait_for_function(
+        "document.querySelector('#sweep-chart .isx-plot').data?.some(t => t.name === 'IntraSlice, PCA-aware')"
+    )
     page.click("#sweep-cancel")
     page.wait_for_function(
         "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
