@@ -95,3 +95,37 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
     page.click("#anatomy-chart .isx-open")
     assert not page.is_visible("#layer-chart")
     assert page.input_value("#layer input[type=range]") == "2"
+
+
+# Where the middle of a head of layer 0 is in the window, and the edge of the layer's kept neurons.
+PLACES = """head => {
+    const { placed, canvas } = document.querySelector('#anatomy-chart .isx-plot').isxMap;
+    const { left, top } = canvas.getBoundingClientRect();
+    const parts = placed.parts[0];
+    const y = top + placed.top + placed.row / 2;
+    return [[left + parts[head].x + parts[head].width / 2, y], [left + parts.at(-1).x + parts.at(-1).kept, y]];
+}"""
+LOCKS = "[...isx.locks()].map((lock) => lock.join(' '))"
+ROW = "document.querySelector('#anatomy-chart .isx-chart').isxChart.drawing.rows[0]"
+
+
+def test_in_the_opened_layer_a_click_locks_a_head_and_dragging_their_edge_the_neurons(visit, tiny_query) -> None:
+    page = visit(tiny_query + "&bias=1.0", width=1440, height=1300).page
+    page.wait_for_function(f"{ROW}.scores.length > 0")
+    before = page.evaluate(ROW)
+    head = before["kept"][0]
+    page.click("#anatomy-chart .isx-open")
+    for state, is_kept in (("remove", False), ("", True)):  # the second click unlocks it
+        middle, _ = page.evaluate(PLACES, head)
+        page.mouse.click(*middle)
+        page.wait_for_function(f"{ROW}.kept.includes({head}) === {str(is_kept).lower()}")
+        assert page.evaluate(LOCKS) == [f"0 attention head {head} {state}"] * bool(state)
+    assert page.evaluate(ROW)["kept"] == before["kept"]
+    _, (x, y) = page.evaluate(PLACES, head)
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x - 40, y, steps=4)
+    page.mouse.up()
+    page.wait_for_function(f"{ROW}.neurons[1] < {before['neurons'][1]}")
+    assert page.evaluate(LOCKS) == [f"0 mlp neurons {page.evaluate(ROW)['neurons'][1]}"]
+    assert page.is_visible("#layer-chart")
