@@ -32,8 +32,7 @@ CONTEXT = 200  # tokens
 
 @pytest.fixture(scope="module")
 def case(as_loaded) -> TinyCase:
-    sizes = {"hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 8, "num_key_value_heads": 4}
-    make = llama(21, num_hidden_layers=28, tie_word_embeddings=True, **sizes)
+    make = llama(21, sizes=(64, 224, 8, 4), num_hidden_layers=28, tie_word_embeddings=True)
     loaded = replace(as_loaded(make()), tokenizer=byte_tokenizer())
     tokens = torch.randint(3, 256, (8, 32), generator=torch.Generator().manual_seed(7))
     return TinyCase("llama", make(), loaded, tokens, calibrate(loaded, tokens, progress=False))
