@@ -260,7 +260,7 @@ class Student:
         self.settings = target
         measured = self.measured = Measured(target, begin)
         self.lecture.releases.append(measured)
-        *_, headline, _, _, _ = json.loads(text)["data"]
+        _, _, _, headline, *_ = json.loads(text)["data"]
         if isinstance(headline, str) and NUMBER.search(headline):
             measured.kept = answered
             if "precomputed on" in headline:
