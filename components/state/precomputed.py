@@ -114,7 +114,7 @@ class Precomputed:
     def __init__(self, folder: Path = FOLDER) -> None:
         read = TypeAdapter(Manifest).validate_json
         self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
-        self._values: dict[Path, Any] = {}
+        self._found: dict[Path, Found[Any]] = {}  # asked for at every move of the slider
         self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
 
     def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
@@ -122,11 +122,12 @@ class Precomputed:
         for folder, manifest in self.manifests.items():
             if manifest.has(kind, key) and manifest.has_weights(key):
                 path = folder / f"{kind}.json.xz"
-                if path not in self._values:
-                    self._values[path] = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
-                entry = manifest.entries[kind]
-                weights = manifest.weights.get(entry.dtype, "")
-                return Found(self._values[path], entry, manifest.provenance(kind), weights)
+                if path not in self._found:
+                    value = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
+                    entry = manifest.entries[kind]
+                    weights = manifest.weights.get(entry.dtype, "")
+                    self._found[path] = Found(value, entry, manifest.provenance(kind), weights)
+                return self._found[path]
         return None
 
     def source(self, key: CalibrationKey) -> Source | None:
