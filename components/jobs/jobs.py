@@ -138,10 +138,12 @@ class Jobs:
         status, made after the job is forgotten: an error, "Cancelled.", or `ready()`. Without `ready` a job that is
         done has none.
         """
-        self.halt(client, kind, is_superseded=True)
         caller, last = self.caller(), None
         line = None if ready is None else partial(self.status, client, ready)
-        with self._lock:  # of two that come at once, the second counts the first
+        # Whoever sees that the job before has ended finds this one, and of two that come at once the second counts the
+        # first.
+        with self._lock:
+            self.halt(client, kind, is_superseded=True)
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)

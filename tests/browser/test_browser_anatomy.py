@@ -78,8 +78,7 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
             assert not page.is_visible("#layer-chart")
             page.click("#anatomy-chart .isx-open")
         else:  # a click on a row
-            row = page.locator("#anatomy-chart canvas").bounding_box()
-            page.mouse.click(row["x"] + 60, row["y"] + 20.4 + 20 * (index + 0.5))
+            page.click("#anatomy-chart canvas", position={"x": 60, "y": 20.4 + 20 * (index + 0.5)})
         page.wait_for_function(OPENED, arg=index)
         page.wait_for_selector("#layer-chart canvas")
         columns = page.evaluate(COLUMNS)
@@ -97,13 +96,12 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
     assert page.input_value("#layer input[type=range]") == "2"
 
 
-# Where the middle of a head of layer 0 is in the window, and the edge of the layer's kept neurons.
+# Where the middle of a head of layer 0 is in the canvas, and the edge of the layer's kept neurons.
 PLACES = """head => {
-    const { placed, canvas } = document.querySelector('#anatomy-chart .isx-plot').isxMap;
-    const { left, top } = canvas.getBoundingClientRect();
+    const { placed } = document.querySelector('#anatomy-chart .isx-plot').isxMap;
     const parts = placed.parts[0];
-    const y = top + placed.top + placed.row / 2;
-    return [[left + parts[head].x + parts[head].width / 2, y], [left + parts.at(-1).x + parts.at(-1).kept, y]];
+    const y = placed.top + placed.row / 2;
+    return [{ x: parts[head].x + parts[head].width / 2, y }, { x: parts.at(-1).x + parts.at(-1).kept, y }];
 }"""
 LOCKS = "[...isx.locks()].map((lock) => lock.join(' '))"
 ROW = "document.querySelector('#anatomy-chart .isx-chart').isxChart.drawing.rows[0]"
@@ -117,14 +115,14 @@ def test_in_the_opened_layer_a_click_locks_a_head_and_dragging_their_edge_the_ne
     page.click("#anatomy-chart .isx-open")
     for state, is_kept in (("remove", False), ("", True)):  # the second click unlocks it
         middle, _ = page.evaluate(PLACES, head)
-        page.mouse.click(*middle)
+        page.click("#anatomy-chart canvas", position=middle)
         page.wait_for_function(f"{ROW}.kept.includes({head}) === {str(is_kept).lower()}")
         assert page.evaluate(LOCKS) == [f"0 attention head {head} {state}"] * bool(state)
     assert page.evaluate(ROW)["kept"] == before["kept"]
-    _, (x, y) = page.evaluate(PLACES, head)
-    page.mouse.move(x, y)
+    _, edge = page.evaluate(PLACES, head)
+    page.hover("#anatomy-chart canvas", position=edge)
     page.mouse.down()
-    page.mouse.move(x - 40, y, steps=4)
+    page.hover("#anatomy-chart canvas", position={"x": edge["x"] - 40, "y": edge["y"]})
     page.mouse.up()
     page.wait_for_function(f"{ROW}.neurons[1] < {before['neurons'][1]}")
     assert page.evaluate(LOCKS) == [f"0 mlp neurons {page.evaluate(ROW)['neurons'][1]}"]

@@ -89,12 +89,10 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     opened.says("#importance-chart .isx-title", "layer 13")
     assert "layer=13" in page.url
 
-    box = area.bounding_box()
-    middle = box["y"] + box["height"] / 2
     whole = page.evaluate(ZOOM)
-    page.mouse.move(box["x"] + 0.2 * box["width"], middle)
+    area.hover(position={"x": 0.2 * box["width"], "y": spot["y"]})
     page.mouse.down()
-    page.mouse.move(box["x"] + 0.6 * box["width"], middle, steps=8)
+    area.hover(position={"x": 0.6 * box["width"], "y": spot["y"]}, force=True)  # plotly covers the page while it drags
     page.mouse.up()
     page.wait_for_function(f"before => JSON.stringify({ZOOM}) !== before", arg=json.dumps(whole, separators=(",", ":")))
     zoomed = page.evaluate(ZOOM)
@@ -105,18 +103,7 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     page.evaluate("location.hash = 'verdict-chart'")  # a link from before there was the tab Estimator
     page.wait_for_function(ARRIVED)
     page.wait_for_selector("#estimator-check-chart .main-svg")
-    spot = page.evaluate(
-        """() => {
-            const plot = document.querySelector('#estimator-check-chart .isx-plot');
-            const { x, y, xaxis, yaxis } = plot._fullData[0] && { ...plot.data[0], ...plot._fullLayout };
-            const box = plot.getBoundingClientRect();
-            const layer = 27;
-            return [box.x + xaxis._offset + xaxis.d2p(x[layer]), box.y + yaxis._offset + yaxis.d2p(y[layer])];
-        }"""
-    )
-    page.mouse.move(*spot, steps=4)
-    page.wait_for_selector("#estimator-check-chart .hovertext")
-    page.mouse.click(*spot)
+    opened.click_point("#estimator-check-chart", trace=0, index=27)
     opened.says("#importance-chart .isx-title", "layer 27")
     view = EstimatorCheckCache(page_session).cached(parse(Settings()))
     misjudged = [module for module in view.misjudged if module[0] == "pca"]

@@ -84,8 +84,9 @@ def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -
         page.keyboard.press("ArrowRight")
     page.wait_for_function(INSIDE, arg="#ratio-chart")
     opened.drag(50)
-    box = page.locator("#sparsity input[type=range]").bounding_box()
-    opened.moved_by(lambda: page.mouse.click(box["x"] + box["width"] / 3, box["y"] + box["height"] / 2))
+    slider = page.locator("#sparsity input[type=range]")
+    box = slider.bounding_box()
+    opened.moved_by(lambda: slider.click(position={"x": box["width"] / 3, "y": box["height"] / 2}))
     page.keyboard.press("ArrowRight")  # the slider has given the focus back
     page.wait_for_function(INSIDE, arg="#importance-chart")
     page.focus("#sparsity input[type=range]")

@@ -183,19 +183,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 13
 
     # A click on uniform's second point, then by keyboard on the row of the point after it.
-    spot = page.evaluate(
-        """() => {
-            const plot = document.querySelector('#sweep-chart .isx-plot');
-            plot.scrollIntoView({ block: 'center' });
-            const { left, top } = plot.getBoundingClientRect();
-            const { xaxis, yaxis } = plot._fullLayout;
-            const [x, y] = [plot.data[1].x[1], plot.data[1].y[1]];
-            return [left + xaxis._offset + xaxis.d2p(x), top + yaxis._offset + yaxis.d2p(y)];
-        }"""
-    )
-    page.mouse.move(spot[0] - 1, spot[1])
-    page.mouse.move(*spot, steps=3)
-    page.mouse.click(*spot)
+    opened.click_point("#sweep-chart", trace=1, index=1)
     page.wait_for_function("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
     own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found

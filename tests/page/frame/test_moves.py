@@ -150,3 +150,14 @@ def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_on
     session.jobs.set_view("ada", request=released)
     assert "being measured" not in list(answers)[-1]["headline"]
     assert session.perplexities(released).source.kind == "here"
+
+
+def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) -> None:
+    """A program has no page that says what it views."""
+    settings = [tiny.with_settings(sparsity=percent) for percent in (41, 42)]
+    first, second = (slider.on_release(session, request, 0, None, "a program") for request in settings)
+    assert next(answer for answer in first if "isx-busy" in answer.get("status", ""))
+    assert next(second)
+    list(first)
+    list(second)
+    assert [session.perplexities(request).source.kind == "here" for request in settings] == [False, True]

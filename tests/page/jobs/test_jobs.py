@@ -64,6 +64,30 @@ def test_a_job_ends_with_what_it_follows_or_when_replaced_and_spares_all_others(
     assert next(answer).text == "working"
 
 
+def test_who_sees_that_a_job_was_replaced_finds_the_one_after_it(monkeypatch) -> None:
+    """Otherwise two releases at one setting replace each other without end: each believes that nobody measures it."""
+    jobs, seen, has_ended = Jobs(), [], threading.Event()
+    first = begun(jobs, "a", "measure", request=30)
+
+    def follow() -> None:
+        list(first)
+        seen.append(jobs.is_running("a", "measure", request=30))
+        has_ended.set()
+
+    def start_late(*arguments: object) -> Job:
+        has_ended.wait(0.3)
+        return start(*arguments)
+
+    start = jobs.scheduler.start
+    monkeypatch.setattr(jobs.scheduler, "start", start_late)
+    follower = threading.Thread(target=follow)
+    follower.start()
+    second = begun(jobs, "a", "measure", request=30)
+    follower.join()
+    assert seen == [True]
+    second.close()
+
+
 def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_CLIENT_JOBS", "2")
     monkeypatch.setenv("INTRASLICE_MAX_JOBS", "3")

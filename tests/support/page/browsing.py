@@ -46,6 +46,12 @@ MOVE = """(range, value) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
+# Where a point of a trace is in the plot area, in pixels.
+POINT = """(plot, [trace, index]) => {
+    const { x, y } = plot.data[trace];
+    const { xaxis, yaxis } = plot._fullLayout;
+    return [xaxis.d2p(x[index]), yaxis.d2p(y[index])];
+}"""
 
 # From now on, what the page does after or at every pause (both in ms) begins sooner.
 HURRY = """([pause, to]) => {
@@ -159,6 +165,21 @@ class Opened:
             }""",
             arg=[where, list(words)],
         )
+
+    def click_point(self, chart: str, trace: int, index: int) -> None:
+        """Click a point of a chart once its hover label is shown. The page may still move it, so its place is within
+        the plot area, which playwright finds anew for each move of the mouse.
+        """
+        area = self.page.locator(f"{chart} .nsewdrag").first
+        for _ in range(PATIENCE // 1000):
+            x, y = self.page.eval_on_selector(f"{chart} .isx-plot", POINT, [trace, index])
+            area.hover(position={"x": x - 1, "y": y})
+            area.hover(position={"x": x, "y": y})
+            with contextlib.suppress(playwright.TimeoutError):
+                self.page.wait_for_selector(f"{chart} .hovertext", timeout=1000)
+                area.click(position={"x": x, "y": y})
+                return
+        raise AssertionError(f"point {index} of trace {trace} in {chart} shows no label under the mouse")
 
     def addressed(self, *words: str) -> None:
         self.until("words => words.every(word => location.search.includes(word))", arg=list(words))
