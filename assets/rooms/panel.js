@@ -21,7 +21,7 @@ lesson.fillClass = (found) => {
       <p class="isx-quiet">${say("A class predicts together: the presenter sees the predictions as they arrive; students see them after each reveal.")}</p>
       <button type="button" data-room="start">${say("Start a class")}</button>
       <form class="isx-room-form" data-part="form"><label><span>${say("Class code")}</span>
-        <input type="text" data-part="code" required maxlength="9" size="9" autocomplete="off" autocapitalize="characters" spellcheck="false"></label><button>${say("Join")}</button></form>
+        <input type="text" data-part="code" required size="9" autocomplete="off" autocapitalize="characters" spellcheck="false"></label><button>${say("Join")}</button></form>
       <p class="isx-room-problem" role="alert" data-part="problem"></p><p class="isx-quiet">${STORED}</p></details>
     <button type="button" data-room="record" data-part="record">${say("Save my predictions (HTML)")}</button>`);
   [parts, view] = [{ ...found, ...bar, ...ours }, null];

@@ -20,7 +20,7 @@ const kept = (code) => isx.kept(storeName(code));
 const keep = (found) => isx.store(storeName(found.code), JSON.stringify(found));
 
 // The secret of a presenter's link leaves the address at once: an address is seen, and copied.
-const codeOf = (text) => text.replace(/[\s-]/g, "").toUpperCase().slice(0, 6);
+const codeOf = (text) => text.replace(/[\s-]/g, "").toUpperCase();
 const linked = codeOf(query.get("room") ?? "");
 if (linked && fragment.get("lead")) {
   keep({ ...kept(linked), code: linked, lead: fragment.get("lead") });

@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from intraslice.methods.crossmodule import plan_crossmodule
-from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan
+from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan
 
 from ..i18n.language import LazyString, lazy_gettext
 
@@ -30,7 +30,7 @@ def note_of(plan: CrossModulePlan) -> LazyString:
     return lazy_gettext(
         "No width that is a multiple of {multiple} removes {target:.1%} of the layer parameters; the nearest, {width} "
         "of {hidden}, removes {removed:.1%}.",
-        multiple=MULTIPLE,
+        multiple=WIDTH_MULTIPLE,
         target=plan.requested,
         width=plan.width,
         hidden=plan.hidden,

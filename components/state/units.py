@@ -19,7 +19,7 @@ from intraslice.core.errors import UserError
 from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.modeling.families import blocks
 from intraslice.modeling.residual import residual_branches
-from intraslice.planning.baseline_plans import MULTIPLE
+from intraslice.planning.baseline_plans import WIDTH_MULTIPLE
 from intraslice.slicing.units import LayerUnits, layer_units
 
 from .crossmodule import TOLERANCE
@@ -91,7 +91,7 @@ def units_of(model: PreTrainedModel, stats: CalibrationStats, pause: Callable[[]
         pause()
     hidden, widths = model.lm_head.in_features, list[Width]()
     try:
-        for width in (*range(MULTIPLE, hidden, MULTIPLE), hidden):
+        for width in (*range(WIDTH_MULTIPLE, hidden, WIDTH_MULTIPLE), hidden):
             plan = plan_crossmodule(model, slicing=1 - width / hidden)
             widths.append(Width(plan.width, plan.removed_fraction))
             pause()

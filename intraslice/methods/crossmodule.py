@@ -30,7 +30,7 @@ from intraslice.modeling.families import Block, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, embed
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
-from intraslice.planning.baseline_plans import MULTIPLE, CrossModulePlan, require_below_one
+from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan, require_below_one
 from intraslice.planning.sizes import Parameters
 
 Axes = Float[Tensor, "hidden hidden"]
@@ -112,9 +112,9 @@ def plan_crossmodule(
     if value == 0:
         return _plan(model, hidden, sparsity, order)
     if slicing is not None:
-        width = max(int(hidden * (1 - slicing) + 1e-6) // MULTIPLE * MULTIPLE, min(MULTIPLE, hidden))
+        width = max(int(hidden * (1 - slicing) + 1e-6) // WIDTH_MULTIPLE * WIDTH_MULTIPLE, min(WIDTH_MULTIPLE, hidden))
         return _plan(model, width, None, order)
-    widths, layers = [*range(MULTIPLE, hidden, MULTIPLE), hidden], blocks(model)
+    widths, layers = [*range(WIDTH_MULTIPLE, hidden, WIDTH_MULTIPLE), hidden], blocks(model)
     budget = (1 - value) * decoder_parameters(model)
     index = bisect_left(widths, budget, key=lambda width: _decoder_parameters(layers, width, hidden))
     plans = [_plan(model, width, value, order) for width in widths[max(index - 1, 0) : index + 1]]

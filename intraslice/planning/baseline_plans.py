@@ -34,7 +34,7 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
     return min((low, high), key=lambda argument: abs(count(argument) - target))
 
 
-MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
+WIDTH_MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
 
 
 def require_below_one(name: str, value: float) -> None:
@@ -73,7 +73,7 @@ class CrossModulePlan:
             return f"Slicing {self.slicing:.1%} adds {-removed:.1%} to the decoder: the shortcuts outweigh the cut."
         if self.requested is not None and abs(removed - self.requested) > 5e-4:
             return (
-                f"No width that is a multiple of {MULTIPLE} removes {self.requested:.1%} of the decoder; "
+                f"No width that is a multiple of {WIDTH_MULTIPLE} removes {self.requested:.1%} of the decoder; "
                 f"the nearest, {self.width} of {self.hidden}, removes {removed:.1%}."
             )
         return ""
