@@ -13,19 +13,20 @@ from components.sweep.leaderboard.charts import TEXTS, size_chart, sparsity_char
 project, release = "IntraSlice Explorer", intraslice.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "usage"  # index.html is the article of `python -m intraslice publish --site`
-html_theme, html_copy_source = "furo", False
+html_theme, html_title, html_copy_source = "furo", f"{project} {release}", False
 html_theme_options = {"announcement": '<a href="index.html">The article: how much of a model can be removed?</a>'}
 myst_heading_anchors = 4  # like GitHub's
 default_role, smartquotes = "code", False  # `name` and --option in docstrings
 autodoc_member_order = "bysource"
 CHARTS = "leaderboard.html"
-FRAME = f'<iframe src="{CHARTS}" title="Charts of the leaderboard" width="100%" height="620" loading="lazy"></iframe>'
+FRAME = f'<iframe src="{CHARTS}" title="Leaderboard" style="width:100%;height:780px;border:0" loading="lazy"></iframe>'
 
 
 def add_parts(app, document, source):
     """Add what only the site has: the list of documents, in the order of llms.txt, and the leaderboard's charts."""
     if document == root_doc:
         names = re.findall(r"\((\w+)\.md\)", Path(app.srcdir, "llms.txt").read_text(encoding="utf-8"))
+        names.sort(key="assistants".__eq__)  # last
         entries = "\n".join("self" if name == root_doc else name for name in names)
         source[0] += f"\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
     source[0] = source[0].replace("<!-- charts -->", FRAME)
