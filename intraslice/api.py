@@ -46,7 +46,7 @@ def compress(
     progress: ProgressCallback | bool = True,
     **options: Any,
 ) -> CompressedModel:
-    """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call.
+    """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call::
 
         result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
 
@@ -120,7 +120,7 @@ class CompressedModel:
 
     @property
     def removed_fraction(self) -> float:
-        """The actual sparsity: the removed fraction of the decoder layers' parameters, counted on the tensors."""
+        """The removed fraction of the decoder layers' parameters, counted on the tensors (the actual sparsity)."""
         counts = self.parameters
         return 1 - counts["sliced_decoder"] / counts["dense_decoder"]
 

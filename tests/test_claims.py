@@ -289,12 +289,13 @@ def readme(board: Board) -> Iterator[str]:
     yield markdown(["model", "dense", "`intraslice`", "the other method with the lowest KL"], lines)
     cases = board.cases(FREE)
     leading = counted([case for case in cases if case.leads()], of=f" of {len(cases)} cases")
-    yield f"On four texts, at 20 to 50 %, `intraslice` has the lowest KL in {leading}."
+    yield f"On {len(MODELS)} models and {len(TEXTS)} texts, at 20 to 50 %, `intraslice` has the lowest KL in {leading}."
     duels = [duel for group in accuracies(board) for duel in group.duels]
     better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
     yield (
-        f"In zero-shot tasks, {len(better)} of {len(duels)} measured slices of other methods are more than two "
-        "standard errors (paired by question) above `intraslice` in mean accuracy, at equal parameters"
+        f"In multiple-choice tasks without examples (*zero-shot*), {len(better)} of {len(duels)} measured slices of "
+        "other methods have a mean accuracy more than two standard errors (paired by question) above that of "
+        "`intraslice`, at equal parameters"
         f"{': ' * bool(better)}{'; '.join(better)}."
     )
 

@@ -31,11 +31,18 @@ def text_of(document: Path) -> str:
     return re.sub(r"\A---\n.*?\n---\n", "", document.read_text(encoding="utf-8"), flags=re.S)
 
 
+def anchors(document: Path) -> set[str]:
+    """The ids that GitHub, and the site, give to its headings."""
+    text = re.sub(r"^```.*?^```", "", text_of(document), flags=re.S | re.M)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(document) -> None:
-    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text_of(document))
-    relative = [target for target in targets if not re.match(r"https?:", target)]
-    assert [target for target in relative if not (document.parent / target).exists()] == []
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text_of(document))
+    relative = [(document.parent / file if file else document, anchor) for file, anchor in links if ":" not in file]
+    assert [file for file, _ in relative if not file.exists()] == []
+    assert [(file, anchor) for file, anchor in relative if anchor and anchor not in anchors(file)] == []
 
 
 def test_files_that_are_named_are_there() -> None:

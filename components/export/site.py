@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..device import wllama
 from ..device.files import writer
-from ..i18n.language import ENGLISH, LANGUAGES, lazy_gettext, use_language
+from ..i18n.language import ENGLISH, LANGUAGES, gettext, lazy_gettext, use_language
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import DENSE, Request
@@ -65,8 +65,11 @@ def write_models(
     return models
 
 
-def write_pages(folder: Path, published: Published, models: Sequence[SiteModel]) -> int:
+def write_pages(folder: Path, published: Published, models: Sequence[SiteModel], docs: str = "") -> int:
     """Write everything but the models; returns its size in bytes, without the WebAssembly files.
+
+    Args:
+        docs: the address of a documentation, which the articles link to.
 
     Raises:
         TooLarge: it exceeds `MAX_BYTES` of pages.py.
@@ -78,7 +81,7 @@ def write_pages(folder: Path, published: Published, models: Sequence[SiteModel])
     scripts, style = scoped(*DEVICE) + passage + asset("published/site.js"), asset("device/device.css")
     for code in LANGUAGES:
         with use_language(code):
-            texts = {"own": escape(PROMPT), "languages": _languages(code), "command": escape(published.command)}
+            texts = {"own": escape(PROMPT), "languages": _links(code, docs), "command": escape(published.command)}
             article = pages.article("site.html", published, **texts)
             text = pages.document(article, more | pages.content(published), "site", style, scripts)
         (folder / _page_name(code)).write_text(text, encoding="utf-8")
@@ -101,12 +104,13 @@ def _page_name(code: str) -> str:
     return "index.html" if code == ENGLISH else f"{code}.html"
 
 
-def _languages(current: str) -> str:
-    """Links to the article in other languages (HTML)."""
-    links = (
+def _links(current: str, docs: str) -> str:
+    """Links to the article in other languages, and to the documentation if there is one (HTML)."""
+    links = [
         entry.name
         if code == current
         else f'<a href="{_page_name(code)}" lang="{code}" hreflang="{code}">{entry.name}</a>'
         for code, entry in LANGUAGES.items()
-    )
+    ]
+    links += [f'<a href="{escape(docs)}">{gettext("Documentation")}</a>'] if docs else []
     return " · ".join(links)

@@ -45,6 +45,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     help_text = "prompts that all three models answer (default: the page's prompts)"
     add("--prompts", nargs="+", metavar="TEXT", help=help_text)
     add("--language", default="en", metavar="CODE", help="the page's language: en or de")
+    add("--docs", default="", metavar="URL", help="with --site: address of a documentation, which the article links to")
 
 
 def run(run: Run) -> CommandResult:
@@ -100,16 +101,17 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
     from ..export import measure, site
     from ..export.views import PROMPTS, Choice
 
-    folder = run.arguments.site.expanduser().resolve()
+    arguments = run.arguments
+    folder = arguments.site.expanduser().resolve()
     require_free(folder)
     wllama.fetch()  # before minutes of work
     percents = sorted({0.0, *(percents or SITE_PERCENTS)})
     steps = sorted({*Choice().percents, *percents})
-    choice = Choice(steps, run.arguments.prompts or PROMPTS, passage=SAMPLE)
+    choice = Choice(steps, arguments.prompts or PROMPTS, passage=SAMPLE)
     recipe = measure.without_folders(request.recipe(session.evaluation_tokens))
     with run.timed("measure"):
         published = measure.publish_now(session, request, choice, _report)
-    place = ["--site", folder.name]
+    place = ["--site", folder.name, *(["--docs", arguments.docs] if arguments.docs else [])]
     published = replace(published, command=measure.command(recipe, session.device, place, percents, choice.prompts))
     try:
         with temporary_sibling(folder) as temporary:
@@ -119,7 +121,7 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
                 models = measure.run_now(
                     session, lambda job: site.write_models(job, session, request, percents, made), _report
                 )
-            pages = site.write_pages(made, published, models)
+            pages = site.write_pages(made, published, models, arguments.docs)
             os.replace(made, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; {NOTHING_WRITTEN}") from error

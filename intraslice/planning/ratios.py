@@ -99,7 +99,7 @@ class Reasons:
 
 @dataclass(frozen=True)
 class SlicePlan:
-    """Ratios and sizes of all layers, the resulting parameter counts, and the reasons."""
+    """Ratios and sizes of all layers, the resulting parameter counts and KV cache (dense, sliced), and the reasons."""
 
     config: SliceConfig
     layers: tuple[LayerPlan, ...]
@@ -109,6 +109,7 @@ class SlicePlan:
 
     @property
     def removed_fraction(self) -> float:
+        """The fraction of the decoder layers' parameters that the plan removes."""
         return self.parameters.removed_fraction
 
     @property

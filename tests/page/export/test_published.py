@@ -257,7 +257,8 @@ def folder(tmp_path: Path, session, tiny, measured, engine) -> Path:
     made = tmp_path / "site"
     made.mkdir()
     models = in_job(session, site.write_models, session, tiny, PERCENTS, made)
-    site.write_pages(made, replace(measured, command="python -m intraslice publish --site 'my <site>'"), models)
+    published = replace(measured, command="python -m intraslice publish --site 'my <site>'")
+    site.write_pages(made, published, models, "guide.html")
     return made
 
 
@@ -271,6 +272,7 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) 
         others = re.findall(r'<a href="([^"]+)" lang="(\w+)"', text)
         assert len(others) == len(LANGUAGES) - 1
         assert all((folder / link).is_file() for link, _ in others)
+        assert text.count('<a href="guide.html">') == 1
         assert "my &lt;site&gt;" in text
         words = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", text, flags=re.S).split()
         assert 1_000 < len(words) < 1_800
