@@ -118,11 +118,11 @@ def _budget(page: gr.Blocks, context: Context) -> Iterator[Row]:
     """A budget sets the calibration's sizes, in the browser alone, and is chosen while they are its own."""
     budget, names = context.controls.budget, ("sequences", "length", "samples")
     sizes = [context.controls.settings[name] for name in names]
-    own = json.dumps({label: [getattr(make(), name) for name in names] for label, make in BUDGETS.items()})
-    set_sizes = f"(budget) => ({own})[budget]"
-    show_budget = f"(...sizes) => Object.entries({own}).find(([, own]) => String(own) === String(sizes))?.[0] ?? null"
+    budgets = json.dumps({label: [getattr(make(), name) for name in names] for label, make in BUDGETS.items()})
+    set_sizes = f"(budget) => ({budgets})[budget]"
+    show = f"(...sizes) => Object.entries({budgets}).find(([, own]) => String(own) === String(sizes))?.[0] ?? null"
     yield every, [budget.input], [in_browser(set_sizes, budget, sizes)]
-    yield every, [page.load, *(size.change for size in sizes)], [in_browser(show_budget, sizes, budget)]
+    yield every, [page.load, *(size.change for size in sizes)], [in_browser(show, sizes, budget)]
 
 
 def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
