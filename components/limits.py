@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
 from intraslice.core.checks import from_environment, quoted
+from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import Message, UserError
 
 from .i18n.language import LazyString, translate
@@ -51,7 +52,11 @@ class Limit:
 SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
 LENGTH = Limit("LENGTH", "tokens of a sequence or window", 4_096, 2_048, "memory grows with it: logits, attention")
 CALIBRATION_TOKENS = Limit(
-    "CALIBRATION_TOKENS", "calibration tokens, sequences x length", 2**20, 2**16, "2^16 take 8 minutes on two cores"
+    "CALIBRATION_TOKENS",
+    "calibration tokens, (sequences + samples) x length",
+    2**20,
+    CalibrationConfig.thorough().tokens,
+    "the thorough budget; 2^16 take 8 minutes on two cores",
 )
 NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of up to five models")
 PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "the whole prompt is tokenised before the prefill")

@@ -42,7 +42,7 @@ from .state.task_scores import DENSE, SCORES, SLICE, TASKS, Score, Slice, scored
 COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
-LONGER = CalibrationConfig(sequences=128, samples=16)
+LONGER = CalibrationConfig.thorough()
 SEARCHED = ("intraslice", DEPTH)  # methods with a search
 SEARCH_START, SEARCH_PASSES = "output-error", 100  # the estimator whose plan a search starts from, and its budget
 DIGITS = 5  # significant

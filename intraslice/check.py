@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from intraslice.calibration.stats import layer_sizes
 from intraslice.checkpoints.to_gguf import require_deci_layers
-from intraslice.core.config import CalibrationConfig
+from intraslice.core.config import BUDGETS, CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.loading import require_dense_name
 from intraslice.modeling.counts import parameters_of
@@ -45,6 +45,7 @@ class ModelCheck:
         download_bytes: 0 for weights on disk.
         layer: sizes of the first layer.
         sizes: the dense model's first; bytes are of weights in `dtype`.
+        budget_seconds: of a calibration by each of the `BUDGETS`.
         memory_bytes: for calibrating and slicing, the dense model included.
         no_crossmodule, no_gguf: why that method, or llama.cpp (also in the browser), is not possible; empty if it is.
     """
@@ -59,6 +60,7 @@ class ModelCheck:
     sizes: tuple[Size, ...]
     calibration_tokens: int
     calibration_seconds: float
+    budget_seconds: Mapping[str, float]
     memory_bytes: int
     available_bytes: int
     no_crossmodule: str
@@ -70,6 +72,7 @@ class ModelCheck:
         for size in self.sizes:
             cache = " - ".join(f"{count / 1024:.1f}" for count in dict.fromkeys(size.kv_bytes_per_token))
             rows.append(f"{size.sparsity:8.0%} {size.parameters / 1e6:10,.1f} M {size.bytes / 1e6:16,.0f}   {cache}")
+        budgets = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in self.budget_seconds.items())
         limits = WHOLE_QUERIES if layer.whole_queries else "", self.no_crossmodule, self.no_gguf
         return "\n".join([
             f"{self.model}: {self.family}, {self.layers} layers, {layer.heads} heads of width {layer.dim} in "
@@ -78,7 +81,8 @@ class ModelCheck:
             *rows,
             f"memory: {self.memory_bytes / 2**30:.1f} GiB, {self.available_bytes / 2**30:.1f} GiB is free"
             + ("" if fits else "; too little: see `slice --stream`"),
-            f"calibration: {self.calibration_tokens:,} tokens, about {self.calibration_seconds / 60:.1f} min here",
+            f"calibration: {self.calibration_tokens:,} tokens, about {self.calibration_seconds / 60:.1f} min here "
+            f"(--budget {budgets})",
             "saved as: transformers folder" + ("" if self.no_gguf else ", GGUF for llama.cpp and the browser"),
             *(f"not possible: {limit}" for limit in limits if limit),
         ])  # fmt: skip
@@ -107,7 +111,9 @@ def check_model(
         least = round(cache * (1 - sparsity * CACHE_REMOVED))
         sizes.append(Size(sparsity, parameters, parameters * dtype.itemsize, (least, cache)))
     free = available_bytes(device)
-    needed = calibration_bytes(config, calibration.sequences, calibration.length, dtype)
+    needed = calibration_bytes(config, calibration.sequences + calibration.samples, calibration.length, dtype)
+    calibrations = [calibration, *(budget() for budget in BUDGETS.values())]
+    seconds, *of_budgets = calibration_seconds(config, decoder, calibrations, dtype, device)
     return ModelCheck(
         model=name,
         family=config.model_type,
@@ -117,8 +123,9 @@ def check_model(
         decoder_parameters=decoder,
         dtype=str(dtype).removeprefix("torch."),
         sizes=tuple(sizes),
-        calibration_tokens=calibration.sequences * calibration.length,
-        calibration_seconds=calibration_seconds(config, decoder, calibration, dtype, device),
+        calibration_tokens=calibration.tokens,
+        calibration_seconds=seconds,
+        budget_seconds=dict(zip(BUDGETS, of_budgets, strict=True)),
         memory_bytes=MemoryEstimate(total, total * dtype.itemsize, free).needed + needed,
         available_bytes=free,
         no_crossmodule=_refusal(lambda: require_no_output_norms(blocks(model), "crossmodule")),

@@ -50,7 +50,16 @@ def calibration_sequences(
 
     Raises UserError as `calibration_tokens` does.
     """
-    tokens = calibration_tokens(loaded.tokenizer, config, evaluation_text)
+    return with_samples(loaded, calibration_tokens(loaded.tokenizer, config, evaluation_text), config, progress)
+
+
+def with_samples(
+    loaded: LoadedModel,
+    tokens: Int[Tensor, "sequences length"],
+    config: CalibrationConfig,
+    progress: ProgressCallback | bool,
+) -> Int[Tensor, "more length"]:
+    """`tokens`, followed by the `config.samples` sequences that the dense model writes itself."""
     if not config.samples:
         return tokens
     report, size = progress_callback(progress), (config.samples, config.length)

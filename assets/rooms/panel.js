@@ -91,7 +91,7 @@ async function copy(text, line) {
 // The students' link: the same model and text; each chooses a language, and the lesson sets the rest.
 function link() {
   const query = new URLSearchParams(location.search);
-  for (const name of [...query.keys()]) if (!["model", "text", "sequences", "length", "seed", "dtype"].includes(name)) query.delete(name);
+  for (const name of [...query.keys()]) if (!["model", "text", "sequences", "length", "seed", "dtype", "samples"].includes(name)) query.delete(name);
   query.set("room", isx.room.now.code);
   return `${location.origin}${location.pathname}?${query}`;
 }

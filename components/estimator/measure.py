@@ -155,7 +155,7 @@ class RatioSearches:
 
         def search(job: Job) -> None:
             calibrated = self._session.calibrations.calibrate(job, key)
-            loaded, stats, sequences = calibrated.loaded, calibrated.stats, len(calibrated.tokens)
+            loaded, stats, sequences = calibrated.loaded, calibrated.stats, key.config.sequences
             report = job_progress(job, lazy_gettext("Searching for better ratios:"))
             shown: SearchProgress | None = None
 
@@ -172,6 +172,7 @@ class RatioSearches:
                     loaded,
                     calibrated.training[sequences : 2 * sequences],
                     2 * sequences,
+                    skip=key.config.samples,
                     progress=job_progress(
                         job, lazy_gettext("Sampling text for the ratio search from the dense model:")
                     ),

@@ -54,6 +54,7 @@ def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *o
         arguments += ["--lock", *lock_words(lock)]
     arguments += ["--calibration", calibration.text, "--eval", evaluation.text]
     arguments += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
+    arguments += ["--samples", str(calibration.samples)] if calibration.samples else []
     arguments += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
     return [*arguments, "--device", device, "--dtype", recipe.dtype, *options]
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from ..gradio_compat.browser.on_latest import on_latest
+from ..state.choices import BUDGETS
 from ..ui.handlers import LiveOutput, leave_unchanged
 from . import handlers, link, slider
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
@@ -19,7 +20,7 @@ Row = tuple[Callable[..., gr.events.Dependency], Sequence[Any], Sequence[Mapping
 
 def connect(page: gr.Blocks, context: Context) -> None:
     """Connect the events that several tabs share. Called inside the page's `gr.Blocks()`."""
-    rows = [*_restoring(page, context), *_settings(context), *_tabs(context), *_bias(context)]
+    rows = [*_restoring(page, context), *_settings(context), *_tabs(context), *_bias(context), *_budget(page, context)]
     for listen, events, (first, *others) in rows:
         end = listen(events, **first)
         for other in others:
@@ -44,6 +45,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     prepare = call(handlers.prepare, session, outputs=prepared, queue=HEAVY, api_name="prepare")
     fit = call(handlers.fit_layers, session, outputs={"layer": controls.layer}, refuse=leave_unchanged)
     memory = call(handlers.memory, session, outputs={"memory": controls.memory}, api_name="memory")
+    minutes = call(handlers.minutes, session, outputs={"budget": controls.budget})
     step = call(link.begin_step, outputs={**settings, "refresh": context.refresh})
     model = controls.settings["model"]
 
@@ -51,7 +53,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     yield every, [component.change for component in linked.values()], [remember]
     for events, options in (([begun.change], PRIVATE), ([controls.calibrate.click], {})):
         yield once, events, [prepare | options, fit, tell(context.prepared)]
-    yield on_latest, [page.load, model.change], [memory]
+    yield on_latest, [page.load, model.change], [memory, minutes]
     yield every, [model.change], [in_browser("() => ''", None, context.notice)]
     yield every, [link.lesson_receiver().select], [step]
 
@@ -110,6 +112,17 @@ def _bias(context: Context) -> Iterator[Row]:
     yield every, [bias_slider.input], [in_browser("(bias) => bias", bias_slider, bias)]
     yield every, [auto.input], [in_browser(set_bias, [auto, bias_slider], [bias, context.refresh])]
     yield every, [bias.change, found.change], [in_browser(show_bias, [bias, found], [bias_slider, auto])]
+
+
+def _budget(page: gr.Blocks, context: Context) -> Iterator[Row]:
+    """A budget sets the calibration's sizes, in the browser alone, and is chosen while they are its own."""
+    budget, names = context.controls.budget, ("sequences", "length", "samples")
+    sizes = [context.controls.settings[name] for name in names]
+    budgets = json.dumps({label: [getattr(make(), name) for name in names] for label, make in BUDGETS.items()})
+    set_sizes = f"(budget) => ({budgets})[budget]"
+    show = f"(...sizes) => Object.entries({budgets}).find(([, own]) => String(own) === String(sizes))?.[0] ?? null"
+    yield every, [budget.input], [in_browser(set_sizes, budget, sizes)]
+    yield every, [page.load, *(size.change for size in sizes)], [in_browser(show, sizes, budget)]
 
 
 def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:

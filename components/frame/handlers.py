@@ -16,6 +16,7 @@ from ..state.session import Session
 from ..state.settings import Settings
 from ..ui import formatting
 from ..ui.handlers import status_line
+from .controls import BUDGET_INFO
 
 
 def memory(session: Session, model: str) -> str:
@@ -55,6 +56,17 @@ def memory(session: Session, model: str) -> str:
     }
     text = " ".join(sentence for sentence, applies in sentences.items() if applies)
     return f'<p class="isx-quiet">{escape(text)}</p>{stored}'
+
+
+def minutes(session: Session, model: str) -> dict[str, Any]:
+    """What a calibration of the model takes here by each budget, in the info of their control."""
+    try:
+        quick, thorough = map(formatting.seconds, session.check(model).budget_seconds.values())
+    except (ValueError, OSError):  # `memory` says why
+        return {"budget": gr.update(info=translate(BUDGET_INFO))}
+    values = {"about": BUDGET_INFO, "quick": quick, "thorough": thorough}
+    text = gettext("{about} Here they take about {quick} and {thorough}.", **values)
+    return {"budget": gr.update(info=text)}
 
 
 def prepare(session: Session, request: Request, client: str) -> Iterator[dict[str, str]]:

@@ -22,6 +22,7 @@ from intraslice.loading import LoadedModel, load_model, require_dense
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
+from intraslice.samples import with_samples
 from intraslice.slicing.one_shot import SliceCache
 from intraslice.untrusted.text_files import reading_bytes
 
@@ -39,6 +40,7 @@ from .units import units_of
 from .views import Provenance
 
 READERS = JobSemaphore(limits.MAX_READERS, lazy_gettext("Waiting for other uploads to be read"))
+SAMPLING = lazy_gettext("Sampling text from the dense model, token")
 MIN_SEQUENCES = 4  # that a slice needs: one from fewer sequences says little
 
 
@@ -49,7 +51,7 @@ class Calibrated:
     loaded: LoadedModel
     stats: CalibrationStats
     training: torch.Tensor  # (more sequences, length): calibration tokens and the text after them, for training
-    tokens: torch.Tensor  # (all sequences, length): the calibration tokens
+    tokens: torch.Tensor  # (all sequences, length): the calibration tokens, and then the samples
     windows: torch.Tensor  # held-out text (windows, window)
     source: Source
     sequences: int
@@ -154,7 +156,7 @@ class Calibrations:
         loaded = self.load(job, key)
         model, config = loaded.model, key.config
         # Two copies of the sums: plans and slices use a copy while calibration continues.
-        sizes = model.config, config.sequences, config.length, model.dtype
+        sizes = model.config, config.sequences + config.samples, config.length, model.dtype
         with self._memory.reserved(job, calibration_bytes(*sizes, copies=2), loaded):
             require_calibration_memory(*sizes, self._device, copies=2)
             self._calibrate_now(job, key, loaded)
@@ -166,7 +168,8 @@ class Calibrations:
         with self._reads.reserved(job, needed, loaded) if needed else nullcontext(), READERS.held(job), job.waiting():
             training = data.training_tokens(loaded.tokenizer, key.config, evaluation.text)
             windows = data.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
-        tokens, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
+        text, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
+        tokens = with_samples(loaded, text, key.config, job_progress(job, SAMPLING))
         sources = {
             count: Source(profile, head_weights, key, Provenance("so far", count, len(tokens)))
             for count, profile in cached_profiles(loaded, tokens).items()

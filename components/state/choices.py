@@ -9,8 +9,9 @@ import os
 from typing import get_args
 
 from intraslice.calibration.user_estimator import load_estimator
+from intraslice.core.config import BUDGETS as BUDGETS
 from intraslice.core.config import NO_RECOVERY as NO_RECOVERY
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS as ESTIMATORS
 from intraslice.methods.registry import METHODS as METHODS
@@ -47,6 +48,15 @@ def offer_own_estimators() -> None:
 def label_of_recovery(name: str) -> str:
     """A recovery's label, in the current language."""
     return gettext("None") if name == NO_RECOVERY else term(RECOVERIES[name].label)
+
+
+def describe_samples(config: CalibrationConfig) -> LazyString | str:
+    """What a calibration reads besides its text, for a protocol; empty if it has no samples."""
+    if not config.samples:
+        return ""
+    return lazy_gettext(
+        ", and {samples} x {length} that the dense model sampled", samples=config.samples, length=config.length
+    )
 
 
 def describe_slicing(config: SliceConfig) -> LazyString:

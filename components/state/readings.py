@@ -22,7 +22,7 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from .caches import BoundedCache, CachedEntry, Caches
 from .calibrations import Calibrated
-from .choices import METHODS, describe_slicing
+from .choices import METHODS, describe_samples, describe_slicing
 from .precomputed import PERPLEXITY, Measurements, Precomputed
 from .request import DENSE, CalibrationKey, Request, SliceKey
 from .views import Basis, Perplexities, PrecomputedCosts, Provenance, Reading
@@ -233,7 +233,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
     return lazy_gettext(
         "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
         "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
-        "tokens of other documents from the same source, seed {seed}; {slicing}; {dtype}. "
+        "tokens of other documents from the same source{sampled}, seed {seed}; {slicing}; {dtype}. "
         "Standard errors are computed over blocks of {block} tokens.",
         tokens=windows * window,
         window=window,
@@ -242,6 +242,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
         dtype=dtype,
         sequences=config.sequences,
         length=config.length,
+        sampled=describe_samples(config),
         seed=config.seed,
         slicing=describe_slicing(request.slicing),
     )
@@ -277,6 +278,8 @@ def _path(key: SliceKey, calibrated: Calibrated) -> Path:
     sliced: tuple[object, ...] = ()
     if key.method != DENSE:
         sliced = calibrated.training, len(calibrated.tokens), key.method, key.config
+        if (config := key.calibration.config).samples:  # which the training text does not have
+            sliced = *sliced, calibrated.tokens[config.sequences :]
         if settings := settings_of(METHODS.require(key.method).recovery(key.config)):
             sliced = *sliced, settings
     dense = calibrated.loaded

@@ -126,17 +126,17 @@ def default_precision() -> Precision:
 
 def _calibration(settings: Settings) -> CalibrationConfig:
     values = _checked(settings, CalibrationConfig, "text" if settings.upload else "")
-    sequences, length = values["sequences"], values["length"]
-    if sequences * length > (max_tokens := limits.CALIBRATION_TOKENS.value):
+    config = CalibrationConfig(**{"text": settings.upload} | values)
+    if config.tokens > (max_tokens := limits.CALIBRATION_TOKENS.value):
         raise UserError(
             "Calibration may have at most {limit:,} tokens, got {product:,} ({sequences:,} sequences of "
             "{length:,}). Lower one of them.",
-            sequences=sequences,
-            length=length,
-            product=sequences * length,
+            sequences=config.sequences + config.samples,
+            length=config.length,
+            product=config.tokens,
             limit=max_tokens,
         )
-    return CalibrationConfig(**{"text": settings.upload} | values)
+    return config
 
 
 def _slicing(settings: Settings) -> SliceConfig:

@@ -36,8 +36,8 @@ from ..jobs.jobs import Jobs, job_progress
 from ..jobs.scheduler import Scheduler
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
-from .calibrations import Calibrated, Calibrations
-from .choices import ESTIMATORS, TEXTS
+from .calibrations import SAMPLING, Calibrated, Calibrations
+from .choices import ESTIMATORS, TEXTS, describe_samples
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
@@ -46,7 +46,7 @@ from .settings import model_name
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
-    "samples": lazy_gettext("Sampling text from the dense model, token"),
+    "samples": SAMPLING,
     "dense states": lazy_gettext("Computing the dense model's hidden states for training, sequence"),
     "distill": lazy_gettext("Training the sliced model, step"),
 }
@@ -216,10 +216,14 @@ class Session:
         best = self.calibrations.best(key)
         if best is None:  # the dense model needs no calibration
             return Status(lazy_gettext("Ready"), "ready")
-        values = {"source": best.loaded.source, "dtype": key.dtype, "length": key.config.length}
-        values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(key.config.text)}
+        config = key.config
+        values = {"source": best.loaded.source, "dtype": key.dtype, "length": config.length}
+        values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(config.text)}
         if best.is_whole:
-            text = lazy_gettext("{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}", **values)
+            values |= {"sequences": config.sequences, "sampled": describe_samples(config)}
+            text = lazy_gettext(
+                "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}", **values
+            )
         else:
             text = lazy_gettext(
                 "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",

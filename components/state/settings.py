@@ -183,6 +183,9 @@ class Settings(NamedTuple):
     recovery: Annotated[
         str, Control(describe=lambda name: gettext("recovery: {name}", name=label_of_recovery(name)))
     ] = SliceConfig.recovery
+    samples: Annotated[
+        int, _integer("samples", 0, limits.SEQUENCES, lambda count: gettext("{samples} samples", samples=count))
+    ] = CalibrationConfig.samples
 
 
 # A lambda in an annotation looks names up in the globals with which that is evaluated.

@@ -69,8 +69,8 @@ def evaluate(run: Run) -> CommandResult:
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
     line = f"{reporting.summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
     if plan.recovery != NO_RECOVERY:
-        tokens = (calibration.sequences + calibration.samples) * calibration.length
-        cost = cost_of(loaded.model, model, run.training_tokens(loaded), plan.recovery, plan.epochs, tokens)
+        training = run.training_tokens(loaded)
+        cost = cost_of(loaded.model, model, training, plan.recovery, plan.epochs, calibration.tokens)
         assert cost is not None
         result["recovery_passes"] = cost._asdict()
         line += f"\nrecovery: {cost.training:.1f} dense passes of training; "

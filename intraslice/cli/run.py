@@ -23,6 +23,7 @@ if sys.platform != "win32":
 from intraslice import data
 from intraslice.core.checks import integer
 from intraslice.core.config import (
+    BUDGETS,
     NO_RECOVERY,
     RUNTIME,
     CalibrationConfig,
@@ -58,10 +59,11 @@ def names_of(config: type) -> dict[str, str]:
     return {name: flag.strip("-").replace("-", "_") for name, flag in flags.items()}
 
 
+OF_CALIBRATION = {*names_of(CalibrationConfig).values(), "budget"}
 # Of these, a command on a sliced model uses the seed and the length alone.
-OF_SLICES = {*names_of(SliceConfig).values(), *names_of(CalibrationConfig).values()} - {"length", "seed"}
+OF_SLICES = {*names_of(SliceConfig).values(), *OF_CALIBRATION} - {"length", "seed"}
 OF_SLICES |= {"method", "methods", "align", "ratios", "passes", "slicing"}
-OF_CONTEXT = OF_SLICES - {*names_of(CalibrationConfig).values(), "estimator", "head_fraction", "gradient_group"}
+OF_CONTEXT = OF_SLICES - {*OF_CALIBRATION, "estimator", "head_fraction", "gradient_group"}
 SETTERS = {"locked": ("lock", "ratios"), "shapes": ("shapes", "align")}  # options that set the same field
 
 
@@ -199,11 +201,20 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     return Recipe(
         model=a.model,
         slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a)),
-        calibration=_config(CalibrationConfig, a),
+        calibration=_calibration(a),
         evaluation=_config(EvaluationConfig, a, window=a.length),
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
+
+
+def _calibration(arguments: argparse.Namespace) -> CalibrationConfig:
+    """The calibration by the options. A number of sequences or samples that is given wins over that of the budget."""
+    config = _config(CalibrationConfig, arguments)
+    if arguments.budget is None:
+        return config
+    budget, explicit = BUDGETS[arguments.budget](), arguments.explicit
+    return replace(config, **{name: getattr(budget, name) for name in ("sequences", "samples") if name not in explicit})
 
 
 def _config(config: type[Config], arguments: argparse.Namespace, **others: Any) -> Config:

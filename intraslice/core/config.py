@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -97,10 +98,34 @@ class CalibrationConfig:
         metavar="N",
     )
 
+    @classmethod
+    def quick(cls, **others: Any) -> CalibrationConfig:
+        """The default budget, 32 x 512 tokens of the text. `others` are values of further fields, such as `text`."""
+        return cls(**others)
+
+    @classmethod
+    def thorough(cls, **others: Any) -> CalibrationConfig:
+        """128 x 512 tokens of the text, and 16 x 512 that the dense model samples: better slices, in 5 times the time.
+
+        At a sparsity of 0.3 KL is 5 to 40 % lower, depending on the text. `others` as in `quick`.
+        """
+        return cls(**{"sequences": 128, "samples": 16} | others)
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, sampled ones included."""
+        return (self.sequences + self.samples) * self.length
+
     def __post_init__(self) -> None:
         check_fields(self, _text_name, text=())
         check_fields(self, integer, sequences=(1,), samples=(0,), length=(2,), seed=(0,))
         check_fields(self, one_of, targets=(get_args(Targets),))
+
+
+BUDGETS: dict[str, Callable[..., CalibrationConfig]] = {
+    "quick": CalibrationConfig.quick,
+    "thorough": CalibrationConfig.thorough,
+}
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,20 @@ def test_a_control_that_has_the_focus_has_a_ring_that_nothing_cuts_off(plain) ->
     page.evaluate("document.body.classList.remove('dark')")
 
 
+def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them(plain) -> None:
+    plain.open_more()
+    budget = plain.page.locator("#budget")
+    assert budget.get_by_label("Quick").is_checked()  # the page opens with it
+    plain.until("() => /about [0-9]+ (s|min) and [0-9]+ (s|min)/.test(document.querySelector('#budget').innerText)")
+    budget.get_by_label("Thorough").check()
+    plain.addressed("sequences=128", "samples=16")
+    assert budget.get_by_label("Thorough").is_checked()
+    plain.page.locator("#sequences input").fill("64")  # neither
+    plain.until("() => !document.querySelector('#budget input:checked')")
+    budget.get_by_label("Quick").check()
+    plain.until("() => !/sequences|samples/.test(location.search)")
+
+
 def test_a_recovery_has_a_button_of_its_own(plain) -> None:
     page = plain.page
     assert not page.locator("#train").is_visible()

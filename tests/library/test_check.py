@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from opened import save_slice
 
-from intraslice import check
 from intraslice.__main__ import main
 from intraslice.check import SPARSITIES, check_model
 from intraslice.checkpoints.to_gguf import require_deci_layers
@@ -20,6 +19,7 @@ from intraslice.modeling.families import blocks
 from intraslice.modeling.residual import require_no_output_norms
 from intraslice.planning.ratios import make_plan
 from intraslice.planning.sizes import MULTIPLE
+from intraslice.pretrained import memory
 
 CALIBRATION = CalibrationConfig(sequences=2, length=16)
 
@@ -35,12 +35,15 @@ def refused(require: Callable[[], object]) -> str:
 def test_every_family_is_what_was_said_of_it(every_family_case, tmp_path, monkeypatch):
     case = every_family_case
     case.original.save_pretrained(tmp_path)
-    monkeypatch.setattr(check, "calibration_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(memory, "_speeds", lambda *_: (1e9, 1e9))
     found = check_model(str(tmp_path), CALIBRATION)
     model, sizes = case.loaded.model, case.stats.sizes
     assert found.sizes[0].parameters == sum(parameter.numel() for parameter in model.parameters())
     assert {*found.sizes[0].kv_bytes_per_token} == {kv_bytes_per_token(model)}
     assert (found.layers, found.layer) == (len(sizes), sizes[0])
+    work = {name: seconds - memory.STARTUP for name, seconds in found.budget_seconds.items()}
+    assert work["thorough"] == pytest.approx(5 * work["quick"], rel=0.1)  # 4.5 times the tokens, some of them sampled
+    assert found.calibration_seconds - memory.STARTUP == pytest.approx(work["quick"] / (16 * 32))  # by tokens
     assert found.no_gguf == refused(lambda: require_deci_layers(model))
     assert found.no_crossmodule == refused(lambda: require_no_output_norms(blocks(model), "crossmodule"))
     step = MULTIPLE * max(size.neuron_cost for size in sizes)
@@ -59,7 +62,9 @@ def test_the_command_prints_text_or_json_and_reads_no_weights(folder, capsys, mo
     monkeypatch.setattr("intraslice.pretrained.reader.AutoModelForCausalLM.from_pretrained", None)
     assert main(["check", str(folder)]) == 0
     text = capsys.readouterr().out
-    assert all(word in text for word in ("llama, 3 layers", "30%", "memory:", "calibration:", "GGUF"))
+    assert all(
+        word in text for word in ("llama, 3 layers", "30%", "memory:", "calibration:", "(--budget quick 0", "GGUF")
+    )
     assert main(["check", str(folder), "--json", "--dtype", "float32"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert [size["sparsity"] for size in record["sizes"]] == [0, *SPARSITIES]

@@ -29,6 +29,7 @@ from tests.support.library.tiny_models import VOCABULARY, llama_gqa
 GOOD: dict[str, Sequence[Any]] = {
     "sequences": (1, 2, 4),
     "length": (32, 64, 128),
+    "samples": (0, 1),
     "seed": range(4),
     "sparsity": (0, 10, 30, 45),
     "tokens": (1, 4),
@@ -51,6 +52,7 @@ def bounds() -> dict[str, Sequence[Any]]:
     return {
         "sequences": (limits.SEQUENCES.value, limits.SEQUENCES.value + 1, 0),
         "length": (limits.LENGTH.value, limits.LENGTH.value + 1, 2, 1),
+        "samples": (limits.SEQUENCES.value, limits.SEQUENCES.value + 1, -1),
         "seed": (checks.MAX_INTEGER, checks.MAX_INTEGER + 1),
         "sparsity": (80, 80.000001, -1e-9),
         "bias": (0.2, 2, 2.0001, 0.1999),

@@ -36,6 +36,7 @@ SETTINGS = {
         "cap": 77,
         "locked": "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove",
         "dtype": "bfloat16",
+        "samples": 2,
     },
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
     "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},

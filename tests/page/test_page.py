@@ -140,11 +140,12 @@ def restore(**query: str) -> dict:
 
 def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
     query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
-    query |= {"shapes": "runtime", "tab": "compare"}
+    query |= {"shapes": "runtime", "samples": "16", "tab": "compare"}
     restored, usual = restore(**query), restore()
-    names = ("sparsity", "estimator", "shapes", "layer", "prompt")
-    assert [restored[name] for name in names] == [45, "fisher", "runtime", 7, "Hello"]
+    names = ("sparsity", "estimator", "shapes", "samples", "layer", "prompt")
+    assert [restored[name] for name in names] == [45, "fisher", "runtime", 16, 7, "Hello"]
     assert restored["tabs"].selected == "compare"
+    assert usual["samples"] == 0
     assert restored["bias"] is usual["bias"] is Settings().bias is None
     assert restore(bias="1.35")["bias"] == 1.35
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out

@@ -89,6 +89,11 @@ def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named
     monkeypatch.setattr(api, "compress_loaded", lambda pipeline, loaded: pipeline)
     pipeline, arguments = compress("default"), parser().parse_args(["evaluate"])
     assert pipeline.recipe == recipe_of(arguments)
+    sizes = {"": (32, 0), "--budget thorough": (128, 16), "--budget thorough --samples 4": (128, 4)}
+    sizes |= {"--budget thorough --sequences 9 --length 64": (9, 16), "--budget quick": (32, 0)}
+    for words, expected in sizes.items():
+        calibration = recipe_of(parser().parse_args(["evaluate", *words.split()])).calibration
+        assert (calibration.sequences, calibration.samples) == expected
     options = {"order": "one-shot", "cap": 0.5}
     assert compress("default", 0.2, **options).recipe.slicing == SliceConfig(0.2, **options)
     compress("default", method="wanda", estimator="fisher", order="one-shot", bias=1.3)

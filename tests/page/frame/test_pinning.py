@@ -34,7 +34,8 @@ OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="seque
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(), OTHER, Settings(locked="7 attention 25, 3 attention head 5 keep", dtype="float32")]
+    "settings",
+    [Settings(), OTHER, Settings(locked="7 attention 25, 3 attention head 5 keep", dtype="float32", samples=3)],
 )
 def test_a_setting_is_read_as_it_was_written(settings) -> None:
     request = parse(settings)
@@ -104,6 +105,7 @@ def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     assert described == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
     assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"
     assert name_of(Settings(shapes="runtime"), Settings()) == "20%, PCA-aware, runtime shapes"
+    assert name_of(Settings(samples=16), Settings()) == "20%, PCA-aware, 16 samples"
     signs = {-3.04: "−3.0", 2.5: "+2.5", 0.0: "0", 0.01: "0", -0.01: "0"}
     assert {change: signed(change, lambda value: f"{value:.1f}") for change in signs} == signs
 

@@ -18,7 +18,7 @@ from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings, offered_models
 from components.ui.downloads import Downloads
-from intraslice.core.config import SliceConfig, too_little_removed
+from intraslice.core.config import CalibrationConfig, SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
 
@@ -60,9 +60,15 @@ def test_no_page_opens_with_a_bound_that_is_none(name, values, expected, monkeyp
             launch_options()
 
 
-def test_sequences_and_length_are_bounded_together() -> None:
+def test_sequences_samples_and_length_are_bounded_together(monkeypatch) -> None:
     with pytest.raises(UserError, match=r"at most 1,048,576 tokens, got 2,097,152 .1,024 sequences of 2,048"):
         parse(Settings(sequences=1024, length=2048))
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    thorough = Settings(sequences=128, samples=16)
+    assert parse(thorough).calibration.config == CalibrationConfig.thorough()
+    for more in ({"sequences": 129}, {"samples": 17}, {"length": 513}):
+        with pytest.raises(UserError, match=r"at most 73,728 tokens, got .* sequences of 51"):
+            parse(thorough._replace(**more))
 
 
 def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
@@ -170,7 +176,7 @@ def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     usual = restored()
     files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
-    others += ["square", "never", "-1", "x" * 17_000, "sparsity=1e9"]
+    others += ["square", "never", "-2", "-1", "x" * 17_000, "sparsity=1e9"]
     hostile = dict(zip(link.default_link(), [*files, *others], strict=True))
     found = restored(**hostile)
     assert found | {"tabs": None, "notice": ""} == usual | {"tabs": None}

@@ -6,7 +6,7 @@ from components.state.precomputed import Precomputed
 from components.state.request import DENSE, Request, parse
 from components.state.settings import CONTROLS, Settings
 from components.ui.handlers import spread_settings
-from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.config import BUDGETS, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 
 OTHER = Settings(
@@ -25,12 +25,13 @@ OTHER = Settings(
     dtype="bfloat16",
     shapes="runtime",
     recovery="distill",
+    samples=3,
 )
 
 
 def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() -> None:
     request = parse(OTHER)
-    assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7))
+    assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7, samples=3))
     locked = ((7, "attention", 0.25), (3, "mlp", "neurons", 400), (3, "attention", "head", 5, "keep"))
     others = {"locked": locked, "shapes": "runtime", "recovery": "distill"}
     assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, **others)
@@ -42,6 +43,15 @@ def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() ->
     request = parse(OTHER._replace(upload="/somewhere/mine.txt"))
     assert request.calibration.config.text == "/somewhere/mine.txt"
     assert request.recipe(100).calibration.text == request.recipe(100).evaluation.text == "mine.txt"
+
+
+def test_the_budgets_are_calibrations_of_the_page_and_the_default_one_has_no_samples() -> None:
+    quick, thorough = CalibrationConfig("default", 32, 512), CalibrationConfig("default", 128, 512, samples=16)
+    assert {name: budget() for name, budget in BUDGETS.items()} == {"quick": quick, "thorough": thorough}
+    assert thorough.tokens == 144 * 512
+    assert CalibrationConfig.thorough(text="wikitext2", samples=8) == CalibrationConfig("wikitext2", 128, samples=8)
+    assert parse(Settings()).calibration.config == parse(Settings(*Settings()[:-1])).calibration.config == quick
+    assert parse(Settings(sequences=128, samples=16)).calibration.config == thorough
 
 
 @pytest.mark.parametrize("field", [name for name in Settings._fields if name not in ("upload", "dtype")])

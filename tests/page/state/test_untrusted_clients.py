@@ -205,7 +205,7 @@ def _sent(server: Server, name: str, content: str) -> dict:
         (
             "evaluate",
             {"sequences": 256, "length": 512},
-            "at most 65,536 tokens, got 131,072 (256 sequences of 512). Lower one of them.",
+            "at most 73,728 tokens, got 131,072 (256 sequences of 512). Lower one of them.",
         ),
         ("prepare", {"length": 8192}, "Length must be a whole number from 2 to 2,048, got 8192"),
         ("generate", {"tokens": 10**9}, "Maximum new tokens must be a whole number from 1 to 512, got 1000000000"),
