@@ -83,6 +83,8 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.slide(45)
     elsewhere.addressed("sparsity=45")
     elsewhere.draws(ratios(page_session, sparsity=45), pinned)
+    elsewhere.page.locator("#recovery").get_by_label("Distillation", exact=True).check()
+    elsewhere.says("#pinned", "A is 25%, PCA-aware, recovery: ")  # what is otherwise now
     elsewhere.page.click("#unpin")
     elsewhere.draws(ratios(page_session, sparsity=45))
     elsewhere.page.wait_for_function("!location.search.includes('pinned')")
