@@ -83,7 +83,7 @@ def connect(toolbar: Toolbar, context: Context) -> None:
     toolbar.pin.click(**call(pin, outputs={"pinned": pinned}, api_name="pin"))
     toolbar.unpin.click(**in_browser("() => ''", None, pinned))
     described = call(describe, outputs=description, refuse=leave_unchanged, pinned_setting=pinned)
-    on_latest([pinned.change, model.change, refresh.change], **described)
+    on_latest([pinned.change, model.change, *context.on_commit], **described)  # it names what is otherwise now
 
     texts = {"status": context.status, **context.texts}
     measure = call(slider.measure_pinned, session, outputs=texts, refuse=leave_unchanged, queue=HEAVY)

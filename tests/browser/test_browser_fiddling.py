@@ -3,17 +3,18 @@
 import random
 
 import pytest
-from browsing import Opened
-from fiddling import Fiddler, open_page
+from browsing import PATIENCE, Opened
+from fiddling import VIEWPORT, Fiddler
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_user_who_fiddles_ends_with_one_setting_on_the_whole_page(seed, chromium, address, tiny_query) -> None:
-    page = open_page(chromium)
-    warm, cold = f"{tiny_query}&bias=1.0", f"{tiny_query}&seed={seed}"
-    fiddler = Fiddler(Opened(page), address, random.Random(seed), [warm, cold])
-    fiddler.start()
-    fiddler.act(8)
-    fiddler.check(patience=60)
-    page.context.close()
+@pytest.mark.parametrize("seed", [10, 14, 31])  # which together do everything
+def test_a_user_who_fiddles_ends_with_one_setting_on_the_whole_page(
+    seed, chromium, address, tiny_query, page_session
+) -> None:
+    with chromium.new_context(viewport=VIEWPORT) as context:
+        context.set_default_timeout(PATIENCE)
+        # With and without a calibration.
+        models = [f"{address}{tiny_query}&bias=1.0", f"{address}{tiny_query}&seed={seed}"]
+        jobs = page_session.jobs.scheduler
+        fiddler = Fiddler(Opened(context.new_page()), random.Random(seed), models, lambda: not jobs.jobs)
+        fiddler.fiddle(8, patience=60)

@@ -93,8 +93,8 @@ def test_plain_gradio_copies_outputs_where_progress_is_hidden_and_ours_does_not(
 def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_gradio) -> None:
     tab = visit_gradio()
     assert tab.evaluate("navigator.language") == "en-US"
-    assert "Drop File Here" in tab.inner_text("#upload")
-    assert "Datei hier ablegen" in visit_gradio("?lang=de").inner_text("#upload")
+    tab.wait_for_selector("#upload >> text=Drop File Here")
+    visit_gradio("?lang=de").wait_for_selector("#upload >> text=Datei hier ablegen")
 
 
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:

@@ -74,9 +74,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
         if step["id"] == "hurts":  # which takes minutes, and waits for its button
             assert "Measure each module alone" in page.inner_text(".isx-lesson-answer")
         else:
-            page.wait_for_function(
-                "!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')"
-            )
+            opened.until("!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')")
             assert page.locator(".isx-lesson-answer :is(.isx-close, .isx-far)").count() == 1
             found = page.inner_text(".isx-lesson-answer .isx-found")
             assert not any(word in found for word in ("NaN", "Infinity", "undefined")), found
@@ -157,12 +155,14 @@ def test_small_screens_keep_the_chart_and_the_smallest_the_question_and_its_cont
     page = lesson("&lang=de&lesson=2", width=390, height=844).page
     page.wait_for_selector(".isx-column input", state="attached")
     page.locator(".isx-bars-drawn").scroll_into_view_if_needed()
-    first, last = (page.locator(".isx-column input").nth(index).bounding_box() for index in (0, -1))
-    page.mouse.move(first["x"] + 5, first["y"] + 0.25 * first["height"])
+    columns = page.locator(".isx-column input")
+    quarter = {"x": 5, "y": 0.25 * columns.first.bounding_box()["height"]}
+    columns.first.hover(position=quarter, force=True)  # what is drawn on is the group of all
     page.mouse.down()
-    page.mouse.move(last["x"] + last["width"] - 5, last["y"] + 0.25 * last["height"], steps=12)
+    for column in columns.all():
+        column.hover(position=quarter, force=True)
     page.mouse.up()
-    values = page.locator(".isx-column input").evaluate_all("all => all.map(one => Number(one.value))")
+    values = columns.evaluate_all("all => all.map(one => Number(one.value))")
     assert all(abs(value - 60) <= 3 for value in values)
     sheet = page.locator(".isx-lesson").bounding_box()
     assert sheet["y"] >= 844 * 0.5

@@ -6,19 +6,7 @@ from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
 
-from .test_browser_page import NEURONS, close, ratios
-
-OVERLAID = """() => document.querySelector('#ratio-chart .isx-plot').data
-    .filter(trace => trace.type === 'bar' && trace.name.startsWith('A: ')).map(trace => [...trace.y])"""
-
-
-def overlay(opened: Opened) -> list[list[float]]:
-    opened.page.wait_for_function(f"({OVERLAID})().length === 2")
-    return opened.page.evaluate(OVERLAID)
-
-
-def bars(opened: Opened) -> list[list[float]]:
-    return opened.bars()[:2]
+from .test_browser_page import NEURONS, ratios
 
 
 def wait_for(opened: Opened, percent: int) -> None:
@@ -56,21 +44,20 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
 
 def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewhere(visit, page_session) -> None:
     opened = visit("/?sparsity=25")
-    page = opened.page
+    page, pinned = opened.page, ratios(page_session, sparsity=25)
     wait_for(opened, 25)
     page.click("#pin")
-    assert close(overlay(opened), ratios(page_session, sparsity=25))
+    opened.draws(pinned, pinned)
     page.wait_for_selector("#unpin")
     commit(opened, "pinned")
     opened.drag(45)
     commit(opened, "sparsity=45")
     opened.drag(50)
     commit(opened, "sparsity=50")
-    assert close(overlay(opened), ratios(page_session, sparsity=25))
-    assert close(bars(opened), ratios(page_session, sparsity=50))
-    assert "Against A (25%, PCA-aware): 26.6 M fewer parameters" in page.inner_text("#headline")
-    assert "against A" in page.inner_text("#readout")
-    assert "Outlines: the pinned setting A." in page.inner_text("#ratio-chart .isx-note")
+    opened.draws(ratios(page_session, sparsity=50), pinned)
+    opened.says("#headline", "Against A (25%, PCA-aware): 26.6 M fewer parameters")
+    opened.says("#readout", "against A")
+    opened.says("#ratio-chart .isx-note", "Outlines: the pinned setting A.")
     page.click("#ratio-chart .isx-twin summary")
     page.wait_for_function("document.querySelector('#ratio-chart tbody').textContent.includes('(A: ')")
 
@@ -93,14 +80,15 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     wait_for(elsewhere, 45)
     every_tab_shows_what_is_pinned(elsewhere, page_session)
     elsewhere.open_tab("ratios")
-    elsewhere.drag(45)
+    elsewhere.slide(45)
     elsewhere.addressed("sparsity=45")
-    assert close(overlay(elsewhere), ratios(page_session, sparsity=25))
-    assert close(bars(elsewhere), ratios(page_session, sparsity=45))
+    elsewhere.draws(ratios(page_session, sparsity=45), pinned)
+    elsewhere.page.locator("#recovery").get_by_label("Distillation", exact=True).check()
+    elsewhere.says("#pinned", "A is 25%, PCA-aware, recovery: ")  # what is otherwise now
     elsewhere.page.click("#unpin")
-    elsewhere.page.wait_for_function(f"({OVERLAID})().length === 0")
+    elsewhere.draws(ratios(page_session, sparsity=45))
     elsewhere.page.wait_for_function("!location.search.includes('pinned')")
     elsewhere.page.wait_for_function("!document.querySelector('#headline').textContent.includes('Against')")
     elsewhere.page.evaluate("isx.step(0)")
     elsewhere.page.keyboard.press("Control+z")
-    assert close(overlay(elsewhere), ratios(page_session, sparsity=25))
+    elsewhere.draws(ratios(page_session, sparsity=45), pinned)

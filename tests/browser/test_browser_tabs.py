@@ -50,12 +50,12 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare
     assert len(dense) == 6
     assert others == [dense, dense]
     assert page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").count("px") == 3
-    page.evaluate("scrollTo(0, document.querySelector('#sampling label').getBoundingClientRect().top + scrollY - 20)")
-    label = page.locator("#sampling label span").first.bounding_box()
-    page.wait_for_function(
-        "([x, y]) => document.elementFromPoint(x, y).closest('#slider-bar')",
-        arg=[label["x"] + 5, label["y"] + label["height"] / 2],
-    )
+    page.wait_for_function("""() => {
+        const label = document.querySelector('#sampling label span');
+        scrollTo(0, label.getBoundingClientRect().top + scrollY - 20);
+        const { x, y, height } = label.getBoundingClientRect();
+        return document.elementFromPoint(x + 5, y + height / 2)?.closest('#slider-bar');
+    }""")
 
 
 def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare, monkeypatch) -> None:
@@ -199,7 +199,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     page = opened.page
     opened.says("#export-about", "of the layer parameters removed")
     opened.says("#export-command", "--bias 1.05", "--sparsity 0.35")
-    assert "tiny-sliced-35" in page.inner_text("#export-snippet pre")
+    opened.says("#export-snippet", "tiny-sliced-35")
 
     assert downloaded(page, "#export-checkpoint", tmp_path / "model.zip") == "tiny-sliced-35.zip"
     assert downloaded(page, "#export-plan", tmp_path / "plan.json") == "tiny-sliced-35-plan.json"
@@ -211,7 +211,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     shown = page_session.plan(tiny.with_settings(sparsity=35, bias=1.05))
     assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
 
-    assert page.input_value("#export-link input") == page.url
+    page.wait_for_function("document.querySelector('#export-link input').value === location.href")
     opened.hurry(1600, 600_000)  # that long stands what follows
     page.click("#export-link button")
     opened.says("#export-link", "Copied")

@@ -10,13 +10,15 @@ import os
 import random
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
+import httpx
 from playwright.sync_api import Browser, sync_playwright
 
 from intraslice.core.cache import cache_folder
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
-from tests.support.page.fiddling import Fiddler, open_page
+from tests.support.page.fiddling import VIEWPORT, Fiddler
 
 KEPT = {"cold": ("wheels", "models"), "warm": ("wheels", "models", "calibration")}
 
@@ -29,18 +31,14 @@ def fiddle(browser: Browser, seed: int, start: str, actions: int) -> str:
             (Path(home) / folder).symlink_to(usual / folder)
         before, os.environ["INTRASLICE_CACHE"] = os.environ.get("INTRASLICE_CACHE"), home
         try:
-            with running_app() as address:
-                page = open_page(browser)
-                page.context.set_default_timeout(PATIENCE)
-                fiddler = Fiddler(Opened(page), address, random.Random(seed), ["/", "/?sequences=8", "/?cap=90"], 4.0)
-                try:
-                    fiddler.start()
-                    fiddler.act(actions)
-                    fiddler.check(patience=600)
-                except AssertionError as error:
-                    return str(error)
-                finally:
-                    page.context.close()
+            with running_app() as address, browser.new_context(viewport=VIEWPORT) as context:
+                context.set_default_timeout(PATIENCE)
+                models = [f"{address}{query}" for query in ("/", "/?sequences=8", "/?cap=90")]
+                opened, health = Opened(context.new_page()), partial(httpx.get, f"{address}/healthz", timeout=60)
+                fiddler = Fiddler(opened, random.Random(seed), models, lambda: not health().json()["calls"], pause=4.0)
+                fiddler.fiddle(actions, patience=600)
+        except AssertionError as error:
+            return str(error)
         finally:
             os.environ["INTRASLICE_CACHE"] = before or str(usual)
     return ""

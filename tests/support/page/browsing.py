@@ -46,6 +46,12 @@ MOVE = """(range, value) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
+BARS = "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
+DRAWN = f"""expected => {{
+    const bars = {BARS};
+    return bars.length === expected.length && expected.every((layers, index) => layers.length === bars[index].length
+        && layers.every((ratio, layer) => Math.abs(bars[index][layer] - ratio) <= 1e-6 + 1e-4 * ratio));
+}}"""
 # Where a point of a trace is in the plot area, in pixels.
 POINT = """(plot, [trace, index]) => {
     const { x, y } = plot.data[trace];
@@ -122,10 +128,11 @@ class Opened:
         raise AssertionError(f"a click on {button} sends no call")
 
     def bars(self) -> list[list[float]]:
-        script = (
-            "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
-        )
-        return self.page.evaluate(script)
+        return self.page.evaluate(BARS)
+
+    def draws(self, *ratios: list[list[float]]) -> None:
+        """Wait until the bars are these ratios of attention and MLPs, and the outlines those of the pinned setting."""
+        self.until(DRAWN, arg=[layers for modules in ratios for layers in modules])
 
     def slide(self, value: float, slider: str = "#sparsity") -> None:
         """Move a slider as a finger would."""
@@ -149,9 +156,7 @@ class Opened:
         """Do something, and wait for other bars."""
         before = self.bars()
         act()
-        script = """before => JSON.stringify(document.querySelector('#ratio-chart .isx-plot').data
-            .filter(t => t.type === 'bar').map(t => [...t.y])) !== before"""
-        self.until(script, arg=json.dumps(before, separators=(",", ":")))
+        self.until(f"before => JSON.stringify({BARS}) !== before", arg=json.dumps(before, separators=(",", ":")))
 
     def hurry(self, pause: int, to: int) -> None:
         """Let what the page does after or at every pause begin sooner, until it is left."""

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import httpx
 from playwright import sync_api as playwright
 
 if TYPE_CHECKING:
     from browsing import Opened
 
-SECONDS = 5  # within which the page says that nothing runs for it any more
-AT_REST = 1.0  # seconds without an open call, after which nothing runs for the client
+VIEWPORT = {"width": 1440, "height": 900}
+SECONDS = 5  # within which the page is drawn, and says that nothing runs for it any more
+AT_REST = 1.0  # seconds without a job, after which nothing runs for the client
 # What a browser and gradio log of a lost network, and of a page that is left, also some moments later.
 NETWORK = ("net::ERR", "Failed to fetch", "network error", "AbortError", "Connection errored out", "Unable to preload")
 SLIDER = "#sparsity input[type=range]"
@@ -27,12 +27,20 @@ PRESS = """where => {
     const button = document.querySelector(where);
     if (button && !button.disabled) button.click();
 }"""
-# What the page shows outside of the tabs, and the bars of its first chart.
+# A link governs the tab until it is read, so the button may not come.
+GENERATE = """async () => {
+    isx.openTab('compare');
+    const button = () => document.querySelector('#generate');
+    for (let frames = 20; frames-- && !button(); ) await new Promise(requestAnimationFrame);
+    button()?.click();
+}"""
+# What the page shows outside of the tabs, the numbers of the open tab's charts, and the bars that are drawn of them.
 SHOWN = """() => {
     const text = where => document.querySelector(where)?.innerText ?? null;
     const percents = [...document.querySelectorAll('#removed dd')].map(one => one.dataset.percent);
     const read = document.querySelector('#readout .isx-read')?.dataset ?? {};
     const plot = document.querySelector('#ratio-chart .isx-plot');
+    const charts = [...document.querySelectorAll('.isx-chart')].filter(one => one.checkVisibility());
     const status = document.querySelector('#status .isx-status');
     return {
         slider: Number(document.querySelector('#sparsity input[type=range]').value),
@@ -40,7 +48,9 @@ SHOWN = """() => {
         headline: text('#headline'),
         readout: text('#readout'),
         removed: text('#removed'),
+        pinned: text('#pinned'),
         measured: [read.dense ?? null, read.sliced ?? null],
+        charts: charts.map(({ isxChart }) => [isxChart?.title, isxChart?.note, isxChart?.table.rows]),
         bars: (plot?.data ?? []).filter(trace => trace.type === 'bar').map(trace => [...trace.y]),
         status: text('#status'),
         isBusy: Boolean(status?.matches('.isx-busy') || status?.querySelector('progress')),
@@ -52,15 +62,21 @@ class Fiddler:
     """One user on one page.
 
     Args:
-        models: links (queries) of models and calibrations, between which the user changes.
+        models: addresses of models and calibrations, between which the user changes.
+        is_idle: whether the server does nothing for a page that is open.
         pause: seconds at most between two actions.
     """
 
     def __init__(
-        self, opened: Opened, address: str, chance: random.Random, models: Sequence[str], pause: float = 0.5
+        self,
+        opened: Opened,
+        chance: random.Random,
+        models: Sequence[str],
+        is_idle: Callable[[], bool],
+        pause: float = 0.5,
     ) -> None:
-        self.opened, self.page, self.address, self.chance, self.models = opened, opened.page, address, chance, models
-        self.pause, self.done, self._visited = pause, list[str](), 0
+        self.opened, self.page, self.chance, self.models = opened, opened.page, chance, models
+        self.is_idle, self.pause, self.done = is_idle, pause, list[str]()
         self._actions: dict[str, Callable[[], Any]] = {
             "move": lambda: self._slide(chance.randrange(61)),
             "drag": self._drag,
@@ -69,7 +85,7 @@ class Fiddler:
             "estimator": lambda: self._choose("#estimator"),
             "cap": lambda: self._slide(chance.randrange(60, 101), "#cap input[type=range]", release=True),
             "measure": lambda: self._press("#measure-here"),
-            "generate": self._generate,
+            "generate": lambda: self.page.evaluate(GENERATE),
             "stop": lambda: self._press(chance.choice(["#cancel", "#stop"])),
             "pin": lambda: self._press("#pin"),
             "undo": lambda: self._press(chance.choice(["#undo", "#redo"])),
@@ -80,62 +96,53 @@ class Fiddler:
             "offline": self._lose_the_network,
         }
 
-    def start(self) -> None:
-        """Open the page, and do not wait until it is drawn."""
-        self._visit(self.chance.choice(self.models))
+    def fiddle(self, count: int, patience: float) -> None:
+        """Open the page and do `count` things, each soon after the last, then release the slider.
 
-    def act(self, count: int) -> None:
-        """Do `count` things, each soon after the last."""
-        for _ in range(count):
-            self.page.wait_for_timeout(1000 * self.chance.uniform(0, self.pause))
-            name = self.chance.choice(list(self._actions))
-            self.done.append(f"{time.strftime('%X')} {name}")
-            try:
-                self._actions[name]()
-            except playwright.Error as error:
-                raise AssertionError(self._told(error)) from error
-
-    def check(self, patience: float) -> dict[str, Any]:
-        """Release the slider, wait up to `patience` seconds until nothing runs, and look at the page; what it shows.
-
-        Everything has to be of one setting, and to be what the page shows that is opened by its link.
+        Within `SECONDS` after nothing runs any more, for which it waits for up to `patience` seconds, all of the page
+        has to be of one setting; a page that is opened by its link has to show the same. Raises AssertionError.
         """
+        try:
+            self._visit(self.chance.choice(self.models))
+            for _ in range(count):
+                self.page.wait_for_timeout(1000 * self.chance.uniform(0, self.pause))
+                name = self.chance.choice(list(self._actions))
+                self.done.append(f"{time.strftime('%X')} {name}")
+                self._actions[name]()
+            self._check(patience)
+        except playwright.Error as error:
+            raise AssertionError(self._told(error)) from error
+
+    def _check(self, patience: float) -> None:
         self.page.wait_for_selector("body.isx-begun")
         self.opened.open_tab("ratios")  # a tab that is not open is not drawn
         self.page.locator(SLIDER).evaluate(RELEASE)
-        shown = self._come_to_rest(self.page, patience)
-        assert abs(shown["target"] - shown["slider"]) < 0.06, self._told(shown)
-        # What the readout has in numbers is in the headline, in the language of the page.
-        for value in filter(None, shown["measured"]):
-            rounded = f"{float(value):,.1f}"
-            assert any(text in shown["headline"] for text in (rounded, _german(rounded))), self._told(shown)
-        self.opened.forgive(*NETWORK)
-        assert self.opened.faults == [], self._told(self.opened.faults)
-        link = self.page.evaluate("location.href")
-        with self.page.context.new_page() as page:
-            page.set_viewport_size(self.page.viewport_size)
-            page.goto(link)
-            fresh = self._come_to_rest(page, patience)
-        differences = {name: (shown[name], fresh[name]) for name in shown if shown[name] != fresh[name]}
-        differences.pop("status", None)  # a page that is opened says nothing of what was stopped before
-        assert differences == {}, self._told(f"{link} shows something else: {differences}")
-        return shown
+        self._come_to_rest(self.opened, lambda: _contradictions(self.page.evaluate(SHOWN)), patience)
+        link = type(self.opened)(self.page.context.new_page())
+        link.page.goto(self.page.url)
+        self._come_to_rest(link, lambda: self._differences(link.page), patience, within=patience)
+        link.page.close()
 
-    def _come_to_rest(self, page: playwright.Page, patience: float) -> dict[str, Any]:
-        """Wait until the server has no open call, and then at most `SECONDS` until the page says so."""
-        page.wait_for_selector(f"body.isx-begun {SLIDER}")
-        deadline = time.monotonic() + patience
-        rested = time.monotonic()
-        while time.monotonic() < rested + AT_REST:
-            assert time.monotonic() < deadline, self._told("jobs go on")
-            page.wait_for_timeout(200)
-            if httpx.get(f"{self.address}/healthz", timeout=60).json()["calls"]:
+    def _differences(self, page: playwright.Page) -> dict[str, Any]:
+        """What the page that was opened by the link shows otherwise, but for what was stopped before."""
+        shown, fresh = self.page.evaluate(SHOWN), page.evaluate(SHOWN)
+        differences = {name: (shown[name], fresh[name]) for name in shown if shown[name] != fresh[name]}
+        return {name: values for name, values in differences.items() if name != "status"} | _contradictions(fresh)
+
+    def _come_to_rest(
+        self, opened: Opened, problems: Callable[[], dict[str, Any]], patience: float, within: float = SECONDS
+    ) -> None:
+        """Wait until nothing runs, and then at most `within` so many seconds until there is no problem."""
+        opened.page.wait_for_selector(f"body.isx-begun {SLIDER}")
+        began = rested = time.monotonic()
+        while (found := problems()) or time.monotonic() < rested + AT_REST:
+            assert time.monotonic() < began + patience, self._told(f"jobs go on: {found}")
+            assert time.monotonic() < rested + within, self._told(f"{opened.page.url}: {found}")
+            opened.page.wait_for_timeout(100)
+            if not self.is_idle():
                 rested = time.monotonic()
-        deadline = time.monotonic() + SECONDS
-        while (shown := page.evaluate(SHOWN))["isBusy"]:
-            assert time.monotonic() < deadline, self._told(shown)
-            page.wait_for_timeout(100)
-        return shown
+        opened.forgive(*NETWORK)
+        assert opened.faults == [], self._told(opened.faults)
 
     def _told(self, what: Any) -> str:
         return f"{what}\nafter {self.done}"
@@ -167,26 +174,23 @@ class Fiddler:
         if count := choices.count():
             choices.nth(self.chance.randrange(count)).dispatch_event("click")
 
-    def _generate(self) -> None:
-        self.opened.open_tab("compare")
-        self._press("#generate")
-
     def _lose_the_network(self) -> None:
+        """For two seconds; gradio loads the page again where that has broken a call."""
         self.page.context.set_offline(True)
         self.page.wait_for_timeout(2000)
         self.page.context.set_offline(False)
+        self._arrive(lambda: self.opened.until("!document.querySelector('.toast-body.error')"))
 
     def _with(self, **values: str) -> str:
-        """The page's query with other values."""
-        return f"/?{urlencode(dict(parse_qsl(urlsplit(self.page.url).query)) | values)}"
+        """The page's address with other values."""
+        parts = urlsplit(self.page.url)
+        return parts._replace(query=urlencode(dict(parse_qsl(parts.query)) | values)).geturl()
 
-    def _visit(self, query: str) -> None:
-        self._arrive(lambda: self.page.goto(self.address + query))
-        self._visited += 1
+    def _visit(self, address: str) -> None:
+        self._arrive(lambda: self.page.goto(address))
 
     def _back(self) -> None:
-        if self._visited > 1:
-            self._visited -= 1
+        if self.page.evaluate("navigation.canGoBack"):
             self._arrive(self.page.go_back)
 
     def _arrive(self, leave: Callable[[], Any]) -> None:
@@ -195,12 +199,11 @@ class Fiddler:
         self.page.wait_for_selector(SLIDER)
 
 
-def _german(number: str) -> str:
-    return number.translate(str.maketrans(",.", ".,"))
-
-
-def open_page(browser: playwright.Browser) -> playwright.Page:
-    """A page of its own context, so that losing the network is its own."""
-    page = browser.new_context().new_page()
-    page.set_viewport_size({"width": 1440, "height": 900})
-    return page
+def _contradictions(shown: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows that is busy, or not of one setting; nothing else."""
+    # What the readout has with two digits is in the headline with one, in the language of the page.
+    german = str.maketrans(",.", ".,")
+    headlines = (shown["headline"], shown["headline"].translate(german))
+    rounded = [{f"{float(value) + shift:,.1f}" for shift in (-0.005, 0.005)} for value in shown["measured"] if value]
+    is_told = all(any(text in line for text in texts for line in headlines) for texts in rounded)
+    return {} if is_told and not shown["isBusy"] and abs(shown["target"] - shown["slider"]) < 0.06 else shown
