@@ -14,6 +14,7 @@ from types import ModuleType
 import gradio as gr
 import pytest
 import torch
+from calling import inputs_of
 from test_house import copy_packages, lint_imports
 from tiny_models import SHARED, randomised
 from tiny_page import SOMEBODY
@@ -262,8 +263,8 @@ def test_the_tab_is_in_the_page_and_follows_the_settings(summary, own_session, t
     for percent in (20, 50):
         settings = tiny.with_settings(sparsity=percent, bias=1)
         kept = [len(layer.heads) for layer in own_session.slice_plan(settings).layers]
-        shown = answer(*settings.settings, 0, "summary", SOMEBODY)
+        shown = answer(*inputs_of(settings.settings, 0), "summary", SOMEBODY)
         assert [int(count) for count in re.findall(r"<td>(\d+) of 9</td>", shown)] == kept
-        assert answer(*settings.settings, 0, "ratios", SOMEBODY) == gr.skip()
+        assert answer(*inputs_of(settings.settings, 0), "ratios", SOMEBODY) == gr.skip()
     assert min(kept) < 9
-    assert answer(*tiny.settings._replace(sparsity=75, cap=60), 0, "summary", SOMEBODY) == gr.skip()
+    assert answer(*inputs_of(tiny.settings._replace(sparsity=75, cap=60), 0), "summary", SOMEBODY) == gr.skip()

@@ -32,6 +32,7 @@ from .formatting import status_line as status_line
 Upload = gr.FileData | None  # as programs pass it
 REQUEST = "request"  # the parameter that the values of the controls are converted for
 ACTIVE_TAB = "active_tab"
+YOUNGER = Settings._fields[-1:]  # settings that endpoints did not always have
 # Validation of handlers' other inputs, by name.
 CHECKS: dict[str, Callable[[Any], Any]] = {
     "layer": lambda value: checks.integer("Layer", value, 0, limits.MAX_LAYER),
@@ -110,22 +111,25 @@ def spread_settings(
 ) -> Handler:
     """`handler(*bound, request, ...)` as a function with a parameter for each field of `Settings`, then the others.
 
-    Gradio calls it with the value of each control, and its API shows every parameter by name. With `outputs` an answer
-    becomes a value for each of them, or that of a single one. The parameter `pinned` is parsed into a `Request`, or
-    None if no setting is pinned. For invalid values it returns `refuse(error)`; without `refuse` it raises the error,
-    which gradio shows. A handler without a parameter `request` takes no settings.
+    Those of `YOUNGER` come last, so that positional calls stay valid. Gradio calls it with the value of each control,
+    and its API shows every parameter by name. With `outputs` an answer becomes a value for each of them, or that of a
+    single one. The parameter `pinned` is parsed into a `Request`, or None if no setting is pinned. For invalid values
+    it returns `refuse(error)`; without `refuse` it raises the error, which gradio shows. A handler without a parameter
+    `request` takes no settings.
 
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
     whose error is the headline (`frame/slider.py`).
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) :]]
-    fields = []
+    fields, last = [], []
     if rest and rest[0].name == REQUEST:
         fields, rest = _fields(), rest[1:]
+        fields, last = fields[: -len(YOUNGER)], fields[-len(YOUNGER) :]
     if tab:
-        inputs = sum(not is_given_by_gradio(parameter) for parameter in rest)
-        rest.insert(inputs, _parameter(ACTIVE_TAB, str, ""))
+        last.append(_parameter(ACTIVE_TAB, str, ""))
         refuse = leave_unchanged
+    inputs = sum(not is_given_by_gradio(parameter) for parameter in rest)
+    rest[inputs:inputs] = last
     names = [parameter.name for parameter in rest]
 
     def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -134,7 +138,7 @@ def spread_settings(
             raise ValueError("not the active tab")
         checks, requests = dict(CHECKS), list[Request]()
         if fields:
-            settings = Settings(*values[: len(fields)])
+            settings = Settings(*values[: len(fields)], *(others.pop(name) for name in YOUNGER))
             request = parse(settings._replace(upload=uploaded_path(settings.upload)))
             checks["pinned"] = lambda text: pinned_text.comparable_request(text, request)
             requests.append(request)

@@ -32,6 +32,7 @@ from pyarrow.parquet import write_table
 from components.limits import HOPS_VARIABLE
 from components.state.settings import Settings
 from tests.load.host import DISK_BOUND, Memory, hosted
+from tests.support.page.calling import inputs_of
 
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
 PATIENCE = 120.0  # seconds
@@ -46,14 +47,14 @@ def client(address: str) -> httpx.Client:
     return httpx.Client(transport=transport, timeout=PATIENCE)
 
 
-def settings(**changed: Any) -> list[Any]:
-    """The values of `/evaluate`, cheap ones but for what is changed."""
-    return [*Settings(**{"sequences": 4, "length": 128, "dtype": "float32"} | changed)]
+def settings(*others: str, **changed: Any) -> list[Any]:
+    """The values of `/evaluate`, or with `others` of another endpoint, cheap ones but for what is changed."""
+    return inputs_of(Settings(**{"sequences": 4, "length": 128, "dtype": "float32"} | changed), *others)
 
 
 def ratios(http: httpx.Client, url: str, session: str, sparsity: float) -> httpx.Response:
     """A move of the slider."""
-    data = [*Settings(dtype="float32", sparsity=sparsity), 0, ""]
+    data = inputs_of(Settings(dtype="float32", sparsity=sparsity), 0, "")
     return http.post(f"{url}/gradio_api/run/ratios", json={"data": data, "session_hash": session})
 
 
@@ -159,7 +160,7 @@ def downloads(url: str, _: float) -> None:
 
     def visit(number: int) -> None:
         with client(f"127.0.0.{10 + number}") as http:
-            answer = evaluate(http, url, [*settings(sparsity=30), "q8_0"], PATIENCE, "device_files")
+            answer = evaluate(http, url, settings("q8_0", sparsity=30), PATIENCE, "device_files")
             files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
             for name in ("dense", "sliced"):
                 with http.stream("GET", f"{url}/{files[name]['url']}") as stream:

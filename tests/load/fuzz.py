@@ -26,6 +26,7 @@ from components.state.settings import Settings
 from tests.load.calls import Page
 from tests.load.host import DISK_BOUND, Host, Memory, hosted
 from tests.load.inputs import MARK, drawn, files, mangled, paths
+from tests.support.page.calling import inputs_of
 
 FAULT = "An internal error occurred"  # the page's words for what it did not expect
 LEAVES = 4.0  # seconds after which a client leaves, mostly
@@ -202,7 +203,7 @@ def main() -> None:
         found = run(host, models, arguments)
         minutes = (time.monotonic() - began) / 60
         start = time.monotonic()
-        served = Page(host.address, SOON * 6).now("ratios", [*Settings(dtype="float32"), 0, ""])
+        served = Page(host.address, SOON * 6).now("ratios", inputs_of(Settings(dtype="float32"), 0, ""))
         seconds = time.monotonic() - start
         healthy = httpx.get(f"{host.address}/healthz", timeout=STAYS).json()
         memory.end()

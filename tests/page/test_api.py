@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 import httpx
 import pytest
+from calling import inputs_of
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from tiny_page import tiny_settings
@@ -106,7 +107,7 @@ def test_every_endpoint_has_a_name_types_and_words(client) -> None:
         name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
         for name, endpoint in described["named_endpoints"].items()
     }
-    expected = {name: [*Settings._fields, *others] for name, others in PARAMETERS.items()} | WITHOUT_SETTINGS
+    expected = {name: inputs_of(Settings._fields, *others) for name, others in PARAMETERS.items()} | WITHOUT_SETTINGS
     assert parameters == {f"/{name}": names for name, names in expected.items()}
 
 

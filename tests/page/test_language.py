@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from calling import inputs_of
 from gradio_client import Client
 from tiny_page import PageSession
 
@@ -296,7 +297,7 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
     def asks(turn: int) -> tuple[str, str]:
         code = ("de", "en")[turn % 2]
         settings = Settings(*fields)._replace(sparsity=10.0 + turn, dtype="float32")
-        return code, str(clients[code].predict(*settings, 0, "", api_name="/ratios"))
+        return code, str(clients[code].predict(*inputs_of(settings, 0, ""), api_name="/ratios"))
 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(asks, range(16)))
@@ -309,7 +310,7 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
 def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
     client = Client(address, headers={"Accept-Language": "de"}, verbose=False)
     with pytest.raises(Exception, match=r"erwartet wird eine Zahl von 0 bis 60, nicht 99\.0"):
-        client.predict(*Settings()._replace(sparsity=99.0, dtype="float32"), 0, "", api_name="/ratios")
+        client.predict(*inputs_of(Settings(sparsity=99.0, dtype="float32"), 0, ""), api_name="/ratios")
 
 
 def test_a_session_has_no_language_of_its_own() -> None:

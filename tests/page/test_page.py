@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
+from calling import inputs_of
 from tiny_page import SOMEBODY, in_job, plan_view
 
 from components.frame import handlers, link, slider
@@ -60,7 +61,7 @@ def test_impossible_settings_become_words_and_leave_the_charts_alone(session, ti
         ({"locked": "9 mlp 5"}, "Layer 9 does not exist"),
     ):
         settings = tiny.settings._replace(**change)
-        answer = move(*settings, 0, "ratios", "", "ada")
+        answer = move(*inputs_of(settings, 0, "ratios", ""), "ada")
         assert answer.keys() == {"headline"}
         assert words in answer["headline"]
 

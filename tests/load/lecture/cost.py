@@ -17,6 +17,7 @@ from components.state.settings import Settings
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.lecture.students import Browser
 from tests.support.page.browsing import running_app
+from tests.support.page.calling import inputs_of
 
 STUDENTS, ROUNDS = 60, 5
 
@@ -32,13 +33,17 @@ def main() -> None:
             students = [Browser(address) for _ in settings]
             for student in students:
                 student.open()
-                student.cheap("ratios", [*default, 0, ""])
+                student.cheap("ratios", inputs_of(default, 0, ""))
             with ThreadPoolExecutor(STUDENTS) as together:
                 for name, shifts in {"first at its setting": range(1), "after others": range(1, ROUNDS)}.items():
                     before = sum(server.cpu_times()[:2])
                     for shift in shifts:
                         moves = [*settings[shift:], *settings[:shift]]
-                        list(together.map(lambda student, at: student.cheap("ratios", [*at, 0, ""]), students, moves))
+                        list(
+                            together.map(
+                                lambda student, at: student.cheap("ratios", inputs_of(at, 0, "")), students, moves
+                            )
+                        )
                     used = (sum(server.cpu_times()[:2]) - before) / STUDENTS / len(shifts)
                     print(f"{name:20} {1e3 * used:5.1f} ms a move")
             for student in students:

@@ -23,6 +23,7 @@ from components.state.settings import PROMPT, Settings
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Failed, Notes, Page, _words
 from tests.load.room import STUDENT_POLL, Class, insist
+from tests.support.page.calling import inputs_of
 
 Listener = Callable[[list[Any], bool], None]  # of what a call answers, and whether that is the last
 
@@ -227,7 +228,7 @@ class Student:
     def _open(self) -> None:
         self.browser.open()
         self.browser.cheap("restore", [])
-        self.browser.cheap("ratios", [*self.settings, 0, ""])
+        self.browser.cheap("ratios", inputs_of(self.settings, 0, ""))
         self._call("prepare", [*self.settings], lambda data, is_last: None)
 
     def _reload(self) -> None:
@@ -253,7 +254,7 @@ class Student:
         for step in range(1, STEPS + 1):
             sparsity = round(before + (target.sparsity - before) * step / STEPS)
             begin = time.monotonic()
-            text = self.browser.cheap("ratios", [*target._replace(sparsity=sparsity), 0, ""])
+            text = self.browser.cheap("ratios", inputs_of(target._replace(sparsity=sparsity), 0, ""))
             answered = time.monotonic()
             self.lecture.notes.slider.append(answered - begin)
             self.lecture.over.wait(STEP_SECONDS)
@@ -265,7 +266,7 @@ class Student:
             measured.kept = answered
             if "precomputed on" in headline:
                 self.lecture.kept.append((target, headline))
-        self._call("measure_live", [*target, 0, ""], partial(self._see_number, measured))
+        self._call("measure_live", inputs_of(target, 0, ""), partial(self._see_number, measured))
 
     def _see_number(self, measured: Measured, data: list[Any], is_last: bool) -> None:
         self._see_status("measure_live", data)
@@ -283,7 +284,7 @@ class Student:
     def _ask(self) -> None:
         answered = Answered(self.settings, self.dice.choice(PROMPTS), time.monotonic())
         self.lecture.answers.append(answered)
-        data = [*self.settings, answered.prompt, NEW_TOKENS, 0.0, 0, False, "", ""]
+        data = inputs_of(self.settings, answered.prompt, NEW_TOKENS, 0.0, 0, False, "", "")
         self._call("answer", data, partial(self._see_answer, answered))
 
     def _see_answer(self, answered: Answered, data: list[Any], is_last: bool) -> None:
@@ -295,7 +296,9 @@ class Student:
         is_stopped = any(map(STOPPED.search, answered.columns))
         if is_last and answered.first is not None and not is_stopped:
             answered.whole = time.monotonic()
-            self._call("costs", [*answered.settings, "", ""], lambda data, is_last: self._see_status("costs", data))
+            self._call(
+                "costs", inputs_of(answered.settings, "", ""), lambda data, is_last: self._see_status("costs", data)
+            )
 
     def _see_status(self, kind: str, data: list[Any]) -> None:
         if data and isinstance(data[0], str) and "isx-error" in data[0]:

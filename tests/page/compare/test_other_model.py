@@ -5,6 +5,7 @@ from html import unescape
 
 import pytest
 import torch
+from calling import inputs_of
 from tiny_page import SOMEBODY, in_job
 
 from components.compare import panel
@@ -112,10 +113,10 @@ def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
 
 def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
     named = spread_settings(panel.name_other, Columns(session), refuse=panel.refuse_other)
-    assert "isx-error" not in named(*tiny.settings, other, "", None)["answer"]
-    assert named(*tiny.settings, " ", "", None) == {"answer": "", "cost": ""}
+    assert "isx-error" not in named(*inputs_of(tiny.settings, other, ""), None)["answer"]
+    assert named(*inputs_of(tiny.settings, " ", ""), None) == {"answer": "", "cost": ""}
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
-    assert "Model must be one of default, " in named(*default, other, "", None)["answer"]
+    assert "Model must be one of default, " in named(*inputs_of(default, other, ""), None)["answer"]
     with pytest.raises(UserError, match="Model must be one of default, "):
         list(spread_settings(panel.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import gradio as gr
 import plotly.graph_objects as go
 import pytest
+from calling import inputs_of
 from tiny_page import SOMEBODY, curves, in_light, plan_view
 
 from components.compare import panel as compare
@@ -67,12 +68,12 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
         ("much=1", "must be one of model, text"),
         (7, "must be text, got 7"),
     ):
-        for read in (pinned.read, lambda text: spread_settings(percents)(*Settings(), text)):
+        for read in (pinned.read, lambda text: spread_settings(percents)(*inputs_of(Settings(), text))):
             with pytest.raises(UserError, match=words):
                 read(text)
     assert pinned.read("") is pinned.read(None) is None
-    assert spread_settings(percents)(*Settings(), pinned.write(parse(OTHER))) == (0.2, 0.45)
-    assert spread_settings(percents)(*Settings(), "") == (0.2, None)
+    assert spread_settings(percents)(*inputs_of(Settings(), pinned.write(parse(OTHER)))) == (0.2, 0.45)
+    assert spread_settings(percents)(*inputs_of(Settings(), "")) == (0.2, None)
 
 
 def test_a_pinned_upload_is_known_again_and_never_named() -> None:

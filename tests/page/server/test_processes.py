@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import gradio as gr
 import httpx
 import pytest
+from calling import inputs_of
 from huggingface_hub import SpaceCard
 
 from components.jobs.scheduler import Scheduler
@@ -298,7 +299,7 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
     healthy = httpx.get(f"{address}/healthz").json()
     assert healthy["ok"]
     api = f"{address}/gradio_api"
-    asked = [*Settings(dtype="float32"), 0, ""]  # and the layer, and that nothing is pinned
+    asked = inputs_of(Settings(dtype="float32"), 0, "")  # and the layer, and that nothing is pinned
     event = httpx.post(f"{api}/call/measure_live", json={"data": asked}).json()["event_id"]
     with httpx.stream("GET", f"{api}/call/measure_live/{event}", timeout=300) as stream:
         for line in stream.iter_lines():
