@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from intraslice import reporting
 from intraslice.api import compress_loaded, export_gguf
@@ -17,6 +18,7 @@ from intraslice.core.checks import require_words
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
+from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel, require_dense_name
@@ -46,9 +48,10 @@ def ratios(run: Run) -> CommandResult:
 
 def evaluate(run: Run) -> CommandResult:
     """Perplexity, dense and sliced, and the KL divergence between the two."""
-    if run.arguments.answers and is_checkpoint(run.recipe.model):
+    a = run.arguments
+    if (flag := "answers" if a.answers else "facts" if a.facts else "") and is_checkpoint(run.recipe.model):
         raise UserError(
-            "--answers compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
+            f"--{flag} compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
             "or pass the dense model and the options of the slice"
         )
     loaded = run.load_any()
@@ -75,16 +78,40 @@ def evaluate(run: Run) -> CommandResult:
         result["recovery_passes"] = cost._asdict()
         line += f"\nrecovery: {cost.training:.1f} dense passes of training; "
         line += f"{cost.sampling:.1f} for its samples and states, kept"
-    if run.arguments.answers:
+    models = {"dense": loaded.model, "sliced": model}
+    if a.answers:
         with run.timed("answers"):
             prompts = tokens_of_prompts(loaded.tokenizer)
-            models = {"dense": loaded.model, "sliced": model}
             answers = {name: greedy_answers(one, prompts, stage=f"answers {name}") for name, one in models.items()}
         result["answers"] = {}
         for name, answer in answers.items():
             statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
             line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
+    if a.facts:
+        result["facts"], text = _facts(run, loaded, models)
+        line += f"\n{text}"
     return result, line
+
+
+def _facts(run: Run, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
+    """The right answers of every model to the questions, by group, and what slicing loses and gains."""
+    questions = fact_questions(run.arguments.facts)
+    with run.timed("facts"):
+        encoded = encode_questions(loaded.tokenizer, questions)
+        facts = {name: measure_facts(one, loaded.tokenizer, encoded, f"facts {name}") for name, one in models.items()}
+    record = facts_record(questions, facts)
+    lines = [f"{'facts':<26}{'says: dense':>12}{'sliced':>8}{'selects: dense':>16}{'sliced':>8}{'of':>5}"]
+    for group, dense in record["dense"]["counts"].items():
+        sliced = record["sliced"]["counts"][group]
+        lines.append(f"{group:<26}{dense['says']:>12}{sliced['says']:>8}{dense['selects']:>16}{sliced['selects']:>8}")
+        lines[-1] += f"{dense['of']:>5}"
+    for kind in ("lost", "gained"):
+        lines += [
+            f"{kind}: {row['prompt']!r} {row['answer']} (dense {row['probability']:.0%}); "
+            f"dense says {row['dense']['says']!r}, sliced {row['sliced']['says']!r}"
+            for row in record["sliced"][kind]
+        ]
+    return record, "\n".join(lines)
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:
