@@ -28,39 +28,41 @@ ASK = lazy_gettext("“Ask the models” asks them at this setting, which takes 
 
 
 def facts_chart(view: FactsView | None) -> Chart:
-    """The levels of all models by group, and what IntraSlice loses and gains."""
+    """The levels of all models by group, and what IntraSlice loses and gains; without a view how to get one."""
+    title = gettext("Facts: said, only selected, or neither")
     note = gettext(
         "What does each model still know? A question is a text that breaks off. A model says the right answer if it "
         "writes it next; it only selects it if it writes something else, but finds it more likely than the wrong "
         "answers offered."
     )
-    columns = view.columns if view else {}
-    names = {name: _name(name, column, view.percent) for name, column in columns.items()} if view else {}
-    is_stored = any(column.stored_at is not None for column in columns.values())
-    parts = [formatting.provenance(view.source) if view else "", STORED if is_stored else ""]
-    parts += [ASK] if is_stored or "intraslice" not in columns else []
+    if view is None:
+        return Chart(title, note, [], {}, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
+    names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
+    is_stored = any(column.stored_at is not None for column in view.columns.values())
+    parts = [formatting.provenance(view.source), STORED if is_stored else ""]
+    parts += [ASK] if is_stored or "intraslice" not in names else []
+    counts = "; ".join(
+        f"{name}: {column.levels.count(SAYS)}"
+        for name, column in zip(names.values(), view.columns.values(), strict=True)
+    )
+    said = gettext("Right answers said, of {of}: {counts}.", of=len(view.questions), counts=counts)
     return Chart(
-        gettext("Facts: said, only selected, or neither"),
-        note,
+        title,
+        f"{note} {said}",
         [],
         {},
         *_table(view, names),
-        hint=gettext("Click a square to see what each model says.") if columns else "",
+        hint=gettext("Click a square to see what each model says."),
         protocol=" ".join(translate(part) for part in parts if part),
-        drawing={"kind": "facts"} | (_drawing(view, names) if view else {}),
+        drawing={"kind": "facts"} | _drawing(view, names),
     )
 
 
 def _drawing(view: FactsView, names: dict[str, str]) -> Json:
     """What `assets/facts.js` reads."""
     columns = [
-        {
-            "name": names[name],
-            "colour": METHOD_COLOURS[name],
-            "levels": column.levels,
-            "says": column.says,
-            "selects": column.selects,
-        }
+        {"name": names[name], "colour": METHOD_COLOURS[name]}
+        | {"levels": column.levels, "says": column.says, "selects": column.selects}
         for name, column in view.columns.items()
     ]
     return {
@@ -72,15 +74,13 @@ def _drawing(view: FactsView, names: dict[str, str]) -> Json:
     }
 
 
-def _table(view: FactsView | None, names: dict[str, str]) -> Table:
+def _table(view: FactsView, names: dict[str, str]) -> Table:
     """How many right answers each model says and selects, by group."""
-    rows = []
-    if view is not None:
-        groups = [group for group, *_ in view.questions]
-        for group in [*dict.fromkeys(groups), None]:
-            indices = [index for index, other in enumerate(groups) if group in (other, None)]
-            title = gettext("All") if group is None else GROUPS[group]
-            rows.append([title, str(len(indices)), *(_counts(view.columns[name], indices) for name in names)])
+    rows, groups = [], [group for group, *_ in view.questions]
+    for group in [*dict.fromkeys(groups), None]:
+        indices = [index for index, other in enumerate(groups) if group in (other, None)]
+        title = gettext("All") if group is None else GROUPS[group]
+        rows.append([title, str(len(indices)), *(_counts(view.columns[name], indices) for name in names)])
     heads = [gettext("{model}: says, selects", model=name) for name in names.values()]
     return [gettext("Group"), gettext("Questions"), *heads], rows
 

@@ -126,7 +126,7 @@ class FactsColumn(NamedTuple):
     `stored_at` is the percentage of a stored slice, None if the answers were measured here.
     """
 
-    levels: Sequence[int]
+    levels: list[int]
     says: Sequence[str]
     selects: Sequence[int]
     stored_at: float | None = None

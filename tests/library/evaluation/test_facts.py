@@ -22,13 +22,13 @@ from intraslice.evaluation.facts import (
 )
 
 
-def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, byte_tokenizer, monkeypatch):
+def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, all_bytes_tokenizer, monkeypatch):
     monkeypatch.setattr(facts, "BATCH", 50)
     questions = [question for language in LANGUAGES for question in fact_questions(language)]
     assert [len(fact_questions(language)) for language in LANGUAGES] == [96, 32]
-    model, original, encode = family_case.loaded.model, family_case.original, byte_tokenizer.encode
-    encoded, events = encode_questions(byte_tokenizer, questions), []
-    found = measure_facts(model, byte_tokenizer, encoded, progress=events.append)
+    model, original, encode = family_case.loaded.model, family_case.original, all_bytes_tokenizer.encode
+    encoded, events = encode_questions(all_bytes_tokenizer, questions), []
+    found = measure_facts(model, all_bytes_tokenizer, encoded, progress=events.append)
     for index, (question, log_probs, fact) in enumerate(
         zip(questions, answer_log_probs(model, encoded), found, strict=True)
     ):
@@ -41,7 +41,7 @@ def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, 
         assert fact.probability == pytest.approx(math.exp(expected[0]), rel=1e-2)
         if index % 8 == 0:
             written = original.generate(rows[0][:, :length], do_sample=False, max_new_tokens=6)[0, length:]
-            text = byte_tokenizer.decode(written, skip_special_tokens=True)
+            text = all_bytes_tokenizer.decode(written, skip_special_tokens=True)
             assert fact.completion.startswith(text.rstrip("\ufffd").strip())  # the end may be half a character
     assert [(event.done, event.total) for event in (events[0], events[-1])] == [(0, 128), (128, 128)]
 

@@ -20,12 +20,12 @@ from intraslice.evaluation.facts import fact_questions
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, tiny_llama_gqa, byte_tokenizer) -> Request:
+def tiny(tmp_path_factory, tiny_llama_gqa, all_bytes_tokenizer) -> Request:
     """A model that reads any text."""
     home = tmp_path_factory.mktemp("facts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INTRASLICE_CACHE", str(home / "cache"))
-        yield parse(tiny_settings(home, tiny_llama_gqa, lambda _: byte_tokenizer)._replace(dtype="float32"))
+        yield parse(tiny_settings(home, tiny_llama_gqa, lambda _: all_bytes_tokenizer)._replace(dtype="float32"))
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_stored_answers_are_those_of_a_measurement_and_follow_the_slider_until_t
     assert "Precomputed" not in chart["note"]
     assert cache.view(tiny.with_settings(sparsity=50), "en").columns["intraslice"].stored_at is None
     others = cache.view(tiny.with_settings(estimator="uniform"), "en").columns
-    assert [*others] == ["dense"]  # stored ones are of the default settings
+    assert [*others] == ["dense", "crossmodule"]  # which has no estimator; stored ones are of the default settings
     assert cache.view(tiny, "de") is None
     reworded = replace(stored, questions=(fact_questions()[0]._replace(prompt="?"), *fact_questions()[1:]))
     monkeypatch.setattr(session, "precomputed", precomputed_for(tmp_path / "other", tiny, weights, facts=reworded))

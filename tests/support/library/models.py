@@ -129,7 +129,7 @@ def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
 
 
 @pytest.fixture(scope="session")
-def byte_tokenizer() -> PreTrainedTokenizerFast:
+def all_bytes_tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, as many as the tiny models have: it encodes any text."""
     tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
