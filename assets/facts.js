@@ -58,11 +58,11 @@ function answers({ questions, columns, certainty }, index) {
 // The questions of which slicing changes the level, those first of which the dense model was most sure.
 function list(view, title, indices) {
   const { questions, columns, certainty } = view;
-  const says = columns.find(({ colour }) => colour === "intraslice")?.says;
+  const sliced = columns.find(({ colour }) => colour === "intraslice");
   const item = (index) => {
     const [, prompt, answer] = questions[index];
     const pick = make("button", { type: "button", className: "isx-pick", "data-pick": index }, `${shown(prompt)} `, make("b", {}, answer));
-    return make("li", {}, pick, make("span", { className: "isx-quiet" }, ` ${probability(certainty[index])}; ${say("now writes “{text}”", { text: shown(says[index]) })}`));
+    return make("li", { className: "isx-of-intraslice" }, make("i", { className: "isx-square", "data-level": sliced.levels[index] }), " ", pick, make("span", { className: "isx-quiet" }, ` ${probability(certainty[index])}; ${say("now writes “{text}”", { text: shown(sliced.says[index]) })}`));
   };
   const items = indices.length ? make("ol", { className: "isx-scroll", tabIndex: 0, "aria-label": title }, ...indices.map(item)) : make("p", { className: "isx-quiet", textContent: say("none") });
   return make("section", {}, make("h4", {}, `${title} (${isx.written(indices.length)})`), items);
