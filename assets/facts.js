@@ -2,10 +2,11 @@
 // model, equal questions one above the other; the chosen question's answers; what slicing loses and gains. The squares are
 // one stop of the tab key, arrow keys go from one to another.
 const { say, make } = isx;
-const NEITHER = 0, SELECTS = 1, SAYS = 2; // levels
-const words = { [SAYS]: say("says it"), [SELECTS]: say("only selects it"), [NEITHER]: say("neither") };
+const SAYS = 2;
+const words = [say("neither"), say("only selects it"), say("says it")]; // by level
 const probability = (value) => isx.percent(isx.fixed(100 * value, value < 0.1 ? 1 : 0));
 const shown = (text) => text.replaceAll("\n", "⏎");
+const firstLine = (text) => `${text.split("\n")[0]} …`; // of what a model writes
 
 // The columns, and that of the pinned setting if it has answers to the same questions.
 function columnsOf({ questions, columns }, pinned) {
@@ -15,15 +16,15 @@ function columnsOf({ questions, columns }, pinned) {
 
 function legend() {
   const entry = (level, text) => make("span", {}, make("i", { className: "isx-square", "data-level": level }), text);
-  const better = make("span", {}, make("i", { className: "isx-square isx-gained", "data-level": SAYS }), say("more than the dense model"));
-  return make("p", { className: "isx-legend isx-of-dense" }, ...[SAYS, SELECTS, NEITHER].map((level) => entry(level, words[level])), better);
+  const better = make("span", {}, make("i", { className: "isx-square isx-gained", "data-level": SAYS }), say("gained: more than the dense model"));
+  return make("p", { className: "isx-legend isx-of-dense" }, ...words.map((text, level) => entry(level, text)).reverse(), better);
 }
 
 // A table for each group: a row for each model, its squares, and how many right answers it says and selects.
 function group(view, name) {
   const { questions, columns } = view;
   const indices = [...questions.keys()].filter((index) => questions[index][0] === name);
-  const head = ["says", "selects"].map((text) => make("th", { scope: "col", textContent: say(text) }));
+  const head = [say("says"), say("selects")].map((textContent) => make("th", { scope: "col", textContent }));
   const rows = columns.map((column, row) => {
     const squares = indices.map((index) => square(view, row, index));
     const counts = [column.levels, column.selects.map((answer) => (answer ? 0 : SAYS))].map((levels) => indices.filter((index) => levels[index] === SAYS).length);
@@ -48,7 +49,7 @@ function answers({ questions, columns, certainty }, index) {
   const line = ({ name, colour, levels, says, selects }, row) => {
     const chosen = [right, ...wrong][selects[index]];
     const sure = row ? "" : say(" (probability of the right answer: {value})", { value: probability(certainty[index]) });
-    const text = say("writes “{text}”, finds “{answer}” most likely{sure}", { text: shown(says[index]), answer: chosen, sure });
+    const text = say("writes “{text}”, finds “{answer}” most likely{sure}", { text: firstLine(says[index]), answer: chosen, sure });
     return make("p", { className: `isx-of-${colour}` }, make("i", { className: "isx-square", "data-level": levels[index] }), make("b", {}, name), ` ${text}`);
   };
   const question = make("p", { className: "isx-question" }, `${prompt} … `, make("b", {}, right), make("span", { className: "isx-quiet" }, ` ${say("offered besides:")} ${wrong.join(", ")}`));
@@ -62,20 +63,21 @@ function list(view, title, indices) {
   const item = (index) => {
     const [, prompt, answer] = questions[index];
     const pick = make("button", { type: "button", className: "isx-pick", "data-pick": index }, `${shown(prompt)} `, make("b", {}, answer));
-    return make("li", { className: "isx-of-intraslice" }, make("i", { className: "isx-square", "data-level": sliced.levels[index] }), " ", pick, make("span", { className: "isx-quiet" }, ` ${probability(certainty[index])}; ${say("now writes “{text}”", { text: shown(sliced.says[index]) })}`));
+    const now = make("span", { className: "isx-quiet" }, ` ${probability(certainty[index])}; ${say("now writes “{text}”", { text: firstLine(sliced.says[index]) })}`);
+    return make("li", { className: "isx-of-intraslice" }, make("i", { className: "isx-square", "data-level": sliced.levels[index] }), make("div", {}, pick, now));
   };
   const items = indices.length ? make("ol", { className: "isx-scroll", tabIndex: 0, "aria-label": title }, ...indices.map(item)) : make("p", { className: "isx-quiet", textContent: say("none") });
   return make("section", {}, make("h4", {}, `${title} (${isx.written(indices.length)})`), items);
 }
 
-function draw(plot, at) {
+function draw(plot) {
   const view = plot.isxFacts;
   const groups = [...new Set(view.questions.map(([name]) => name))];
   const lists = [list(view, say("Lost by IntraSlice"), view.lost), list(view, say("Gained by IntraSlice"), view.gained)];
   const note = make("p", { className: "isx-note", textContent: say("Sorted by how sure the dense model was: its probability of the right answer.") });
   view.detail = make("div", { className: "isx-detail", "aria-live": "polite" });
   plot.replaceChildren(legend(), make("div", { className: "isx-groups" }, ...groups.map((name) => group(view, name))), view.detail, note, make("div", { className: "isx-changes" }, ...lists));
-  choose(plot, ...at);
+  return choose(plot, ...view.at);
 }
 
 // Show the answers to a question, and mark its squares; that of the model is the stop of the tab key.
@@ -114,8 +116,11 @@ function begin(plot) {
 
 isx.drawings.facts = (plot, { drawing }, pinned) => {
   if (!plot.classList.contains("isx-facts")) begin(plot);
+  const before = plot.isxFacts;
+  if (before?.drawing === drawing && before.pinned === pinned) return; // the plot's size has changed
+  const isFocused = plot.querySelector(".isx-groups :focus");
+  plot.isxFacts = { ...drawing, drawing, pinned, at: before?.at ?? [0, 0], columns: drawing.columns && columnsOf(drawing, pinned) };
   if (!drawing.columns) return plot.replaceChildren();
-  const at = plot.isxFacts?.at ?? [0, 0];
-  plot.isxFacts = { ...drawing, columns: columnsOf(drawing, pinned) };
-  draw(plot, at);
+  const square = draw(plot);
+  if (isFocused) square.focus({ preventScroll: true });
 };

@@ -339,15 +339,11 @@ def forgotten() -> str:
     """A table of the right answers that the default model says, and selects, from what the page has stored."""
     cache, entries = FactsCache(Columns(Session())), []
     for percent in (20, 30, 45):
-        view = cache.view(parse(Settings(sparsity=percent)), "en")
-        assert view is not None
+        view, line = cache.view(parse(Settings(sparsity=percent)), "en"), f"{percent / 100:g}"
         for group, _, dense, sliced, *_ in facts_chart(view).rows:
-            entries += [(group, "dense", dense), (group, f"{percent / 100:g}", sliced)]
-        entries += [
-            ("lost", f"{percent / 100:g}", str(len(view.lost))),
-            ("gained", f"{percent / 100:g}", str(len(view.gained))),
-        ]
-    return crossed("group of questions", entries)
+            entries += [("dense", group, dense), (line, group, sliced)]
+        entries += [(line, "lost", str(len(view.lost))), (line, "gained", str(len(view.gained)))]
+    return crossed("sparsity", entries)
 
 
 CLAIMS = {"README.md": readme, "docs/results.md": results}

@@ -39,7 +39,10 @@ def facts_chart(view: FactsView | None) -> Chart:
         return Chart(title, note, [], {}, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
     names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
     is_stored = any(column.stored_at is not None for column in view.columns.values())
-    parts = [formatting.provenance(view.source), STORED if is_stored else ""]
+    is_elsewhere = any(
+        column.stored_at not in (None, view.percent) for name, column in view.columns.items() if name != "dense"
+    )
+    parts = [formatting.provenance(view.source), STORED if is_elsewhere else ""]
     parts += [ASK] if is_stored or "intraslice" not in names else []
     counts = "; ".join(
         f"{name}: {column.levels.count(SAYS)}"
@@ -54,14 +57,14 @@ def facts_chart(view: FactsView | None) -> Chart:
         *_table(view, names),
         hint=gettext("Click a square to see what each model says."),
         protocol=" ".join(translate(part) for part in parts if part),
-        drawing={"kind": "facts"} | _drawing(view, names),
+        drawing={"kind": "facts"} | _drawing(view),
     )
 
 
-def _drawing(view: FactsView, names: dict[str, str]) -> Json:
+def _drawing(view: FactsView) -> Json:
     """What `assets/facts.js` reads."""
     columns = [
-        {"name": names[name], "colour": METHOD_COLOURS[name]}
+        {"name": COLUMNS[name], "colour": METHOD_COLOURS[name]}
         | {"levels": column.levels, "says": column.says, "selects": column.selects}
         for name, column in view.columns.items()
     ]

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from intraslice import reporting
 from intraslice.api import compress_loaded, export_gguf
@@ -18,7 +17,6 @@ from intraslice.core.checks import require_words
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
-from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel, require_dense_name
@@ -88,30 +86,9 @@ def evaluate(run: Run) -> CommandResult:
             statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
             line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
     if a.facts:
-        result["facts"], text = _facts(run, loaded, models)
+        result["facts"], text = run.ask_facts(loaded, models)
         line += f"\n{text}"
     return result, line
-
-
-def _facts(run: Run, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
-    """The right answers of every model to the questions, by group, and what slicing loses and gains."""
-    questions = fact_questions(run.arguments.facts)
-    with run.timed("facts"):
-        encoded = encode_questions(loaded.tokenizer, questions)
-        facts = {name: measure_facts(one, loaded.tokenizer, encoded, f"facts {name}") for name, one in models.items()}
-    record = facts_record(questions, facts)
-    lines = [f"{'facts':<26}{'says: dense':>12}{'sliced':>8}{'selects: dense':>16}{'sliced':>8}{'of':>5}"]
-    for group, dense in record["dense"]["counts"].items():
-        sliced = record["sliced"]["counts"][group]
-        lines.append(f"{group:<26}{dense['says']:>12}{sliced['says']:>8}{dense['selects']:>16}{sliced['selects']:>8}")
-        lines[-1] += f"{dense['of']:>5}"
-    for kind in ("lost", "gained"):
-        lines += [
-            f"{kind}: {row['prompt']!r} {row['answer']} (dense {row['probability']:.0%}); "
-            f"dense says {row['dense']['says']!r}, sliced {row['sliced']['says']!r}"
-            for row in record["sliced"][kind]
-        ]
-    return record, "\n".join(lines)
 
 
 def _with_error(estimate: dict[str, float | None], digits: int) -> str:

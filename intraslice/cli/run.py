@@ -16,6 +16,7 @@ import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 if sys.platform != "win32":
     import resource
@@ -35,6 +36,7 @@ from intraslice.core.config import (
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.distributed import rank, size
+from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pipeline import Pipeline
@@ -154,6 +156,30 @@ class Run(Pipeline):
         for text in self.arguments.also_eval:
             data.require_held_out(text, calibration, self.recipe.evaluation.text)
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
+
+    def ask_facts(self, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
+        """The right answers of every model to the questions, by group, and what slicing loses and gains."""
+        questions = fact_questions(self.arguments.facts)
+        with self.timed("facts"):
+            encoded = encode_questions(loaded.tokenizer, questions)
+            facts = {
+                name: measure_facts(one, loaded.tokenizer, encoded, f"facts {name}") for name, one in models.items()
+            }
+        record = facts_record(questions, facts)
+        lines = [f"{'facts':<26}{'says: dense':>12}{'sliced':>8}{'selects: dense':>16}{'sliced':>8}{'of':>5}"]
+        for group, dense in record["dense"]["counts"].items():
+            sliced = record["sliced"]["counts"][group]
+            lines.append(
+                f"{group:<26}{dense['says']:>12}{sliced['says']:>8}{dense['selects']:>16}{sliced['selects']:>8}"
+            )
+            lines[-1] += f"{dense['of']:>5}"
+        for kind in ("lost", "gained"):
+            lines += [
+                f"{kind}: {row['prompt']!r} {row['answer']} (dense {row['probability']:.0%}); "
+                f"dense says {row['dense']['says']!r}, sliced {row['sliced']['says']!r}"
+                for row in record["sliced"][kind]
+            ]
+        return record, "\n".join(lines)
 
 
 def searches(arguments: argparse.Namespace) -> bool:
