@@ -15,9 +15,9 @@ function columnsOf({ questions, columns }, pinned) {
 }
 
 function legend() {
-  const entry = (level, text) => make("span", {}, make("i", { className: "isx-square", "data-level": level }), text);
-  const better = make("span", {}, make("i", { className: "isx-square isx-gained", "data-level": SAYS }), say("gained: more than the dense model"));
-  return make("p", { className: "isx-legend isx-of-dense" }, ...words.map((text, level) => entry(level, text)).reverse(), better);
+  const entry = (text, level, more) => make("span", {}, make("i", { className: `isx-square ${more}`, "data-level": level }), text);
+  const levels = words.map((text, level) => entry(text, level, "")).reverse();
+  return make("p", { className: "isx-legend isx-of-dense" }, ...levels, entry(say("gained: more than the dense model"), SAYS, "isx-gained"));
 }
 
 // A table for each group: a row for each model, its squares, and how many right answers it says and selects.
@@ -27,11 +27,11 @@ function group(view, name) {
   const head = [say("says"), say("selects")].map((textContent) => make("th", { scope: "col", textContent }));
   const rows = columns.map((column, row) => {
     const squares = indices.map((index) => square(view, row, index));
-    const counts = [column.levels, column.selects.map((answer) => (answer ? 0 : SAYS))].map((levels) => indices.filter((index) => levels[index] === SAYS).length);
-    const cells = counts.map((count) => make("td", { className: "isx-number", textContent: isx.written(count) }));
+    const isRight = [(index) => column.levels[index] === SAYS, (index) => column.selects[index] === 0];
+    const cells = isRight.map((is) => make("td", {}, isx.written(indices.filter(is).length)));
     return make("tr", { className: `isx-of-${column.colour}` }, make("th", { scope: "row", textContent: column.name }), make("td", {}, ...squares), ...cells);
   });
-  const title = make("th", { scope: "col", colSpan: 2, textContent: say("{group}, {count} questions", { group: name, count: indices.length }) });
+  const title = make("th", { scope: "col", colSpan: 2 }, say("{group}, {count} questions", { group: name, count: indices.length }));
   return make("table", {}, make("thead", {}, make("tr", {}, title, ...head)), make("tbody", {}, ...rows));
 }
 
@@ -47,9 +47,8 @@ function square({ questions, columns }, row, index) {
 function answers({ questions, columns, certainty }, index) {
   const [, prompt, right, ...wrong] = questions[index];
   const line = ({ name, colour, levels, says, selects }, row) => {
-    const chosen = [right, ...wrong][selects[index]];
     const sure = row ? "" : say(" (probability of the right answer: {value})", { value: probability(certainty[index]) });
-    const text = say("writes “{text}”, finds “{answer}” most likely{sure}", { text: firstLine(says[index]), answer: chosen, sure });
+    const text = say("writes “{text}”, finds “{answer}” most likely{sure}", { text: firstLine(says[index]), answer: [right, ...wrong][selects[index]], sure });
     return make("p", { className: `isx-of-${colour}` }, make("i", { className: "isx-square", "data-level": levels[index] }), make("b", {}, name), ` ${text}`);
   };
   const question = make("p", { className: "isx-question" }, `${prompt} … `, make("b", {}, right), make("span", { className: "isx-quiet" }, ` ${say("offered besides:")} ${wrong.join(", ")}`));
@@ -72,11 +71,10 @@ function list(view, title, indices) {
 
 function draw(plot) {
   const view = plot.isxFacts;
-  const groups = [...new Set(view.questions.map(([name]) => name))];
   const lists = [list(view, say("Lost by IntraSlice"), view.lost), list(view, say("Gained by IntraSlice"), view.gained)];
   const note = make("p", { className: "isx-note", textContent: say("Sorted by how sure the dense model was: its probability of the right answer.") });
   view.detail = make("div", { className: "isx-detail", "aria-live": "polite" });
-  plot.replaceChildren(legend(), make("div", { className: "isx-groups" }, ...groups.map((name) => group(view, name))), view.detail, note, make("div", { className: "isx-changes" }, ...lists));
+  plot.replaceChildren(legend(), make("div", { className: "isx-groups" }, ...[...new Set(view.questions.map(([name]) => name))].map((name) => group(view, name))), view.detail, note, make("div", { className: "isx-changes" }, ...lists));
   return choose(plot, ...view.at);
 }
 

@@ -4,7 +4,7 @@ AT = "document.activeElement.dataset.at"
 DETAIL = "document.querySelector('#facts-chart .isx-detail').innerText"
 
 
-def test_the_grid_tells_what_each_model_says_and_is_one_stop_of_the_tab_key(visit, tiny_query) -> None:
+def test_the_grid_tells_what_each_model_says_and_is_one_stop_of_the_tab_key(visit, tiny_query, axe) -> None:
     opened = visit(f"{tiny_query}&tab=compare", width=1280, height=1000)
     page = opened.page
     opened.call("#facts-measure")
@@ -22,7 +22,7 @@ def test_the_grid_tells_what_each_model_says_and_is_one_stop_of_the_tab_key(visi
     _, prompt, right, *_ = drawing["questions"][4]
     label = page.evaluate("document.activeElement.getAttribute('aria-label')")
     assert label.startswith(f"{prompt} … {right}. Dense: ")
-    assert f"writes “{drawing['columns'][0]['says'][4]}”" in page.evaluate(DETAIL)
+    assert f"writes “{drawing['columns'][0]['says'][4]} …”" in page.evaluate(DETAIL)
     changed = drawing["lost"] + drawing["gained"]
     assert page.locator("#facts-chart [data-pick]").count() == len(changed)
     if changed:
@@ -31,4 +31,5 @@ def test_the_grid_tells_what_each_model_says_and_is_one_stop_of_the_tab_key(visi
     opened.call("#pin")
     opened.until("document.querySelectorAll('#facts-chart [data-at]').length === 4 * 96")
     assert "A, pinned" in page.inner_text("#facts-chart .isx-groups")
-    assert opened.faults == []
+    opened.prepare_axe(axe)
+    assert opened.found_by_axe("#facts-chart") == []
