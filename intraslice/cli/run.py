@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas
 import psutil
 import torch
 from jaxtyping import Int
@@ -166,13 +167,8 @@ class Run(Pipeline):
                 name: measure_facts(one, loaded.tokenizer, encoded, f"facts {name}") for name, one in models.items()
             }
         record = facts_record(questions, facts)
-        lines = [f"{'facts':<26}{'says: dense':>12}{'sliced':>8}{'selects: dense':>16}{'sliced':>8}{'of':>5}"]
-        for group, dense in record["dense"]["counts"].items():
-            sliced = record["sliced"]["counts"][group]
-            lines.append(
-                f"{group:<26}{dense['says']:>12}{sliced['says']:>8}{dense['selects']:>16}{sliced['selects']:>8}"
-            )
-            lines[-1] += f"{dense['of']:>5}"
+        counts = {name: pandas.DataFrame(of_model["counts"]).T for name, of_model in record.items()}
+        lines = [pandas.concat(counts, axis=1).to_string()]
         for kind in ("lost", "gained"):
             lines += [
                 f"{kind}: {row['prompt']!r} {row['answer']} (dense {row['probability']:.0%}); "
