@@ -14,6 +14,8 @@ import gradio as gr
 
 from intraslice.core.checks import require_current
 
+from .compare.measure import FactsCache
+from .compare.models import Columns
 from .export import files
 from .frame.context import HEAVY
 from .gradio_compat.signatures import Handler, share_parameters
@@ -86,6 +88,16 @@ def sweep_table(
     return _result(session, "sweep table", work, client)
 
 
+def facts(session: Session, request: Request, language: str = "en", client: str = "") -> dict[str, Any]:
+    """Ask the dense and the sliced model short questions: how many right answers each says, and selects, by group.
+
+    Of the sliced model also what it has `lost` and `gained`, first what the dense model was most sure of. `language` is
+    "en" or "de", which has fewer questions.
+    """
+    record = FactsCache(Columns(session)).record
+    return _result(session, "facts", partial(record, request=request, language=language), client)
+
+
 def locked_ratios(session: Session, request: Request, ratios_file: Upload = None) -> str:
     """Convert a ratios file to a value for the `locked` parameter of the other endpoints.
 
@@ -113,7 +125,7 @@ def build(session: Session, page: gr.Blocks) -> None:
     """Add the endpoints. Called inside `page`."""
     at_once: dict[str, Any] = {"queue": False}
     endpoints: list[tuple[Handler, dict[str, Any]]] = [
-        *((endpoint, QUEUE) for endpoint in (evaluate, generate, sweep_table)),
+        *((endpoint, QUEUE) for endpoint in (evaluate, facts, generate, sweep_table)),
         *((endpoint, at_once) for endpoint in (command_lines, locked_ratios)),
         (prices, at_once | {"api_visibility": "undocumented"}),
     ]

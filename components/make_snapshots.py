@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -17,8 +18,10 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.config import EvaluationConfig, SliceConfig
+from intraslice.core.errors import UserError
 from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.sensitivity import measure_sensitivity
+from intraslice.evaluation.facts import fact_questions
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import load_model
@@ -26,13 +29,16 @@ from intraslice.methods.registry import plan_by, slice_by
 from intraslice.pretrained.sources import DEFAULT
 
 from .activations.measure import ShiftViews
+from .compare.measure import FactsCache
+from .compare.models import Columns, columns_of
 from .estimator.measure import RATIO
+from .jobs.job import Job
 from .spectra.measure import precomputed_spectra
 from .state import precomputed
 from .state.calibrations import Calibrated
 from .state.choices import ESTIMATORS, PRECISIONS
-from .state.precomputed import Entry, Line, Manifest, Measurements
-from .state.request import Request, parse
+from .state.precomputed import Entry, FactsLine, Line, Manifest, Measurements, StoredFacts
+from .state.request import Request, SliceKey, parse
 from .state.session import Session
 from .state.settings import Settings
 
@@ -43,6 +49,7 @@ MAX_PERCENT = 60  # as on the slider
 SPEED = SpeedConfig(prompt=256, new=16, repeats=9)
 LONGER_TEXT = EvaluationConfig(tokens=8192)  # of the sensitivities
 SPEED_STEP = 5  # percentage points: between neighbours the speed changes by less than its noise
+FACTS_STEP = 5  # percentage points
 
 
 class Results:
@@ -91,6 +98,22 @@ def measure_line(calibrated: Calibrated, config: SliceConfig, dense_losses: Loss
     return Line(config.estimator, config.order, percent, *numbers)
 
 
+def ask_facts(session: Session, request: Request) -> StoredFacts:
+    """The answers of the page's models at multiples of `FACTS_STEP`; not of those that cannot be sliced so far."""
+    cache, lines = FactsCache(Columns(session)), dict[SliceKey, FactsLine]()
+
+    def ask(job: Job) -> None:
+        for percent in range(0, MAX_PERCENT + 1, FACTS_STEP):
+            for column in columns_of(request.with_settings(sparsity=percent), None, "").values():
+                with suppress(UserError):
+                    facts, key = tuple(cache.facts(job, column, "en")), column.key()
+                    lines.setdefault(key, FactsLine(key.method, percent, facts))
+            print("facts", percent, flush=True)
+
+    session.jobs.scheduler.start("snapshot", ask).join()
+    return StoredFacts(fact_questions(), tuple(lines.values()))
+
+
 def slice_by_ratios(calibrated: Calibrated, config: SliceConfig) -> PreTrainedModel:
     """The model sliced by the page's method."""
     dense, texts = calibrated.loaded.model, (calibrated.stats, calibrated.tokens, calibrated.training)
@@ -123,6 +146,8 @@ def main() -> None:
         windows = evaluation_tokens(calibrated.loaded.tokenizer, LONGER_TEXT, request.calibration.config.text)
         measured = measure_sensitivity(calibrated.loaded, stats, windows, RATIO)
         results.write(precomputed.SENSITIVITY, measured, request, measured.tokens)
+    if precomputed.FACTS in chosen:
+        results.write(precomputed.FACTS, ask_facts(session, request), request, tokens)
     if precomputed.PROFILE in chosen:
         results.write(precomputed.PROFILE, calibrated.source.profile, request, tokens)
     if precomputed.UNITS in chosen:

@@ -52,7 +52,7 @@ def build_app(session: Session) -> App:
             opened={tab: signal() for tab in panels},
             always=[panels["ratios"].live_output],
             # All others are updated on release, since each output adds about 2 ms to every move.
-            when_open=[panels["ratios"].anatomy, panels["spectra"].live_output],
+            when_open=[panels["ratios"].anatomy, panels["spectra"].live_output, panels["compare"].facts.live_output],
             status=status,
             notice=notice,
             texts={

@@ -15,6 +15,9 @@ import numpy
 import pytest
 from test_documents import ROOT, text_of
 
+from components.compare.charts import facts_chart
+from components.compare.measure import FactsCache
+from components.compare.models import Columns
 from components.estimator.measure import EstimatorCheckCache
 from components.state.leaderboard import SEARCH, STAGES, Cell, read
 from components.state.request import parse
@@ -324,12 +327,24 @@ def results(board: Board) -> Iterator[str]:
         yield group.table
         if len(group.rows) > 2:
             yield group.agreement
+    yield forgotten()
     check = EstimatorCheckCache(Session()).cached(parse(Settings()))
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
     rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]
     for file in sorted((ROOT / "docs" / "results").glob("*.csv")):
         first = [["Wikipedia", *(f"{value:.2f}" for value in rho)]] if file.stem == "rank_correlation" else []
         yield measured(file.stem, *first)
+
+
+def forgotten() -> str:
+    """A table of the right answers that the default model says, and selects, from what the page has stored."""
+    cache, entries = FactsCache(Columns(Session())), []
+    for percent in (20, 30, 45):
+        view, line = cache.view(parse(Settings(sparsity=percent)), "en"), f"{percent / 100:g}"
+        for group, _, dense, sliced, *_ in facts_chart(view).rows:
+            entries += [("dense", group, dense), (line, group, sliced)]
+        entries += [(line, "lost", str(len(view.lost))), (line, "gained", str(len(view.gained)))]
+    return crossed("sparsity", entries)
 
 
 CLAIMS = {"README.md": readme, "docs/results.md": results}

@@ -26,7 +26,7 @@ from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
 from ..ui.handlers import status_line
-from . import device_panel, html, passage_panel
+from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
 from .models import Columns
 from .views import COLUMNS, OTHER, PINNED, Costs, Question
@@ -66,6 +66,7 @@ class ComparePanel:
             self._build_options()
             self.device = device_panel.DevicePanel()
         self.passage = passage_panel.PassagePanel()
+        self.facts = facts_panel.FactsPanel(self.columns)
 
     def _build_question(self) -> None:
         with gr.Row(equal_height=True, elem_id="asking"):
@@ -129,6 +130,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     on_latest([other.submit, other.blur], **named)
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+    facts_panel.connect(panel.facts, context)
 
 
 def _empty_column() -> str:

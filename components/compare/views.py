@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from ..i18n.language import LazyString, lazy_gettext
-from ..state.views import PrecomputedCosts
+from ..state.views import HERE, PrecomputedCosts, Provenance
 from ..ui.labels import METHODS, Terms
 
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
@@ -117,3 +117,33 @@ class PassageView:
     first: str
     tokens: tuple[PassageToken, ...]
     agreement: float
+
+
+class FactsColumn(NamedTuple):
+    """A model's answers to the questions: its level of each, what it says, and the index of the answer it selects.
+
+    Levels: 2 if it says the right answer, 1 if it only selects it, 0 for neither. The right answer has index 0.
+    `stored_at` is the percentage of a stored slice, None if the answers were measured here.
+    """
+
+    levels: list[int]
+    says: Sequence[str]
+    selects: Sequence[int]
+    stored_at: float | None = None
+
+
+@dataclass(frozen=True)
+class FactsView:
+    """The questions, and the answers of each column's model at a setting.
+
+    `certainty` is the dense model's probability of each right answer. `lost` and `gained` are indices of the questions
+    whose level changes by slicing, those with the greatest certainty first.
+    """
+
+    questions: Sequence[tuple[str, str, Sequence[str]]]  # group, prompt, and answers, the right one first
+    columns: Mapping[str, FactsColumn]
+    percent: float
+    certainty: Sequence[float]
+    lost: Sequence[int]
+    gained: Sequence[int]
+    source: Provenance = HERE

@@ -14,6 +14,7 @@ from intraslice.core.config import NO_RECOVERY as NO_RECOVERY
 from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS as ESTIMATORS
+from intraslice.evaluation.facts import LANGUAGES
 from intraslice.methods.registry import METHODS as METHODS
 from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES as RECOVERIES
@@ -23,6 +24,7 @@ from ..i18n.language import LazyString, gettext, lazy_gettext, term
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 TEXTS = ("default", "wikitext2")
+FACT_LANGUAGES = LANGUAGES  # of the questions
 OWN_ESTIMATORS = "INTRASLICE_ESTIMATOR"  # environment variable: path.py:function, several separated by blanks
 
 SLICING_NAMES = {  # by order and shapes

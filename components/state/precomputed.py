@@ -14,7 +14,6 @@ import datetime
 import json
 import lzma
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import MODULE_KINDS, CalibrationConfig, SliceConfig
+from intraslice.evaluation.facts import Fact, Question
 from intraslice.evaluation.perplexity import Estimate
 from intraslice.loading import LoadedModel
 from intraslice.planning.estimators import Importances
@@ -38,7 +38,7 @@ from intraslice.pretrained.precision import Precision
 from ..assets import ASSETS
 from ..i18n.language import lazy_day, lazy_gettext
 from .plan_views import Source
-from .request import CalibrationKey, default_slicing
+from .request import DENSE, CalibrationKey, default_slicing
 from .units import ModelUnits, load_units, save_units
 from .views import Provenance
 
@@ -46,11 +46,10 @@ Value = TypeVar("Value")
 
 FOLDER = ASSETS / "cache"
 MANIFEST = "manifest.json"
-KINDS = ("profile", "units", "perplexity", "spectra", "shift", "sensitivity")
-PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY = KINDS
+KINDS = ("profile", "units", "perplexity", "spectra", "shift", "sensitivity", "facts")
+PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY, FACTS = KINDS
 DIGITS = 9  # significant: all of float32
 FORMAT = "2"  # of cached profiles: raise it when changed code alters them
-_FRACTION = re.compile(r"\d+\.\d+(e-?\d+)?")
 
 
 class Entry(NamedTuple):
@@ -190,6 +189,30 @@ class Measurements:
         return [Line(estimator, order, 0, value, error, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0), *lines] if lines else []
 
 
+class FactsLine(NamedTuple):
+    """A model's answers to all questions; its percentage is that of sparsity."""
+
+    method: str
+    percent: int
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
+class StoredFacts:
+    """Answers to questions by method and percentage, with otherwise the default settings."""
+
+    questions: tuple[Question, ...]
+    lines: tuple[FactsLine, ...] = ()
+
+    def nearest(self, method: str, slicing: SliceConfig) -> FactsLine | None:
+        """The line of a method whose percentage is nearest to a setting's; None if it has none."""
+        lines = [line for line in self.lines if line.method == method]
+        is_default = slicing == replace(default_slicing(), sparsity=slicing.sparsity)
+        if not lines or not (is_default or method == DENSE):
+            return None
+        return min(lines, key=lambda line: abs(line.percent - 100 * slicing.sparsity))
+
+
 def write(folder: Path, manifest: Manifest, kind: str, value: Any, entry: Entry) -> Manifest:
     """Write a result, whose numbers get `DIGITS` significant digits; returns the manifest with its entry."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,8 +221,8 @@ def write(folder: Path, manifest: Manifest, kind: str, value: Any, entry: Entry)
     elif isinstance(value, ModelUnits):
         save_units(value, folder / f"{kind}.npz")
     else:
-        rounded = _FRACTION.sub(lambda number: f"{float(number[0]):.{DIGITS}g}", json.dumps(asdict(value)))
-        (folder / f"{kind}.json.xz").write_bytes(lzma.compress(rounded.encode()))
+        numbers = json.loads(json.dumps(asdict(value)), parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"))
+        (folder / f"{kind}.json.xz").write_bytes(lzma.compress(json.dumps(numbers).encode()))
     manifest = replace(manifest, entries={**manifest.entries, kind: entry})
     (folder / MANIFEST).write_bytes(TypeAdapter(Manifest).dump_json(manifest, indent=1) + b"\n")
     return manifest

@@ -87,8 +87,9 @@ def overlay(chart: str) -> str:
     """The overlay (JSON) of a chart (JSON); empty if nothing on the chart depends on the settings."""
     content = json.loads(chart)
     if drawing := content.get("drawing"):
-        edges = {"data": [], "kinds": [gettext("dashed edges")], "rows": content["table"]["rows"], "drawing": drawing}
-        return json.dumps(edges, separators=(",", ":")) if drawing["kind"] == "map" else ""
+        marks = {"map": [gettext("dashed edges")], "facts": []}.get(drawing["kind"])  # an opened layer is not compared
+        edges = {"data": [], "kinds": marks, "rows": content["table"]["rows"], "drawing": drawing}
+        return "" if marks is None else json.dumps(edges, separators=(",", ":"))
     visible = [trace for trace in content["data"] if trace.get("visible", True) is True]  # not only in the legend
     traces = [trace for trace in visible if "overlay" in trace.get("meta", ()) and trace["x"]]
     shapes = [shape for shape in content["layout"].get("shapes", ()) if shape.get("name") == SETTING_SHAPE]

@@ -46,7 +46,7 @@ class Chart:
     picks: Sequence[str] = ()
     hint: str = ""
     protocol: str = ""
-    drawing: Json | None = None  # what `assets/anatomy.js` draws; plotly draws nothing then
+    drawing: Json | None = None  # what `assets/anatomy.js` or `facts.js` draws; plotly draws nothing then
 
     def caption(self, clickable: bool = True) -> str:
         """The text below the title; without `clickable` it leaves the hint out."""

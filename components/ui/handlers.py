@@ -24,6 +24,7 @@ from .. import limits
 from ..gradio_compat.inputs import uploaded_path
 from ..gradio_compat.signatures import Handler, is_given_by_gradio, parameters_of, with_default, wrap_handler
 from ..i18n.language import LazyString, language
+from ..state.choices import FACT_LANGUAGES
 from ..state.request import Request, parse
 from ..state.settings import Settings, model_name
 from . import pinned_text
@@ -45,6 +46,7 @@ CHECKS: dict[str, Callable[[Any], Any]] = {
     "raw": lambda value: checks.flag("raw", value),
     "other": lambda value: model_name(value.strip() if isinstance(value, str) else value) if value else "",
     "ratios_file": lambda value: uploaded_path(value),
+    "language": lambda value: checks.one_of("Language", value, FACT_LANGUAGES),
     "speed": lambda value: checks.flag("speed", value),
 }
 

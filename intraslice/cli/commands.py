@@ -46,9 +46,10 @@ def ratios(run: Run) -> CommandResult:
 
 def evaluate(run: Run) -> CommandResult:
     """Perplexity, dense and sliced, and the KL divergence between the two."""
-    if run.arguments.answers and is_checkpoint(run.recipe.model):
+    a = run.arguments
+    if (flag := "answers" if a.answers else "facts" if a.facts else "") and is_checkpoint(run.recipe.model):
         raise UserError(
-            "--answers compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
+            f"--{flag} compares with the dense model's answers, and a sliced folder has no dense model; leave it out, "
             "or pass the dense model and the options of the slice"
         )
     loaded = run.load_any()
@@ -75,15 +76,18 @@ def evaluate(run: Run) -> CommandResult:
         result["recovery_passes"] = cost._asdict()
         line += f"\nrecovery: {cost.training:.1f} dense passes of training; "
         line += f"{cost.sampling:.1f} for its samples and states, kept"
-    if run.arguments.answers:
+    models = {"dense": loaded.model, "sliced": model}
+    if a.answers:
         with run.timed("answers"):
             prompts = tokens_of_prompts(loaded.tokenizer)
-            models = {"dense": loaded.model, "sliced": model}
             answers = {name: greedy_answers(one, prompts, stage=f"answers {name}") for name, one in models.items()}
         result["answers"] = {}
         for name, answer in answers.items():
             statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
             line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
+    if a.facts:
+        result["facts"], text = run.ask_facts(loaded, models)
+        line += f"\n{text}"
     return result, line
 
 

@@ -23,6 +23,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import PROMPTS
+from intraslice.evaluation.facts import LANGUAGES, fact_questions
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
 from intraslice.evaluation.tasks import TasksConfig
@@ -120,6 +121,10 @@ ANSWERS = (
     f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
     "the dense model's, fraction of distinct 3-grams"
 )
+FACTS = (
+    f"also ask {len(fact_questions())} short questions (en, the default, or {len(fact_questions('de'))} in de): which "
+    "right answers each model says, or only selects, and what slicing loses and gains"
+)
 MEASURE = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
 SIZE = (
     "bytes that the weights may have, instead of --sparsity: in the model's dtype, or in the type that follows, as in "
@@ -180,6 +185,7 @@ OPTIONS = {  # by the group in which the help lists them
         *_options_of(EvaluationConfig),
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
         _option("--answers", ANSWERS, "evaluate sweep", **SWITCH),
+        _option("--facts", FACTS, "evaluate", nargs="?", const=LANGUAGES[0], choices=LANGUAGES),
         _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
         _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),

@@ -12,10 +12,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pandas
 import psutil
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 if sys.platform != "win32":
     import resource
@@ -36,6 +38,7 @@ from intraslice.core.config import (
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.distributed import rank, size
+from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pipeline import Pipeline
@@ -156,6 +159,25 @@ class Run(Pipeline):
         for text in self.arguments.also_eval:
             data.require_held_out(text, calibration, self.recipe.evaluation.text)
         return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
+
+    def ask_facts(self, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
+        """The right answers of every model to the questions, by group, and what slicing loses and gains."""
+        questions = fact_questions(self.arguments.facts)
+        with self.timed("facts"):
+            encoded = encode_questions(loaded.tokenizer, questions)
+            facts = {
+                name: measure_facts(one, loaded.tokenizer, encoded, f"facts {name}") for name, one in models.items()
+            }
+        record = facts_record(questions, facts)
+        counts = {name: pandas.DataFrame(of_model["counts"]).T for name, of_model in record.items()}
+        lines = [pandas.concat(counts, axis=1).to_string()]
+        for kind in ("lost", "gained"):
+            lines += [
+                f"{kind}: {row['prompt']!r} {row['answer']} (dense {row['probability']:.0%}); "
+                f"dense says {row['dense']['says']!r}, sliced {row['sliced']['says']!r}"
+                for row in record["sliced"][kind]
+            ]
+        return record, "\n".join(lines)
 
 
 def searches(arguments: argparse.Namespace) -> bool:

@@ -87,6 +87,7 @@ PARAMETERS = {
     "next_tokens": ["prompt", "raw"],
     "passage": ["passage"],
     "command_lines": ["prompt"],
+    "facts": ["language"],
     "device_files": ["file_type"],
     "gguf": ["gguf_type"],
     "locked_ratios": ["ratios_file"],

@@ -16,6 +16,8 @@ from tiny_page import curves, in_light, plan_view
 from components.activations.charts import PLACES, finding, histogram_chart, shift_chart
 from components.activations.views import Histogram, MethodShift, PlaceShift, ShiftView
 from components.assets import ASSETS
+from components.compare.charts import facts_chart
+from components.compare.views import FactsColumn, FactsView
 from components.estimator.charts import convergence_chart, estimator_check_chart, search_chart
 from components.estimator.views import EstimatorCheckView, ModuleCheck, RatioSearchView
 from components.ratios.anatomy_charts import map_chart, opened_chart, packed
@@ -89,6 +91,14 @@ OPENED = OpenedView(
     cross=Width(4, 0.51),
 )
 
+FACTS = FactsView(
+    [("code", "1 +", ("1", "2", "3")), ("grammar", "They", ("are", "is"))],
+    {"dense": FactsColumn([2, 0], ["1 …", "go"], [0, 1]), "intraslice": FactsColumn([1, 1], ["2", "go"], [0, 0], 30)},
+    percent=33,
+    certainty=[0.9, 0.1],
+    lost=[0],
+    gained=[1],
+)
 SWEEP = SweepView(
     15.0,
     (
@@ -129,6 +139,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
     (leaderboard.accuracy_chart, [(OF_DEFAULT, comparable(scores(), "default"))]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
+    (facts_chart, [(None,), (FACTS,), (replace(FACTS, columns={"dense": FACTS.columns["dense"]}, lost=()),)]),
     (figure.waiting, [("Effective rank per head", "It follows.")]),
 ]
 

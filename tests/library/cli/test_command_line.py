@@ -62,8 +62,9 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, words, method, capl
         key: in_memory[key] for key in in_memory.keys() - changing
     }
     assert run("generate --model sliced --max-new-tokens 3 --prompt w7")["text"].keys() == {"sliced"}
-    assert main(["evaluate", *words, "--model", "sliced", "--answers"]) == 2
-    assert "no dense model" in capsys.readouterr().err.splitlines()[-1]
+    for flag in ("--answers", "--facts"):
+        assert main(["evaluate", *words, "--model", "sliced", flag]) == 2
+        assert f"{flag} compares with the dense model's" in capsys.readouterr().err.splitlines()[-1]
     for more in ([], ["--stream", "--order", "one-shot"]):
         assert main(["slice", *words, "--model", "sliced", "--out", "again", *more]) == 2
         assert "sliced is sliced already; expected a dense model" in capsys.readouterr().err.splitlines()[-1]

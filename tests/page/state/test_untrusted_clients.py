@@ -225,6 +225,7 @@ def _sent(server: Server, name: str, content: str) -> dict:
             {"estimators": ["none"]},
             "Estimator must be one of pca, output-error, fisher, uniform, got 'none'",
         ),
+        ("facts", {"language": ["en"]}, "Language must be one of en, de, got ['en']"),
         ("sweep_table", {"sparsities": [70], "cap": 60}, "raise the cap"),
         ("command_lines", {"locked": "1 mlp 5," * 10_000}, "may have at most 10,000 characters, got 80,000"),
     ],

@@ -8,8 +8,9 @@ import pytest
 import torch
 from tiny_models import FAMILIES, VOCABULARY, ModelFactory, llama_gqa, llama_mha, phi, phi3
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
@@ -125,6 +126,14 @@ def tiny_phi() -> ModelFactory:
 def word_tokenizer() -> Callable[[Sequence[str]], PreTrainedTokenizerFast]:
     """Makes a tokenizer of the given words: one token a word, ids in their order after <pad>, <s>, </s>, <unk>."""
     return _word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def all_bytes_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte, as many as the tiny models have: it encodes any text."""
+    tokenizer = Tokenizer(BPE({letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.fixture(scope="session")

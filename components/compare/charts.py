@@ -1,0 +1,102 @@
+"""The grid of facts, a square for each question and model: plain numbers to a `Chart` of `assets/facts.js`. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..i18n.language import gettext, lazy_gettext, translate
+from ..ui import formatting
+from ..ui.figure import Chart, Json, Table
+from ..ui.labels import METHOD_COLOURS, Terms
+from .views import COLUMNS, FactsColumn, FactsView
+
+GROUPS = Terms(
+    {
+        "capitals": lazy_gettext("Capitals"),
+        "science": lazy_gettext("Science"),
+        "words and opposites": lazy_gettext("Words and opposites"),
+        "arithmetic of one digit": lazy_gettext("Arithmetic of one digit"),
+        "sequences": lazy_gettext("Sequences"),
+        "code": lazy_gettext("Code"),
+        "common sense": lazy_gettext("Common sense"),
+        "grammar": lazy_gettext("Grammar"),
+    }
+)
+SAYS = 2  # the level
+STORED = lazy_gettext("Stored answers are of every fifth percentage.")
+ASK = lazy_gettext("“Ask the models” asks them at this setting, which takes some seconds.")
+
+
+def facts_chart(view: FactsView | None) -> Chart:
+    """The levels of all models by group, and what IntraSlice loses and gains; without a view how to get one."""
+    title = gettext("Facts: said, only selected, or neither")
+    note = gettext(
+        "What does each model still know? A question is a text that breaks off. A model says the right answer if it "
+        "writes it next; it only selects it if it writes something else, but finds it more likely than the wrong "
+        "answers offered."
+    )
+    if view is None:
+        return Chart(title, note, [], {}, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
+    names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
+    is_stored = any(column.stored_at is not None for column in view.columns.values())
+    is_elsewhere = any(
+        column.stored_at not in (None, view.percent) for name, column in view.columns.items() if name != "dense"
+    )
+    parts = [formatting.provenance(view.source), STORED if is_elsewhere else ""]
+    parts += [ASK] if is_stored or "intraslice" not in names else []
+    counts = "; ".join(
+        f"{name}: {column.levels.count(SAYS)}"
+        for name, column in zip(names.values(), view.columns.values(), strict=True)
+    )
+    said = gettext("Right answers said, of {of}: {counts}.", of=len(view.questions), counts=counts)
+    return Chart(
+        title,
+        f"{note} {said}",
+        [],
+        {},
+        *_table(view, names),
+        hint=gettext("Click a square to see what each model says."),
+        protocol=" ".join(translate(part) for part in parts if part),
+        drawing={"kind": "facts"} | _drawing(view),
+    )
+
+
+def _drawing(view: FactsView) -> Json:
+    """What `assets/facts.js` reads."""
+    columns = [
+        {"name": COLUMNS[name], "colour": METHOD_COLOURS[name]}
+        | {"levels": column.levels, "says": column.says, "selects": column.selects}
+        for name, column in view.columns.items()
+    ]
+    return {
+        "questions": [[GROUPS[group], prompt, *answers] for group, prompt, answers in view.questions],
+        "columns": columns,
+        "certainty": [round(value, 3) for value in view.certainty],
+        "lost": view.lost,
+        "gained": view.gained,
+    }
+
+
+def _table(view: FactsView, names: dict[str, str]) -> Table:
+    """How many right answers each model says and selects, by group."""
+    rows, groups = [], [group for group, *_ in view.questions]
+    for group in [*dict.fromkeys(groups), None]:
+        indices = [index for index, other in enumerate(groups) if group in (other, None)]
+        title = gettext("All") if group is None else GROUPS[group]
+        rows.append([title, str(len(indices)), *(_counts(view.columns[name], indices) for name in names)])
+    heads = [gettext("{model}: says, selects", model=name) for name in names.values()]
+    return [gettext("Group"), gettext("Questions"), *heads], rows
+
+
+def _counts(column: FactsColumn, indices: Sequence[int]) -> str:
+    says = sum(column.levels[index] == SAYS for index in indices)
+    selects = sum(column.selects[index] == 0 for index in indices)
+    return f"{says}, {selects}"
+
+
+def _name(name: str, column: FactsColumn, percent: float) -> str:
+    """A model's name with its sparsity, which for a stored one may differ from the slider's."""
+    if name == "dense":
+        return COLUMNS[name]
+    at = percent if column.stored_at is None else column.stored_at
+    return gettext("{method}, {percent:g}%", method=COLUMNS[name], percent=at)
