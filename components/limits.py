@@ -115,7 +115,7 @@ UNUSED_SECONDS = Limit(
     "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
 )
 
-# Turns of jobs (`jobs/turns.py`)
+# Turns of jobs (`jobs/round_robin.py`)
 TURN_SECONDS = 0.25
 FEW = 4  # addresses, or clients of one, that take short turns; where more wait, turns are long
 LONG_TURN_SECONDS = 10.0  # a slice and its first number, on a busy machine too

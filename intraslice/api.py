@@ -28,7 +28,7 @@ from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
 from intraslice.pipeline import PASSES, Pipeline
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
-from intraslice.reporting import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
+from intraslice.records import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
 
 log = logging.getLogger(__name__)
 LOADING_OPTIONS = ("dtype", "device", "device_map")

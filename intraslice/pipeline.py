@@ -23,7 +23,7 @@ from intraslice.loading import LoadedModel, load_model, require_dense_name
 from intraslice.methods.registry import METHODS, Plan, SlicingMethod, Tokens, slice_by
 from intraslice.modeling.hidden_states import require_length
 from intraslice.modeling.offload import Placement
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 from intraslice.samples import calibration_sequences
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import (

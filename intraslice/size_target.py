@@ -19,7 +19,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan, plan_by
 from intraslice.modeling.hidden_states import require_length
 from intraslice.planning.ratios import SlicePlan
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 STEPS, BISECTIONS = 80, 14  # of sparsities: a grid, as padding makes some plans larger than those of less sparsity

@@ -22,7 +22,7 @@ from intraslice.core.progress import ProgressCallback, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained import memory
-from intraslice.reporting import Recipe, slice_record
+from intraslice.records import Recipe, slice_record
 from intraslice.slicing.driver import slice_layers
 
 FORMAT = "5"  # of the journal

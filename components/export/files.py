@@ -21,7 +21,7 @@ from intraslice.core.config import NO_RECOVERY, lock_words
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.reporting import Recipe, evaluation_statistics, slice_record
+from intraslice.records import Recipe, evaluation_statistics, slice_record
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job

@@ -13,7 +13,7 @@ from intraslice.core import checks
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.perplexity import Losses
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 
 from .. import limits
 from ..activations.measure import ShiftViews

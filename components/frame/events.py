@@ -11,7 +11,7 @@ import gradio as gr
 from ..gradio_compat.browser.on_latest import on_latest
 from ..state.choices import BUDGETS
 from ..ui.handlers import LiveOutput, leave_unchanged
-from . import handlers, link, slider
+from . import handlers, link, moves
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
 
 # How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
@@ -38,7 +38,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
     shown, updated = _moved(context, first), [*always, *first]
-    preview = call(slider.preview, session, updated, outputs=shown, refuse=slider.refuse_move, api_name="ratios")
+    preview = call(moves.preview, session, updated, outputs=shown, refuse=moves.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}
@@ -64,19 +64,19 @@ def _settings(context: Context) -> Iterator[Row]:
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
     outputs = _moved(context, when_open)
-    move = call(slider.move, session, always, when_open, outputs=outputs, refuse=slider.refuse_move)
-    on_release = call(slider.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
-    on_prepared = call(slider.on_prepared, session, outputs=measured, queue=HEAVY)
-    measure = call(slider.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
+    move = call(moves.move, session, always, when_open, outputs=outputs, refuse=moves.refuse_move)
+    on_release = call(moves.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
+    on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)
+    measure = call(moves.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, [""], api_name="halt")
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
     shown = [context.refresh, context.prepared, sequential, pressed, *context.opened.values()]
-    moves = [*controls.moves, controls.pinned.change, controls.layer.change, *(one.change for one in shown)]
+    events = [*controls.moves, controls.pinned.change, controls.layer.change, *(one.change for one in shown)]
 
     # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
-    yield on_latest, moves, [move]
+    yield on_latest, events, [move]
     yield on_latest, context.on_commit, [on_release, tell(context.released)]
     yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
     yield every, [controls.paper.click], [order]
@@ -126,7 +126,7 @@ def _budget(page: gr.Blocks, context: Context) -> Iterator[Row]:
 
 
 def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
-    """The outputs of `slider.preview`, and of `slider.move` those that are only updated while their tab is active."""
+    """The outputs of `moves.preview`, and of `moves.move` those that are only updated while their tab is active."""
     before, after = (
         {name: output for live_output in some for name, output in live_output.named.items()}
         for some in (context.always, when_open)

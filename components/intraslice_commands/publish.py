@@ -18,7 +18,7 @@ from intraslice.checkpoints.format import require_free, require_new_file, writte
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 
 if TYPE_CHECKING:
     from ..state.request import Request

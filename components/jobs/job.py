@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from ..limits import BEGINNING_SECONDS
 
 Result = TypeVar("Result")
-Path = tuple[Any, ...]  # is it background, has it begun, address, is a result seen, client, number: see `turns.py`
+Path = tuple[Any, ...]  # is it background, has it begun, address, is a result seen, client, number
 NUMBERS = itertools.count()
 
 

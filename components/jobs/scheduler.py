@@ -1,7 +1,7 @@
 """Runs the jobs of all clients, each in a thread of a pool, one at a time: the others wait until they get the turn.
 
 So jobs neither compete for the cores nor need locks among each other; only the few layers that a slice has begun end in
-another job's turn. `turns.py` says who comes next. No lock is held while a job's function runs. Knows nothing of
+another job's turn. `round_robin.py` says who comes next. No lock is held while a job's function runs. Knows nothing of
 models, and nothing of the page.
 """
 
@@ -20,8 +20,8 @@ from typing import Any
 from ..i18n.language import lazy_gettext
 from ..limits import NOTICED_SECONDS
 from .job import UNKNOWN, Caller, Cancelled, Job, Result, Shared, SharedWork, Urgency, Wait
+from .round_robin import Turns
 from .threads import ThreadPool
-from .turns import Turns
 
 log = logging.getLogger(__name__)
 

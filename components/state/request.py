@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 
 from .. import limits
 from .choices import METHODS

@@ -24,8 +24,8 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import DENSE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.records import records
 from intraslice.recovery.registry import cost_of
-from intraslice.reporting import records
 
 from .. import limits
 from ..i18n.language import LazyString, lazy_gettext

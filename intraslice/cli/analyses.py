@@ -30,7 +30,7 @@ from intraslice.evaluation.benchmark import REFERENCE_TOKENS, Costs, measure_cos
 from intraslice.loading import LoadedModel
 from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.precision import choose_dtype
-from intraslice.reporting import records
+from intraslice.records import records
 from intraslice.samples import calibration_sequences
 
 PARTS = ("spectra", "shift", "faults")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from intraslice import reporting
+from intraslice import records
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import is_checkpoint, require_free, require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
@@ -35,12 +35,12 @@ def ratios(run: Run) -> CommandResult:
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
-    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
+    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
     if ratios := result["ratios"]:  # a cross-module plan has none
-        result |= reporting.plan_record(plan)
+        result |= records.plan_record(plan)
         if file is not None and run.is_first:
             file.write_text(ratios_csv(ratios), encoding="utf-8")
-    text = f"{reporting.layer_table(plan)}\n{reporting.summary(plan, recipe.method)}".lstrip()
+    text = f"{records.layer_table(plan)}\n{records.summary(plan, recipe.method)}".lstrip()
     return result | {"protocol": recipe.protocol(), "seconds": run.seconds}, text
 
 
@@ -60,15 +60,15 @@ def evaluate(run: Run) -> CommandResult:
     model, plan, calibration = compressed.model, compressed.plan, run.recipe.calibration
     with run.timed("evaluate"):
         evaluation = compressed.evaluate(windows)
-    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
-    result |= reporting.evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
+    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
+    result |= records.evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
     result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     values, ratio = result["perplexity"], result["perplexity_ratio"]
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
-    line = f"{reporting.summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
+    line = f"{records.summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
     if plan.recovery != NO_RECOVERY:
         training = run.training_tokens(loaded)
         cost = cost_of(loaded.model, model, training, plan.recovery, plan.epochs, calibration.tokens)
@@ -111,7 +111,7 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
     """Evaluate a sliced checkpoint. Values of the dense model come from its record, as that model is not loaded."""
     with run.timed("evaluate"):
         value, error = measure_losses(loaded.model, windows, "perplexity sliced").perplexity()
-    result = reporting.checkpoint_record(loaded, run.recipe) | {"perplexity": {"dense": None, "sliced": value}}
+    result = records.checkpoint_record(loaded, run.recipe) | {"perplexity": {"dense": None, "sliced": value}}
     result |= {"perplexity_error": {"dense": None, "sliced": error}, "perplexity_ratio": None, "divergence": None}
     result |= {"seconds": run.seconds, "peak_rss_bytes": peak_memory()}
     return result, f"perplexity {value:.3f}; {_measured_on(result['protocol'])}"
@@ -131,8 +131,8 @@ def slice_(run: Run) -> CommandResult:
     if not run.is_first:
         return {}, ""
     plan = compressed.plan
-    result = run.recipe.slice_options() | reporting.plan_statistics(plan, loaded.model)
-    lines = [reporting.summary(plan, run.recipe.method)]
+    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
+    lines = [records.summary(plan, run.recipe.method)]
     if out is not None:
         with run.timed("save"):
             compressed.save_pretrained(out)
@@ -178,9 +178,9 @@ def _slice_streamed(run: Run) -> CommandResult:
     with run.timed("slice"):
         plan = slice_to_folder(run.recipe, out, run.device, progress=run.progress)
     size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.recipe.slice_options() | reporting.plan_statistics(plan) | {"out": str(out), "bytes": size}
+    result = run.recipe.slice_options() | records.plan_statistics(plan) | {"out": str(out), "bytes": size}
     result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
-    return result, f"{reporting.summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
+    return result, f"{records.summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
 def _require_outputs(run: Run) -> None:

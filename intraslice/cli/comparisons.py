@@ -25,7 +25,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.reporting import Recipe, records
+from intraslice.records import Recipe, records
 
 _SHOWN = ["method", "estimator", "recovery", "sparsity", "quantise", "removed_fraction", "sliced_total", "bytes"]
 _SHOWN += ["perplexity", "perplexity_sd", "divergence", "divergence_sd", "recovery_training_passes"]

@@ -31,7 +31,7 @@ from intraslice.methods.registry import METHODS
 from intraslice.modeling.offload import PLACEMENTS
 from intraslice.pretrained.precision import AUTO, Precision
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 from intraslice.search.evolution import SearchConfig
 
 # An installed package names each of its commands in the entry point group EXTENSIONS. In a clone, which may not be

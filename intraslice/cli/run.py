@@ -44,7 +44,7 @@ from intraslice.methods.registry import METHODS
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 from intraslice.untrusted.layer_files import read_ratios
 
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people

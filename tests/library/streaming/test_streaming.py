@@ -25,7 +25,7 @@ from intraslice.core.errors import UserError
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained import memory
 from intraslice.pretrained.memory import MEMORY_VARIABLE, estimate_stream, journal_bytes
-from intraslice.reporting import Recipe
+from intraslice.records import Recipe
 from intraslice.slicing import driver
 from intraslice.streaming import slice_to_folder
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from components.jobs.job import Job
+from components.jobs.round_robin import Turns
 from components.jobs.scheduler import Scheduler
-from components.jobs.turns import Turns
 
 PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
 
