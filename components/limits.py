@@ -128,7 +128,6 @@ NOTICED_SECONDS = 0.5  # of a step that is logged, since others wait for it
 IDLE_THREAD_SECONDS = 60.0  # after which a thread without work ends
 RETRY_SECONDS = 0.5  # between two attempts to get a place
 REST_SECONDS = 0.15  # without a move, after which the slider may be about to be released
-LATE_MOVE_SECONDS = 0.3  # in which an answer that was late may be followed by that of the newest setting
 STATUS_SECONDS = 0.5  # between two statuses of a job: each costs the page some milliseconds of what it reports on
 QUIET_SECONDS = 1.0  # without an event, after which a job that waits says so
 REMINDER_SECONDS = 4.0  # between two statuses that say so: many may wait

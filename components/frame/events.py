@@ -63,7 +63,7 @@ def _settings(context: Context) -> Iterator[Row]:
     session, controls, call = context.session, context.controls, context.call
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
-    outputs = _moved(context, when_open)
+    outputs = {**_moved(context, when_open), "refresh": context.refresh}
     move = call(moves.move, session, always, when_open, outputs=outputs, refuse=moves.refuse_move)
     on_release = call(moves.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
     on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from .. import limits
 from ..jobs.job import Urgency
 from ..jobs.status import NUMBERS, Status
 from ..state.request import Request
@@ -49,12 +48,16 @@ def move(
 ) -> dict[str, Any]:
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
-    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting.
+    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting. Where
+    a late one ended the measurement of that, `refresh` releases it again.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
     values = preview(session, [*always, *active], request, layer, pinned, client)
     session.prefetch(request, client)
+    if session.jobs.view_of(client, "lost", None) == request:
+        session.jobs.set_view(client, lost=None)
+        values["refresh"] = str(time.time())
     return values
 
 
@@ -130,13 +133,13 @@ def measure_pinned(
 def _is_back(session: Session, request: Request, client: str) -> bool:
     """Whether the client views the setting although its job was superseded: an earlier move was answered late.
 
-    A client that only calls endpoints has no view: its next call replaces the one before.
+    If the client views it only later, `move` lets the page release it again. A client that only calls endpoints has no
+    view: its next call replaces the one before.
     """
-    deadline = time.monotonic() + limits.LATE_MOVE_SECONDS
-    while (viewed := session.jobs.view_of(client, "request", None)) != request:
-        if viewed is None or time.monotonic() > deadline:
-            return False
-        time.sleep(limits.LATE_MOVE_SECONDS / 10)
+    session.jobs.set_view(client, lost=request)
+    if session.jobs.view_of(client, "request", None) != request:
+        return False
+    session.jobs.set_view(client, lost=None)
     return not session.jobs.is_running(client, "measure", request=request)
 
 

@@ -152,6 +152,21 @@ def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_on
     assert session.perplexities(released).source.kind == "here"
 
 
+def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(session, tiny) -> None:
+    before, released = tiny.with_settings(sparsity=47), tiny.with_settings(sparsity=48)
+
+    def move(request: Request) -> bool:
+        return "refresh" in moves.move(session, [], [], request, 0, "ratios", None, "ada")
+
+    assert not move(released)
+    answers = moves.on_release(session, released, 0, None, "ada")
+    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    assert not move(before)  # late
+    list(answers)
+    assert session.perplexities(released).source.kind != "here"
+    assert [move(released), move(released)] == [True, False]
+
+
 def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) -> None:
     """A program has no page that says what it views."""
     settings = [tiny.with_settings(sparsity=percent) for percent in (41, 42)]

@@ -9,7 +9,7 @@ from stepping import Clock, Stepped, counting
 
 from components import limits
 from components.i18n.language import translate, use_language
-from components.jobs import turns
+from components.jobs import round_robin
 from components.jobs.job import Caller, Job, Urgency
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
@@ -95,7 +95,7 @@ def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(cro
 
 
 def test_turns_of_long_ago_are_forgotten(crowd, monkeypatch) -> None:
-    monkeypatch.setattr(turns, "REMEMBERED_TURNS", 30)
+    monkeypatch.setattr(round_robin, "REMEMBERED_TURNS", 30)
     for number in range(20):
         crowd.join([number], 2)
         crowd.scheduler.run()
