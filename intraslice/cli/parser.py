@@ -22,7 +22,7 @@ from intraslice.core.config import PRESETS, CalibrationConfig, EvaluationConfig,
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure
-from intraslice.evaluation.answers import PROMPTS
+from intraslice.evaluation.answers import FEW, PROMPTS
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
 from intraslice.evaluation.tasks import TasksConfig
@@ -112,9 +112,10 @@ SEEDS = (
     "the seeds, with the standard deviations (sd) of perplexity and divergence"
 )
 ANSWERS = (
-    f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
-    "the dense model's, fraction of distinct 3-grams"
+    f"also answer the first N of {len(PROMPTS)} prompts greedily (default: {FEW}): fraction of answers that loop, "
+    "tokens before they differ from the dense model's, fraction of distinct 3-grams"
 )
+FULL_LENGTH = "never choose the end token in --answers: an answer that ends early has fewer chances to loop"
 MEASURE = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
 SIZE = (
     "bytes that the weights may have, instead of --sparsity: in the model's dtype, or in the type that follows, as in "
@@ -173,7 +174,8 @@ OPTIONS = {  # by the group in which the help lists them
     "evaluation": (
         *_options_of(EvaluationConfig),
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
-        _option("--answers", ANSWERS, "evaluate sweep", **SWITCH),
+        _option("--answers", ANSWERS, "evaluate sweep", **NUMBER, nargs="?", const=FEW, default=0),
+        _option("--full-length", FULL_LENGTH, "evaluate", **SWITCH),
         _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
         _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),
