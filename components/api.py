@@ -41,7 +41,8 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0",
     and units: "3 attention head 5 keep" (or "remove") a query head, "7 mlp neurons 400" how many neurons are kept.
     `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
-    training the sliced model to match the dense one, which takes minutes, or "distill-ce": with cross-entropy as well.
+    training the sliced model to match the dense one, which takes minutes, "distill-ce": with cross-entropy as well, or
+    "distill-own": on its own texts as well, against loops.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.
     The first call for a model and text loads and calibrates, which takes minutes; later calls use the caches.
     """
