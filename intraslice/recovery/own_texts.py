@@ -26,7 +26,8 @@ from intraslice.modeling.hidden_states import next_token_logits
 from intraslice.recovery.distill import Distillation, Lesson
 from intraslice.samples import KeptStates, states_of
 
-TURNS = (0.72, 0.84)  # fractions of the steps on other texts, after which the slice writes
+OTHERS = 0.78  # of the steps that there are without own texts
+TURNS = (0.72, 0.84)  # fractions of these steps on other texts, after which the slice writes
 LENGTH, WRITTEN = 128, 0.625  # tokens of a text, and the fraction of them that the slice writes
 RUN, LOOP = 4, 3  # a text loops from where a run of so many tokens comes so often
 MARGIN = 0.5  # nats
@@ -90,7 +91,7 @@ def repetition_losses(
 
 @dataclass(frozen=True)
 class DistillationOnOwnTexts(Distillation):
-    """As `Distillation`, with steps on texts that the slice writes, in two turns."""
+    """At the cost of `Distillation`, on fewer of these texts and on texts that the slice writes, in two turns."""
 
     name = "distill-own"
     label = "Distillation with own texts"
@@ -107,15 +108,16 @@ class DistillationOnOwnTexts(Distillation):
     ) -> int:
         """Own texts are written (by the head, only what is new), read by the dense model, and trained on."""
         size, (begun, written) = self._texts_per_step(length), lengths(length)
-        texts, head = self.steps(sequences, length, epochs).count([]) * size, dense.lm_head.weight.numel()
+        steps, head = self.steps(sequences, length, epochs), dense.lm_head.weight.numel()
         layers = decoder_parameters(dense) + decoder_parameters(sliced) + self.update_weights(sliced)
         per_token = layers + head + self.token_products(dense, sliced, size * (begun + written))
-        own = texts * ((begun + written) * per_token + written * head)
-        return own + super().products(dense, sliced, sequences, length, epochs)
+        own = steps.count([]) * size * ((begun + written) * per_token + written * head)
+        return own + sum(map(len, steps)) * length * self.token_products(dense, sliced, length)
 
     def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
-        """As without own texts, with an empty list for each step on them."""
+        """The first of the steps without own texts, with an empty list for each step on own texts."""
         steps = super().steps(sequences, length, epochs)
+        steps = steps[: max(1, round(OTHERS * len(steps)))]
         turns = [round(turn * len(steps)) for turn in TURNS]
         own = round(self.own_texts * len(steps) / len(turns))
         for turn in reversed(turns):
