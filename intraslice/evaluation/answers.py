@@ -242,7 +242,7 @@ PROMPTS = (
     "Write a product description for a wooden chair.",
     "How does a thermometer work?",
     "What is a fair way to share a cake between three people?",
-    "How do I start a conversation with a stranger?",
+    "How do I start a conversation at a party?",
     "Name two famous composers and one work of each.",
     "Why do we celebrate birthdays?",
     "What is the difference between butter and margarine?",

@@ -24,7 +24,7 @@ from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import next_token_logits
 from intraslice.recovery.distill import Distillation, Lesson
-from intraslice.samples import KeptStates, states_of
+from intraslice.samples import SAMPLES_PER_BATCH, KeptStates, states_of
 
 OTHERS = 0.78  # of the steps that there are without own texts
 TURNS = (0.72, 0.84)  # fractions of these steps on other texts, after which the slice writes
@@ -84,9 +84,9 @@ def repetition_losses(
 
     The other token is the one that the dense model expects most; `target` are its log-probabilities.
     """
-    others = target.scatter(-1, chosen[:, None], -torch.inf).argmax(-1)
-    own, other = (log_probs.gather(-1, tokens[:, None])[:, 0] for tokens in (chosen, others))
-    return functional.relu(own - other + MARGIN)
+    other = target.scatter(-1, chosen[:, None], -torch.inf).argmax(-1)
+    of_chosen, of_other = (log_probs.gather(-1, tokens[:, None])[:, 0] for tokens in (chosen, other))
+    return functional.relu(of_chosen - of_other + MARGIN)
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,18 @@ class DistillationOnOwnTexts(Distillation):
         steps, head = self.steps(sequences, length, epochs), dense.lm_head.weight.numel()
         layers = decoder_parameters(dense) + decoder_parameters(sliced) + self.update_weights(sliced)
         per_token = layers + head + self.token_products(dense, sliced, size * (begun + written))
-        own = steps.count([]) * size * ((begun + written) * per_token + written * head)
-        return own + sum(map(len, steps)) * length * self.token_products(dense, sliced, length)
+        of_text = (begun + written) * per_token + written * head
+        others = sum(map(len, steps)) * length * self.token_products(dense, sliced, length)
+        return steps.count([]) * size * of_text + others
 
     def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
         """The first of the steps without own texts, with an empty list for each step on own texts."""
         steps = super().steps(sequences, length, epochs)
         steps = steps[: max(1, round(OTHERS * len(steps)))]
         turns = [round(turn * len(steps)) for turn in TURNS]
-        own = round(self.own_texts * len(steps) / len(turns))
+        count = round(self.own_texts * len(steps) / len(turns))
         for turn in reversed(turns):
-            steps[turn:turn] = [[] for _ in range(own)]
+            steps[turn:turn] = [[] for _ in range(count)]
         return steps
 
     def lessons(
@@ -132,7 +133,7 @@ class DistillationOnOwnTexts(Distillation):
         states: KeptStates,
         steps: Iterable[list[int]],
     ) -> Iterator[list[Lesson]]:
-        """Own texts of a turn are written together, by the slice as it is then, from parts of `tokens` on."""
+        """Own texts are written by the slice as it is at their turn, from parts of `tokens` on."""
         draws, length = torch.Generator().manual_seed(self.seed), tokens.shape[1]
         size, (begun, written) = self._texts_per_step(length), lengths(length)
         for is_own, turn in groupby(steps, key=lambda indices: not indices):
@@ -142,9 +143,10 @@ class DistillationOnOwnTexts(Distillation):
             count = size * len(list(turn))
             rows = torch.randint(len(tokens), (count, 1), generator=draws)
             starts = torch.randint(length - begun + 1, (count, 1), generator=draws)
-            texts = write_texts(sliced, tokens[rows, starts + torch.arange(begun)], written)
-            for part, *masks in zip(*(tensor.split(size) for tensor in texts), strict=True):
-                with torch.no_grad():
+            together = size * max(1, SAMPLES_PER_BATCH // size)
+            for beginnings in tokens[rows, starts + torch.arange(begun)].split(together):
+                texts = write_texts(sliced, beginnings, written)
+                for part, *masks in zip(*(tensor.split(size) for tensor in texts), strict=True):
                     yield [Lesson(part, *states_of(dense, part), tuple(masks))]
 
     def losses(

@@ -134,8 +134,8 @@ def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, 
 
     with torch.no_grad():
         dense_pass = flops(lambda: dense(case.tokens))
-    own = {"own_texts": 1.0} if name == "distill-own" else {}
-    entry = replace(RECOVERIES[name], rank=1, **own)  # the products with the head are a larger part
+    more = {"own_texts": 1.0} if name == "distill-own" else {}
+    entry = replace(RECOVERIES[name], rank=1, **more)  # the products with the head are a larger part
     monkeypatch.setitem(RECOVERIES, name, entry)
     cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
 

@@ -1,5 +1,6 @@
 """Texts that a slice writes in its training: which tokens are scored, and the loss where it repeats itself."""
 
+import copy
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from intraslice.recovery.own_texts import (
     repetition_losses,
     write_texts,
 )
+from intraslice.samples import KeptStates
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,22 @@ def test_own_texts_have_their_turns_among_the_others() -> None:
     steps = DistillationOnOwnTexts(own_texts=0.2).steps(50, 512, 1)  # 39 on others
     assert [index for index, step in enumerate(steps) if not step] == [*range(28, 32), *range(37, 41)]
     assert [step for step in steps if step] == Distillation().steps(50, 512, 1)[:39]
+
+
+@torch.no_grad()
+def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_model(tiny_case) -> None:
+    case = tiny_case("llama-gqa")
+    dense, tokens = case.loaded.model, case.tokens[:4]
+    sliced = copy.deepcopy(dense)
+    sliced.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    none = KeptStates(torch.zeros(0, 48, dense.config.hidden_size), torch.zeros(0, 48, dtype=torch.int32))
+    turn = DistillationOnOwnTexts(tokens_per_step=96).lessons(dense, sliced, tokens, none, [[], []])
+    (first,), (second,) = turn
+    assert not torch.equal(first.tokens, second.tokens)
+    for lesson in (first, second):
+        assert lesson.tokens.shape == (2, 48)
+        begun = lesson.tokens[:, :18]
+        assert (tokens.unfold(1, 18, 1).flatten(0, 1)[:, None] == begun).all(-1).any(0).all()
+        for column in range(18, 48):
+            assert torch.equal(sliced(lesson.tokens[:, :column]).logits[:, -1].argmax(-1), lesson.tokens[:, column])
+        assert_close(lesson.hidden, dense.model(lesson.tokens).last_hidden_state.flatten(0, 1))
