@@ -96,8 +96,8 @@ class DistillationOnOwnTexts(Distillation):
     name = "distill-own"
     label = "Distillation with own texts"
     explanation = (
-        "the same, and on texts that the sliced model writes itself, where it learns not to repeat itself: its answers "
-        "loop less often, but it is less close to the dense model"
+        "as distill, and on texts that the sliced model writes, where it learns not to repeat itself: its answers loop "
+        "less often, but it is less close to the dense model"
     )
 
     own_texts: float = 0.128  # steps on own texts, per step on others
