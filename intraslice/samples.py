@@ -110,7 +110,8 @@ def kept_states(
         else:
             rows = []
             for sequence in part:
-                rows.append(_states(model, sequence.to(model.device)))
+                hidden, likely = states_of(model, sequence.to(model.device))
+                rows.append((hidden.cpu(), likely.int().cpu()))
                 progress(Progress("dense states", STATES_PER_FILE * len(states) + len(rows), len(tokens)))
             states.append(KeptStates(*map(torch.stack, zip(*rows, strict=True))))
             _write(path, "states of the dense model", *states[-1])
@@ -118,17 +119,19 @@ def kept_states(
 
 
 @torch.no_grad()
-def _states(
-    model: PreTrainedModel, sequence: Int[Tensor, " length"]
-) -> tuple[Float[Tensor, "length hidden"], Int[Tensor, " likely"]]:
-    """Final hidden states of one sequence, and its own tokens with those of the highest summed probability."""
-    hidden = last_hidden(model, sequence)
+def states_of(
+    model: PreTrainedModel, texts: Int[Tensor, "*texts length"]
+) -> tuple[Float[Tensor, "tokens hidden"], Int[Tensor, " likely"]]:
+    """Final hidden states of texts of equal length, and their own tokens with those of the highest summed probability.
+
+    The tokens are ascending.
+    """
+    hidden = last_hidden(model, texts)
     probability = torch.zeros(model.lm_head.out_features, device=hidden.device)
     for (logits,) in logits_in_chunks(model.lm_head, hidden):
         probability += logits.softmax(-1).sum(0)
-    probability[sequence] = torch.inf
-    likely = probability.topk(likely_size(model, len(sequence))).indices
-    return hidden.cpu(), likely.sort().values.int().cpu()
+    probability[texts] = torch.inf
+    return hidden, probability.topk(likely_size(model, texts.numel())).indices.sort().values
 
 
 def likely_size(model: PreTrainedModel, length: int) -> int:
@@ -167,9 +170,10 @@ def _sample(logits: Float[Tensor, "batch vocabulary"], generator: torch.Generato
     return torch.searchsorted(cumulative, threshold, right=True).clamp_max(logits.shape[-1] - 1)
 
 
-def last_hidden(model: PreTrainedModel, sequence: Int[Tensor, " length"]) -> Float[Tensor, "length hidden"]:
-    """Final hidden states of one sequence."""
-    return model.model(input_ids=sequence[None], use_cache=False).last_hidden_state[0]
+def last_hidden(model: PreTrainedModel, texts: Int[Tensor, "*texts length"]) -> Float[Tensor, "tokens hidden"]:
+    """Final hidden states of one text, or of several of equal length."""
+    rows = texts.reshape(-1, texts.shape[-1])
+    return model.model(input_ids=rows, use_cache=False).last_hidden_state.flatten(0, 1)
 
 
 def _write(path: Path, what: str, *tensors: Tensor) -> None:

@@ -16,7 +16,7 @@ from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable
 from intraslice.core.checks import require_words
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.evaluation.answers import answer_statistics, greedy_answers, tokens_of_prompts
+from intraslice.evaluation.answers import answer_statistics, answers_loss, greedy_answers, tokens_of_prompts
 from intraslice.evaluation.generation import Sampling, generate_text
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.loading import LoadedModel, require_dense_name
@@ -79,11 +79,16 @@ def evaluate(run: Run) -> CommandResult:
     models = {"dense": loaded.model, "sliced": model}
     if a.answers:
         with run.timed("answers"):
-            prompts = tokens_of_prompts(loaded.tokenizer)
-            answers = {name: greedy_answers(one, prompts, stage=f"answers {name}") for name, one in models.items()}
+            prompts = tokens_of_prompts(loaded.tokenizer, a.answers)
+            answers = {
+                name: greedy_answers(one, prompts, stage=f"answers {name}", may_end=not a.full_length)
+                for name, one in models.items()
+            }
+            losses = {name: answers_loss(loaded.model, prompts, answer) for name, answer in answers.items()}
         result["answers"] = {}
         for name, answer in answers.items():
-            statistics = result["answers"][name] = answer_statistics(answer, answers["dense"])._asdict()
+            statistics = answer_statistics(answer, answers["dense"])._asdict() | {"dense_model_loss": losses[name]}
+            result["answers"][name] = statistics
             line += f"\nanswers, {name}: " + ", ".join(f"{key} {value:.2f}" for key, value in statistics.items())
     if a.facts:
         result["facts"], text = run.ask_facts(loaded, models)

@@ -63,7 +63,7 @@ def sweep_(run: Run) -> CommandResult:
         replace(recipe.slicing, sparsity=sparsity)  # validates it before any work
     loaded = run.load_dense()
     windows, others = run.windows(loaded), run.other_windows(loaded)
-    prompts = tokens_of_prompts(loaded.tokenizer) if a.answers else []
+    prompts = tokens_of_prompts(loaded.tokenizer, a.answers)
     grid, states = points(a.methods, a.estimators, a.sparsities, a.quantise), DenseStates(loaded.model)
 
     def sweep_by(seeded: Recipe) -> pandas.DataFrame:

@@ -22,7 +22,7 @@ from intraslice.core.config import BUDGETS, PRESETS, CalibrationConfig, Evaluati
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure
-from intraslice.evaluation.answers import PROMPTS
+from intraslice.evaluation.answers import FEW, PROMPTS
 from intraslice.evaluation.facts import LANGUAGES, fact_questions
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
@@ -118,9 +118,10 @@ BUDGET = (
     "to 40% lower, depending on the text; `check` prints the minutes of both"
 )
 ANSWERS = (
-    f"also answer {len(PROMPTS)} prompts greedily: fraction of answers that loop, tokens before they differ from "
-    "the dense model's, fraction of distinct 3-grams"
+    f"also answer the first N of {len(PROMPTS)} prompts greedily (default: {FEW}): fraction of answers that loop, "
+    "tokens before they differ from the dense model's, fraction of distinct 3-grams"
 )
+FULL_LENGTH = "never choose the end token in --answers: an answer that ends early has fewer chances to loop"
 FACTS = (
     f"also ask {len(fact_questions())} short questions (en, the default, or {len(fact_questions('de'))} in de): which "
     "right answers each model says, or only selects, and what slicing loses and gains"
@@ -184,7 +185,8 @@ OPTIONS = {  # by the group in which the help lists them
     "evaluation": (
         *_options_of(EvaluationConfig),
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
-        _option("--answers", ANSWERS, "evaluate sweep", **SWITCH),
+        _option("--answers", ANSWERS, "evaluate sweep", **NUMBER, nargs="?", const=FEW, default=0),
+        _option("--full-length", FULL_LENGTH, "evaluate", **SWITCH),
         _option("--facts", FACTS, "evaluate", nargs="?", const=LANGUAGES[0], choices=LANGUAGES),
         _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),

@@ -4,7 +4,7 @@ To add a recovery, write a file here that registers a `Recovery`, and name it be
 """
 
 from intraslice.core.registry import RECOVERIES
-from intraslice.recovery import distill  # noqa: F401
+from intraslice.recovery import distill, own_texts  # noqa: F401
 from intraslice.recovery.registry import Recovery, recover
 
 __all__ = ["RECOVERIES", "Recovery", "recover"]

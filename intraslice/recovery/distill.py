@@ -10,20 +10,20 @@ which is added to its matrix in the end. Sizes, and tensors that the two models 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import Message, NumericalError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.hidden_states import LOGIT_TOKENS, logits_in_chunks
@@ -99,7 +99,7 @@ class SampledHead:
         """Float32 logits of the sample."""
         return linear(hidden, self.weight).float() + self.bias
 
-    def positions(self, tokens: Int[Tensor, " tokens"]) -> Int[Tensor, " tokens"]:
+    def positions(self, tokens: Int[Tensor, "*tokens"]) -> Int[Tensor, "*tokens"]:
         """The columns of likely tokens."""
         return torch.searchsorted(self.likely, tokens)
 
@@ -129,6 +129,15 @@ IGNORE_INDEX = -100  # label of the last token
 BYTES_PER_FACTOR = 16  # of a low-rank update: the float32 value, its gradient and two moments of Adam
 # Bytes of memory per byte of tensors. At 135 M it was 0.9 in bfloat16 and 0.7 in float32, without the kept states.
 ALLOCATED = 1.5
+
+
+class Lesson(NamedTuple):
+    """One or more texts of equal length, with what the dense model predicts in them."""
+
+    tokens: Int[Tensor, "*texts length"]
+    hidden: Float[Tensor, "tokens hidden"]  # the dense model's final states
+    likely: Int[Tensor, " likely"]  # tokens, as in `KeptStates`
+    masks: tuple[Bool[Tensor, "*texts length"], ...] = ()  # for `losses`
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,17 @@ class Distillation(Recovery):
             for weight in requiring:
                 weight.requires_grad_(False)
             with low_rank_updates(modules, self.rank, self.seed) as factors:
-                self._train_(sliced, factors, tokens.to(sliced.device), states, epochs, report)
+                steps = self.steps(len(tokens), tokens.shape[1], epochs)
+                last = Progress("distill", 0, len(steps))
+
+                def note(event: Progress) -> None:
+                    nonlocal last
+                    last = event
+                    report(event)
+
+                device_tokens = tokens.to(sliced.device)
+                lessons = self.lessons(dense, sliced, device_tokens, states, steps, lambda: report(last))
+                self._train_(sliced, factors, lessons, len(steps), note)
         finally:
             for weight in requiring:
                 weight.requires_grad_(True)
@@ -205,68 +224,91 @@ class Distillation(Recovery):
 
         Of the head, three with each row of the sample: on the dense states, forward, and backward for inputs.
         """
-        updates = self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
         sampled = 3 * _sampled_tokens(dense, length) * dense.config.hidden_size
-        return 2 * decoder_parameters(sliced) + 3 * updates + sampled
+        return 2 * decoder_parameters(sliced) + 3 * self.update_weights(sliced) + sampled
 
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sampled sequences that are added to `sequences` of the text."""
         return round(sequences * self.samples / (1 - self.samples))
 
+    def update_weights(self, sliced: PreTrainedModel) -> int:
+        """Numbers in the updates, as if every map had one."""
+        return self.rank * sum(map(sum, (module.weight.shape for module in _linear_maps(sliced))))
+
+    def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
+        """The sequences of each step, in random order."""
+        generator = torch.Generator().manual_seed(self.seed)
+        batch = max(1, self.tokens_per_step // length)
+        orders = (torch.randperm(sequences, generator=generator) for _ in range(epochs))
+        return [indices.tolist() for order in orders for indices in order.split(batch)]
+
+    def lessons(
+        self,
+        dense: PreTrainedModel,
+        sliced: PreTrainedModel,
+        tokens: Int[Tensor, "sequences length"],
+        states: KeptStates,
+        steps: Iterable[list[int]],
+        pause: Pause,
+    ) -> Iterator[list[Lesson]]:
+        """What each step trains on, made at its turn; calls `pause` while that takes long."""
+        for indices in steps:
+            yield [Lesson(tokens[index], states.hidden[index], states.likely[index]) for index in indices]
+
+    def losses(
+        self,
+        log_probs: Float[Tensor, "tokens sampled"],
+        target: Float[Tensor, "tokens sampled"],
+        following: Int[Tensor, " tokens"],
+        *masks: Bool[Tensor, " tokens"],
+    ) -> Float[Tensor, " tokens"]:
+        """The loss of each token, from both models' log-probabilities of the one after it, whose column it is.
+
+        `IGNORE_INDEX` stands for none. `masks` are those of the lesson.
+        """
+        losses = functional.kl_div(log_probs, target, log_target=True, reduction="none").sum(-1)
+        if self.ce_weight:
+            nll = functional.nll_loss(log_probs, following, ignore_index=IGNORE_INDEX, reduction="none")
+            losses = losses + self.ce_weight * nll
+        return losses
+
     def _train_(
         self,
         model: PreTrainedModel,
         factors: list[Tensor],
-        tokens: Int[Tensor, "sequences length"],
-        states: KeptStates,
-        epochs: int,
+        lessons: Iterator[list[Lesson]],
+        steps: int,
         progress: ProgressCallback,
     ) -> None:
-        batch = max(1, self.tokens_per_step // tokens.shape[1])
-        steps = epochs * -(-len(tokens) // batch)
         optimiser = torch.optim.Adam(factors)
-        order, draws = (torch.Generator().manual_seed(self.seed) for _ in range(2))
-        done = 0
-        for _ in range(epochs):
-            shuffled = torch.randperm(len(tokens), generator=order).tolist()
-            for start in range(0, len(shuffled), batch):
-                indices = shuffled[start : start + batch]
-                for index in indices:
-                    head = sampled_head(model.lm_head, states.likely[index], draws)
-                    self._add_gradients_(model, tokens[index], states.hidden[index], head, 1 / len(indices))
-                    progress(Progress("distill", done, steps))
-                factor = min(1.0, (done + 1) / self.warm_up) * (1 - done / steps)
-                optimiser.param_groups[0]["lr"] = self.learning_rate * factor
-                optimiser.step()
-                optimiser.zero_grad()
-                done += 1
+        draws = torch.Generator().manual_seed(self.seed)
+        for done, texts in enumerate(lessons):
+            for lesson in texts:
+                head = sampled_head(model.lm_head, lesson.likely.cpu(), draws)
+                self._add_gradients_(model, lesson, head, 1 / len(texts))
                 progress(Progress("distill", done, steps))
+            factor = min(1.0, (done + 1) / self.warm_up) * (1 - done / steps)
+            optimiser.param_groups[0]["lr"] = self.learning_rate * factor
+            optimiser.step()
+            optimiser.zero_grad()
+            progress(Progress("distill", done + 1, steps))
         if not all(torch.isfinite(factor).all() for factor in factors):
             raise NumericalError("distillation diverged; slice without recovery, or calibrate on other text")
 
-    def _add_gradients_(
-        self,
-        model: PreTrainedModel,
-        sequence: Int[Tensor, " length"],
-        dense_hidden: Float[Tensor, "length hidden"],
-        head: SampledHead,
-        scale: float,
-    ) -> None:
-        """Add `scale` times the gradient of the sequence's mean loss, in nats per token, to the gradients."""
+    def _add_gradients_(self, model: PreTrainedModel, lesson: Lesson, head: SampledHead, scale: float) -> None:
+        """Add `scale` times the gradient of the texts' mean loss, in nats per token, to the gradients."""
+        following = functional.pad(
+            head.positions(lesson.tokens[..., 1:].contiguous()), (0, 1), value=IGNORE_INDEX
+        ).flatten()
+        masks = [mask.flatten() for mask in lesson.masks]
         with torch.enable_grad():
-            hidden = last_hidden(model, sequence)
+            hidden = last_hidden(model, lesson.tokens)
             leaf = hidden.detach().requires_grad_()
-            labels = functional.pad(head.positions(sequence[1:]), (0, 1), value=IGNORE_INDEX)
-            chunks = logits_in_chunks(head, leaf, dense_hidden.to(leaf.device), labels)
-            for logits, chunk_dense_hidden, chunk_labels in chunks:
+            chunks = logits_in_chunks(head, leaf, lesson.hidden.to(leaf.device), following, *masks)
+            for logits, dense_hidden, *others in chunks:
                 with torch.no_grad():
-                    target = head(chunk_dense_hidden).log_softmax(-1)
-                log_probs = logits.log_softmax(-1)
-                loss = functional.kl_div(log_probs, target, log_target=True, reduction="sum")
-                if self.ce_weight:
-                    nll = functional.nll_loss(log_probs, chunk_labels, ignore_index=IGNORE_INDEX, reduction="sum")
-                    loss = loss + self.ce_weight * nll
-                (scale / len(leaf) * loss).backward()
+                    target = head(dense_hidden).log_softmax(-1)
+                (scale / len(leaf) * self.losses(logits.log_softmax(-1), target, *others).sum()).backward()
             hidden.backward(leaf.grad)
 
 

@@ -65,6 +65,12 @@ class Recovery(ABC):
         """
         return 3 * (decoder_parameters(sliced) + dense.lm_head.weight.numel())
 
+    def products(
+        self, dense: PreTrainedModel, sliced: PreTrainedModel, sequences: int, length: int, epochs: int
+    ) -> int:
+        """Multiplications with weights of a training on so many sequences, sampled ones included."""
+        return epochs * sequences * length * self.token_products(dense, sliced, length)
+
     def sampled_sequences(self, sequences: int) -> int:
         """The number of sequences that the dense model writes, besides `sequences` of the text: none by default."""
         return 0
@@ -121,12 +127,11 @@ def cost_of(
     if recovery == NO_RECOVERY:
         return None
     entry: Recovery = RECOVERIES.require(recovery)
-    text, length = tokens.numel(), tokens.shape[1]
-    samples = entry.sampled_sequences(len(tokens)) * length
+    text, length, samples = len(tokens), tokens.shape[1], entry.sampled_sequences(len(tokens))
     token_pass = decoder_parameters(dense) + dense.lm_head.weight.numel()
     dense_pass = calibration_tokens * token_pass
-    training = epochs * (text + samples) * entry.token_products(dense, sliced, length)
-    return RecoveryCost(training / dense_pass, (text + 2 * samples) * token_pass / dense_pass)
+    training = entry.products(dense, sliced, text + samples, length, epochs)
+    return RecoveryCost(training / dense_pass, (text + 2 * samples) * length * token_pass / dense_pass)
 
 
 def require_trainable(model: PreTrainedModel) -> None:

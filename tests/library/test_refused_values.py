@@ -45,7 +45,7 @@ REFUSED: list[tuple[Any, str, list[Any], str]] = [
     (SliceConfig, "order", ["parallel", 1], "one of sequential, one-shot"),
     (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "dim=-8"], MULTIPLES),
     (SliceConfig, "shapes", ["mlp", "mlp=0", "mlp=5000", "width=8", ""], MULTIPLES),
-    (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-ce"),
+    (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-ce, distill-own"),
     (SliceConfig, "iterative", ["no", 1], "true or false"),
     (SliceConfig, "iterative_above", [-0.1], "a number from 0 to 1"),
     (SliceConfig, "head_fraction", [0.0, 1.5], "a number from 0.001 to 1 (1 is a whole head)"),
@@ -172,7 +172,7 @@ def test_values_that_a_model_cannot_have(tiny_case, tmp_path):
         (partial(intraslice.recover, model, model, tokens, epochs=0.5), "epochs must be a whole number from 0"),
         (
             partial(intraslice.recover, model, model, tokens, "magic"),
-            "recovery must be one of distill, distill-ce, got",
+            "recovery must be one of distill, distill-ce, distill-own, got",
         ),
         (partial(ablated_model, model, "reads", 0, tokens), "width must be a whole number from 1 to"),
         (partial(ablated_model, model, "nothing", 4, tokens), "ablation must be one of"),

@@ -120,7 +120,7 @@ def test_a_damaged_file_is_made_anew(tiny_case, cache, damage):
     assert len([*cache.glob("s*/*.damaged")]) == 2
 
 
-@pytest.mark.parametrize("name", ["distill", pytest.param("distill-ce", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["distill", "distill-own", pytest.param("distill-ce", marks=pytest.mark.slow)])
 def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
     case = tiny_case("llama-gqa")
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
@@ -134,7 +134,8 @@ def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, 
 
     with torch.no_grad():
         dense_pass = flops(lambda: dense(case.tokens))
-    entry = replace(RECOVERIES[name], rank=1)  # the products with the head are a larger part
+    more = {"own_texts": 1.0} if name == "distill-own" else {}
+    entry = replace(RECOVERIES[name], rank=1, **more)  # the products with the head are a larger part
     monkeypatch.setitem(RECOVERIES, name, entry)
     cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
 

@@ -64,7 +64,11 @@ def test_a_recovery_follows_any_method(run):
 def test_answers_are_judged_behind_an_option(run):
     judged = run("evaluate --answers")["answers"]
     (row,) = run(f"{ONE_POINT} --answers")["rows"]
+    assert judged["sliced"].pop("dense_model_loss") > 0
     assert {name: row[name] for name in judged["sliced"]} == judged["sliced"]
+    longer = run("evaluate --answers 3 --full-length")["answers"]["sliced"]
+    assert longer["answer_tokens"] == 64
+    assert longer["loops"] in {count / 3 for count in range(4)}
     assert row["dense_loops"] == judged["dense"]["loops"]
     assert "answers" not in run("evaluate")
 

@@ -1,17 +1,26 @@
 """Text as it streams, stops and fails, against transformers' own generation."""
 
+import math
 import sys
 from datetime import datetime
 
 import pytest
 import torch
 from stopping import Stopped
+from torch.nn import functional
 from torch.testing import assert_close
 
 from intraslice.core.errors import UserError
 from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.evaluation import generation
-from intraslice.evaluation.answers import PROMPTS, answer_statistics, greedy_answers, has_loop, tokens_of_prompts
+from intraslice.evaluation.answers import (
+    PROMPTS,
+    answer_statistics,
+    answers_loss,
+    greedy_answers,
+    has_loop,
+    tokens_of_prompts,
+)
 from intraslice.evaluation.generation import (
     MAX_PROMPT,
     Sampling,
@@ -131,15 +140,33 @@ def test_the_statistics_of_two_answers():
     assert answer_statistics([[]], [[1]]) == (0.0, 0.0, 0.0, 0.0)
 
 
-def test_a_batch_is_answered_as_each_prompt_alone(tiny_case):
+def test_a_batch_is_answered_as_each_prompt_alone_and_need_not_end(tiny_case, monkeypatch):
     loaded = tiny_case("llama-gqa").loaded
-    prompts, events = PROMPTS[:4], []
-    answers = greedy_answers(loaded.model, tokens_of_prompts(loaded.tokenizer, prompts), 12, progress=events.append)
-    for prompt, answer in zip(prompts, answers, strict=True):
+    prompts, events = tokens_of_prompts(loaded.tokenizer, 4), []
+    answers = greedy_answers(loaded.model, prompts, 12, progress=events.append)
+    for prompt, answer in zip(PROMPTS, answers, strict=False):
         alone = list(stream_tokens(loaded.model, loaded.tokenizer, prompt, Sampling(12)))
         ends = {loaded.model.generation_config.eos_token_id}
         assert answer == [token for token in alone if token not in ends]
     assert (events[-1].done, events[-1].total) == (12, 12)
+    first = answers[0][0]
+    monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", [first, answers[1][0]])
+    assert greedy_answers(loaded.model, prompts, 12)[0] == []
+    endless = greedy_answers(loaded.model, prompts, 12, may_end=False)
+    assert [len(answer) for answer in endless] == [12] * 4
+    assert not {first, answers[1][0]}.intersection(*endless)
+
+
+def test_the_loss_of_answers_is_that_of_their_tokens_alone(tiny_case):
+    model = tiny_case("llama-gqa").loaded.model
+    prompts, answers = [[3, 4, 5], [6]], [[7, 8], [9, 10, 11]]
+    logits = [
+        model(torch.tensor([[*prompt, *answer]])).logits[0] for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    scored = torch.cat([logits[0][2:4], logits[1][0:3]])
+    expected = functional.cross_entropy(scored, torch.tensor([*answers[0], *answers[1]]))
+    assert answers_loss(model, prompts, answers) == pytest.approx(expected.item(), rel=1e-5)
+    assert answers_loss(model, prompts, [[], []]) == math.inf
 
 
 CHAT = [

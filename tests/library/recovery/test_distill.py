@@ -19,7 +19,7 @@ from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.planning.ratios import make_plan
 from intraslice.recovery import distill as distilling
 from intraslice.recovery import recover
-from intraslice.recovery.distill import Distillation, low_rank_updates, sampled_head
+from intraslice.recovery.distill import Distillation, Lesson, low_rank_updates, sampled_head
 from intraslice.slicing.driver import slice_model
 
 
@@ -81,7 +81,7 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     others = torch.tensor([token for token in range(VOCABULARY) if token not in sequence])
     likely = torch.cat([sequence.unique(), others])[:size].sort().values
     head = sampled_head(dense.lm_head, likely, torch.Generator().manual_seed(0))
-    RECOVERIES[recovery]._add_gradients_(sliced, sequence, hidden, head, scale=0.25)
+    RECOVERIES[recovery]._add_gradients_(sliced, Lesson(sequence, hidden, likely), head, scale=0.25)
     streamed, weight.grad = weight.grad, None
 
     tokens = torch.cdist(head.weight, dense.lm_head.weight).argmin(-1)

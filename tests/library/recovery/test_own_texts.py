@@ -1,0 +1,116 @@
+"""Texts that a slice writes in its training: which tokens are scored, and the loss where it repeats itself."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from intraslice.core.progress import no_pause
+from intraslice.recovery import own_texts
+from intraslice.recovery.distill import Distillation, Lesson, sampled_head
+from intraslice.recovery.own_texts import (
+    MARGIN,
+    DistillationOnOwnTexts,
+    lengths,
+    occurrences,
+    repetition_losses,
+    write_texts,
+)
+from intraslice.samples import KeptStates
+
+
+@pytest.mark.parametrize(
+    ("text", "times"),
+    [
+        ([1, 2, 3, 4, 9, 1, 2, 3, 4, 1, 2, 3, 4], [0, 0, 0, 1, 1, 1, 1, 1, 2, 1, 1, 1, 3]),
+        ([5] * 6, [0, 0, 0, 1, 2, 3]),  # the runs may overlap
+        ([1, 2], [0, 0]),
+        ([], []),
+    ],
+)
+def test_every_time_that_a_run_of_four_tokens_comes_is_counted_at_its_last_token(text, times) -> None:
+    assert occurrences(text) == times
+
+
+def test_what_was_written_is_scored_until_it_loops(tiny_case, monkeypatch) -> None:
+    """The first text loops from its last token but one on; the second repeats nothing: the beginning does not count."""
+    written = torch.tensor([[1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 7], [9, 8, 7, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13]])
+
+    def logits_of(model, tokens, cache):
+        step = cache.get("step", 0)
+        return torch.nn.functional.one_hot(written[:, step], 20).float(), {"step": step + 1}
+
+    monkeypatch.setattr(own_texts, "next_token_logits", logits_of)
+    prefixes = torch.tensor([[1, 2, 3, 4], [9, 8, 7, 1]])
+    texts = write_texts(tiny_case("llama-gqa").loaded.model, prefixes, 13)
+    assert torch.equal(texts.tokens, torch.cat([prefixes, written], dim=1))
+    # A position stands for the token after it: those of the beginning are 0 to 2, that of the last token is 16.
+    assert texts.scored[0].nonzero().flatten().tolist() == list(range(3, 14))
+    assert texts.repeated[0].nonzero().flatten().tolist() == [10, 11, 12, 13, 14]
+    assert texts.scored[1].nonzero().flatten().tolist() == list(range(3, 16))
+    assert not texts.repeated[1].any()
+
+
+def test_a_repetition_costs_what_another_token_of_the_dense_model_lacks() -> None:
+    """The token that the slice chose is likely to the dense model in the second row, as it is in a loop."""
+    log_probs = torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.02, 0.9, 0.08]]).log().requires_grad_()
+    target = torch.tensor([[0.2, 0.7, 0.1], [0.8, 0.05, 0.15], [0.1, 0.8, 0.1]]).log()
+    losses = repetition_losses(log_probs, target, torch.tensor([0, 0, 2]))
+    assert_close(losses, torch.tensor([math.log(5 / 4) + MARGIN, math.log(5) + MARGIN, 0.0]))
+    losses.sum().backward()
+    assert_close(log_probs.grad, torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
+
+
+def test_the_gradient_on_own_texts_is_that_of_the_scored_tokens(tiny_case) -> None:
+    """Against autograd over all logits at once."""
+    dense = tiny_case("llama-gqa").loaded.model
+    tokens = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 9, 9, 9, 9, 9]])
+    scored, repeated = torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0)) > 0.4
+    scored[:, -1] = repeated[:, -1] = False
+    hidden = torch.randn(12, dense.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    weight = dense.model.layers[0].mlp.down_proj.weight
+    weight.requires_grad_(True)
+    likely = torch.arange(dense.lm_head.out_features)
+    head = sampled_head(dense.lm_head, likely, torch.Generator().manual_seed(0))
+    lesson = Lesson(tokens, hidden, likely, (scored, repeated))
+    DistillationOnOwnTexts()._add_gradients_(dense, lesson, head, scale=0.5)
+    streamed, weight.grad = weight.grad, None
+    log_probs, target = dense(tokens).logits.log_softmax(-1), dense.lm_head(hidden).log_softmax(-1).view(2, 6, -1)
+    loss = ((target.exp() * (target - log_probs)).sum(-1) * scored).sum()
+    following = tokens.roll(-1, dims=1).flatten()
+    losses = repetition_losses(log_probs.flatten(0, 1), target.flatten(0, 1), following)
+    (0.5 / 12 * (loss + 0.5 * (losses * repeated.flatten()).sum())).backward()
+    assert repeated.any()
+    assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
+    weight.grad = None
+    weight.requires_grad_(False)
+
+
+def test_own_texts_have_their_turns_among_the_others() -> None:
+    """Of 128 tokens the slice writes 80; steps are of one sequence of 512 tokens each."""
+    assert lengths(512) == (48, 80)
+    assert lengths(24) == (9, 15)
+    steps = DistillationOnOwnTexts(own_texts=0.2).steps(50, 512, 1)  # 39 on others
+    assert [index for index, step in enumerate(steps) if not step] == [*range(28, 32), *range(37, 41)]
+    assert [step for step in steps if step] == Distillation().steps(50, 512, 1)[:39]
+
+
+@torch.no_grad()
+def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_model(tiny_case) -> None:
+    case = tiny_case("llama-gqa")
+    dense, tokens = case.loaded.model, case.tokens[:4]
+    sliced = copy.deepcopy(dense)
+    sliced.model.layers[0].mlp.down_proj.weight.mul_(-1)
+    none = KeptStates(torch.zeros(0, 48, dense.config.hidden_size), torch.zeros(0, 48, dtype=torch.int32))
+    turn = DistillationOnOwnTexts(tokens_per_step=96).lessons(dense, sliced, tokens, none, [[], []], no_pause)
+    (first,), (second,) = turn
+    assert not torch.equal(first.tokens, second.tokens)
+    for lesson in (first, second):
+        assert lesson.tokens.shape == (2, 48)
+        begun = lesson.tokens[:, :18]
+        assert (tokens.unfold(1, 18, 1).flatten(0, 1)[:, None] == begun).all(-1).any(0).all()
+        for column in range(18, 48):
+            assert torch.equal(sliced(lesson.tokens[:, :column]).logits[:, -1].argmax(-1), lesson.tokens[:, column])
+        assert_close(lesson.hidden, dense.model(lesson.tokens).last_hidden_state.flatten(0, 1))
