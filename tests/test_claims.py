@@ -204,15 +204,6 @@ def steps(*stages: dict[Place, Cell]) -> str:
     return table((cells[0], f"{text}, {percent(cells[0], cells[-1]):+d} %") for cells, text in values)
 
 
-def loops(board: Board) -> Iterator[tuple[str, str, str]]:
-    """Answers that loop, and their mean length."""
-    cells = [cell for cell in board.cells if (cell.method, cell.text) == ("intraslice", "wikipedia")]
-    for cell in sorted(cells, key=lambda cell: (STAGES.index(cell.stage), cell.other_estimator)):
-        if cell.loops is not None:
-            name = f"{cell.stage}, `{cell.ratios}`".replace(", `search`", "")
-            yield name, str(cell.sparsity), f"{100 * cell.loops:.0f} %, {cell.answer_tokens:.1f}"
-
-
 class Accuracies:
     """The scores of a model and its slices in the tasks that all have, with the slices' cells on Wikipedia."""
 
@@ -322,7 +313,6 @@ def results(board: Board) -> Iterator[str]:
     pca, other = (board.of("intraslice", FREE, ratios) for ratios in ("pca", "output-error"))
     yield steps(pca, other)
     yield steps(pca, board.of("intraslice", LONGER, "output-error"), board.of("intraslice", SEARCHED))
-    yield crossed("stage", loops(board))
     for group in accuracies(board):
         yield group.table
         if len(group.rows) > 2:
