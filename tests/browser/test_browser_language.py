@@ -5,7 +5,7 @@ import re
 from components.i18n.language import LANGUAGES
 from components.tabs import TABS
 
-# Words that no German text has. What a visitor may type, examples of that and code stay as they are.
+# Words that no German text has. What a visitor may type, examples of that, code and questions stay as they are.
 ENGLISH = (
     *("the", "of", "and", "is", "are", "that", "which", "with", "from", "how", "what", "why", "this", "each", "every"),
     *(
@@ -25,14 +25,15 @@ ENGLISH = (
     *("held-out", "tokens a", "perplexity", "ratio", "ratios", "bars", "share", "save", "table", "cancel", "undo"),
 )
 SEEN = """() => {
-    const kept = "pre, textarea, input, #examples, #memory, code, math, .isx-languages, script, style";
+    const questions = "#facts-chart tbody, .isx-detail, .isx-changes li, [data-at]";
+    const kept = `pre, textarea, input, #examples, #memory, code, math, .isx-languages, script, style, ${questions}`;
     const page = document.querySelector(".gradio-container").cloneNode(true);
     page.querySelectorAll(kept).forEach((one) => one.remove());
     const labels = [...page.querySelectorAll("[aria-label], [title], [placeholder]")];
     const names = labels.flatMap((one) => ["aria-label", "title", "placeholder"].map((name) => one.getAttribute(name)));
     const charts = [...document.querySelectorAll(".isx-chart")].map((one) => one.isxChart).filter(Boolean);
-    const words = charts.flatMap(({ title, note, data, layout, table }) => [
-        title, note, ...table.columns, ...table.rows.flat(),
+    const words = charts.flatMap(({ title, note, data, layout, table, drawing }) => [
+        title, note, ...table.columns, ...(drawing?.kind === "facts" ? [] : table.rows.flat()),
         ...data.flatMap((one) => [one.name, one.hovertemplate, ...(one.customdata ?? []).flat(2)]),
         ...Object.values(layout).map((one) => one?.title?.text), ...(layout.annotations ?? []).map((one) => one.text),
     ]);

@@ -14,7 +14,14 @@ STOPS = [
         "#convergence-chart",
     ),
     *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
-    *("#next-tokens", "#passage", "#leaderboard-chart", "#leaderboard-accuracy-chart", "#leaderboard-size-chart"),
+    *(
+        "#next-tokens",
+        "#passage",
+        "#facts-chart",
+        "#leaderboard-chart",
+        "#leaderboard-accuracy-chart",
+        "#leaderboard-size-chart",
+    ),
 ]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;
@@ -30,7 +37,7 @@ INSIDE = """(selector) => {
     const bar = document.querySelector('#slider-bar');
     const headline = document.querySelector('#headline');
     return inside(shown) && inside(bar) && inside(headline) && (!plot || (inside(plot) && plot.clientHeight > 200))
-        && (!plot || plot.querySelector('canvas')
+        && (!plot || plot.querySelector('canvas, table')
             || (plot._fullLayout?.width === plot.clientWidth && plot._fullLayout.height === plot.clientHeight))
         && headline.scrollHeight <= headline.clientHeight + 1
         && shown.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top + 1

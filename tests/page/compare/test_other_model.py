@@ -119,4 +119,8 @@ def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> Non
     default = tiny.settings._replace(model="default", text="default", upload=None)
     assert "Model must be one of default, " in named(*inputs_of(default, other, ""), None)["answer"]
     with pytest.raises(UserError, match="Model must be one of default, "):
-        list(spread_settings(panel.answer, Columns(session))(*default, PROMPT, 4, 0.0, 0, True, "", other, None))
+        list(
+            spread_settings(panel.answer, Columns(session))(
+                *inputs_of(default, PROMPT, 4, 0.0, 0, True, "", other), None
+            )
+        )
