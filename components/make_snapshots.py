@@ -40,12 +40,12 @@ from .state.choices import ESTIMATORS, PRECISIONS
 from .state.precomputed import Entry, FactsLine, Line, Manifest, Measurements, StoredFacts
 from .state.request import Request, SliceKey, parse
 from .state.session import Session
-from .state.settings import Settings
+from .state.settings import CONTROLS, Settings
 
 NAME, FOLDER = "SmolLM2-135M-Instruct (Q4_1)", precomputed.FOLDER / "smollm2-135m-instruct-q4_1"
 # The page's default order first. The coarsest steps first, in percentage points; sequential slices take longer.
 STEPS = {"one-shot": (10, 5, 1), "sequential": (10, 5)}
-MAX_PERCENT = 60  # as on the slider
+MAX_PERCENT = round((CONTROLS["sparsity"].slider or (0, 0))[1])
 SPEED = SpeedConfig(prompt=256, new=16, repeats=9)
 LONGER_TEXT = EvaluationConfig(tokens=8192)  # of the sensitivities
 SPEED_STEP = 5  # percentage points: between neighbours the speed changes by less than its noise
