@@ -114,8 +114,8 @@ SEEDS = (
 )
 _SIZES = ", ".join(f"{name} {make().sequences} and {make().samples}" for name, make in BUDGETS.items())
 BUDGET = (
-    f"--sequences and --samples, unless they are given: {_SIZES}. Thorough takes 5 times as long; at 0.3 its KL is 5 "
-    "to 40% lower, depending on the text; `check` prints the minutes of both"
+    f"--sequences and --samples, unless they are given: {_SIZES}. Thorough slices better and takes 5 times as "
+    "long; `check` prints the minutes of both"
 )
 ANSWERS = (
     f"also answer the first N of {len(PROMPTS)} prompts greedily (default: {FEW}): fraction of answers that loop, "

@@ -107,7 +107,7 @@ class CalibrationConfig:
     def thorough(cls, **others: Any) -> CalibrationConfig:
         """128 x 512 tokens of the text, and 16 x 512 that the dense model samples: better slices, in 5 times the time.
 
-        At a sparsity of 0.3 KL is 5 to 40 % lower, depending on the text. `others` as in `quick`.
+        `others` as in `quick`. By how much: "A longer calibration" in docs/results.md.
         """
         return cls(**{"sequences": 128, "samples": 16} | others)
 
