@@ -6,8 +6,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browsing import Opened
+from browsing import PATIENCE, Opened
 from gguf_files import ask_llama_cpp
+from playwright import sync_api as playwright
 from transformers import AutoTokenizer
 
 from components.compare import device_panel
@@ -61,6 +62,14 @@ def require_same_scores(answer: dict) -> None:
     pairs = [(score, token["logprob"]) for token, score in scored if score is not None]
     assert pairs
     assert [score for score, _ in pairs] == pytest.approx([logprob for _, logprob in pairs], abs=CLOSE)
+
+
+@pytest.fixture(scope="module")
+def browser_context(chromium: playwright.Browser) -> Iterator[playwright.BrowserContext]:
+    """With a process of its own: WebAssembly reserves address space, which other tests' pages may have used up."""
+    with chromium.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
+        context.set_default_timeout(PATIENCE)
+        yield context
 
 
 @pytest.fixture(scope="module")
