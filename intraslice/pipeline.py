@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice import data
+from intraslice import texts
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.calibration.user_estimator import register_importances
@@ -103,8 +103,8 @@ class Pipeline:
         # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
         evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
-        data.require_held_out(evaluation.text, text, evaluated)
-        return data.evaluation_tokens(loaded.tokenizer, evaluation, text)
+        texts.require_held_out(evaluation.text, text, evaluated)
+        return texts.evaluation_tokens(loaded.tokenizer, evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration statistics and the calibration tokens."""
@@ -171,7 +171,7 @@ class Pipeline:
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
         """The calibration tokens and more of the calibration text, for recoveries."""
-        return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
+        return texts.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
         require_length(self.recipe.calibration.length, loaded.model.config)

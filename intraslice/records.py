@@ -12,12 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.data import display_name, evaluation_tokens, text_digest
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.planning.baseline_plans import CrossModulePlan
+from intraslice.texts import display_name, evaluation_tokens, text_digest
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours

@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.data import calibration_tokens
 from intraslice.distributed import all_gather, rank
 from intraslice.loading import LoadedModel, fingerprint_of
 from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
+from intraslice.texts import calibration_tokens
 
 SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on

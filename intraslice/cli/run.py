@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 if sys.platform != "win32":
     import resource
 
-from intraslice import data
+from intraslice import texts
 from intraslice.core.checks import integer
 from intraslice.core.config import (
     BUDGETS,
@@ -152,13 +152,13 @@ class Run(Pipeline):
 
         Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.
         """
-        texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
-        if len(texts) < len(self.arguments.also_eval):
+        others = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
+        if len(others) < len(self.arguments.also_eval):
             raise UserError("two texts of --also-eval have the same name; rename one of them")
         calibration = self.recipe.calibration.text
         for text in self.arguments.also_eval:
-            data.require_held_out(text, calibration, self.recipe.evaluation.text)
-        return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
+            texts.require_held_out(text, calibration, self.recipe.evaluation.text)
+        return {name: texts.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in others.items()}
 
     def ask_facts(self, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
         """The right answers of every model to the questions, by group, and what slicing loses and gains."""

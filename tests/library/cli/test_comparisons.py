@@ -14,7 +14,7 @@ import pytest
 from datasets import arrow_writer
 from harness import CHOICE
 
-from intraslice import data
+from intraslice import texts
 from intraslice.__main__ import main
 from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
@@ -107,7 +107,7 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
     def start(*words: str) -> Run:
         return Run(parser().parse_args(["paper", "--device", "cpu", *words]))
 
-    monkeypatch.setattr(data, "read_documents", read)
+    monkeypatch.setattr(texts, "read_documents", read)
     run = start()
     chosen = comparisons._with_available_texts(run)
     if missing:
