@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.calibration.user_estimator import load_estimator
@@ -20,12 +18,13 @@ from intraslice.checkpoints.model_card import write_gguf_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressOption
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
 from intraslice.evaluation.perplexity import Evaluation, evaluate
 from intraslice.loading import LoadedModel, prepare_model, require_dense
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
+from intraslice.modeling.hidden_states import Windows
 from intraslice.pipeline import PASSES, Pipeline
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.records import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
@@ -43,7 +42,7 @@ def compress(
     tokenizer: PreTrainedTokenizerBase | None = None,
     calibration: str | Path | CalibrationConfig = CalibrationConfig.text,
     evaluation: str | Path | EvaluationConfig = EvaluationConfig.text,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
     **options: Any,
 ) -> CompressedModel:
     """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call::
@@ -137,9 +136,7 @@ class CompressedModel:
         """The sliced model as `load_model` would return it after saving."""
         return replace(self.dense, model=self.model, record=self.record)
 
-    def evaluate(
-        self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressCallback | bool = True
-    ) -> Evaluation:
+    def evaluate(self, tokens: Windows | None = None, *, progress: ProgressOption = True) -> Evaluation:
         """Perplexities of the dense and the sliced model, and the KL divergence between them.
 
         Args:
@@ -170,9 +167,7 @@ class CompressedModel:
         """
         save(self.model, self.tokenizer, save_directory, self.record)
 
-    def to_gguf(
-        self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
-    ) -> GGUFReport:
+    def to_gguf(self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressOption = True) -> GGUFReport:
         """Write a GGUF file for llama.cpp, and a model card next to it. Raises UserError as `write_gguf` does."""
         return export_gguf(self.loaded, file, gguf_type, progress=progress)
 
@@ -218,7 +213,7 @@ class CompressedModel:
 
 
 def export_gguf(
-    loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
+    loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressOption = True
 ) -> GGUFReport:
     """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
     file = Path(file).expanduser()

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice
@@ -16,6 +14,7 @@ from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.modeling.hidden_states import Windows
 from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.texts import display_name, evaluation_tokens, text_digest
 
@@ -43,7 +42,7 @@ class Recipe:
         options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}
         return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "windows window"]:
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
         """Tokens of the evaluation text, disjoint from the calibration tokens."""
         return evaluation_tokens(tokenizer, self.evaluation, self.calibration.text)
 

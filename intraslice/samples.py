@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import CalibrationConfig
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, rank
 from intraslice.loading import LoadedModel, fingerprint_of
-from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
+from intraslice.modeling.hidden_states import Tokens, logits_in_chunks, next_token_logits
 from intraslice.texts import calibration_tokens
 
 SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
@@ -44,8 +44,8 @@ def calibration_sequences(
     config: CalibrationConfig,
     evaluation_text: str | None = None,
     *,
-    progress: ProgressCallback | bool = True,
-) -> Int[Tensor, "sequences length"]:
+    progress: ProgressOption = True,
+) -> Tokens:
     """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
 
     Raises UserError as `calibration_tokens` does.
@@ -54,10 +54,7 @@ def calibration_sequences(
 
 
 def with_samples(
-    loaded: LoadedModel,
-    tokens: Int[Tensor, "sequences length"],
-    config: CalibrationConfig,
-    progress: ProgressCallback | bool,
+    loaded: LoadedModel, tokens: Tokens, config: CalibrationConfig, progress: ProgressOption
 ) -> Int[Tensor, "more length"]:
     """`tokens`, followed by the `config.samples` sequences that the dense model writes itself."""
     if not config.samples:
@@ -97,9 +94,7 @@ def kept_samples(
     return texts.view(sequences, -1)[:, :length]
 
 
-def kept_states(
-    model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], progress: ProgressCallback
-) -> KeptStates:
+def kept_states(model: PreTrainedModel, tokens: Tokens, progress: ProgressCallback) -> KeptStates:
     """The model's states in the sequences, on the CPU; from the cache as far as possible."""
     states: list[KeptStates] = []
     model_key = fingerprint_of(model), model.dtype

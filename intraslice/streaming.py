@@ -18,7 +18,7 @@ from intraslice.checkpoints.format import Shards, require_free
 from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.core.progress import ProgressOption, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained import memory
@@ -68,7 +68,7 @@ def memory_is_short(recipe: Recipe, device: str) -> bool:
 
 
 def slice_to_folder(
-    recipe: Recipe, folder: str | Path, device: str = "cpu", *, progress: ProgressCallback | bool = True
+    recipe: Recipe, folder: str | Path, device: str = "cpu", *, progress: ProgressOption = True
 ) -> SlicePlan:
     """Slice the recipe's model into a new folder, which `load_model` reads as it does that of `save`.
 

@@ -15,8 +15,6 @@ from typing import Any, TypeVar
 import pandas
 import psutil
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 if sys.platform != "win32":
@@ -41,6 +39,7 @@ from intraslice.distributed import rank, size
 from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.modeling.hidden_states import Windows
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
@@ -147,7 +146,7 @@ class Run(Pipeline):
             self.warn_of_unused("a sliced model", OF_SLICES)
         return loaded
 
-    def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
+    def other_windows(self, loaded: LoadedModel) -> dict[str, Windows]:
         """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
 
         Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.

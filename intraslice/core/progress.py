@@ -31,10 +31,11 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+ProgressOption = ProgressCallback | bool  # True: the default display; False: none
 Pause = Callable[[], None]  # reports the stage's last event again, so that the caller can cancel
 
 
-def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
+def progress_callback(progress: ProgressOption) -> ProgressCallback:
     """The callback itself, the default display for True, or none for False. Raises TypeError for anything else."""
     if isinstance(progress, bool):
         return ProgressDisplay() if progress else ignore_progress

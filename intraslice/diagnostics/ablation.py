@@ -11,16 +11,16 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.checks import integer, one_of
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling import residual
 from intraslice.modeling.families import blocks
-from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.hidden_states import HiddenStates, Tokens, Windows, embed
 from intraslice.modeling.residual import SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 
@@ -33,12 +33,7 @@ Projection = Float[Tensor, "hidden hidden"]
 
 
 def ablated_model(
-    model: PreTrainedModel,
-    ablation: Ablation,
-    width: int,
-    tokens: Int[Tensor, "sequences length"],
-    *,
-    progress: ProgressCallback | bool = True,
+    model: PreTrainedModel, ablation: Ablation, width: int, tokens: Tokens, *, progress: ProgressOption = True
 ) -> PreTrainedModel:
     """A canonicalised dense model with one kind of activation projected on `width` axes, and an uncut residual stream.
 
@@ -118,12 +113,7 @@ def _cut_branch_(
 
 
 def measure_ablations(
-    model: PreTrainedModel,
-    width: int,
-    calibration: Int[Tensor, "sequences length"],
-    tokens: Int[Tensor, "windows window"],
-    *,
-    progress: ProgressCallback | bool = True,
+    model: PreTrainedModel, width: int, calibration: Tokens, tokens: Windows, *, progress: ProgressOption = True
 ) -> dict[str, float]:
     """Perplexity on `tokens` with every ablation, to compare with the dense and the cross-module model's."""
     perplexities: dict[str, float] = {}

@@ -15,7 +15,7 @@ from typing import Literal
 
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,10 +23,10 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import Estimate, head_losses, mean_over_windows
 from intraslice.loading import LoadedModel
-from intraslice.modeling.hidden_states import embed, last_states
+from intraslice.modeling.hidden_states import Windows, embed, last_states
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
@@ -92,10 +92,10 @@ def slice_alone(
 def measure_sensitivity(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     ratio: float = 0.3,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Sensitivity:
     """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
@@ -110,7 +110,7 @@ def measure_sensitivity(
 
 
 def cached_sensitivity(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Windows, ratio: float = 0.3
 ) -> Sensitivity | None:
     """The cached result of `measure_sensitivity` if all modules are measured, else None."""
     require_ratio(ratio)
@@ -125,10 +125,10 @@ def measure_in_context(
     stats: CalibrationStats,
     sliced: PreTrainedModel,
     plan: SlicePlan,
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     method: str = "intraslice",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Sensitivity:
     """Replace each module of a sliced model by the dense one, and measure the improvement on `tokens`.
 
@@ -186,10 +186,10 @@ def _measure(
     dense: PreTrainedModel,
     base: PreTrainedModel,
     changed: Callable[[int, ModuleKind], nn.Module],
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     path: Path,
     stage: str,
-    progress: ProgressCallback | bool,
+    progress: ProgressOption,
 ) -> list[_Measurement]:
     """Measure `base`, and `base` with each layer replaced by `changed(layer, module)`, for both of its modules.
 

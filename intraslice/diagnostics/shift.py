@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.modeling.families import blocks
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.hidden_states import Windows, embed
 from intraslice.modeling.residual import centre
 
 BINS = 120
@@ -165,11 +165,7 @@ Tallies = dict[tuple[str, int, Place], _Tally]  # by method, layer and place
 
 @torch.no_grad()
 def measure_shift(
-    dense: PreTrainedModel,
-    methods: Mapping[str, PreTrainedModel],
-    tokens: Int[Tensor, "windows window"],
-    *,
-    progress: ProgressCallback | bool = True,
+    dense: PreTrainedModel, methods: Mapping[str, PreTrainedModel], tokens: Windows, *, progress: ProgressOption = True
 ) -> ShiftReport:
     """Compare each method's activations with the dense model's, window by window.
 

@@ -21,19 +21,18 @@ from statistics import fmean, median
 from typing import TypeVar
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import FREE, PRESETS, CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import measure_speed, wall_clock
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Tokens, plan_by, slice_by
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.hidden_states import Tokens, Windows
 from intraslice.modeling.offload import is_offloaded
 
 T = TypeVar("T")
@@ -67,7 +66,7 @@ def clock(device: torch.device) -> float:
 class InterleavedTimer:
     """Times jobs interleaved with dense forwards, so that a busy machine slows both equally."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens) -> None:
         batch = 512 if model.device.type == "cpu" else 2048  # tokens; larger batches are not faster
         self._model, self._batch = model, tokens[: max(1, batch // tokens.shape[1])].to(model.device)
         self.dense: list[float] = []  # seconds per token of each dense forward
@@ -107,11 +106,11 @@ class InterleavedTimer:
 def measure_costs(
     loaded: LoadedModel,
     tokens: Tokens,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     targets: Targets = "sampled",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Costs:
     """Time calibrating on `tokens`, slicing by both methods in both orders with `config`, and evaluating the result.
 
@@ -154,11 +153,11 @@ def measure_costs(
 def measure_shapes(
     loaded: LoadedModel,
     tokens: Tokens,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     targets: Targets = "sampled",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> dict[str, dict[str, float]]:
     """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns.
 

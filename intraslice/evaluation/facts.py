@@ -20,7 +20,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.progress import Pause, Progress, ProgressCallback, no_pause, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, no_pause, progress_callback
 from intraslice.evaluation.answers import greedy_answers
 from intraslice.evaluation.generation import answer_text, prompt_tokens
 from intraslice.evaluation.perplexity import head_losses
@@ -97,7 +97,7 @@ def measure_facts(
     questions: Sequence[EncodedQuestion],
     stage: str = "facts",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> tuple[Fact, ...]:
     """The model's answers to all questions, in their order. `progress` counts questions."""
     require_model(model)

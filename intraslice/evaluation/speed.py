@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.checks import check_fields, integer
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.modeling.hidden_states import next_token_logits
 
 
@@ -38,10 +38,7 @@ class Speed:
 
 @torch.no_grad()
 def measure_speed(
-    models: Mapping[str, PreTrainedModel],
-    config: SpeedConfig | None = None,
-    *,
-    progress: ProgressCallback | bool = True,
+    models: Mapping[str, PreTrainedModel], config: SpeedConfig | None = None, *, progress: ProgressOption = True
 ) -> dict[str, Speed]:
     """Speeds of every model. Models take turns, so that a busy machine slows all of them equally.
 

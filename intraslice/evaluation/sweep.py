@@ -19,15 +19,16 @@ from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rou
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.modeling.hidden_states import Tokens, Windows
 from intraslice.recovery.registry import cost_of, settings_of
 
 FORMAT = "12"
@@ -80,8 +81,8 @@ class Texts:
     """
 
     stats: CalibrationStats
-    calibration: Int[Tensor, "sequences length"]
-    evaluation: Int[Tensor, "windows window"]
+    calibration: Tokens
+    evaluation: Windows
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
@@ -100,7 +101,7 @@ def sweep(
     speed: SpeedConfig | None = None,
     states: DenseStates | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> pandas.DataFrame:
     """Measure every point of `grid`; returns one row per point, in order.
 
@@ -164,7 +165,7 @@ def cached_points(
 
 
 # Windows of a held-out text, and the dense model's states and losses on them.
-_HeldOut = tuple[Int[Tensor, "windows window"], DenseStates, Losses]
+_HeldOut = tuple[Windows, DenseStates, Losses]
 
 
 @dataclass

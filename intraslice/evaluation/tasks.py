@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.checks import check_fields, integer
 from intraslice.core.errors import UserError, first_line
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def measure_tasks(
     config: TasksConfig,
     manager: Any,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> pandas.DataFrame:
     """A row for each metric of each task and model, with the columns task, metric, model, value, standard_error.
 

