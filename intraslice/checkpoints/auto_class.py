@@ -103,12 +103,6 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
         model.model.embed_tokens = _embedding(model, shapes[0]["shortcuts"][0][0])
 
 
-def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Fill the buffers that come from the shapes, in place, in modules that were built on the meta device."""
-    for layer, shape in zip(model.model.layers, shapes, strict=True):
-        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
-
-
 def _frequency(shape: Shape) -> Tensor:
     return torch.tensor(shape["frequency"], dtype=torch.long, device="cpu").view(shape["kv_heads"], shape["dim"] // 2)
 
@@ -274,8 +268,14 @@ class IntraSliceForCausalLM(_Family):
             name, *model_args, config=dense, layers=config.layers, **options
         )
         model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
-        fill_buffers_(model, config.layers)
-        _require_shortcuts_on_device(model)
+        for layer, shape in zip(model.model.layers, config.layers, strict=True):
+            if any(matrix.is_meta for matrix in getattr(layer, "shortcuts", ())):
+                raise UserError(
+                    "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices "
+                    "must be on the device that runs them; use a device map without offloading, or leave it out"
+                )
+            # Of modules that were built on the meta device.
+            layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
         model.record = config.record
         return opened
 
@@ -318,14 +318,6 @@ def _sliced_class(config: PreTrainedConfig) -> Any:
     """
     family_of(config)
     return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-
-
-def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
-    if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
-        raise UserError(
-            "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices must be on "
-            "the device that runs them; use a device map without offloading, or leave it out"
-        )
 
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)

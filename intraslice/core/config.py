@@ -300,9 +300,13 @@ def parse_lock(text: str) -> Lock:
     """
     words = text.split()
     try:
-        if len(words) == 3:
-            return _parse_ratio(*words)
         layer, module, *unit = words
+        if len(unit) == 1:
+            index, percent = int(layer), float(unit[0])
+            one_of("a locked module", module, MODULE_KINDS)
+            name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
+            number(name, int(percent) if percent.is_integer() else percent, 0, 100)
+            return index, cast(ModuleKind, module), percent / 100
         return _lock(int(layer), module, *(int(word) if word.isdecimal() else word for word in unit))
     except (ValueError, TypeError) as error:
         if isinstance(error, UserError):
@@ -312,14 +316,6 @@ def parse_lock(text: str) -> Lock:
             "3 attention head 5 keep or 7 mlp neurons 400",
             text=text.strip(),
         ) from None
-
-
-def _parse_ratio(layer: str, module: str, word: str) -> RatioLock:
-    index, percent = int(layer), float(word)
-    one_of("a locked module", module, MODULE_KINDS)
-    name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
-    number(name, int(percent) if percent.is_integer() else percent, 0, 100)
-    return index, cast(ModuleKind, module), percent / 100
 
 
 def too_little_removed(config: SliceConfig, removed: float) -> UserError:

@@ -131,23 +131,20 @@ def spectra_frame(
     """One row per part of a layer: width, axes for 90, 95 and 99 % of its variance, and the width that `plan` keeps."""
     rows = []
     for layer in range(len(stats.layers)) if layers is None else layers:
-        spectra, layer_plan = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
-        heads = () if layer_plan is None else layer_plan.heads
+        spectra, kept = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
+        heads = () if kept is None else kept.heads
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
+            *((f"head {i}", row, kept and kept.dim * (i in heads)) for i, row in enumerate(spectra.heads)),
             *(
-                (f"head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in heads))
-                for i, curve in enumerate(spectra.heads)
-            ),
-            *(
-                (f"value head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in kv_heads))
+                (f"value head {i}", curve, kept and kept.dim * (i in kv_heads))
                 for i, curve in enumerate(spectra.groups)
             ),
-            ("mlp", spectra.mlp, None if layer_plan is None else layer_plan.neurons),
+            ("mlp", spectra.mlp, kept and kept.neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
         ]
-        for part, curve, kept in parts:
+        for part, curve, width in parts:
             ranks = {f"rank_{fraction * 100:.0f}": int(effective_rank(curve, fraction)) for fraction in FRACTIONS}
-            rows.append({"layer": layer, "part": part, "width": len(curve), **ranks, "kept": kept})
+            rows.append({"layer": layer, "part": part, "width": len(curve), **ranks, "kept": width})
     return pandas.DataFrame(rows).astype({"kept": "Int64"})

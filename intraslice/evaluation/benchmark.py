@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean, median
 from typing import TypeVar
+from unittest.mock import patch
 
 import torch
 from transformers import PreTrainedModel
@@ -206,14 +206,7 @@ def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: Slice
 
 
 @contextmanager
-def temporary_cache() -> Iterator[Path]:
+def temporary_cache() -> Iterator[None]:
     """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
-    before = os.environ.get("INTRASLICE_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["INTRASLICE_CACHE"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            os.environ.pop("INTRASLICE_CACHE")
-            if before is not None:
-                os.environ["INTRASLICE_CACHE"] = before
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, INTRASLICE_CACHE=folder):
+        yield

@@ -24,9 +24,8 @@ from intraslice.core.errors import Message, NoRoomError
 from intraslice.core.linalg import BLOCK, add_lower_moment_
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
-from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
 from intraslice.pretrained.reader import Weights, empty_model, tensor_shapes
-from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
+from intraslice.pretrained.sources import DEFAULT, find_weights, hub_model
 
 MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
@@ -61,12 +60,8 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
     weights = find_weights(name)
     if weights is not None:
         parameters = sum(map(math.prod, tensor_shapes(weights).values()))
-    elif name == DEFAULT:
-        parameters = DEFAULT_PARAMETERS
-    elif hub_is_reachable():
-        parameters = model_on_hub(name).parameters
     else:
-        raise unreachable_error(name)
+        parameters = DEFAULT_PARAMETERS if name == DEFAULT else hub_model(name).parameters
     return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device), weights)
 
 

@@ -7,7 +7,6 @@ the files are checked against the configuration before anything is built.
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import logging
 import math
@@ -27,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from gguf import GGML_QUANT_SIZES
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -100,10 +100,7 @@ Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, an
 
 
 def gguf_header(file: Path) -> tuple[Shapes, Fields, bytes]:
-    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf.
-
-    The last is the header without `VOCABULARY`.
-    """
+    """Shapes by GGUF's tensor names, in the order of torch's axes, the fields, and the header without `VOCABULARY`."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -162,8 +159,6 @@ class _Cursor:
 
 
 def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
-    from gguf.constants import GGML_QUANT_SIZES
-
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     magic, version = cursor.number("<I").to_bytes(4, "little"), cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
@@ -378,9 +373,7 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
 
 
 def require_gguf(file: Path) -> Path:
-    """The file. Raises UserError if it is not a GGUF file or the package gguf is not installed."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{file.name} needs the package gguf to be read; run `pip install gguf`")
+    """The file. Raises UserError if it is not a GGUF file."""
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")

@@ -98,9 +98,7 @@ def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
         return read_config(weights), weights, 0
     if name == DEFAULT:
         return DEFAULT_CONFIG, None, SMOLLM2.bytes
-    if not hub_is_reachable():
-        raise unreachable_error(name)
-    model = model_on_hub(name)
+    model = hub_model(name)
     with hub_errors(name):
         config = read_config(Weights(_fetch_small(name, model, "config.json"), name))
     return config, None, sum(size for file, size in model.sizes.items() if file.endswith(".safetensors"))
@@ -118,20 +116,17 @@ def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     """
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
-    if name == DEFAULT:
-        weights = _convert_default(report)
-    elif hub_is_reachable():
-        weights = _download(name)
-    else:
-        raise unreachable_error(name)
+    weights = _convert_default(report) if name == DEFAULT else _download(name)
     report(Progress("fetch weights", 1, 1))
     return weights
 
 
-def unreachable_error(name: str) -> UserError:
-    """The error for a Hub id that is neither cached nor reachable."""
+def hub_model(name: str) -> HubModel:
+    """What the Hub says of a model that is not on disk. Raises UserError if there is none, or no Hub in reach."""
+    if hub_is_reachable():
+        return model_on_hub(name)
     way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
-    return UserError(
+    raise UserError(
         "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
         "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
         name=name,
@@ -156,7 +151,7 @@ def _cached_snapshot(hub_id: str) -> Weights | None:
 
 
 def _download(hub_id: str) -> Weights:
-    model = model_on_hub(hub_id)
+    model = hub_model(hub_id)
     with hub_errors(hub_id):
         # The small files first: a model that cannot be sliced is refused before gigabytes are downloaded.
         read_config(Weights(_fetch_small(hub_id, model, "config.json"), hub_id))

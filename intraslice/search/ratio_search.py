@@ -288,9 +288,8 @@ def search_depth(
     if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
     token, are those without this narrowing. Recorded as in `search_ratios`; `progress` counts dense passes.
 
-    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
-    measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded
-    model.
+    `windows` are as in `search_ratios`. Raises UserError for too few of them, a sparsity that `whole_layers` refuses,
+    or an offloaded model.
     """
     report, search = progress_callback(progress), search or SearchConfig()
     groups = groups_of(len(windows), search, evolution.COMPARED)
