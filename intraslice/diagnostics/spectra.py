@@ -136,10 +136,7 @@ def spectra_frame(
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
             *((f"head {i}", row, kept and kept.dim * (i in heads)) for i, row in enumerate(spectra.heads)),
-            *(
-                (f"value head {i}", curve, kept and kept.dim * (i in kv_heads))
-                for i, curve in enumerate(spectra.groups)
-            ),
+            *((f"value head {i}", row, kept and kept.dim * (i in kv_heads)) for i, row in enumerate(spectra.groups)),
             ("mlp", spectra.mlp, kept and kept.neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
