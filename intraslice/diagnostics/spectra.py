@@ -132,12 +132,12 @@ def spectra_frame(
     rows = []
     for layer in range(len(stats.layers)) if layers is None else layers:
         spectra, kept = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
-        heads = () if kept is None else kept.heads
+        heads, dim, neurons = (kept.heads, kept.dim, kept.neurons) if kept else ((), None, None)
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
-            *((f"head {i}", row, kept and kept.dim * (i in heads)) for i, row in enumerate(spectra.heads)),
-            *((f"value head {i}", row, kept and kept.dim * (i in kv_heads)) for i, row in enumerate(spectra.groups)),
-            ("mlp", spectra.mlp, kept and kept.neurons),
+            *((f"head {i}", row, dim and dim * (i in heads)) for i, row in enumerate(spectra.heads)),
+            *((f"value head {i}", row, dim and dim * (i in kv_heads)) for i, row in enumerate(spectra.groups)),
+            ("mlp", spectra.mlp, neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
         ]
