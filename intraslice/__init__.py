@@ -1,7 +1,5 @@
 """Prune Llama, Phi and similar models by PCA inside each module, with every transform fused into the weights."""
 
-from __future__ import annotations
-
 __version__ = "0.3.0"
 
 from intraslice.api import CompressedModel, compress

@@ -1,7 +1,5 @@
 """What slicing a model gives and takes, before its weights are downloaded or read: from configuration and headers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Loads models for slicing: canonical layers, tokenizer, source, and a fingerprint for cache keys."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

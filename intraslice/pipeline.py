@@ -1,7 +1,5 @@
 """The stages of one recipe, from loading to slicing, and the time of each stage."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

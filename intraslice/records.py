@@ -1,7 +1,5 @@
 """Results of a run as JSON and as text, in one format for the command line, the page and saved folders."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 

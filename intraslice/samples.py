@@ -4,8 +4,6 @@ Both depend on the dense model and the text alone. They are kept on disk and sha
 sparsities of a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A size in bytes as the target: the plan whose weights, and key/value cache, just fit. Nothing is sliced for it."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Only the method `intraslice` in the one-shot order: the layers of other methods 
 that this calibration does not keep. A killed run goes on where it was, and ends in the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

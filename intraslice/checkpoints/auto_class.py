@@ -3,8 +3,6 @@
 Importing this module registers the model type. The class of a family is imported when one of its models is opened.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
@@ -12,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -182,14 +180,12 @@ class IntraSliceConfig(PreTrainedConfig):
         super().__init__(**options)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> IntraSliceConfig:
+    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> Self:
         """The configuration of the model in its present state. `record` is saved unchanged, so it must be JSON."""
         return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], record)
 
     @classmethod
-    def with_shapes(
-        cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None
-    ) -> IntraSliceConfig:
+    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None) -> Self:
         """The configuration of a dense model whose layers have these shapes once they are sliced."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
         return cls(dense=dense, layers=shapes, record=record, dtype=model.dtype)

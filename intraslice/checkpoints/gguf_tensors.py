@@ -6,8 +6,6 @@ are therefore padded with zeros, which keeps the function: fewer heads and neuro
 do not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

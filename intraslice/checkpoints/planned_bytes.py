@@ -1,7 +1,5 @@
 """The bytes of a plan's weights in a file, and of the key/value cache, from shapes alone: nothing is sliced."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from typing import Any

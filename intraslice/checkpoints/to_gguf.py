@@ -1,7 +1,5 @@
 """Writes a model and its tokenizer as a GGUF file for llama.cpp, atomically, or rounds a model like the file."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import tempfile

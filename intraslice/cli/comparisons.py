@@ -1,7 +1,5 @@
 """The commands sweep, tasks and paper, which compare methods. Each returns its JSON object and its text."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The argument parser of the command line: the tables of its options and of its commands."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import fields

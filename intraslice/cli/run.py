@@ -1,7 +1,5 @@
 """The run of one command: its settings, validated before anything is loaded, and its stages."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re

@@ -1,11 +1,9 @@
 """Configuration dataclasses. They validate on construction, so that errors are raised before a model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 from intraslice.core.checks import check_fields, flag, integer, number, one_of, quoted
 from intraslice.core.errors import Message, UserError
@@ -99,12 +97,12 @@ class CalibrationConfig:
     )
 
     @classmethod
-    def quick(cls, **others: Any) -> CalibrationConfig:
+    def quick(cls, **others: Any) -> Self:
         """The default budget, 32 x 512 tokens of the text. `others` are values of further fields, such as `text`."""
         return cls(**others)
 
     @classmethod
-    def thorough(cls, **others: Any) -> CalibrationConfig:
+    def thorough(cls, **others: Any) -> Self:
         """128 x 512 tokens of the text, and 16 x 512 that the dense model samples: better slices, in 5 times the time.
 
         `others` as in `quick`. By how much: "A longer calibration" in docs/results.md.

@@ -4,8 +4,6 @@ Every long-running stage has a parameter `progress`, which is called after every
 An exception that it raises ends the stage, which is how a caller cancels. The dense model is then unchanged.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 Entries are registered in the file that defines them.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from intraslice.core.checks import one_of

@@ -6,8 +6,6 @@ slicing, the axes of each layer come from the hidden states after the projection
 dense model's hidden states 5.5-fold and 13-fold.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

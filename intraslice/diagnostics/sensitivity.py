@@ -5,8 +5,6 @@ one, and its damage is the improvement. `compare_ranks` compares it with the est
 starts at the replaced layer. Finished modules are cached, so that an interrupted run continues where it stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial

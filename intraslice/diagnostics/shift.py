@@ -5,8 +5,6 @@ residual stream's energy, so they are separated from the ordinary tokens, and va
 LayerNorm the states are centred, since the norm removes their mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial

@@ -3,8 +3,6 @@
 Computed from a calibration alone. Spectra are computed on first access: those of a wide MLP take a second per layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

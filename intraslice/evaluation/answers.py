@@ -2,8 +2,6 @@
 they are. Perplexity scores the next token of other people's text, and does not show that a model repeats itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ saving; for the sequential order, the time of one-shot slicing. The CPU time of 
 for each other, which on a busy machine is most of a small job.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -5,8 +5,6 @@ log-probability per byte after it, of three or four, and *says* what it writes t
 questions, in groups that the dense default model mostly answers; no single question was chosen by its result.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

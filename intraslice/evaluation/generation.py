@@ -1,7 +1,5 @@
 """Generates text token by token, greedily or by sampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

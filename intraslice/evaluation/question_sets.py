@@ -4,8 +4,6 @@ The wheel has the validation split of every set. A YAML file for each includes l
 says where the data is. The sets keep their own licences, and are not part of this project.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Measures the speed of prefill and decode, in tokens per second, on dense and sliced models in turn."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass

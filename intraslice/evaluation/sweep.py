@@ -1,7 +1,5 @@
 """Sweeps over methods x estimators x sparsities x types of the weights, cached per point."""
 
-from __future__ import annotations
-
 import datetime
 import time
 from collections.abc import Iterable, Mapping, Sequence

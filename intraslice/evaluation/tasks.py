@@ -1,7 +1,5 @@
 """Scores models that share a tokenizer in tasks of lm-eval, EleutherAI's harness, an optional dependency."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import sys

@@ -4,8 +4,6 @@
 the identity, so that the final norm and the head are not changed, and a tied head stays tied.
 """
 
-from __future__ import annotations
-
 import itertools
 from bisect import bisect_left
 from collections.abc import Sequence

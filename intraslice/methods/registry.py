@@ -1,7 +1,5 @@
 """The base classes of slicing methods, and `plan_by` and `slice_by`, which run a method by its name."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar, cast
 

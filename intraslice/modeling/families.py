@@ -5,8 +5,6 @@ A new family takes one entry in `FAMILIES` and one tiny model in tests/support/l
 are split here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

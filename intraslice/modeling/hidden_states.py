@@ -1,7 +1,5 @@
 """Runs calibration tokens through a model layer by layer, so that a layer can be changed before the next one runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The linear maps of a canonical block that read or write the residual stream, which a change of its basis affects."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

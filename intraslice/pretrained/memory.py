@@ -5,8 +5,6 @@ at once. On SmolLM2-135M, with windows of 256 to 2,048 tokens in float32 and bfl
 of the estimate.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable

@@ -4,8 +4,6 @@ Only safetensors and GGUF are read, so nothing is unpickled, and no code that co
 the files are checked against the configuration before anything is built.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -3,8 +3,6 @@
 Every source yields a folder on disk (or a GGUF file in one), which reader.py reads.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

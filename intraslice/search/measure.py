@@ -5,8 +5,6 @@ fitted anew, and modules are kept for later candidates. The dense model's distri
 entries and the probability of the rest, so that a candidate costs one sliced forward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

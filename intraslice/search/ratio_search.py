@@ -4,8 +4,6 @@ An estimator predicts the importance of units from the dense model; the search m
 starts from the estimator's plan and never changes the number of parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
