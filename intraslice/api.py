@@ -137,10 +137,9 @@ class CompressedModel:
         return replace(self.dense, model=self.model, record=self.record)
 
     def evaluate(self, tokens: Windows | None = None, *, progress: ProgressOption = True) -> Evaluation:
-        """Perplexities of the dense and the sliced model, and the KL divergence between them.
+        """Perplexities of both models, and the KL divergence of the sliced from the dense one.
 
-        Args:
-            tokens: held-out windows; by default, of the recipe's evaluation text.
+        `tokens` are held-out windows, by default of the recipe's evaluation text.
         """
         windows = self.recipe.windows(self.tokenizer) if tokens is None else tokens
         evaluation = evaluate(self.dense.model, self.model, windows, progress=progress)

@@ -180,9 +180,7 @@ def load_offloaded(
 
     Without a device map all weights but norms stay in their files, and the layers are those of transformers, so that
     the model is of use for `open_layer` and `resident` alone. Its fingerprint is then of the files, which are not read.
-
-    Raises:
-        UserError: there is no such model, it cannot be sliced, or is a GGUF file.
+    Raises UserError where there is no such model, it cannot be sliced, or is a GGUF file.
     """
     weights = obtain_weights(name, progress=progress)
     if weights.gguf:

@@ -71,11 +71,8 @@ def slice_to_folder(
     """Slice the recipe's model into a new folder, which `load_model` reads as it does that of `save`.
 
     The weights are those of an ordinary slice, to the bit. Called again with the same arguments after it failed or was
-    killed, it goes on after the last finished step.
-
-    Raises:
-        UserError: the recipe cannot be sliced in this way, the folder is not empty, or the disk is too small.
-        NumericalError: gradients or moments are not finite.
+    killed, it goes on after the last finished step. Raises UserError where the recipe cannot be sliced in this way, the
+    folder is not empty, or the disk is too small, and NumericalError where gradients or moments are not finite.
     """
     folder, report, dtype = Path(folder).expanduser(), progress_callback(progress), getattr(torch, recipe.dtype)
     require_streamable(recipe)

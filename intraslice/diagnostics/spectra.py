@@ -38,12 +38,12 @@ def spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
     return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0).cpu()
 
 
+@dataclass
 class LayerSpectra:
     """Explained variance of one layer: cumulative fractions over 1..n principal axes. All moments are uncentred."""
 
-    def __init__(self, stats: LayerStats, kv_head: Sequence[int]) -> None:
-        self._stats = stats
-        self._kv_head = torch.tensor(kv_head)
+    _stats: LayerStats
+    _kv_head: Sequence[int]
 
     @cached_property
     def heads(self) -> Float[Tensor, "heads d"]:
@@ -54,7 +54,7 @@ class LayerSpectra:
     def groups(self) -> Float[Tensor, "kv_heads d"]:
         """Outputs of the heads that share a value head, on shared axes, which are the basis for slicing."""
         moments = self._head_moments
-        return spectrum(by_kv_head(moments, self._kv_head.to(moments.device)))
+        return spectrum(by_kv_head(moments, torch.tensor(self._kv_head, device=moments.device)))
 
     @cached_property
     def mlp(self) -> Float[Tensor, " neurons"]:

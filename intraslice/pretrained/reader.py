@@ -131,7 +131,15 @@ class _Cursor:
         self.skip(length)
         return self.data[start : self.position].decode("utf-8", "replace")
 
-    def array(self) -> int:
+    def value(self) -> str | int | float:
+        """The next field: a number, a string, or the length of an array, which is skipped."""
+        kind = self.number("<I")
+        if kind == _TEXT:
+            return self.text()
+        if kind in _FORMATS:
+            return self.number(_FORMATS[kind])
+        if kind != _ARRAY:
+            raise ValueError(f"its header has values of the unknown type {kind}")
         kind, length = self.number("<I"), self.number("<Q")
         self.values_left -= length
         if self.values_left < 0:
@@ -144,16 +152,6 @@ class _Cursor:
         else:
             raise ValueError(f"its header has arrays of the unknown type {kind}")
         return length
-
-    def value(self) -> str | int | float:
-        kind = self.number("<I")
-        if kind == _TEXT:
-            return self.text()
-        if kind == _ARRAY:
-            return self.array()
-        if kind not in _FORMATS:
-            raise ValueError(f"its header has values of the unknown type {kind}")
-        return self.number(_FORMATS[kind])
 
 
 def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
