@@ -6,10 +6,10 @@ starts at the replaced layer. Finished modules are cached, so that an interrupte
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas
 import torch
@@ -141,7 +141,7 @@ def measure_in_context(
     measurements = _measure(loaded.model, sliced, changed, tokens, path, "sensitivity in context", progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
     sensitivity = _sensitivity(sliced, measurements, tokens, ratios, -1)
-    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements[0].divergences))
+    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements[0]["divergences"]))
 
 
 def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
@@ -163,20 +163,15 @@ def require_ratio(ratio: float) -> None:
         raise UserError(f"ratio must be above 0 and at most 0.95, got {ratio!r}")
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """One model on windows of equal length: means over each window's scored tokens, in nats."""
-
-    divergences: tuple[float, ...]  # KL, dense to this model
-    losses: tuple[float, ...]
-    parameters: int = 0  # of the replaced layer
+# One model on windows of equal length, as JSON: its `divergences` (KL, dense to this model) and `losses`, means over
+# each window's scored tokens, in nats, and the `parameters` of the replaced layer.
+_Measurement = dict[str, Any]
 
 
 def _read(path: Path) -> list[_Measurement]:
     """The cached measurements of the unchanged model, and with each module replaced; empty if there are none."""
     record = read_record(path)
-    rows = [record["base"], *record["changed"]] if record else []
-    return [_Measurement(tuple(row["divergences"]), tuple(row["losses"]), row["parameters"]) for row in rows]
+    return [record["base"], *record["changed"]] if record else []
 
 
 @torch.no_grad()
@@ -209,8 +204,8 @@ def _measure(
     def measure(states: Tensor, parameters: int = 0) -> None:
         losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
         assert divergences is not None  # `dense_states` are given
-        kl, nll = (tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses))
-        measurements.append(_Measurement(kl, nll, parameters))
+        kl, nll = (values.view(len(tokens), -1).mean(1).tolist() for values in (divergences, losses))
+        measurements.append({"divergences": kl, "losses": nll, "parameters": parameters})
 
     if not measurements:
         measure(dense_states if base is dense else last_states(base, layers, hidden_states, pause))
@@ -223,7 +218,7 @@ def _measure(
         pause()
         states = last_states(base, [new_layer, *layers[layer + 1 :]], hidden_states, pause)
         measure(states, sum(parameter.numel() for parameter in new_layer.parameters()))
-        unchanged, *others = map(asdict, measurements)
+        unchanged, *others = measurements
         write_record(path, {"base": unchanged, "changed": others}, "the measurements of changed modules")
         pause()
     return measurements
@@ -235,17 +230,16 @@ def _sensitivity(
     """The change of divergence and loss with each module replaced, multiplied by `sign`."""
     unchanged, *others = measurements
 
-    def difference(values: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sign * (after - first) for after, first in zip(values, before, strict=True))
+    def difference(changed: _Measurement, name: str) -> tuple[float, ...]:
+        return tuple(sign * (after - before) for after, before in zip(changed[name], unchanged[name], strict=True))
 
     damages = []
     for (layer, module), changed, ratio in zip(modules_of(base), others, ratios, strict=True):
         parameters = sum(parameter.numel() for parameter in base.model.layers[layer].parameters())
-        removed = sign * (parameters - changed.parameters)
-        divergences = difference(changed.divergences, unchanged.divergences)
-        increases = difference(changed.losses, unchanged.losses)
-        damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))
-    loss = mean_over_windows(unchanged.losses).value
+        removed = sign * (parameters - changed["parameters"])
+        changes = difference(changed, "divergences"), difference(changed, "losses")
+        damages.append(ModuleDamage(layer, module, ratio, removed, *changes))
+    loss = mean_over_windows(unchanged["losses"]).value
     return Sensitivity(ratios[0], loss, tokens[:, 1:].numel(), tuple(damages))
 
 
