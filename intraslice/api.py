@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.calibration.user_estimator import load_estimator
@@ -24,7 +26,6 @@ from intraslice.evaluation.perplexity import Evaluation, evaluate
 from intraslice.loading import LoadedModel, prepare_model, require_dense
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
-from intraslice.modeling.hidden_states import Windows
 from intraslice.pipeline import PASSES, Pipeline
 from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.records import Recipe, evaluation_statistics, layer_table, ratio_chart, slice_record
@@ -136,7 +137,9 @@ class CompressedModel:
         """The sliced model as `load_model` would return it after saving."""
         return replace(self.dense, model=self.model, record=self.record)
 
-    def evaluate(self, tokens: Windows | None = None, *, progress: ProgressOption = True) -> Evaluation:
+    def evaluate(
+        self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressOption = True
+    ) -> Evaluation:
         """Perplexities of both models, and the KL divergence of the sliced from the dense one.
 
         `tokens` are held-out windows, by default of the recipe's evaluation text.

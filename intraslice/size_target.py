@@ -1,20 +1,27 @@
 """A size in bytes as the target: the plan whose weights, and key/value cache, just fit. Nothing is sliced for it."""
 
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
+
+from gguf import GGUFWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.checkpoints.planned_bytes import DTYPES, PlannedFolder, PlannedGGUF
-from intraslice.checkpoints.to_gguf import GGUF_TYPES
+from intraslice.checkpoints import to_gguf
+from intraslice.checkpoints.gguf_tensors import stored_neurons
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType
 from intraslice.core.checks import integer, one_of, quoted
 from intraslice.core.config import MAX_SPARSITY
 from intraslice.core.errors import UserError
 from intraslice.distributed import all_gather
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan, plan_by
+from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.planning.ratios import SlicePlan
 from intraslice.records import Recipe
@@ -22,6 +29,9 @@ from intraslice.records import Recipe
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 STEPS, BISECTIONS = 80, 14  # of sparsities: a grid, as padding makes some plans larger than those of less sparsity
 ENOUGH = 0.985  # of the target
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per value
+DESCRIPTION = 1024  # bytes, at most, of the name and the description in a GGUF file
+CONTEXT_BLOCK = 256  # tokens, in multiples of which llama.cpp allocates its cache
 
 
 class SizeTarget(NamedTuple):
@@ -127,3 +137,75 @@ def _plan_within(
     below = {sparsity: count for sparsity, (count, _) in plans.items() if count <= target}
     enough = [sparsity for sparsity, count in below.items() if count >= ENOUGH * target]
     return plans[min(enough) if enough else max(below, key=lambda sparsity: (below[sparsity], -sparsity))][1]
+
+
+class PlannedFolder:
+    """The model.safetensors of a folder, and the static cache of transformers, both in `dtype`.
+
+    `narrows_queries`: queries and keys become as narrow as the values, except where they are normalised.
+    """
+
+    def __init__(self, model: PreTrainedModel, dtype: str, narrows_queries: bool) -> None:
+        self._model, self._bytes = model, DTYPES[dtype]
+        attentions = [block.attention for block in blocks(model)]
+        self._query_dims = [a.dim if a.norms is not None or not narrows_queries else None for a in attentions]
+        offsets = 2 * [self._bytes * sum(parameter.numel() for parameter in model.parameters())]
+        header = {
+            name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}
+            for name, tensor in model.state_dict().items()
+        }
+        self._header = len(json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":"))) + 16
+
+    def file(self, plan: SlicePlan) -> int:
+        """The size of the file: never less than it will have, and at most some bytes more."""
+        return self._header + self._bytes * plan.parameters.sliced_total
+
+    def cache(self, plan: SlicePlan, context: int) -> int:
+        """The bytes allocated for so many tokens, fewer in a sliding window; without heads, two values count tokens."""
+        slots: list[Any] = StaticCache(config=self._model.config, max_cache_len=context).layers
+        values = 0
+        for layer, query_dim, slot in zip(plan.layers, self._query_dims, slots, strict=True):
+            values += max(layer.kv_heads * ((query_dim or layer.dim) + layer.dim), 2) * slot.max_cache_len
+        return self._bytes * values
+
+
+class PlannedGGUF:
+    """The GGUF file, and llama.cpp's cache: float16, and heads of full width. Raises UserError as `require_deci`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType) -> None:
+        self._header = to_gguf.gguf_bytes(model, tokenizer, gguf_type)
+        self._dense = to_gguf.tensor_sizes(model, gguf_type)
+        self._header += DESCRIPTION - self._dense.all_bytes()
+        self._type, self._head, self._width = gguf_type, to_gguf.head_name(model), head_width(model.config)
+        self._kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
+
+    def file(self, plan: SlicePlan) -> int:
+        """The size of the file: never less than it will have, and at most some bytes more."""
+        shapes = self._shapes(plan)
+        types = {name: to_gguf.stored_type(name, shape, self._type, self._head) for name, shape in shapes.items()}
+        return self._header + to_gguf.TensorSizes(shapes, types, padding=0).all_bytes()
+
+    def cache(self, plan: SlicePlan, context: int) -> int:
+        """The bytes allocated for so many tokens."""
+        rows = sum(shape[0] for name, shape in self._shapes(plan).items() if name.endswith("attn_k.weight"))
+        return 2 * 2 * rows * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)
+
+    def _shapes(self, plan: SlicePlan) -> dict[str, tuple[int, ...]]:
+        """The shapes that `gguf_tensors.deci_tensors` has for the sliced model."""
+        shapes = dict(self._dense.shapes)
+        for index, (layer, kv_head) in enumerate(zip(plan.layers, self._kv_heads, strict=True)):
+            groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
+            keys, neurons = len(groups) * self._width, stored_neurons(layer.neurons)
+            queries, prefix = keys * max(groups.values()), f"blk.{index}."
+            rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": neurons, "ffn_up": neurons}
+            columns = {"attn_output.weight": queries, "ffn_down.weight": neurons}
+            has_attention = index == 0 or layer.heads or f"{prefix}attn_output.bias" in shapes
+            for name in [name for name in shapes if name.startswith(prefix)]:
+                tensor, shape = name.removeprefix(prefix), shapes[name]
+                if tensor.startswith("attn_") and not has_attention:
+                    del shapes[name]
+                elif tensor in columns:
+                    shapes[name] = (shape[0], columns[tensor])
+                else:
+                    shapes[name] = (rows.get(tensor.partition(".")[0], shape[0]), *shape[1:])
+        return shapes

@@ -15,10 +15,9 @@ from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
-from intraslice.evaluation.question_sets import fetch_tasks
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
+from intraslice.evaluation.tasks import TasksConfig, fetch_tasks, measure_tasks, require_tasks
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory

@@ -100,7 +100,7 @@ def _cut_branch_(
     else:
         return parts, after
     for module, cut in zip(branch, cuts, strict=True):
-        writer = getattr(module, residual.writer_name(module))
+        writer = residual.writer_of(module)
         bias = None if writer.bias is None else (cut @ writer.bias.to(cut.dtype)).to(dtype)
         parts[writer] = frozen_linear((cut @ writer.weight.to(cut.dtype)).to(dtype), bias)
     for index, (states, *added) in enumerate(zip(entered, *written, strict=True)):

@@ -26,7 +26,6 @@ from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
-from intraslice.modeling.hidden_states import Tokens, Windows
 from intraslice.recovery.registry import cost_of, settings_of
 
 FORMAT = "12"
@@ -79,13 +78,13 @@ class Texts:
     """
 
     stats: CalibrationStats
-    calibration: Tokens
-    evaluation: Windows
+    calibration: Int[Tensor, "sequences length"]
+    evaluation: Int[Tensor, "windows window"]
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
 
-    def tokens_for(self, method: str, config: SliceConfig) -> Tokens:
+    def tokens_for(self, method: str, config: SliceConfig) -> Int[Tensor, "sequences length"]:
         """The longest text that a method and its recovery use."""
         has_recovery = METHODS.require(method).recovery(config) != NO_RECOVERY
         return self.training if has_recovery and self.training is not None else self.calibration
@@ -162,8 +161,8 @@ def cached_points(
     return tuple(point for point in grid if read_record(points_of.point_path(point)))
 
 
-# Windows of a held-out text, and the dense model's states and losses on them.
-_HeldOut = tuple[Windows, DenseStates, Losses]
+# Int[Tensor, "windows window"] of a held-out text, and the dense model's states and losses on them.
+_HeldOut = tuple[Int[Tensor, "windows window"], DenseStates, Losses]
 
 
 @dataclass

@@ -143,8 +143,7 @@ def _layer_parameters(block: Block, width: int, width_after: int) -> int:
         after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
         for module in branch:
-            reader = getattr(module, residual.reader_name(module))
-            writer = getattr(module, residual.writer_name(module))
+            reader, writer = residual.reader_of(module), residual.writer_of(module)
             has_bias = reader.bias is not None or getattr(residual.norm_of(block, module), "bias", None) is not None
             total += reader.out_features * (width + has_bias) + after * (writer.in_features + (writer.bias is not None))
     return total
@@ -229,7 +228,7 @@ def _slice_layer(
 
 def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
-    reader, shift = getattr(module, residual.reader_name(module)), getattr(norm, "bias", None)
+    reader, shift = residual.reader_of(module), getattr(norm, "bias", None)
     weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
     if shift is not None:
         bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
@@ -238,7 +237,7 @@ def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hid
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose writing map is in the basis. Under LayerNorm it is centred, as every reader centres it anyway."""
-    writer = getattr(module, residual.writer_name(module))
+    writer = residual.writer_of(module)
     bias = None if writer.bias is None else basis.T @ centre(writer.bias.float(), norm)
     return _with_linear(module, writer, basis.T @ centre(writer.weight.float().T, norm).T, bias)
 

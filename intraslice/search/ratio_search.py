@@ -22,7 +22,6 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel
-from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import Windows
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.baseline_plans import bisect_count
@@ -161,7 +160,7 @@ def search_ratios(
 def search_bytes(model: PreTrainedModel) -> int:
     """Memory of the slices and rankings of neurons that a search keeps, at most; without the dense distributions."""
     slices = KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
-    return slices + sum(4 * block.mlp.neurons**2 for block in blocks(model))
+    return slices + sum(4 * layer.mlp.neurons**2 for layer in model.model.layers)
 
 
 def search_windows(

@@ -16,14 +16,13 @@ from transformers import StaticCache
 
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import WEIGHTS, save
-from intraslice.checkpoints.planned_bytes import PlannedFolder
 from intraslice.checkpoints.to_gguf import write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.records import Recipe, slice_record
-from intraslice.size_target import ENOUGH, SizeTarget, parse_size, plan_recipe
+from intraslice.size_target import ENOUGH, PlannedFolder, SizeTarget, parse_size, plan_recipe
 from intraslice.slicing.driver import slice_model
 
 RECIPE = Recipe("tiny", SliceConfig(order="one-shot"), CalibrationConfig(), EvaluationConfig())
