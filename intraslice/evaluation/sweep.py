@@ -161,7 +161,7 @@ def cached_points(
     return tuple(point for point in grid if read_record(points_of.point_path(point)))
 
 
-# Int[Tensor, "windows window"] of a held-out text, and the dense model's states and losses on them.
+# Windows of a held-out text, and the dense model's states and losses on them.
 _HeldOut = tuple[Int[Tensor, "windows window"], DenseStates, Losses]
 
 
