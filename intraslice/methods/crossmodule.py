@@ -24,7 +24,7 @@ from intraslice.core.progress import Pause, Progress, ProgressOption, progress_c
 from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.modeling import residual
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.families import Block, Family, blocks, family_of
+from intraslice.modeling.families import Block, DenseModule, Family, blocks, family_of
 from intraslice.modeling.hidden_states import LayerArguments, Tokens, embed
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
@@ -226,7 +226,7 @@ def _slice_layer(
     return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
-def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
+def _reading_in(module: SlicedModule, norm: DenseModule, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
     reader, shift = residual.reader_of(module), getattr(norm, "bias", None)
     weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
