@@ -53,15 +53,11 @@ def canonical_shapes(shapes: str) -> str:
     named = PRESETS.get(shapes, shapes) if isinstance(shapes, str) else ""
     if named in SHAPES:
         return named
-    multiples: dict[str, int] = {}
-    for word in named.split():
-        name, _, multiple = word.partition("=")
-        is_count = multiple.isdecimal() and 1 <= int(multiple) <= MAX_MULTIPLE
-        if name in multiples or name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):
-            multiples = {}
-            break
-        multiples[name] = int(multiple)
-    if not multiples:
+    pairs = [word.partition("=")[::2] for word in named.split()]
+    multiples = {name: int(multiple) if multiple.isdecimal() else 0 for name, multiple in pairs}
+    is_valid = 0 < len(multiples) == len(pairs) and multiples.keys() <= {*Alignment._fields}
+    in_range = all(1 <= multiple <= MAX_MULTIPLE for multiple in multiples.values())
+    if not (is_valid and in_range) or multiples.get("dim", 2) % 2:
         raise UserError(
             "shapes must be {names}, or multiples from 1 to {limit:,} such as mlp=64 dim=8 (dim even), got {value}",
             names=", ".join([*SHAPES, *PRESETS]),
