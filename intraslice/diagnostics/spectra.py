@@ -123,12 +123,10 @@ def pair_energies(
     )
 
 
-def spectra_frame(
-    stats: CalibrationStats, plan: SlicePlan | None = None, layers: Sequence[int] | None = None
-) -> pandas.DataFrame:
+def spectra_frame(stats: CalibrationStats, plan: SlicePlan | None = None) -> pandas.DataFrame:
     """One row per part of a layer: width, axes for 90, 95 and 99 % of its variance, and the width that `plan` keeps."""
     rows = []
-    for layer in range(len(stats.layers)) if layers is None else layers:
+    for layer in range(len(stats.layers)):
         spectra, kept = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
         heads, dim, neurons = (kept.heads, kept.dim, kept.neurons) if kept else ((), None, None)
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
