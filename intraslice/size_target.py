@@ -89,16 +89,14 @@ def plan_recipe(
 
 def _bytes_of(size: SizeTarget, recipe: Recipe, loaded: LoadedModel) -> Callable[[SlicePlan], int]:
     """The bytes of a plan that count. Raises UserError if the model has no such file or context."""
-    planned: PlannedFolder | PlannedGGUF
     if size.kind in GGUF_TYPES:
-        planned = PlannedGGUF(loaded.model, loaded.tokenizer, size.kind)
+        count = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
     else:
         narrows_queries = METHODS[recipe.method].narrows_queries
-        planned = PlannedFolder(loaded.model, size.kind or recipe.dtype, narrows_queries)
-    if not size.context:
-        return planned.file
-    require_length(size.context, loaded.model.config)
-    return lambda plan: planned.file(plan) + planned.cache(plan, size.context)
+        count = planned_folder(loaded.model, size.kind or recipe.dtype, narrows_queries, size.context)
+    if size.context:
+        require_length(size.context, loaded.model.config)
+    return count
 
 
 def _plan_within(
@@ -139,63 +137,52 @@ def _plan_within(
     return plans[min(enough) if enough else max(below, key=lambda sparsity: (below[sparsity], -sparsity))][1]
 
 
-class PlannedFolder:
-    """The model.safetensors of a folder, and the static cache of transformers, both in `dtype`.
+def planned_folder(
+    model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int
+) -> Callable[[SlicePlan], int]:
+    """Counts, for a plan, its model.safetensors and the static cache of transformers for `context` tokens, in `dtype`.
 
-    `narrows_queries`: queries and keys become as narrow as the values, except where they are normalised.
+    The file never has more bytes, and at most some fewer. The cache has fewer tokens in a sliding window, and without
+    heads two values count them. `narrows_queries`: queries and keys become as narrow as the values, except where they
+    are normalised.
     """
+    attentions, size = [block.attention for block in blocks(model)], DTYPES[dtype]
+    query_dims = [a.dim if a.norms is not None or not narrows_queries else None for a in attentions]
+    offsets = 2 * [size * sum(parameter.numel() for parameter in model.parameters())]
+    tensors = {
+        name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}
+        for name, tensor in model.state_dict().items()
+    }
+    header = len(json.dumps({"__metadata__": {"format": "pt"}} | tensors, separators=(",", ":"))) + 16
+    slots: list[Any] = StaticCache(config=model.config, max_cache_len=context).layers if context else []
 
-    def __init__(self, model: PreTrainedModel, dtype: str, narrows_queries: bool) -> None:
-        self._model, self._bytes = model, DTYPES[dtype]
-        attentions = [block.attention for block in blocks(model)]
-        self._query_dims = [a.dim if a.norms is not None or not narrows_queries else None for a in attentions]
-        offsets = 2 * [self._bytes * sum(parameter.numel() for parameter in model.parameters())]
-        header = {
-            name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}
-            for name, tensor in model.state_dict().items()
-        }
-        self._header = len(json.dumps({"__metadata__": {"format": "pt"}} | header, separators=(",", ":"))) + 16
-
-    def file(self, plan: SlicePlan) -> int:
-        """The size of the file: never less than it will have, and at most some bytes more."""
-        return self._header + self._bytes * plan.parameters.sliced_total
-
-    def cache(self, plan: SlicePlan, context: int) -> int:
-        """The bytes allocated for so many tokens, fewer in a sliding window; without heads, two values count tokens."""
-        slots: list[Any] = StaticCache(config=self._model.config, max_cache_len=context).layers
-        values = 0
-        for layer, query_dim, slot in zip(plan.layers, self._query_dims, slots, strict=True):
+    def count(plan: SlicePlan) -> int:
+        values = plan.parameters.sliced_total
+        for layer, query_dim, slot in zip(plan.layers, query_dims, slots, strict=False):
             values += max(layer.kv_heads * ((query_dim or layer.dim) + layer.dim), 2) * slot.max_cache_len
-        return self._bytes * values
+        return header + size * values
+
+    return count
 
 
-class PlannedGGUF:
-    """The GGUF file, and llama.cpp's cache: float16, and heads of full width. Raises UserError as `require_deci`."""
+def planned_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType, context: int
+) -> Callable[[SlicePlan], int]:
+    """Counts, for a plan, its GGUF file and llama.cpp's cache for `context` tokens: float16, and heads of full width.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType) -> None:
-        self._header = to_gguf.gguf_bytes(model, tokenizer, gguf_type)
-        self._dense = to_gguf.tensor_sizes(model, gguf_type)
-        self._header += DESCRIPTION - self._dense.all_bytes()
-        self._type, self._head, self._width = gguf_type, to_gguf.head_name(model), head_width(model.config)
-        self._kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
+    The file never has more bytes, and at most some fewer. Raises UserError as `require_deci`.
+    """
+    dense = to_gguf.tensor_sizes(model, gguf_type)
+    header = to_gguf.gguf_bytes(model, tokenizer, gguf_type) + DESCRIPTION - dense.all_bytes()
+    head, width = to_gguf.head_name(model), head_width(model.config)
+    kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
 
-    def file(self, plan: SlicePlan) -> int:
-        """The size of the file: never less than it will have, and at most some bytes more."""
-        shapes = self._shapes(plan)
-        types = {name: to_gguf.stored_type(name, shape, self._type, self._head) for name, shape in shapes.items()}
-        return self._header + to_gguf.TensorSizes(shapes, types, padding=0).all_bytes()
-
-    def cache(self, plan: SlicePlan, context: int) -> int:
-        """The bytes allocated for so many tokens."""
-        rows = sum(shape[0] for name, shape in self._shapes(plan).items() if name.endswith("attn_k.weight"))
-        return 2 * 2 * rows * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)
-
-    def _shapes(self, plan: SlicePlan) -> dict[str, tuple[int, ...]]:
+    def shapes_of(plan: SlicePlan) -> dict[str, tuple[int, ...]]:
         """The shapes that `gguf_tensors.deci_tensors` has for the sliced model."""
-        shapes = dict(self._dense.shapes)
-        for index, (layer, kv_head) in enumerate(zip(plan.layers, self._kv_heads, strict=True)):
+        shapes = dict(dense.shapes)
+        for index, (layer, kv_head) in enumerate(zip(plan.layers, kv_heads, strict=True)):
             groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
-            keys, neurons = len(groups) * self._width, stored_neurons(layer.neurons)
+            keys, neurons = len(groups) * width, stored_neurons(layer.neurons)
             queries, prefix = keys * max(groups.values()), f"blk.{index}."
             rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": neurons, "ffn_up": neurons}
             columns = {"attn_output.weight": queries, "ffn_down.weight": neurons}
@@ -209,3 +196,12 @@ class PlannedGGUF:
                 else:
                     shapes[name] = (rows.get(tensor.partition(".")[0], shape[0]), *shape[1:])
         return shapes
+
+    def count(plan: SlicePlan) -> int:
+        shapes = shapes_of(plan)
+        types = {name: to_gguf.stored_type(name, shape, gguf_type, head) for name, shape in shapes.items()}
+        cached = 2 * sum(shape[0] for name, shape in shapes.items() if name.endswith("attn_k.weight"))  # of each token
+        cache = 2 * cached * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)
+        return header + to_gguf.TensorSizes(shapes, types, padding=0).all_bytes() + cache
+
+    return count

