@@ -1,7 +1,5 @@
 """The public API: `compress` slices a model, and `CompressedModel` evaluates, generates, saves and exports it."""
 
-from __future__ import annotations
-
 import html
 import logging
 import tempfile
@@ -45,7 +43,7 @@ def compress(
     evaluation: str | Path | EvaluationConfig = EvaluationConfig.text,
     progress: ProgressOption = True,
     **options: Any,
-) -> CompressedModel:
+) -> "CompressedModel":
     """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call::
 
         result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
@@ -95,7 +93,7 @@ def compress(
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
 
 
-def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> CompressedModel:
+def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> "CompressedModel":
     """Calibrate and slice a dense model by the pipeline's recipe."""
     stats, tokens = pipeline.calibrate_for_method(loaded)
     model, plan = pipeline.slice(loaded, stats, tokens)

@@ -3,8 +3,6 @@
 `evaluate` compares a sliced model with its dense model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -59,7 +57,7 @@ class Losses:
         return self.done or len(self.sums) / 2
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Losses:
+    def from_record(cls, record: Mapping[str, Any]) -> "Losses":
         """The losses whose fields were written as JSON."""
         sums = tuple(map(tuple, record["sums"]))
         return cls(record["done"], record["total"], sums, tuple(record["sizes"]), tuple(record["divergences"]))
@@ -68,7 +66,7 @@ class Losses:
         """`exp` of the mean loss, with the standard error of the mean over blocks. One block has no error."""
         return _exponential(self.sums, self.sizes)
 
-    def ratio(self, dense: Losses) -> Estimate:
+    def ratio(self, dense: "Losses") -> Estimate:
         """Ratio of this perplexity to the dense model's on the same windows, with its (much smaller) paired error.
 
         Raises ValueError if the windows have other blocks.
@@ -113,7 +111,7 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
 
 
 def _token_losses(
-    model: PreTrainedModel, windows: Windows, dense: DenseStates | None, first: int, pause: Pause
+    model: PreTrainedModel, windows: Windows, dense: "DenseStates | None", first: int, pause: Pause
 ) -> tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]:
     """Loss of every token and, if `dense` is not None, its divergence from the dense model."""
     states = dense_states = None
@@ -131,7 +129,7 @@ def measure_losses(
     model: PreTrainedModel,
     tokens: Windows,
     stage: str = "evaluate",
-    dense: DenseStates | None = None,
+    dense: "DenseStates | None" = None,
     so_far: Losses | None = None,
     *,
     progress: ProgressOption = True,
