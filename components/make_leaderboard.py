@@ -30,9 +30,8 @@ from intraslice.cli.search import DEPTH
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.evaluation.question_sets import PREFIX
 from intraslice.evaluation.sweep import LOSSES
-from intraslice.evaluation.tasks import TasksConfig, measure_hits, require_tasks
+from intraslice.evaluation.tasks import PREFIX, TasksConfig, measure_hits, require_tasks
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.sources import SUGGESTED_MODELS
 

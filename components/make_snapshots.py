@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from intraslice.core.config import EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.data import evaluation_tokens
 from intraslice.diagnostics.sensitivity import measure_sensitivity
 from intraslice.evaluation.facts import fact_questions
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
@@ -27,6 +26,7 @@ from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import load_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.pretrained.sources import DEFAULT
+from intraslice.texts import evaluation_tokens
 
 from .activations.measure import ShiftViews
 from .compare.measure import FactsCache

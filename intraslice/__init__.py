@@ -1,7 +1,5 @@
 """Prune Llama, Phi and similar models by PCA inside each module, with every transform fused into the weights."""
 
-from __future__ import annotations
-
 __version__ = "0.3.0"
 
 from intraslice.api import CompressedModel, compress
@@ -11,7 +9,6 @@ from intraslice.checkpoints.format import load, save
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.core.progress import Progress
-from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import Evaluation, evaluate, perplexity
 from intraslice.loading import LoadedModel, load_model, prepare_model
@@ -21,6 +18,7 @@ from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.recovery import RECOVERIES, recover
 from intraslice.samples import calibration_sequences
 from intraslice.slicing.driver import slice_model
+from intraslice.texts import calibration_tokens, evaluation_tokens
 
 __all__ = [
     "ESTIMATORS",

@@ -3,8 +3,6 @@
 `torchrun --nproc-per-node N -m intraslice COMMAND` shares the work among N processes; the first prints the results.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

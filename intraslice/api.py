@@ -1,7 +1,5 @@
 """The public API: `compress` slices a model, and `CompressedModel` evaluates, generates, saves and exports it."""
 
-from __future__ import annotations
-
 import html
 import logging
 import tempfile
@@ -20,7 +18,7 @@ from intraslice.checkpoints.model_card import write_gguf_card
 from intraslice.checkpoints.to_gguf import GGUFReport, GGUFType, write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressOption
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
 from intraslice.evaluation.perplexity import Evaluation, evaluate
 from intraslice.loading import LoadedModel, prepare_model, require_dense
@@ -43,9 +41,9 @@ def compress(
     tokenizer: PreTrainedTokenizerBase | None = None,
     calibration: str | Path | CalibrationConfig = CalibrationConfig.text,
     evaluation: str | Path | EvaluationConfig = EvaluationConfig.text,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
     **options: Any,
-) -> CompressedModel:
+) -> "CompressedModel":
     """Remove a fraction of the decoder layers' parameters: load, calibrate and slice in one call::
 
         result = intraslice.compress("HuggingFaceTB/SmolLM2-135M-Instruct", sparsity=0.3, order="one-shot")
@@ -95,7 +93,7 @@ def compress(
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)
 
 
-def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> CompressedModel:
+def compress_loaded(pipeline: Pipeline, loaded: LoadedModel) -> "CompressedModel":
     """Calibrate and slice a dense model by the pipeline's recipe."""
     stats, tokens = pipeline.calibrate_for_method(loaded)
     model, plan = pipeline.slice(loaded, stats, tokens)
@@ -138,12 +136,11 @@ class CompressedModel:
         return replace(self.dense, model=self.model, record=self.record)
 
     def evaluate(
-        self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressCallback | bool = True
+        self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressOption = True
     ) -> Evaluation:
-        """Perplexities of the dense and the sliced model, and the KL divergence between them.
+        """Perplexities of both models, and the KL divergence of the sliced from the dense one.
 
-        Args:
-            tokens: held-out windows; by default, of the recipe's evaluation text.
+        `tokens` are held-out windows, by default of the recipe's evaluation text.
         """
         windows = self.recipe.windows(self.tokenizer) if tokens is None else tokens
         evaluation = evaluate(self.dense.model, self.model, windows, progress=progress)
@@ -170,9 +167,7 @@ class CompressedModel:
         """
         save(self.model, self.tokenizer, save_directory, self.record)
 
-    def to_gguf(
-        self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
-    ) -> GGUFReport:
+    def to_gguf(self, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressOption = True) -> GGUFReport:
         """Write a GGUF file for llama.cpp, and a model card next to it. Raises UserError as `write_gguf` does."""
         return export_gguf(self.loaded, file, gguf_type, progress=progress)
 
@@ -218,7 +213,7 @@ class CompressedModel:
 
 
 def export_gguf(
-    loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressCallback | bool = True
+    loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressOption = True
 ) -> GGUFReport:
     """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
     file = Path(file).expanduser()

@@ -1,7 +1,5 @@
 """What slicing a model gives and takes, before its weights are downloaded or read: from configuration and headers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -39,32 +37,23 @@ class Size:
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What a dense model is, what slices of it take, and what calibrating and slicing it takes on this machine.
-
-    Attributes:
-        download_bytes: 0 for weights on disk.
-        layer: sizes of the first layer.
-        sizes: the dense model's first; bytes are of weights in `dtype`.
-        budget_seconds: of a calibration by each of the `BUDGETS`.
-        memory_bytes: for calibrating and slicing, the dense model included.
-        no_crossmodule, no_gguf: why that method, or llama.cpp (also in the browser), is not possible; empty if it is.
-    """
+    """What a dense model is, what slices of it take, and what calibrating and slicing it takes on this machine."""
 
     model: str
     family: str
-    download_bytes: int
+    download_bytes: int  # 0 for weights on disk
     layers: int
-    layer: LayerSizes
+    layer: LayerSizes  # the first one
     decoder_parameters: int
     dtype: str
-    sizes: tuple[Size, ...]
+    sizes: tuple[Size, ...]  # the dense model's first; bytes are of weights in `dtype`
     calibration_tokens: int
     calibration_seconds: float
-    budget_seconds: Mapping[str, float]
-    memory_bytes: int
+    budget_seconds: Mapping[str, float]  # of a calibration by each of the `BUDGETS`
+    memory_bytes: int  # for calibrating and slicing, the dense model included
     available_bytes: int
-    no_crossmodule: str
-    no_gguf: str
+    no_crossmodule: str  # why that method is not possible, empty if it is
+    no_gguf: str  # the same for llama.cpp, also in the browser
 
     def __str__(self) -> str:
         layer, fits = self.layer, self.memory_bytes <= self.available_bytes

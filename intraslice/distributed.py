@@ -5,8 +5,6 @@ windows of a perplexity, and the points of a sweep. `require_shareable` in `cli/
 Objects that are not tensors are pickled: the processes belong to one job and trust each other.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Loads models for slicing: canonical layers, tokenizer, source, and a fingerprint for cache keys."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -22,7 +20,7 @@ from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressOption
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers
@@ -99,7 +97,7 @@ def load_model(
     device: str = "cpu",
     device_map: Placement | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> LoadedModel:
     """Load a Hub id, a folder in transformers format, a .gguf file, a folder that `save` wrote, or "default".
 
@@ -176,20 +174,13 @@ def _convert_dtype_(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedMod
 
 
 def load_offloaded(
-    name: str,
-    dtype: torch.dtype,
-    device: str,
-    device_map: Placement | None = None,
-    *,
-    progress: ProgressCallback | bool,
+    name: str, dtype: torch.dtype, device: str, device_map: Placement | None = None, *, progress: ProgressOption
 ) -> LoadedModel:
     """A model whose layers are offloaded as `device_map` says.
 
     Without a device map all weights but norms stay in their files, and the layers are those of transformers, so that
     the model is of use for `open_layer` and `resident` alone. Its fingerprint is then of the files, which are not read.
-
-    Raises:
-        UserError: there is no such model, it cannot be sliced, or is a GGUF file.
+    Raises UserError where there is no such model, it cannot be sliced, or is a GGUF file.
     """
     weights = obtain_weights(name, progress=progress)
     if weights.gguf:

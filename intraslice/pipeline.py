@@ -1,7 +1,5 @@
 """The stages of one recipe, from loading to slicing, and the time of each stage."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +7,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice import data
+from intraslice import texts
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.calibration.user_estimator import register_importances
 from intraslice.core.config import NO_RECOVERY, SliceConfig
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressOption
 from intraslice.loading import LoadedModel, load_model, require_dense_name
-from intraslice.methods.registry import METHODS, Plan, SlicingMethod, Tokens, slice_by
-from intraslice.modeling.hidden_states import require_length
+from intraslice.methods.registry import METHODS, Plan, SlicingMethod, slice_by
+from intraslice.modeling.hidden_states import Tokens, Windows, require_length
 from intraslice.modeling.offload import Placement
 from intraslice.records import Recipe
 from intraslice.samples import calibration_sequences
@@ -54,7 +50,7 @@ class Pipeline:
     device: str = "cpu"
     device_map: Placement | None = None
     slicing: float | None = None
-    progress: ProgressCallback | bool = field(default=True, kw_only=True)
+    progress: ProgressOption = field(default=True, kw_only=True)
     ratio_search: float | None = field(default=None, kw_only=True)
     size: str | None = field(default=None, kw_only=True)
     context: int = field(default=0, kw_only=True)
@@ -91,7 +87,7 @@ class Pipeline:
         require_dense_name(self.recipe.model)
         return self.load()
 
-    def windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
+    def windows(self, loaded: LoadedModel) -> Windows:
         """Held-out tokens, disjoint from the calibration tokens; a checkpoint's record says which text those are of.
 
         Raises UserError if the text cannot be read, is too short, or was read whole by the calibration, or if the
@@ -103,8 +99,8 @@ class Pipeline:
         # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
         evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
-        data.require_held_out(evaluation.text, text, evaluated)
-        return data.evaluation_tokens(loaded.tokenizer, evaluation, text)
+        texts.require_held_out(evaluation.text, text, evaluated)
+        return texts.evaluation_tokens(loaded.tokenizer, evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration statistics and the calibration tokens."""
@@ -119,7 +115,7 @@ class Pipeline:
             stats = self._with_searched_ratios(loaded, stats, self._search_config(passes))
         return stats, tokens
 
-    def search_windows(self, loaded: LoadedModel) -> Int[Tensor, "windows window"]:
+    def search_windows(self, loaded: LoadedModel) -> Windows:
         """What a search reads: calibration text after the calibration tokens, and text that the model writes."""
         calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
         text = self.training_tokens(loaded)[count : 2 * count]
@@ -171,7 +167,7 @@ class Pipeline:
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
         """The calibration tokens and more of the calibration text, for recoveries."""
-        return data.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
+        return texts.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
         require_length(self.recipe.calibration.length, loaded.model.config)

@@ -1,23 +1,20 @@
 """Results of a run as JSON and as text, in one format for the command line, the page and saved folders."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import pandas
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.data import display_name, evaluation_tokens, text_digest
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
+from intraslice.modeling.hidden_states import Windows
 from intraslice.planning.baseline_plans import CrossModulePlan
+from intraslice.texts import display_name, evaluation_tokens, text_digest
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours
@@ -43,7 +40,7 @@ class Recipe:
         options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}
         return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
-    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, "windows window"]:
+    def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
         """Tokens of the evaluation text, disjoint from the calibration tokens."""
         return evaluation_tokens(tokenizer, self.evaluation, self.calibration.text)
 

@@ -4,8 +4,6 @@ Both depend on the dense model and the text alone. They are kept on disk and sha
 sparsities of a model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,11 +16,11 @@ from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path, read_result, write_result
 from intraslice.core.config import CalibrationConfig
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
-from intraslice.data import calibration_tokens
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, rank
 from intraslice.loading import LoadedModel, fingerprint_of
-from intraslice.modeling.hidden_states import logits_in_chunks, next_token_logits
+from intraslice.modeling.hidden_states import Tokens, logits_in_chunks, next_token_logits
+from intraslice.texts import calibration_tokens
 
 SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on
@@ -44,8 +42,8 @@ def calibration_sequences(
     config: CalibrationConfig,
     evaluation_text: str | None = None,
     *,
-    progress: ProgressCallback | bool = True,
-) -> Int[Tensor, "sequences length"]:
+    progress: ProgressOption = True,
+) -> Tokens:
     """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
 
     Raises UserError as `calibration_tokens` does.
@@ -54,10 +52,7 @@ def calibration_sequences(
 
 
 def with_samples(
-    loaded: LoadedModel,
-    tokens: Int[Tensor, "sequences length"],
-    config: CalibrationConfig,
-    progress: ProgressCallback | bool,
+    loaded: LoadedModel, tokens: Tokens, config: CalibrationConfig, progress: ProgressOption
 ) -> Int[Tensor, "more length"]:
     """`tokens`, followed by the `config.samples` sequences that the dense model writes itself."""
     if not config.samples:
@@ -97,9 +92,7 @@ def kept_samples(
     return texts.view(sequences, -1)[:, :length]
 
 
-def kept_states(
-    model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], progress: ProgressCallback
-) -> KeptStates:
+def kept_states(model: PreTrainedModel, tokens: Tokens, progress: ProgressCallback) -> KeptStates:
     """The model's states in the sequences, on the CPU; from the cache as far as possible."""
     states: list[KeptStates] = []
     model_key = fingerprint_of(model), model.dtype

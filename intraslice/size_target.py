@@ -1,22 +1,27 @@
 """A size in bytes as the target: the plan whose weights, and key/value cache, just fit. Nothing is sliced for it."""
 
-from __future__ import annotations
-
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
+
+from gguf import GGUFWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.checkpoints.planned_bytes import DTYPES, PlannedFolder, PlannedGGUF
-from intraslice.checkpoints.to_gguf import GGUF_TYPES
+from intraslice.checkpoints import to_gguf
+from intraslice.checkpoints.gguf_tensors import stored_neurons
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType
 from intraslice.core.checks import integer, one_of, quoted
 from intraslice.core.config import MAX_SPARSITY
 from intraslice.core.errors import UserError
 from intraslice.distributed import all_gather
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan, plan_by
+from intraslice.modeling.families import blocks, head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.planning.ratios import SlicePlan
 from intraslice.records import Recipe
@@ -24,6 +29,9 @@ from intraslice.records import Recipe
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 STEPS, BISECTIONS = 80, 14  # of sparsities: a grid, as padding makes some plans larger than those of less sparsity
 ENOUGH = 0.985  # of the target
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per value
+DESCRIPTION = 1024  # bytes, at most, of the name and the description in a GGUF file
+CONTEXT_BLOCK = 256  # tokens, in multiples of which llama.cpp allocates its cache
 
 
 class SizeTarget(NamedTuple):
@@ -81,16 +89,14 @@ def plan_recipe(
 
 def _bytes_of(size: SizeTarget, recipe: Recipe, loaded: LoadedModel) -> Callable[[SlicePlan], int]:
     """The bytes of a plan that count. Raises UserError if the model has no such file or context."""
-    planned: PlannedFolder | PlannedGGUF
     if size.kind in GGUF_TYPES:
-        planned = PlannedGGUF(loaded.model, loaded.tokenizer, size.kind)
+        count = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
     else:
         narrows_queries = METHODS[recipe.method].narrows_queries
-        planned = PlannedFolder(loaded.model, size.kind or recipe.dtype, narrows_queries)
-    if not size.context:
-        return planned.file
-    require_length(size.context, loaded.model.config)
-    return lambda plan: planned.file(plan) + planned.cache(plan, size.context)
+        count = planned_folder(loaded.model, size.kind or recipe.dtype, narrows_queries, size.context)
+    if size.context:
+        require_length(size.context, loaded.model.config)
+    return count
 
 
 def _plan_within(
@@ -129,3 +135,73 @@ def _plan_within(
     below = {sparsity: count for sparsity, (count, _) in plans.items() if count <= target}
     enough = [sparsity for sparsity, count in below.items() if count >= ENOUGH * target]
     return plans[min(enough) if enough else max(below, key=lambda sparsity: (below[sparsity], -sparsity))][1]
+
+
+def planned_folder(
+    model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int
+) -> Callable[[SlicePlan], int]:
+    """Counts, for a plan, its model.safetensors and the static cache of transformers for `context` tokens, in `dtype`.
+
+    The file never has more bytes, and at most some fewer. The cache has fewer tokens in a sliding window, and without
+    heads two values count them. `narrows_queries`: queries and keys become as narrow as the values, except where they
+    are normalised.
+    """
+    attentions, size = [block.attention for block in blocks(model)], DTYPES[dtype]
+    query_dims = [a.dim if a.norms is not None or not narrows_queries else None for a in attentions]
+    offsets = 2 * [size * sum(parameter.numel() for parameter in model.parameters())]
+    tensors = {
+        name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}
+        for name, tensor in model.state_dict().items()
+    }
+    header = len(json.dumps({"__metadata__": {"format": "pt"}} | tensors, separators=(",", ":"))) + 16
+    slots: list[Any] = StaticCache(config=model.config, max_cache_len=context).layers if context else []
+
+    def count(plan: SlicePlan) -> int:
+        values = plan.parameters.sliced_total
+        for layer, query_dim, slot in zip(plan.layers, query_dims, slots, strict=False):
+            values += max(layer.kv_heads * ((query_dim or layer.dim) + layer.dim), 2) * slot.max_cache_len
+        return header + size * values
+
+    return count
+
+
+def planned_gguf(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType, context: int
+) -> Callable[[SlicePlan], int]:
+    """Counts, for a plan, its GGUF file and llama.cpp's cache for `context` tokens: float16, and heads of full width.
+
+    The file never has more bytes, and at most some fewer. Raises UserError as `require_deci`.
+    """
+    dense = to_gguf.tensor_sizes(model, gguf_type)
+    header = to_gguf.gguf_bytes(model, tokenizer, gguf_type) + DESCRIPTION - dense.all_bytes()
+    head, width = to_gguf.head_name(model), head_width(model.config)
+    kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
+
+    def shapes_of(plan: SlicePlan) -> dict[str, tuple[int, ...]]:
+        """The shapes that `gguf_tensors.deci_tensors` has for the sliced model."""
+        shapes = dict(dense.shapes)
+        for index, (layer, kv_head) in enumerate(zip(plan.layers, kv_heads, strict=True)):
+            groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
+            keys, neurons = len(groups) * width, stored_neurons(layer.neurons)
+            queries, prefix = keys * max(groups.values()), f"blk.{index}."
+            rows = {"attn_q": queries, "attn_k": keys, "attn_v": keys, "ffn_gate": neurons, "ffn_up": neurons}
+            columns = {"attn_output.weight": queries, "ffn_down.weight": neurons}
+            has_attention = index == 0 or layer.heads or f"{prefix}attn_output.bias" in shapes
+            for name in [name for name in shapes if name.startswith(prefix)]:
+                tensor, shape = name.removeprefix(prefix), shapes[name]
+                if tensor.startswith("attn_") and not has_attention:
+                    del shapes[name]
+                elif tensor in columns:
+                    shapes[name] = (shape[0], columns[tensor])
+                else:
+                    shapes[name] = (rows.get(tensor.partition(".")[0], shape[0]), *shape[1:])
+        return shapes
+
+    def count(plan: SlicePlan) -> int:
+        shapes = shapes_of(plan)
+        types = {name: to_gguf.stored_type(name, shape, gguf_type, head) for name, shape in shapes.items()}
+        cached = 2 * sum(shape[0] for name, shape in shapes.items() if name.endswith("attn_k.weight"))  # of each token
+        cache = 2 * cached * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)
+        return header + to_gguf.TensorSizes(shapes, types, padding=0).all_bytes() + cache
+
+    return count

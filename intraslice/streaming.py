@@ -4,21 +4,19 @@ Only the method `intraslice` in the one-shot order: the layers of other methods 
 that this calibration does not keep. A killed run goes on where it was, and ends in the same bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
 import torch
 
-from intraslice import data
+from intraslice import texts
 from intraslice.calibration.driver import loss_gradient_after, sequences_per_batch
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.checkpoints.format import Shards, require_free
 from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sibling
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback, progress_callback
+from intraslice.core.progress import ProgressOption, progress_callback
 from intraslice.loading import config_of, load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained import memory
@@ -68,22 +66,19 @@ def memory_is_short(recipe: Recipe, device: str) -> bool:
 
 
 def slice_to_folder(
-    recipe: Recipe, folder: str | Path, device: str = "cpu", *, progress: ProgressCallback | bool = True
+    recipe: Recipe, folder: str | Path, device: str = "cpu", *, progress: ProgressOption = True
 ) -> SlicePlan:
     """Slice the recipe's model into a new folder, which `load_model` reads as it does that of `save`.
 
     The weights are those of an ordinary slice, to the bit. Called again with the same arguments after it failed or was
-    killed, it goes on after the last finished step.
-
-    Raises:
-        UserError: the recipe cannot be sliced in this way, the folder is not empty, or the disk is too small.
-        NumericalError: gradients or moments are not finite.
+    killed, it goes on after the last finished step. Raises UserError where the recipe cannot be sliced in this way, the
+    folder is not empty, or the disk is too small, and NumericalError where gradients or moments are not finite.
     """
     folder, report, dtype = Path(folder).expanduser(), progress_callback(progress), getattr(torch, recipe.dtype)
     require_streamable(recipe)
     require_free(folder)
     loaded = load_offloaded(recipe.model, dtype, device, progress=report)
-    tokens = data.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
+    tokens = texts.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
     everything = f"{FORMAT} {recipe} {device} {loaded.fingerprint} {tokens.tolist()}"
     digest = hashlib.sha256(everything.encode()).hexdigest()[:32]
     reserved = memory.journal_bytes(loaded.model.config, recipe.calibration, dtype)

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from intraslice.data import describe
 from intraslice.diagnostics.shift import PLACES, Distribution, Shift, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
+from intraslice.texts import describe
 
 from ..i18n.language import LazyString, gettext, lazy_gettext, translate
 from ..jobs.job import Job

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
-from intraslice.data import describe
 from intraslice.evaluation.perplexity import BLOCK, DenseStates, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
+from intraslice.texts import describe
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job

@@ -19,7 +19,6 @@ from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.core.threads import set_threads
-from intraslice.data import describe
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
@@ -28,6 +27,7 @@ from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.slicing.driver import slice_model
+from intraslice.texts import describe
 
 from .. import limits
 from ..i18n.language import lazy_gettext

@@ -3,8 +3,6 @@
 Importing this module registers the model type. The class of a family is imported when one of its models is opened.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
@@ -12,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +101,6 @@ def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
         model.model.embed_tokens = _embedding(model, shapes[0]["shortcuts"][0][0])
 
 
-def fill_buffers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Fill the buffers that come from the shapes, in place, in modules that were built on the meta device."""
-    for layer, shape in zip(model.model.layers, shapes, strict=True):
-        layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
-
-
 def _frequency(shape: Shape) -> Tensor:
     return torch.tensor(shape["frequency"], dtype=torch.long, device="cpu").view(shape["kv_heads"], shape["dim"] // 2)
 
@@ -188,14 +180,12 @@ class IntraSliceConfig(PreTrainedConfig):
         super().__init__(**options)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> IntraSliceConfig:
+    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> Self:
         """The configuration of the model in its present state. `record` is saved unchanged, so it must be JSON."""
         return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], record)
 
     @classmethod
-    def with_shapes(
-        cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None
-    ) -> IntraSliceConfig:
+    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None) -> Self:
         """The configuration of a dense model whose layers have these shapes once they are sliced."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
         return cls(dense=dense, layers=shapes, record=record, dtype=model.dtype)
@@ -274,8 +264,14 @@ class IntraSliceForCausalLM(_Family):
             name, *model_args, config=dense, layers=config.layers, **options
         )
         model = opened[0] if isinstance(opened, tuple) else opened  # with `output_loading_info`
-        fill_buffers_(model, config.layers)
-        _require_shortcuts_on_device(model)
+        for layer, shape in zip(model.model.layers, config.layers, strict=True):
+            if any(matrix.is_meta for matrix in getattr(layer, "shortcuts", ())):
+                raise UserError(
+                    "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices "
+                    "must be on the device that runs them; use a device map without offloading, or leave it out"
+                )
+            # Of modules that were built on the meta device.
+            layer.self_attn.fill_layout_(torch.tensor(shape["kv_head"], dtype=torch.long), _frequency(shape))
         model.record = config.record
         return opened
 
@@ -318,14 +314,6 @@ def _sliced_class(config: PreTrainedConfig) -> Any:
     """
     family_of(config)
     return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-
-
-def _require_shortcuts_on_device(model: PreTrainedModel) -> None:
-    if any(matrix.is_meta for layer in model.model.layers for matrix in getattr(layer, "shortcuts", ())):
-        raise UserError(
-            "a cross-module model cannot be offloaded to disk or CPU memory, because its shortcut matrices must be on "
-            "the device that runs them; use a device map without offloading, or leave it out"
-        )
 
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)

@@ -4,8 +4,6 @@ The folder is in transformers format; its `config.json` has the shape of every l
 `intraslice.json` records how the model was made, with a SHA-256 of that record, the shapes and the weights.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

@@ -6,8 +6,6 @@ are therefore padded with zeros, which keeps the function: fewer heads and neuro
 do not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -131,34 +129,31 @@ def attention_tensors(weights: AttentionWeights, heads: Heads) -> dict[str, Padd
     values = torch.arange(weights.value.shape[1])
     scales = weights.scale * math.sqrt(heads.width) * _rotary_gains(weights, heads)
 
-    def full_rows(tensor: Tensor, count: int, indices: Tensor, columns: Tensor) -> PaddedTensor:
+    def rows(tensor: Tensor, count: int, indices: Tensor, columns: Tensor) -> PaddedTensor:
+        full = torch.zeros(count, heads.width, *tensor.shape[2:])
+        full[indices[:, None], columns] = tensor.float().cpu()
+
         def unpad(padded: Tensor) -> Tensor:
             return padded.unflatten(0, (count, heads.width))[indices[:, None], columns]
 
-        full = torch.zeros(count, heads.width, *tensor.shape[2:])
-        full[indices[:, None], columns] = tensor.float().cpu()
         return PaddedTensor(full.flatten(0, 1), tensor.numel(), unpad)
-
-    def rows(tensor: Tensor | None, count: int, indices: Tensor, columns: Tensor) -> PaddedTensor | None:
-        return None if tensor is None else full_rows(tensor, count, indices, columns)
 
     query, query_bias = weights.query.float().cpu() * scales[..., None], weights.query_bias
     query_bias = None if query_bias is None else query_bias.float().cpu() * scales
     all_queries = groups * group_size
-    output = full_rows(weights.output.movedim(0, -1), all_queries, queries, values)
-    tensors = {
-        "attn_q.weight": rows(query, all_queries, queries, channels[kv_head]),
-        "attn_q.bias": rows(query_bias, all_queries, queries, channels[kv_head]),
-        "attn_k.weight": rows(weights.key, groups, keys, channels),
-        "attn_k.bias": rows(weights.key_bias, groups, keys, channels),
-        "attn_v.weight": rows(weights.value, groups, keys, values),
-        "attn_v.bias": rows(weights.value_bias, groups, keys, values),
-        "attn_output.weight": PaddedTensor(
-            output.values.T, output.kept, lambda padded: output.unpad(padded.T).movedim(-1, 0)
-        ),
-        "attn_output.bias": None if weights.output_bias is None else _unpadded(weights.output_bias),
-    }
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    tensors = {}
+    for name, weight, bias, count, indices, columns in (
+        ("attn_q", query, query_bias, all_queries, queries, channels[kv_head]),
+        ("attn_k", weights.key, weights.key_bias, groups, keys, channels),
+        ("attn_v", weights.value, weights.value_bias, groups, keys, values),
+    ):
+        tensors[f"{name}.weight"] = rows(weight, count, indices, columns)
+        if bias is not None:
+            tensors[f"{name}.bias"] = rows(bias, count, indices, columns)
+    tensors["attn_output.weight"] = _transposed(rows(weights.output.movedim(0, -1), all_queries, queries, values))
+    if weights.output_bias is not None:
+        tensors["attn_output.bias"] = _unpadded(weights.output_bias)
+    return tensors
 
 
 def _rotary_gains(weights: AttentionWeights, heads: Heads) -> Float[Tensor, "heads dim"]:
@@ -206,27 +201,23 @@ def mlp_tensors(weights: MLPWeights) -> dict[str, PaddedTensor]:
     neurons = len(weights.up)
     padding_rows = stored_neurons(neurons) - neurons
 
-    def rows(tensor: Tensor | None) -> PaddedTensor | None:
-        if tensor is None:
-            return None
-        padding = (0, padding_rows) if tensor.ndim == 1 else (0, 0, 0, padding_rows)
-        return PaddedTensor(
-            functional.pad(tensor.float().cpu(), padding), tensor.numel(), lambda padded: padded[:neurons]
-        )
+    def rows(tensor: Tensor) -> PaddedTensor:
+        padding = (*(tensor.ndim - 1) * (0, 0), 0, padding_rows)
+        padded_rows = functional.pad(tensor.float().cpu(), padding)
+        return PaddedTensor(padded_rows, tensor.numel(), lambda padded: padded[:neurons])
 
-    tensors = {
-        "ffn_gate.weight": rows(weights.gate),
-        "ffn_gate.bias": rows(weights.gate_bias),
-        "ffn_up.weight": rows(weights.up),
-        "ffn_up.bias": rows(weights.up_bias),
-        "ffn_down.weight": PaddedTensor(
-            functional.pad(weights.down.float().cpu(), (0, padding_rows)),
-            weights.down.numel(),
-            lambda padded: padded[:, :neurons],
-        ),
-        "ffn_down.bias": None if weights.down_bias is None else _unpadded(weights.down_bias),
-    }
-    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    maps = {"gate.weight": weights.gate, "gate.bias": weights.gate_bias, "up.weight": weights.up}
+    maps["up.bias"] = weights.up_bias
+    tensors = {f"ffn_{name}": rows(tensor) for name, tensor in maps.items() if tensor is not None}
+    tensors["ffn_down.weight"] = _transposed(rows(weights.down.T))
+    if weights.down_bias is not None:
+        tensors["ffn_down.bias"] = _unpadded(weights.down_bias)
+    return tensors
+
+
+def _transposed(tensor: PaddedTensor) -> PaddedTensor:
+    """The columns of an output map, padded as the rows in `tensor`."""
+    return PaddedTensor(tensor.values.T, tensor.kept, lambda padded: tensor.unpad(padded.T).movedim(-1, 0))
 
 
 def _unpadded(tensor: Tensor) -> PaddedTensor:

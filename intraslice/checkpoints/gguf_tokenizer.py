@@ -4,8 +4,6 @@ llama.cpp's pre-tokenizers are built in and have names. The name is derived from
 the model's name, so a tokenizer with a changed step is written correctly or refused.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection

@@ -1,12 +1,10 @@
 """The model card (README.md) of a saved or exported model: its base model, how it was sliced, and how to run it."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel
@@ -38,7 +36,7 @@ class Origin:
     licence: str | None
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> Origin:
+    def of(cls, record: dict[str, Any]) -> Self:
         """Read from the record. A folder or a file has no id on the Hub, and no known licence."""
         model = record.get("requested", {}).get("model", "")
         match = _HUB_SOURCE.match(record.get("source", ""))

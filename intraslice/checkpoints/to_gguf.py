@@ -1,7 +1,5 @@
 """Writes a model and its tokenizer as a GGUF file for llama.cpp, atomically, or rounds a model like the file."""
 
-from __future__ import annotations
-
 import copy
 import shutil
 import tempfile
@@ -24,7 +22,7 @@ from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, shared_hea
 from intraslice.checkpoints.gguf_tokenizer import Fields, read_tokenizer
 from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.weights import converted
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
@@ -118,7 +116,7 @@ def write_gguf(
     name: str = "",
     record: dict[str, Any] | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> GGUFReport:
     """Write a canonical model and its tokenizer to `file`, with one tensor in memory at a time.
 
@@ -247,9 +245,7 @@ def _context_length(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def rounded_model(
-    model: PreTrainedModel, gguf_type: GGUFType, *, progress: ProgressCallback | bool = True
-) -> PreTrainedModel:
+def rounded_model(model: PreTrainedModel, gguf_type: GGUFType, *, progress: ProgressOption = True) -> PreTrainedModel:
     """A copy of a canonical model with exactly the weights that `write_gguf` stores, in float32, on the same device.
 
     The copy computes in float32, as the values of a quantised type are not representable in 16 bits. Activations are

@@ -1,7 +1,5 @@
 """The commands check, inspect, sensitivity and benchmark. Each returns its JSON object and its text."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -1,7 +1,5 @@
 """The commands ratios, evaluate, slice, export and generate. Each returns its JSON object and its text."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict
 from typing import Any

@@ -1,7 +1,5 @@
 """The commands sweep, tasks and paper, which compare methods. Each returns its JSON object and its text."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,16 +9,15 @@ from typing import Any
 import pandas
 from pandas.api.types import is_numeric_dtype
 
-from intraslice import data
+from intraslice import texts
 from intraslice.cli.analyses import markdown
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
-from intraslice.evaluation.question_sets import fetch_tasks
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.evaluation.tasks import TasksConfig, measure_tasks, require_tasks
+from intraslice.evaluation.tasks import TasksConfig, fetch_tasks, measure_tasks, require_tasks
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
@@ -69,9 +66,9 @@ def sweep_(run: Run) -> CommandResult:
     def sweep_by(seeded: Recipe) -> pandas.DataFrame:
         run.recipe = seeded
         stats, tokens = run.calibrate(loaded)
-        texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts)
+        sweep_texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts)
         with run.timed("sweep"):
-            frame = sweep(loaded, texts, grid, recipe.slicing, speed, states)
+            frame = sweep(loaded, sweep_texts, grid, recipe.slicing, speed, states)
         return frame.assign(seed=seeded.calibration.seed) if a.seeds else frame
 
     frame = pandas.concat(map(sweep_by, recipes), ignore_index=True)  # one calibration in memory at a time
@@ -144,14 +141,14 @@ def paper(run: Run) -> CommandResult:
     if a.device_map is None:
         sizes = recipe.calibration.sequences, recipe.calibration.length
         require_calibration_memory(loaded.model.config, *sizes, loaded.model.dtype, run.device)
-    text_tokens = data.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
+    text_tokens = texts.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
     evaluation = replace(recipe.evaluation, tokens=max(a.length, min(a.eval_tokens, text_tokens)))
-    windows = data.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
+    windows = texts.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
     stats, tokens = run.calibrate(loaded)
     grid = points(a.methods, [recipe.slicing.estimator], a.sparsities)
-    texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
+    sweep_texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
     with run.timed("sweep"):
-        frame = sweep(loaded, texts, grid, recipe.slicing)
+        frame = sweep(loaded, sweep_texts, grid, recipe.slicing)
     protocol = replace(recipe, evaluation=evaluation).protocol()
     result = {
         "model": a.model,
@@ -173,8 +170,8 @@ def _with_available_texts(run: Run) -> Run:
     """
     a = run.arguments
     try:
-        data.read_documents(a.calibration, "calibration", a.eval)
-        data.read_documents(a.eval, "evaluation", a.calibration)
+        texts.read_documents(a.calibration, "calibration", a.eval)
+        texts.read_documents(a.eval, "evaluation", a.calibration)
     except UserError:
         if a.model != DEFAULT or any(getattr(a, name) != value for name, value in PROTOCOL.items()):
             raise
@@ -199,7 +196,7 @@ def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
     differences = []
     if {protocol["eval"], protocol["calibration"]} != {text}:
         names = dict.fromkeys((protocol["calibration"], protocol["eval"]))
-        differences.append(f"text: {'; '.join(map(data.describe, names))}, not WikiText-2")
+        differences.append(f"text: {'; '.join(map(texts.describe, names))}, not WikiText-2")
     if protocol["window"] != length:
         differences.append(f"windows of {protocol['window']:,} tokens, not {length:,}")
     if protocol["calibration_tokens"] != sequences * length:

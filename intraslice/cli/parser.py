@@ -1,7 +1,5 @@
 """The argument parser of the command line: the tables of its options and of its commands."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from dataclasses import fields
@@ -325,22 +323,17 @@ def _add_command(
         group, common = subparser.add_argument_group(title), []
         for flag, text, owners, settings in options:
             if not owners or name in owners.split():
-                dest = _add_option(group, flag, text, **settings)
+                registry, settings = settings.get("registry"), {**settings}
+                if registry is not None:
+                    default = settings["default"]
+                    settings["choices"] = registry if default in registry else (default, *registry)
+                    text = f"{text}. {settings.pop('registry').help()}"
+                dest = group.add_argument(flag, **settings, help=text.replace("%", "%%")).dest
                 common += [] if owners else [dest]
         if title in words:
             unused += common
     subparser.set_defaults(run=run, unused=unused, **DEFAULTS.get(name, {}))
     return subparser
-
-
-def _add_option(group: Any, flag: str, text: str, registry: Any = None, **settings: Any) -> str:
-    """Add an option to a group of the help. Returns its name in the namespace."""
-    if registry is not None:
-        default = settings["default"]
-        settings["choices"] = registry if default in registry else (default, *registry)
-        text = f"{text}. {registry.help()}"
-    dest: str = group.add_argument(flag, **settings, help=text.replace("%", "%%")).dest
-    return dest
 
 
 def extensions() -> dict[str, ModuleType]:

@@ -1,7 +1,5 @@
 """The run of one command: its settings, validated before anything is loaded, and its stages."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 import re
@@ -15,14 +13,12 @@ from typing import Any, TypeVar
 import pandas
 import psutil
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 if sys.platform != "win32":
     import resource
 
-from intraslice import data
+from intraslice import texts
 from intraslice.core.checks import integer
 from intraslice.core.config import (
     BUDGETS,
@@ -41,6 +37,7 @@ from intraslice.distributed import rank, size
 from intraslice.evaluation.facts import encode_questions, fact_questions, facts_record, measure_facts
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.modeling.hidden_states import Windows
 from intraslice.pipeline import Pipeline
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
@@ -147,18 +144,18 @@ class Run(Pipeline):
             self.warn_of_unused("a sliced model", OF_SLICES)
         return loaded
 
-    def other_windows(self, loaded: LoadedModel) -> dict[str, Int[Tensor, "windows window"]]:
+    def other_windows(self, loaded: LoadedModel) -> dict[str, Windows]:
         """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
 
         Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.
         """
-        texts = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
-        if len(texts) < len(self.arguments.also_eval):
+        others = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
+        if len(others) < len(self.arguments.also_eval):
             raise UserError("two texts of --also-eval have the same name; rename one of them")
         calibration = self.recipe.calibration.text
         for text in self.arguments.also_eval:
-            data.require_held_out(text, calibration, self.recipe.evaluation.text)
-        return {name: data.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in texts.items()}
+            texts.require_held_out(text, calibration, self.recipe.evaluation.text)
+        return {name: texts.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in others.items()}
 
     def ask_facts(self, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
         """The right answers of every model to the questions, by group, and what slicing loses and gains."""

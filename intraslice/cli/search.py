@@ -3,8 +3,6 @@
 With `--depth`: modules to remove as a whole, as ratios for `--method shortgpt --ratios FILE.csv`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 

@@ -5,8 +5,6 @@ temporary folder that its process locks; folders of dead processes are removed. 
 result itself, so a full disk causes a warning and no error.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

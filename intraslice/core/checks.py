@@ -3,8 +3,6 @@
 `name` is what the message calls the value. A page that has another word for it, or a translation, passes that.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Collection

@@ -1,11 +1,9 @@
 """Configuration dataclasses. They validate on construction, so that errors are raised before a model is loaded."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 from intraslice.core.checks import check_fields, flag, integer, number, one_of, quoted
 from intraslice.core.errors import Message, UserError
@@ -55,15 +53,11 @@ def canonical_shapes(shapes: str) -> str:
     named = PRESETS.get(shapes, shapes) if isinstance(shapes, str) else ""
     if named in SHAPES:
         return named
-    multiples: dict[str, int] = {}
-    for word in named.split():
-        name, _, multiple = word.partition("=")
-        is_count = multiple.isdecimal() and 1 <= int(multiple) <= MAX_MULTIPLE
-        if name in multiples or name not in Alignment._fields or not is_count or (name == "dim" and int(multiple) % 2):
-            multiples = {}
-            break
-        multiples[name] = int(multiple)
-    if not multiples:
+    pairs = [word.partition("=")[::2] for word in named.split()]
+    multiples = {name: int(multiple) if multiple.isdecimal() else 0 for name, multiple in pairs}
+    is_valid = 0 < len(multiples) == len(pairs) and multiples.keys() <= {*Alignment._fields}
+    in_range = all(1 <= multiple <= MAX_MULTIPLE for multiple in multiples.values())
+    if not (is_valid and in_range) or multiples.get("dim", 2) % 2:
         raise UserError(
             "shapes must be {names}, or multiples from 1 to {limit:,} such as mlp=64 dim=8 (dim even), got {value}",
             names=", ".join([*SHAPES, *PRESETS]),
@@ -99,12 +93,12 @@ class CalibrationConfig:
     )
 
     @classmethod
-    def quick(cls, **others: Any) -> CalibrationConfig:
+    def quick(cls, **others: Any) -> Self:
         """The default budget, 32 x 512 tokens of the text. `others` are values of further fields, such as `text`."""
         return cls(**others)
 
     @classmethod
-    def thorough(cls, **others: Any) -> CalibrationConfig:
+    def thorough(cls, **others: Any) -> Self:
         """128 x 512 tokens of the text, and 16 x 512 that the dense model samples: better slices, in 5 times the time.
 
         `others` as in `quick`. By how much: "A longer calibration" in docs/results.md.
@@ -300,9 +294,13 @@ def parse_lock(text: str) -> Lock:
     """
     words = text.split()
     try:
-        if len(words) == 3:
-            return _parse_ratio(*words)
         layer, module, *unit = words
+        if len(unit) == 1:
+            index, percent = int(layer), float(unit[0])
+            one_of("a locked module", module, MODULE_KINDS)
+            name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
+            number(name, int(percent) if percent.is_integer() else percent, 0, 100)
+            return index, cast(ModuleKind, module), percent / 100
         return _lock(int(layer), module, *(int(word) if word.isdecimal() else word for word in unit))
     except (ValueError, TypeError) as error:
         if isinstance(error, UserError):
@@ -312,14 +310,6 @@ def parse_lock(text: str) -> Lock:
             "3 attention head 5 keep or 7 mlp neurons 400",
             text=text.strip(),
         ) from None
-
-
-def _parse_ratio(layer: str, module: str, word: str) -> RatioLock:
-    index, percent = int(layer), float(word)
-    one_of("a locked module", module, MODULE_KINDS)
-    name = Message("the percentage of “{layer} {module}”", layer=layer, module=module)
-    number(name, int(percent) if percent.is_integer() else percent, 0, 100)
-    return index, cast(ModuleKind, module), percent / 100
 
 
 def too_little_removed(config: SliceConfig, removed: float) -> UserError:

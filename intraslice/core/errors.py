@@ -1,9 +1,7 @@
 """Exceptions. Each message says what was received, what was expected and what to do next."""
 
-from __future__ import annotations
-
 import re
-from typing import Any
+from typing import Any, Self
 
 _FOLDERS = re.compile(r"(?<![\w:/\\])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
@@ -17,7 +15,7 @@ class Message(str):
     template: str
     values: dict[str, Any]
 
-    def __new__(cls, template: str, /, **values: Any) -> Message:
+    def __new__(cls, template: str, /, **values: Any) -> Self:
         """`template.format(**values)`."""
         message = super().__new__(cls, template.format(**values) if values else template)
         message.template, message.values = template, values

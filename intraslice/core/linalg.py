@@ -1,7 +1,5 @@
 """Moments, damping, ridge solves, principal axes, and the fit of attention's output map. Pure: tensors, no models."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

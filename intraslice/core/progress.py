@@ -4,8 +4,6 @@ Every long-running stage has a parameter `progress`, which is called after every
 An exception that it raises ends the stage, which is how a caller cancels. The dense model is then unchanged.
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable
@@ -31,10 +29,11 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+ProgressOption = ProgressCallback | bool  # True: the default display; False: none
 Pause = Callable[[], None]  # reports the stage's last event again, so that the caller can cancel
 
 
-def progress_callback(progress: ProgressCallback | bool) -> ProgressCallback:
+def progress_callback(progress: ProgressOption) -> ProgressCallback:
     """The callback itself, the default display for True, or none for False. Raises TypeError for anything else."""
     if isinstance(progress, bool):
         return ProgressDisplay() if progress else ignore_progress

@@ -3,28 +3,12 @@
 Entries are registered in the file that defines them.
 """
 
-from __future__ import annotations
-
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 from intraslice.core.checks import one_of
 
-
-@runtime_checkable
-class Named(Protocol):
-    """Every entry has a name for programs, a label for charts and buttons, and one line of help."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    @property
-    def explanation(self) -> str: ...
-
-
-Entry = TypeVar("Entry", bound=Named)
+# With a `name` for programs, a `label` for charts and buttons, and an `explanation`, one line of help.
+Entry = TypeVar("Entry", bound=Any)
 
 
 class Registry(dict[str, Entry]):

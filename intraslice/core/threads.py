@@ -1,7 +1,5 @@
 """Independent work on tensors in several threads at once: small products gain more from it than each from threads."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

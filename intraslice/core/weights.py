@@ -4,8 +4,6 @@ Channel layout of queries and keys: channels `(j, j + dim/2)` of a head form a p
 frequency. Channels that the model does not rotate (partial rotary) also form pairs, whose frequency is `UNROTATED`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 

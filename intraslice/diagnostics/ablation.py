@@ -6,21 +6,19 @@ slicing, the axes of each layer come from the hidden states after the projection
 dense model's hidden states 5.5-fold and 13-fold.
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.checks import integer, one_of
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.modeling import residual
 from intraslice.modeling.families import blocks
-from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.hidden_states import HiddenStates, Tokens, Windows, embed
 from intraslice.modeling.residual import SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 
@@ -33,12 +31,7 @@ Projection = Float[Tensor, "hidden hidden"]
 
 
 def ablated_model(
-    model: PreTrainedModel,
-    ablation: Ablation,
-    width: int,
-    tokens: Int[Tensor, "sequences length"],
-    *,
-    progress: ProgressCallback | bool = True,
+    model: PreTrainedModel, ablation: Ablation, width: int, tokens: Tokens, *, progress: ProgressOption = True
 ) -> PreTrainedModel:
     """A canonicalised dense model with one kind of activation projected on `width` axes, and an uncut residual stream.
 
@@ -107,7 +100,7 @@ def _cut_branch_(
     else:
         return parts, after
     for module, cut in zip(branch, cuts, strict=True):
-        writer = getattr(module, residual.writer_name(module))
+        writer = residual.writer_of(module)
         bias = None if writer.bias is None else (cut @ writer.bias.to(cut.dtype)).to(dtype)
         parts[writer] = frozen_linear((cut @ writer.weight.to(cut.dtype)).to(dtype), bias)
     for index, (states, *added) in enumerate(zip(entered, *written, strict=True)):
@@ -118,12 +111,7 @@ def _cut_branch_(
 
 
 def measure_ablations(
-    model: PreTrainedModel,
-    width: int,
-    calibration: Int[Tensor, "sequences length"],
-    tokens: Int[Tensor, "windows window"],
-    *,
-    progress: ProgressCallback | bool = True,
+    model: PreTrainedModel, width: int, calibration: Tokens, tokens: Windows, *, progress: ProgressOption = True
 ) -> dict[str, float]:
     """Perplexity on `tokens` with every ablation, to compare with the dense and the cross-module model's."""
     perplexities: dict[str, float] = {}

@@ -5,17 +5,15 @@ one, and its damage is the improvement. `compare_ranks` compares it with the est
 starts at the replaced layer. Finished modules are cached, so that an interrupted run continues where it stopped.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -23,10 +21,10 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import Estimate, head_losses, mean_over_windows
 from intraslice.loading import LoadedModel
-from intraslice.modeling.hidden_states import embed, last_states
+from intraslice.modeling.hidden_states import Windows, embed, last_states
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
@@ -92,10 +90,10 @@ def slice_alone(
 def measure_sensitivity(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     ratio: float = 0.3,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Sensitivity:
     """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
@@ -110,7 +108,7 @@ def measure_sensitivity(
 
 
 def cached_sensitivity(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Int[Tensor, "windows window"], ratio: float = 0.3
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Windows, ratio: float = 0.3
 ) -> Sensitivity | None:
     """The cached result of `measure_sensitivity` if all modules are measured, else None."""
     require_ratio(ratio)
@@ -125,10 +123,10 @@ def measure_in_context(
     stats: CalibrationStats,
     sliced: PreTrainedModel,
     plan: SlicePlan,
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     method: str = "intraslice",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Sensitivity:
     """Replace each module of a sliced model by the dense one, and measure the improvement on `tokens`.
 
@@ -143,7 +141,7 @@ def measure_in_context(
     measurements = _measure(loaded.model, sliced, changed, tokens, path, "sensitivity in context", progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
     sensitivity = _sensitivity(sliced, measurements, tokens, ratios, -1)
-    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements[0].divergences))
+    return replace(sensitivity, ratio=None, context=mean_over_windows(measurements[0]["divergences"]))
 
 
 def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
@@ -165,20 +163,15 @@ def require_ratio(ratio: float) -> None:
         raise UserError(f"ratio must be above 0 and at most 0.95, got {ratio!r}")
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """One model on windows of equal length: means over each window's scored tokens, in nats."""
-
-    divergences: tuple[float, ...]  # KL, dense to this model
-    losses: tuple[float, ...]
-    parameters: int = 0  # of the replaced layer
+# One model on windows of equal length, as JSON: its `divergences` (KL, dense to this model) and `losses`, means over
+# each window's scored tokens, in nats, and the `parameters` of the replaced layer.
+_Measurement = dict[str, Any]
 
 
 def _read(path: Path) -> list[_Measurement]:
     """The cached measurements of the unchanged model, and with each module replaced; empty if there are none."""
     record = read_record(path)
-    rows = [record["base"], *record["changed"]] if record else []
-    return [_Measurement(tuple(row["divergences"]), tuple(row["losses"]), row["parameters"]) for row in rows]
+    return [record["base"], *record["changed"]] if record else []
 
 
 @torch.no_grad()
@@ -186,10 +179,10 @@ def _measure(
     dense: PreTrainedModel,
     base: PreTrainedModel,
     changed: Callable[[int, ModuleKind], nn.Module],
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     path: Path,
     stage: str,
-    progress: ProgressCallback | bool,
+    progress: ProgressOption,
 ) -> list[_Measurement]:
     """Measure `base`, and `base` with each layer replaced by `changed(layer, module)`, for both of its modules.
 
@@ -211,8 +204,8 @@ def _measure(
     def measure(states: Tensor, parameters: int = 0) -> None:
         losses, divergences = head_losses(base, states, targets, (dense, dense_states), pause)
         assert divergences is not None  # `dense_states` are given
-        kl, nll = (tuple(values.view(len(tokens), -1).mean(1).tolist()) for values in (divergences, losses))
-        measurements.append(_Measurement(kl, nll, parameters))
+        kl, nll = (values.view(len(tokens), -1).mean(1).tolist() for values in (divergences, losses))
+        measurements.append({"divergences": kl, "losses": nll, "parameters": parameters})
 
     if not measurements:
         measure(dense_states if base is dense else last_states(base, layers, hidden_states, pause))
@@ -225,7 +218,7 @@ def _measure(
         pause()
         states = last_states(base, [new_layer, *layers[layer + 1 :]], hidden_states, pause)
         measure(states, sum(parameter.numel() for parameter in new_layer.parameters()))
-        unchanged, *others = map(asdict, measurements)
+        unchanged, *others = measurements
         write_record(path, {"base": unchanged, "changed": others}, "the measurements of changed modules")
         pause()
     return measurements
@@ -237,17 +230,16 @@ def _sensitivity(
     """The change of divergence and loss with each module replaced, multiplied by `sign`."""
     unchanged, *others = measurements
 
-    def difference(values: tuple[float, ...], before: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(sign * (after - first) for after, first in zip(values, before, strict=True))
+    def difference(changed: _Measurement, name: str) -> tuple[float, ...]:
+        return tuple(sign * (after - before) for after, before in zip(changed[name], unchanged[name], strict=True))
 
     damages = []
     for (layer, module), changed, ratio in zip(modules_of(base), others, ratios, strict=True):
         parameters = sum(parameter.numel() for parameter in base.model.layers[layer].parameters())
-        removed = sign * (parameters - changed.parameters)
-        divergences = difference(changed.divergences, unchanged.divergences)
-        increases = difference(changed.losses, unchanged.losses)
-        damages.append(ModuleDamage(layer, module, ratio, removed, divergences, increases))
-    loss = mean_over_windows(unchanged.losses).value
+        removed = sign * (parameters - changed["parameters"])
+        changes = difference(changed, "divergences"), difference(changed, "losses")
+        damages.append(ModuleDamage(layer, module, ratio, removed, *changes))
+    loss = mean_over_windows(unchanged["losses"]).value
     return Sensitivity(ratios[0], loss, tokens[:, 1:].numel(), tuple(damages))
 
 

@@ -5,8 +5,6 @@ residual stream's energy, so they are separated from the ordinary tokens, and va
 LayerNorm the states are centred, since the norm removes their mean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +18,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.modeling.families import blocks
-from intraslice.modeling.hidden_states import embed
+from intraslice.modeling.hidden_states import Windows, embed
 from intraslice.modeling.residual import centre
 
 BINS = 120
@@ -55,17 +53,18 @@ def histogram_edges(values: Float[Tensor, "*any"], bins: int = BINS) -> Float[Te
 class Moments:
     """Power sums and bin counts of the values seen so far, centred on the first values' mean to avoid cancellation."""
 
+    edges: Float[Tensor, " edges"]  # of the bins
     count: int = 0
     origin: float = 0.0
     sums: Float[Tensor, " powers"] = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
     bins: Float[Tensor, " bins"] | None = None
 
-    def add(self, values: Float[Tensor, "*any"], edges: Float[Tensor, " edges"]) -> None:
-        """Add values; the edges must be the same every time."""
+    def add(self, values: Float[Tensor, "*any"]) -> None:
+        """Add values."""
         if not values.numel():
             return
-        low, high = edges[0].item(), edges[-1].item()
-        counts = values.float().clamp(low, high).histc(len(edges) - 1, low, high).double().cpu()
+        low, high = self.edges[0].item(), self.edges[-1].item()
+        counts = values.float().clamp(low, high).histc(len(self.edges) - 1, low, high).double().cpu()
         self.bins = counts if self.bins is None else self.bins + counts
         if self.count == 0:
             self.origin = values.mean(dtype=torch.float64).item()
@@ -75,8 +74,9 @@ class Moments:
         self.sums += torch.stack(powers).cpu()
         self.count += values.numel()
 
-    def distribution(self, edges: Float[Tensor, " edges"]) -> Distribution:
+    def distribution(self) -> Distribution:
         """Statistics of the values seen so far. Without any, NaN and a histogram of zeros."""
+        edges = self.edges
         if self.bins is None:
             nan = float("nan")
             return Distribution(nan, nan, nan, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
@@ -141,8 +141,7 @@ class ShiftReport:
 class _Tally:
     """Running statistics of one method at one layer and place."""
 
-    edges: Float[Tensor, " edges"]
-    values: Moments = field(default_factory=Moments)
+    values: Moments
     errors: list[Tensor] = field(default_factory=list)
     cosines: list[Tensor] = field(default_factory=list)
     squared: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the difference, of the dense states
@@ -165,11 +164,7 @@ Tallies = dict[tuple[str, int, Place], _Tally]  # by method, layer and place
 
 @torch.no_grad()
 def measure_shift(
-    dense: PreTrainedModel,
-    methods: Mapping[str, PreTrainedModel],
-    tokens: Int[Tensor, "windows window"],
-    *,
-    progress: ProgressCallback | bool = True,
+    dense: PreTrainedModel, methods: Mapping[str, PreTrainedModel], tokens: Windows, *, progress: ProgressOption = True
 ) -> ShiftReport:
     """Compare each method's activations with the dense model's, window by window.
 
@@ -188,7 +183,7 @@ def measure_shift(
         ordinary_tokens.append(_compare_(tallies, dense, methods, window, pause))
         report(Progress("shift", done + 1, len(tokens)))
     ordinary = torch.cat(ordinary_tokens)
-    distributions = {key: tally.values.distribution(tally.edges) for key, tally in tallies.items()}
+    distributions = {key: tally.values.distribution() for key, tally in tallies.items()}
     shifts = tuple(_shift(key, tally, distributions, ordinary) for key, tally in tallies.items() if key[0] != "dense")
     return ShiftReport(shifts, distributions, tokens.numel(), int((~ordinary).sum()))
 
@@ -208,12 +203,12 @@ def _compare_(
         for key, values in reference.items():
             edges[key] = histogram_edges(values[ordinary])
             pause()
-        tallies |= {(name, *key): _Tally(edges[key]) for name in ("dense", *methods) for key in reference}
+        tallies |= {(name, *key): _Tally(Moments(edges[key])) for name in ("dense", *methods) for key in reference}
     for name, model in {"dense": dense, **methods}.items():
         states = reference if model is dense else _states(model, window, dense, pause)
         for key in reference:
             tally = tallies[(name, *key)]
-            tally.values.add(states[key][ordinary], tally.edges)
+            tally.values.add(states[key][ordinary])
             if name != "dense":
                 tally.compare(states[key], reference[key], ordinary)
             pause()

@@ -3,8 +3,6 @@
 Computed from a calibration alone. Spectra are computed on first access: those of a wide MLP take a second per layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,12 +38,12 @@ def spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
     return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0).cpu()
 
 
+@dataclass
 class LayerSpectra:
     """Explained variance of one layer: cumulative fractions over 1..n principal axes. All moments are uncentred."""
 
-    def __init__(self, stats: LayerStats, kv_head: Sequence[int]) -> None:
-        self._stats = stats
-        self._kv_head = torch.tensor(kv_head)
+    _stats: LayerStats
+    _kv_head: Sequence[int]
 
     @cached_property
     def heads(self) -> Float[Tensor, "heads d"]:
@@ -56,7 +54,7 @@ class LayerSpectra:
     def groups(self) -> Float[Tensor, "kv_heads d"]:
         """Outputs of the heads that share a value head, on shared axes, which are the basis for slicing."""
         moments = self._head_moments
-        return spectrum(by_kv_head(moments, self._kv_head.to(moments.device)))
+        return spectrum(by_kv_head(moments, torch.tensor(self._kv_head, device=moments.device)))
 
     @cached_property
     def mlp(self) -> Float[Tensor, " neurons"]:
@@ -125,29 +123,21 @@ def pair_energies(
     )
 
 
-def spectra_frame(
-    stats: CalibrationStats, plan: SlicePlan | None = None, layers: Sequence[int] | None = None
-) -> pandas.DataFrame:
+def spectra_frame(stats: CalibrationStats, plan: SlicePlan | None = None) -> pandas.DataFrame:
     """One row per part of a layer: width, axes for 90, 95 and 99 % of its variance, and the width that `plan` keeps."""
     rows = []
-    for layer in range(len(stats.layers)) if layers is None else layers:
-        spectra, layer_plan = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
-        heads = () if layer_plan is None else layer_plan.heads
+    for layer in range(len(stats.layers)):
+        spectra, kept = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
+        heads, dim, neurons = (kept.heads, kept.dim, kept.neurons) if kept else ((), None, None)
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [
-            *(
-                (f"head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in heads))
-                for i, curve in enumerate(spectra.heads)
-            ),
-            *(
-                (f"value head {i}", curve, None if layer_plan is None else layer_plan.dim * (i in kv_heads))
-                for i, curve in enumerate(spectra.groups)
-            ),
-            ("mlp", spectra.mlp, None if layer_plan is None else layer_plan.neurons),
+            *((f"head {i}", row, dim and dim * (i in heads)) for i, row in enumerate(spectra.heads)),
+            *((f"value head {i}", row, dim and dim * (i in kv_heads)) for i, row in enumerate(spectra.groups)),
+            ("mlp", spectra.mlp, neurons),
             ("residual", spectra.residual, None),
             ("directions", spectra.directions, None),
         ]
-        for part, curve, kept in parts:
+        for part, curve, width in parts:
             ranks = {f"rank_{fraction * 100:.0f}": int(effective_rank(curve, fraction)) for fraction in FRACTIONS}
-            rows.append({"layer": layer, "part": part, "width": len(curve), **ranks, "kept": kept})
+            rows.append({"layer": layer, "part": part, "width": len(curve), **ranks, "kept": width})
     return pandas.DataFrame(rows).astype({"kept": "Int64"})

@@ -1,7 +1,5 @@
 """Loss increase per token of a passage, and next-token candidates of both models."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pandas

@@ -2,8 +2,6 @@
 they are. Perplexity scores the next token of other people's text, and does not show that a model repeats itself.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.cache import cache_path, read_record, write_record
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.evaluation.generation import end_tokens, prompt_tokens
 from intraslice.loading import LoadedModel
 from intraslice.modeling.hidden_states import next_token_logits
@@ -335,7 +333,7 @@ def greedy_answers(
     stage: str = "answers",
     *,
     may_end: bool = True,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> list[list[int]]:
     """The tokens of a greedy answer to each prompt (its tokens), in one batch, without the end token.
 

@@ -7,8 +7,6 @@ saving; for the sequential order, the time of one-shot slicing. The CPU time of 
 for each other, which on a busy machine is most of a small job.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -16,24 +14,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean, median
 from typing import TypeVar
+from unittest.mock import patch
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import FREE, PRESETS, CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.evaluation.speed import measure_speed, wall_clock
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import Tokens, plan_by, slice_by
+from intraslice.methods.registry import plan_by, slice_by
+from intraslice.modeling.hidden_states import Tokens, Windows
 from intraslice.modeling.offload import is_offloaded
 
 T = TypeVar("T")
@@ -67,7 +64,7 @@ def clock(device: torch.device) -> float:
 class InterleavedTimer:
     """Times jobs interleaved with dense forwards, so that a busy machine slows both equally."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens) -> None:
         batch = 512 if model.device.type == "cpu" else 2048  # tokens; larger batches are not faster
         self._model, self._batch = model, tokens[: max(1, batch // tokens.shape[1])].to(model.device)
         self.dense: list[float] = []  # seconds per token of each dense forward
@@ -107,11 +104,11 @@ class InterleavedTimer:
 def measure_costs(
     loaded: LoadedModel,
     tokens: Tokens,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     targets: Targets = "sampled",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Costs:
     """Time calibrating on `tokens`, slicing by both methods in both orders with `config`, and evaluating the result.
 
@@ -154,11 +151,11 @@ def measure_costs(
 def measure_shapes(
     loaded: LoadedModel,
     tokens: Tokens,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     targets: Targets = "sampled",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> dict[str, dict[str, float]]:
     """Slice one-shot into free shapes and into those of every preset of alignments, and time the models in turns.
 
@@ -207,14 +204,7 @@ def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: Slice
 
 
 @contextmanager
-def temporary_cache() -> Iterator[Path]:
+def temporary_cache() -> Iterator[None]:
     """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
-    before = os.environ.get("INTRASLICE_CACHE")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["INTRASLICE_CACHE"] = folder
-        try:
-            yield Path(folder)
-        finally:
-            os.environ.pop("INTRASLICE_CACHE")
-            if before is not None:
-                os.environ["INTRASLICE_CACHE"] = before
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, INTRASLICE_CACHE=folder):
+        yield

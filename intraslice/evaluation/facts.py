@@ -5,8 +5,6 @@ log-probability per byte after it, of three or four, and *says* what it writes t
 questions, in groups that the dense default model mostly answers; no single question was chosen by its result.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -20,7 +18,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.progress import Pause, Progress, ProgressCallback, no_pause, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, no_pause, progress_callback
 from intraslice.evaluation.answers import greedy_answers
 from intraslice.evaluation.generation import answer_text, prompt_tokens
 from intraslice.evaluation.perplexity import head_losses
@@ -51,19 +49,12 @@ class EncodedQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Fact:
-    """A model's answer to a question.
+    """A model's answer to a question."""
 
-    Attributes:
-        chosen: index of the answer with the highest log-probability per byte; 0 is the right one.
-        probability: of the right answer after the prompt.
-        completion: what the model writes greedily, as far as it was asked to.
-        says: whether that begins with the right answer, as whole words.
-    """
-
-    chosen: int
-    probability: float
-    completion: str
-    says: bool
+    chosen: int  # index of the answer with the highest log-probability per byte; 0 is the right one
+    probability: float  # of the right answer after the prompt
+    completion: str  # what the model writes greedily, as far as it was asked to
+    says: bool  # whether that begins with the right answer, as whole words
 
     @property
     def level(self) -> Level:
@@ -97,7 +88,7 @@ def measure_facts(
     questions: Sequence[EncodedQuestion],
     stage: str = "facts",
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> tuple[Fact, ...]:
     """The model's answers to all questions, in their order. `progress` counts questions."""
     require_model(model)
@@ -120,16 +111,12 @@ def _ask(
     tokens = EXTRA_TOKENS + max(len(question.answers[0]) for question in questions)
     prompts = [question.prompt for question in questions]
     written = greedy_answers(model, prompts, tokens, progress=lambda _: pause())
-    for (question, *_), values, completion in zip(questions, log_probs, written, strict=True):
-        yield _fact(question, values, answer_text(tokenizer, completion).strip())
-
-
-def _fact(question: Question, log_probs: Sequence[float], completion: str) -> Fact:
-    right, *_ = question.answers
-    scores = [value / len(answer.encode()) for value, answer in zip(log_probs, question.answers, strict=True)]
-    chosen = max(reversed(range(len(scores))), key=scores.__getitem__)  # not the right one if two are equal, or NaN
-    says = re.match(rf"{re.escape(right)}(?!\w)", completion) is not None
-    return Fact(chosen, math.exp(log_probs[0]), completion, says)
+    for (question, *_), values, answer_tokens in zip(questions, log_probs, written, strict=True):
+        completion = answer_text(tokenizer, answer_tokens).strip()
+        scores = [value / len(answer.encode()) for value, answer in zip(values, question.answers, strict=True)]
+        chosen = max(reversed(range(len(scores))), key=scores.__getitem__)  # not the right one if two are equal, or NaN
+        says = re.match(rf"{re.escape(question.answers[0])}(?!\w)", completion) is not None
+        yield Fact(chosen, math.exp(values[0]), completion, says)
 
 
 @torch.no_grad()

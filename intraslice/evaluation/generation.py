@@ -1,7 +1,5 @@
 """Generates text token by token, greedily or by sampling."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from intraslice.core.checks import check_fields, integer, number, require_words
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Pause, no_pause
-from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.modeling.hidden_states import next_token_logits, require_model
 from intraslice.pretrained.tokenizer import encode
+from intraslice.texts import CHARACTERS_PER_TOKEN
 from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel

@@ -3,8 +3,6 @@
 `evaluate` compares a sliced model with its dense model.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +15,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from intraslice.core.progress import Pause, Progress, ProgressCallback, no_pause, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, no_pause, progress_callback
 from intraslice.distributed import all_gather, shard_of
-from intraslice.modeling.hidden_states import embed, last_states, logits_in_chunks, require_model, require_windows
+from intraslice.modeling.hidden_states import (
+    Windows,
+    embed,
+    last_states,
+    logits_in_chunks,
+    require_model,
+    require_windows,
+)
 
 TOKENS_PER_BATCH = 512
 BLOCK = 64  # tokens; losses of neighbouring tokens are correlated, those of such blocks hardly
@@ -52,7 +57,7 @@ class Losses:
         return self.done or len(self.sums) / 2
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Losses:
+    def from_record(cls, record: Mapping[str, Any]) -> "Losses":
         """The losses whose fields were written as JSON."""
         sums = tuple(map(tuple, record["sums"]))
         return cls(record["done"], record["total"], sums, tuple(record["sizes"]), tuple(record["divergences"]))
@@ -61,7 +66,7 @@ class Losses:
         """`exp` of the mean loss, with the standard error of the mean over blocks. One block has no error."""
         return _exponential(self.sums, self.sizes)
 
-    def ratio(self, dense: Losses) -> Estimate:
+    def ratio(self, dense: "Losses") -> Estimate:
         """Ratio of this perplexity to the dense model's on the same windows, with its (much smaller) paired error.
 
         Raises ValueError if the windows have other blocks.
@@ -106,7 +111,7 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
 
 
 def _token_losses(
-    model: PreTrainedModel, windows: Int[Tensor, "windows window"], dense: DenseStates | None, first: int, pause: Pause
+    model: PreTrainedModel, windows: Windows, dense: "DenseStates | None", first: int, pause: Pause
 ) -> tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]:
     """Loss of every token and, if `dense` is not None, its divergence from the dense model."""
     states = dense_states = None
@@ -122,12 +127,12 @@ def _token_losses(
 @torch.no_grad()
 def measure_losses(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "windows window"],
+    tokens: Windows,
     stage: str = "evaluate",
-    dense: DenseStates | None = None,
+    dense: "DenseStates | None" = None,
     so_far: Losses | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> Losses:
     """Losses of all windows. The first token of a window is not scored.
 
@@ -173,9 +178,7 @@ def measure_losses(
 
 
 @torch.no_grad()
-def measure_half_window(
-    model: PreTrainedModel, tokens: Int[Tensor, "windows window"], *, progress: ProgressCallback | bool = True
-) -> Losses:
+def measure_half_window(model: PreTrainedModel, tokens: Windows, *, progress: ProgressOption = True) -> Losses:
     """Losses on half of the first window's blocks, or its only one, for a first number soon: tokens see no later ones.
 
     Raises UserError as `measure_losses` does.
@@ -187,11 +190,7 @@ def measure_half_window(
 
 
 def perplexity(
-    model: PreTrainedModel,
-    tokens: Int[Tensor, "windows window"],
-    stage: str = "evaluate",
-    *,
-    progress: ProgressCallback | bool = True,
+    model: PreTrainedModel, tokens: Windows, stage: str = "evaluate", *, progress: ProgressOption = True
 ) -> float:
     """`exp` of the mean loss over all windows but their first tokens. Raises UserError as `measure_losses` does."""
     return measure_losses(model, tokens, stage, progress=progress).perplexity().value
@@ -213,9 +212,7 @@ class DenseStates:
     _cached: dict[int, Float[Tensor, "scored hidden"]] = field(default_factory=dict)  # by window number
 
     @torch.no_grad()
-    def of(
-        self, windows: Int[Tensor, "windows window"], first: int, pause: Pause = no_pause
-    ) -> Float[Tensor, "tokens hidden"]:
+    def of(self, windows: Windows, first: int, pause: Pause = no_pause) -> Float[Tensor, "tokens hidden"]:
         """The states of windows numbered from `first` on; `pause` is called after each layer that has to run."""
         numbers = range(first, first + len(windows))
         if not all(number in self._cached for number in numbers):
@@ -294,11 +291,7 @@ class Evaluation:
 
 
 def evaluate(
-    dense: PreTrainedModel,
-    sliced: PreTrainedModel,
-    tokens: Int[Tensor, "windows window"],
-    *,
-    progress: ProgressCallback | bool = True,
+    dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Windows, *, progress: ProgressOption = True
 ) -> Evaluation:
     """Measure both models on held-out windows. The first token of a window is not scored.
 

@@ -1,7 +1,5 @@
 """Measures the speed of prefill and decode, in tokens per second, on dense and sliced models in turn."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.core.checks import check_fields, integer
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.modeling.hidden_states import next_token_logits
 
 
@@ -38,10 +36,7 @@ class Speed:
 
 @torch.no_grad()
 def measure_speed(
-    models: Mapping[str, PreTrainedModel],
-    config: SpeedConfig | None = None,
-    *,
-    progress: ProgressCallback | bool = True,
+    models: Mapping[str, PreTrainedModel], config: SpeedConfig | None = None, *, progress: ProgressOption = True
 ) -> dict[str, Speed]:
     """Speeds of every model. Models take turns, so that a busy machine slows all of them equally.
 

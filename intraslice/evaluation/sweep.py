@@ -1,7 +1,5 @@
 """Sweeps over methods x estimators x sparsities x types of the weights, cached per point."""
 
-from __future__ import annotations
-
 import datetime
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +17,14 @@ from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rou
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns
 from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS, Tokens, plan_by, slice_by
+from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.recovery.registry import cost_of, settings_of
 
@@ -86,7 +84,7 @@ class Texts:
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
 
-    def tokens_for(self, method: str, config: SliceConfig) -> Tokens:
+    def tokens_for(self, method: str, config: SliceConfig) -> Int[Tensor, "sequences length"]:
         """The longest text that a method and its recovery use."""
         has_recovery = METHODS.require(method).recovery(config) != NO_RECOVERY
         return self.training if has_recovery and self.training is not None else self.calibration
@@ -100,7 +98,7 @@ def sweep(
     speed: SpeedConfig | None = None,
     states: DenseStates | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> pandas.DataFrame:
     """Measure every point of `grid`; returns one row per point, in order.
 

@@ -5,8 +5,6 @@ by layer and ranked over all layers) use the scores of those methods, and IntraS
 output maps, so that only the choice of units differs.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import replace
 

@@ -4,8 +4,6 @@
 the identity, so that the final norm and the head are not changed, and a tied head stays tied.
 """
 
-from __future__ import annotations
-
 import itertools
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,12 +20,12 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import Order, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.linalg import principal_axes
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressOption, progress_callback
 from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.modeling import residual
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.families import Block, Family, blocks, family_of
-from intraslice.modeling.hidden_states import LayerArguments, embed
+from intraslice.modeling.families import Block, DenseModule, Family, blocks, family_of
+from intraslice.modeling.hidden_states import LayerArguments, Tokens, embed
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
 from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan, require_below_one
@@ -39,7 +37,7 @@ Axes = Float[Tensor, "hidden hidden"]
 class SlicedStates:
     """Sequential: bases of the hidden states after the sliced layers. The states are in the dense basis."""
 
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "sequences length"], norm: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, norm: nn.Module) -> None:
         self._states = embed(model, tokens)
         self._states.map_(lambda hidden, _: centre(hidden, norm))
 
@@ -83,7 +81,7 @@ class DenseMoments:
 
 
 @torch.no_grad()
-def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressCallback | bool = True) -> None:
+def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressOption = True) -> None:
     """Compute the axes for one-shot slicing, which do not depend on the width, and cache them in `stats`."""
     report, layers = progress_callback(progress), blocks(model)
     source, reads = DenseMoments(layers, stats), sum(1 if block.parallel else 2 for block in layers)
@@ -145,8 +143,7 @@ def _layer_parameters(block: Block, width: int, width_after: int) -> int:
         after = width_after if branch[-1] is block.mlp else width
         total += width * after  # the shortcut
         for module in branch:
-            reader = getattr(module, residual.reader_name(module))
-            writer = getattr(module, residual.writer_name(module))
+            reader, writer = residual.reader_of(module), residual.writer_of(module)
             has_bias = reader.bias is not None or getattr(residual.norm_of(block, module), "bias", None) is not None
             total += reader.out_features * (width + has_bias) + after * (writer.in_features + (writer.bias is not None))
     return total
@@ -164,9 +161,9 @@ def slice_crossmodule(
     model: PreTrainedModel,
     plan: CrossModulePlan,
     stats: CalibrationStats | None,
-    tokens: Int[Tensor, "sequences length"],
+    tokens: Tokens,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> PreTrainedModel:
     """Rotate and cut the residual stream of a canonicalised model, block by block.
 
@@ -229,9 +226,9 @@ def _slice_layer(
     return CrossModuleLayer(family, attention, mlp, norms, shortcuts, [axes.to(dtype) for axes in bases]), basis
 
 
-def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
+def _reading_in(module: SlicedModule, norm: DenseModule, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose reading map has the norm's weight folded in. A LayerNorm's shift is folded into the bias."""
-    reader, shift = getattr(module, residual.reader_name(module)), getattr(norm, "bias", None)
+    reader, shift = residual.reader_of(module), getattr(norm, "bias", None)
     weight, bias = reader.weight.float(), None if reader.bias is None else reader.bias.float()
     if shift is not None:
         bias = weight @ shift.float() if bias is None else bias + weight @ shift.float()
@@ -240,7 +237,7 @@ def _reading_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hid
 
 def _writing_in(module: SlicedModule, norm: nn.Module, basis: Float[Tensor, "hidden width"]) -> SlicedModule:
     """A copy whose writing map is in the basis. Under LayerNorm it is centred, as every reader centres it anyway."""
-    writer = getattr(module, residual.writer_name(module))
+    writer = residual.writer_of(module)
     bias = None if writer.bias is None else basis.T @ centre(writer.bias.float(), norm)
     return _with_linear(module, writer, basis.T @ centre(writer.weight.float().T, norm).T, bias)
 

@@ -8,8 +8,6 @@ Choices that the paper leaves open: query heads of one value head share its axes
 mean cosine over tokens. Widths of heads are even; MLPs compensate for the rounding.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """IntraSlice, the paper's method: PCA inside the modules, with ratios from an estimator."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from transformers import PreTrainedModel

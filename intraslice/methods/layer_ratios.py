@@ -4,8 +4,6 @@ MLPs by Nystroem approximation: the neurons with the highest ridge leverage scor
 compensates for the others.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace

@@ -11,8 +11,6 @@ SVD. Widths of heads are even; MLPs compensate for the rounding. Biases are kept
 the mean of the removed neurons.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The base classes of slicing methods, and `plan_by` and `slice_by`, which run a method by its name."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
@@ -13,10 +11,10 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import require_model
+from intraslice.modeling.hidden_states import Tokens, require_model
 from intraslice.modeling.offload import is_offloaded
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.baseline_plans import CrossModulePlan, require_below_one
@@ -25,7 +23,6 @@ from intraslice.recovery.registry import recover, require_trainable, training_by
 
 Plan = SlicePlan | CrossModulePlan
 PlanType = TypeVar("PlanType", bound=Plan)
-Tokens = Int[Tensor, "sequences length"]
 
 
 class SlicingMethod(ABC, Generic[PlanType]):
@@ -60,7 +57,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
         stats: CalibrationStats,
         tokens: Tokens,
         *,
-        progress: ProgressCallback | bool = True,
+        progress: ProgressOption = True,
     ) -> PreTrainedModel:
         """Build the model of `plan`, without recovery. `tokens` are those of the calibration."""
 
@@ -115,7 +112,7 @@ class OneShotMethod(SlicingMethod[SlicePlan]):
         stats: CalibrationStats,
         tokens: Tokens,
         *,
-        progress: ProgressCallback | bool = True,
+        progress: ProgressOption = True,
     ) -> PreTrainedModel:
         """Build the model from the dense statistics alone."""
         report, parts = progress_callback(progress), dict[nn.Module, nn.Module]()
@@ -166,7 +163,7 @@ def slice_by(
     tokens: Tokens,
     training_tokens: Int[Tensor, "more length"] | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> PreTrainedModel:
     """Build the model of a plan from `plan_by`, with the plan's recovery. The dense model is not changed.
 

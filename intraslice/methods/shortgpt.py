@@ -4,8 +4,6 @@ A layer's influence is `1 - cos(layer input, layer output)`, mean over tokens. T
 methods: where it asks for a part of a layer, the next one is narrowed as by MoDeGPT. The cap does not limit its ratios.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from intraslice.methods.modegpt import MoDeGPT

@@ -4,8 +4,6 @@ It replaces `self_attn` of the transformers layer. Its sizes come from the tenso
 of one model may differ: fewer heads, ragged query groups, narrower heads.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Numbers of parameters and key/value cache bytes of a model, counted on its tensors."""
 
-from __future__ import annotations
-
 from transformers import PreTrainedModel
 
 

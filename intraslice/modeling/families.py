@@ -5,8 +5,6 @@ A new family takes one entry in `FAMILIES` and one tiny model in tests/support/l
 are split here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,16 +48,13 @@ def _pair(linear: nn.Linear) -> Pair:
     return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
 
-def _split(linear: nn.Linear, sizes: list[int]) -> list[Pair]:
-    weight, bias = _pair(linear)
-    biases = [None] * len(sizes) if bias is None else list(bias.split(sizes))
-    return list(zip(weight.split(sizes), biases, strict=True))
-
-
 def _pairs(module: DenseModule, names: Sequence[str], sizes: list[int]) -> list[Pair]:
     """The maps with these names, or, where there are fewer names than maps, the first one split by `sizes`."""
-    first, *others = (getattr(module, name) for name in names)
-    return [*(_split(first, sizes) if len(others) < len(sizes) else [_pair(first)]), *map(_pair, others)]
+    (weight, bias), *others = pairs = [_pair(getattr(module, name)) for name in names]
+    if len(others) == len(sizes):
+        return pairs
+    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    return [*zip(weight.split(sizes), biases, strict=True), *others]
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,7 +1,5 @@
 """Runs calibration tokens through a model layer by layer, so that a layer can be changed before the next one runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from intraslice.modeling.surgery import replace_modules
 
 TOKENS_PER_BATCH = 2048
 LOGIT_TOKENS = 128  # larger chunks are a third slower, as the memory for their logits is mapped anew each time
+Tokens = Int[Tensor, "sequences length"]
+Windows = Int[Tensor, "windows window"]  # of a held-out text
 Arguments = dict[str, Any]  # what a layer is called with besides the hidden states
 LayerArguments = Sequence[Arguments]  # of every layer: masks and rotary frequencies may differ from layer to layer
 
@@ -105,7 +105,7 @@ def call_layer(layer: DenseModule, hidden: Tensor, arguments: LayerArguments) ->
     return layer(hidden, **arguments[layer.self_attn.layer_idx])
 
 
-def embed(model: PreTrainedModel, tokens: Int[Tensor, "sequences length"]) -> HiddenStates:
+def embed(model: PreTrainedModel, tokens: Tokens) -> HiddenStates:
     """The inputs of the first layer, with the masks and position embeddings that transformers computes for all."""
     # A copy that shares the embedding; the model itself is not changed, so that other jobs may use it.
     recorders = {layer: _Recorder() for layer in model.model.layers}

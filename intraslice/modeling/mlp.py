@@ -1,7 +1,5 @@
 """The MLP module, dense or sliced, gated or plain, at any width. It replaces `mlp` of the transformers layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

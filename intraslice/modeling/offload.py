@@ -4,8 +4,6 @@ Only the linear maps of the canonical attention and MLP are offloaded. accelerat
 forward; `resident` fetches those of one module once and holds them. All computing is on one device.
 """
 
-from __future__ import annotations
-
 import atexit
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

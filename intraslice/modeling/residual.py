@@ -1,7 +1,5 @@
 """The linear maps of a canonical block that read or write the residual stream, which a change of its basis affects."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,16 +23,16 @@ def residual_branches(block: Block) -> list[tuple[SlicedModule, ...]]:
     return [(block.attention, block.mlp)] if block.parallel else [(block.attention,), (block.mlp,)]
 
 
-def reader_name(module: SlicedModule) -> str:
-    """Attribute name of the linear map that reads the normed residual stream."""
+def reader_of(module: SlicedModule) -> nn.Linear:
+    """The linear map that reads the normed residual stream."""
     if isinstance(module, SlicedAttention):
-        return "qkv_proj"
-    return "gate_up_proj" if module.gated else "up_proj"
+        return module.qkv_proj
+    return module.gate_up_proj if module.gated else module.up_proj
 
 
-def writer_name(module: SlicedModule) -> str:
-    """Attribute name of the linear map that writes to the residual stream."""
-    return "o_proj" if isinstance(module, SlicedAttention) else "down_proj"
+def writer_of(module: SlicedModule) -> nn.Linear:
+    """The linear map that writes to the residual stream."""
+    return module.o_proj if isinstance(module, SlicedAttention) else module.down_proj
 
 
 def norm_of(block: Block, module: SlicedModule) -> nn.Module:

@@ -1,7 +1,5 @@
 """Copies a module with some submodules or parameters replaced, and makes linear maps around existing tensors."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping, Sequence
 from typing import TypeVar

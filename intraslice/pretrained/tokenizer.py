@@ -4,8 +4,6 @@ The steps in tokenizer.json are programs that come with a model. Those of the su
 to the text; other regular expressions may take hours for a line, and chains of replacements all memory.
 """
 
-from __future__ import annotations
-
 import json
 import tempfile
 from functools import lru_cache

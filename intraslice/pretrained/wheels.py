@@ -5,8 +5,6 @@ into the cache folder; each is pinned too, and extracted again if it is damaged.
 imported or run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import logging

@@ -8,8 +8,6 @@ relative to the parent's in each window: texts on which it is large weigh no mor
 read different windows, so that the search does not fit a few of them.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import statistics
@@ -18,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from intraslice.core.checks import check_fields, integer, number
 from intraslice.core.config import MODULE_KINDS, ModuleKind
@@ -175,7 +173,7 @@ class State:
     changes: tuple[float, ...] = ()  # relative change of KL in each generation, 0 where the parent stayed
 
     @classmethod
-    def parse(cls, record: Mapping[str, Any]) -> State:
+    def parse(cls, record: Mapping[str, Any]) -> Self:
         """The state whose `asdict` was stored as JSON."""
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in record.items()}
         return cls(**values | {"rates": tuple(map(tuple, record["rates"]))})

@@ -5,8 +5,6 @@ fitted anew, and modules are kept for later candidates. The dense model's distri
 entries and the probability of the rest, so that a candidate costs one sliced forward.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +17,7 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.linalg import OrderedFactor
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, embed, final_norm, last_states
+from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, Windows, embed, final_norm, last_states
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import LayerPlan
@@ -77,7 +75,7 @@ class Candidates:
     model: PreTrainedModel
     stats: CalibrationStats
     levels: Levels
-    windows: Int[Tensor, "windows window"]
+    windows: Windows
     pause: Pause = no_pause  # called after each layer and each chunk of logits, except during a backward pass
     _blocks: list[Block] = field(init=False, repr=False)
     _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window

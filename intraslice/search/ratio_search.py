@@ -4,8 +4,6 @@ An estimator predicts the importance of units from the dense model; the search m
 starts from the estimator's plan and never changes the number of parameters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,10 +19,10 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import FREE, GRADIENT_GROUP, MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel
-from intraslice.modeling.families import blocks
+from intraslice.modeling.hidden_states import Windows
 from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.baseline_plans import bisect_count
 from intraslice.planning.profile import Profile
@@ -125,12 +123,12 @@ def evolve(
 def search_ratios(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     config: SliceConfig,
     others: Sequence[SearchResult] = (),
     search: SearchConfig | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> SearchResult:
     """Search for ratios at `config.sparsity`, starting from the estimator's plan; `progress` counts dense passes.
 
@@ -162,17 +160,11 @@ def search_ratios(
 def search_bytes(model: PreTrainedModel) -> int:
     """Memory of the slices and rankings of neurons that a search keeps, at most; without the dense distributions."""
     slices = KEPT_LEVELS * sum(parameter.nbytes for parameter in model.model.layers.parameters())
-    return slices + sum(4 * block.mlp.neurons**2 for block in blocks(model))
+    return slices + sum(4 * layer.mlp.neurons**2 for layer in model.model.layers)
 
 
 def search_windows(
-    loaded: LoadedModel,
-    text: Int[Tensor, "windows window"],
-    count: int,
-    seed: int = 0,
-    skip: int = 0,
-    *,
-    progress: ProgressCallback | bool = True,
+    loaded: LoadedModel, text: Windows, count: int, seed: int = 0, skip: int = 0, *, progress: ProgressOption = True
 ) -> Int[Tensor, "count window"]:
     """`count` windows to search on: alternately of the text and of what the dense model writes, as far as both go.
 
@@ -281,11 +273,11 @@ def planned_ratios(profile: Profile, config: SliceConfig) -> dict[ModuleId, floa
 def search_depth(
     loaded: LoadedModel,
     stats: CalibrationStats,
-    windows: Int[Tensor, "windows window"],
+    windows: Windows,
     sparsity: float,
     search: SearchConfig | None = None,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> SearchResult:
     """Search for the modules to remove, at a fraction `sparsity` of the decoder layers' parameters.
 
@@ -293,9 +285,8 @@ def search_depth(
     if any layer keeps both, are to be narrowed by what whole modules leave of `sparsity`; the divergences, in nats per
     token, are those without this narrowing. Recorded as in `search_ratios`; `progress` counts dense passes.
 
-    `windows` are text that decides, such as calibration text that follows the calibration tokens; the last four only
-    measure the result. Raises UserError for too few windows, a sparsity that `whole_layers` refuses, or an offloaded
-    model.
+    `windows` are as in `search_ratios`. Raises UserError for too few of them, a sparsity that `whole_layers` refuses,
+    or an offloaded model.
     """
     report, search = progress_callback(progress), search or SearchConfig()
     groups = groups_of(len(windows), search, evolution.COMPARED)

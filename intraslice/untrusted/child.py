@@ -1,7 +1,5 @@
 """The child process of `process.run_in_subprocess`: sets its limits, runs a script. Standard library only."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import sys

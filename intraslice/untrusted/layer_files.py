@@ -1,7 +1,5 @@
 """Reads and writes files of user-defined ratios and importances, one row or object per layer."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

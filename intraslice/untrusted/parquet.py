@@ -1,7 +1,5 @@
 """Reads the column `text` of a parquet file, row by row up to a limit. Runs in a separate process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -4,8 +4,6 @@ The subprocess runs a script of this folder, which imports one library and nothi
 cannot limit the memory of a process, only the time is limited.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -3,8 +3,6 @@
 Templates are programs: a few lines can double a string until memory is exhausted, or loop without end.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import datetime
 from typing import Any

@@ -4,8 +4,6 @@ Only the beginning of a file is read, the same for every caller: `MAX_CHARACTERS
 Messages neither quote the content of a file nor contain its path.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Loads a tokenizer, or encodes with it. Runs in a separate process."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection

@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM
 
 from intraslice.calibration.driver import calibrate
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import perplexity
 from intraslice.loading import LoadedModel, load_model
@@ -15,6 +14,7 @@ from intraslice.planning.ratios import make_plan
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.sources import find_weights, obtain_weights
 from intraslice.slicing.driver import slice_model
+from intraslice.texts import calibration_tokens, evaluation_tokens
 
 PHI = "microsoft/phi-1_5"
 

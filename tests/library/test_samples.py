@@ -12,12 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from intraslice import samples as samples_module
 from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.core.progress import ignore_progress
-from intraslice.data import calibration_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import RECOVERIES
 from intraslice.recovery.registry import cost_of
 from intraslice.samples import _sample, calibration_sequences, kept_samples, kept_states, sample_texts
 from intraslice.search.ratio_search import search_windows
+from intraslice.texts import calibration_tokens
 
 
 @pytest.fixture(autouse=True)

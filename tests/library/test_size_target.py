@@ -16,14 +16,13 @@ from transformers import StaticCache
 
 from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import WEIGHTS, save
-from intraslice.checkpoints.planned_bytes import PlannedFolder
 from intraslice.checkpoints.to_gguf import write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.records import Recipe, slice_record
-from intraslice.size_target import ENOUGH, SizeTarget, parse_size, plan_recipe
+from intraslice.size_target import ENOUGH, SizeTarget, parse_size, plan_recipe, planned_folder
 from intraslice.slicing.driver import slice_model
 
 RECIPE = Recipe("tiny", SliceConfig(order="one-shot"), CalibrationConfig(), EvaluationConfig())
@@ -87,8 +86,8 @@ def test_the_planned_cache_is_what_transformers_allocates(tiny_case, family, met
     case, locked = tiny_case(family), ((1, "attention", 1.0),)
     plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.3, order="one-shot", locked=locked))
     model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
-    planned = PlannedFolder(case.loaded.model, "float32", narrows_queries=method == "intraslice")
-    assert planned.cache(plan, 20) == allocated(model, 20)
+    alone, cached = (planned_folder(case.loaded.model, "float32", method == "intraslice", size) for size in (0, 20))
+    assert cached(plan) - alone(plan) == allocated(model, 20)
 
 
 @pytest.mark.parametrize("text", ["200", "much", "-1 MB", "1e3 MB", "200 MB q8_0 q4_0", "200 MB q9_9", ""])

@@ -56,7 +56,7 @@ TRANSLATED = (
     "core/cache.py",
     "core/checks.py",
     "core/config.py",
-    "data.py",
+    "texts.py",
     "evaluation/generation.py",
     "modeling/families.py",
 )

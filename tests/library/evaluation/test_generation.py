@@ -11,7 +11,6 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from intraslice.core.errors import UserError
-from intraslice.data import CHARACTERS_PER_TOKEN
 from intraslice.evaluation import generation
 from intraslice.evaluation.answers import (
     PROMPTS,
@@ -31,6 +30,7 @@ from intraslice.evaluation.generation import (
     require_short,
     stream_tokens,
 )
+from intraslice.texts import CHARACTERS_PER_TOKEN
 from intraslice.untrusted import process
 
 

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 from intraslice import compress
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.evaluation.question_sets import fetch_tasks, wheels
-from intraslice.evaluation.tasks import TasksConfig, measure_hits, measure_tasks, require_tasks
+from intraslice.evaluation.tasks import TasksConfig, fetch_tasks, measure_hits, measure_tasks, require_tasks, wheels
 from intraslice.loading import load_model
 
 SCORED = CHOICE + "metric_list: [{{metric: acc}}, {{metric: acc_norm}}]\n"

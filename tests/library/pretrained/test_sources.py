@@ -199,8 +199,7 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
             raise failure[0]
         return path
 
-    for module in (memory, sources):
-        monkeypatch.setattr(module, "hub_is_reachable", lambda: True)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder))
     monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
     monkeypatch.setattr(

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from intraslice import data
+from intraslice import texts
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
@@ -130,8 +130,8 @@ def test_a_slow_tokenizer_is_stopped_wherever_text_is_encoded(folder, monkeypatc
         lambda: prompt_tokens(tokenizer, text),
         lambda: score_passage(model, model, tokenizer, text),
         lambda: compare_next_tokens(model, model, tokenizer, text),
-        lambda: data.calibration_tokens(tokenizer, calibration),
-        lambda: data.evaluation_tokens(tokenizer, EvaluationConfig(calibration.text, 128, 32)),
+        lambda: texts.calibration_tokens(tokenizer, calibration),
+        lambda: texts.evaluation_tokens(tokenizer, EvaluationConfig(calibration.text, 128, 32)),
     ):
         with pytest.raises(UserError, match=r"the tokenizer of this model is too slow .*\(it takes more than \d s"):
             work()

@@ -17,7 +17,7 @@ from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import diagonal_blocks
 from intraslice.core.progress import Progress
 from intraslice.methods.registry import METHODS, slice_by
-from intraslice.modeling.residual import writer_name
+from intraslice.modeling.residual import writer_of
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing import one_shot
 from intraslice.slicing.driver import slice_model
@@ -249,7 +249,7 @@ def constants(model: PreTrainedModel) -> dict[tuple[str, int], Tensor | None]:
     for kind, indices in GONE.items():
         for index in indices:
             module = getattr(model.model.layers[index], modules[kind])
-            writer = getattr(module, writer_name(module))
+            writer = writer_of(module)
             assert writer.in_features == 0
             found[kind, index] = writer.bias
     return found

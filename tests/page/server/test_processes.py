@@ -26,8 +26,8 @@ from components.server import process
 from components.server.app import App
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
-from intraslice.data import WIKITEXT
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
+from intraslice.texts import WIKITEXT
 
 
 @pytest.mark.parametrize(("display", "terminal"), [(True, True), (True, False), (False, True)])

@@ -39,13 +39,13 @@ from components.ui import screen
 from intraslice.calibration import driver
 from intraslice.calibration.driver import calibrate
 from intraslice.core.progress import Progress
-from intraslice.data import calibration_tokens
 from intraslice.diagnostics.sensitivity import Sensitivity
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import DenseStates
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.profile import LayerProfile
 from intraslice.pretrained.sources import DEFAULT
+from intraslice.texts import calibration_tokens
 
 OPENING = parse(Settings(dtype="bfloat16"))
 FOUND = Precomputed().find(PERPLEXITY, OPENING.calibration, Measurements)

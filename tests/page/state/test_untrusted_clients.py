@@ -118,7 +118,7 @@ def test_no_call_tells_whether_the_server_has_a_folder(idle, endpoint) -> None:
 @pytest.fixture
 def unread(idle, monkeypatch) -> Server:
     """The same, where nobody may look for a model on disk or on the Hub either."""
-    for name in ("find_weights", "hub_is_reachable", "model_on_hub"):
+    for name in ("find_weights", "hub_model"):
         for module in (memory, sources):
             monkeypatch.setattr(module, name, None)
     return idle

@@ -4,8 +4,6 @@ Documents are joined by blank lines, tokenised without special tokens, and cut i
 files only the beginning is read, up to the limits in `untrusted/text_files.py`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
