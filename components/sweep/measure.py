@@ -211,17 +211,17 @@ def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
 
 
 def _bytes(plan: Plan, same_slice: Sequence[Point]) -> int:
-    """Memory that points of one slice take, at most: the slice, a copy of it in float32 to be rounded, its training."""
+    """Memory that points of one slice take, at most: the slice and its training, and its rounded copy in float32."""
     model, point = plan.loaded.model, same_slice[0]
-    if point.method == DENSE:
-        sliced = training = 0
-    else:
-        texts = plan.texts.tokens_for(point.method, plan.base)
-        sliced = sum(parameter.nbytes for parameter in model.parameters())
-        recovery = METHODS[point.method].recovery(plan.base)
-        training = training_bytes(recovery, model, decoder_parameters(model), texts.shape[1])
-    rounds = any(each.quantise != "none" for each in same_slice)
-    return sliced + training + rounds * 4 * sum(parameter.numel() for parameter in model.parameters())
+    needed = 0
+    if point.method != DENSE:
+        recovery, text = METHODS[point.method].recovery(plan.base), plan.texts.tokens_for(point.method, plan.base)
+        needed += sum(parameter.nbytes for parameter in model.parameters())
+        needed += training_bytes(recovery, model, decoder_parameters(model), text.shape[1])
+    if any(each.quantise != "none" for each in same_slice):
+        numbers = [parameter.numel() for parameter in model.parameters()]
+        needed += 4 * (sum(numbers) + 3 * max(numbers))  # what is made on the way of the largest matrix
+    return needed
 
 
 def _flops(plan: Plan, point: Point) -> float:

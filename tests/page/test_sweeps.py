@@ -176,7 +176,9 @@ def test_a_point_reserves_its_slice_and_the_copy_that_is_rounded(session, tiny, 
     run(session, tiny, choice)
     model = session.calibrated(tiny).loaded.model
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    assert reserved == [4 * numbers, (model.dtype.itemsize + 4) * numbers]
+    dense, sliced = reserved
+    assert sliced - dense == model.dtype.itemsize * numbers
+    assert 4 * numbers < dense < 8 * numbers
 
 
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])
