@@ -1,4 +1,4 @@
-"""The lesson: ten questions on the live page. Its texts, and the page's initial state for each step.
+"""The lesson: eleven questions on the live page. Its texts, and the page's initial state for each step.
 
 Its panel is in `assets/lesson/`.
 """

@@ -47,7 +47,7 @@ class SizeTarget(NamedTuple):
 
 def parse_size(text: str, context: int = 0) -> SizeTarget:
     """Parse a size such as "200 MB" or, with the type of the stored weights, "200 MB q8_0". Raises UserError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmg]i?b)(?:\s+(\w+))?\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{0,9})?)\s*([kmg]i?b)(?:\s+(\w+))?\s*", str(text), re.IGNORECASE)
     if match is None:
         raise UserError(
             "size must be a number of kB, MB, GB, KiB, MiB or GiB, with or without the type of the weights, such as "
@@ -77,35 +77,46 @@ def plan_recipe(
     if size is None:
         plan = plan_at(recipe.slicing.sparsity)
     elif METHODS[recipe.method].slices_residual_stream:
-        raise UserError(f"a size cannot be the target of method {recipe.method}; use sparsity instead")
+        raise UserError("a size cannot be the target of method {method}; use sparsity instead", method=recipe.method)
     else:
         at = cast(Callable[[float], SlicePlan], plan_at)
-        plan = _plan_within(size.bytes, _bytes_of(size, recipe, loaded), at, min(MAX_SPARSITY, recipe.slicing.cap))
+        size = size._replace(kind=size.kind or recipe.dtype)
+        plan = plan_within(size, loaded, at, min(MAX_SPARSITY, recipe.slicing.cap), recipe.method)
     plan = all_gather([plan])[0]  # one plan for all processes, as machines may round differently
     if isinstance(plan, SlicePlan):
         recipe = replace(recipe, slicing=replace(recipe.slicing, sparsity=plan.config.sparsity))
     return plan, recipe
 
 
-def _bytes_of(size: SizeTarget, recipe: Recipe, loaded: LoadedModel) -> Callable[[SlicePlan], int]:
+def _bytes_of(size: SizeTarget, loaded: LoadedModel, method: str) -> Callable[[SlicePlan], int]:
     """The bytes of a plan that count. Raises UserError if the model has no such file or context."""
     if size.kind in GGUF_TYPES:
         count = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
     else:
-        narrows_queries = METHODS[recipe.method].narrows_queries
-        count = planned_folder(loaded.model, size.kind or recipe.dtype, narrows_queries, size.context)
+        assert size.kind is not None
+        count = planned_folder(loaded.model, size.kind, METHODS[method].narrows_queries, size.context)
     if size.context:
         require_length(size.context, loaded.model.config)
     return count
 
 
-def _plan_within(
-    target: int, bytes_of: Callable[[SlicePlan], int], plan_at: Callable[[float], SlicePlan], highest: float
+def plan_within(
+    size: SizeTarget,
+    loaded: LoadedModel,
+    plan_at: Callable[[float], SlicePlan],
+    highest: float,
+    method: str = "intraslice",
 ) -> SlicePlan:
     """The plan of the smallest sparsity that has at least `ENOUGH` of the target, and not more; else the largest below.
 
-    Raises UserError for a target below the smallest that a sparsity up to `highest` reaches.
+    Args:
+        size: the target, with its kind.
+        plan_at: the plan of a sparsity; may raise UserError where there is none.
+        highest: the largest sparsity that is tried.
+
+    Raises UserError for a target that no sparsity reaches, and if the model has no such file or context.
     """
+    target, bytes_of = size.bytes, _bytes_of(size, loaded, method)
     plans: dict[float, tuple[int, SlicePlan]] = {}  # by sparsity
     impossible: list[UserError] = []  # with these locks or shapes
 
@@ -125,8 +136,10 @@ def _plan_within(
     if not fitting:
         smallest = math.ceil(min(count for count, _ in plans.values()) / 1e3) / 1e3
         raise UserError(
-            f"the size of {target / 1e6:,.3f} MB cannot be reached: the smallest that these settings reach is "
-            f"{smallest:,.3f} MB; choose that or more, a smaller type of weights or context, or a higher cap"
+            "the size of {target:,.3f} MB cannot be reached: the smallest that these settings reach is "
+            "{smallest:,.3f} MB; choose that or more, a smaller type of weights or context, or a higher cap",
+            target=target / 1e6,
+            smallest=smallest,
         )
     low, high = grid[max(fitting[0] - 1, 0)], grid[fitting[0]]
     for _ in range(BISECTIONS):

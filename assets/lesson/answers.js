@@ -175,6 +175,25 @@ function tokens(said) {
   return { values, truth: share, close: Math.abs(said - share) <= 7 };
 }
 
+// Of four groups, in the order of the grid's; how many of the dense model's right answers the sliced one still says.
+const ASKED = [0, 3, 6, 7];
+function facts(said) {
+  const view = find("#facts-chart .isx-plot")?.isxFacts;
+  const [dense, sliced] = ["dense", "intraslice"].map((colour) => view?.columns?.find((column) => column.colour === colour));
+  if (!follows() || !sliced) return null;
+  const questions = [...view.questions.keys()];
+  const says = ({ levels }) => questions.filter((index) => levels[index] === 2);
+  const selects = (column) => questions.filter((index) => column.selects[index] === 0).length;
+  const kept = says(dense).filter((index) => sliced.levels[index] === 2);
+  const of = (name, indices) => indices.filter((index) => view.questions[index][0] === name).length;
+  const groups = [...new Set(view.questions.map(([name]) => name))].map((name) => ({ name, kept: of(name, kept), dense: of(name, says(dense)) }));
+  const shares = ASKED.map((group) => groups[group].kept / groups[group].dense); // NaN where the dense model says none
+  const least = Math.min(...shares.filter((share) => !Number.isNaN(share)));
+  const values = { dense: says(dense).length, kept: kept.length, groups: groups.map((group) => fill(words.of, group)).join("; "), selects: selects(sliced), selectsDense: selects(dense) };
+  const truth = Number.isFinite(least) ? shares.indexOf(least) : null;
+  return { values, truth, close: shares[said] === least, source: chart("facts-chart").protocol };
+}
+
 // Predictions and measured values in the units of the controls, alike for all pages: bars in per cent, and of the
 // shuffled answers which model's it is.
 function measured({ kind }, found) {
@@ -187,4 +206,4 @@ const pooled = ({ kind }, said) => (kind === "answers" ? MODELS.indexOf(models[s
 const unpooled = ({ kind }, value) => (kind === "answers" ? models.indexOf(MODELS[value]) : value);
 
 Object.assign(lesson, { fill, groups, hasLayers, measured, pooled, readout, settled, slider, unpooled, written });
-lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens };
+lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens, facts };

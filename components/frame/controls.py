@@ -149,6 +149,17 @@ class Controls:
             self.cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
         with gr.Accordion(lazy_gettext("More settings"), open=False, elem_id="more") as self.more:
             add("dtype")
+            info = lazy_gettext(
+                "Sets the smallest sparsity whose weights fit, in this page's precision or the type that follows, such "
+                "as q8_0 of a GGUF file."
+            )
+            self.size = gr.Textbox(
+                label=lazy_gettext("Size as the target"), info=info, placeholder="200 MB q8_0", elem_id="size"
+            )
+            with gr.Row():
+                label = lazy_gettext("with the KV cache of … tokens")
+                self.context = _number(0, label=label, minimum=0, elem_id="context")
+                self.fit_size = gr.Button(lazy_gettext("Fit"), size="md", elem_id="fit-size", min_width=70)
             add("text", choices=list(session.texts))
             add("upload")
             label, names = lazy_gettext("Calibration budget"), (lazy_gettext("Quick"), lazy_gettext("Thorough"))

@@ -69,6 +69,16 @@ def _settings(context: Context) -> Iterator[Row]:
     on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)
     measure = call(moves.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, [""], api_name="halt")
+    fitted = {"status": context.status, "sparsity": controls.settings["sparsity"], "refresh": context.refresh}
+    fit_size = call(
+        handlers.fit_size,
+        session,
+        outputs=fitted,
+        queue=HEAVY,
+        api_name="fit_size",
+        size=controls.size,
+        context=controls.context,
+    )
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
@@ -84,6 +94,7 @@ def _settings(context: Context) -> Iterator[Row]:
     for button, options in ((sequential, PRIVATE), (pressed, {})):
         yield once, [button.change], [measure | options, tell(context.measured)]
     yield every, [controls.cancel.click], [halt]
+    yield once, [controls.fit_size.click, controls.size.submit], [fit_size]
 
 
 def _tabs(context: Context) -> Iterator[Row]:

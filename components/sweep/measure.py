@@ -24,8 +24,9 @@ from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import DENSE, Point, Quantise, Texts, cached_points, points, sweep
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
+from intraslice.modeling.counts import decoder_parameters
 from intraslice.records import records
-from intraslice.recovery.registry import cost_of
+from intraslice.recovery.registry import cost_of, training_bytes
 
 from .. import limits
 from ..i18n.language import LazyString, lazy_gettext
@@ -133,7 +134,8 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         label = lazy_gettext("Sweep, {name} at {sparsity:.0%}: point", name=name, sparsity=point.sparsity)
         expected_end = point_start + sum(flops[done:]) / rate
         progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
-        rows = sweep(*plan._replace(points=same_slice), states, progress=progress)
+        with session.slice_memory.reserved(job, _bytes(plan, same_slice), plan.loaded):
+            rows = sweep(*plan._replace(points=same_slice), states, progress=progress)
         job.emit(_view(session, request, plan))
         if set(same_slice) - set(plan.cached()):  # for want of memory, which the next run may have
             raise UserError(rows["note"].dropna().iloc[-1])
@@ -206,6 +208,20 @@ def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
         prompt=speed.prompt,
         new=speed.new,
     )
+
+
+def _bytes(plan: Plan, same_slice: Sequence[Point]) -> int:
+    """Memory that points of one slice take, at most: the slice and its training, and its rounded copy in float32."""
+    model, point = plan.loaded.model, same_slice[0]
+    needed = 0
+    if point.method != DENSE:
+        recovery, text = METHODS[point.method].recovery(plan.base), plan.texts.tokens_for(point.method, plan.base)
+        needed += sum(parameter.nbytes for parameter in model.parameters())
+        needed += training_bytes(recovery, model, decoder_parameters(model), text.shape[1])
+    if any(each.quantise != "none" for each in same_slice):
+        numbers = [parameter.numel() for parameter in model.parameters()]
+        needed += 4 * (sum(numbers) + 3 * max(numbers))  # what is made on the way of the largest matrix
+    return needed
 
 
 def _flops(plan: Plan, point: Point) -> float:

@@ -26,7 +26,15 @@ from intraslice.records import Recipe, records
 
 _SHOWN = ["method", "estimator", "recovery", "sparsity", "quantise", "removed_fraction", "sliced_total", "bytes"]
 _SHOWN += ["perplexity", "perplexity_sd", "divergence", "divergence_sd", "recovery_training_passes"]
-_SHOWN += [*AnswerStatistics._fields, "prefill_ratio", "decode_ratio", "note"]
+_SHOWN += [
+    *AnswerStatistics._fields,
+    "facts_says",
+    "facts_selects",
+    "facts_of",
+    "prefill_ratio",
+    "decode_ratio",
+    "note",
+]
 _OF_FILES = ("quantise", "bytes")
 _POINT = ("method", "estimator", "recovery", "sparsity", "quantise")  # columns that name a point
 ALL_TOKENS = 2**31 - 1  # all tokens of the text
@@ -66,7 +74,8 @@ def sweep_(run: Run) -> CommandResult:
     def sweep_by(seeded: Recipe) -> pandas.DataFrame:
         run.recipe = seeded
         stats, tokens = run.calibrate(loaded)
-        sweep_texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts)
+        facts = a.facts or ""
+        sweep_texts = Texts(stats, tokens, windows, run.training_tokens(loaded), others, prompts, facts)
         with run.timed("sweep"):
             frame = sweep(loaded, sweep_texts, grid, recipe.slicing, speed, states)
         return frame.assign(seed=seeded.calibration.seed) if a.seeds else frame

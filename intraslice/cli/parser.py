@@ -122,7 +122,7 @@ ANSWERS = (
 FULL_LENGTH = "never choose the end token in --answers: an answer that ends early has fewer chances to loop"
 FACTS = (
     f"also ask {len(fact_questions())} short questions (en, the default, or {len(fact_questions('de'))} in de): which "
-    "right answers each model says, or only selects, and what slicing loses and gains"
+    "right answers each model says, or only selects, and (evaluate) what slicing loses and gains"
 )
 MEASURE = "measure of damage: KL divergence from the dense model, or increase of the loss, which is far noisier"
 SIZE = (
@@ -185,7 +185,7 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
         _option("--answers", ANSWERS, "evaluate sweep", **NUMBER, nargs="?", const=FEW, default=0),
         _option("--full-length", FULL_LENGTH, "evaluate", **SWITCH),
-        _option("--facts", FACTS, "evaluate", nargs="?", const=LANGUAGES[0], choices=LANGUAGES),
+        _option("--facts", FACTS, "evaluate sweep", nargs="?", const=LANGUAGES[0], choices=LANGUAGES),
         _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
         _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),

@@ -20,6 +20,7 @@ from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, shard_of, single_process
 from intraslice.evaluation.answers import answer_columns
+from intraslice.evaluation.facts import encode_questions, fact_counts, fact_questions, measure_facts
 from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
@@ -74,7 +75,8 @@ class Texts:
 
     `training` has the calibration tokens and more, for recoveries, which otherwise train on the calibration tokens.
     `others` has held-out windows of further texts, by name: each adds columns, such as `perplexity NAME`. Where there
-    are `prompts` (tokens), every model answers them greedily, for the columns of `AnswerStatistics`.
+    are `prompts` (tokens), every model answers them greedily, for the columns of `AnswerStatistics`; where `facts` is a
+    language, the columns `facts_says` and `facts_selects` count right answers, of `facts_of` questions.
     """
 
     stats: CalibrationStats
@@ -83,6 +85,7 @@ class Texts:
     training: Int[Tensor, "more length"] | None = None
     others: Mapping[str, Int[Tensor, "_ _"]] = field(default_factory=dict)
     prompts: list[list[int]] = field(default_factory=list)
+    facts: str = ""
 
     def tokens_for(self, method: str, config: SliceConfig) -> Int[Tensor, "sequences length"]:
         """The longest text that a method and its recovery use."""
@@ -185,6 +188,7 @@ class _Sweep:
         loaded, texts = self.loaded, self.texts
         held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
         inputs += ((texts.prompts, sorted(end_tokens(loaded.model))),) if texts.prompts else ()
+        inputs += (fact_questions(texts.facts),) if texts.facts else ()
         return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
     def point_path(self, point: Point) -> Path:
@@ -254,6 +258,11 @@ class _Sweep:
             row |= {f"recovery_{name}_passes": value for name, value in cost._asdict().items()}
         if texts.prompts:
             row |= answer_columns(loaded, evaluated, texts.prompts, f"answers {point.method}", progress=progress)
+        if texts.facts:
+            questions = fact_questions(texts.facts)
+            encoded = encode_questions(loaded.tokenizer, questions)
+            facts = measure_facts(evaluated, loaded.tokenizer, encoded, f"facts {point.method}", progress=progress)
+            row |= {f"facts_{name}": count for name, count in fact_counts(questions, facts)["all"].items()}
         if speed is not None:
             speeds = measure_speed({"dense": loaded.model, "sliced": model}, speed, progress=progress)
             for phase in ("prefill", "decode"):

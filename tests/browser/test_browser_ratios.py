@@ -1,6 +1,7 @@
 """The Ratios tab in a real browser: ratios by hand, the other controls, the tour; what axe-core finds on every tab."""
 
 import json
+import re
 import threading
 
 import pytest
@@ -122,6 +123,22 @@ def test_ratios_are_searched_for_and_locked(visit, tiny_query) -> None:
     opened.open_tab("ratios")
     opened.says("#overrides", "(5 locked)")
     opened.says(NOTE, "estimator: Manual")
+
+
+def test_a_size_sets_the_sparsity_that_fits(visit, tiny_query) -> None:
+    opened = visit(tiny_query)
+    page = opened.page
+    opened.open_more()
+    page.fill("#size textarea", "1 kB float32")
+    page.click("#fit-size")
+    opened.says("#status", "cannot be reached")
+    smallest = re.search(r"reach is ([\d.]+) MB", page.inner_text("#status"))[1]
+    page.fill("#size textarea", f"{smallest} MB float32")
+    page.press("#size textarea", "Enter")
+    page.wait_for_function("document.querySelector('#sparsity input[type=number]').value > 50")
+    percent = float(page.input_value("#sparsity input[type=number]"))
+    opened.addressed(f"sparsity={percent:g}")
+    opened.says("#removed", f"{percent:.1f}%")
 
 
 def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_server_slept(visit, page_session) -> None:

@@ -89,6 +89,7 @@ PARAMETERS = {
     "command_lines": ["prompt"],
     "facts": ["language"],
     "device_files": ["file_type"],
+    "fit_size": ["size", "context"],
     "gguf": ["gguf_type"],
     "locked_ratios": ["ratios_file"],
     "report": ["layer", "prompt", *SWEEP],

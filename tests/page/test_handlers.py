@@ -16,6 +16,7 @@ from components.state.request import Request
 from components.state.settings import Settings
 from components.ui.handlers import spread_settings
 from intraslice.core.errors import UserError
+from intraslice.size_target import planned_folder
 
 IMPOSSIBLE = {"sparsity": 75, "cap": 60}  # more than the cap lets go
 NOTHING = (gr.skip(), {"__type__": "update"})
@@ -128,6 +129,33 @@ def test_an_answer_by_names_is_a_value_for_each_output_or_that_of_a_single_one(t
     assert spread_settings(show, outputs=["words"], tab="mine")(*tiny.settings, "other") == gr.skip()
     with pytest.raises(ValueError, match="words must be among the outputs number"):
         spread_settings(show, outputs=["number"])(*tiny.settings)
+
+
+def test_the_sparsity_of_a_size_is_the_smallest_that_fits(session, tiny) -> None:
+    list(session.prepare(tiny, SOMEBODY))
+    model = session.calibrated(tiny).loaded.model
+
+    def fit(size: str, context: int = 0) -> list[dict[str, Any]]:
+        return list(handlers.fit_size(session, tiny, size, context, SOMEBODY))
+
+    for context in (0, 512):
+        count = planned_folder(model, "bfloat16", True, context)
+
+        def size_of(percent: float, count=count) -> int:
+            return count(session.slice_plan(tiny.with_settings(sparsity=percent)))
+
+        target = size_of(25)
+        answers = fit(f"{target / 1e6:.6f} MB bfloat16", context)
+        [percent] = [answer["sparsity"] for answer in answers if "sparsity" in answer]
+        assert 0.985 * target <= size_of(percent) <= target
+        assert percent <= 25
+    for size, words in {
+        "1 kB": "the smallest that these settings reach is",
+        "9" * 400 + " MB": "such as 200 MB",
+    }.items():
+        answers = fit(size)
+        assert not any("sparsity" in answer for answer in answers)
+        assert words in answers[-1]["status"]
 
 
 def test_opening_a_tab_signals_that_tab_alone_and_ends_what_another_shows(session) -> None:

@@ -31,7 +31,7 @@ def test_every_state_is_one_that_the_page_takes(number) -> None:
         assert values["refresh"]
 
 
-@pytest.mark.parametrize(("step", "phase"), [(0, 0), (11, 0), (1, 1), ("x", 0), (None, 0), (5, "-1"), ([], {})])
+@pytest.mark.parametrize(("step", "phase"), [(0, 0), (12, 0), (1, 1), ("x", 0), (None, 0), (5, "-1"), ([], {})])
 def test_a_step_that_there_is_not_changes_nothing(step, phase) -> None:
     assert begun(step, phase) == {}
 
@@ -48,7 +48,7 @@ def test_every_step_asks_answers_and_tells_of_large_models() -> None:
     script = (ASSETS / "lesson" / "answers.js").read_text(encoding="utf-8")
     known = re.search(r"lesson\.answers = \{(.*?)\}", script)[1]
     kinds = re.search(r"controls = \{(.*?)\}", (ASSETS / "lesson" / "controls.js").read_text(encoding="utf-8"))[1]
-    assert len(STEPS) == 10
+    assert len(STEPS) == 11
     for step in STEPS:
         assert step["id"] in [name.split(":")[0].strip() for name in known.split(",")]
         assert step["control"]["kind"] in [name.strip() for name in kinds.split(",")]

@@ -168,6 +168,19 @@ def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(ses
     assert measured_charts(VIEW).size is None
 
 
+def test_a_point_reserves_its_slice_and_the_copy_that_is_rounded(session, tiny, monkeypatch) -> None:
+    list(session.prepare(tiny, "somebody"))
+    reserve, reserved = session.slice_memory.reserved, []
+    monkeypatch.setattr(session.slice_memory, "reserved", lambda *call: reserved.append(call[1]) or reserve(*call))
+    choice = SweepChoice(("intraslice",), ("pca",), (24,), quantise=("none", "q8_0"))
+    run(session, tiny, choice)
+    model = session.calibrated(tiny).loaded.model
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    dense, sliced = reserved
+    assert sliced - dense == model.dtype.itemsize * numbers
+    assert 4 * numbers < dense < 8 * numbers
+
+
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])
 def test_a_method_keeps_its_colour_and_dash_and_a_point_its_setting(chart) -> None:
     kept = {(trace["name"], trace["line"]["color"], trace["line"]["dash"]) for trace in chart.data}

@@ -73,6 +73,15 @@ def test_answers_are_judged_behind_an_option(run):
     assert "answers" not in run("evaluate")
 
 
+def test_a_sweep_counts_the_facts_that_evaluate_finds(run):
+    counts = run("evaluate --facts de")["facts"]["sliced"]["counts"]["all"]
+    (row,) = run(f"{ONE_POINT} --facts de")["rows"]
+    assert {name: row[f"facts_{name}"] for name in counts} == counts
+    assert counts["of"] == 32
+    (row,) = run(ONE_POINT)["rows"]  # of another entry in the cache
+    assert "facts_says" not in row
+
+
 def test_the_papers_table_has_what_a_sweep_finds_beside_the_published(run, printed):
     chosen = "--sequences 4 --eval-tokens 360 --methods crossmodule intraslice --sparsities 0.2 0.3"
     found = run(f"paper {chosen.replace('360', str(comparisons.ALL_TOKENS))}")
