@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from html import escape
 from typing import Any
 
 import gradio as gr
 
-from intraslice.planning.ratios import SlicePlan
-from intraslice.size_target import parse_size, plan_within
-
 from ..i18n.language import gettext, translate
-from ..jobs.job import Job
+from ..jobs.status import Status
 from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
-from ..state.settings import CONTROLS, Settings
+from ..state.settings import Settings
 from ..ui import formatting
 from ..ui.handlers import status_line
 from .controls import BUDGET_INFO
@@ -93,25 +88,11 @@ def fit_size(session: Session, request: Request, size: str, context: int, client
     Yields the status line (HTML), then the sparsity in per cent and a new value of `Context.refresh`. Weights are
     stored in the model's precision unless the size names a type.
     """
-    highest = min((CONTROLS["sparsity"].slider or (0, 0))[1] / 100, request.slicing.cap)
-
-    def work(job: Job) -> None:
-        target = parse_size(size, context)
-        target = target._replace(kind=target.kind or request.calibration.dtype)
-        calibrated = session.calibrations.calibrate(job, request.calibration)
-
-        def plan_at(sparsity: float) -> SlicePlan:
-            job.checkpoint()  # others run between two plans
-            sparsity = round(100 * sparsity, 4) / 100  # as the slider's value is read
-            return session.plans.plan(calibrated.source, replace(request.slicing, sparsity=sparsity))
-
-        job.emit(plan_within(target, calibrated.loaded, plan_at, highest))
-
-    for event in session.jobs.run(client, "fit_size", work, ready=partial(session.ready, request)):
-        if isinstance(event, SlicePlan):
-            yield {"sparsity": round(100 * event.config.sparsity, 4), "refresh": str(time.time())}
-        else:
+    for event in session.fit_size(request, size, context, client):
+        if isinstance(event, Status):
             yield {"status": status_line(event)}
+        else:
+            yield {"sparsity": event, "refresh": str(time.time())}
 
 
 def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]:

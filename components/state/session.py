@@ -26,6 +26,7 @@ from intraslice.planning.ratios import SlicePlan
 from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
+from intraslice.size_target import parse_size, plan_within
 from intraslice.slicing.driver import slice_model
 from intraslice.texts import describe
 
@@ -42,7 +43,7 @@ from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision
-from .settings import model_name
+from .settings import CONTROLS, model_name
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
@@ -209,6 +210,28 @@ class Session:
         if can_measure and self.perplexities(request).source.kind == "so far":
             work = partial(self.measure_perplexities, request=request)
             self.jobs.prefetch(client, work, request=request)
+
+    def fit_size(self, request: Request, size: str, context: int, client: str) -> Iterator[Status | float]:
+        """The smallest sparsity, in per cent, whose weights and KV cache of `context` tokens fit into a size.
+
+        The size is as `parse_size` reads it; without a type, the weights are stored in the request's precision.
+        """
+        highest = min((CONTROLS["sparsity"].slider or (0, 0))[1] / 100, request.slicing.cap)
+
+        def work(job: Job) -> None:
+            target = parse_size(size, context)
+            target = target._replace(kind=target.kind or request.calibration.dtype)
+            calibrated = self.calibrations.calibrate(job, request.calibration)
+
+            def plan_at(sparsity: float) -> SlicePlan:
+                job.checkpoint()  # others run between two plans
+                sparsity = round(100 * sparsity, 4) / 100  # as the slider's value is read
+                return self.plans.plan(calibrated.source, replace(request.slicing, sparsity=sparsity))
+
+            plan = plan_within(target, calibrated.loaded, plan_at, highest)
+            job.emit(round(100 * plan.config.sparsity, 4))
+
+        yield from self.jobs.run(client, "fit_size", work, ready=partial(self.ready, request))
 
     def ready(self, request: Request) -> Status:
         """The last status of jobs: the loaded model and its calibration."""

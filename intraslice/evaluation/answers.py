@@ -374,12 +374,17 @@ def answers_loss(model: PreTrainedModel, prompts: Sequence[Sequence[int]], answe
     return total / count if count else math.inf
 
 
+def answers_key(model: PreTrainedModel, prompts: list[list[int]]) -> object:
+    """What a model's answers to prompts depend on besides its weights, for keys of the cache."""
+    return prompts, sorted(end_tokens(model))
+
+
 def answer_columns(
     loaded: LoadedModel, model: PreTrainedModel, prompts: list[list[int]], stage: str, *, progress: ProgressCallback
 ) -> dict[str, float]:
     """Columns of a sweep's row: the statistics of the model's answers, and those of the dense model, which are kept."""
-    inputs = (prompts, sorted(end_tokens(loaded.model)))
-    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", inputs)
+    key = answers_key(loaded.model, prompts)
+    path = cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, "answers", key)
     record = read_record(path)
     if not record:
         record = {"answers": greedy_answers(loaded.model, prompts, stage="answers dense", progress=progress)}

