@@ -109,7 +109,7 @@ class InterleavedDecoder:
         stream, question = self._streams.get(key) or TokenStream(), self._question
         if key:
             self._streams.put(key, stream)
-        sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
+        sampling = Sampling(question.tokens, question.temperature, question.sample_seed, chat=not question.raw)
         work = partial(
             stream.generate, model=model, tokenizer=self._tokenizer, prompt=question.prompt, sampling=sampling
         )

@@ -124,7 +124,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     shown = call(cached_costs, columns, outputs=panel.costs, tab="compare", other=other)
     signals = (pinned, context.prepared, context.measured, context.released, context.opened["compare"])
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **shown)
-    on_latest([pinned.change], **call(_empty_column, outputs={PINNED: panel.answers[PINNED]}))
+    on_latest([pinned.change], **call(lambda: html.answer(PINNED), outputs={PINNED: panel.answers[PINNED]}))
     column = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
     named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
     on_latest([other.submit, other.blur], **named)
@@ -133,18 +133,10 @@ def connect(panel: ComparePanel, context: Context) -> None:
     facts_panel.connect(panel.facts, context)
 
 
-def _empty_column() -> str:
-    return html.answer(PINNED)
-
-
 def answer(
     columns: Columns,
     request: Request,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    sample_seed: int,
-    raw: bool,
+    question: Question,
     pinned: Request | None,
     other: str,
     client: str,
@@ -154,7 +146,7 @@ def answer(
     `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
     is greedy; raw omits the chat template.
     """
-    question, session = Question(prompt, tokens, temperature, sample_seed, raw), columns.session
+    session = columns.session
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
     shown: Answers = {}
     latest: Answers = {}

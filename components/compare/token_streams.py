@@ -50,6 +50,6 @@ class TokenStream:
 def stream_key(model: SliceKey, tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
     """What an answer depends on, as a digest: neither prompts nor templates are kept in memory."""
     template = None if question.raw else tokenizer.chat_template
-    seed = question.seed if question.temperature else 0
-    parts = model, model.calibration.identity, template, question._replace(raw=False, seed=seed)
+    seed = question.sample_seed if question.temperature else 0
+    parts = model, model.calibration.identity, template, question._replace(raw=False, sample_seed=seed)
     return hashlib.sha256(repr(parts).encode()).hexdigest()

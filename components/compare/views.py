@@ -29,7 +29,7 @@ class Question(NamedTuple):
     prompt: str
     tokens: int = 64  # maximum number of new tokens
     temperature: float = 0.0
-    seed: int = 0
+    sample_seed: int = 0
     raw: bool = False
 
 

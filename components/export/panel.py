@@ -184,16 +184,7 @@ def plan(session: Session, downloads: Downloads, request: Request) -> str:
 
 
 def report(
-    session: Session,
-    downloads: Downloads,
-    request: Request,
-    layer: int,
-    prompt: str,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
+    session: Session, downloads: Downloads, request: Request, layer: int, prompt: str, choice: SweepChoice
 ) -> str:
     """The current view as one HTML file that opens offline: charts, tables, request, perplexities, command lines.
 
@@ -204,8 +195,7 @@ def report(
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if all((methods, estimators, sparsities, quantise)) and view.source.kind == "here":
-        choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
+    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and view.source.kind == "here":
         charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart and chart.rows]
     code = {
         translate(COMMAND_LINE): files.command_lines(session, request, prompt),

@@ -101,17 +101,8 @@ def connect(panel: SweepPanel, context: Context) -> None:
         leaderboard.connect(panel.leaderboard, context)
 
 
-def preview(
-    session: Session,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-) -> dict[str, Any]:
+def preview(session: Session, request: Request, choice: SweepChoice) -> dict[str, Any]:
     """The measured points of this sweep, and the estimated time for the rest."""
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     try:
         view = measure.cached_view(session, request, choice)
         seconds = measure.estimated_seconds(session, request, choice)
@@ -122,7 +113,7 @@ def preview(
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
-    choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
+    choice = SweepChoice(["intraslice"], [request.slicing.estimator], [request.settings.sparsity], speed=True)
     try:
         view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
@@ -130,23 +121,13 @@ def show_pinned(session: Session, request: Request, layer: int, client: str) -> 
     return {} if request.slicing.locked or not view.points else _drawn(view)
 
 
-def sweep(
-    session: Session,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-    client: str,
-) -> Iterator[dict[str, Any]]:
+def sweep(session: Session, request: Request, choice: SweepChoice, client: str) -> Iterator[dict[str, Any]]:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
     `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
     sweep continues where it was. Yields two status lines (HTML) and three charts (JSON).
     """
     view: SweepView | None = None
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
     for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
         if isinstance(event, Status):
@@ -157,18 +138,8 @@ def sweep(
             yield _drawn(view)
 
 
-def save(
-    session: Session,
-    downloads: Downloads,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-) -> str:
+def save(session: Session, downloads: Downloads, request: Request, choice: SweepChoice) -> str:
     """The measured points of a sweep, as a CSV file."""
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     return str(downloads.put("sweep.csv", partial(measure.write_csv, session, request, choice)))
 
 

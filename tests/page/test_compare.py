@@ -78,7 +78,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for answer in panel.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
+    for answer in panel.answer(columns, tiny, Question(PROMPT, 12), None, "", SOMEBODY):
         shown |= answer
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -102,7 +102,7 @@ def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperature) -> None:
-    answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, seed=3)
+    answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, sample_seed=3)
     tokenizer = session.calibrated(tiny).loaded.tokenizer
     tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
@@ -120,7 +120,9 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
 
 def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the_same(columns, tiny, begun) -> None:
     state = torch.get_rng_state()
-    first, again, other = (asked(Columns(columns.session), tiny, temperature=2.0, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (
+        asked(Columns(columns.session), tiny, temperature=2.0, sample_seed=seed) for seed in (5, 5, 6)
+    )
     assert first == again
     for name in COLUMNS:
         assert first[name].text != other[name].text
@@ -216,7 +218,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
-    answers = panel.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
+    answers = panel.answer(columns, tiny, Question(PROMPT, 400), None, "", SOMEBODY)
     for _ in range(12):
         next(answers)
     columns.session.jobs.halt(SOMEBODY, "answer")
@@ -227,7 +229,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert all(", stopped" in html and "aria-busy" not in html for html in left[-1].values())
     assert list(panel.costs(columns, tiny, None, "", SOMEBODY)) == [{}]  # no more work follows
     assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
-    end = [answer for answer in panel.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY) if answer]
+    end = [answer for answer in panel.answer(columns, tiny, Question(PROMPT, 4), None, "", SOMEBODY) if answer]
     assert "Calibrated on" in end[-1]["status"]
 
 
@@ -295,8 +297,8 @@ def test_another_setting_question_or_seed_is_another_answer(session, tiny) -> No
     def key(request: Request = tiny, **question: object) -> str:
         return stream_key(request.slice_key("intraslice"), tokenizer, Question(PROMPT, 12)._replace(**question))
 
-    assert key() == key(seed=5)  # greedy
-    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, seed=5)]
+    assert key() == key(sample_seed=5)  # greedy
+    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, sample_seed=5)]
     others += [key(tiny.with_settings(sparsity=31)), key(tiny.with_settings(cap=70))]
     assert len({key(), *others}) == 7
 

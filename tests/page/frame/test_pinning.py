@@ -12,6 +12,7 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 
 from components.compare import panel as compare
 from components.compare.models import Columns
+from components.compare.views import Question
 from components.frame import link, moves, pinning
 from components.gradio_compat.signatures import partial_handler
 from components.ratios import panel as ratios
@@ -203,10 +204,10 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     columns, other = Columns(session), tiny.with_settings(sparsity=55)
     mine = tiny.with_settings(sparsity=25)
     shown = {}
-    for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, "", SOMEBODY):
+    for answer in compare.answer(columns, mine, Question("w10 w20 w30", 12), other, "", SOMEBODY):
         shown |= answer
     alone = {}
-    for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, "", SOMEBODY):
+    for answer in compare.answer(columns, other, Question("w10 w20 w30", 12), None, "", SOMEBODY):
         alone |= answer
     assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
