@@ -9,10 +9,10 @@ from typing import Any
 
 from intraslice.core.errors import UserError
 from intraslice.evaluation.facts import (
-    LEVELS,
     Fact,
     encode_questions,
     fact_changes,
+    fact_counts,
     fact_questions,
     facts_record,
     measure_facts,
@@ -44,22 +44,19 @@ class FactsCache:
         """The answers at a setting: those measured here, else stored ones of the nearest percentage; None without."""
         found = self.columns.session.precomputed.find(FACTS, request.calibration, StoredFacts)
         questions, columns = fact_questions(language), dict[str, FactsColumn]()
-        facts: dict[str, Sequence[Fact]] = {}
         for name, column in columns_of(request, None, "").items():
             key = column.key()
             stored = found and found.value.nearest(key.method, request.slicing)
             if here := self._facts.get((key, language)):
-                facts[name], columns[name] = here, _column(here)
+                columns[name] = FactsColumn(here, fact_counts(questions, here))
             elif found and stored and found.value.questions == questions:
-                facts[name], columns[name] = stored.facts, _column(stored.facts, stored.percent)
-        if DENSE not in facts:
+                columns[name] = FactsColumn(stored.facts, fact_counts(questions, stored.facts), stored.percent)
+        if DENSE not in columns:
             return None
-        dense, source = facts[DENSE], HERE
-        lost, gained = fact_changes(dense, facts.get("intraslice", dense))
-        if found and any(column.stored_at is not None for column in columns.values()):
-            source = found.source
-        certainty = [fact.probability for fact in dense]
-        return FactsView(questions, columns, 100 * request.slicing.sparsity, certainty, lost, gained, source)
+        lost, gained = fact_changes(columns[DENSE].facts, columns.get("intraslice", columns[DENSE]).facts)
+        is_stored = any(column.stored_at is not None for column in columns.values())
+        source = found.source if found and is_stored else HERE
+        return FactsView(questions, columns, 100 * request.slicing.sparsity, lost, gained, source)
 
     def measure(
         self, request: Request, pinned: Request | None, language: str, client: str
@@ -97,8 +94,3 @@ class FactsCache:
             return self._facts.put(key, measure_facts(model, tokenizer, questions, progress=report))
 
         return job.share((JOB, key), measure)
-
-
-def _column(facts: Sequence[Fact], stored_at: float | None = None) -> FactsColumn:
-    levels = [LEVELS.index(fact.level) for fact in facts]
-    return FactsColumn(levels, [fact.completion for fact in facts], [fact.chosen for fact in facts], stored_at)

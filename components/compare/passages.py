@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from operator import attrgetter
-
 from intraslice.core import checks
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.token_scores import NextToken, TokenScore, compare_next_tokens, score_passage
+from intraslice.diagnostics.token_scores import NextToken, Passage, compare_next_tokens, score_passage
 from intraslice.evaluation.generation import prompt_tokens
 from intraslice.pretrained.tokenizer import encode
 
@@ -17,23 +14,22 @@ from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request
 from .models import Columns, encode_off_turn
-from .views import MAX_GUESSES, Candidate, PassageToken, PassageView
+from .views import MAX_GUESSES
 
 MAX_CANDIDATES = 8  # of either model
 
 
-def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[Candidate, ...]:
+def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[NextToken, ...]:
     """The most likely first tokens of the answer, inside a job. Raises UserError for an empty prompt."""
     checks.require_words("the prompt", prompt)
     loaded, sliced = columns.dense(job, request), columns.session.slice(job, request)
     job.emit(Status(lazy_gettext("Reading the prompt")))
     encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, prompt, not raw))
     models, tokenizer, pause = (loaded.model, sliced), loaded.tokenizer, job.checkpoint
-    tokens = compare_next_tokens(*models, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
-    return tuple(map(_candidate, tokens))
+    return compare_next_tokens(*models, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
 
 
-def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> PassageView:
+def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Passage:
     """The scores of a text's tokens, inside a job. Raises UserError for a text that is too short or too long."""
     loaded, sliced, text = columns.dense(job, request), columns.session.slice(job, request), text.strip()
     encode_off_turn(job, loaded.tokenizer, lambda: encode(loaded.tokenizer, text))
@@ -43,22 +39,4 @@ def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Pas
             "The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limits.MAX_PASSAGE_TOKENS
         )
     job.emit(Status(lazy_gettext("Scoring the passage")))
-    passage = score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)
-    return PassageView(passage.first, tuple(map(_token, passage.tokens)), passage.agreement)
-
-
-def _token(score: TokenScore) -> PassageToken:
-    dense_guess = max(score.likeliest, key=attrgetter("dense"))
-    return PassageToken(
-        text=score.text,
-        dense=math.exp(score.dense),
-        sliced=math.exp(score.sliced),
-        loss_increase=score.extra_loss,
-        divergence=score.divergence,
-        is_lost=dense_guess.token == score.token and not score.agree,
-        candidates=tuple(map(_candidate, score.likeliest)),
-    )
-
-
-def _candidate(token: NextToken) -> Candidate:
-    return Candidate(token.text, token.dense, token.sliced)
+    return score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)

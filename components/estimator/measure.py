@@ -29,7 +29,7 @@ from ..state.precomputed import SENSITIVITY
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
 from ..state.views import HERE, Provenance
-from .views import EstimatorCheckView, Misjudged, ModuleCheck, RatioSearchView
+from .views import EstimatorCheckView, RatioSearchView
 
 CHECK_JOB, SEARCH_JOB = "sensitivity", "search"  # the jobs' kinds, which are also the endpoints' names
 RATIO = 0.3
@@ -40,7 +40,7 @@ class EstimatorCheckCache:
     """Cached measurements, by model and calibration."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.session = session
         self._views: BoundedCache[CalibrationKey, EstimatorCheckView] = BoundedCache(100)
 
     def cached(self, request: Request) -> EstimatorCheckView | None:
@@ -48,28 +48,28 @@ class EstimatorCheckCache:
         key = request.calibration
         if (view := self._views.get(key)) is not None:
             return view
-        source = self._session.source(request)
+        source = self.session.source(request)
         if source is None:
             return None
-        if self._session.is_calibrated(request):
-            calibrated = self._session.calibrated(request)
+        if self.session.is_calibrated(request):
+            calibrated = self.session.calibrated(request)
             sensitivity = cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
                 return self._view(key, calibrated, sensitivity)
-        found = self._session.precomputed.find(SENSITIVITY, key, Sensitivity)
+        found = self.session.precomputed.find(SENSITIVITY, key, Sensitivity)
         return estimator_check_view(found.value, source.profile, source=found.source) if found else None
 
     def measure(self, request: Request, client: str) -> Iterator[Status | EstimatorCheckView]:
         """Measure the missing modules; ends with the view or an error status. Finished modules are cached."""
 
         def work(job: Job) -> None:
-            calibrated = self._session.calibrations.calibrate(job, request.calibration)
+            calibrated = self.session.calibrations.calibrate(job, request.calibration)
             progress = job_progress(job, lazy_gettext("Slicing each module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
             job.emit(self._view(request.calibration, calibrated, sensitivity))
 
-        yield from self._session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
+        yield from self.session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
 
     def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
         view = estimator_check_view(sensitivity, calibrated.source.profile, rounding_note(key))
@@ -87,37 +87,16 @@ def estimator_check_view(
     sensitivity: Sensitivity, profile: Profile, rounding: str = "", source: Provenance = HERE
 ) -> EstimatorCheckView:
     """Measured and predicted damage, as plain numbers."""
-    agreement = compare_ranks(sensitivity, profile)
     assert sensitivity.ratio is not None  # measured alone, not in context
-    modules = tuple(
-        ModuleCheck(
-            layer=int(row["layer"]),
-            module=row["module"],
-            damage=row["damage"],
-            error=row["standard_error"] or 0.0,
-            rank=int(row["place"]),
-            predicted={name: row[name] for name in profile.estimators},
-            predicted_ranks={name: int(row[f"place_{name}"]) for name in profile.estimators},
-        )
-        for _, row in agreement.modules.iterrows()
-    )
-    return EstimatorCheckView(
-        ratio=sensitivity.ratio,
-        tokens=sensitivity.tokens,
-        modules=modules,
-        rho=agreement.rho,
-        ceiling=agreement.ceiling,
-        misjudged=tuple(Misjudged(**vars(module)) for module in agreement.misjudged),
-        measured_on=lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding),
-        source=source,
-    )
+    measured_on = lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding)
+    return EstimatorCheckView(sensitivity.ratio, compare_ranks(sensitivity, profile), measured_on, source)
 
 
 class RatioSearches:
     """Searches by calibration, sparsity, estimator and cap; other settings do not matter to them."""
 
     def __init__(self, session: Session, search: SearchConfig | None = None) -> None:
-        self._session, self._search = session, search or SearchConfig()
+        self.session, self._search = session, search or SearchConfig()
         self._views: BoundedCache[tuple[CalibrationKey, SliceConfig], RatioSearchView] = BoundedCache(100)
 
     def cached(self, request: Request) -> RatioSearchView | None:
@@ -154,7 +133,7 @@ class RatioSearches:
                 job.emit(found)
 
         def search(job: Job) -> None:
-            calibrated = self._session.calibrations.calibrate(job, key)
+            calibrated = self.session.calibrations.calibrate(job, key)
             loaded, stats, sequences = calibrated.loaded, calibrated.stats, key.config.sequences
             report = job_progress(job, lazy_gettext("Searching for better ratios:"))
             shown: SearchProgress | None = None
@@ -167,7 +146,7 @@ class RatioSearches:
                 shown = state
                 job.emit(self._put(key, config, state.start, state))
 
-            with self._session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
+            with self.session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
                 windows = search_windows(
                     loaded,
                     calibrated.training[sequences : 2 * sequences],
@@ -181,7 +160,7 @@ class RatioSearches:
             assert shown is not None  # the search reports its start
             job.emit(self._put(key, config, shown.start, result, result.before, result.after))
 
-        yield from self._session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
+        yield from self.session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
 
     def _put(
         self, key: CalibrationKey, config: SliceConfig, start: Ratios, found: SearchProgress | SearchResult, *kl: float

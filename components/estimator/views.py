@@ -2,57 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+
+from intraslice.diagnostics.sensitivity import Misjudged as Misjudged
+from intraslice.diagnostics.sensitivity import RankAgreement
 
 from ..state.views import HERE, Provenance
 
 
 @dataclass(frozen=True)
-class ModuleCheck:
-    """One module sliced alone: `damage` is KL from the dense model in nats per token, `error` its standard error.
-
-    `predicted` is by estimator. Ranks are among the modules of the same kind; rank 1 does the most damage.
-    """
-
-    layer: int
-    module: str
-    damage: float
-    error: float
-    rank: int
-    predicted: Mapping[str, float]
-    predicted_ranks: Mapping[str, int]
-
-
-class Misjudged(NamedTuple):
-    """A module whose measured rank is far from the predicted rank, among `of` modules of its kind."""
-
-    estimator: str
-    layer: int
-    module: str
-    measured: int
-    predicted: int
-    of: int
-
-
-@dataclass(frozen=True)
 class EstimatorCheckView:
-    """Every module sliced alone at `ratio`. `rho` is Spearman's correlation by estimator and kind of module, or None.
-
-    `ceiling` is the expected rho of a perfect estimator, given the sampling noise of the tokens. `misjudged` is sorted,
-    worst first.
-    """
+    """Every module sliced alone at `ratio`: the library's comparison of its damage, in nats, with the predictions."""
 
     ratio: float
-    tokens: int
-    modules: tuple[ModuleCheck, ...]
-    rho: Mapping[str, Mapping[str, float | None]]
-    ceiling: Mapping[str, float | None]
-    misjudged: tuple[Misjudged, ...]
+    agreement: RankAgreement
     measured_on: str
     source: Provenance = HERE
+    is_complete = True  # a part is not shown
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pandas
 import plotly.graph_objects as go
 import pytest
 from tiny_page import curves, in_light, plan_view
@@ -19,7 +20,7 @@ from components.assets import ASSETS
 from components.compare.charts import facts_chart
 from components.compare.views import FactsColumn, FactsView
 from components.estimator.charts import convergence_chart, estimator_check_chart, search_chart
-from components.estimator.views import EstimatorCheckView, ModuleCheck, RatioSearchView
+from components.estimator.views import EstimatorCheckView, RatioSearchView
 from components.ratios.anatomy_charts import map_chart, opened_chart, packed
 from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import pair_chart, rank_chart, variance_chart
@@ -34,20 +35,18 @@ from components.sweep.leaderboard import charts as leaderboard
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure, palette
 from components.ui.figure import Chart, thinned
+from intraslice.core.config import MODULE_KINDS
+from intraslice.diagnostics.sensitivity import RankAgreement
+from intraslice.evaluation.facts import Fact, Question, fact_counts
 from intraslice.planning.sizes import LayerSizes
 
 CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
 SEARCH = RatioSearchView(((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)), 9.0, 9.0, (-0.1, 0.0), 0.5, 0.4)
-RANKS = {"pca": 1, "fisher": 2}
-CHECK = EstimatorCheckView(
-    0.25,
-    2560,
-    tuple(ModuleCheck(0, kind, 0.1, 0.01, 1, {"pca": 0.2, "fisher": 0.3}, RANKS) for kind in ("attention", "mlp")),
-    {name: {"attention": 0.9, "mlp": None} for name in RANKS},
-    {"attention": 0.95, "mlp": None},
-    (),
-    "2,560 held-out tokens",
-)
+DAMAGE = {"layer": 0, "damage": 0.1, "standard_error": 0.01, "place": 1, "pca": 0.2, "fisher": 0.3}
+CHECKED = pandas.DataFrame([DAMAGE | {"module": kind, "place_pca": 1, "place_fisher": 2} for kind in MODULE_KINDS])
+RHO = {name: {"attention": 0.9, "mlp": None} for name in ("pca", "fisher")}
+AGREEMENT = RankAgreement(CHECKED, RHO, {"attention": 0.95, "mlp": None}, ())
+CHECK = EstimatorCheckView(0.25, AGREEMENT, "2,560 held-out tokens")
 
 HEAD = Curve(4, (1, 2, 3, 4), (0.5, 0.8, 0.96, 1.0), 3)
 WIDE = Curve(300, curve_ranks(300), [rank / 300 for rank in curve_ranks(300)], 285)
@@ -91,11 +90,16 @@ OPENED = OpenedView(
     cross=Width(4, 0.51),
 )
 
+QUESTIONS = [Question("code", "1 +", ("1", "2", "3")), Question("grammar", "They", ("are", "is"))]
+DENSE_FACTS = [Fact(0, 0.9, "1 …", True), Fact(1, 0.1, "go", False)]
+SLICED_FACTS = [Fact(0, 0.5, "2", False), Fact(0, 0.5, "go", False)]
 FACTS = FactsView(
-    [("code", "1 +", ("1", "2", "3")), ("grammar", "They", ("are", "is"))],
-    {"dense": FactsColumn([2, 0], ["1 …", "go"], [0, 1]), "intraslice": FactsColumn([1, 1], ["2", "go"], [0, 0], 30)},
+    QUESTIONS,
+    {
+        "dense": FactsColumn(DENSE_FACTS, fact_counts(QUESTIONS, DENSE_FACTS)),
+        "intraslice": FactsColumn(SLICED_FACTS, fact_counts(QUESTIONS, SLICED_FACTS), 30),
+    },
     percent=33,
-    certainty=[0.9, 0.1],
     lost=[0],
     gained=[1],
 )

@@ -17,7 +17,7 @@ from components.compare import html as compare_words
 from components.compare import panel, token_streams
 from components.compare.models import Columns
 from components.compare.token_streams import TokenStream, stream_key
-from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
+from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.crossmodule import TOLERANCE
@@ -154,12 +154,13 @@ def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_mo
     assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
     assert cost(dense).count("as fast as dense") == 2
     evil = '<script>alert(1)</script>"'
-    token = PassageToken(evil, 0.5, 0.1, 1.6, 0.2, True, (Candidate(evil, 0.5, 0.1),))
+    candidate = NextToken(evil, 7, 0.5, 0.1)
+    token = TokenScore(evil, 7, -0.7, -2.3, 0.2, False, (candidate,))
     for html in (
         compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
         compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
-        compare_words.candidates([Candidate(evil, 0.5, 0.1)], evil),
-        compare_words.passage(PassageView(evil, (token,), 1.0)),
+        compare_words.candidates([candidate], evil),
+        compare_words.passage(Passage(evil, (token,))),
     ):
         assert "<script>" not in html
         assert 'alert(1)&lt;/script&gt;"' not in html

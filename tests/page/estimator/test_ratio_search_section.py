@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import gradio as gr
 import pytest
 from tiny_page import SOMEBODY
 
@@ -90,7 +91,8 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
 
 
 def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(searches, session, tiny) -> None:
-    section = Section(searches, search_chart, search_summary, "search", "search", session)
+    with gr.Blocks():
+        section = Section(searches, search_chart, search_summary, "search", "search", "Search", 440)
     setting = tiny.with_settings(sparsity=35)
     answers = section.measure(setting, 0, SOMEBODY)
     shown = next(answer for answer in answers if "summary" in answer)
