@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ratios.charts import add_bars, add_line
@@ -136,13 +137,15 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
 
 def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0) -> Chart:
     """Found ratios as bars, those of the estimator as a line; empty axes if there was no search."""
-    found, start = (view.found, view.start) if view else ((), ())
+    found: Mapping[Any, float] = view.found.ratios if view else {}
+    start: Mapping[Any, float] = view.start if view else {}
+    layers = range(len(found) // len(MODULES))
     fig = Figure(2, f"search-{view is None}")
-    fig.over_layers(len(found), selected)
+    fig.over_layers(len(layers), selected)
     label = gettext("{estimator}, start", estimator=ESTIMATORS.get(estimator, estimator))
     for row, module in enumerate(MODULES, start=1):
-        add_bars(fig, module, [ratios[row - 1] for ratios in found])
-        add_line(fig, row, [ratios[row - 1] for ratios in start], estimator, label, legendgroup="start")
+        add_bars(fig, module, [found[layer, module] for layer in layers])
+        add_line(fig, row, [start[layer, module] for layer in layers], estimator, label, legendgroup="start")
         fig.y_axis(row, rangemode="tozero")
     note = translate(NO_SEARCH)
     if view is None:
@@ -162,12 +165,12 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
                 *(gettext("{module}, start", module=name) for name in MODULES.values()),
             ],
             [
-                [str(layer), *(number(ratio, ".1%") for ratio in (*pair, *start[layer]))]
-                for layer, pair in enumerate(found)
+                [str(layer), *(number(ratios[layer, module], ".1%") for ratios in (found, start) for module in MODULES)]
+                for layer in layers
             ],
         ),
         hint=gettext("Click a layer.") if view else "",
-        layers=len(found),
+        layers=len(layers),
         selected=selected,
     )
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from intraslice.core.config import MODULE_KINDS, SliceConfig
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, compare_ranks, measure_sensitivity
 from intraslice.planning.profile import Profile
-from intraslice.planning.ratios import Ratios
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchProgress, SearchResult, search_bytes, search_ratios, search_windows
+from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
@@ -111,13 +110,9 @@ class RatioSearches:
         view = self.cached(request)
         if view is None:
             raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
-        unlocked = min(range(len(view.found)), key=lambda layer: view.found[layer][1]), "mlp"
-        return locked_text(
-            (layer, module, ratio)
-            for layer, ratios in enumerate(view.found)
-            for module, ratio in zip(MODULE_KINDS, ratios, strict=True)
-            if (layer, module) != unlocked
-        )
+        ratios = view.found.ratios
+        unlocked = min((place for place in sorted(ratios) if place[1] == "mlp"), key=ratios.__getitem__)
+        return locked_text((*place, ratio) for place, ratio in sorted(ratios.items()) if place != unlocked)
 
     def measure(self, request: Request, client: str) -> Iterator[Status | RatioSearchView]:
         """Search; yields a view after every generation. A search that was stopped continues where it was."""
@@ -144,7 +139,7 @@ class RatioSearches:
                 if event.partial is None or (state := event.partial()) == shown:
                     return
                 shown = state
-                job.emit(self._put(key, config, state.start, state))
+                job.emit(self._views.put((key, config), RatioSearchView(state.start, state, self._search.passes)))
 
             with self.session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
                 windows = search_windows(
@@ -158,24 +153,11 @@ class RatioSearches:
                 )
                 result = search_ratios(loaded, stats, windows, config, search=self._search, progress=progress)
             assert shown is not None  # the search reports its start
-            job.emit(self._put(key, config, shown.start, result, result.before, result.after))
+            job.emit(self._views.put((key, config), RatioSearchView(shown.start, result, self._search.passes)))
 
         yield from self.session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
-
-    def _put(
-        self, key: CalibrationKey, config: SliceConfig, start: Ratios, found: SearchProgress | SearchResult, *kl: float
-    ) -> RatioSearchView:
-        """Keep what is found so far, at the end with the KL divergences before and after."""
-        ratios = _by_layer(start), _by_layer(found.ratios)
-        view = RatioSearchView(*ratios, found.passes, self._search.passes, found.changes, *kl)
-        return self._views.put((key, config), view)
 
 
 def _config_of(request: Request) -> SliceConfig:
     config = request.slicing
     return SliceConfig(config.sparsity, config.estimator, cap=config.cap, order="one-shot")
-
-
-def _by_layer(ratios: Ratios) -> tuple[tuple[float, float], ...]:
-    layers = 1 + max(layer for layer, _ in ratios)
-    return tuple((ratios[layer, "attention"], ratios[layer, "mlp"]) for layer in range(layers))

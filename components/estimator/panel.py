@@ -23,7 +23,7 @@ from ..ui.handlers import LiveOutput
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
 from .measure import CHECK_JOB, SEARCH_JOB, EstimatorCheckCache, RatioSearches
-from .views import EstimatorCheckView, Misjudged, RatioSearchView
+from .views import EstimatorCheckView, Misjudged, RatioSearchView, SearchResult
 
 NOTICE = lazy_gettext(
     "This runs in the background: answers and the slider's measurements come first. Finished parts are kept when you "
@@ -211,18 +211,18 @@ def search_summary(view: RatioSearchView | None, estimator: str) -> str:
         return ""
     text = gettext(
         "{better} of {generations} generations found a better allocation; {done:.0%} of the search is done.",
-        generations=len(view.changes),
-        done=min(1.0, view.passes / view.budget),
-        better=sum(change != 0 for change in view.changes),
+        generations=len(view.found.changes),
+        done=min(1.0, view.found.passes / view.budget),
+        better=sum(change != 0 for change in view.found.changes),
     )
-    if view.before is not None and view.after is not None:
+    if isinstance(view.found, SearchResult):
         text += " " + gettext(
             "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
             "<b>{after:.3f}</b> nats per token.",
-            before=view.before,
-            after=view.after,
+            before=view.found.before,
+            after=view.found.after,
         )
-    elif view.changes:
+    elif view.found.changes:
         text += " " + gettext(
             "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
             "When the search ends, KL is measured on other text.",

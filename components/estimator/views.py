@@ -7,6 +7,9 @@ from math import prod
 
 from intraslice.diagnostics.sensitivity import Misjudged as Misjudged
 from intraslice.diagnostics.sensitivity import RankAgreement
+from intraslice.planning.ratios import Ratios
+from intraslice.search.ratio_search import SearchProgress
+from intraslice.search.ratio_search import SearchResult as SearchResult
 
 from ..state.views import HERE, Provenance
 
@@ -24,26 +27,21 @@ class EstimatorCheckView:
 
 @dataclass(frozen=True)
 class RatioSearchView:
-    """The ratios of the attention and the MLP of every layer: of the estimator, and found so far.
+    """What a search found so far, the ratios with which it began, and its budget in dense passes.
 
-    `changes` has the relative change of KL in each generation, on the windows that decided, 0 where nothing was better.
-    `before` and `after` are KL divergences on windows that no generation read, in nats per token, at the end.
+    Until the end, KL is measured on the windows that decided.
     """
 
-    start: tuple[tuple[float, float], ...]
-    found: tuple[tuple[float, float], ...]
-    passes: float
+    start: Ratios
+    found: SearchProgress | SearchResult
     budget: float
-    changes: tuple[float, ...]
-    before: float | None = None
-    after: float | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the budget is spent."""
-        return self.after is not None
+        return isinstance(self.found, SearchResult)
 
     @property
     def change(self) -> float:
         """The product of the generations' changes of KL, less 1; it is too good, since these windows decided."""
-        return prod(1 + change for change in self.changes) - 1
+        return prod(1 + change for change in self.found.changes) - 1

@@ -39,9 +39,14 @@ from intraslice.core.config import MODULE_KINDS
 from intraslice.diagnostics.sensitivity import RankAgreement
 from intraslice.evaluation.facts import Fact, Question, fact_counts
 from intraslice.planning.sizes import LayerSizes
+from intraslice.search.ratio_search import SearchResult
 
 CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
-SEARCH = RatioSearchView(((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)), 9.0, 9.0, (-0.1, 0.0), 0.5, 0.4)
+START, FOUND = (
+    {(layer, kind): ratio for layer, pair in enumerate(pairs) for kind, ratio in zip(MODULE_KINDS, pair, strict=True)}
+    for pairs in (((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)))
+)
+SEARCH = RatioSearchView(START, SearchResult(0.15, FOUND, 0.5, 0.4, 9.0, (-0.1, 0.0)), 9.0)
 DAMAGE = {"layer": 0, "damage": 0.1, "standard_error": 0.01, "place": 1, "pca": 0.2, "fisher": 0.3}
 CHECKED = pandas.DataFrame([DAMAGE | {"module": kind, "place_pca": 1, "place_fisher": 2} for kind in MODULE_KINDS])
 RHO = {name: {"attention": 0.9, "mlp": None} for name in ("pca", "fisher")}
