@@ -34,7 +34,7 @@ def facts_chart(view: FactsView | None) -> Chart:
         "answers offered."
     )
     if view is None:
-        return Chart(title, note, [], {}, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
+        return Chart(title, note, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
     names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
     is_stored = any(column.stored_at is not None for column in view.columns.values())
     is_elsewhere = any(
@@ -50,8 +50,6 @@ def facts_chart(view: FactsView | None) -> Chart:
     return Chart(
         title,
         f"{note} {said}",
-        [],
-        {},
         *_table(view, names),
         hint=gettext("Click a square to see what each model says."),
         protocol=" ".join(translate(part) for part in parts if part),

@@ -17,7 +17,7 @@ from ..device import wllama
 from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
-from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs.job import Urgency
 from ..jobs.status import Status
 from ..jobs.waiting import Waiting
@@ -25,6 +25,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
+from ..ui.explainers import heading, note
 from ..ui.handlers import status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
@@ -62,7 +63,7 @@ class ComparePanel:
             self.perplexity = screen.newest("", "perplexity")
             costs["protocol"] = text(elem_id="cost-protocol")
             self.costs = {name: costs[name] for name in (*COLUMNS, "protocol", PINNED, OTHER)}  # as the endpoint has it
-            text(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"))
+            heading(lazy_gettext("Options"))
             self._build_options()
             self.device = device_panel.DevicePanel()
         self.passage = passage_panel.PassagePanel()
@@ -79,7 +80,7 @@ class ComparePanel:
                 self.stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
         examples = [[example] for example in EXAMPLES]
         gr.Examples(examples, [self.prompt], label=lazy_gettext("Examples"), elem_id="examples")
-        gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(html.SMALL)}</p>'), apply_default_css=False)
+        note(html.SMALL)
 
     def _build_options(self) -> None:
         with gr.Row(elem_id="sampling"):

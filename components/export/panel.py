@@ -22,6 +22,7 @@ from ..sweep.measure import cached_view
 from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
+from ..ui.explainers import heading, note
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.scripts import on_load
 from . import files, pages
@@ -77,25 +78,27 @@ class ExportPanel:
                     if name == "gguf":
                         label, types = lazy_gettext("GGUF type"), files.GGUF_CHOICES
                         self.gguf_type = gr.Radio(types, value="f16", label=label, elem_id="export-gguf-type")
-                    _note(text)
+                    note(text)
         # Hidden: they pass the written file to the browser.
         self.files = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
         self.progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-        _heading(lazy_gettext("Link to this view"))
+        heading(lazy_gettext("Link to this view"))
         _copyable(_link_field, "export-link")
-        note = lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:")
-        snippet = _section(RELOAD, note, RELOAD, "export-snippet")
-        note = lazy_gettext(
+        about_zip = lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:")
+        snippet = _section(RELOAD, about_zip, RELOAD, "export-snippet")
+        about_commands = lazy_gettext(
             "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
             "generate the greedy answer shown here."
         )
-        command = _section(COMMAND_LINE, note, COMMAND_LINE, "export-command")
-        heading = lazy_gettext("Embed the static page in another page")
-        label = lazy_gettext("The line that embeds the page")
-        note = lazy_gettext(
+        command = _section(COMMAND_LINE, about_commands, COMMAND_LINE, "export-command")
+        about_line = lazy_gettext(
             "Save the file in the folder of that page, and insert this line where the static page should appear:"
         )
-        embed_line = _section(heading, note, label, "export-embed")
+        title, label = (
+            lazy_gettext("Embed the static page in another page"),
+            lazy_gettext("The line that embeds the page"),
+        )
+        embed_line = _section(title, about_line, label, "export-embed")
         # By name, as in the answers of `preview`.
         self.shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
 
@@ -196,7 +199,8 @@ def report(
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
     if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and view.source.kind == "here":
-        charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart and chart.rows]
+        measured = measured_charts(cached_view(session, request, choice)).values()
+        charts += [chart for chart in measured if chart and chart.rows]
     code = {
         translate(COMMAND_LINE): files.command_lines(session, request, prompt),
         translate(RELOAD): files.snippet(request, prompt),
@@ -232,39 +236,31 @@ def connect(panel: ExportPanel, context: Context) -> None:
     download("report", report, **sweep.choice)
 
 
-def _link_field() -> str:
-    """A field for the link to this view (HTML)."""
-    return (
-        f'<div class="isx-copy"><input type="text" readonly aria-label="{gettext("Link to this view")}">'
-        f'<button type="button" aria-label="{gettext("Copy the link")}">{gettext("Copy")}</button></div>'
-    )
+def _copyable(content: Callable[[], tuple[str, str]], elem_id: str) -> gr.HTML:
+    """A component with a copy button (`assets/copy.js`): the button's label, then what it copies (HTML)."""
 
+    def template() -> str:
+        label, field = content()
+        return (
+            f'<div class="isx-copy">{field}<button type="button" aria-label="{label}">{gettext("Copy")}</button></div>'
+        )
 
-def _code_block(label: LazyString) -> str:
-    """A code block and its copy button (HTML)."""
-    name = translate(label)
-    return (
-        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{name}"></pre>'
-        f'<button type="button" aria-label="{gettext("Copy: {what}", what=name)}">{gettext("Copy")}</button></div>'
-    )
-
-
-def _copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
-    """A component with a copy button (`assets/copy.js`)."""
     options: dict[str, Any] = {"js_on_load": on_load("copy"), "elem_id": elem_id, "apply_default_css": False}
     return gr.HTML(html_template=LazyString(template), **options)
 
 
-def _section(heading: LazyString, note: LazyString, label: LazyString, elem_id: str) -> gr.HTML:
+def _link_field() -> tuple[str, str]:
+    link = gettext("Link to this view")
+    return gettext("Copy the link"), f'<input type="text" readonly aria-label="{link}">'
+
+
+def _code_block(label: str) -> tuple[str, str]:
+    name = translate(label)
+    return gettext("Copy: {what}", what=name), f'<pre tabindex="0" role="region" aria-label="{name}"></pre>'
+
+
+def _section(title: str, about: str, label: str, elem_id: str) -> gr.HTML:
     """A heading, a note, and a code block with a copy button."""
-    _heading(heading)
-    _note(note)
+    heading(title)
+    note(about)
     return _copyable(partial(_code_block, label), elem_id)
-
-
-def _heading(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False)
-
-
-def _note(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(text)}</p>'), apply_default_css=False)

@@ -60,8 +60,6 @@ def map_chart(view: MapView, selected: int = 0) -> Chart:
     return Chart(
         gettext("Anatomy of the sliced model"),
         note,
-        [],
-        {},
         *figure.table(
             {
                 gettext("Layer"): map(str, range(len(view.rows))),
@@ -124,8 +122,6 @@ def opened_chart(view: OpenedView) -> Chart:
             "What does slicing do to the layer's matrices? They are drawn to scale, the side of the residual stream "
             "upright. Filled: kept as it is; hatched: kept, and rotated or fitted anew; pale: removed."
         ),
-        [],
-        {},
         *figure.table(
             {
                 gettext("Matrix"): names,

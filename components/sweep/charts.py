@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 from ..i18n.language import gettext, number, translate
 from ..ui import figure
@@ -18,26 +18,18 @@ MEGABYTE = 1e6
 Value = Callable[[SweepPoint], float | None]
 
 
-class Charts(NamedTuple):
-    """The charts of a sweep; None for those whose points are not measured.
+def measured_charts(view: SweepView) -> dict[str, Chart | None]:
+    """The charts of the measured points; None for those whose points are not measured.
 
     The browser adds the settings of `assets/tried/` to the first, and hides it where it has neither these nor points.
     """
-
-    removed: Chart
-    size: Chart | None
-    speed: Chart | None
-
-
-def measured_charts(view: SweepView) -> Charts:
-    """The charts of the measured points."""
-    rounded = any(point.quantise != "none" for point in view.points)
-    timed = any(point.prefill is not None for point in view.points)
-    return Charts(
-        removed_chart(view),
-        size_chart(view) if rounded else None,
-        speed_chart(view) if timed else None,
-    )
+    is_rounded = any(point.quantise != "none" for point in view.points)
+    is_timed = any(point.prefill is not None for point in view.points)
+    return {
+        "removed": removed_chart(view),
+        "size": size_chart(view) if is_rounded else None,
+        "speed": speed_chart(view) if is_timed else None,
+    }
 
 
 def line_name(method: str, estimator: str, quantise: str = "none") -> str:

@@ -24,7 +24,7 @@ from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
-from ..ui.explainers import fold
+from ..ui.explainers import fold, note
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure, tried
@@ -32,6 +32,10 @@ from .charts import MARKERS, measured_charts, type_name
 from .leaderboard import panel as leaderboard
 from .views import SweepChoice, SweepView
 
+LEAD = lazy_gettext(
+    "Slice the model many times and compare how perplexity rises with sparsity for each method. Bias, cap, shapes, "
+    "order and recovery are those of the controls; manual ratios are ignored."
+)
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
@@ -43,7 +47,7 @@ class SweepPanel:
 
     def __init__(self, session: Session, first: Request) -> None:
         default = SweepChoice()
-        gr.HTML(LazyString(_lead), apply_default_css=False)
+        note(LEAD, "isx-lead")
         group, sparsities = partial(gr.CheckboxGroup, min_width=260), [(_percent(one), one) for one in SPARSITIES]
         types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
         with gr.Row(elem_id="sweep-choice"):
@@ -97,8 +101,8 @@ def connect(panel: SweepPanel, context: Context) -> None:
     panel.csv.click(**saves).success(**in_browser(SAVE, panel.file))
     picked = {name: settings[name] for name in tried.FIELDS} | {"refresh": context.refresh}
     every([points.select for points in (*panel.charts.values(), panel.tried)], **call(pick, outputs=picked))
-    if panel.leaderboard is not None:
-        leaderboard.connect(panel.leaderboard, context)
+    if panel.leaderboard:
+        leaderboard.connect(context, **panel.leaderboard)
 
 
 def preview(session: Session, request: Request, choice: SweepChoice) -> dict[str, Any]:
@@ -153,8 +157,7 @@ def pick(event: gr.EventData) -> dict[str, Any]:
 
 
 def _drawn(view: SweepView) -> dict[str, str]:
-    charts = measured_charts(view)._asdict()
-    return {name: points.to_json() if points else "" for name, points in charts.items()}
+    return {name: points.to_json() if points else "" for name, points in measured_charts(view).items()}
 
 
 def _quiet(text: str) -> str:
@@ -182,14 +185,6 @@ def _end(view: SweepView) -> str:
         total=view.total,
     )
     return _quiet(_missing(view, 0.0) if done == view.total else stopped)
-
-
-def _lead() -> str:
-    lead = gettext(
-        "Slice the model many times and compare how perplexity rises with sparsity for each method. Bias, cap, "
-        "shapes, order and recovery are those of the controls; manual ratios are ignored."
-    )
-    return f'<p class="isx-lead">{lead}</p>'
 
 
 def _estimators() -> str:

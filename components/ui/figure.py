@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..i18n.language import ENGLISH, gettext, language, number, separators, translate
@@ -36,10 +36,10 @@ class Chart:
 
     title: str
     note: str
-    data: list[Json]
-    layout: Json
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    data: list[Json] = field(default_factory=list)
+    layout: Json = field(default_factory=dict)
     layers: int = 0
     selected: int = 0
     side_by_side: bool = False  # panels are next to each other; a narrow screen stacks them
@@ -151,7 +151,7 @@ class Figure:
 
     def chart(self, title: str, note: str, table: Table, **more: Any) -> Chart:
         """The chart with its texts and its data table; `more` are further fields of `Chart`."""
-        return Chart(title, note, self.data, self.layout, *table, side_by_side=self._side_by_side, **more)
+        return Chart(title, note, *table, self.data, self.layout, side_by_side=self._side_by_side, **more)
 
 
 def table(columns: Mapping[str, Iterable[str]]) -> Table:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import gradio as gr
@@ -56,14 +56,13 @@ class LiveOutput:
     """Outputs of a tab that are updated after every move: `handler(request, layer, client)` answers in milliseconds.
 
     `for_pinned` does the same for the pinned setting, if another function is needed. A handler may have further
-    parameters before `client`: those of `Context.call`, and the names of `inputs`.
+    parameters before `client`: those of `Context.call`.
     """
 
     tab: str
     handler: Handler
     outputs: Mapping[str, Any]
     for_pinned: Handler | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, Any]:

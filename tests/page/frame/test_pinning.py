@@ -160,14 +160,14 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     layout = Figure(1, "test").layout | {
         "shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]
     }
-    sent = json.loads(overlay(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
+    sent = json.loads(overlay(Chart("A?", "", ["a"], [["b"]], [marks, hidden], layout).to_json()))
     (trace,), (shape,) = sent["data"], sent["shapes"]
     assert trace["marker"]["symbol"] == "circle-open"
     assert trace["line"]["width"] < 3
     assert "fill" not in trace
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
     assert sent["kinds"] == ["hollow rings"]
-    assert overlay(Chart("A?", "", [], Figure(1, "test").layout, ["a"], [["b"]]).to_json()) == ""
+    assert overlay(Chart("A?", "", ["a"], [["b"]], [], Figure(1, "test").layout).to_json()) == ""
 
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
