@@ -79,9 +79,6 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
                 for field, label in COLUMNS.items()
             }
         ),
-        hint=gettext("Click a layer."),
-        layers=layers,
-        selected=selected,
     )
 
 

@@ -46,7 +46,8 @@ def write_answers(
     encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, chat))
     sources = columns_of(request, pinned, other)
     # The model of a calibration that is still running depends on when it is sliced, so its answer is not shared.
-    shared = {name for name, column in sources.items() if columns.has_final_model(column)}
+    is_calibrated = columns.session.is_calibrated
+    shared = {name for name, column in sources.items() if name in ("dense", OTHER) or is_calibrated(column.request)}
 
     def key(name: str) -> str:
         return stream_key(sources[name].key(), loaded.tokenizer, question) if name in shared else ""

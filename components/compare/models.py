@@ -105,10 +105,6 @@ class Columns:
             return self.other(job, column.request, column.other).model
         return self.model(job, column.request, column.method, full_calibration=False)
 
-    def has_final_model(self, column: Column) -> bool:
-        """Whether a column's model is always the same, since it needs no calibration or that is whole."""
-        return column.method in (DENSE, OTHER) or self.session.is_calibrated(column.request)
-
     # Costs
 
     def cached_costs(self, request: Request, other: str = "") -> Costs:

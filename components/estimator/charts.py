@@ -169,9 +169,6 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
                 for layer in layers
             ],
         ),
-        hint=gettext("Click a layer.") if view else "",
-        layers=len(layers),
-        selected=selected,
     )
 
 

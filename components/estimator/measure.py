@@ -71,15 +71,9 @@ class EstimatorCheckCache:
         yield from self.session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
 
     def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
-        view = estimator_check_view(sensitivity, calibrated.source.profile, rounding_note(key))
-        return self._views.put(key, view)
-
-
-def rounding_note(key: CalibrationKey) -> str:
-    """A note on the rounding of a low precision; empty for float32."""
-    if key.dtype == "float32":
-        return ""
-    return lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+        note = lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+        rounding = "" if key.dtype == "float32" else note
+        return self._views.put(key, estimator_check_view(sensitivity, calibrated.source.profile, rounding))
 
 
 def estimator_check_view(

@@ -47,10 +47,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
                 gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
             }
         ),
-        hint=gettext("Click a layer."),
         protocol=formatting.provenance(plan.source),
-        layers=layers,
-        selected=selected,
     )
 
 
