@@ -1,6 +1,6 @@
 """The models answer one prompt, a few tokens each in turn; every answer is compared with the dense one.
 
-Clients that ask the same share the tokens (`token_streams.py`).
+Clients that ask the same share the tokens (`TokenStream`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from ..jobs.job import Job, Shared
 from ..jobs.status import Status
 from ..jobs.waiting import JobSemaphore
 from ..state.request import Request
-from .models import CANNOT_ANSWER, Columns, columns_of, encode_off_turn
-from .token_streams import TokenStream, stream_key
+from .models import CANNOT_ANSWER, Columns, TokenStream, columns_of, encode_off_turn, stream_key
 from .views import COLUMNS, OTHER, Answer, Question
 
 Answers = Mapping[str, Answer]

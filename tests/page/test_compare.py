@@ -14,9 +14,8 @@ from tiny_page import SOMEBODY, in_job, stepwise
 from components import limits
 from components.compare import answers as streaming
 from components.compare import html as compare_words
-from components.compare import panel, token_streams
-from components.compare.models import Columns
-from components.compare.token_streams import TokenStream, stream_key
+from components.compare import models, panel
+from components.compare.models import Columns, TokenStream, stream_key
 from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -52,7 +51,7 @@ def begun(monkeypatch) -> list:
         begun.append(model)
         return stream_tokens(model, *arguments, **options)
 
-    monkeypatch.setattr(token_streams, "stream_tokens", noted)
+    monkeypatch.setattr(models, "stream_tokens", noted)
     return begun
 
 
@@ -264,8 +263,8 @@ def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_can
         pause()
         yield from range(sampling)
 
-    monkeypatch.setattr(token_streams, "stream_tokens", generate)
-    monkeypatch.setattr(token_streams, "end_tokens", lambda ends: ends)
+    monkeypatch.setattr(models, "stream_tokens", generate)
+    monkeypatch.setattr(models, "end_tokens", lambda ends: ends)
     scheduler, stream = Stepped(), TokenStream()
 
     def reading(job, count: int = 7, ends: tuple = (6,)):
