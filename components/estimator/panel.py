@@ -66,11 +66,9 @@ class Section:
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
             return {}
-        estimator = request.slicing.estimator
+        estimator, is_unfinished = request.slicing.estimator, view is None or not view.is_complete
         points = self._draw(view, estimator, int(layer)).to_json()
-        job = gr.update(
-            visible=view is None or not view.is_complete
-        )  # the buttons, while there is something to measure
+        job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
         return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
 
     def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
