@@ -62,6 +62,29 @@ DOWNLOADS = {  # a button's label, and a note
     ),
 }
 COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
+LINK = lazy_gettext("Link to this view")
+CODE = {  # by name, as in the answers of `preview`: a heading, a note, and a label of the code
+    "snippet": (
+        RELOAD,
+        lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"),
+        RELOAD,
+    ),
+    "command": (
+        COMMAND_LINE,
+        lazy_gettext(
+            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
+            "generate the greedy answer shown here."
+        ),
+        COMMAND_LINE,
+    ),
+    "embed": (
+        lazy_gettext("Embed the static page in another page"),
+        lazy_gettext(
+            "Save the file in the folder of that page, and insert this line where the static page should appear:"
+        ),
+        lazy_gettext("The line that embeds the page"),
+    ),
+}
 
 
 class ExportPanel:
@@ -82,25 +105,19 @@ class ExportPanel:
         # Hidden: they pass the written file to the browser.
         self.files = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
         self.progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-        heading(lazy_gettext("Link to this view"))
-        _copyable(_link_field, "export-link")
-        about_zip = lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:")
-        snippet = _section(RELOAD, about_zip, RELOAD, "export-snippet")
-        about_commands = lazy_gettext(
-            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
-            "generate the greedy answer shown here."
+        heading(LINK)
+        _copyable(
+            '<input type="text" readonly aria-label="{label}">', LINK, lazy_gettext("Copy the link"), "export-link"
         )
-        command = _section(COMMAND_LINE, about_commands, COMMAND_LINE, "export-command")
-        about_line = lazy_gettext(
-            "Save the file in the folder of that page, and insert this line where the static page should appear:"
-        )
-        title, label = (
-            lazy_gettext("Embed the static page in another page"),
-            lazy_gettext("The line that embeds the page"),
-        )
-        embed_line = _section(title, about_line, label, "export-embed")
-        # By name, as in the answers of `preview`.
-        self.shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
+        self.shown = {"about": about}
+        for name, (title, text, label) in CODE.items():
+            heading(title)
+            note(text)
+            block, copy = (
+                '<pre tabindex="0" role="region" aria-label="{label}"></pre>',
+                lazy_gettext("Copy: {what}", what=label),
+            )
+            self.shown[name] = _copyable(block, label, copy, f"export-{name}")
 
 
 build = ExportPanel
@@ -236,31 +253,12 @@ def connect(panel: ExportPanel, context: Context) -> None:
     download("report", report, **sweep.choice)
 
 
-def _copyable(content: Callable[[], tuple[str, str]], elem_id: str) -> gr.HTML:
-    """A component with a copy button (`assets/copy.js`): the button's label, then what it copies (HTML)."""
+def _copyable(field: str, label: str, copy: str, elem_id: str) -> gr.HTML:
+    """A component whose field (HTML with a place for its label) has a button that copies it (`assets/copy.js`)."""
 
     def template() -> str:
-        label, field = content()
-        return (
-            f'<div class="isx-copy">{field}<button type="button" aria-label="{label}">{gettext("Copy")}</button></div>'
-        )
+        button = f'<button type="button" aria-label="{translate(copy)}">{gettext("Copy")}</button>'
+        return f'<div class="isx-copy">{field.format(label=translate(label))}{button}</div>'
 
     options: dict[str, Any] = {"js_on_load": on_load("copy"), "elem_id": elem_id, "apply_default_css": False}
     return gr.HTML(html_template=LazyString(template), **options)
-
-
-def _link_field() -> tuple[str, str]:
-    link = gettext("Link to this view")
-    return gettext("Copy the link"), f'<input type="text" readonly aria-label="{link}">'
-
-
-def _code_block(label: str) -> tuple[str, str]:
-    name = translate(label)
-    return gettext("Copy: {what}", what=name), f'<pre tabindex="0" role="region" aria-label="{name}"></pre>'
-
-
-def _section(title: str, about: str, label: str, elem_id: str) -> gr.HTML:
-    """A heading, a note, and a code block with a copy button."""
-    heading(title)
-    note(about)
-    return _copyable(partial(_code_block, label), elem_id)
