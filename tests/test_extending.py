@@ -247,7 +247,7 @@ def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(seed_oss, as_loa
 @pytest.fixture
 def summary(monkeypatch) -> ModuleType:
     panel = run(SUMMARY)
-    monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel))
+    monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel.build, panel.connect))
     return panel
 
 

@@ -38,9 +38,6 @@ class ActivationsPanel:
         self.shown = {"summary": summary, "shift": shift, "histograms": histograms}  # as in the answers of `show`
 
 
-build = ActivationsPanel
-
-
 def show(views: ShiftViews, request: Request, layer: int, client: str) -> dict[str, str]:
     """The measurement so far: summary (HTML), shift by layer and the chosen layer's histograms (JSON)."""
     try:

@@ -108,9 +108,6 @@ class ComparePanel:
         )
 
 
-build = ComparePanel
-
-
 def connect(panel: ComparePanel, context: Context) -> None:
     """Attach the tab's handlers."""
     call, columns, pinned, other = context.call, panel.columns, context.controls.pinned, panel.other

@@ -111,9 +111,6 @@ class EstimatorPanel:
         fold("convergence")
 
 
-build = EstimatorPanel
-
-
 def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> dict[str, Any]:
     """What is measured of all sections: charts (JSON), summaries (HTML), rows of buttons."""
     try:

@@ -120,9 +120,6 @@ class ExportPanel:
             self.shown[name] = _copyable(block, label, copy, f"export-{name}")
 
 
-build = ExportPanel
-
-
 def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> dict[str, str]:
     """A description of the files, the snippet and the command lines, for the current settings."""
     try:

@@ -41,9 +41,6 @@ class RatiosPanel:
         self.anatomy = LiveOutput("ratios", partial_handler(show_anatomy, session), charts)
 
 
-build = RatiosPanel
-
-
 def show(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The ratio of every layer, and the importances of the chosen layer (JSON)."""
 

@@ -31,9 +31,6 @@ class SpectraPanel:
         self.live_output = LiveOutput("spectra", partial_handler(show, self.views), charts)  # updated while dragging
 
 
-build = SpectraPanel
-
-
 def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict[str, str]:
     """Explained variance, ranks of all heads and rotary pairs of a layer (JSON), and what the setting keeps."""
     try:

@@ -81,9 +81,6 @@ class SweepPanel:
         self.leaderboard = leaderboard.build()
 
 
-build = SweepPanel
-
-
 def connect(panel: SweepPanel, context: Context) -> None:
     """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
     session, call, settings = context.session, context.call, context.controls.settings

@@ -172,7 +172,7 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
-        panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
+        panel, swept = ratios.RatiosPanel(session, tiny), sweep.SweepPanel(session, tiny)
     live_outputs = [panel.live_output, LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.charts)]
     drawn = pinning.overlays(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
     bars = json.loads(drawn["ratio-chart"]["overlay"])["data"][0]
