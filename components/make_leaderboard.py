@@ -9,8 +9,6 @@ A run that was stopped continues where it was: points of sweeps and generations 
 that are in the file are not measured again. Cells of other models, methods, stages and sparsities stay as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import subprocess

@@ -4,8 +4,6 @@ Writes a folder of `assets/cache/` (see `state/precomputed.py`). All kinds of re
 except for the perplexities: these take four, and continue where they stopped. Delete the folder to measure them again.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import sys

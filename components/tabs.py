@@ -1,7 +1,5 @@
 """The tabs, in order. A new tab is a package and an entry in `TABS`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

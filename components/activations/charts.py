@@ -1,7 +1,5 @@
 """The charts of the Activations tab, from plain numbers (`views.py`). Pure."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from itertools import accumulate
 from statistics import fmean

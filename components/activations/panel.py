@@ -1,7 +1,5 @@
 """The Activations tab: how far intra-module and cross-module slicing shift the activations, at equal parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from html import escape
 from typing import Any

@@ -3,8 +3,6 @@
 Clients that ask the same share the tokens (`TokenStream`).
 """
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The grid of facts, a square for each question and model: plain numbers to a `Chart` of `assets/facts.js`. Pure."""
 
-from __future__ import annotations
-
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..ui import formatting
 from ..ui.figure import Chart, Json, Table

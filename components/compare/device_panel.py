@@ -3,8 +3,6 @@
 The browser does the work (`assets/device/`). The server tells which files a setting needs, and writes them when asked.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

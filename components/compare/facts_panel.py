@@ -1,7 +1,5 @@
 """The facts section of the Compare tab: the grid of the questions, and the buttons that ask the models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

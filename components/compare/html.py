@@ -1,7 +1,5 @@
 """Renders the Compare tab's data as HTML: answers, costs, candidates, the scored passage. Pure; escapes all text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from html import escape

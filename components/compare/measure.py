@@ -3,8 +3,6 @@
 Facts are the models' answers to the library's short questions, stored for the default model, or measured in a job.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial

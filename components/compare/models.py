@@ -1,7 +1,5 @@
 """The models of the Compare tab, loaded and sliced on demand, the tokens of their answers, and the costs of each."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Sequence

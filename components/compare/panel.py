@@ -1,7 +1,5 @@
 """The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace

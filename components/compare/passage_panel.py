@@ -1,7 +1,5 @@
 """Below the answers: next-token probabilities of both models, and a passage coloured by the loss increase per token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any

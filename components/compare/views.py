@@ -1,7 +1,5 @@
 """The data that the Compare tab shows, as plain numbers and texts, some in classes of the library: no tensors."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """The charts of the Estimator tab: estimator check, ratio search, convergence with the calibration. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

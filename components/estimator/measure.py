@@ -5,8 +5,6 @@ model is precomputed (`make_snapshots.py`), and the page opens with it. The sear
 sparsity, with a view after every generation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from intraslice.core.config import SliceConfig

@@ -1,7 +1,5 @@
 """The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any

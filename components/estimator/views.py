@@ -1,7 +1,5 @@
 """What the sections of the Estimator tab show, as plain numbers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import prod
 

@@ -1,7 +1,5 @@
 """Measures the steps of a published page, as a job of the page or for the command line."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Sequence

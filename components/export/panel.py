@@ -1,7 +1,5 @@
 """The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A site that needs no server: an article whose figures follow a slider, and models that run in the browser."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

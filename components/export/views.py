@@ -1,7 +1,5 @@
 """The data of a published page, as plain numbers: no tensors, no gradio."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The model as a map, and one layer opened: pure functions from plain numbers to a `Chart` of `assets/anatomy.js`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The charts of pruning ratios and importances: pure functions from plain numbers (`views.py`) to a `Chart`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt; locked units."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import gradio as gr

@@ -1,7 +1,5 @@
 """The Ratios tab: pruning ratio per layer, and the importances that determine it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from ..frame.context import Context

@@ -1,7 +1,5 @@
 """The charts of the Spectra tab, from plain numbers (`views.py`). Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Before the default model is calibrated, everything is precomputed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property

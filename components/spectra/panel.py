@@ -1,7 +1,5 @@
 """The Spectra tab: how many directions each part of a layer uses, and how many the current setting keeps."""
 
-from __future__ import annotations
-
 from ..frame.context import Context
 from ..gradio_compat.browser.on_latest import SILENT, on_latest
 from ..gradio_compat.signatures import partial_handler

@@ -1,7 +1,5 @@
 """Perplexity of a sweep's models against parameters removed, bytes on disk and measured speed. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from operator import attrgetter

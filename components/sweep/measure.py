@@ -1,7 +1,5 @@
 """Sweeps for the page: the library's points, which it caches on disk one by one, as plain numbers."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

@@ -1,7 +1,5 @@
 """The Sweep tab: perplexity of many models against parameters removed, size on disk, and measured speed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """The choice and the data of a sweep, as plain numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Texts on the page: the title with its buttons, headings, notes, explanations below the charts, and the glossary."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from typing import Any

@@ -4,8 +4,6 @@ Figures are plain dicts in plotly's JSON format: constructing `go.Figure` object
 validate every figure with plotly. Colours are `"@name"` of `palette.py`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence

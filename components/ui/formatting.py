@@ -1,7 +1,5 @@
 """Formats of numbers, and small pieces of HTML: readout, status, protocol. Pure; formats are defined only here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from html import escape
 

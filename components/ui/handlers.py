@@ -8,8 +8,6 @@ All values from outside are validated here, once: those of the controls by `stat
 names, an upload by its folder.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence

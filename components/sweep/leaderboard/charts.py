@@ -1,7 +1,5 @@
 """Charts of the leaderboard: damage and accuracy in tasks against sparsity, and damage against model size. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """The leaderboard below the sweep: a model and a text, and the charts of their cells."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
