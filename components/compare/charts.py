@@ -4,7 +4,7 @@ from ..i18n.language import gettext, lazy_gettext, translate
 from ..ui import formatting
 from ..ui.figure import Chart, Json, Table
 from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, LEVELS, FactsColumn, FactsView
+from .views import COLUMNS, LEVELS, FactsColumn, FactsView, fact_counts
 
 GROUPS = Terms(
     {
@@ -41,7 +41,7 @@ def facts_chart(view: FactsView | None) -> Chart:
     parts = [formatting.provenance(view.source), STORED if is_elsewhere else ""]
     parts += [ASK] if is_stored or "intraslice" not in names else []
     counts = "; ".join(
-        f"{name}: {column.counts['all']['says']}"
+        f"{name}: {sum(fact.says for fact in column.facts)}"
         for name, column in zip(names.values(), view.columns.values(), strict=True)
     )
     said = gettext("Right answers said, of {of}: {counts}.", of=len(view.questions), counts=counts)
@@ -78,7 +78,7 @@ def _drawing(view: FactsView) -> Json:
 
 def _table(view: FactsView, names: dict[str, str]) -> Table:
     """How many right answers each model says and selects, by group."""
-    by_model = [column.counts for column in view.columns.values()]
+    by_model = [fact_counts(view.questions, column.facts) for column in view.columns.values()]
     rows = [
         [
             GROUPS[group],

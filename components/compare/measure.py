@@ -15,7 +15,6 @@ from intraslice.evaluation.facts import (
     Fact,
     encode_questions,
     fact_changes,
-    fact_counts,
     fact_questions,
     facts_record,
     measure_facts,
@@ -77,9 +76,9 @@ class FactsCache:
             key = column.key()
             stored = found and found.value.nearest(key.method, request.slicing)
             if here := self._facts.get((key, language)):
-                columns[name] = FactsColumn(here, fact_counts(questions, here))
+                columns[name] = FactsColumn(here)
             elif found and stored and found.value.questions == questions:
-                columns[name] = FactsColumn(stored.facts, fact_counts(questions, stored.facts), stored.percent)
+                columns[name] = FactsColumn(stored.facts, stored.percent)
         if DENSE not in columns:
             return None
         lost, gained = fact_changes(columns[DENSE].facts, columns.get("intraslice", columns[DENSE]).facts)

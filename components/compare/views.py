@@ -11,6 +11,7 @@ from intraslice.diagnostics.token_scores import TokenScore as TokenScore
 from intraslice.evaluation.facts import LEVELS as LEVELS
 from intraslice.evaluation.facts import Fact
 from intraslice.evaluation.facts import Question as FactQuestion
+from intraslice.evaluation.facts import fact_counts as fact_counts
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import HERE, PrecomputedCosts, Provenance
@@ -89,13 +90,9 @@ class Costs:
 
 
 class FactsColumn(NamedTuple):
-    """A model's answers to the questions, and its counts by group (`fact_counts` of the library).
-
-    `stored_at` is the percentage of a stored slice, None if the answers were measured here.
-    """
+    """A model's answers to the questions; `stored_at` is the percentage of a stored slice, None if measured here."""
 
     facts: Sequence[Fact]
-    counts: Mapping[str, Mapping[str, int]]
     stored_at: float | None = None
 
 

@@ -85,8 +85,7 @@ def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     assert line["y"] == pytest.approx([start[layer, "attention"] for layer in line["x"]], abs=1e-4)
     assert len(sent["table"]["rows"]) == len(bars["x"]) == len(found.ratios) / 2
     assert f"{found.after:.3f}" in search_summary(views[-1], "pca")
-    progress = SearchProgress(found.ratios, start, 3, found.passes, (-0.1, 0.0, -0.1))
-    running = replace(views[-1], found=progress)
+    running = replace(views[-1], found=SearchProgress(found.ratios, start, 3, found.passes, (-0.1, 0.0, -0.1)))
     assert "changed by <b>−19%</b>" in search_summary(running, "pca")
     assert search_summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
