@@ -76,26 +76,20 @@ class ComparePanel:
             with gr.Column(scale=1, min_width=120):
                 self.generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
                 self.stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
-        examples = [[example] for example in EXAMPLES]
-        gr.Examples(examples, [self.prompt], label=lazy_gettext("Examples"), elem_id="examples")
+        gr.Examples(EXAMPLES, self.prompt, label=lazy_gettext("Examples"), elem_id="examples")
         note(html.SMALL)
 
     def _build_options(self) -> None:
+        slider = partial(gr.Slider, min_width=160, buttons=[])
+        seed = partial(gr.Number, precision=0, minimum=0, maximum=checks.MAX_INTEGER, min_width=90, scale=0)
+        greedy, raw = lazy_gettext("Temperature (0: greedy)"), lazy_gettext("Raw completion, no chat template")
         with gr.Row(elem_id="sampling"):
-            slider = partial(gr.Slider, min_width=160, buttons=[])
-            number = partial(gr.Number, precision=0, minimum=0, min_width=90, scale=0)
-            tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")
-            label = lazy_gettext("Temperature (0: greedy)")
-            temperature = slider(0, 1.5, 0, step=0.1, label=label, elem_id="temperature")
-            seed = number(0, label=lazy_gettext("Seed"), maximum=checks.MAX_INTEGER, elem_id="sample-seed")
-            label = lazy_gettext("Raw completion, no chat template")
-            self.raw = gr.Checkbox(False, label=label, elem_id="raw", container=False, min_width=200)
-        self.sampling: dict[str, Any] = {
-            "tokens": tokens,
-            "temperature": temperature,
-            "sample_seed": seed,
-            "raw": self.raw,
-        }
+            self.sampling: dict[str, Any] = {
+                "tokens": slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens"),
+                "temperature": slider(0, 1.5, 0, step=0.1, label=greedy, elem_id="temperature"),
+                "sample_seed": seed(0, label=lazy_gettext("Seed"), elem_id="sample-seed"),
+                "raw": gr.Checkbox(False, label=raw, elem_id="raw", container=False, min_width=200),
+            }
         self.other = gr.Textbox(
             "",
             label=lazy_gettext("Another model in a column of its own"),
@@ -125,7 +119,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
     named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
     on_latest([other.submit, other.blur], **named)
     device_panel.connect(panel.device, context)
-    passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+    passage_panel.connect(panel.passage, columns, panel.sampling["raw"], answered, context)
     facts_panel.connect(panel.facts, context)
 
 

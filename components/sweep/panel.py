@@ -46,18 +46,15 @@ class SweepPanel:
     def __init__(self, session: Session, first: Request) -> None:
         default = SweepChoice()
         note(LEAD, "isx-lead")
-        group, sparsities = partial(gr.CheckboxGroup, min_width=260), [(_percent(one), one) for one in SPARSITIES]
+        group = partial(gr.CheckboxGroup, min_width=260)
+        sparsities = [(LazyString(partial(percentage, percent)), percent) for percent in SPARSITIES]
         types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
         with gr.Row(elem_id="sweep-choice"):
-            options: dict[str, tuple[Any, str]] = {
-                "methods": (METHODS.options(), lazy_gettext("Methods")),
-                "estimators": (ESTIMATORS.options(), LazyString(_estimators)),
-                "sparsities": (sparsities, lazy_gettext("Sparsity")),
-                "quantise": (types, lazy_gettext("Quantise weights to GGUF type")),
-            }
             controls: dict[str, Any] = {
-                name: group(values, value=list(getattr(default, name)), label=label)
-                for name, (values, label) in options.items()
+                "methods": group(METHODS.options(), value=default.methods, label=lazy_gettext("Methods")),
+                "estimators": group(ESTIMATORS.options(), value=default.estimators, label=LazyString(_estimators)),
+                "sparsities": group(sparsities, value=default.sparsities, label=lazy_gettext("Sparsity")),
+                "quantise": group(types, value=default.quantise, label=lazy_gettext("Quantise weights to GGUF type")),
             }
         label = lazy_gettext("Measure speed too (takes longer)")
         controls["speed"] = gr.Checkbox(default.speed, label=label, container=False, elem_id="sweep-speed")
@@ -185,7 +182,3 @@ def _end(view: SweepView) -> str:
 def _estimators() -> str:
     with_estimator = [METHODS[name] for name, method in choices.METHODS.items() if method.uses_estimator]
     return gettext("Ratio estimators ({methods})", methods=gettext(" and ").join(with_estimator))
-
-
-def _percent(value: float) -> LazyString:
-    return LazyString(partial(percentage, value))
