@@ -124,9 +124,12 @@ function stack(layout) {
   const lengths = { x: layout.width - l - r, y: layout.height - t - b };
   for (const [name, axis] of Object.entries(layout).filter(([name]) => /^[xy]axis/.test(name))) {
     const [start, end] = axis.domain ?? [0, 1];
-    const isLong = axis.title?.text?.length * LETTER > lengths[name[0]] * (end - start);
-    if (isLong) layout[name] = { ...axis, title: { ...axis.title, text: halved(axis.title.text) } };
+    if (axis.title?.text?.length * LETTER > lengths[name[0]] * (end - start)) layout[name] = { ...axis, title: { ...axis.title, text: halved(axis.title.text) } };
   }
+  const isLong = ({ text, xanchor, yanchor }) => xanchor === "left" && yanchor === "bottom" && text.replace(/<.*?>/g, "").length * LETTER > lengths.x;
+  const headings = layout.annotations.filter(isLong);
+  for (const heading of headings) Object.assign(heading, { text: halved(heading.text), align: "left" });
+  if (headings.length) layout.margin.t += 18;
 }
 
 // A chart out of sight is drawn when it comes into sight, or when the slider rests: a drag pays for what is seen alone.

@@ -31,7 +31,7 @@ from .sweep.views import SweepChoice
 from .ui.handlers import Upload, spread_settings
 from .ui.labels import METHODS
 
-DEFAULT_SWEEP: dict[str, Any] = SweepChoice()._asdict()
+DEFAULT_SWEEP = SweepChoice()
 CALLS = itertools.count(1)
 NO_RESULT = lazy_gettext("The job was stopped before it had a result. Try again.")
 QUEUE = {name: HEAVY[name] for name in ("concurrency_id", "concurrency_limit")}
@@ -69,14 +69,7 @@ def generate(
 
 
 def sweep_table(
-    session: Session,
-    request: Request,
-    methods: list[str] = DEFAULT_SWEEP["methods"],
-    estimators: list[str] = DEFAULT_SWEEP["estimators"],
-    sparsities: list[float] = DEFAULT_SWEEP["sparsities"],
-    speed: bool = False,
-    quantise: list[str] = DEFAULT_SWEEP["quantise"],
-    client: str = "",
+    session: Session, request: Request, choice: SweepChoice = DEFAULT_SWEEP, client: str = ""
 ) -> list[dict[str, Any]]:
     """Perplexity of every method x estimator x sparsity (per cent), and its speed with `speed`: one object per model.
 
@@ -84,7 +77,6 @@ def sweep_table(
     "none" for weights that are not quantised; with another type than "none" the dense model is included. Points that
     have been measured before come from the cache.
     """
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.table, session=session, request=request, choice=choice)
     return _result(session, "sweep table", work, client)
 

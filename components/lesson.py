@@ -3,8 +3,6 @@
 Its panel is in `assets/lesson/`.
 """
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from typing import Any

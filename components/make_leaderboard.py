@@ -9,8 +9,6 @@ A run that was stopped continues where it was: points of sweeps and generations 
 that are in the file are not measured again. Cells of other models, methods, stages and sparsities stay as they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import subprocess
@@ -20,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
@@ -49,25 +47,18 @@ DOCUMENTS = {PREFIX + "hellaswag": list(range(0, 10_000, 20))}  # its questions 
 BATCH = 32  # questions at once
 
 
-class Commands(NamedTuple):
-    """The words of the library's commands, and values of all cells that they measure."""
-
-    common: list[str]
-    sweep: list[str]
-    about: dict[str, Any]
-
-
-def commands(arguments: argparse.Namespace, calibration: CalibrationConfig, commit: str) -> Commands:
-    """The commands with this calibration."""
+def commands(
+    arguments: argparse.Namespace, calibration: CalibrationConfig, commit: str
+) -> tuple[list[str], list[str], dict[str, Any]]:
+    """The words that commands with this calibration share, those of a sweep, and values of all cells they measure."""
     a = arguments
     sizes = {"sequences": calibration.sequences, "samples": calibration.samples}
     common = ["--model", a.model, "--order", "one-shot", "--dtype", DTYPE, "--eval-tokens", str(TOKENS)]
     common += [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
     common += ["--threads", str(a.threads)] if a.threads else []
     texts = [str(a.texts / file) for file in TEXTS.values()] if a.texts else []
-    sweep = ["sweep", *common, "--also-eval", *texts]
-    sweep += ["--no-speed"] if a.losses_only else ["--answers"]
-    return Commands(common, sweep, {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes})
+    sweep = ["sweep", *common, "--also-eval", *texts, "--no-speed" if a.losses_only else "--answers"]
+    return common, sweep, {"model": a.name or a.model, "weights": a.weights, "commit": commit, **sizes}
 
 
 def measure(arguments: argparse.Namespace, stage: str, commit: str) -> Iterator[list[Cell]]:

@@ -4,18 +4,16 @@ Writes a folder of `assets/cache/` (see `state/precomputed.py`). All kinds of re
 except for the perplexities: these take four, and continue where they stopped. Delete the folder to measure them again.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from intraslice.core.config import EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
@@ -32,6 +30,7 @@ from .activations.measure import ShiftViews
 from .compare.measure import FactsCache
 from .compare.models import Columns, columns_of
 from .estimator.measure import RATIO
+from .export.measure import run_now
 from .jobs.job import Job
 from .spectra.measure import precomputed_spectra
 from .state import precomputed
@@ -87,7 +86,9 @@ def measure_perplexities(results: Results, calibrated: Calibrated, request: Requ
 
 def measure_line(calibrated: Calibrated, config: SliceConfig, dense_losses: Losses, states: DenseStates) -> Line:
     """The measurements of a setting, with speeds at multiples of `SPEED_STEP`."""
-    models = {"dense": calibrated.loaded.model, "sliced": slice_by_ratios(calibrated, config)}
+    model, stats, texts = calibrated.loaded.model, calibrated.stats, (calibrated.tokens, calibrated.training)
+    plan = plan_by("intraslice", model, stats, config)
+    models = {"dense": model, "sliced": slice_by("intraslice", model, plan, stats, *texts, progress=False)}
     losses = measure_losses(models["sliced"], calibrated.windows, dense=states, progress=False)
     divergence, percent = losses.divergence(), round(100 * config.sparsity)
     assert divergence is not None  # `states` is given
@@ -114,53 +115,43 @@ def ask_facts(session: Session, request: Request) -> StoredFacts:
     return StoredFacts(fact_questions(), tuple(lines.values()))
 
 
-def slice_by_ratios(calibrated: Calibrated, config: SliceConfig) -> PreTrainedModel:
-    """The model sliced by the page's method."""
-    dense, texts = calibrated.loaded.model, (calibrated.stats, calibrated.tokens, calibrated.training)
-    plan = plan_by("intraslice", dense, calibrated.stats, config)
-    return slice_by("intraslice", dense, plan, *texts, progress=False)
-
-
-def calibrate(dtype: str) -> tuple[Session, Request, Calibrated]:
-    """The default model at the default setting."""
-    session, request = Session(), parse(Settings(dtype=dtype))
-    for event in session.prepare(request, "snapshot"):
-        print(event.text, event.done, event.total)
-    return session, request, session.calibrated(request)
-
-
 def main() -> None:
     """Measure the default model at the default setting, and write all results or those given."""
     kinds = precomputed.KINDS
     parser = argparse.ArgumentParser(prog="python -m components.make_snapshots", description=__doc__)
     parser.add_argument("--only", nargs="+", default=kinds, choices=kinds, help="kinds of results; default: all")
-    chosen, results = set(parser.parse_args().only), Results()
+    chosen, results, session = set(parser.parse_args().only), Results(), Session()
+
+    def calibrate(request: Request) -> Calibrated:
+        return run_now(session, lambda job: session.calibrations.calibrate(job, request.calibration), print)
+
     if precomputed.PERPLEXITY in chosen:
-        _, request, calibrated = calibrate("bfloat16")
-        measure_perplexities(results, calibrated, request)
+        request = parse(Settings(dtype="bfloat16"))
+        measure_perplexities(results, calibrate(request), request)
     if chosen == {precomputed.PERPLEXITY}:
         return
-    session, request, calibrated = calibrate("float32")
+    request = parse(Settings(dtype="float32"))
+    calibrated = calibrate(request)
     stats, tokens = calibrated.stats, calibrated.tokens.numel()
     if precomputed.SENSITIVITY in chosen:  # half an hour on one core
         windows = evaluation_tokens(calibrated.loaded.tokenizer, LONGER_TEXT, request.calibration.config.text)
         measured = measure_sensitivity(calibrated.loaded, stats, windows, RATIO)
         results.write(precomputed.SENSITIVITY, measured, request, measured.tokens)
-    if precomputed.FACTS in chosen:
-        results.write(precomputed.FACTS, ask_facts(session, request), request, tokens)
-    if precomputed.PROFILE in chosen:
-        results.write(precomputed.PROFILE, calibrated.source.profile, request, tokens)
-    if precomputed.UNITS in chosen:
-        results.write(precomputed.UNITS, calibrated.source.units, request, tokens)
-    if precomputed.SPECTRA in chosen:
-        results.write(precomputed.SPECTRA, precomputed_spectra(calibrated), request, tokens)
     if precomputed.SHIFT in chosen:
         shifts = ShiftViews(session)
-        for event in shifts.measure(request, "snapshot"):
-            print(event.text, event.done, event.total)
-        view = shifts.exact_view(request) if shifts.is_measured(request) else None
+        run_now(session, lambda job: shifts.measure_both(job, request), print)
+        view = shifts.exact_view(request)
         assert view is not None  # measured just now
         results.write(precomputed.SHIFT, view, request, view.tokens)
+    others: dict[str, Callable[[], Any]] = {
+        precomputed.FACTS: lambda: ask_facts(session, request),
+        precomputed.PROFILE: lambda: calibrated.source.profile,
+        precomputed.UNITS: lambda: calibrated.source.units,
+        precomputed.SPECTRA: lambda: precomputed_spectra(calibrated),
+    }
+    for kind, measure in others.items():
+        if kind in chosen:
+            results.write(kind, measure(), request, tokens)
 
 
 if __name__ == "__main__":

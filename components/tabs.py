@@ -1,9 +1,6 @@
 """The tabs, in order. A new tab is a package and an entry in `TABS`."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -20,33 +17,33 @@ from .state.request import Request
 from .state.session import Session
 from .sweep import panel as sweep
 
-# By id: the label, and a module with `build(session, first)`, which returns the panel, and `connect(panel, context)`.
-TABS: dict[str, tuple[str, ModuleType]] = {
-    "ratios": (lazy_gettext("Ratios"), ratios),
-    "estimator": (lazy_gettext("Estimator"), estimator),
-    "spectra": (lazy_gettext("Spectra"), spectra),
-    "activations": (lazy_gettext("Activations"), activations),
-    "compare": (lazy_gettext("Compare"), compare),
-    "sweep": (lazy_gettext("Sweep"), sweep),
-    "export": (lazy_gettext("Export"), export),
+# By id: the label, what makes the panel inside its tab from the session and the first request, and what connects it.
+TABS: dict[str, tuple[str, Callable[[Session, Request], Any], Callable[[Any, Context], None]]] = {
+    "ratios": (lazy_gettext("Ratios"), ratios.RatiosPanel, ratios.connect),
+    "estimator": (lazy_gettext("Estimator"), estimator.EstimatorPanel, estimator.connect),
+    "spectra": (lazy_gettext("Spectra"), spectra.SpectraPanel, spectra.connect),
+    "activations": (lazy_gettext("Activations"), activations.ActivationsPanel, activations.connect),
+    "compare": (lazy_gettext("Compare"), compare.ComparePanel, compare.connect),
+    "sweep": (lazy_gettext("Sweep"), sweep.SweepPanel, sweep.connect),
+    "export": (lazy_gettext("Export"), export.ExportPanel, export.connect),
 }
 
 
 def labels() -> dict[str, str]:
     """The tabs' labels by their ids."""
-    return {tab: label for tab, (label, _) in TABS.items()}
+    return {tab: label for tab, (label, *_) in TABS.items()}
 
 
 def build(session: Session, first: Request) -> dict[str, Any]:
     """The tabs' panels by id, showing the request `first`. Called inside `gr.Tabs()`."""
     panels = {}
-    for tab, (label, module) in TABS.items():
+    for tab, (label, build_panel, _) in TABS.items():
         with gr.Tab(label, id=tab):
-            panels[tab] = module.build(session, first)
+            panels[tab] = build_panel(session, first)
     return panels
 
 
 def connect(panels: Mapping[str, Any], context: Context) -> None:
     """Connect each tab's own events. Called inside the page's `gr.Blocks()`."""
-    for tab, (_, module) in TABS.items():
-        module.connect(panels[tab], context)
+    for tab, (*_, connect_panel) in TABS.items():
+        connect_panel(panels[tab], context)

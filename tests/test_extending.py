@@ -28,6 +28,7 @@ from components.page import build_app
 from components.ratios import panel as ratios_panel
 from components.state.session import Session
 from components.sweep import panel as sweep_panel
+from components.sweep.views import SweepChoice
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.cli.parser import parser
@@ -208,7 +209,7 @@ def test_the_page_offers_and_shows_both(energy, random_heads, own_session, tiny)
     plan = own_session.slice_plan(settings)
     assert "estimator: Energy." in bars["note"]
     assert drawn[1] == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
-    *_, swept, _ = sweep_panel.sweep(own_session, tiny, [random_heads], [energy], [30], False, ["none"], SOMEBODY)
+    *_, swept, _ = sweep_panel.sweep(own_session, tiny, SweepChoice([random_heads], [energy], [30]), SOMEBODY)
     assert [trace["name"] for trace in json.loads(swept["removed"])["data"]] == ["Random heads"]
 
 
@@ -246,7 +247,7 @@ def test_the_family_is_exact_at_full_rank_and_sliced_as_planned(seed_oss, as_loa
 @pytest.fixture
 def summary(monkeypatch) -> ModuleType:
     panel = run(SUMMARY)
-    monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel))
+    monkeypatch.setitem(tabs.TABS, "summary", ("Summary", panel.build, panel.connect))
     return panel
 
 

@@ -1,7 +1,5 @@
 """The charts of the Activations tab, from plain numbers (`views.py`). Pure."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from itertools import accumulate
 from statistics import fmean
@@ -79,9 +77,6 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
                 for field, label in COLUMNS.items()
             }
         ),
-        hint=gettext("Click a layer."),
-        layers=layers,
-        selected=selected,
     )
 
 

@@ -4,8 +4,6 @@ Each method's measurement is cached under the settings that it depends on. The c
 it is sliced once per sparsity and order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial

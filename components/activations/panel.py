@@ -1,7 +1,5 @@
 """The Activations tab: how far intra-module and cross-module slicing shift the activations, at equal parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from html import escape
 from typing import Any
@@ -36,9 +34,6 @@ class ActivationsPanel:
         histograms = chart(height=330, elem_id="histogram-chart", table=True)
         fold("histograms")
         self.shown = {"summary": summary, "shift": shift, "histograms": histograms}  # as in the answers of `show`
-
-
-build = ActivationsPanel
 
 
 def show(views: ShiftViews, request: Request, layer: int, client: str) -> dict[str, str]:

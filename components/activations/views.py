@@ -1,7 +1,5 @@
 """What the Activations tab shows, as plain numbers: no tensors, no gradio."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

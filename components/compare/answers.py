@@ -1,9 +1,7 @@
 """The models answer one prompt, a few tokens each in turn; every answer is compared with the dense one.
 
-Clients that ask the same share the tokens (`token_streams.py`).
+Clients that ask the same share the tokens (`TokenStream`).
 """
-
-from __future__ import annotations
 
 import math
 from collections import defaultdict
@@ -25,8 +23,7 @@ from ..jobs.job import Job, Shared
 from ..jobs.status import Status
 from ..jobs.waiting import JobSemaphore
 from ..state.request import Request
-from .models import CANNOT_ANSWER, Columns, columns_of, encode_off_turn
-from .token_streams import TokenStream, stream_key
+from .models import CANNOT_ANSWER, Columns, TokenStream, columns_of, encode_off_turn, stream_key
 from .views import COLUMNS, OTHER, Answer, Question
 
 Answers = Mapping[str, Answer]
@@ -46,7 +43,8 @@ def write_answers(
     encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, question.prompt, chat))
     sources = columns_of(request, pinned, other)
     # The model of a calibration that is still running depends on when it is sliced, so its answer is not shared.
-    shared = {name for name, column in sources.items() if columns.has_final_model(column)}
+    is_calibrated = columns.session.is_calibrated
+    shared = {name for name, column in sources.items() if name in ("dense", OTHER) or is_calibrated(column.request)}
 
     def key(name: str) -> str:
         return stream_key(sources[name].key(), loaded.tokenizer, question) if name in shared else ""
@@ -109,7 +107,7 @@ class InterleavedDecoder:
         stream, question = self._streams.get(key) or TokenStream(), self._question
         if key:
             self._streams.put(key, stream)
-        sampling = Sampling(question.tokens, question.temperature, question.seed, chat=not question.raw)
+        sampling = Sampling(question.tokens, question.temperature, question.sample_seed, chat=not question.raw)
         work = partial(
             stream.generate, model=model, tokenizer=self._tokenizer, prompt=question.prompt, sampling=sampling
         )

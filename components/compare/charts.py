@@ -1,14 +1,10 @@
 """The grid of facts, a square for each question and model: plain numbers to a `Chart` of `assets/facts.js`. Pure."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..ui import formatting
 from ..ui.figure import Chart, Json, Table
 from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, FactsColumn, FactsView
+from .views import COLUMNS, LEVELS, FactsColumn, FactsView, fact_counts
 
 GROUPS = Terms(
     {
@@ -20,9 +16,9 @@ GROUPS = Terms(
         "code": lazy_gettext("Code"),
         "common sense": lazy_gettext("Common sense"),
         "grammar": lazy_gettext("Grammar"),
+        "all": lazy_gettext("All"),
     }
 )
-SAYS = 2  # the level
 STORED = lazy_gettext("Stored answers are of every fifth percentage.")
 ASK = lazy_gettext("“Ask the models” asks them at this setting, which takes some seconds.")
 
@@ -36,7 +32,7 @@ def facts_chart(view: FactsView | None) -> Chart:
         "answers offered."
     )
     if view is None:
-        return Chart(title, note, [], {}, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
+        return Chart(title, note, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
     names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
     is_stored = any(column.stored_at is not None for column in view.columns.values())
     is_elsewhere = any(
@@ -45,15 +41,13 @@ def facts_chart(view: FactsView | None) -> Chart:
     parts = [formatting.provenance(view.source), STORED if is_elsewhere else ""]
     parts += [ASK] if is_stored or "intraslice" not in names else []
     counts = "; ".join(
-        f"{name}: {column.levels.count(SAYS)}"
+        f"{name}: {sum(fact.says for fact in column.facts)}"
         for name, column in zip(names.values(), view.columns.values(), strict=True)
     )
     said = gettext("Right answers said, of {of}: {counts}.", of=len(view.questions), counts=counts)
     return Chart(
         title,
         f"{note} {said}",
-        [],
-        {},
         *_table(view, names),
         hint=gettext("Click a square to see what each model says."),
         protocol=" ".join(translate(part) for part in parts if part),
@@ -64,14 +58,19 @@ def facts_chart(view: FactsView | None) -> Chart:
 def _drawing(view: FactsView) -> Json:
     """What `assets/facts.js` reads."""
     columns = [
-        {"name": COLUMNS[name], "colour": METHOD_COLOURS[name]}
-        | {"levels": column.levels, "says": column.says, "selects": column.selects}
+        {
+            "name": COLUMNS[name],
+            "colour": METHOD_COLOURS[name],
+            "levels": [LEVELS.index(fact.level) for fact in column.facts],
+            "says": [fact.completion for fact in column.facts],
+            "selects": [fact.chosen for fact in column.facts],
+        }
         for name, column in view.columns.items()
     ]
     return {
         "questions": [[GROUPS[group], prompt, *answers] for group, prompt, answers in view.questions],
         "columns": columns,
-        "certainty": [round(value, 3) for value in view.certainty],
+        "certainty": [round(fact.probability, 3) for fact in view.columns["dense"].facts],
         "lost": view.lost,
         "gained": view.gained,
     }
@@ -79,19 +78,17 @@ def _drawing(view: FactsView) -> Json:
 
 def _table(view: FactsView, names: dict[str, str]) -> Table:
     """How many right answers each model says and selects, by group."""
-    rows, groups = [], [group for group, *_ in view.questions]
-    for group in [*dict.fromkeys(groups), None]:
-        indices = [index for index, other in enumerate(groups) if group in (other, None)]
-        title = gettext("All") if group is None else GROUPS[group]
-        rows.append([title, str(len(indices)), *(_counts(view.columns[name], indices) for name in names)])
+    by_model = [fact_counts(view.questions, column.facts) for column in view.columns.values()]
+    rows = [
+        [
+            GROUPS[group],
+            str(by_model[0][group]["of"]),
+            *(f"{counts[group]['says']}, {counts[group]['selects']}" for counts in by_model),
+        ]
+        for group in by_model[0]
+    ]
     heads = [gettext("{model}: says, selects", model=name) for name in names.values()]
     return [gettext("Group"), gettext("Questions"), *heads], rows
-
-
-def _counts(column: FactsColumn, indices: Sequence[int]) -> str:
-    says = sum(column.levels[index] == SAYS for index in indices)
-    selects = sum(column.selects[index] == 0 for index in indices)
-    return f"{says}, {selects}"
 
 
 def _name(name: str, column: FactsColumn, percent: float) -> str:

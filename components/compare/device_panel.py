@@ -3,8 +3,6 @@
 The browser does the work (`assets/device/`). The server tells which files a setting needs, and writes them when asked.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator
@@ -49,14 +47,13 @@ class DevicePanel:
 
 def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
-    session, view, file_type = context.session, {"view": panel.view}, panel.file_type
-    choice: dict[str, Any] = {"run_on": panel.run_on, "file_type": file_type}
-    tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, **choice)
-    signals = (panel.run_on, file_type, context.prepared, context.measured, context.released)
+    session, view, chosen = context.session, {"view": panel.view}, {"file_type": panel.file_type}
+    tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, run_on=panel.run_on, **chosen)
+    signals = (panel.run_on, panel.file_type, context.prepared, context.measured, context.released)
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **tell)
-    endpoint: dict[str, Any] = {"queue": HEAVY, "api_name": "device_files", "file_type": file_type}
     outputs = {"status": context.status} | view
-    panel.prepare.click(**context.call(prepare, session, panel.files, outputs=outputs, **endpoint))
+    call = partial(context.call, outputs=outputs, queue=HEAVY, api_name="device_files")
+    panel.prepare.click(**call(prepare, session, panel.files, **chosen))
 
 
 def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:

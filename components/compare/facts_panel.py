@@ -1,7 +1,5 @@
 """The facts section of the Compare tab: the grid of the questions, and the buttons that ask the models."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,14 +41,12 @@ class FactsPanel:
 
 def connect(panel: FactsPanel, context: Context) -> None:
     """Attach the section's handlers; moves of the slider update the grid from what is known."""
-    session, outputs = panel.cache.columns.session, {"facts": panel.chart}
-    options: dict[str, Any] = {"refuse": leave_unchanged, "language": panel.language}
-    measured = context.call(
-        measure, panel.cache, outputs={"status": context.status} | outputs, queue=HEAVY, language=panel.language
-    )
+    cache, language, shown = panel.cache, panel.language, {"facts": panel.chart}
+    outputs = {"status": context.status} | shown
+    measured = context.call(measure, cache, outputs=outputs, queue=HEAVY, language=language)
     panel.measure.click(**measured).then(**tell(context.pinned_measured))
-    panel.cancel.click(**context.call(stop, session, [JOB]))
-    panel.language.change(**context.call(choose, panel.cache, outputs=outputs, **options))
+    panel.cancel.click(**context.call(stop, context.session, [JOB]))
+    language.change(**context.call(choose, cache, outputs=shown, refuse=leave_unchanged, language=language))
 
 
 def show(cache: FactsCache, request: Request, layer: int, client: str) -> dict[str, str]:

@@ -1,15 +1,15 @@
 """Renders the Compare tab's data as HTML: answers, costs, candidates, the scored passage. Pure; escapes all text."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 from html import escape
+from operator import attrgetter
 from typing import Literal
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ui import formatting
 from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, OTHER, PINNED, Answer, Candidate, Cost, Costs, PassageToken, PassageView
+from .views import COLUMNS, MAX_GUESSES, OTHER, PINNED, Answer, Cost, Costs, NextToken, Passage, TokenScore
 
 EMPTY = Terms(
     {
@@ -185,7 +185,7 @@ def protocol(costs: Costs) -> str:
     return f'<p class="isx-quiet">{translate(KL)} {escape(text)}</p>'
 
 
-def candidates(tokens: Sequence[Candidate], prompt: str) -> str:
+def candidates(tokens: Sequence[NextToken], prompt: str) -> str:
     """The probabilities of the next token, as bars with numbers."""
     top = max(max(token.dense, token.sliced) for token in tokens)
     lines = "".join(
@@ -223,7 +223,7 @@ def visible(token: str) -> str:
     return escape(token).replace(" ", "␣").replace("\n", "⏎") or "∅"
 
 
-def passage(view: PassageView) -> str:
+def passage(view: Passage) -> str:
     """The passage, each token coloured by its loss increase, with its scores as data attributes.
 
     `assets/passage.js` fills the table of the tokens at which the models diverge most.
@@ -231,8 +231,8 @@ def passage(view: PassageView) -> str:
     caption = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
         "have the same most likely token at {agreement:.0%} of the positions.",
-        mean=sum(token.loss_increase for token in view.tokens) / len(view.tokens),
-        worse=sum(token.loss_increase > 0 for token in view.tokens) / len(view.tokens),
+        mean=sum(token.extra_loss for token in view.tokens) / len(view.tokens),
+        worse=sum(token.extra_loss > 0 for token in view.tokens) / len(view.tokens),
         agreement=view.agreement,
     )
     text = "".join(_token(index, token) for index, token in enumerate(view.tokens))
@@ -245,7 +245,7 @@ def passage(view: PassageView) -> str:
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">'
         f"{gettext('Point at a token, or choose one and move with the arrow keys.')}</span></div>"
-        f"{_diverging(sum(token.is_lost for token in view.tokens))}"
+        f"{_diverging(sum(map(_is_lost, view.tokens)))}"
     )
 
 
@@ -270,24 +270,30 @@ def _diverging(lost: int) -> str:
     )
 
 
-def _token(index: int, token: PassageToken) -> str:
-    strength = round(MAX_COLOUR * min(max(token.loss_increase, 0.0) / MAX_LOSS_INCREASE, 1.0))
+def _token(index: int, token: TokenScore) -> str:
+    strength = round(MAX_COLOUR * min(max(token.extra_loss, 0.0) / MAX_LOSS_INCREASE, 1.0))
     style = f' style="--isx-strength:{strength}%"' if strength else ""
-    better = " isx-better" if token.loss_increase < -0.1 else ""
-    others = " · ".join(map(_probabilities, token.candidates))
-    lost = " data-lost" if token.is_lost else ""
-    score = gettext("{shares}, {extra:+.2f} nats", shares=_probabilities(token), extra=token.loss_increase)
+    better = " isx-better" if token.extra_loss < -0.1 else ""
+    others = " · ".join(map(_probabilities, token.likeliest))
+    lost = " data-lost" if _is_lost(token) else ""
+    shares = _probabilities(NextToken(token.text, token.token, math.exp(token.dense), math.exp(token.sliced)))
+    score = gettext("{shares}, {extra:+.2f} nats", shares=shares, extra=token.extra_loss)
     return (
         f'<span class="isx-token{better}" tabindex="{-1 if index else 0}"{style} data-said="{score}" '
-        f'data-extra="{token.loss_increase:.2f}" data-others="{others}" data-kl="{token.divergence:.4g}"{lost} '
+        f'data-extra="{token.extra_loss:.2f}" data-others="{others}" data-kl="{token.divergence:.4g}"{lost} '
         f'data-dense="{_guesses(token, "dense")}" data-sliced="{_guesses(token, "sliced")}">{escape(token.text)}</span>'
     )
 
 
-def _guesses(token: PassageToken, model: Literal["dense", "sliced"]) -> str:
-    guesses = token.guesses(model)
+def _is_lost(token: TokenScore) -> bool:
+    """Whether it is the dense model's most likely token, but not the sliced model's."""
+    return max(token.likeliest, key=attrgetter("dense")).token == token.token and not token.agree
+
+
+def _guesses(token: TokenScore, model: Literal["dense", "sliced"]) -> str:
+    guesses = sorted(token.likeliest, key=attrgetter(model), reverse=True)[:MAX_GUESSES]
     return " · ".join(f"{visible(guess.text)} {percentage(getattr(guess, model))}" for guess in guesses)
 
 
-def _probabilities(token: Candidate) -> str:
+def _probabilities(token: NextToken) -> str:
     return f"{visible(token.text)} {percentage(token.dense)} → {percentage(token.sliced)}"

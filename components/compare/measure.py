@@ -1,15 +1,17 @@
-"""Facts: each model's answers to the library's short questions, stored for the default model, or measured in a job."""
+"""What the Compare tab measures beside answers and costs: next tokens, scores of a passage, and facts.
 
-from __future__ import annotations
+Facts are the models' answers to the library's short questions, stored for the default model, or measured in a job.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
+from intraslice.core import checks
 from intraslice.core.errors import UserError
+from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation.facts import (
-    LEVELS,
     Fact,
     encode_questions,
     fact_changes,
@@ -17,8 +19,10 @@ from intraslice.evaluation.facts import (
     facts_record,
     measure_facts,
 )
-from intraslice.pretrained.tokenizer import encodes_in_child
+from intraslice.evaluation.generation import prompt_tokens
+from intraslice.pretrained.tokenizer import encode, encodes_in_child
 
+from .. import limits
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
@@ -27,10 +31,34 @@ from ..state.caches import BoundedCache
 from ..state.precomputed import FACTS, StoredFacts
 from ..state.request import DENSE, Request, SliceKey
 from ..state.views import HERE
-from .models import Column, Columns, columns_of
-from .views import FactsColumn, FactsView
+from .models import Column, Columns, columns_of, encode_off_turn
+from .views import MAX_GUESSES, FactsColumn, FactsView, NextToken, Passage
 
 JOB = "facts"
+MAX_CANDIDATES = 8  # of either model
+
+
+def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[NextToken, ...]:
+    """The most likely first tokens of the answer, inside a job. Raises UserError for an empty prompt."""
+    checks.require_words("the prompt", prompt)
+    loaded, sliced = columns.dense(job, request), columns.session.slice(job, request)
+    job.emit(Status(lazy_gettext("Reading the prompt")))
+    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, prompt, not raw))
+    models, tokenizer, pause = (loaded.model, sliced), loaded.tokenizer, job.checkpoint
+    return compare_next_tokens(*models, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
+
+
+def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Passage:
+    """The scores of a text's tokens, inside a job. Raises UserError for a text that is too short or too long."""
+    loaded, sliced, text = columns.dense(job, request), columns.session.slice(job, request), text.strip()
+    encode_off_turn(job, loaded.tokenizer, lambda: encode(loaded.tokenizer, text))
+    count = len(encode(loaded.tokenizer, text))
+    if not 2 <= count <= limits.MAX_PASSAGE_TOKENS:  # the first has no score
+        raise UserError(
+            "The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limits.MAX_PASSAGE_TOKENS
+        )
+    job.emit(Status(lazy_gettext("Scoring the passage")))
+    return score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)
 
 
 class FactsCache:
@@ -44,22 +72,19 @@ class FactsCache:
         """The answers at a setting: those measured here, else stored ones of the nearest percentage; None without."""
         found = self.columns.session.precomputed.find(FACTS, request.calibration, StoredFacts)
         questions, columns = fact_questions(language), dict[str, FactsColumn]()
-        facts: dict[str, Sequence[Fact]] = {}
         for name, column in columns_of(request, None, "").items():
             key = column.key()
             stored = found and found.value.nearest(key.method, request.slicing)
             if here := self._facts.get((key, language)):
-                facts[name], columns[name] = here, _column(here)
+                columns[name] = FactsColumn(here)
             elif found and stored and found.value.questions == questions:
-                facts[name], columns[name] = stored.facts, _column(stored.facts, stored.percent)
-        if DENSE not in facts:
+                columns[name] = FactsColumn(stored.facts, stored.percent)
+        if DENSE not in columns:
             return None
-        dense, source = facts[DENSE], HERE
-        lost, gained = fact_changes(dense, facts.get("intraslice", dense))
-        if found and any(column.stored_at is not None for column in columns.values()):
-            source = found.source
-        certainty = [fact.probability for fact in dense]
-        return FactsView(questions, columns, 100 * request.slicing.sparsity, certainty, lost, gained, source)
+        lost, gained = fact_changes(columns[DENSE].facts, columns.get("intraslice", columns[DENSE]).facts)
+        is_stored = any(column.stored_at is not None for column in columns.values())
+        source = found.source if found and is_stored else HERE
+        return FactsView(questions, columns, 100 * request.slicing.sparsity, lost, gained, source)
 
     def measure(
         self, request: Request, pinned: Request | None, language: str, client: str
@@ -97,8 +122,3 @@ class FactsCache:
             return self._facts.put(key, measure_facts(model, tokenizer, questions, progress=report))
 
         return job.share((JOB, key), measure)
-
-
-def _column(facts: Sequence[Fact], stored_at: float | None = None) -> FactsColumn:
-    levels = [LEVELS.index(fact.level) for fact in facts]
-    return FactsColumn(levels, [fact.completion for fact in facts], [fact.chosen for fact in facts], stored_at)

@@ -1,16 +1,17 @@
-"""The models of the Compare tab, loaded and sliced on demand, and the costs of each."""
+"""The models of the Compare tab, loaded and sliced on demand, the tokens of their answers, and the costs of each."""
 
-from __future__ import annotations
-
+import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
+from intraslice.evaluation.generation import Sampling, end_tokens, stream_tokens
 from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
@@ -19,18 +20,56 @@ from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job
+from ..jobs.job import Job, Shared
 from ..jobs.jobs import job_progress
 from ..state.caches import BoundedCache
 from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request, SliceKey
 from ..state.session import Session
-from .token_streams import TokenStream
-from .views import COLUMNS, OTHER, PINNED, Cost, Costs
+from .views import COLUMNS, OTHER, PINNED, Cost, Costs, Question
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
+# Between two turns: the page shows new tokens no more often, and a turn of another thread takes some time to begin.
+TOKENS, SECONDS = 4, 0.1
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 Other = CalibrationKey | None  # another model, or none: in keys, for its identity
+
+
+@dataclass(eq=False)
+class TokenStream:
+    """An answer's tokens so far, and how it ended: generated once for all jobs that ask the same of the same model."""
+
+    tokens: list[int] = field(default_factory=list)
+    state: str = "growing"  # then "ended" (by an end token) or "cut" (at the maximum number of tokens)
+
+    def generate(
+        self, job: Job, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+    ) -> None:
+        """Generate the answer, as work that jobs share. Raises as `stream_tokens` does."""
+        begun = 0.0
+        for index, token in enumerate(stream_tokens(model, tokenizer, prompt, sampling, pause=job.checkpoint)):
+            self.tokens[index : index + 1] = [token]  # which is there already if earlier work was cancelled
+            if index % TOKENS == 0 or time.monotonic() > begun + SECONDS:
+                job.checkpoint()
+                begun = time.monotonic()
+        self.state = "ended" if self.tokens and self.tokens[-1] in end_tokens(model) else "cut"
+
+    def reach(self, work: Shared[None] | None, count: int) -> bool:
+        """Return whether there are more than `count` tokens, once that is certain. Raises as `generate` does.
+
+        `work` generates them, unless the answer has ended.
+        """
+        if work is not None and work.wait(until=lambda: len(self.tokens) > count):
+            work.result()
+        return len(self.tokens) > count
+
+
+def stream_key(model: SliceKey, tokenizer: PreTrainedTokenizerBase, question: Question) -> str:
+    """What an answer depends on, as a digest: neither prompts nor templates are kept in memory."""
+    template = None if question.raw else tokenizer.chat_template
+    seed = question.sample_seed if question.temperature else 0
+    parts = model, model.calibration.identity, template, question._replace(raw=False, sample_seed=seed)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 class Column(NamedTuple):
@@ -104,10 +143,6 @@ class Columns:
         if column.method == OTHER:
             return self.other(job, column.request, column.other).model
         return self.model(job, column.request, column.method, full_calibration=False)
-
-    def has_final_model(self, column: Column) -> bool:
-        """Whether a column's model is always the same, since it needs no calibration or that is whole."""
-        return column.method in (DENSE, OTHER) or self.session.is_calibrated(column.request)
 
     # Costs
 

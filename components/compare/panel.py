@@ -1,7 +1,5 @@
 """The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +15,7 @@ from ..device import wllama
 from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.browser.on_latest import on_latest
-from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs.job import Urgency
 from ..jobs.status import Status
 from ..jobs.waiting import Waiting
@@ -25,6 +23,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
+from ..ui.explainers import heading, note
 from ..ui.handlers import status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
@@ -62,7 +61,7 @@ class ComparePanel:
             self.perplexity = screen.newest("", "perplexity")
             costs["protocol"] = text(elem_id="cost-protocol")
             self.costs = {name: costs[name] for name in (*COLUMNS, "protocol", PINNED, OTHER)}  # as the endpoint has it
-            text(LazyString(lambda: f"<h3>{gettext('Options')}</h3>"))
+            heading(lazy_gettext("Options"))
             self._build_options()
             self.device = device_panel.DevicePanel()
         self.passage = passage_panel.PassagePanel()
@@ -77,26 +76,20 @@ class ComparePanel:
             with gr.Column(scale=1, min_width=120):
                 self.generate = gr.Button(lazy_gettext("Generate"), variant="primary", elem_id="generate")
                 self.stop = gr.Button(lazy_gettext("Stop"), elem_id="stop")
-        examples = [[example] for example in EXAMPLES]
-        gr.Examples(examples, [self.prompt], label=lazy_gettext("Examples"), elem_id="examples")
-        gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(html.SMALL)}</p>'), apply_default_css=False)
+        gr.Examples(EXAMPLES, self.prompt, label=lazy_gettext("Examples"), elem_id="examples")
+        note(html.SMALL)
 
     def _build_options(self) -> None:
+        slider = partial(gr.Slider, min_width=160, buttons=[])
+        seed = partial(gr.Number, precision=0, minimum=0, maximum=checks.MAX_INTEGER, min_width=90, scale=0)
+        greedy, raw = lazy_gettext("Temperature (0: greedy)"), lazy_gettext("Raw completion, no chat template")
         with gr.Row(elem_id="sampling"):
-            slider = partial(gr.Slider, min_width=160, buttons=[])
-            number = partial(gr.Number, precision=0, minimum=0, min_width=90, scale=0)
-            tokens = slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens")
-            label = lazy_gettext("Temperature (0: greedy)")
-            temperature = slider(0, 1.5, 0, step=0.1, label=label, elem_id="temperature")
-            seed = number(0, label=lazy_gettext("Seed"), maximum=checks.MAX_INTEGER, elem_id="sample-seed")
-            label = lazy_gettext("Raw completion, no chat template")
-            self.raw = gr.Checkbox(False, label=label, elem_id="raw", container=False, min_width=200)
-        self.sampling: dict[str, Any] = {
-            "tokens": tokens,
-            "temperature": temperature,
-            "sample_seed": seed,
-            "raw": self.raw,
-        }
+            self.sampling: dict[str, Any] = {
+                "tokens": slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens"),
+                "temperature": slider(0, 1.5, 0, step=0.1, label=greedy, elem_id="temperature"),
+                "sample_seed": seed(0, label=lazy_gettext("Seed"), elem_id="sample-seed"),
+                "raw": gr.Checkbox(False, label=raw, elem_id="raw", container=False, min_width=200),
+            }
         self.other = gr.Textbox(
             "",
             label=lazy_gettext("Another model in a column of its own"),
@@ -105,9 +98,6 @@ class ComparePanel:
             max_length=limits.NAME.value,
             elem_id="other-model",
         )
-
-
-build = ComparePanel
 
 
 def connect(panel: ComparePanel, context: Context) -> None:
@@ -124,27 +114,19 @@ def connect(panel: ComparePanel, context: Context) -> None:
     shown = call(cached_costs, columns, outputs=panel.costs, tab="compare", other=other)
     signals = (pinned, context.prepared, context.measured, context.released, context.opened["compare"])
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **shown)
-    on_latest([pinned.change], **call(_empty_column, outputs={PINNED: panel.answers[PINNED]}))
+    on_latest([pinned.change], **call(lambda: html.answer(PINNED), outputs={PINNED: panel.answers[PINNED]}))
     column = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
     named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
     on_latest([other.submit, other.blur], **named)
     device_panel.connect(panel.device, context)
-    passage_panel.connect(panel.passage, columns, panel.raw, answered, context)
+    passage_panel.connect(panel.passage, columns, panel.sampling["raw"], answered, context)
     facts_panel.connect(panel.facts, context)
-
-
-def _empty_column() -> str:
-    return html.answer(PINNED)
 
 
 def answer(
     columns: Columns,
     request: Request,
-    prompt: str,
-    tokens: int,
-    temperature: float,
-    sample_seed: int,
-    raw: bool,
+    question: Question,
     pinned: Request | None,
     other: str,
     client: str,
@@ -154,7 +136,7 @@ def answer(
     `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
     is greedy; raw omits the chat template.
     """
-    question, session = Question(prompt, tokens, temperature, sample_seed, raw), columns.session
+    session = columns.session
     work = partial(write_answers, columns=columns, request=request, question=question, pinned=pinned, other=other)
     shown: Answers = {}
     latest: Answers = {}

@@ -1,7 +1,5 @@
 """Below the answers: next-token probabilities of both models, and a passage coloured by the loss increase per token."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,16 +8,16 @@ import gradio as gr
 
 from .. import limits
 from ..frame.context import HEAVY, Context, every
-from ..i18n.language import LazyString, gettext, lazy_gettext, translate
+from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
-from ..ui.explainers import fold
+from ..ui.explainers import fold, heading, note
 from ..ui.handlers import status_line
 from ..ui.scripts import on_load
-from . import html, passages
+from . import html, measure
 from .models import Columns
 
 SAMPLE = (
@@ -35,16 +33,13 @@ class PassagePanel:
     """The section's components, created inside a `gr.Tab`."""
 
     def __init__(self) -> None:
-        waiting = LazyString(
-            lambda: f'<p class="isx-quiet">{gettext("Shown as soon as the sliced model is ready.")}</p>'
-        )
-        result = partial(gr.HTML, waiting, apply_default_css=False)
+        result = partial(note, lazy_gettext("Shown as soon as the sliced model is ready."))
         with gr.Column(elem_classes="isx-stop"):
-            _heading(lazy_gettext("Next-token probabilities"))
+            heading(lazy_gettext("Next-token probabilities"), elem_classes="isx-heading")
             self.candidates = result(elem_id="next-tokens")
         fold("next")
         with gr.Column(elem_classes="isx-stop"):
-            _heading(lazy_gettext("Loss increase per token"))
+            heading(lazy_gettext("Loss increase per token"), elem_classes="isx-heading")
             self.scored = result(elem_id="passage", js_on_load=on_load("passage"))
         with gr.Row(elem_id="passage-text"):
             label, length = lazy_gettext("Your own passage"), limits.PASSAGE.value
@@ -79,7 +74,7 @@ def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, clie
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[dict[str, Any]]:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
-    work = partial(passages.score_tokens, columns=columns, request=request, text=passage)
+    work = partial(measure.score_tokens, columns=columns, request=request, text=passage)
     yield from _results(columns.session, request, client, "passage", work, "scored", html.passage)
 
 
@@ -93,7 +88,7 @@ def after_slice(
 
 
 def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
-    work = partial(passages.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
+    work = partial(measure.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
     draw = partial(html.candidates, prompt=prompt)
     yield from _results(columns.session, request, client, "next tokens", work, "candidates", draw)
 
@@ -110,7 +105,3 @@ def _results(
             yield {"status": status_line(event), output: formatting.problem(ValueError(event.text))}
         else:
             yield {"status": status_line(event)}
-
-
-def _heading(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False, elem_classes="isx-heading")

@@ -1,12 +1,17 @@
-"""The data that the Compare tab shows, as plain numbers and texts: no tensors, no gradio."""
-
-from __future__ import annotations
+"""The data that the Compare tab shows, as plain numbers and texts, some in classes of the library: no tensors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
-from typing import Literal, NamedTuple
+from typing import NamedTuple
+
+from intraslice.diagnostics.token_scores import NextToken as NextToken
+from intraslice.diagnostics.token_scores import Passage as Passage
+from intraslice.diagnostics.token_scores import TokenScore as TokenScore
+from intraslice.evaluation.facts import LEVELS as LEVELS
+from intraslice.evaluation.facts import Fact
+from intraslice.evaluation.facts import Question as FactQuestion
+from intraslice.evaluation.facts import fact_counts as fact_counts
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import HERE, PrecomputedCosts, Provenance
@@ -29,7 +34,7 @@ class Question(NamedTuple):
     prompt: str
     tokens: int = 64  # maximum number of new tokens
     temperature: float = 0.0
-    seed: int = 0
+    sample_seed: int = 0
     raw: bool = False
 
 
@@ -84,51 +89,10 @@ class Costs:
     speed_protocol: str = ""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A token, with its probability under both models."""
-
-    text: str
-    dense: float
-    sliced: float
-
-
-@dataclass(frozen=True)
-class PassageToken(Candidate):
-    """One token of a passage, with the most likely tokens of either model at its position."""
-
-    loss_increase: float  # by slicing, in nats
-    divergence: float  # KL(dense ‖ sliced) of the probabilities at its position, in nats
-    is_lost: bool  # the dense model's most likely token, but not the sliced model's
-    candidates: tuple[Candidate, ...]
-
-    def guesses(self, model: Literal["dense", "sliced"]) -> list[Candidate]:
-        """The most likely tokens of one model, the best first."""
-        return sorted(self.candidates, key=attrgetter(model), reverse=True)[:MAX_GUESSES]
-
-
-@dataclass(frozen=True)
-class PassageView:
-    """A scored passage; its first token has no score.
-
-    `agreement` is the fraction of positions at which both models have the same most likely token.
-    """
-
-    first: str
-    tokens: tuple[PassageToken, ...]
-    agreement: float
-
-
 class FactsColumn(NamedTuple):
-    """A model's answers to the questions: its level of each, what it says, and the index of the answer it selects.
+    """A model's answers to the questions; `stored_at` is the percentage of a stored slice, None if measured here."""
 
-    Levels: 2 if it says the right answer, 1 if it only selects it, 0 for neither. The right answer has index 0.
-    `stored_at` is the percentage of a stored slice, None if the answers were measured here.
-    """
-
-    levels: list[int]
-    says: Sequence[str]
-    selects: Sequence[int]
+    facts: Sequence[Fact]
     stored_at: float | None = None
 
 
@@ -136,14 +100,13 @@ class FactsColumn(NamedTuple):
 class FactsView:
     """The questions, and the answers of each column's model at a setting.
 
-    `certainty` is the dense model's probability of each right answer. `lost` and `gained` are indices of the questions
-    whose level changes by slicing, those with the greatest certainty first.
+    `lost` and `gained` are indices of the questions whose level changes by slicing, first those that the dense model is
+    most certain of.
     """
 
-    questions: Sequence[tuple[str, str, Sequence[str]]]  # group, prompt, and answers, the right one first
+    questions: Sequence[FactQuestion]
     columns: Mapping[str, FactsColumn]
     percent: float
-    certainty: Sequence[float]
     lost: Sequence[int]
     gained: Sequence[int]
     source: Provenance = HERE

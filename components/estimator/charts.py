@@ -1,9 +1,8 @@
 """The charts of the Estimator tab: estimator check, ratio search, convergence with the calibration. Pure."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ratios.charts import add_bars, add_line
@@ -12,7 +11,7 @@ from ..state.views import ConvergenceView
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
-from .views import EstimatorCheckView, ModuleCheck, RatioSearchView
+from .views import EstimatorCheckView, RatioSearchView
 
 NO_SEARCH = lazy_gettext(
     "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, and keep the moves "
@@ -33,14 +32,15 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
 
     Uniform ratios predict nothing; the chart then shows the first estimator that predicts.
     """
-    estimator, checks = shown_estimator(view, estimator), view.modules if view else ()
+    estimator = shown_estimator(view, estimator)
+    checks = view.agreement.modules.to_dict("records") if view else []
     fig = Figure(2, f"estimator-check-{view is None}", side_by_side=True, hovermode="closest")
     fig.layout["showlegend"] = False
     for column, (module, name) in enumerate(MODULES.items(), start=1):
         fig.x_axis(column, gettext("predicted: importance of the removed units"), exponentformat="power", nticks=6)
         title = gettext("measured: KL from dense, nats per token") if column == 1 else ""
         fig.y_axis(column, title, tickformat=".3~f", zeroline=True, zerolinecolor="@rule")
-        _points(fig, column, [check for check in checks if check.module == module], estimator)
+        _points(fig, column, [check for check in checks if check["module"] == module], estimator)
         fig.heading(column, f"<b>{name}</b>: {_rho(view, estimator, module)}")
     if view is None:
         fig.wait(gettext("A point for each module appears once it is measured."))
@@ -60,37 +60,39 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
         note,
         figure.table(
             {
-                gettext("Layer"): [str(check.layer) for check in checks],
-                gettext("Module"): [MODULES[check.module] for check in checks],
-                gettext("KL from dense"): [number(check.damage, ".5f") for check in checks],
-                gettext("± std. error"): [number(check.error, ".5f") for check in checks],
-                gettext("Rank"): [str(check.rank) for check in checks],
-                predicted_rank: [str(check.predicted_ranks[estimator]) for check in checks],
+                gettext("Layer"): [str(check["layer"]) for check in checks],
+                gettext("Module"): [MODULES[check["module"]] for check in checks],
+                gettext("KL from dense"): [number(check["damage"], ".5f") for check in checks],
+                gettext("± std. error"): [number(check["standard_error"] or 0.0, ".5f") for check in checks],
+                gettext("Rank"): [str(check["place"]) for check in checks],
+                predicted_rank: [str(check[f"place_{estimator}"]) for check in checks],
             }
         ),
         hint=gettext("Click a point.") if view else "",
         protocol=formatting.provenance(view.source) if view else "",
-        layers=1 + max((check.layer for check in checks), default=-1),
+        layers=1 + max((check["layer"] for check in checks), default=-1),
         selected=selected,
     )
 
 
 def shown_estimator(view: EstimatorCheckView | None, estimator: str) -> str:
     """The estimator whose prediction is shown: the chosen one if it predicts anything, else the first that does."""
-    predicting = list(view.rho) if view else [name for name, entry in choices.ESTIMATORS.items() if entry.importance]
+    predicting = (
+        list(view.agreement.rho) if view else [name for name, entry in choices.ESTIMATORS.items() if entry.importance]
+    )
     return estimator if estimator in predicting else predicting[0]
 
 
-def _points(fig: Figure, column: int, checks: Sequence[ModuleCheck], estimator: str) -> None:
+def _points(fig: Figure, column: int, checks: Sequence[Json], estimator: str) -> None:
     """Add a panel's points, and a logarithmic axis if anything is predicted."""
     module = list(MODULES)[column - 1]
-    predicted = [check.predicted[estimator] for check in checks]
+    predicted = [check[estimator] for check in checks]
     ranks = [
         gettext(
             "measured rank {measured} of {of}, predicted rank {predicted}",
-            measured=check.rank,
+            measured=check["place"],
             of=len(checks),
-            predicted=check.predicted_ranks[estimator],
+            predicted=check[f"place_{estimator}"],
         )
         for check in checks
     ]
@@ -98,13 +100,13 @@ def _points(fig: Figure, column: int, checks: Sequence[ModuleCheck], estimator: 
     fig.curve(
         column,
         MODULES[module],
-        [check.damage for check in checks],
+        [check["damage"] for check in checks],
         hover + "<br>%{text}",
         [figure.rounded(importance) for importance in predicted],
         mode="markers",
         meta={"module": module, **figure.OVERLAY_IF_DIFFERENT},  # `assets/lesson/answers.js` reads the module
-        error_y=figure.error_bars(module, [check.error for check in checks]),
-        customdata=[check.layer for check in checks],
+        error_y=figure.error_bars(module, [check["standard_error"] or 0.0 for check in checks]),
+        customdata=[check["layer"] for check in checks],
         text=ranks,
         marker={"color": f"@{module}", "size": 8},
         selected={"marker": {"size": 15, "opacity": 1}},
@@ -125,7 +127,7 @@ def _ticks(values: Sequence[float]) -> Json:
 def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
     if view is None:
         return gettext("not measured yet")
-    rho, best = view.rho[estimator][module], view.ceiling[module]
+    rho, best = view.agreement.rho[estimator][module], view.agreement.ceiling[module]
     return gettext(
         "ρ {rho}, at most {best} with this noise", rho=figure.cell(rho, ".2f"), best=figure.cell(best, ".2f")
     )
@@ -133,13 +135,15 @@ def _rho(view: EstimatorCheckView | None, estimator: str, module: str) -> str:
 
 def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0) -> Chart:
     """Found ratios as bars, those of the estimator as a line; empty axes if there was no search."""
-    found, start = (view.found, view.start) if view else ((), ())
+    found: Mapping[Any, float] = view.found.ratios if view else {}
+    start: Mapping[Any, float] = view.start if view else {}
+    layers = range(len(found) // len(MODULES))
     fig = Figure(2, f"search-{view is None}")
-    fig.over_layers(len(found), selected)
+    fig.over_layers(len(layers), selected)
     label = gettext("{estimator}, start", estimator=ESTIMATORS.get(estimator, estimator))
     for row, module in enumerate(MODULES, start=1):
-        add_bars(fig, module, [ratios[row - 1] for ratios in found])
-        add_line(fig, row, [ratios[row - 1] for ratios in start], estimator, label, legendgroup="start")
+        add_bars(fig, module, [found[layer, module] for layer in layers])
+        add_line(fig, row, [start[layer, module] for layer in layers], estimator, label, legendgroup="start")
         fig.y_axis(row, rangemode="tozero")
     note = translate(NO_SEARCH)
     if view is None:
@@ -159,13 +163,10 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
                 *(gettext("{module}, start", module=name) for name in MODULES.values()),
             ],
             [
-                [str(layer), *(number(ratio, ".1%") for ratio in (*pair, *start[layer]))]
-                for layer, pair in enumerate(found)
+                [str(layer), *(number(ratios[layer, module], ".1%") for ratios in (found, start) for module in MODULES)]
+                for layer in layers
             ],
         ),
-        hint=gettext("Click a layer.") if view else "",
-        layers=len(found),
-        selected=selected,
     )
 
 

@@ -5,18 +5,15 @@ model is precomputed (`make_snapshots.py`), and the page opens with it. The sear
 sparsity, with a view after every generation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
-from intraslice.core.config import MODULE_KINDS, SliceConfig
+from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, compare_ranks, measure_sensitivity
 from intraslice.planning.profile import Profile
-from intraslice.planning.ratios import Ratios
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import SearchProgress, SearchResult, search_bytes, search_ratios, search_windows
+from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
@@ -29,7 +26,7 @@ from ..state.precomputed import SENSITIVITY
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
 from ..state.views import HERE, Provenance
-from .views import EstimatorCheckView, Misjudged, ModuleCheck, RatioSearchView
+from .views import EstimatorCheckView, RatioSearchView
 
 CHECK_JOB, SEARCH_JOB = "sensitivity", "search"  # the jobs' kinds, which are also the endpoints' names
 RATIO = 0.3
@@ -40,7 +37,7 @@ class EstimatorCheckCache:
     """Cached measurements, by model and calibration."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.session = session
         self._views: BoundedCache[CalibrationKey, EstimatorCheckView] = BoundedCache(100)
 
     def cached(self, request: Request) -> EstimatorCheckView | None:
@@ -48,76 +45,49 @@ class EstimatorCheckCache:
         key = request.calibration
         if (view := self._views.get(key)) is not None:
             return view
-        source = self._session.source(request)
+        source = self.session.source(request)
         if source is None:
             return None
-        if self._session.is_calibrated(request):
-            calibrated = self._session.calibrated(request)
+        if self.session.is_calibrated(request):
+            calibrated = self.session.calibrated(request)
             sensitivity = cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
                 return self._view(key, calibrated, sensitivity)
-        found = self._session.precomputed.find(SENSITIVITY, key, Sensitivity)
+        found = self.session.precomputed.find(SENSITIVITY, key, Sensitivity)
         return estimator_check_view(found.value, source.profile, source=found.source) if found else None
 
     def measure(self, request: Request, client: str) -> Iterator[Status | EstimatorCheckView]:
         """Measure the missing modules; ends with the view or an error status. Finished modules are cached."""
 
         def work(job: Job) -> None:
-            calibrated = self._session.calibrations.calibrate(job, request.calibration)
+            calibrated = self.session.calibrations.calibrate(job, request.calibration)
             progress = job_progress(job, lazy_gettext("Slicing each module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
             job.emit(self._view(request.calibration, calibrated, sensitivity))
 
-        yield from self._session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
+        yield from self.session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
 
     def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
-        view = estimator_check_view(sensitivity, calibrated.source.profile, rounding_note(key))
-        return self._views.put(key, view)
-
-
-def rounding_note(key: CalibrationKey) -> str:
-    """A note on the rounding of a low precision; empty for float32."""
-    if key.dtype == "float32":
-        return ""
-    return lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+        note = lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
+        rounding = "" if key.dtype == "float32" else note
+        return self._views.put(key, estimator_check_view(sensitivity, calibrated.source.profile, rounding))
 
 
 def estimator_check_view(
     sensitivity: Sensitivity, profile: Profile, rounding: str = "", source: Provenance = HERE
 ) -> EstimatorCheckView:
     """Measured and predicted damage, as plain numbers."""
-    agreement = compare_ranks(sensitivity, profile)
     assert sensitivity.ratio is not None  # measured alone, not in context
-    modules = tuple(
-        ModuleCheck(
-            layer=int(row["layer"]),
-            module=row["module"],
-            damage=row["damage"],
-            error=row["standard_error"] or 0.0,
-            rank=int(row["place"]),
-            predicted={name: row[name] for name in profile.estimators},
-            predicted_ranks={name: int(row[f"place_{name}"]) for name in profile.estimators},
-        )
-        for _, row in agreement.modules.iterrows()
-    )
-    return EstimatorCheckView(
-        ratio=sensitivity.ratio,
-        tokens=sensitivity.tokens,
-        modules=modules,
-        rho=agreement.rho,
-        ceiling=agreement.ceiling,
-        misjudged=tuple(Misjudged(**vars(module)) for module in agreement.misjudged),
-        measured_on=lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding),
-        source=source,
-    )
+    measured_on = lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding)
+    return EstimatorCheckView(sensitivity.ratio, compare_ranks(sensitivity, profile), measured_on, source)
 
 
 class RatioSearches:
     """Searches by calibration, sparsity, estimator and cap; other settings do not matter to them."""
 
     def __init__(self, session: Session, search: SearchConfig | None = None) -> None:
-        self._session, self._search = session, search or SearchConfig()
+        self.session, self._search = session, search or SearchConfig()
         self._views: BoundedCache[tuple[CalibrationKey, SliceConfig], RatioSearchView] = BoundedCache(100)
 
     def cached(self, request: Request) -> RatioSearchView | None:
@@ -132,13 +102,9 @@ class RatioSearches:
         view = self.cached(request)
         if view is None:
             raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
-        unlocked = min(range(len(view.found)), key=lambda layer: view.found[layer][1]), "mlp"
-        return locked_text(
-            (layer, module, ratio)
-            for layer, ratios in enumerate(view.found)
-            for module, ratio in zip(MODULE_KINDS, ratios, strict=True)
-            if (layer, module) != unlocked
-        )
+        ratios = view.found.ratios
+        unlocked = min((place for place in sorted(ratios) if place[1] == "mlp"), key=ratios.__getitem__)
+        return locked_text((*place, ratio) for place, ratio in sorted(ratios.items()) if place != unlocked)
 
     def measure(self, request: Request, client: str) -> Iterator[Status | RatioSearchView]:
         """Search; yields a view after every generation. A search that was stopped continues where it was."""
@@ -154,7 +120,7 @@ class RatioSearches:
                 job.emit(found)
 
         def search(job: Job) -> None:
-            calibrated = self._session.calibrations.calibrate(job, key)
+            calibrated = self.session.calibrations.calibrate(job, key)
             loaded, stats, sequences = calibrated.loaded, calibrated.stats, key.config.sequences
             report = job_progress(job, lazy_gettext("Searching for better ratios:"))
             shown: SearchProgress | None = None
@@ -165,9 +131,9 @@ class RatioSearches:
                 if event.partial is None or (state := event.partial()) == shown:
                     return
                 shown = state
-                job.emit(self._put(key, config, state.start, state))
+                job.emit(self._views.put((key, config), RatioSearchView(state.start, state, self._search.passes)))
 
-            with self._session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
+            with self.session.slice_memory.reserved(job, search_bytes(loaded.model), calibrated):
                 windows = search_windows(
                     loaded,
                     calibrated.training[sequences : 2 * sequences],
@@ -179,24 +145,11 @@ class RatioSearches:
                 )
                 result = search_ratios(loaded, stats, windows, config, search=self._search, progress=progress)
             assert shown is not None  # the search reports its start
-            job.emit(self._put(key, config, shown.start, result, result.before, result.after))
+            job.emit(self._views.put((key, config), RatioSearchView(shown.start, result, self._search.passes)))
 
-        yield from self._session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
-
-    def _put(
-        self, key: CalibrationKey, config: SliceConfig, start: Ratios, found: SearchProgress | SearchResult, *kl: float
-    ) -> RatioSearchView:
-        """Keep what is found so far, at the end with the KL divergences before and after."""
-        ratios = _by_layer(start), _by_layer(found.ratios)
-        view = RatioSearchView(*ratios, found.passes, self._search.passes, found.changes, *kl)
-        return self._views.put((key, config), view)
+        yield from self.session.jobs.run(client, SEARCH_JOB, work, urgency=Urgency.BACKGROUND)
 
 
 def _config_of(request: Request) -> SliceConfig:
     config = request.slicing
     return SliceConfig(config.sparsity, config.estimator, cap=config.cap, order="one-shot")
-
-
-def _by_layer(ratios: Ratios) -> tuple[tuple[float, float], ...]:
-    layers = 1 + max(layer for layer, _ in ratios)
-    return tuple((ratios[layer, "attention"], ratios[layer, "mlp"]) for layer in range(layers))

@@ -1,12 +1,8 @@
 """The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from html import escape
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -25,7 +21,7 @@ from ..ui.handlers import LiveOutput
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
 from .measure import CHECK_JOB, SEARCH_JOB, EstimatorCheckCache, RatioSearches
-from .views import EstimatorCheckView, Misjudged, RatioSearchView
+from .views import EstimatorCheckView, Misjudged, RatioSearchView, SearchResult
 
 NOTICE = lazy_gettext(
     "This runs in the background: answers and the slider's measurements come first. Finished parts are kept when you "
@@ -33,36 +29,34 @@ NOTICE = lazy_gettext(
 )
 
 
-class SectionPanel(NamedTuple):
-    """A section's components, and what they show."""
-
-    section: Section
-    shown: dict[str, Any]  # by name, as in the answers of `Section.show`
-    measure: gr.Button
-    cancel: gr.Button
-    progress: gr.HTML
-
-    def connect(self, context: Context, description: str) -> None:
-        """Measure on request, by an endpoint with this description; a click on the chart chooses a layer."""
-        section, call = self.section, context.call
-        context.choose_layer_by(self.shown["chart"])
-        outputs = {**self.shown, "progress": self.progress}
-        measure = call(section.measure, outputs=outputs, queue=HEAVY, api_name=section.job)
-        self.measure.click(**measure, api_description=description)
-        self.cancel.click(**call(stop, section.session, [section.job]))
-
-
-@dataclass(frozen=True)
 class Section:
-    """A section whose numbers a job of minutes measures: what it shows, and where they come from."""
+    """A section whose numbers a job of minutes measures, empty until the tab is opened; created inside a `gr.Tab`.
 
-    source: EstimatorCheckCache | RatioSearches
-    draw: Callable[[Any, str, int], Chart]  # of a view or None, for an estimator and the chosen layer
-    summarise: Callable[[Any, str], str]  # of a view or None, for an estimator (HTML)
-    job: str  # its kind, which is also the endpoint's name
-    name: str  # the beginning of the components' ids
-    session: Session
-    is_complete: Callable[[Any], bool] = lambda view: True  # else it can be measured further
+    Args:
+        draw: makes the chart of a view or None, for an estimator and the chosen layer.
+        summarise: makes the summary of a view or None, for an estimator (HTML).
+        job: its kind, which is also the endpoint's name.
+        name: the beginning of the components' ids.
+    """
+
+    def __init__(
+        self,
+        source: EstimatorCheckCache | RatioSearches,
+        draw: Callable[[Any, str, int], Chart],
+        summarise: Callable[[Any, str], str],
+        job: str,
+        name: str,
+        button: str,
+        height: int,
+    ) -> None:
+        self.source, self._draw, self._summarise, self._job = source, draw, summarise, job
+        points = chart(height=height, elem_id=f"{name}-chart")
+        summary = gr.HTML(elem_id=f"{name}-words", apply_default_css=False)
+        with gr.Row(elem_classes="isx-job", visible=False) as row:
+            self.start = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
+            self.cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
+        self.progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
+        self.shown = {"chart": points, "summary": summary, "job": row}  # as in the answers of `show`
 
     def show(self, request: Request, layer: int, client: str) -> dict[str, Any]:
         """The numbers, if they are measured: chart (JSON), summary (HTML)."""
@@ -70,10 +64,10 @@ class Section:
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
             return {}
-        estimator, is_unfinished = request.slicing.estimator, view is None or not self.is_complete(view)
-        points = self.draw(view, estimator, int(layer)).to_json()
+        estimator, is_unfinished = request.slicing.estimator, view is None or not view.is_complete
+        points = self._draw(view, estimator, int(layer)).to_json()
         job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
-        return {"chart": points, "summary": self.summarise(view, estimator), "job": job}
+        return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
 
     def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
@@ -85,41 +79,34 @@ class Section:
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
                 yield {"progress": formatting.status(event) + notice}
             else:
-                shown = self.session.jobs.view_of(client, "request", request)
+                shown = self.source.session.jobs.view_of(client, "request", request)
                 yield self.show(shown, layer, client) | {"progress": ""}
 
-    def build(self, button: str, height: int) -> SectionPanel:
-        """The chart, summary, buttons and progress, empty until the tab is opened. Called inside a `gr.Tab`."""
-        name = self.name
-        points = chart(height=height, elem_id=f"{name}-chart")
-        summary = gr.HTML(elem_id=f"{name}-words", apply_default_css=False)
-        with gr.Row(elem_classes="isx-job", visible=False) as job:
-            measure = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
-            cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
-        progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
-        shown = {"chart": points, "summary": summary, "job": job}
-        return SectionPanel(self, shown, measure, cancel, progress)
+    def connect(self, context: Context, description: str) -> None:
+        """Measure on request, by an endpoint with this description; a click on the chart chooses a layer."""
+        context.choose_layer_by(self.shown["chart"])
+        outputs = {**self.shown, "progress": self.progress}
+        measure = context.call(self.measure, outputs=outputs, queue=HEAVY, api_name=self._job)
+        self.start.click(**measure, api_description=description)
+        self.cancel.click(**context.call(stop, context.session, [self._job]))
 
 
 class EstimatorPanel:
     """All sections, empty until the tab is opened, each with an explanation; created inside a `gr.Tab`."""
 
     def __init__(self, session: Session, first: Request) -> None:
-        checks, searches = EstimatorCheckCache(session), RatioSearches(session)
-        check = Section(checks, estimator_check_chart, check_summary, CHECK_JOB, "estimator-check", session)
-        self.check = check.build(lazy_gettext("Measure each module alone"), 360)
+        checks, button = EstimatorCheckCache(session), lazy_gettext("Measure each module alone")
+        self.check = Section(
+            checks, estimator_check_chart, check_summary, CHECK_JOB, "estimator-check", button, height=360
+        )
         fold("estimator_check")
-        is_complete = attrgetter("is_complete")
-        search = Section(searches, search_chart, search_summary, SEARCH_JOB, "search", session, is_complete)
-        self.search = search.build(lazy_gettext("Search for better ratios"), 440)
+        searches, button = RatioSearches(session), lazy_gettext("Search for better ratios")
+        self.search = Section(searches, search_chart, search_summary, SEARCH_JOB, "search", button, height=440)
         label = lazy_gettext("Lock the ratios found")
         self.use = gr.Button(label, size="sm", elem_id="search-use", min_width=190, scale=0)
         fold("search")
         self.convergence = chart(height=250, elem_id="convergence-chart")
         fold("convergence")
-
-
-build = EstimatorPanel
 
 
 def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, client: str) -> dict[str, Any]:
@@ -129,7 +116,7 @@ def show(panel: EstimatorPanel, session: Session, request: Request, layer: int, 
     except ValueError:  # the headline shows what is wrong with the setting
         return {}
     sections = {"check": panel.check, "search": panel.search}
-    shown = {name: part.section.show(request, layer, client) for name, part in sections.items()}
+    shown = {name: part.show(request, layer, client) for name, part in sections.items()}
     return _by_section(shown) | {"convergence": convergence}
 
 
@@ -159,7 +146,7 @@ def connect(panel: EstimatorPanel, context: Context) -> None:
         "Search for better ratios at this sparsity; yields chart (JSON), summary and progress (HTML). Takes long.",
     )
     used = {"locked": controls.settings["locked"], "progress": panel.search.progress}
-    panel.use.click(**context.call(use, panel.search.section.source, session, outputs=used))
+    panel.use.click(**context.call(use, panel.search.source, session, outputs=used))
 
 
 def _by_section(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -171,15 +158,15 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
     """The rank correlations, and the misjudged modules (HTML)."""
     if view is None:
         return ""
-    correlations = {ESTIMATORS[name]: rhos for name, rhos in view.rho.items()}
-    correlations[gettext("highest possible")] = view.ceiling
+    correlations = {ESTIMATORS[name]: rhos for name, rhos in view.agreement.rho.items()}
+    correlations[gettext("highest possible")] = view.agreement.ceiling
     rows = [
         (name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS))
         for name, rhos in correlations.items()
     ]
     table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
     predictor = shown_estimator(view, estimator)
-    misjudged = [module for module in view.misjudged if module.estimator == predictor]
+    misjudged = [module for module in view.agreement.misjudged if module.estimator == predictor]
     name = ESTIMATORS[predictor]
     lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
     if misjudged:
@@ -197,7 +184,7 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
 
 
 def _misjudged(module: Misjudged, name: str) -> str:
-    values = module._asdict() | {"module": MODULES_IN_WORDS[module.module], "name": name}
+    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name}
     if module.measured < module.predicted:
         return gettext(
             "Slicing layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} "
@@ -217,18 +204,18 @@ def search_summary(view: RatioSearchView | None, estimator: str) -> str:
         return ""
     text = gettext(
         "{better} of {generations} generations found a better allocation; {done:.0%} of the search is done.",
-        generations=len(view.changes),
-        done=min(1.0, view.passes / view.budget),
-        better=sum(change != 0 for change in view.changes),
+        generations=len(view.found.changes),
+        done=min(1.0, view.found.passes / view.budget),
+        better=sum(change != 0 for change in view.found.changes),
     )
-    if view.before is not None and view.after is not None:
+    if isinstance(view.found, SearchResult):
         text += " " + gettext(
             "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
             "<b>{after:.3f}</b> nats per token.",
-            before=view.before,
-            after=view.after,
+            before=view.found.before,
+            after=view.found.after,
         )
-    elif view.changes:
+    elif view.found.changes:
         text += " " + gettext(
             "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
             "When the search ends, KL is measured on other text.",

@@ -1,82 +1,45 @@
 """What the sections of the Estimator tab show, as plain numbers."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+
+from intraslice.diagnostics.sensitivity import Misjudged as Misjudged
+from intraslice.diagnostics.sensitivity import RankAgreement
+from intraslice.planning.ratios import Ratios
+from intraslice.search.ratio_search import SearchProgress
+from intraslice.search.ratio_search import SearchResult as SearchResult
 
 from ..state.views import HERE, Provenance
 
 
 @dataclass(frozen=True)
-class ModuleCheck:
-    """One module sliced alone: `damage` is KL from the dense model in nats per token, `error` its standard error.
-
-    `predicted` is by estimator. Ranks are among the modules of the same kind; rank 1 does the most damage.
-    """
-
-    layer: int
-    module: str
-    damage: float
-    error: float
-    rank: int
-    predicted: Mapping[str, float]
-    predicted_ranks: Mapping[str, int]
-
-
-class Misjudged(NamedTuple):
-    """A module whose measured rank is far from the predicted rank, among `of` modules of its kind."""
-
-    estimator: str
-    layer: int
-    module: str
-    measured: int
-    predicted: int
-    of: int
-
-
-@dataclass(frozen=True)
 class EstimatorCheckView:
-    """Every module sliced alone at `ratio`. `rho` is Spearman's correlation by estimator and kind of module, or None.
-
-    `ceiling` is the expected rho of a perfect estimator, given the sampling noise of the tokens. `misjudged` is sorted,
-    worst first.
-    """
+    """Every module sliced alone at `ratio`: the library's comparison of its damage, in nats, with the predictions."""
 
     ratio: float
-    tokens: int
-    modules: tuple[ModuleCheck, ...]
-    rho: Mapping[str, Mapping[str, float | None]]
-    ceiling: Mapping[str, float | None]
-    misjudged: tuple[Misjudged, ...]
+    agreement: RankAgreement
     measured_on: str
     source: Provenance = HERE
+    is_complete = True  # a part is not shown
 
 
 @dataclass(frozen=True)
 class RatioSearchView:
-    """The ratios of the attention and the MLP of every layer: of the estimator, and found so far.
+    """What a search found so far, the ratios with which it began, and its budget in dense passes.
 
-    `changes` has the relative change of KL in each generation, on the windows that decided, 0 where nothing was better.
-    `before` and `after` are KL divergences on windows that no generation read, in nats per token, at the end.
+    Until the end, KL is measured on the windows that decided.
     """
 
-    start: tuple[tuple[float, float], ...]
-    found: tuple[tuple[float, float], ...]
-    passes: float
+    start: Ratios
+    found: SearchProgress | SearchResult
     budget: float
-    changes: tuple[float, ...]
-    before: float | None = None
-    after: float | None = None
 
     @property
     def is_complete(self) -> bool:
         """Whether the budget is spent."""
-        return self.after is not None
+        return isinstance(self.found, SearchResult)
 
     @property
     def change(self) -> float:
         """The product of the generations' changes of KL, less 1; it is too good, since these windows decided."""
-        return prod(1 + change for change in self.changes) - 1
+        return prod(1 + change for change in self.found.changes) - 1

@@ -1,7 +1,5 @@
 """Exported files: the sliced checkpoint as a zip, its plan, and the commands and code that reproduce both."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Measures the steps of a published page, as a job of the page or for the command line."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Sequence
@@ -18,8 +16,8 @@ from intraslice.records import Recipe
 from .. import limits
 from ..activations.measure import ShiftViews
 from ..compare.answers import write_answers
+from ..compare.measure import score_tokens
 from ..compare.models import Columns
-from ..compare.passages import score_tokens
 from ..compare.views import Question
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency

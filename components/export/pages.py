@@ -4,8 +4,6 @@ All have the same frame (`assets/published/frame.html`) and script (`page.js`), 
 chooses. A report is a document with a single step, and no slider.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..sweep.measure import cached_view
 from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
+from ..ui.explainers import heading, note
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.scripts import on_load
 from . import files, pages
@@ -61,6 +60,29 @@ DOWNLOADS = {  # a button's label, and a note
     ),
 }
 COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
+LINK = lazy_gettext("Link to this view")
+CODE = {  # by name, as in the answers of `preview`: a heading, a note, and a label of the code
+    "snippet": (
+        RELOAD,
+        lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:"),
+        RELOAD,
+    ),
+    "command": (
+        COMMAND_LINE,
+        lazy_gettext(
+            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
+            "generate the greedy answer shown here."
+        ),
+        COMMAND_LINE,
+    ),
+    "embed": (
+        lazy_gettext("Embed the static page in another page"),
+        lazy_gettext(
+            "Save the file in the folder of that page, and insert this line where the static page should appear:"
+        ),
+        lazy_gettext("The line that embeds the page"),
+    ),
+}
 
 
 class ExportPanel:
@@ -77,30 +99,23 @@ class ExportPanel:
                     if name == "gguf":
                         label, types = lazy_gettext("GGUF type"), files.GGUF_CHOICES
                         self.gguf_type = gr.Radio(types, value="f16", label=label, elem_id="export-gguf-type")
-                    _note(text)
+                    note(text)
         # Hidden: they pass the written file to the browser.
         self.files = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
         self.progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
-        _heading(lazy_gettext("Link to this view"))
-        _copyable(_link_field, "export-link")
-        note = lazy_gettext("Unpack the zip, then run this in a Python environment with intraslice installed:")
-        snippet = _section(RELOAD, note, RELOAD, "export-snippet")
-        note = lazy_gettext(
-            "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
-            "generate the greedy answer shown here."
+        heading(LINK)
+        _copyable(
+            '<input type="text" readonly aria-label="{label}">', LINK, lazy_gettext("Copy the link"), "export-link"
         )
-        command = _section(COMMAND_LINE, note, COMMAND_LINE, "export-command")
-        heading = lazy_gettext("Embed the static page in another page")
-        label = lazy_gettext("The line that embeds the page")
-        note = lazy_gettext(
-            "Save the file in the folder of that page, and insert this line where the static page should appear:"
-        )
-        embed_line = _section(heading, note, label, "export-embed")
-        # By name, as in the answers of `preview`.
-        self.shown = {"about": about, "snippet": snippet, "command": command, "embed": embed_line}
-
-
-build = ExportPanel
+        self.shown = {"about": about}
+        for name, (title, text, label) in CODE.items():
+            heading(title)
+            note(text)
+            block, copy = (
+                '<pre tabindex="0" role="region" aria-label="{label}"></pre>',
+                lazy_gettext("Copy: {what}", what=label),
+            )
+            self.shown[name] = _copyable(block, label, copy, f"export-{name}")
 
 
 def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> dict[str, str]:
@@ -184,16 +199,7 @@ def plan(session: Session, downloads: Downloads, request: Request) -> str:
 
 
 def report(
-    session: Session,
-    downloads: Downloads,
-    request: Request,
-    layer: int,
-    prompt: str,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
+    session: Session, downloads: Downloads, request: Request, layer: int, prompt: str, choice: SweepChoice
 ) -> str:
     """The current view as one HTML file that opens offline: charts, tables, request, perplexities, command lines.
 
@@ -204,9 +210,9 @@ def report(
         raise ValueError(NOT_CALIBRATED)
     layer = min(layer, len(view.layers) - 1)
     charts = [ratio_chart(view, layer), importance_chart(session.importances(request, layer), layer)]
-    if all((methods, estimators, sparsities, quantise)) and view.source.kind == "here":
-        choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
-        charts += [chart for chart in measured_charts(cached_view(session, request, choice)) if chart and chart.rows]
+    if all((choice.methods, choice.estimators, choice.sparsities, choice.quantise)) and view.source.kind == "here":
+        measured = measured_charts(cached_view(session, request, choice)).values()
+        charts += [chart for chart in measured if chart and chart.rows]
     code = {
         translate(COMMAND_LINE): files.command_lines(session, request, prompt),
         translate(RELOAD): files.snippet(request, prompt),
@@ -242,39 +248,12 @@ def connect(panel: ExportPanel, context: Context) -> None:
     download("report", report, **sweep.choice)
 
 
-def _link_field() -> str:
-    """A field for the link to this view (HTML)."""
-    return (
-        f'<div class="isx-copy"><input type="text" readonly aria-label="{gettext("Link to this view")}">'
-        f'<button type="button" aria-label="{gettext("Copy the link")}">{gettext("Copy")}</button></div>'
-    )
+def _copyable(field: str, label: str, copy: str, elem_id: str) -> gr.HTML:
+    """A component whose field (HTML with a place for its label) has a button that copies it (`assets/copy.js`)."""
 
+    def template() -> str:
+        button = f'<button type="button" aria-label="{translate(copy)}">{gettext("Copy")}</button>'
+        return f'<div class="isx-copy">{field.format(label=translate(label))}{button}</div>'
 
-def _code_block(label: LazyString) -> str:
-    """A code block and its copy button (HTML)."""
-    name = translate(label)
-    return (
-        f'<div class="isx-copy"><pre tabindex="0" role="region" aria-label="{name}"></pre>'
-        f'<button type="button" aria-label="{gettext("Copy: {what}", what=name)}">{gettext("Copy")}</button></div>'
-    )
-
-
-def _copyable(template: Callable[[], str], elem_id: str) -> gr.HTML:
-    """A component with a copy button (`assets/copy.js`)."""
     options: dict[str, Any] = {"js_on_load": on_load("copy"), "elem_id": elem_id, "apply_default_css": False}
     return gr.HTML(html_template=LazyString(template), **options)
-
-
-def _section(heading: LazyString, note: LazyString, label: LazyString, elem_id: str) -> gr.HTML:
-    """A heading, a note, and a code block with a copy button."""
-    _heading(heading)
-    _note(note)
-    return _copyable(partial(_code_block, label), elem_id)
-
-
-def _heading(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f"<h3>{translate(text)}</h3>"), apply_default_css=False)
-
-
-def _note(text: LazyString) -> None:
-    gr.HTML(LazyString(lambda: f'<p class="isx-quiet">{translate(text)}</p>'), apply_default_css=False)

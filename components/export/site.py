@@ -1,14 +1,11 @@
 """A site that needs no server: an article whose figures follow a slider, and models that run in the browser."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
 
 from ..device import wllama
 from ..device.files import writer
@@ -19,6 +16,7 @@ from ..state.request import DENSE, Request
 from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui.chart_bridge import PLOTLY
+from ..ui.figure import Json
 from ..ui.scripts import DEVICE, asset, scoped
 from . import pages
 from .views import Published
@@ -40,18 +38,11 @@ article also open from disk. The models run in the browser with $engine.
 """)
 
 
-class SiteModel(NamedTuple):
-    """A GGUF file of the site: the percentage that is removed, its address, and its size in bytes."""
+def write_models(job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path) -> list[Json]:
+    """Write the dense model and the slices at these percentages; returns the percentage, address and bytes of each.
 
-    percent: float
-    url: str
-    bytes: int
-
-
-def write_models(
-    job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path
-) -> list[SiteModel]:
-    """Write the dense model and the slices at these percentages. Raises UserError if llama.cpp cannot run them."""
+    Raises UserError if llama.cpp cannot run them.
+    """
     (folder / MODELS).mkdir()
     models = []
     for done, percent in enumerate(percents):
@@ -61,11 +52,11 @@ def write_models(
         url = f"{MODELS}/{name}.gguf"
         with job.waiting():
             write(folder / url)
-        models.append(SiteModel(percent, url, (folder / url).stat().st_size))
+        models.append({"percent": percent, "url": url, "bytes": (folder / url).stat().st_size})
     return models
 
 
-def write_pages(folder: Path, published: Published, models: Sequence[SiteModel], docs: str = "") -> int:
+def write_pages(folder: Path, published: Published, models: Sequence[Json], docs: str = "") -> int:
     """Write everything but the models; returns its size in bytes, without the WebAssembly files.
 
     Args:
@@ -76,7 +67,7 @@ def write_pages(folder: Path, published: Published, models: Sequence[SiteModel],
         UserError: the WebAssembly files cannot be fetched.
     """
     about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
-    more = {"models": [model._asdict() for model in models], "engine": f"{ENGINE}/", "about": about}
+    more = {"models": list(models), "engine": f"{ENGINE}/", "about": about}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
     scripts, style = scoped(*DEVICE) + passage + asset("published/site.js"), asset("device/device.css")
     for code in LANGUAGES:

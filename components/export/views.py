@@ -1,13 +1,11 @@
 """The data of a published page, as plain numbers: no tensors, no gradio."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..activations.views import ShiftView
-from ..compare.views import Answer, Costs, PassageView
+from ..compare.views import Answer, Costs, Passage
 from ..spectra.views import SpectraView
 from ..state.anatomy import MapView
 from ..state.settings import PROMPT
@@ -48,7 +46,7 @@ class Step:
     spectra: tuple[SpectraView, ...]
     shift: ShiftView | None
     answers: tuple[Mapping[str, Answer], ...]
-    passage: PassageView | None = None
+    passage: Passage | None = None
 
 
 @dataclass(frozen=True)

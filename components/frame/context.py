@@ -115,8 +115,7 @@ class Context:
 
     def show(self, live_output: LiveOutput) -> dict[str, Any]:
         """Keyword arguments of a listener that updates a live output while its tab is active."""
-        options: dict[str, Any] = {"outputs": live_output.outputs, "tab": live_output.tab, **live_output.inputs}
-        return self.call(live_output.handler, **options)
+        return self.call(live_output.handler, outputs=live_output.outputs, tab=live_output.tab)
 
     def subscribe(self, live_output: LiveOutput, events: Sequence[Any]) -> None:
         """Update the live output after these events while its tab is active, and when the tab is opened."""

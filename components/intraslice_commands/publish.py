@@ -125,8 +125,8 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
             os.replace(made, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; {NOTHING_WRITTEN}") from error
-    result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": [model._asdict() for model in models]}
-    sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model.bytes for model in models) / 1e6:.0f} MB"
+    result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": models}
+    sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model['bytes'] for model in models) / 1e6:.0f} MB"
     return result, f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
 
 

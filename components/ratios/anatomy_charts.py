@@ -1,7 +1,5 @@
 """The model as a map, and one layer opened: pure functions from plain numbers to a `Chart` of `assets/anatomy.js`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -60,8 +58,6 @@ def map_chart(view: MapView, selected: int = 0) -> Chart:
     return Chart(
         gettext("Anatomy of the sliced model"),
         note,
-        [],
-        {},
         *figure.table(
             {
                 gettext("Layer"): map(str, range(len(view.rows))),
@@ -124,8 +120,6 @@ def opened_chart(view: OpenedView) -> Chart:
             "What does slicing do to the layer's matrices? They are drawn to scale, the side of the residual stream "
             "upright. Filled: kept as it is; hatched: kept, and rotated or fitted anew; pale: removed."
         ),
-        [],
-        {},
         *figure.table(
             {
                 gettext("Matrix"): names,

@@ -1,7 +1,5 @@
 """The charts of pruning ratios and importances: pure functions from plain numbers (`views.py`) to a `Chart`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,10 +45,7 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
                 gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
             }
         ),
-        hint=gettext("Click a layer."),
         protocol=formatting.provenance(plan.source),
-        layers=layers,
-        selected=selected,
     )
 
 

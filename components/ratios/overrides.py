@@ -1,8 +1,6 @@
 """Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt; locked units."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -41,14 +39,22 @@ def _template() -> str:
 """
 
 
-class OverridesPanel(NamedTuple):
-    """The table, whose value is the locks as text; an error message; and buttons for ratio files."""
+class OverridesPanel:
+    """The table, whose value is the locks as text; an error message; and buttons for ratio files.
 
-    table: gr.HTML
-    problem: gr.HTML
-    upload: gr.UploadButton
-    save: gr.Button
-    file: gr.DownloadButton
+    Created inside the Ratios tab, below the bars that show the same ratios.
+    """
+
+    def __init__(self) -> None:
+        template, on = LazyString(_template), on_load("overrides")
+        self.table = gr.HTML("", html_template=template, js_on_load=on, elem_id="overrides", apply_default_css=False)
+        self.problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
+        small: dict[str, Any] = {"size": "sm", "scale": 0, "min_width": 190}
+        with gr.Row(equal_height=True, elem_id="ratio-files"):
+            label = lazy_gettext("Load ratios (.csv, .json)")
+            self.upload = gr.UploadButton(label, file_types=[".csv", ".json"], **small)
+            self.save = gr.Button(lazy_gettext("Save these ratios (.csv)"), elem_id="ratios-save", **small)
+        self.file = gr.DownloadButton(visible="hidden")
 
 
 def edit(session: Session, request: Request, event: gr.EventData) -> dict[str, str]:
@@ -76,26 +82,6 @@ def load(session: Session, request: Request, ratios_file: str) -> dict[str, str]
 def save(session: Session, downloads: Downloads, request: Request) -> str:
     """The current plan's ratios as a CSV file, which `load` and the command line's `--ratios` can read."""
     return str(downloads.put("ratios.csv", lambda path: ratio_files.write_ratios(session, request, path)))
-
-
-def build() -> OverridesPanel:
-    """Build the section. Called inside the Ratios tab, below the bars that show the same ratios."""
-    table = gr.HTML(
-        "",
-        html_template=LazyString(_template),
-        js_on_load=on_load("overrides"),
-        elem_id="overrides",
-        apply_default_css=False,
-    )
-    problem = gr.HTML(elem_id="overrides-problem", apply_default_css=False)
-    with gr.Row(equal_height=True, elem_id="ratio-files"):
-        upload = gr.UploadButton(
-            lazy_gettext("Load ratios (.csv, .json)"), file_types=[".csv", ".json"], size="sm", scale=0, min_width=190
-        )
-        button = gr.Button(
-            lazy_gettext("Save these ratios (.csv)"), size="sm", scale=0, min_width=190, elem_id="ratios-save"
-        )
-    return OverridesPanel(table, problem, upload, button, gr.DownloadButton(visible="hidden"))
 
 
 def connect(panel: OverridesPanel, context: Context) -> None:

@@ -1,9 +1,6 @@
 """The Ratios tab: pruning ratio per layer, and the importances that determine it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
@@ -20,12 +17,26 @@ from .anatomy_charts import map_chart, opened_chart
 from .charts import importance_chart, ratio_chart
 
 
-class RatiosPanel(NamedTuple):
-    """The tab's sections."""
+class RatiosPanel:
+    """All charts, each with an explanation, initially for `first`; created inside a `gr.Tab`."""
 
-    live_output: LiveOutput  # updated on every move, on any tab: the table of manual ratios reads the bars too
-    anatomy: LiveOutput  # updated on every move while the tab is active
-    overrides: overrides.OverridesPanel
+    def __init__(self, session: Session, first: Request) -> None:
+        map_opening = initial_values(lambda: show_anatomy(session, first, 0, ""))
+        opening = initial_values(lambda: show(session, first, 0, ""))
+        anatomy = chart(map_opening("anatomy"), height=480, elem_id="anatomy-chart")
+        opened = chart(map_opening("opened"), height=200, elem_id="layer-chart")  # hidden until a layer is opened
+        fold("anatomy")
+        ratios = chart(opening("ratios"), height=440, elem_id="ratio-chart")
+        fold("ratios")
+        self.overrides = overrides.OverridesPanel()
+        importances = chart(opening("importances"), height=330, elem_id="importance-chart")
+        fold("importances")
+        # Updated on every move, on any tab: the table of manual ratios reads the bars too.
+        charts = {"ratios": ratios, "importances": importances}
+        self.live_output = LiveOutput("ratios", partial_handler(show, session), charts)
+        # Updated on every move while the tab is active.
+        charts = {"anatomy": anatomy, "opened": opened}
+        self.anatomy = LiveOutput("ratios", partial_handler(show_anatomy, session), charts)
 
 
 def show(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
@@ -70,25 +81,6 @@ def _shown(
         return session.plans.shown(source, request.slicing, (make.__qualname__, layer), charts)
     except ValueError:  # the headline shows what is wrong with the setting
         return {}
-
-
-def build(session: Session, first: Request) -> RatiosPanel:
-    """All charts, each with an explanation, initially for `first`. Called inside a `gr.Tab`."""
-    map_opening = initial_values(lambda: show_anatomy(session, first, 0, ""))
-    opening = initial_values(lambda: show(session, first, 0, ""))
-    anatomy = chart(map_opening("anatomy"), height=480, elem_id="anatomy-chart")
-    opened = chart(map_opening("opened"), height=200, elem_id="layer-chart")  # hidden until a layer is opened
-    fold("anatomy")
-    ratios = chart(opening("ratios"), height=440, elem_id="ratio-chart")
-    fold("ratios")
-    overrides_panel = overrides.build()
-    importances = chart(opening("importances"), height=330, elem_id="importance-chart")
-    fold("importances")
-    return RatiosPanel(
-        LiveOutput("ratios", partial_handler(show, session), {"ratios": ratios, "importances": importances}),
-        LiveOutput("ratios", partial_handler(show_anatomy, session), {"anatomy": anatomy, "opened": opened}),
-        overrides_panel,
-    )
 
 
 def connect(panel: RatiosPanel, context: Context) -> None:

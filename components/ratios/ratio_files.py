@@ -1,7 +1,5 @@
 """Ratio files: an uploaded file becomes locked ratios as text, and a plan becomes such a file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The charts of the Spectra tab, from plain numbers (`views.py`). Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +27,12 @@ COLOUR_TICKS = {-3: 0.1, -2: 1, -1: 10, -0.5: None}  # per cent of a head's ener
 def variance_chart(view: SpectraView) -> Chart:
     """Explained variance over principal axes, with the kept ranks: heads on the left, MLP and residual stream right."""
     fig = Figure(2, f"variance-{view.dim}", side_by_side=True, hovermode="closest")
-    fig.x_axis(1, gettext("axes of the head"), range=[0, AXIS_MARGIN * view.dim], dtick=_round_step(view.dim))
+    fig.x_axis(
+        1,
+        gettext("axes of the head"),
+        range=[0, AXIS_MARGIN * view.dim],
+        dtick=max(1, 2 ** (view.dim.bit_length() - 3)),
+    )
     fig.x_axis(2, gettext("fraction of all axes"), tickformat=".0%", range=[0, AXIS_MARGIN])
     fig.y_axis(1, gettext("explained variance"), tickformat=".0%", range=[0, 1.05], dtick=0.25)
     fig.y_axis(2, tickformat=".0%", range=[0, 1.05], dtick=0.25)
@@ -134,10 +137,6 @@ def _ring(fig: Figure, panel: int, curve: Curve, rank: int, colour: str) -> None
     box = {"xsizemode": "pixel", "ysizemode": "pixel", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
     style = {"fillcolor": "@page", "line": {"color": colour, "width": 2.2}}
     fig.shapes.append({"type": "circle", "name": figure.SETTING_SHAPE, **axes, **place, **box, **style})
-
-
-def _round_step(size: int) -> int:
-    return max(1, 2 ** (size.bit_length() - 3))
 
 
 def rank_chart(view: SpectraView) -> Chart:

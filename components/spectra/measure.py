@@ -3,8 +3,6 @@
 Before the default model is calibrated, everything is precomputed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +14,7 @@ from torch import Tensor
 from intraslice.core.linalg import by_kv_head
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import HeadLayout, kept_channels
+from intraslice.slicing.attention import kept_channels
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
@@ -113,16 +111,12 @@ class PrecomputedSpectra:
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
-        kv_head = torch.tensor(self.kv_head)
-        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
-        kept = kept_channels(*self._scores(layer), plan.heads, plan.dim)
-        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
-
-    def _scores(self, layer: int) -> tuple[Tensor, HeadLayout]:
-        """The scores of the channels of queries and keys, half a pair's each, and the layout of the heads."""
         kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
+        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
         layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
-        return torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2, layout
+        scores = torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2  # of each channel half of its pair's
+        kept = kept_channels(scores, layout, plan.heads, plan.dim)
+        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
 
     def width(self, sparsity: float) -> int | None:
         """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""

@@ -1,7 +1,5 @@
 """The Spectra tab: how many directions each part of a layer uses, and how many the current setting keeps."""
 
-from __future__ import annotations
-
 from ..frame.context import Context
 from ..gradio_compat.browser.on_latest import SILENT, on_latest
 from ..gradio_compat.signatures import partial_handler
@@ -29,9 +27,6 @@ class SpectraPanel:
             charts[name] = chart(height=height, elem_id=elem_id)
             fold(name)
         self.live_output = LiveOutput("spectra", partial_handler(show, self.views), charts)  # updated while dragging
-
-
-build = SpectraPanel
 
 
 def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """The data that the Spectra tab shows, as plain numbers: no tensors, no gradio."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass

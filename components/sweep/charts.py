@@ -1,10 +1,9 @@
 """Perplexity of a sweep's models against parameters removed, bytes on disk and measured speed. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from operator import attrgetter
+from typing import TypeGuard
 
 from ..i18n.language import gettext, number, translate
 from ..ui import figure
@@ -18,26 +17,18 @@ MEGABYTE = 1e6
 Value = Callable[[SweepPoint], float | None]
 
 
-class Charts(NamedTuple):
-    """The charts of a sweep; None for those whose points are not measured.
+def measured_charts(view: SweepView) -> dict[str, Chart | None]:
+    """The charts of the measured points; None for those whose points are not measured.
 
     The browser adds the settings of `assets/tried/` to the first, and hides it where it has neither these nor points.
     """
-
-    removed: Chart
-    size: Chart | None
-    speed: Chart | None
-
-
-def measured_charts(view: SweepView) -> Charts:
-    """The charts of the measured points."""
-    rounded = any(point.quantise != "none" for point in view.points)
-    timed = any(point.prefill is not None for point in view.points)
-    return Charts(
-        removed_chart(view),
-        size_chart(view) if rounded else None,
-        speed_chart(view) if timed else None,
-    )
+    is_rounded = any(point.quantise != "none" for point in view.points)
+    is_timed = any(point.prefill is not None for point in view.points)
+    return {
+        "removed": removed_chart(view),
+        "size": size_chart(view) if is_rounded else None,
+        "speed": speed_chart(view) if is_timed else None,
+    }
 
 
 def line_name(method: str, estimator: str, quantise: str = "none") -> str:
@@ -60,7 +51,7 @@ def pick_value(point: SweepPoint) -> str:
 def removed_chart(view: SweepView) -> Chart:
     """Perplexity against actual sparsity; the dense model as a horizontal line."""
     fig = Figure(1, "sweep", hovermode="closest")
-    add_lines(fig, 1, view, lambda point: point.removed, perplexity_of, gettext("%{{x:.1%}} removed"))
+    add_lines(fig, 1, view, attrgetter("removed"), perplexity_of, gettext("%{{x:.1%}} removed"))
     end = 1.08 * max([point.removed or 0 for point in view.points], default=0.5)
     title = gettext("actual sparsity (layer parameters removed)")
     fig.x_axis(1, title, tickformat=".0%", rangemode="tozero", range=[0, end])
@@ -82,7 +73,7 @@ def removed_chart(view: SweepView) -> Chart:
         (columns, [_row(point, view) for point in view.points]),
         hint=gettext("Click a point to load its setting into the controls."),
         protocol=view.protocol,
-        picks=[pick_value(point) for point in view.points],
+        picks=list(map(pick_value, view.points)),
     )
 
 
@@ -90,8 +81,8 @@ def speed_chart(view: SweepView) -> Chart:
     """Perplexity against measured prefill and decode speed, relative to the dense model."""
     fig = Figure(2, "sweep-speed", side_by_side=True, hovermode="closest")
     prefill, decode = gettext("prefill %{{x:.2f}} times as fast"), gettext("decode %{{x:.2f}} times as fast")
-    add_lines(fig, 1, view, lambda point: point.prefill, perplexity_of, prefill)
-    add_lines(fig, 2, view, lambda point: point.decode, perplexity_of, decode)
+    add_lines(fig, 1, view, attrgetter("prefill"), perplexity_of, prefill)
+    add_lines(fig, 2, view, attrgetter("decode"), perplexity_of, decode)
     fig.x_axis(1, gettext("prefill speed, relative to dense"), tickformat=".2f")
     fig.x_axis(2, gettext("decode speed, relative to dense"), tickformat=".2f")
     perplexity_axis(fig, 1, view)
@@ -100,11 +91,7 @@ def speed_chart(view: SweepView) -> Chart:
     _dense(fig, view, 2)
     equal_speed = {"color": "@dense", "width": 1, "dash": "2px,3px"}
     fig.shapes += [figure.upright(panel, 1, equal_speed) for panel in (1, 2)]
-    timed = [
-        (point, point.prefill, point.decode, point.perplexity)
-        for point in view.points
-        if point.prefill is not None and point.decode is not None and point.perplexity is not None
-    ]
+    timed = [point for point in view.points if None not in (point.prefill, point.decode, point.perplexity)]
     speeds = gettext("Prefill speed relative to dense"), gettext("Decode speed relative to dense")
     return fig.chart(
         gettext("Perplexity against speed"),
@@ -112,12 +99,12 @@ def speed_chart(view: SweepView) -> Chart:
         (
             [gettext("Method"), gettext("Target sparsity"), *speeds, gettext("Perplexity")],
             [
-                [*named(point), number(prefill, ".2f"), number(decode, ".2f"), number(perplexity, ".2f")]
-                for point, prefill, decode, perplexity in timed
+                [*named(point), *(figure.cell(one, ".2f") for one in (point.prefill, point.decode, point.perplexity))]
+                for point in timed
             ],
         ),
         protocol=view.speed_protocol,
-        picks=[pick_value(point) for point, *_ in timed],
+        picks=list(map(pick_value, timed)),
     )
 
 
@@ -210,17 +197,14 @@ def size_chart(view: SweepView) -> Chart:
     """Perplexity and KL from the dense model against bytes on disk; a step line shows the best model of each size."""
     fig = Figure(2, "sweep-size", side_by_side=True, hovermode="closest")
     best = set()
-    for panel, y_of in enumerate((perplexity_of, _divergence), start=1):
+    heights: tuple[Value, ...] = perplexity_of, attrgetter("divergence")
+    for panel, y_of in enumerate(heights, start=1):
         best |= {id(point) for point in _add_frontier(fig, panel, view, y_of)}
         add_lines(fig, panel, view, _megabytes, y_of, gettext("%{{x:.1f}} MB"))
         fig.x_axis(panel, gettext("size on disk, MB"), rangemode="tozero")
     perplexity_axis(fig, 1, view)
     fig.y_axis(2, gettext("KL from dense, nats per token"), rangemode="tozero")
-    measured = [
-        (point, size, perplexity)
-        for point in view.points
-        if (size := _megabytes(point)) is not None and (perplexity := point.perplexity) is not None
-    ]
+    measured = [point for point in view.points if None not in (point.bytes, point.perplexity)]
     model = gettext("Method"), gettext("Target sparsity"), gettext("GGUF type"), gettext("Size on disk, MB")
     damage = gettext("Perplexity"), gettext("KL from dense, nats per token"), gettext("On the frontier")
     return fig.chart(
@@ -236,21 +220,17 @@ def size_chart(view: SweepView) -> Chart:
                 [
                     *named(point),
                     type_name(point.quantise),
-                    number(size, ".1f"),
-                    number(perplexity, ".2f"),
+                    figure.cell(_megabytes(point), ".1f"),
+                    figure.cell(point.perplexity, ".2f"),
                     figure.cell(point.divergence, ".4f"),
                     gettext("yes") if id(point) in best else gettext("no"),
                 ]
-                for point, size, perplexity in measured
+                for point in measured
             ],
         ),
         protocol=view.protocol,
-        picks=[pick_value(point) for point, *_ in measured],
+        picks=list(map(pick_value, measured)),
     )
-
-
-def _divergence(point: SweepPoint) -> float | None:
-    return point.divergence
 
 
 def _megabytes(point: SweepPoint) -> float | None:

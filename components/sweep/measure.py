@@ -1,12 +1,10 @@
 """Sweeps for the page: the library's points, which it caches on disk one by one, as plain numbers."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -182,21 +180,11 @@ def _view(session: Session, request: Request, plan: Plan) -> SweepView:
 
 
 def _point(row: Mapping[str, Any]) -> SweepPoint:
-    count = row.get("sliced_total")
-    return SweepPoint(
-        row["method"],
-        row["estimator"] or "",
-        row["sparsity"],
-        row["removed_fraction"],
-        int(count) if count is not None else None,
-        row["perplexity"],
-        row.get("prefill_ratio"),
-        row.get("decode_ratio"),
-        row["note"] or "",
-        row["divergence"],
-        row["quantise"],
-        None if row["bytes"] is None else int(row["bytes"]),
-    )
+    names = {"target_sparsity": "sparsity", "removed": "removed_fraction", "parameters": "sliced_total"}
+    names |= {"prefill": "prefill_ratio", "decode": "decode_ratio"}
+    values: dict[str, Any] = {one.name: row.get(names.get(one.name, one.name)) for one in fields(SweepPoint)}
+    sizes = {name: int(values[name]) for name in ("parameters", "bytes") if values[name] is not None}
+    return SweepPoint(**values | sizes | {name: values[name] or "" for name in ("estimator", "note")})
 
 
 def _speed_protocol(speed: SpeedConfig, threads: str) -> str:

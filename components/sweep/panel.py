@@ -1,7 +1,5 @@
 """The Sweep tab: perplexity of many models against parameters removed, size on disk, and measured speed."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -24,7 +22,7 @@ from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
-from ..ui.explainers import fold
+from ..ui.explainers import fold, note
 from ..ui.handlers import LiveOutput, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure, tried
@@ -32,6 +30,10 @@ from .charts import MARKERS, measured_charts, type_name
 from .leaderboard import panel as leaderboard
 from .views import SweepChoice, SweepView
 
+LEAD = lazy_gettext(
+    "Slice the model many times and compare how perplexity rises with sparsity for each method. Bias, cap, shapes, "
+    "order and recovery are those of the controls; manual ratios are ignored."
+)
 SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
@@ -43,19 +45,16 @@ class SweepPanel:
 
     def __init__(self, session: Session, first: Request) -> None:
         default = SweepChoice()
-        gr.HTML(LazyString(_lead), apply_default_css=False)
-        group, sparsities = partial(gr.CheckboxGroup, min_width=260), [(_percent(one), one) for one in SPARSITIES]
+        note(LEAD, "isx-lead")
+        group = partial(gr.CheckboxGroup, min_width=260)
+        sparsities = [(LazyString(partial(percentage, percent)), percent) for percent in SPARSITIES]
         types = [(LazyString(partial(type_name, name)), name) for name in MARKERS]
         with gr.Row(elem_id="sweep-choice"):
-            options: dict[str, tuple[Any, str]] = {
-                "methods": (METHODS.options(), lazy_gettext("Methods")),
-                "estimators": (ESTIMATORS.options(), LazyString(_estimators)),
-                "sparsities": (sparsities, lazy_gettext("Sparsity")),
-                "quantise": (types, lazy_gettext("Quantise weights to GGUF type")),
-            }
             controls: dict[str, Any] = {
-                name: group(values, value=list(getattr(default, name)), label=label)
-                for name, (values, label) in options.items()
+                "methods": group(METHODS.options(), value=default.methods, label=lazy_gettext("Methods")),
+                "estimators": group(ESTIMATORS.options(), value=default.estimators, label=LazyString(_estimators)),
+                "sparsities": group(sparsities, value=default.sparsities, label=lazy_gettext("Sparsity")),
+                "quantise": group(types, value=default.quantise, label=lazy_gettext("Quantise weights to GGUF type")),
             }
         label = lazy_gettext("Measure speed too (takes longer)")
         controls["speed"] = gr.Checkbox(default.speed, label=label, container=False, elem_id="sweep-speed")
@@ -77,9 +76,6 @@ class SweepPanel:
         self.leaderboard = leaderboard.build()
 
 
-build = SweepPanel
-
-
 def connect(panel: SweepPanel, context: Context) -> None:
     """Attach the tab's handlers. Called inside the `gr.Blocks()` that holds the panel."""
     session, call, settings = context.session, context.call, context.controls.settings
@@ -97,21 +93,12 @@ def connect(panel: SweepPanel, context: Context) -> None:
     panel.csv.click(**saves).success(**in_browser(SAVE, panel.file))
     picked = {name: settings[name] for name in tried.FIELDS} | {"refresh": context.refresh}
     every([points.select for points in (*panel.charts.values(), panel.tried)], **call(pick, outputs=picked))
-    if panel.leaderboard is not None:
-        leaderboard.connect(panel.leaderboard, context)
+    if panel.leaderboard:
+        leaderboard.connect(context, **panel.leaderboard)
 
 
-def preview(
-    session: Session,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-) -> dict[str, Any]:
+def preview(session: Session, request: Request, choice: SweepChoice) -> dict[str, Any]:
     """The measured points of this sweep, and the estimated time for the rest."""
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     try:
         view = measure.cached_view(session, request, choice)
         seconds = measure.estimated_seconds(session, request, choice)
@@ -122,7 +109,7 @@ def preview(
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
     """The sweep point of the pinned setting, if it is measured; a setting with manual ratios has none."""
-    choice = SweepChoice(("intraslice",), (request.slicing.estimator,), (request.settings.sparsity,), speed=True)
+    choice = SweepChoice(["intraslice"], [request.slicing.estimator], [request.settings.sparsity], speed=True)
     try:
         view = measure.cached_view(session, request, choice)
     except ValueError:  # not calibrated yet
@@ -130,23 +117,13 @@ def show_pinned(session: Session, request: Request, layer: int, client: str) -> 
     return {} if request.slicing.locked or not view.points else _drawn(view)
 
 
-def sweep(
-    session: Session,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-    client: str,
-) -> Iterator[dict[str, Any]]:
+def sweep(session: Session, request: Request, choice: SweepChoice, client: str) -> Iterator[dict[str, Any]]:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
     `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
     sweep continues where it was. Yields two status lines (HTML) and three charts (JSON).
     """
     view: SweepView | None = None
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
     for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
         if isinstance(event, Status):
@@ -157,18 +134,8 @@ def sweep(
             yield _drawn(view)
 
 
-def save(
-    session: Session,
-    downloads: Downloads,
-    request: Request,
-    methods: list[str],
-    estimators: list[str],
-    sparsities: list[float],
-    speed: bool,
-    quantise: list[str],
-) -> str:
+def save(session: Session, downloads: Downloads, request: Request, choice: SweepChoice) -> str:
     """The measured points of a sweep, as a CSV file."""
-    choice = SweepChoice(methods, estimators, sparsities, speed, quantise)
     return str(downloads.put("sweep.csv", partial(measure.write_csv, session, request, choice)))
 
 
@@ -182,8 +149,7 @@ def pick(event: gr.EventData) -> dict[str, Any]:
 
 
 def _drawn(view: SweepView) -> dict[str, str]:
-    charts = measured_charts(view)._asdict()
-    return {name: points.to_json() if points else "" for name, points in charts.items()}
+    return {name: points.to_json() if points else "" for name, points in measured_charts(view).items()}
 
 
 def _quiet(text: str) -> str:
@@ -213,18 +179,6 @@ def _end(view: SweepView) -> str:
     return _quiet(_missing(view, 0.0) if done == view.total else stopped)
 
 
-def _lead() -> str:
-    lead = gettext(
-        "Slice the model many times and compare how perplexity rises with sparsity for each method. Bias, cap, "
-        "shapes, order and recovery are those of the controls; manual ratios are ignored."
-    )
-    return f'<p class="isx-lead">{lead}</p>'
-
-
 def _estimators() -> str:
     with_estimator = [METHODS[name] for name, method in choices.METHODS.items() if method.uses_estimator]
     return gettext("Ratio estimators ({methods})", methods=gettext(" and ").join(with_estimator))
-
-
-def _percent(value: float) -> LazyString:
-    return LazyString(partial(percentage, value))

@@ -1,7 +1,5 @@
 """The settings that a user has measured: a table on the Sweep tab, which the browser fills (`assets/tried/`)."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The choice and the data of a sweep, as plain numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +12,11 @@ class SweepChoice(NamedTuple):
     `quantise` has the types that weights are rounded to, and "none".
     """
 
-    methods: Sequence[str] = ("intraslice", "crossmodule")
-    estimators: Sequence[str] = ("pca", "uniform")
-    sparsities: Sequence[float] = (10, 20, 30, 40)
+    methods: list[str] = ["intraslice", "crossmodule"]  # noqa: RUF012  gradio shows programs the type of a list
+    estimators: list[str] = ["pca", "uniform"]  # noqa: RUF012
+    sparsities: list[float] = [10, 20, 30, 40]  # noqa: RUF012
     speed: bool = False
-    quantise: Sequence[str] = ("none",)
+    quantise: list[str] = ["none"]  # noqa: RUF012
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ Charts mark what depends on the settings: traces by `meta`, shapes by their name
 pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

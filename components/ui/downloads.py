@@ -4,8 +4,6 @@ A finished file is kept for a while (an export for ten minutes), since a slow cl
 is refused where no older one can be deleted for it.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 import tempfile

@@ -1,30 +1,42 @@
-"""Explanations on the page: the title with its buttons, the texts below the charts, and the glossary."""
-
-from __future__ import annotations
+"""Texts on the page: the title with its buttons, headings, notes, explanations below the charts, and the glossary."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
-from ..i18n.language import LANGUAGES, LazyString, gettext, language, long_text
+from ..i18n.language import LANGUAGES, LazyString, gettext, language, long_text, translate
 
 
 def header() -> None:
     """The title, the buttons for tour, lesson, presenter mode and keyboard shortcuts, and the languages."""
-    gr.HTML(LazyString(_header), elem_id="page-title", apply_default_css=False)
+    lazy_html(_header, elem_id="page-title")
 
 
 def glossary() -> None:
     """The glossary, folded at the end of the page, and the list of keyboard shortcuts, which `assets/keys.js` opens."""
-    gr.HTML(
-        LazyString(lambda: _folded(gettext("Glossary"), "glossary", "isx-fold isx-glossary") + _shortcuts()),
-        apply_default_css=False,
-    )
+    lazy_html(lambda: _folded(gettext("Glossary"), "glossary", "isx-fold isx-glossary") + _shortcuts())
 
 
 def fold(name: str) -> None:
     """The folded "What am I looking at?" below a chart, from `assets/texts/LANGUAGE/NAME.html`."""
-    gr.HTML(LazyString(lambda: _folded(gettext("What am I looking at?"), name, "isx-fold")), apply_default_css=False)
+    lazy_html(lambda: _folded(gettext("What am I looking at?"), name, "isx-fold"))
+
+
+def heading(text: str, **options: Any) -> None:
+    """A heading of a section."""
+    lazy_html(lambda: f"<h3>{translate(text)}</h3>", **options)
+
+
+def note(text: str, style: str = "isx-quiet", **options: Any) -> gr.HTML:
+    """A paragraph."""
+    return lazy_html(lambda: f'<p class="{style}">{translate(text)}</p>', **options)
+
+
+def lazy_html(draw: Callable[[], str], **options: Any) -> gr.HTML:
+    """A component with HTML in the client's language."""
+    return gr.HTML(LazyString(draw), apply_default_css=False, **options)
 
 
 def _header() -> str:

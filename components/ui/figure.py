@@ -4,12 +4,10 @@ Figures are plain dicts in plotly's JSON format: constructing `go.Figure` object
 validate every figure with plotly. Colours are `"@name"` of `palette.py`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..i18n.language import ENGLISH, gettext, language, number, separators, translate
@@ -36,10 +34,10 @@ class Chart:
 
     title: str
     note: str
-    data: list[Json]
-    layout: Json
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    data: list[Json] = field(default_factory=list)
+    layout: Json = field(default_factory=dict)
     layers: int = 0
     selected: int = 0
     side_by_side: bool = False  # panels are next to each other; a narrow screen stacks them
@@ -86,7 +84,8 @@ class Figure:
         self.annotations: list[Json] = []
         marks = {"shapes": self.shapes, "annotations": self.annotations}
         self.layout = _layout(panels, side_by_side) | {"hovermode": hovermode, "uirevision": revision} | marks
-        self._panels, self._side_by_side = panels, side_by_side
+        self._panels = panels
+        self._more: Json = {"side_by_side": side_by_side}  # fields of the chart
 
     def x_axis(self, panel: int, title: str | None = None, **options: Any) -> None:
         """Set the title and plotly's options of a panel's x axis."""
@@ -102,12 +101,16 @@ class Figure:
         self.layout[name].update(options)
 
     def over_layers(self, layers: int, selected: int) -> None:
-        """Give stacked panels one axis over the layers, with ticks below the last and a band at the selected layer."""
+        """Give stacked panels one axis over the layers, with ticks below the last and a band at the selected layer.
+
+        A click chooses a layer.
+        """
         span = [-0.6, max(layers, 1) - 0.4]
         for panel in range(1, self._panels):
             self.x_axis(panel, range=span, matches=f"x{suffix(self._panels)}", showticklabels=False)
         self.x_axis(self._panels, gettext("layer"), range=span, dtick=step(layers))
         self.shapes += [band(selected)] if layers else []
+        self._more |= {"layers": layers, "selected": selected, "hint": gettext("Click a layer.") if layers else ""}
 
     def curve(
         self, panel: int, name: str, y: Sequence[float], hover: str = "", x: Sequence[float] | None = None, **more: Any
@@ -151,7 +154,8 @@ class Figure:
 
     def chart(self, title: str, note: str, table: Table, **more: Any) -> Chart:
         """The chart with its texts and its data table; `more` are further fields of `Chart`."""
-        return Chart(title, note, self.data, self.layout, *table, side_by_side=self._side_by_side, **more)
+        columns, rows = table
+        return Chart(title, note, columns, rows, self.data, self.layout, **self._more, **more)
 
 
 def table(columns: Mapping[str, Iterable[str]]) -> Table:

@@ -1,7 +1,5 @@
 """Formats of numbers, and small pieces of HTML: readout, status, protocol. Pure; formats are defined only here."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -48,19 +46,18 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
     rows = _sizes(plan)
     columns = [gettext("dense"), gettext("sliced"), *([gettext("against A")] if pinned else [])]
     pinned_rows = _sizes(pinned.plan) if pinned else rows
-    lines = [
-        (name, format_size(dense), format_size(sliced), signed(sliced - other, format_size))[: len(columns) + 1]
+    lines: list[tuple[str, ...]] = [
+        (name, format_size(dense), format_size(sliced), signed(sliced - other, format_size))
         for (name, format_size, dense, sliced), (*_, other) in zip(rows, pinned_rows, strict=True)
     ]
     before = pinned.measured if pinned else Perplexities()
     perplexity = reading(measured.dense, 2), reading(measured.sliced, 2)
     changes = _change(measured.sliced, before.sliced), _change(measured.ratio, before.ratio)
-    readings: list[tuple[str, ...]] = [
+    lines += [
         (gettext("Perplexity"), *perplexity, changes[0]),
         (gettext("Perplexity relative to dense"), "", with_error(measured.ratio, 2), changes[1]),
         *_precomputed_lines(measured.costs, before.costs),
     ]
-    readings = [line[: len(columns) + 1] for line in readings]
     flops = gettext(
         "FLOPs: two per weight in each matrix multiplication, plus those of attention over {context} tokens.",
         context=plan.context,
@@ -72,7 +69,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         for name, reading in (("dense", measured.dense), ("sliced", measured.sliced))
         if reading and reading.is_whole
     )
-    content = table(columns, [*lines, *readings], style)
+    content = table(columns, [line[: len(columns) + 1] for line in lines], style)
     notes = " ".join((translate(PERPLEXITY), translate(KL), flops))
     return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{notes}</p>'
 

@@ -8,12 +8,10 @@ All values from outside are validated here, once: those of the controls by `stat
 names, an upload by its folder.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 import gradio as gr
@@ -56,14 +54,13 @@ class LiveOutput:
     """Outputs of a tab that are updated after every move: `handler(request, layer, client)` answers in milliseconds.
 
     `for_pinned` does the same for the pinned setting, if another function is needed. A handler may have further
-    parameters before `client`: those of `Context.call`, and the names of `inputs`.
+    parameters before `client`: those of `Context.call`.
     """
 
     tab: str
     handler: Handler
     outputs: Mapping[str, Any]
     for_pinned: Handler | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[str, Any]:
@@ -115,18 +112,19 @@ def spread_settings(
 
     Those of `YOUNGER` come last, so that positional calls stay valid. Gradio calls it with the value of each control,
     and its API shows every parameter by name. With `outputs` an answer becomes a value for each of them, or that of a
-    single one. The parameter `pinned` is parsed into a `Request`, or None if no setting is pinned. For invalid values
-    it returns `refuse(error)`; without `refuse` it raises the error, which gradio shows. A handler without a parameter
-    `request` takes no settings.
+    single one. The parameter `pinned` is parsed into a `Request`, or None if no setting is pinned. One whose type is a
+    `NamedTuple` becomes a parameter for each of its fields. For invalid values it returns `refuse(error)`; without
+    `refuse` it raises the error, which gradio shows. A handler without a parameter `request` takes no settings.
 
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
     whose error is the headline (`frame/moves.py`).
     """
-    rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) :]]
+    own = parameters_of(handler)[len(bound) :]
     fields, last = [], []
-    if rest and rest[0].name == REQUEST:
-        fields, rest = _fields(), rest[1:]
+    if own and own[0].name == REQUEST:
+        fields, own = _fields(), own[1:]
         fields, last = fields[: -len(YOUNGER)], fields[-len(YOUNGER) :]
+    rest = [with_default(parameter) for one in own for parameter in _spread(one)]
     if tab:
         last.append(_parameter(ACTIVE_TAB, str, ""))
         refuse = leave_unchanged
@@ -144,7 +142,8 @@ def spread_settings(
             request = parse(settings._replace(upload=uploaded_path(settings.upload)))
             checks["pinned"] = lambda text: pinned_text.comparable_request(text, request)
             requests.append(request)
-        return *bound, *requests, *(checks[name](value) if name in checks else value for name, value in others.items())
+        checked = {name: checks[name](value) if name in checks else value for name, value in others.items()}
+        return *bound, *requests, *(_gathered(parameter, checked) for parameter in own)
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
@@ -158,6 +157,21 @@ def _fields() -> list[inspect.Parameter]:
     """A parameter for each setting, with its default."""
     types = get_type_hints(Settings) | {"upload": Upload}
     return [_parameter(name, types[name], default) for name, default in Settings()._asdict().items()]
+
+
+def _spread(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter."""
+    kind, default = parameter.annotation, parameter.default
+    if not hasattr(kind, "_fields"):
+        return [parameter]
+    defaults = {} if default is parameter.empty else default._asdict()
+    return [_parameter(name, hint, defaults.get(name)) for name, hint in get_type_hints(kind).items()]
+
+
+def _gathered(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:
+    """A parameter's value from those of the parameters that it became."""
+    kind, fields = parameter.annotation, getattr(parameter.annotation, "_fields", None)
+    return kind(*(values[name] for name in fields)) if fields else values[parameter.name]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -1,7 +1,5 @@
 """Labels of estimators, methods and modules, and their colours, dashes and symbols."""
 
-from __future__ import annotations
-
 from collections import UserDict
 from collections.abc import Iterator, Mapping
 from functools import partial

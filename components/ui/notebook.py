@@ -1,7 +1,5 @@
 """Charts of the page as ordinary plotly figures, for notebooks and scripts. Pure functions."""
 
-from __future__ import annotations
-
 import plotly.graph_objects as go
 
 from .figure import Chart

@@ -4,8 +4,6 @@ Charts refer to a colour as `"@name"`. The browser looks the name up in the CSS 
 server need not redraw figures when the user switches between the light and the dark page.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 

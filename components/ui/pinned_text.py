@@ -4,8 +4,6 @@ The text is a query string of the settings that are not the defaults, such as `s
 uploaded file is represented by a hash, by which the page recognises its own upload, and never by its name.
 """
 
-from __future__ import annotations
-
 from hashlib import sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlencode

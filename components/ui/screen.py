@@ -1,7 +1,5 @@
 """What the page shows outside of the tabs, drawn from a view: headline, readout, status. Pure: numbers in, HTML out."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -4,8 +4,6 @@ A file of `assets/` is the body of a function. The scripts of components (`COMPO
 gradio's `element`, `props`, `watch` and `trigger` in scope.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -7,8 +7,10 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
+import pandas
 import plotly.graph_objects as go
 import pytest
 from tiny_page import curves, in_light, plan_view
@@ -19,7 +21,7 @@ from components.assets import ASSETS
 from components.compare.charts import facts_chart
 from components.compare.views import FactsColumn, FactsView
 from components.estimator.charts import convergence_chart, estimator_check_chart, search_chart
-from components.estimator.views import EstimatorCheckView, ModuleCheck, RatioSearchView
+from components.estimator.views import EstimatorCheckView, RatioSearchView
 from components.ratios.anatomy_charts import map_chart, opened_chart, packed
 from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import pair_chart, rank_chart, variance_chart
@@ -34,20 +36,21 @@ from components.sweep.leaderboard import charts as leaderboard
 from components.sweep.views import SweepPoint, SweepView
 from components.ui import figure, palette
 from components.ui.figure import Chart, thinned
+from intraslice.core.config import MODULE_KINDS
+from intraslice.diagnostics.sensitivity import RankAgreement
+from intraslice.evaluation.facts import Fact, Question
 from intraslice.planning.sizes import LayerSizes
+from intraslice.search.ratio_search import SearchResult
 
 CONVERGENCE = ConvergenceView((1, 2, 4, 8), (0.2, 0.05, 0.01, 0.0), (0.1, 0.03, 0.02, 0.0), (0.4, 0.1, 0.015, 0.0), 32)
-SEARCH = RatioSearchView(((0.1, 0.2),) * 3, ((0.2, 0.1), (0.0, 0.3), (0.1, 0.2)), 9.0, 9.0, (-0.1, 0.0), 0.5, 0.4)
-RANKS = {"pca": 1, "fisher": 2}
-CHECK = EstimatorCheckView(
-    0.25,
-    2560,
-    tuple(ModuleCheck(0, kind, 0.1, 0.01, 1, {"pca": 0.2, "fisher": 0.3}, RANKS) for kind in ("attention", "mlp")),
-    {name: {"attention": 0.9, "mlp": None} for name in RANKS},
-    {"attention": 0.95, "mlp": None},
-    (),
-    "2,560 held-out tokens",
-)
+START = dict.fromkeys(product(range(3), MODULE_KINDS), 0.15)
+FOUND = START | {(0, "attention"): 0.2, (0, "mlp"): 0.1, (1, "attention"): 0.0, (1, "mlp"): 0.3}
+SEARCH = RatioSearchView(START, SearchResult(0.15, FOUND, 0.5, 0.4, 9.0, (-0.1, 0.0)), 9.0)
+DAMAGE = {"layer": 0, "damage": 0.1, "standard_error": 0.01, "place": 1, "place_pca": 1, "place_fisher": 2}
+CHECKED = pandas.DataFrame([DAMAGE | {"module": kind, "pca": 0.2, "fisher": 0.3} for kind in MODULE_KINDS])
+RHO = {name: {"attention": 0.9, "mlp": None} for name in ("pca", "fisher")}
+AGREEMENT = RankAgreement(CHECKED, RHO, {"attention": 0.95, "mlp": None}, ())
+CHECK = EstimatorCheckView(0.25, AGREEMENT, "2,560 held-out tokens")
 
 HEAD = Curve(4, (1, 2, 3, 4), (0.5, 0.8, 0.96, 1.0), 3)
 WIDE = Curve(300, curve_ranks(300), [rank / 300 for rank in curve_ranks(300)], 285)
@@ -66,6 +69,10 @@ def spectra_view(**changes) -> SpectraView:
         width=150,
     )
     return replace(view, **changes)
+
+
+NARROW = spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 2), width=None)
+WITHOUT_GROUPS = spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 4, WIDE, WIDE, WIDE))
 
 
 def shift_view(massive: float = math.nan) -> ShiftView:
@@ -91,14 +98,10 @@ OPENED = OpenedView(
     cross=Width(4, 0.51),
 )
 
-FACTS = FactsView(
-    [("code", "1 +", ("1", "2", "3")), ("grammar", "They", ("are", "is"))],
-    {"dense": FactsColumn([2, 0], ["1 …", "go"], [0, 1]), "intraslice": FactsColumn([1, 1], ["2", "go"], [0, 0], 30)},
-    percent=33,
-    certainty=[0.9, 0.1],
-    lost=[0],
-    gained=[1],
-)
+QUESTIONS = [Question("code", "1 +", ("1", "2", "3")), Question("grammar", "They", ("are", "is"))]
+DENSE = FactsColumn([Fact(0, 0.9, "1 …", True), Fact(1, 0.1, "go", False)])
+SLICED = FactsColumn([Fact(0, 0.5, "2", False), Fact(0, 0.5, "go", False)], 30)
+FACTS = FactsView(QUESTIONS, {"dense": DENSE, "intraslice": SLICED}, percent=33, lost=[0], gained=[1])
 SWEEP = SweepView(
     15.0,
     (
@@ -121,14 +124,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (convergence_chart, [(CONVERGENCE,), (None,)]),
     (search_chart, [(SEARCH, "pca", 1), (None, "pca")]),
     (estimator_check_chart, [(CHECK, "pca"), (CHECK, "uniform"), (CHECK, "fisher"), (None, "pca")]),
-    (
-        variance_chart,
-        [
-            (spectra_view(),),
-            (spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 2), width=None),),
-            (spectra_view(curves=LayerCurves((HEAD,) * 4, (HEAD,) * 4, WIDE, WIDE, WIDE)),),
-        ],
-    ),
+    (variance_chart, [(view,) for view in (spectra_view(), NARROW, WITHOUT_GROUPS)]),
     (rank_chart, [(spectra_view(),)]),
     (pair_chart, [(spectra_view(),)]),
     (shift_chart, [(shift_view(0.1), 1), (shift_view(),), (replace(shift_view(), methods=ALONE),)]),
@@ -146,12 +142,12 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
 
 def test_every_function_that_makes_a_chart_is_tried_here() -> None:
     """But for those of a published page, which change a tab's chart (`export/test_published.py`)."""
-    found = set()
+    found, returns = set(), (Chart, Chart | None)
     for file in (ASSETS.parent / "components").rglob("*.py"):
         if "-> Chart" in file.read_text(encoding="utf-8") and file.parent.name != "export":
             name = ".".join(file.relative_to(ASSETS.parent).with_suffix("").parts)
             functions = inspect.getmembers(importlib.import_module(name), inspect.isfunction)
-            found |= {one for _, one in functions if one.__annotations__.get("return") in ("Chart", "Chart | None")}
+            found |= {one for _, one in functions if inspect.signature(one, eval_str=True).return_annotation in returns}
     assert found == {function for function, _ in EVERY}
 
 

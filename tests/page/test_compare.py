@@ -14,10 +14,9 @@ from tiny_page import SOMEBODY, in_job, stepwise
 from components import limits
 from components.compare import answers as streaming
 from components.compare import html as compare_words
-from components.compare import panel, token_streams
-from components.compare.models import Columns
-from components.compare.token_streams import TokenStream, stream_key
-from components.compare.views import COLUMNS, Answer, Candidate, Cost, Costs, PassageToken, PassageView, Question
+from components.compare import models, panel
+from components.compare.models import Columns, TokenStream, stream_key
+from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.crossmodule import TOLERANCE
@@ -52,7 +51,7 @@ def begun(monkeypatch) -> list:
         begun.append(model)
         return stream_tokens(model, *arguments, **options)
 
-    monkeypatch.setattr(token_streams, "stream_tokens", noted)
+    monkeypatch.setattr(models, "stream_tokens", noted)
     return begun
 
 
@@ -78,7 +77,7 @@ def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
     main(["generate", "--model", tiny.settings.model, *texts, *asked])
     texts = json.loads(capsys.readouterr().out)["text"]
     shown: dict[str, str] = {}
-    for answer in panel.answer(columns, tiny, PROMPT, 12, 0.0, 0, False, None, "", SOMEBODY):
+    for answer in panel.answer(columns, tiny, Question(PROMPT, 12), None, "", SOMEBODY):
         shown |= answer
     assert plain(shown["dense"]) == texts["dense"]
     assert plain(shown["intraslice"]) == texts["sliced"]
@@ -102,7 +101,7 @@ def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperature) -> None:
-    answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, seed=3)
+    answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, sample_seed=3)
     tokenizer = session.calibrated(tiny).loaded.tokenizer
     tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
@@ -120,7 +119,9 @@ def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperat
 
 def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the_same(columns, tiny, begun) -> None:
     state = torch.get_rng_state()
-    first, again, other = (asked(Columns(columns.session), tiny, temperature=2.0, seed=seed) for seed in (5, 5, 6))
+    first, again, other = (
+        asked(Columns(columns.session), tiny, temperature=2.0, sample_seed=seed) for seed in (5, 5, 6)
+    )
     assert first == again
     for name in COLUMNS:
         assert first[name].text != other[name].text
@@ -152,12 +153,13 @@ def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_mo
     assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
     assert cost(dense).count("as fast as dense") == 2
     evil = '<script>alert(1)</script>"'
-    token = PassageToken(evil, 0.5, 0.1, 1.6, 0.2, True, (Candidate(evil, 0.5, 0.1),))
+    candidate = NextToken(evil, 7, 0.5, 0.1)
+    token = TokenScore(evil, 7, -0.7, -2.3, 0.2, False, (candidate,))
     for html in (
         compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
         compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
-        compare_words.candidates([Candidate(evil, 0.5, 0.1)], evil),
-        compare_words.passage(PassageView(evil, (token,), 1.0)),
+        compare_words.candidates([candidate], evil),
+        compare_words.passage(Passage(evil, (token,))),
     ):
         assert "<script>" not in html
         assert 'alert(1)&lt;/script&gt;"' not in html
@@ -216,7 +218,7 @@ def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question,
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
-    answers = panel.answer(columns, tiny, PROMPT, 400, 0.0, 0, False, None, "", SOMEBODY)
+    answers = panel.answer(columns, tiny, Question(PROMPT, 400), None, "", SOMEBODY)
     for _ in range(12):
         next(answers)
     columns.session.jobs.halt(SOMEBODY, "answer")
@@ -227,7 +229,7 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert all(", stopped" in html and "aria-busy" not in html for html in left[-1].values())
     assert list(panel.costs(columns, tiny, None, "", SOMEBODY)) == [{}]  # no more work follows
     assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
-    end = [answer for answer in panel.answer(columns, tiny, PROMPT, 4, 0.0, 0, False, None, "", SOMEBODY) if answer]
+    end = [answer for answer in panel.answer(columns, tiny, Question(PROMPT, 4), None, "", SOMEBODY) if answer]
     assert "Calibrated on" in end[-1]["status"]
 
 
@@ -261,8 +263,8 @@ def test_whoever_comes_late_has_the_first_tokens_at_once_and_goes_on_where_a_can
         pause()
         yield from range(sampling)
 
-    monkeypatch.setattr(token_streams, "stream_tokens", generate)
-    monkeypatch.setattr(token_streams, "end_tokens", lambda ends: ends)
+    monkeypatch.setattr(models, "stream_tokens", generate)
+    monkeypatch.setattr(models, "end_tokens", lambda ends: ends)
     scheduler, stream = Stepped(), TokenStream()
 
     def reading(job, count: int = 7, ends: tuple = (6,)):
@@ -295,8 +297,8 @@ def test_another_setting_question_or_seed_is_another_answer(session, tiny) -> No
     def key(request: Request = tiny, **question: object) -> str:
         return stream_key(request.slice_key("intraslice"), tokenizer, Question(PROMPT, 12)._replace(**question))
 
-    assert key() == key(seed=5)  # greedy
-    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, seed=5)]
+    assert key() == key(sample_seed=5)  # greedy
+    others = [key(prompt="w10"), key(tokens=13), key(temperature=1.0), key(temperature=1.0, sample_seed=5)]
     others += [key(tiny.with_settings(sparsity=31)), key(tiny.with_settings(cap=70))]
     assert len({key(), *others}) == 7
 

@@ -17,6 +17,7 @@ from components.limits import DOWNLOAD_SECONDS
 from components.ratios.charts import ratio_chart
 from components.state.request import Request
 from components.state.session import Session
+from components.sweep.views import SweepChoice
 from components.ui import downloads as module_of_downloads
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
@@ -174,7 +175,7 @@ def test_the_report_stands_alone(session, tiny, downloads) -> None:
     list(session.measure(tiny, "somebody"))
     plan, measured = session.plan(tiny), session.perplexities(tiny)
     prompt = "</script><b>"
-    path = Path(panel.report(session, downloads, tiny, 1, prompt, [], [], [], False, []))
+    path = Path(panel.report(session, downloads, tiny, 1, prompt, SweepChoice([], [], [], False, [])))
     assert path.name == f"{exports.checkpoint_name(tiny)}.html"
     text = re.sub(r"<script>/\*.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.S)  # without plotly.js
     assert not re.search(r"""\bsrc=|https?://|href="(?!data:,)|@import|url\(|fetch\(|XMLHttpRequest""", text)

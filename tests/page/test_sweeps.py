@@ -164,8 +164,8 @@ def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(ses
     assert plain.bytes == plain.parameters * session.calibrated(tiny).loaded.model.dtype.itemsize
     assert (without_file.perplexity, without_file.bytes) == (None, None)
     assert "tokenizer" in without_file.note
-    assert measured_charts(view).size is not None
-    assert measured_charts(VIEW).size is None
+    assert measured_charts(view)["size"] is not None
+    assert measured_charts(VIEW)["size"] is None
 
 
 def test_a_point_reserves_its_slice_and_the_copy_that_is_rounded(session, tiny, monkeypatch) -> None:

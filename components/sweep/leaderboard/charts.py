@@ -1,7 +1,5 @@
 """Charts of the leaderboard: damage and accuracy in tasks against sparsity, and damage against model size. Pure."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
@@ -130,9 +128,7 @@ def accuracy_chart(cells: Sequence[Cell], scores: Mapping[Slice, Sequence[Score]
         gettext("Target sparsity"): [number(cell.sparsity, ".0%") for cell in shown],
         gettext("Mean accuracy, %"): [_percent(means[cell]) for cell in shown],
         gettext("Difference to dense"): [_percent(mean_difference(of_cell[cell], dense)) for cell in shown],
-        gettext("KL from dense, nats per token"): [
-            _with_error(cell.divergence, cell.divergence_error) for cell in shown
-        ],
+        gettext("KL from dense, nats per token"): _with_errors(shown, "divergence"),
     }
     for task in (score.task for score in dense):
         columns[task] = [_percent(mean_accuracy(row for row in of_cell[cell] if row.task == task)) for cell in shown]
@@ -237,19 +233,19 @@ def _damage(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """The table's columns of perplexity, its ratio to the dense one, and KL."""
     return {
         gettext("Perplexity"): [number(cell.perplexity, ",.2f") for cell in cells],
-        gettext("Perplexity relative to dense"): [
-            _with_error(cell.perplexity_ratio, cell.perplexity_ratio_error) for cell in cells
-        ],
-        gettext("KL from dense, nats per token"): [
-            _with_error(cell.divergence, cell.divergence_error) for cell in cells
-        ],
+        gettext("Perplexity relative to dense"): _with_errors(cells, "perplexity_ratio"),
+        gettext("KL from dense, nats per token"): _with_errors(cells, "divergence"),
     }
 
 
-def _with_error(value: float, error: float) -> str:
-    """Both rounded to the first two digits of the error."""
-    digits = 1 - math.floor(math.log10(error))
-    return " ± ".join(number(round(shown, digits), f",.{max(digits, 0)}f") for shown in (value, error))
+def _with_errors(cells: Sequence[Cell], name: str) -> list[str]:
+    """A value of each cell with its standard error, both rounded to the first two digits of the error."""
+    pairs = list(map(attrgetter(name, f"{name}_error"), cells))
+    digits = [1 - math.floor(math.log10(error)) for _, error in pairs]
+    return [
+        " ± ".join(number(round(shown, digit), f",.{max(digit, 0)}f") for shown in pair)
+        for pair, digit in zip(pairs, digits, strict=True)
+    ]
 
 
 def _percent(values: tuple[float, float]) -> str:

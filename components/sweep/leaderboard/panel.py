@@ -1,9 +1,7 @@
 """The leaderboard below the sweep: a model and a text, and the charts of their cells."""
 
-from __future__ import annotations
-
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import gradio as gr
 
@@ -12,28 +10,18 @@ from ...gradio_compat.browser.on_latest import on_latest
 from ...i18n.language import LazyString, gettext, lazy_gettext
 from ...state import leaderboard, task_scores
 from ...ui.chart_bridge import chart
-from ...ui.explainers import fold
+from ...ui.explainers import fold, lazy_html
 from . import charts
 
 
-class LeaderboardPanel(NamedTuple):
-    """The section's components."""
-
-    model: gr.Dropdown
-    text: gr.Dropdown
-    by_sparsity: gr.HTML
-    by_accuracy: gr.HTML
-    by_size: gr.HTML
-
-
-def build() -> LeaderboardPanel | None:
-    """The section, without charts until the tab is opened; None if no cell is measured."""
+def build() -> dict[str, Any]:
+    """The section's components by name, without charts until the tab is opened; none if no cell is measured."""
     cells = leaderboard.cells()
     if not cells:
-        return None
+        return {}
     models = list(dict.fromkeys((cell.model_name, cell.model) for cell in cells))
     texts = list(dict.fromkeys(cell.text for cell in cells))
-    gr.HTML(LazyString(_heading), apply_default_css=False)
+    lazy_html(_heading)
     with gr.Row(elem_id="leaderboard-choice"):
         model = gr.Dropdown(models, value=models[0][1], label=lazy_gettext("Model"), elem_id="leaderboard-model")
         labelled = [(LazyString(partial(charts.TEXTS.__getitem__, text)), text) for text in texts]
@@ -44,7 +32,7 @@ def build() -> LeaderboardPanel | None:
     by_accuracy = chart(height=440, elem_id="leaderboard-accuracy-chart", table=True)
     by_size = chart(height=400, elem_id="leaderboard-size-chart")
     fold("leaderboard")
-    return LeaderboardPanel(model, text, by_sparsity, by_accuracy, by_size)
+    return {"model": model, "text": text, "by_sparsity": by_sparsity, "by_accuracy": by_accuracy, "by_size": by_size}
 
 
 def show(model: str, text: str) -> dict[str, str]:
@@ -60,11 +48,10 @@ def show(model: str, text: str) -> dict[str, str]:
     return {name: chart.to_json() if chart else "" for name, chart in drawn.items()}
 
 
-def connect(panel: LeaderboardPanel, context: Context) -> None:
-    """Attach the section's handlers. Called inside the `gr.Blocks()` that holds the panel."""
-    events = [panel.model.change, panel.text.change, context.opened["sweep"].change]
-    outputs = {name: getattr(panel, name) for name in ("by_sparsity", "by_accuracy", "by_size")}
-    on_latest(events, **context.call(show, outputs=outputs, model=panel.model, text=panel.text))
+def connect(context: Context, model: gr.Dropdown, text: gr.Dropdown, **charts: gr.HTML) -> None:
+    """Attach the section's handlers. Called inside the `gr.Blocks()` that holds the components."""
+    events = [model.change, text.change, context.opened["sweep"].change]
+    on_latest(events, **context.call(show, outputs=charts, model=model, text=text))
 
 
 def _heading() -> str:

@@ -10,6 +10,7 @@ from tiny_page import SOMEBODY, in_job
 
 from components.compare import panel
 from components.compare.models import Columns
+from components.compare.views import Question
 from components.ui.handlers import spread_settings
 from intraslice import checkpoints
 from intraslice.core.errors import UserError
@@ -39,7 +40,7 @@ def text_of(column: str) -> str:
 
 def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
     shown: dict[str, str] = {}
-    for answer in panel.answer(columns or Columns(session), tiny, PROMPT, 12, 0.0, 0, True, None, name, SOMEBODY):
+    for answer in panel.answer(columns or Columns(session), tiny, Question(PROMPT, 12, raw=True), None, name, SOMEBODY):
         shown |= answer
     return shown
 
@@ -105,7 +106,7 @@ def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
     assert "answer" not in panel.name_other(columns, tiny, other, shown, SOMEBODY)
     assert "<h3>another</h3>" in panel.name_other(columns, tiny, "another", shown, SOMEBODY)["answer"]
     assert panel.name_other(columns, tiny, "", shown, SOMEBODY) == {"answer": "", "cost": ""}
-    late = panel.answer(columns, tiny, "w40 w50", 12, 0.0, 0, True, None, other, SOMEBODY)
+    late = panel.answer(columns, tiny, Question("w40 w50", 12, raw=True), None, other, SOMEBODY)
     assert any("other" in step for step in late)  # the first of its tokens
     panel.name_other(columns, tiny, "another", shown, SOMEBODY)  # while that answer is written
     assert not any("other" in step for step in late)

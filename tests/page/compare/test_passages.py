@@ -10,6 +10,7 @@ from tiny_page import SOMEBODY, in_job
 from components.compare import html as compare_words
 from components.compare import panel, passage_panel
 from components.compare.models import Columns
+from components.compare.views import Question
 from components.device import wllama
 from components.i18n.language import number, use_language
 from components.jobs.status import Status
@@ -109,8 +110,7 @@ def told(session, tiny, monkeypatch):
     def status(event: Status, is_fetched: bool = True) -> str:
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
         monkeypatch.setattr(session.jobs, "run", lambda *_, **__: iter([event]))
-        question = "w10", 4, 0.0, 0, False, None, ""
-        return list(panel.answer(Columns(session), tiny, *question, SOMEBODY))[1]["status"]
+        return list(panel.answer(Columns(session), tiny, Question("w10", 4), None, "", SOMEBODY))[1]["status"]
 
     return status
 

@@ -1,6 +1,7 @@
 """Estimator check: measured through the page's own code on a tiny model; chart and words say what was measured."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_page import SOMEBODY, precomputed_for
@@ -25,7 +26,7 @@ def view(checks, tiny) -> EstimatorCheckView:
     for event in checks.measure(tiny, SOMEBODY):
         texts.append(event.text)
         if (event.done, event.total) == (2, 6):
-            checks._session.jobs.halt(SOMEBODY)
+            checks.session.jobs.halt(SOMEBODY)
     assert texts[-1] == "Cancelled."
     assert checks.cached(tiny) is None
     *events, last = checks.measure(tiny, SOMEBODY)
@@ -36,12 +37,16 @@ def view(checks, tiny) -> EstimatorCheckView:
     return last
 
 
+def drawn(view: EstimatorCheckView) -> str:
+    return estimator_check_chart(view, "pca").to_json() + check_summary(view, "pca")
+
+
 def test_a_stopped_measurement_goes_on_where_it_was_and_has_every_module(view, session, tiny) -> None:
-    assert [(one.layer, one.module) for one in view.modules] == [
-        (layer, module) for layer in range(3) for module in ("attention", "mlp")
+    assert view.agreement.modules[["layer", "module"]].values.tolist() == [
+        [layer, module] for layer in range(3) for module in ("attention", "mlp")
     ]
-    assert view.rho["pca"].keys() >= {"attention", "mlp"}
-    assert EstimatorCheckCache(session).cached(tiny) == view  # another page knows it at once
+    assert view.agreement.rho["pca"].keys() >= {"attention", "mlp"}
+    assert drawn(EstimatorCheckCache(session).cached(tiny)) == drawn(view)  # another page knows it at once
 
 
 def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, tiny, tmp_path, monkeypatch) -> None:
@@ -49,11 +54,11 @@ def test_the_default_models_stored_check_stays_when_it_is_loaded(view, session, 
     measured = check.cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, check.RATIO)
     layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, sensitivity=measured)
     monkeypatch.setattr(session, "precomputed", layer)
-    assert EstimatorCheckCache(session).cached(tiny) == view  # at once on another page
+    assert drawn(EstimatorCheckCache(session).cached(tiny)) == drawn(view)  # at once on another page
     monkeypatch.setattr(check, "cached_sensitivity", lambda *_: None)
     kept = EstimatorCheckCache(session).cached(tiny)
     assert "Precomputed: Tiny weights on 8 x 32 tokens" in estimator_check_chart(kept, "pca").caption()
-    assert [one.damage for one in kept.modules] == pytest.approx([one.damage for one in view.modules], rel=1e-3)
+    assert kept.agreement.modules["damage"].tolist() == pytest.approx(view.agreement.modules["damage"], rel=1e-3)
 
 
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
@@ -62,10 +67,9 @@ def test_points_are_what_was_measured(view, estimator) -> None:
     sent = json.loads(chart.to_json())
     attention = sent["data"][0]
     assert attention["customdata"] == [0, 1, 2]
-    measured = [one for one in view.modules if one.module == "attention"]
-    assert attention["y"] == pytest.approx([one.damage for one in measured], rel=1e-3)
-    shown = "fisher" if estimator == "fisher" else "pca"
-    assert attention["x"] == pytest.approx([one.predicted[shown] for one in measured], rel=1e-3)
+    measured = view.agreement.modules[view.agreement.modules["module"] == "attention"]
+    assert attention["y"] == pytest.approx(measured["damage"], rel=1e-3)
+    assert attention["x"] == pytest.approx(measured["fisher" if estimator == "fisher" else "pca"], rel=1e-3)
     assert len(chart.rows) == 6
 
 
@@ -75,7 +79,7 @@ def test_an_unmeasured_model_has_no_points_and_the_misjudged_are_named(view) -> 
     assert check_summary(None, "pca") == ""
     assert chart.layers == 0
     misjudged = Misjudged("pca", 2, "mlp", 1, 3, 3)
-    words = check_summary(EstimatorCheckView(**{**vars(view), "misjudged": (misjudged,)}), "pca")
+    words = check_summary(replace(view, agreement=replace(view.agreement, misjudged=(misjudged,))), "pca")
     assert "Slicing layer 2's MLP does more damage than PCA-aware predicts: measured rank 1 of 3" in words
-    words = check_summary(EstimatorCheckView(**{**vars(view), "misjudged": ()}), "fisher")
+    words = check_summary(replace(view, agreement=replace(view.agreement, misjudged=())), "fisher")
     assert "no module's predicted rank (Fisher) differs" in words

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import gradio as gr
 import pytest
 from tiny_page import SOMEBODY
 
@@ -12,6 +13,7 @@ from components.estimator.panel import Section, search_summary, use
 from components.estimator.views import RatioSearchView
 from components.state.request import Request
 from intraslice.search.evolution import SearchConfig
+from intraslice.search.ratio_search import SearchProgress
 
 FEW = SearchConfig(passes=9, children=3, windows=1)
 
@@ -35,13 +37,13 @@ def views(searches, setting) -> list[RatioSearchView]:
 
 
 def test_every_generation_is_shown_and_the_end_stays_for_everybody(views, searches, setting) -> None:
-    assert views[0].found == views[0].start
-    generations = [len(view.changes) for view in views]
+    assert views[0].found.ratios == views[0].start
+    generations = [len(view.found.changes) for view in views]
     assert generations == sorted(generations)
     assert {*generations} == set(range(generations[-1] + 1))
     assert [view.is_complete for view in views] == [False] * (len(views) - 1) + [True]
-    assert views[-1].passes >= FEW.passes
-    assert views[-1].found != views[-1].start
+    assert views[-1].found.passes >= FEW.passes
+    assert views[-1].found.ratios != views[-1].start
     assert [*searches.measure(setting, "another")] == [views[-1]]
     assert searches.cached(setting) is views[-1]
 
@@ -49,11 +51,10 @@ def test_every_generation_is_shown_and_the_end_stays_for_everybody(views, search
 def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, session, setting) -> None:
     locked = setting.with_settings(locked=use(searches, session, setting)["locked"])
     plan, before = session.slice_plan(locked), session.slice_plan(setting)
-    found = [(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]
-    differing = [
-        place for place, ratios in enumerate(views[-1].found) if found[place] != pytest.approx(ratios, abs=1e-6)
-    ]
-    assert len(differing) <= 1  # the layer whose MLP absorbs the remainder
+    found = views[-1].found.ratios
+    ratios = [getattr(plan.layers[layer], f"{module}_ratio") for layer, module in found]
+    differing = [place for place, ratio in zip(found, ratios, strict=True) if abs(found[place] - ratio) > 1e-6]
+    assert len(differing) <= 1  # the MLP that absorbs the remainder
     assert plan.removed_fraction == pytest.approx(before.removed_fraction, abs=0.01)
     assert searches.cached(locked) is views[-1]  # which the search does not see
 
@@ -61,7 +62,7 @@ def test_the_ratios_found_can_be_locked_and_are_the_plans(views, searches, sessi
 def test_a_stopped_search_goes_on(searches, session, tiny) -> None:
     setting = tiny.with_settings(sparsity=45)
     running = searches.measure(setting, SOMEBODY)
-    stopped = next(event for event in running if isinstance(event, RatioSearchView) and len(event.changes) == 1)
+    stopped = next(event for event in running if isinstance(event, RatioSearchView) and len(event.found.changes) == 1)
     running.close()
     again = next(event for event in searches.measure(setting, SOMEBODY) if isinstance(event, RatioSearchView))
     assert again == stopped
@@ -79,18 +80,20 @@ def test_what_cannot_be_searched_or_locked_is_said(searches, session, tiny) -> N
 def test_the_chart_and_its_words_say_what_was_found(views) -> None:
     sent = json.loads(search_chart(views[-1], "pca", selected=1).to_json())
     bars, line, *_ = sent["data"]
-    assert bars["y"] == pytest.approx([attention for attention, _ in views[-1].found], abs=1e-4)
-    assert line["y"] == pytest.approx([attention for attention, _ in views[-1].start], abs=1e-4)
-    assert len(sent["table"]["rows"]) == len(views[-1].found)
-    assert f"{views[-1].after:.3f}" in search_summary(views[-1], "pca")
-    running = replace(views[-1], before=None, after=None, changes=(-0.1, 0.0, -0.1))
+    found, start = views[-1].found, views[-1].start
+    assert bars["y"] == pytest.approx([found.ratios[layer, "attention"] for layer in bars["x"]], abs=1e-4)
+    assert line["y"] == pytest.approx([start[layer, "attention"] for layer in line["x"]], abs=1e-4)
+    assert len(sent["table"]["rows"]) == len(bars["x"]) == len(found.ratios) / 2
+    assert f"{found.after:.3f}" in search_summary(views[-1], "pca")
+    running = replace(views[-1], found=SearchProgress(found.ratios, start, 3, found.passes, (-0.1, 0.0, -0.1)))
     assert "changed by <b>−19%</b>" in search_summary(running, "pca")
     assert search_summary(None, "pca") == ""
     assert search_chart(None, "pca").rows == []
 
 
 def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(searches, session, tiny) -> None:
-    section = Section(searches, search_chart, search_summary, "search", "search", session)
+    with gr.Blocks():
+        section = Section(searches, search_chart, search_summary, "search", "search", "Search", 440)
     setting = tiny.with_settings(sparsity=35)
     answers = section.measure(setting, 0, SOMEBODY)
     shown = next(answer for answer in answers if "summary" in answer)

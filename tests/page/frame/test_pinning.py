@@ -12,6 +12,7 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 
 from components.compare import panel as compare
 from components.compare.models import Columns
+from components.compare.views import Question
 from components.frame import link, moves, pinning
 from components.gradio_compat.signatures import partial_handler
 from components.ratios import panel as ratios
@@ -159,19 +160,19 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     layout = Figure(1, "test").layout | {
         "shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]
     }
-    sent = json.loads(overlay(Chart("A?", "", [marks, hidden], layout, ["a"], [["b"]]).to_json()))
+    sent = json.loads(overlay(Chart("A?", "", ["a"], [["b"]], [marks, hidden], layout).to_json()))
     (trace,), (shape,) = sent["data"], sent["shapes"]
     assert trace["marker"]["symbol"] == "circle-open"
     assert trace["line"]["width"] < 3
     assert "fill" not in trace
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
     assert sent["kinds"] == ["hollow rings"]
-    assert overlay(Chart("A?", "", [], Figure(1, "test").layout, ["a"], [["b"]]).to_json()) == ""
+    assert overlay(Chart("A?", "", ["a"], [["b"]], [], Figure(1, "test").layout).to_json()) == ""
 
 
 def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session, tiny) -> None:
     with gr.Blocks():
-        panel, swept = ratios.build(session, tiny), sweep.build(session, tiny)
+        panel, swept = ratios.RatiosPanel(session, tiny), sweep.SweepPanel(session, tiny)
     live_outputs = [panel.live_output, LiveOutput("sweep", partial_handler(sweep.show_pinned, session), swept.charts)]
     drawn = pinning.overlays(live_outputs, tiny, 1, "ratios", tiny.with_settings(sparsity=50), SOMEBODY)
     bars = json.loads(drawn["ratio-chart"]["overlay"])["data"][0]
@@ -203,10 +204,10 @@ def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     columns, other = Columns(session), tiny.with_settings(sparsity=55)
     mine = tiny.with_settings(sparsity=25)
     shown = {}
-    for answer in compare.answer(columns, mine, "w10 w20 w30", 12, 0.0, 0, False, other, "", SOMEBODY):
+    for answer in compare.answer(columns, mine, Question("w10 w20 w30", 12), other, "", SOMEBODY):
         shown |= answer
     alone = {}
-    for answer in compare.answer(columns, other, "w10 w20 w30", 12, 0.0, 0, False, None, "", SOMEBODY):
+    for answer in compare.answer(columns, other, Question("w10 w20 w30", 12), None, "", SOMEBODY):
         alone |= answer
     assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
