@@ -7,7 +7,7 @@
   waits for, is told nothing. So the mark is read off gradio's queue.
 - Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's
   headers. So all calls come from this machine, in a session of gradio's, and a job goes on when its MCP client has
-  gone. `McpCallers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
+  gone. `mcp_callers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
 - Gradio's MCP server describes all tools anew for each request, which stops the event loop, and so the whole page, for
   50 ms; and each of the first calls makes a client, which reads the page's whole configuration.
 
@@ -96,16 +96,12 @@ def mcp_caller(request: Any) -> Caller | None:
     return None if number is None else _connected.get(number, Caller("", lambda: False))
 
 
-class McpCallers:
+def mcp_callers(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: notes every request to the MCP server until its client has gone or has its answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(MCP):
-            return await self._app(scope, receive, send)
+            return await app(scope, receive, send)
         number = secrets.token_hex(16)
         _connected[number] = Caller(address_of(Request(scope)), lambda: number in _connected)
         headers = [pair for pair in scope["headers"] if pair[0] != MCP_HEADER.encode()]
@@ -118,9 +114,11 @@ class McpCallers:
             return message
 
         try:
-            await self._app({**scope, "headers": headers}, receive_until_disconnect, send)
+            await app({**scope, "headers": headers}, receive_until_disconnect, send)
         finally:
             _connected.pop(number, None)
+
+    return answer
 
 
 def prepare_mcp(server: Any) -> None:

@@ -60,47 +60,42 @@ NEEDED = {
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
-class NeededRoutes:
+def needed_routes(
+    app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
+) -> ASGIApp:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 
     Args:
         page_paths: the page's own paths, with the methods of each.
         is_session: whether a session has called something.
     """
+    needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
+    # They are for matching alone.
+    routes = [Route(path, lambda _: None, methods=methods) for path, methods in needed.items()]
 
-    def __init__(
-        self, app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
-    ) -> None:
-        self._app, self._is_session = app, is_session
-        needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
-        # They are for matching alone.
-        self._routes = [Route(path, lambda _: None, methods=methods) for path, methods in needed.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, or refuse it."""
-        if scope["type"] == "http" and not self._is_needed(scope):
-            return await PlainTextResponse("not found", 404)(scope, receive, send)
-        return await self._app(scope, receive, send)
-
-    def _is_needed(self, scope: Scope) -> bool:
+    def is_needed(scope: Scope) -> bool:
         # A browser asks with OPTIONS whether another site's page may call: gradio has the answer.
         enough = Match.PARTIAL if scope["method"] == "OPTIONS" else Match.FULL
-        found = next((route for route in self._routes if route.matches(scope)[0].value >= enough.value), None)
+        found = next((route for route in routes if route.matches(scope)[0].value >= enough.value), None)
         if found is not None and found.path == MESSAGES:
-            return self._is_session(QueryParams(scope.get("query_string", b"")).get("session_hash", ""))
+            return is_session(QueryParams(scope.get("query_string", b"")).get("session_hash", ""))
         return found is not None
 
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_refused = scope["type"] == "http" and not is_needed(scope)
+        await (PlainTextResponse("not found", 404) if is_refused else app)(scope, receive, send)
 
-class BoundedRequests:
+    return answer
+
+
+def bounded_requests(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: refuses requests that are too large with a message, and makes room for new uploads."""
+    arrived = math.inf  # bytes of uploads since the last look at all of them
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app, self._arrived = app, math.inf  # bytes of uploads since the last look at all of them
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, bounded."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            return await app(scope, receive, send)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
         max_bytes = limits.UPLOAD.value + limits.UPLOAD_ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
@@ -111,9 +106,9 @@ class BoundedRequests:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if is_upload:
             folders = 2 * limits.MAX_UPLOAD_FILES * BYTES_PER_INODE  # one for each file
-            self._arrived += (int(length) or max_bytes) + folders
-            if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
-                self._arrived = 0
+            arrived += (int(length) or max_bytes) + folders
+            if arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
+                arrived = 0
                 reserved = int(length) + limits.UPLOADS.value // LOOKS
                 await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - reserved)
         seen = 0
@@ -126,7 +121,9 @@ class BoundedRequests:
                 raise MultiPartException(words) if is_upload else HTTPException(413, words)
             return message
 
-        await self._app(scope, bounded, send)
+        await app(scope, bounded, send)
+
+    return answer
 
 
 class UploadParser(GradioMultiPartParser):

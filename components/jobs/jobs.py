@@ -18,8 +18,7 @@ from intraslice.core.progress import Progress, ProgressCallback
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .job import Caller, Job, Urgency
-from .scheduler import Scheduler
+from .job import Caller, Job, Scheduler, Urgency
 from .status import NUMBERS, Status
 from .waiting import Line, Waiting
 

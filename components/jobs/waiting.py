@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .job import Job
-from .scheduler import Scheduler
+from .job import Job, Scheduler
 from .status import Status
 
 NEWEST = 0.3  # weight of the newest job in the mean of its kind

@@ -15,17 +15,16 @@ from starlette.routing import Route
 
 from .. import limits
 from ..gradio_compat.blocks import PatchedBlocks
-from ..gradio_compat.callers import McpCallers
+from ..gradio_compat.callers import mcp_callers
 from ..gradio_compat.page_config import CachedPage
 from ..gradio_compat.queue import SteadyQueue
-from ..gradio_compat.requests import NeededRoutes
-from ..gradio_compat.streams import OpenStreams
-from ..jobs.job import Job
-from ..jobs.scheduler import Scheduler
+from ..gradio_compat.requests import needed_routes
+from ..gradio_compat.streams import open_streams
+from ..jobs.job import Job, Scheduler
 from ..state.calibrations import READERS
 from ..ui.chart_bridge import PLOTLY
 from . import process
-from .middleware import KnownHosts, LanguageMiddleware, Pacing, is_loopback
+from .middleware import Pacing, in_language, is_loopback, known_hosts
 from .warming import Warming
 
 # With these headers a browser lets the page use several threads (`device/`); calls of programs are not concerned.
@@ -106,12 +105,12 @@ class App(PatchedBlocks):
             **kwargs,
             "routes": [*self.own_routes, *kwargs.get("routes", ())],
             "middleware": [
-                *([Middleware(KnownHosts, lambda: self.share_url)] if is_guarded else []),
-                Middleware(NeededRoutes, paths, lambda session: session in self.calls.pending_messages_per_session),
-                Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
-                Middleware(LanguageMiddleware),
+                *([Middleware(known_hosts, lambda: self.share_url)] if is_guarded else []),
+                Middleware(needed_routes, paths, lambda session: session in self.calls.pending_messages_per_session),
+                Middleware(open_streams, lambda session: self.calls.pending_messages_per_session.get(session)),
+                Middleware(in_language),
                 Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
-                Middleware(McpCallers),
+                Middleware(mcp_callers),
                 Middleware(Pacing),
                 *kwargs.get("middleware", ()),
             ],

@@ -31,9 +31,8 @@ from intraslice.slicing.driver import slice_model
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job, Urgency
+from ..jobs.job import Job, Scheduler, Urgency
 from ..jobs.jobs import Jobs, job_progress
-from ..jobs.scheduler import Scheduler
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
