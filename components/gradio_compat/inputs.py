@@ -25,7 +25,7 @@ from intraslice.core import checks
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .upload_folder import is_uploaded
+from .requests import is_uploaded
 
 NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
 

@@ -1,4 +1,4 @@
-"""Which requests the page answers: by which of gradio's routes, and of what size.
+"""Which requests the page answers: by which of gradio's routes, and of what size; the folder of uploads.
 
 - Gradio has some ninety routes, and each version adds more. Several write to disk (`deep_link`), ask other servers
   (`proxy=`), tell about other clients (`monitoring`), or are meant for development. A route that neither the page nor a
@@ -8,20 +8,25 @@
   files of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error
   with a traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has
   the limits.
+- Gradio has no public name for its folder of uploaded and served files. The page writes its downloads there, since
+  gradio copies a file from anywhere else before it serves it.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_requests.py`.
+Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_requests.py`, `test_values.py`.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from gradio import route_utils
 from gradio.route_utils import GradioMultiPartParser
+from gradio.utils import get_upload_folder, is_in_or_equal
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, QueryParams
@@ -33,7 +38,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import limits
 from ..i18n.language import gettext
-from .upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 
 READ, WRITE, ANY, API = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST", "DELETE"), "/gradio_api"
 MESSAGES = f"{API}/queue/data"  # of a session, as they come
@@ -57,6 +61,8 @@ NEEDED = {
     f"{API}/upload_progress": READ,
     f"{API}/file={{path:path}}": READ,
 }
+DOWNLOADS = "downloads-"  # how the names of folders begin that hold the page's downloads, not uploads
+BYTES_PER_INODE = 16 * 2**10  # which file systems provide by default: so few bytes of space use up an inode
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
@@ -169,3 +175,27 @@ def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
         with suppress(OSError):  # another request has just deleted it
             files = list(path.iterdir()) if path.is_dir() else [path]
             yield max((file.stat().st_mtime for file in files), default=0.0), allocated_bytes(path), path
+
+
+def upload_folder() -> Path:
+    """The folder, which may not exist yet."""
+    return Path(get_upload_folder())
+
+
+def is_uploaded(path: str) -> bool:
+    """Whether a path lies in the folder, `..` and links resolved."""
+    return is_in_or_equal(path, get_upload_folder())
+
+
+def allocated_bytes(path: Path) -> int:
+    """The disk space of a file, or of a folder with all in it: allocated blocks, and for each at least an inode's.
+
+    Links are not followed. What another thread deletes meanwhile counts as nothing.
+    """
+    try:
+        status = path.lstat()
+        inside = [Path(entry.path) for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
+    except OSError:
+        return 0
+    blocks = getattr(status, "st_blocks", status.st_size // 512)
+    return max(512 * blocks, BYTES_PER_INODE) + sum(map(allocated_bytes, inside))

@@ -18,7 +18,7 @@ from ..gradio_compat.blocks import PatchedBlocks
 from ..gradio_compat.callers import mcp_callers
 from ..gradio_compat.page_config import CachedPage
 from ..gradio_compat.queue import SteadyQueue
-from ..gradio_compat.requests import needed_routes
+from ..gradio_compat.requests import bounded_requests, needed_routes
 from ..gradio_compat.streams import open_streams
 from ..jobs.job import Job, Scheduler
 from ..state.calibrations import READERS
@@ -97,25 +97,20 @@ class App(PatchedBlocks):
         """
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        kwargs = options.pop("app_kwargs", None) or {}
         server = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
         is_guarded = is_loopback(server) and not limits.hosted()
         paths = {route.path: route.methods or () for route in self.own_routes}
-        kwargs = {
-            **kwargs,
-            "routes": [*self.own_routes, *kwargs.get("routes", ())],
-            "middleware": [
-                *([Middleware(known_hosts, lambda: self.share_url)] if is_guarded else []),
-                Middleware(needed_routes, paths, lambda session: session in self.calls.pending_messages_per_session),
-                Middleware(open_streams, lambda session: self.calls.pending_messages_per_session.get(session)),
-                Middleware(in_language),
-                Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
-                Middleware(mcp_callers),
-                Middleware(Pacing),
-                *kwargs.get("middleware", ()),
-            ],
-        }
-        return super().launch(*args, **options, app_kwargs=kwargs)
+        middleware = [
+            *([Middleware(known_hosts, lambda: self.share_url)] if is_guarded else []),
+            Middleware(needed_routes, paths, lambda session: session in self.calls.pending_messages_per_session),
+            Middleware(open_streams, lambda session: self.calls.pending_messages_per_session.get(session)),
+            Middleware(in_language),
+            Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
+            Middleware(mcp_callers),
+            Middleware(Pacing),
+            Middleware(bounded_requests),
+        ]
+        return super().launch(*args, **options, app_kwargs={"routes": self.own_routes, "middleware": middleware})
 
     def block_thread(self) -> None:
         """As in gradio, where `launch` calls it once the server runs."""
@@ -125,7 +120,6 @@ class App(PatchedBlocks):
         super().block_thread()
 
     async def _answer_health(self, _: Request) -> Response:
-        """The health report, with status 503 if something is wrong."""
         report = await self.health.report(self.calls)
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
 

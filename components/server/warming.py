@@ -82,7 +82,7 @@ class Warming:
         session, first = self._session, parse(Settings())
         self._begin("calibration", job)
         calibrated = session.calibrations.calibrate(job, first.calibration)
-        session.keep_calibration(first)
+        session.keep(first)
         model = calibrated.loaded.model
         size = sum(parameter.nbytes for parameter in model.parameters())
         weights, length = calibrated.stats.profile.dense_decoder, calibrated.tokens.shape[1]
@@ -99,7 +99,7 @@ class Warming:
                 return
             self._begin(f"{step} at {request.settings.sparsity:g}%", job)
             session.slice(job, request)
-            session.keep_slice(request)
+            session.keep(request)
 
     def _begin(self, step: str, job: Job) -> None:
         self._step = self.progress = step

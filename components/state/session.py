@@ -250,14 +250,10 @@ class Session:
             return best.source
         return self.precomputed.source(request.calibration) or (None if best is None else best.source)
 
-    def keep_calibration(self, request: Request) -> None:
-        """Keep the cached model and its calibration in memory although nobody uses them."""
-        key = request.calibration
-        self._caches.models.keep((key.model, key.dtype))
-        self._caches.calibrations.keep(key)
-
-    def keep_slice(self, request: Request) -> None:
-        """Keep the cached slice in memory although nobody uses it."""
+    def keep(self, request: Request) -> None:
+        """Keep what is cached of its model, calibration and slice in memory although no client uses them."""
+        self._caches.models.keep(request.calibration[:2])
+        self._caches.calibrations.keep(request.calibration)
         self._caches.slices.keep(request.slice_key("intraslice"))
 
     # Work inside a job

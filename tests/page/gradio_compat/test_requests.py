@@ -12,8 +12,7 @@ from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
 from components import limits
-from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes
-from components.gradio_compat.upload_folder import upload_folder
+from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes, upload_folder
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
