@@ -124,7 +124,7 @@ BEGINNING_SECONDS = 0.1  # of a new job, which have a queue of their own: what i
 REMEMBERED_TURNS = 10_000
 
 # Jobs, and what their clients see of them
-NOTICED_SECONDS = 0.5  # of a step that is logged, since others wait for it
+NOTICED_SECONDS = 0.5  # of a step that is logged, and told by `/healthz`, since others wait for it
 IDLE_THREAD_SECONDS = 60.0  # after which a thread without work ends
 RETRY_SECONDS = 0.5  # between two attempts to get a place
 REST_SECONDS = 0.15  # without a move, after which the slider may be about to be released
@@ -156,7 +156,6 @@ QUEUE_POLL_SECONDS = 0.01  # between two checks for calls that wait; gradio chec
 STREAM_IDLE_SECONDS = 1.0  # without a call, after which a stream is closed
 STREAM_CLOSING_SECONDS = 5.0  # that the page has to close it, during which its calls wait
 PAGE_BYTES_PER_SECOND = 10**8  # to one address: a thousand pages would fill the system's buffers for seconds
-PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another one does not give up its turn
 MAX_LAYER = 10_000
 
 # Files

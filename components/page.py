@@ -94,8 +94,8 @@ def serve() -> None:
     for precision in choices.PRECISIONS:
         session.plan(parse(Settings(dtype=precision)))  # ranks the precomputed units, before the first slider move
     if warming.is_wanted():
-        app.health.warming = warming.Warming(session)
-        app.health.warming.start()
+        app.warming = warming.Warming(session)
+        app.warming.start()
     # Seldom: of sixty calls at once gradio would tell each that waits about each that begins.
     app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(
         inbrowser=process.has_browser() and not limits.hosted(), **launch_options()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,7 @@ import gradio as gr
 from intraslice.core import checks
 
 from .. import limits
-from ..i18n.language import lazy_gettext
-from ..lesson import state_of
+from ..i18n.language import ENGLISH, lazy_gettext, long_text
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
 from ..state.session import Session
@@ -37,6 +37,20 @@ def default_link() -> dict[str, Any]:
 def more_settings() -> dict[str, Any]:
     """Of *More settings*, the values with which the page opens: another one in a link opens them."""
     return {name: value for name, value in read({}).items() if name in Settings._fields and name not in AT_FIRST}
+
+
+def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
+    """The query parameters of a link to the initial state of a lesson's step; empty for an unknown step or phase.
+
+    Args:
+        step: from 1, as a number or its digits.
+        phase: from 0; a step that compares several settings has a phase for each.
+    """
+    for number, content in enumerate(json.loads(long_text("lesson.json", ENGLISH))["steps"], start=1):
+        for index, state in enumerate(content["states"]):
+            if (str(number), str(index)) == (str(step), str(phase)):
+                return {**state, "tab": content["tab"]}
+    return {}
 
 
 def restore(caller: gr.Request) -> dict[str, Any]:

@@ -51,9 +51,6 @@ class Caller(NamedTuple):
     is_connected: Callable[[], bool] = lambda: True
 
 
-UNKNOWN = Caller()
-
-
 class Job:
     """A client's work. The first part is for the handler that started it, the second for the work itself."""
 
@@ -63,11 +60,11 @@ class Job:
         client: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.PEOPLE,
-        caller: Caller = UNKNOWN,
+        caller: Caller | None = None,
         max_seconds: float = math.inf,
     ) -> None:
         self.client, self.work, self.urgency, self.max_seconds = client, work, urgency, max_seconds
-        self.address, self.is_connected = caller
+        self.address, self.is_connected = caller or Caller()
         self.scheduler, self.number = scheduler, next(NUMBERS)
         self.path: Path = ()  # when its turn was last considered
         self.seconds = 0.0  # of its turns so far
@@ -102,14 +99,12 @@ class Job:
         Leaving the loop stops the job. A stopped one has no more events, and is not waited for while it is away. With
         `patience`, a list is empty where nothing came for so many seconds.
         """
-
-        def has_news() -> bool:
-            return bool(self._events) or self.ended or (self.stopped and self.is_away)
-
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(has_news, patience)
+                    self._changed.wait_for(
+                        lambda: self._events or self.ended or (self.stopped and self.is_away), patience
+                    )
                     events, self._events = self._events, []
                     is_last = self.ended or self.stopped
                 if (events or not is_last) and not self.stopped:
@@ -210,11 +205,16 @@ class Job:
     @contextmanager
     def holding(self, key: Hashable) -> Iterator[None]:
         """While open, shared work under `key` is not cancelled when no job waits for it."""
-        self.scheduler.hold(key, 1)
+        with self.scheduler.lock:
+            self.scheduler._held[key] += 1
         try:
             yield
         finally:
-            self.scheduler.hold(key, -1)
+            with self.scheduler.lock:
+                self.scheduler._held[key] -= 1
+                self.scheduler._held += Counter()  # without those that no job holds
+                if work := self.scheduler._shared.get(key):
+                    self.scheduler.drop(work)
 
     # For the scheduler
 
@@ -336,7 +336,7 @@ class Scheduler:
         client: str,
         work: Callable[[Job], Any],
         urgency: Urgency = Urgency.PEOPLE,
-        caller: Caller = UNKNOWN,
+        caller: Caller | None = None,
         max_seconds: float = math.inf,
     ) -> Job:
         """Take on a job of a client. It ends in a TimeoutError after `max_seconds` of its own turns."""
@@ -355,13 +355,11 @@ class Scheduler:
             paths = _paths(wanting)
             return [*has_turn, *(paths[path] for path in self._turns.in_order(paths))]
 
-    def hold(self, key: Hashable, count: int) -> None:
-        """Keep the work under `key` where it is `count` times more, or less."""
+    @property
+    def step_seconds(self) -> float:
+        """Seconds for which the job that has the turn has not given it up; 0.0 where none has it."""
         with self.lock:
-            self._held[key] += count
-            self._held += Counter()  # without those that no job holds
-            if work := self._shared.get(key):
-                self.drop(work)
+            return 0.0 if self._runner is None else self.clock() - self._since
 
     # All of these are called with the lock held
 
@@ -369,7 +367,8 @@ class Scheduler:
         """Charge a job for its turn, and pass that on."""
         if self._runner is not job:
             raise RuntimeError("only the job whose turn it is may give it up")
-        payer = self._charge(job)
+        self._charge(job)
+        payer = self._payer
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
             text = lazy_gettext(
                 "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure "
@@ -380,22 +379,22 @@ class Scheduler:
         job.is_away, self._runner = is_away, None
         self.pass_on()
 
-    def _charge(self, job: Job) -> Job | None:
-        """Charge the job that pays for the turn that ends now, and return it."""
-        seconds, payer = self.clock() - self._since, self._payer
-        job.seconds += seconds
-        if payer is not None:
-            payer.seconds += 0 if payer is job else seconds
-            self._turns.count(payer.path, seconds)
+    def _charge(self, job: Job) -> None:
+        """Charge the job that pays for the turn that ends now."""
+        seconds = self.clock() - self._since
+        for charged in {job, self._payer or job}:
+            charged.seconds += seconds
+        if self._payer is not None:
+            self._turns.count(self._payer.path, seconds)
         if seconds > NOTICED_SECONDS:
             log.info("a step of %s took %.2f s", getattr(job.work, "__qualname__", "a job"), seconds)
-        return payer
 
     def pass_on(self) -> None:
         """Give the turn to the next job, if no job has it."""
         if self._runner is not None:
             return
         self._payer, self._runner = self._choose()
+        self._since = self.clock()
         if self._runner is None:
             return
         giver = self._payer
@@ -438,6 +437,7 @@ class Scheduler:
         return job if runner is None and job.wait.until_moment < math.inf else runner
 
     def acquire(self, job: Job) -> None:
+        """Wait for the turn."""
         job.turn.wait_for(lambda: self._runner is job)
         self._since = self.clock()
 
@@ -471,7 +471,6 @@ class Scheduler:
         job.raise_if_cancelled()
 
     def _run(self, job: Job) -> None:
-        """What a thread of the pool does for a job."""
         error = result = None
         with self.lock:
             self.acquire(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import time
@@ -20,7 +19,7 @@ from ..gradio_compat.page_config import CachedPage
 from ..gradio_compat.queue import SteadyQueue
 from ..gradio_compat.requests import bounded_requests, needed_routes
 from ..gradio_compat.streams import open_streams
-from ..jobs.job import Job, Scheduler
+from ..jobs.job import Scheduler
 from ..state.calibrations import READERS
 from ..ui.chart_bridge import PLOTLY
 from . import process
@@ -32,40 +31,21 @@ ISOLATION = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder
 START_TIME = time.time()
 
 
-class Health:
-    """Checks the scheduler by an empty probe job, which ends as soon as the running job has given up its turn.
+def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) -> dict[str, object]:
+    """What `/healthz` says of queue, jobs, readers of texts and the preparation of the default model, if there is one.
 
-    Attributes:
-        warming: the preparation of the default model, if there is one, whose progress is reported.
+    `ok` summarises it.
     """
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self.warming: Warming | None = None
-        self._probe: tuple[Job, float] | None = None  # and when it was started
-
-    async def report(self, queue: SteadyQueue) -> dict[str, object]:
-        """The state of queue and scheduler; `ok` summarises it."""
-        blocked, read = await self._blocked_seconds(), READERS.longest
-        return {
-            "ok": queue.is_running and max(blocked, read) < limits.STUCK_SECONDS.value,
-            "queue": "running" if queue.is_running else "stopped",
-            "calls": queue.open_calls,
-            "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
-            "readers": "free" if not read else f"reading one text for {read:.1f} s",
-            "began": START_TIME,
-            **({"warming": self.warming.progress} if self.warming else {}),
-        }
-
-    async def _blocked_seconds(self) -> float:
-        """Seconds for which one job has not given up its turn, measured since the probe's start; 0.0 if none blocks."""
-        if self._probe is None or self._probe[0].ended:
-            self._probe = self._scheduler.start("health", lambda job: None), time.monotonic()
-        job, start = self._probe
-        until = time.monotonic() + limits.PROBE_SECONDS
-        while not job.ended and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        return 0.0 if job.ended else time.monotonic() - start
+    step, read = scheduler.step_seconds, READERS.longest
+    return {
+        "ok": queue.is_running and max(step, read) < limits.STUCK_SECONDS.value,
+        "queue": "running" if queue.is_running else "stopped",
+        "calls": queue.open_calls,
+        "worker": "free" if step < limits.NOTICED_SECONDS else f"in one step for {step:.1f} s",
+        "readers": "free" if not read else f"reading one text for {read:.1f} s",
+        "began": START_TIME,
+        **({"warming": warming.progress} if warming else {}),
+    }
 
 
 class App(PatchedBlocks):
@@ -77,11 +57,12 @@ class App(PatchedBlocks):
 
     Attributes:
         own_routes: the page's own routes, beside gradio's; more may be added before `launch`.
-        health: the health check, which also reports a `warming`.
+        warming: the preparation of the default model, if there is one, whose progress `/healthz` reports.
     """
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
-        self._scheduler, self.health = scheduler, Health(scheduler)
+        self._scheduler = scheduler
+        self.warming: Warming | None = None
         # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
         self.own_routes: list[Route] = [
             Route("/healthz", self._answer_health),
@@ -120,7 +101,7 @@ class App(PatchedBlocks):
         super().block_thread()
 
     async def _answer_health(self, _: Request) -> Response:
-        report = await self.health.report(self.calls)
+        report = health(self._scheduler, self.calls, self.warming)
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
 
     def serve(self, **options: Any) -> None:
