@@ -25,7 +25,7 @@ def connect(page: gr.Blocks, context: Context) -> None:
         end = listen(events, **first)
         for other in others:
             end = end.then(**other)
-    page.unload(context.call(handlers.stop, context.session, [""])["fn"])
+    page.unload(context.call(handlers.stop, context.session)["fn"])
 
 
 def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
@@ -65,10 +65,12 @@ def _settings(context: Context) -> Iterator[Row]:
     measured = {"status": context.status, **context.texts}
     outputs = {**_moved(context, when_open), "refresh": context.refresh}
     move = call(moves.move, session, always, when_open, outputs=outputs, refuse=moves.refuse_move)
-    on_release = call(moves.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
+    followed = {**measured, "refresh": context.refresh}
+    on_release = call(moves.on_release, session, outputs=followed, queue=HEAVY)
+    measure_live = call(moves.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
     on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)
     measure = call(moves.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
-    halt = call(handlers.stop, session, [""], api_name="halt")
+    halt = call(handlers.stop, session, api_name="halt")
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
@@ -78,6 +80,7 @@ def _settings(context: Context) -> Iterator[Row]:
     # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
     yield on_latest, events, [move]
     yield on_latest, context.on_commit, [on_release, tell(context.released)]
+    yield every, [], [measure_live]  # for programs
     yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
     yield every, [controls.paper.click], [order]
     yield every, [controls.train.click, context.measure_here.click], [tell(pressed)]

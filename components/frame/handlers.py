@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from html import escape
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..state.session import Session
 from ..state.settings import Settings
 from ..ui import formatting
 from ..ui.handlers import status_line
+from . import moves
 from .controls import BUDGET_INFO
 
 
@@ -74,11 +75,9 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[dict[st
 
     Yields the status line (HTML), and a new value of `Context.refresh` whenever the calibration has more sequences.
     """
-    before = session.sequences(request)
-    for event in session.prepare(request, client):
-        last, before = before, session.sequences(request)
-        has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
-        yield {"status": status_line(event)} | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
+    answers = ({"status": status_line(event)} for event in session.prepare(request, client))
+    # A following event handles the end.
+    yield from moves.followed(answers, session, request, lambda: session.is_calibrated(request))
 
 
 def fit_layers(session: Session, request: Request, layer: int) -> dict[str, Any]:
@@ -96,7 +95,6 @@ def open_tab(session: Session, tabs: Collection[str], active_tab: str, client: s
     return {active_tab: str(time.time())} if active_tab in tabs else {}
 
 
-def stop(session: Session, kinds: Sequence[str], client: str) -> None:
-    """Stop a page's jobs of some kinds at their next step, or all with the kind "". Their last statuses say so."""
-    for kind in kinds:
-        session.jobs.halt(client, kind)
+def stop(session: Session, client: str) -> None:
+    """Stop a page's jobs at their next step. Their last statuses say so."""
+    session.jobs.halt(client)

@@ -103,6 +103,25 @@ def measure(
 def on_release(
     session: Session, request: Request, layer: int, pinned: Request | None, client: str
 ) -> Iterator[dict[str, Any]]:
+    """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
+    answers = measure_live(session, request, layer, pinned, client)
+    yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
+
+
+def followed(
+    answers: Iterator[dict[str, Any]], session: Session, request: Request, is_told: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
+    """The answers; a new value of `Context.refresh` where the calibration has more sequences, unless that is told."""
+    before = session.sequences(request)
+    for answer in answers:
+        last, before = before, session.sequences(request)
+        has_grown = before != last and not is_told()
+        yield answer | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
+
+
+def measure_live(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
     is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
     while is_wanted:

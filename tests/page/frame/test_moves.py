@@ -5,13 +5,13 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job
+from tiny_page import SOMEBODY, in_job, stepwise
 
 from components.activations import panel as activations
 from components.activations.measure import ShiftViews
 from components.compare import panel as compare
 from components.compare.models import Columns
-from components.frame import moves
+from components.frame import handlers, moves
 from components.i18n.language import use_language
 from components.jobs.job import Caller
 from components.jobs.status import Status
@@ -19,6 +19,7 @@ from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting, screen
+from intraslice.calibration import driver
 
 
 @pytest.fixture
@@ -165,6 +166,29 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
     list(answers)
     assert session.perplexities(released).source.kind != "here"
     assert [move(released), move(released)] == [True, False]
+
+
+def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """Each answer with numbers of another calibration tells the charts, and none of a job `prepare` is told twice."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
+    session = stepwise(Session(evaluation_tokens=256))
+    request = tiny.with_settings(sequences=8)
+    answers = handlers.prepare(session, request, "ada")
+    assert next(answer for answer in answers if "refresh" in answer)
+    seen = session.sequences(request)
+    session.jobs.halt("ada", "prepare")
+    assert "refresh" not in [*answers][-1]
+    assert (seen, session.is_calibrated(request)) == (1, False)
+
+    told = [seen]
+    for answer in moves.on_release(session, request, 0, None, "ada"):
+        told += [session.sequences(request)] if "refresh" in answer else []
+        assert told[-1] == session.sequences(request)
+    assert told == [1, 2, 4, 8]
+    assert not any("refresh" in answer for answer in moves.on_release(session, request, 0, None, "ada"))
 
 
 def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) -> None:
