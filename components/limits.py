@@ -187,11 +187,7 @@ def hosted() -> bool:
 
 
 def has_room(limit: Limit, taken: int, has_some: bool) -> bool:
-    """Whether one more is within a limit of which a part is kept for network addresses that have none.
-
-    Args:
-        has_some: whether the address that asks has some of those that are taken.
-    """
+    """Whether one more is within a limit, of which a part is kept for addresses that do not have some of `taken`."""
     return taken < limit.value - (limit.value // KEPT_FREE if has_some else 0)
 
 

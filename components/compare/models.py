@@ -22,9 +22,9 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..state.caches import BoundedCache
-from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request, SliceKey
 from ..state.session import Session
+from ..state.units import nearest_plan
 from .token_streams import TokenStream
 from .views import COLUMNS, OTHER, PINNED, Cost, Costs
 

@@ -42,9 +42,7 @@ def more_settings() -> dict[str, Any]:
 def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
     """The query parameters of a link to the initial state of a lesson's step; empty for an unknown step or phase.
 
-    Args:
-        step: from 1, as a number or its digits.
-        phase: from 0; a step that compares several settings has a phase for each.
+    Steps count from 1, phases from 0: a step that compares several settings has a phase for each.
     """
     for number, content in enumerate(json.loads(long_text("lesson.json", ENGLISH))["steps"], start=1):
         for index, state in enumerate(content["states"]):
@@ -65,7 +63,15 @@ def restore(caller: gr.Request) -> dict[str, Any]:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
     linked, model = read(query), query.get("model", "")
-    notice = _not_loaded(model) if model not in ("", linked["model"]) else ""
+    notice = ""
+    if model not in ("", linked["model"]):
+        text = lazy_gettext(
+            "This page does not load the link's model, {model}, and shows the default model instead. To use that "
+            "model, start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone "
+            "of its repository) and choose it there.",
+            model=checks.quoted(model),
+        )
+        notice = formatting.problem(ValueError(text))
     return linked | {"tabs": gr.Tabs(selected=query.get("tab", FIRST_TAB)), "notice": notice}
 
 
@@ -109,16 +115,6 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     except ValueError:
         return default
     return value if control.in_link else default
-
-
-def _not_loaded(model: str) -> str:
-    text = lazy_gettext(
-        "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
-        "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
-        "repository) and choose it there.",
-        model=checks.quoted(model),
-    )
-    return formatting.problem(ValueError(text))
 
 
 def setting_of(text: Any) -> Settings | None:

@@ -41,11 +41,7 @@ _connected: dict[str, Caller] = {}  # MCP requests that are being answered, by t
 
 
 def address_of(request: Any) -> str:
-    """The address of a request's client, IPv6 by its network; "" where a proxy hides it.
-
-    Args:
-        request: of starlette or of gradio, with `client` and `headers`; None for a call without a request.
-    """
+    """The address of the client of starlette's or gradio's request, IPv6 by its network; "" where that is hidden."""
     if request is None or request.client is None:
         return ""
     forwarded, hops = request.headers.get("x-forwarded-for", ""), limits.trusted_hops()
@@ -144,7 +140,6 @@ def prepare_mcp(server: Any) -> None:
 def _kept_by_tool(describe: Callable[..., Any]) -> Callable[..., Any]:
     kept: dict[tuple[str | bool, ...], Any] = {}
 
-    @functools.wraps(describe)
     def described(*values: Any) -> Any:
         key = tuple(value if isinstance(value, str) else value is None for value in values)
         if key not in kept:

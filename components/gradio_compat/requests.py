@@ -71,9 +71,7 @@ def needed_routes(
 ) -> ASGIApp:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 
-    Args:
-        page_paths: the page's own paths, with the methods of each.
-        is_session: whether a session has called something.
+    `page_paths` has the methods of the latter; `is_session` tells whether a session has called something.
     """
     needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
     # They are for matching alone.

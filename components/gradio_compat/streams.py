@@ -29,26 +29,15 @@ CLOSE = b'"msg":"close_stream"'
 
 
 class Mailbox(asyncio.Queue[Any]):
-    """A session's messages.
-
-    Attributes:
-        readers: the streams that wait for a message now.
-        streams: those that are open.
-        calls_coming: the calls that wait to be accepted.
-        is_open: cleared while the page is told to close its stream: no call is accepted then.
-    """
+    """A session's messages."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.readers = self.streams = self.calls_coming = 0
+        self.readers = self.streams = 0  # streams that wait for a message now; that are open
+        self.calls_coming = 0  # calls that wait to be accepted: while the page is told to close its stream
         self.is_open, self._called = asyncio.Event(), asyncio.Event()
         self.is_open.set()
         self.touch()
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether the next call's messages will be read."""
-        return bool(self.readers or self.streams)
 
     def touch(self) -> None:
         """Note that the session has just called, or read."""
@@ -109,8 +98,7 @@ class Mailboxes(dict[str, Mailbox]):
 def open_streams(app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> ASGIApp:
     """ASGI middleware: ends a session's stream when the session is idle, not when its calls are answered.
 
-    Args:
-        mailbox_of: the messages of a session, or None of one that has called nothing.
+    `mailbox_of` returns a session's messages, or None if it has called nothing.
     """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:

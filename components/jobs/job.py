@@ -66,6 +66,7 @@ class Job:
         self.client, self.work, self.urgency, self.max_seconds = client, work, urgency, max_seconds
         self.address, self.is_connected = caller or Caller()
         self.scheduler, self.number = scheduler, next(NUMBERS)
+        self.kind = ""  # as its client may have one of each
         self.path: Path = ()  # when its turn was last considered
         self.seconds = 0.0  # of its turns so far
         self.seconds_to_result: float | None = None  # of its turns until its client saw a first result
@@ -307,11 +308,7 @@ class Shared(Generic[Result]):
 
 
 class Scheduler:
-    """The jobs of all clients.
-
-    Args:
-        initialise: called once in every thread that runs jobs, before its first.
-    """
+    """The jobs of all clients. Every thread that runs jobs first calls `initialise`."""
 
     job_class: type[Job] = Job
 

@@ -31,10 +31,8 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 @dataclass(eq=False)
 class _Running:
-    """A client's job, its kind, and which part of the view it is for."""
+    """A client's job, and which part of the view it is for."""
 
-    client: str
-    kind: str
     job: Job
     cancel_when_changed: dict[str, object]
     status: Status | None = None  # its last, if it has a part in the page's status line
@@ -63,7 +61,7 @@ class Jobs:
     def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
         """End a client's jobs, or the one of a kind, at their next checkpoint."""
         for running in self._of(client):
-            if kind in ("", running.kind):
+            if kind in ("", running.job.kind):
                 running.is_superseded = is_superseded
                 running.job.stop()
 
@@ -96,12 +94,8 @@ class Jobs:
 
     def is_running(self, client: str, kind: str, **cancel_when_changed: object) -> bool:
         """Whether a client's job of a kind runs for just this view, and has neither ended nor been stopped."""
-        jobs = [
-            running.job
-            for running in self._of(client)
-            if running.kind == kind and running.cancel_when_changed == cancel_when_changed
-        ]
-        return any(not (job.stopped or job.ended) for job in jobs)
+        jobs = [running.job for running in self._of(client) if running.cancel_when_changed == cancel_when_changed]
+        return any(job.kind == kind and not (job.stopped or job.ended) for job in jobs)
 
     def prefetch(self, client: str, work: Callable[[Job], Any], **cancel_when_changed: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and no client has a job.
@@ -116,9 +110,10 @@ class Jobs:
 
         self.halt(client, PREFETCH)
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
+        job.kind = PREFETCH
         with self._lock:
-            going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, cancel_when_changed)]
+            going_on = [running for running in self._running if running.job.kind != PREFETCH or not running.job.ended]
+            self._running = [*going_on, _Running(job, cancel_when_changed)]
 
     def run(
         self,
@@ -146,7 +141,7 @@ class Jobs:
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, cancel_when_changed)
+                job.kind, running = kind, _Running(job, cancel_when_changed)
                 self._running.append(running)
             if line is not None:
                 self._client(client).outcome = Status(refusal, "error") if refusal else None
@@ -169,7 +164,7 @@ class Jobs:
                 self._running = [other for other in self._running if other is not running]
                 if last is not None and line is not None:
                     self._client(client).outcome = last
-            self._note_end(running, time.monotonic() - began)
+            self._note_end(job, time.monotonic() - began)
         if last := last or (ready and ready()):
             yield replace(last, stopped=job.stopped, superseded=running.is_superseded, line=line)
 
@@ -180,7 +175,7 @@ class Jobs:
             if events:
                 shown = None
             elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
-                waiting = self._line.status(job, self.scheduler, self._kinds())
+                waiting = self._line.status(job, self.scheduler)
                 if waiting not in (None, shown):
                     shown, shown_at = waiting, time.monotonic()
                     events = [waiting]
@@ -188,18 +183,17 @@ class Jobs:
                 if type(event) is not type(following):
                     yield event
 
-    def _note_end(self, running: _Running, seconds: float) -> None:
+    def _note_end(self, job: Job, seconds: float) -> None:
         """Note how long a job took, and how it ended."""
-        job = running.job
-        self._line.note(running.kind, job)
+        self._line.note(job)
         how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
         line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
         memory = psutil.Process().memory_info().rss / 1e6
-        log.info(line, running.kind, how, seconds, job.seconds, memory)
+        log.info(line, job.kind, how, seconds, job.seconds, memory)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
-        jobs = [running.job for running in self._running if running.kind != PREFETCH and not running.job.stopped]
+        jobs = [running.job for running in self._running if running.job.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.CLIENT_JOBS.value:
             return lazy_gettext(
@@ -220,13 +214,9 @@ class Jobs:
                 del self._clients[next(iter(self._clients))]
             return client
 
-    def _kinds(self) -> dict[Job, str]:
-        with self._lock:
-            return {running.job: running.kind for running in self._running}
-
     def _of(self, client: str) -> list[_Running]:
         with self._lock:
-            return [running for running in self._running if running.client == client]
+            return [running for running in self._running if running.job.client == client]
 
 
 def failure(problem: BaseException) -> Status:

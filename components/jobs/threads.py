@@ -17,11 +17,7 @@ Task = Callable[[], None]
 
 
 class ThreadPool:
-    """Runs every task at once, in an idle thread where there is one.
-
-    Args:
-        initialise: called once in every new thread, before its first task.
-    """
+    """Runs every task at once, in an idle thread where there is one; a new thread first calls `initialise`."""
 
     def __init__(self, initialise: Callable[[], None] = lambda: None) -> None:
         self._initialise = initialise

@@ -23,9 +23,8 @@ MAX_TRUTH = 1e6  # a measured value may lie outside of what the control offers
 class Question(NamedTuple):
     """A numbered question, with the control of `assets/texts/LANGUAGE/lesson.json` that answers it.
 
-    Attributes:
-        kind: "range" and "number" take a number from `low` to `high` in steps of `step`; "choice" and "answers" the
-            index of one of so many `choices`; "bars" up to so many numbers from 0 to `high`.
+    The kinds "range" and "number" take a number from `low` to `high` in steps of `step`; "choice" and "answers" the
+    index of one of so many `choices`; "bars" up to so many numbers from 0 to `high`.
     """
 
     number: int

@@ -51,11 +51,9 @@ def rooms_folder() -> Path:
 
 
 class Refused(Exception):
-    """A client's request is refused; the message is a sentence for the client.
+    """A client's request is refused; the message is a sentence for the client, `status` is that of HTTP.
 
-    Attributes:
-        status: of HTTP.
-        wait: seconds after which the client may try again; 0 where that would not help.
+    After `wait` seconds the client may try again; 0 where that would not help.
     """
 
     def __init__(self, status: int, text: LazyString, wait: int = 0) -> None:
@@ -67,9 +65,7 @@ class Store:
     """The database in a folder. Methods may be called from any thread, and raise Refused.
 
     A process that has used it keeps a lock on the folder, since rules hold within one process: another is refused.
-
-    Attributes:
-        lock: held during a statement; hold it while several have to agree.
+    `lock` is held during a statement; hold it while several have to agree.
     """
 
     def __init__(self, folder: Path) -> None:

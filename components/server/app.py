@@ -32,10 +32,7 @@ START_TIME = time.time()
 
 
 def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) -> dict[str, object]:
-    """What `/healthz` says of queue, jobs, readers of texts and the preparation of the default model, if there is one.
-
-    `ok` summarises it.
-    """
+    """What `/healthz` says of queue, jobs, readers of texts and, if there is one, the preparation of a model."""
     step, read = scheduler.step_seconds, READERS.longest
     return {
         "ok": queue.is_running and max(step, read) < limits.STUCK_SECONDS.value,
@@ -49,21 +46,13 @@ def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) ->
 
 
 class App(PatchedBlocks):
-    """`gr.Blocks` for untrusted clients; deletes their uploads after a while.
-
-    Args:
-        scheduler: checked by `/healthz`; its jobs are stopped on shutdown.
-        options: of `gr.Blocks`.
-
-    Attributes:
-        own_routes: the page's own routes, beside gradio's; more may be added before `launch`.
-        warming: the preparation of the default model, if there is one, whose progress `/healthz` reports.
-    """
+    """`gr.Blocks` for untrusted clients; deletes their uploads after a while, and stops the jobs on shutdown."""
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
         self._scheduler = scheduler
-        self.warming: Warming | None = None
-        # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
+        self.warming: Warming | None = None  # whose progress `/healthz` reports
+        # Beside gradio's; more may be added before `launch`. plotly.js has a route, since gradio's would tell
+        # where this machine installs packages.
         self.own_routes: list[Route] = [
             Route("/healthz", self._answer_health),
             Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
@@ -113,4 +102,6 @@ class App(PatchedBlocks):
         """Stop every job at its next checkpoint, and wait briefly for that."""
         for job in list(self._scheduler.jobs):
             job.stop()
-        process.wait_for(lambda: not self._scheduler.jobs)
+        end = time.monotonic() + process.STEP_SECONDS
+        while self._scheduler.jobs and time.monotonic() < end:
+            time.sleep(0.01)

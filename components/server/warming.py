@@ -48,11 +48,7 @@ def load_weights(session: Session) -> Job:
 
 
 class Warming:
-    """The background job.
-
-    Attributes:
-        progress: such as "calibration, 12 of 32"; "done", or why it ended before; empty if it was not started.
-    """
+    """The background job; its `progress` is "calibration, 12 of 32", "done" or why it ended; empty before its start."""
 
     def __init__(self, session: Session) -> None:
         self._session = session

@@ -15,8 +15,8 @@ from torch import Tensor
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, head_rules, make_plan
+from intraslice.planning.profile import Profile
+from intraslice.planning.ratios import CONTEXT, SlicePlan, flops_per_token, head_rules, make_plan
 
 from ..i18n.language import language
 from .caches import BoundedCache
@@ -25,7 +25,6 @@ from .units import ModelUnits
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
-PlanCache = BoundedCache[tuple[CalibrationKey | None, Provenance, SliceConfig], SlicePlan]
 CURVE_POINTS = 160  # more cannot be told apart on a screen
 
 
@@ -36,16 +35,6 @@ class SortedImportances:
     unit: str
     layers: Sequence[Float[np.ndarray, " units"]]
     all_layers: Float[np.ndarray, " all_units"]
-
-    def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
-        """The curves of one layer and of all layers, with the fractions of units below the threshold."""
-        chosen = self.layers[layer]
-        below = -np.inf if threshold is None else threshold
-        all_below, layer_below = (
-            int(np.searchsorted(units, below)) / len(units) for units in (self.all_layers, chosen)
-        )
-        curves = _curve_points(self.all_layers), _curve_points(chosen)
-        return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
 
 
 @dataclass(frozen=True)
@@ -79,14 +68,11 @@ class Plans:
     """Cached plans by source and slicing config, and what the page shows of them."""
 
     def __init__(self) -> None:
-        self._cache: PlanCache = BoundedCache(2_000)
-        self._shown: BoundedCache[Hashable, Any] = BoundedCache(2_000)  # of 30 kB at most
+        self._shown: BoundedCache[Hashable, Any] = BoundedCache(4_000)  # of 30 kB at most
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
         """What is removed from each layer. Raises UserError if the model does not allow it."""
-        key = (source.calibration, source.provenance, config)
-        plan = self._cache.get(key)
-        return self._cache.put(key, make_plan(source.profile, config)) if plan is None else plan
+        return self.shown(source, config, "plan", lambda: make_plan(source.profile, config))
 
     def simplest(self, source: Source | None, config: SliceConfig) -> SliceConfig:
         """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.
@@ -106,8 +92,7 @@ class Plans:
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
         """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
 
-        Args:
-            about: whatever else it depends on, and what is shown.
+        `about` is what is shown, and whatever else it depends on.
         """
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
@@ -134,7 +119,19 @@ class Plans:
             removed=plan.removed_fraction,
             bias=plan.reasons.bias,
             cap=config.cap,
-            layers=tuple(_layer_view(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
+            layers=tuple(
+                LayerView(
+                    attention=kept.attention_ratio,
+                    mlp=kept.mlp_ratio,
+                    heads=len(kept.heads),
+                    heads_dense=dense.sizes.heads,
+                    dim=kept.dim,
+                    dim_dense=dense.sizes.dim,
+                    neurons=kept.neurons,
+                    neurons_dense=dense.sizes.neurons,
+                )
+                for kept, dense in zip(plan.layers, source.profile.layers, strict=True)
+            ),
             others={
                 name: tuple((layer.attention_ratio, layer.mlp_ratio) for layer in other.layers)
                 for name, other in zip(names, others, strict=True)
@@ -158,28 +155,24 @@ def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, 
     An estimator without importances has no threshold; the curves are then those of the profile's first estimator.
     """
     estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
-    thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
-    free = plan.config.shapes == "free"
     curves: dict[str, ImportanceCurve] = {}
     for module, units in source.importances[estimator].items():
         ratios = [getattr(kept, f"{module}_ratio") for kept in plan.layers]
-        rank = 1 + sum(ratio > ratios[layer] for ratio in ratios)
-        rules = head_rules(source.profile, plan, layer) if module == "attention" else ()
-        curves[module] = replace(units.curve(layer, thresholds[module], free), rank=rank, rules=rules)
+        threshold, both = getattr(plan.reasons, f"{module}_threshold"), (units.all_layers, units.layers[layer])
+        below = -np.inf if threshold is None else threshold
+        all_below, chosen_below = (int(np.searchsorted(ascending, below)) / len(ascending) for ascending in both)
+        curves[module] = ImportanceCurve(
+            unit=units.unit,
+            all_layers=_curve_points(units.all_layers),
+            chosen=_curve_points(units.layers[layer]),
+            threshold=threshold,
+            all_below=all_below,
+            chosen_below=chosen_below,
+            one_by_one=plan.config.shapes == "free",
+            rank=1 + sum(ratio > ratios[layer] for ratio in ratios),
+            rules=head_rules(source.profile, plan, layer) if module == "attention" else (),
+        )
     return curves
-
-
-def _layer_view(kept: LayerPlan, dense: LayerProfile) -> LayerView:
-    return LayerView(
-        attention=kept.attention_ratio,
-        mlp=kept.mlp_ratio,
-        heads=len(kept.heads),
-        heads_dense=dense.sizes.heads,
-        dim=kept.dim,
-        dim_dense=dense.sizes.dim,
-        neurons=kept.neurons,
-        neurons_dense=dense.sizes.neurons,
-    )
 
 
 def _sorted(unit: str, layers: Sequence[Tensor]) -> SortedImportances:

@@ -16,6 +16,7 @@ import lzma
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -71,20 +72,13 @@ class Found(NamedTuple, Generic[Value]):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the results of a folder belong to.
+    """What the results of a folder belong to."""
 
-    Attributes:
-        model: its name in the page's list of models.
-        name: of the weights, for people.
-        weights: `LoadedModel.weights_digest` by precision.
-        entries: the results by kind.
-    """
-
-    model: str
-    name: str
-    weights: Mapping[Precision, str]
+    model: str  # its name in the page's list of models
+    name: str  # of the weights, for people
+    weights: Mapping[Precision, str]  # `LoadedModel.weights_digest`
     calibration: CalibrationConfig
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    entries: Mapping[str, Entry] = field(default_factory=dict)  # by kind
 
     def has(self, kind: str, key: CalibrationKey) -> bool:
         """Whether it has a result of this calibration, perhaps with other weights."""
@@ -113,20 +107,16 @@ class Precomputed:
     def __init__(self, folder: Path = FOLDER) -> None:
         read = TypeAdapter(Manifest).validate_json
         self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
-        self._found: dict[Path, Found[Any]] = {}  # asked for at every move of the slider
+        # Asked for at every move of the slider.
+        self._read = cache(lambda path, form: TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes())))
         self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
 
     def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
         """The result of this kind, which is a `form`, for a calibration and the weights of its model, or None."""
         for folder, manifest in self.manifests.items():
             if manifest.has(kind, key) and manifest.has_weights(key):
-                path = folder / f"{kind}.json.xz"
-                if path not in self._found:
-                    value = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
-                    entry = manifest.entries[kind]
-                    weights = manifest.weights.get(entry.dtype, "")
-                    self._found[path] = Found(value, entry, manifest.provenance(kind), weights)
-                return self._found[path]
+                value, entry = self._read(folder / f"{kind}.json.xz", form), manifest.entries[kind]
+                return Found(value, entry, manifest.provenance(kind), manifest.weights.get(entry.dtype, ""))
         return None
 
     def source(self, key: CalibrationKey) -> Source | None:
@@ -136,9 +126,8 @@ class Precomputed:
             return None
         folder, manifest = max(found, key=lambda entry: entry[1].has_weights(key))
         if (folder, key) not in self._sources:
-            profile = replace(
-                load_profile(folder / f"{PROFILE}.npz"), bytes_per_value=getattr(torch, key.dtype).itemsize
-            )
+            profile = load_profile(folder / f"{PROFILE}.npz")
+            profile = replace(profile, bytes_per_value=getattr(torch, key.dtype).itemsize)
             # The model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
             head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
             units = load_units(folder / f"{UNITS}.npz") if manifest.has(UNITS, key) else None

@@ -36,7 +36,7 @@ from ..jobs.jobs import Jobs, job_progress
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
-from .choices import ESTIMATORS, TEXTS, describe_samples
+from .choices import ESTIMATORS, describe_samples
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
@@ -53,14 +53,10 @@ NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text y
 
 
 class Session:
-    """The state of the whole app. `client` is a string that identifies an open page.
+    """The state of the whole app, which measures perplexity on `evaluation_tokens` tokens.
 
-    Args:
-        evaluation_tokens: number of tokens on which the page measures perplexity.
-        precomputed: the layer under all caches; by default that of the repository.
+    `client` is a string that identifies an open page. `precomputed` is the layer under all caches.
     """
-
-    texts = TEXTS
 
     def __init__(
         self, device: str = AUTO, evaluation_tokens: int = 2560, precomputed: Precomputed | None = None
