@@ -63,7 +63,7 @@ class Rooms:
         # By code and address: the time at which its students so far would have joined, one every `limits.JOIN_SECONDS`.
         self._paced: dict[tuple[str, str], float] = {}
         self._wrong_codes: dict[str, deque[float]] = {}  # when an address has sent its last wrong codes
-        self._timer: Timer | None = None
+        self._timer = Timer(0, self.delete_expired)
         self.delete_expired()
 
     def create(self, address: str) -> tuple[Room, str]:
@@ -141,7 +141,17 @@ class Rooms:
                     "This prediction's id was already used for another question. Reload the page and send it again."
                 )
                 raise Refused(409, words)
-            self._require_open(room, digest, question.number)
+            if step in room.revealed:
+                words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
+                raise Refused(409, words)
+            if step != room.step:
+                raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
+            if self._count("answers", room.code) >= (most := limits.ROOM_ANSWERS.value):
+                words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=most)
+                raise Refused(429, words)
+            if self._count("answers", room.code, "AND student = ? AND step = ?", digest, step) >= MAX_REVISIONS:
+                words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
+                raise Refused(429, words)
             columns = "(code, student, id, step, value)"
             self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
 
@@ -189,13 +199,13 @@ class Rooms:
             room = self.led_room(text, secret)
             answers = self._answers(room.code)
             students = self._store.execute("SELECT student FROM students WHERE code = ? ORDER BY number", room.code)
-        numbers = {student: number for number, (student,) in enumerate(students, start=1)}
         rows = [
-            (step, numbers[student], json.loads(value))
-            for step, values in answers.items()
-            for student, value in values.items()
+            (step, number, json.loads(answers[step][student]))
+            for step in sorted(answers)
+            for number, (student,) in enumerate(students, start=1)
+            if student in answers[step]
         ]
-        return room, sorted(rows, key=lambda row: row[:2])
+        return room, rows
 
     def go_to(self, text: str, secret: str, step: Any) -> None:
         """Make a question the current one."""
@@ -237,21 +247,20 @@ class Rooms:
             return
         with suppress(Refused):  # it is in the log
             self._delete("created <= ?", time.time() - limits.ROOM_SECONDS)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._timer = Timer(limits.EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 
     def close(self) -> None:
         """Close the store, and delete nothing more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._store.close()
 
     def _find(self, text: str) -> Room | None:
         """The class with this code, unless it has expired."""
-        code, after = normalised(text), time.time() - limits.ROOM_SECONDS
+        code = re.sub(r"[\s-]", "", text[:40]).upper()  # as a person types it
+        after = time.time() - limits.ROOM_SECONDS
         found = "SELECT lead, created, step FROM rooms WHERE code = ? AND created > ?"
         with self._store.lock:
             rows = self._store.execute(found, code, after)
@@ -270,20 +279,6 @@ class Rooms:
 
     def _has_joined(self, room: Room, student: bytes) -> bool:
         return self._count("students", room.code, "AND student = ?", student) > 0
-
-    def _require_open(self, room: Room, student: bytes, step: int) -> None:
-        """Refuse an answer to a question that is not the current one or is revealed, and one too many."""
-        if step in room.revealed:
-            words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
-            raise Refused(409, words)
-        if step != room.step:
-            raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
-        if self._count("answers", room.code) >= (max_answers := limits.ROOM_ANSWERS.value):
-            words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=max_answers)
-            raise Refused(429, words)
-        if self._count("answers", room.code, "AND student = ? AND step = ?", student, step) >= MAX_REVISIONS:
-            words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
-            raise Refused(429, words)
 
     def _answers(self, code: str) -> dict[int, dict[bytes, str]]:
         """The current answers as JSON, by question and student."""
@@ -320,11 +315,6 @@ class Rooms:
         _distribution.cache_clear()
         with suppress(Refused):
             self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def normalised(text: str) -> str:
-    """A code as a person types it, in capitals without blanks and hyphens."""
-    return re.sub(r"[\s-]", "", text[:40]).upper()
 
 
 def _question(step: Any) -> Question:

@@ -24,7 +24,8 @@ from .. import limits
 from ..gradio_compat.callers import site_of
 from ..i18n.language import gettext, lazy_gettext, long_text, translate
 from .questions import Value, questions
-from .rooms import Refused, Room, Rooms
+from .rooms import Room, Rooms
+from .store import Refused
 
 HOME = "rooms"  # below the page's address
 LEAD, STUDENT = "x-room-lead", "x-room-student"

@@ -14,7 +14,7 @@ import datetime
 import json
 import lzma
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,7 @@ from intraslice.planning.sizes import LayerSizes
 from intraslice.pretrained.precision import Precision
 
 from ..assets import ASSETS
-from ..i18n.language import lazy_day, lazy_gettext
+from ..i18n.language import LazyString, day, lazy_gettext
 from .plan_views import Source
 from .request import DENSE, CalibrationKey, default_slicing
 from .units import ModelUnits, load_units, save_units
@@ -90,15 +90,15 @@ class Manifest:
 
     def provenance(self, kind: str) -> Provenance:
         """Where a result comes from."""
-        config, day = self.calibration, lazy_day(self.entries[kind].day)
+        config, on_day = self.calibration, LazyString(lambda: day(self.entries[kind].day))
         label = lazy_gettext(
             "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
             model=self.name,
             sequences=config.sequences,
             length=config.length,
-            day=day,
+            day=on_day,
         )
-        return Provenance("before", config.sequences, config.sequences, day, label)
+        return Provenance("before", config.sequences, config.sequences, on_day, label)
 
 
 class Precomputed:
@@ -108,7 +108,9 @@ class Precomputed:
         read = TypeAdapter(Manifest).validate_json
         self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
         # Asked for at every move of the slider.
-        self._read = cache(lambda path, form: TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes())))
+        self._read: Callable[[Path, Any], Any] = cache(
+            lambda path, form: TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
+        )
         self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
 
     def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
