@@ -70,10 +70,10 @@ class Publisher:
         for done, (percent, step_request) in enumerate(zip(choice.percents, requests, strict=True)):
             label = lazy_gettext("Building the page, {sparsity:g}% removed: step", sparsity=percent)
             left = (time.monotonic() - start) / done * (len(requests) - done) if done else None
-            status = Status(label, "busy", done, len(requests), left)
-            job.emit(status)
-            with job.emitting_only(status):
-                steps.append(self._step(job, step_request, choice))
+            job.only_event = Status(label, "busy", done, len(requests), left)
+            job.emit(job.only_event)
+            steps.append(self._step(job, step_request, choice))
+        job.only_event = None
         recipe = request.recipe(self._session.evaluation_tokens)
         public_recipe = without_folders(recipe)
         source = calibrated.loaded.source.replace(recipe.model, public_recipe.model)

@@ -60,15 +60,7 @@ class PatchedBlocks(gr.Blocks):
     def queue(self, *args: Any, **options: Any) -> Self:
         """As in gradio."""
         super().queue(*args, **options)
-        queue = self._queue
-        self._queue = SteadyQueue(
-            queue.live_updates,
-            queue.max_thread_count,
-            queue.update_intervals,
-            queue.max_size,
-            blocks=self,
-            default_concurrency_limit=queue.default_concurrency_limit,
-        )
+        self._queue = SteadyQueue(self._queue)
         return self
 
     def run_startup_events(self) -> None:

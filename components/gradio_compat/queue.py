@@ -39,8 +39,8 @@ class SteadyQueue(Queue):
     each session and in total, and a call beyond the bounds is refused with a message.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, queue: Queue) -> None:
+        vars(self).update(vars(queue))
         self.sleep_when_free = limits.QUEUE_POLL_SECONDS
         self.progress_update_sleep_when_free = limits.TIDYING_SECONDS  # no call shows gradio's progress
         self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # calls, after which a table of them is made

@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..i18n.language import lazy_gettext
 from ..limits import BEGINNING_SECONDS, FEW, NOTICED_SECONDS
@@ -74,7 +74,7 @@ class Job:
         self.error: BaseException | None = None
         self.stopped = self.ended = False
         self._events: list[Any] = []
-        self._only_event: Any = None  # replaces every other
+        self.only_event: Any = None  # replaces every other, while it is set: for details that no client reads
         self._changed = threading.Condition()  # of events, `stopped` and `ended`
         # What the scheduler knows of it, under the scheduler's lock.
         self.turn = threading.Condition(scheduler.lock)  # notified when its turn comes
@@ -153,15 +153,6 @@ class Job:
             self.seconds_to_result = self.seconds
 
     @contextmanager
-    def emitting_only(self, event: Any) -> Iterator[None]:
-        """While open, `event` replaces all that is emitted: for details that no client reads."""
-        self._only_event = event
-        try:
-            yield
-        finally:
-            self._only_event = None
-
-    @contextmanager
     def waiting(self) -> Iterator[None]:
         """While open, others run: for a download, a child process, or what else needs no turn. Raises Cancelled."""
         self.raise_if_cancelled()
@@ -194,14 +185,20 @@ class Job:
         with self.begin(key, work) as shared:
             return shared.result()
 
-    def begin(self, key: Hashable, work: Callable[[Job], Result]) -> Shared[Result]:
+    @contextmanager
+    def begin(self, key: Hashable, work: Callable[[Job], Result]) -> Iterator[Shared[Result]]:
         """As `share`, without waiting. The work goes on in this job's turns while this job waits for it."""
         with self.scheduler.lock:
             shared = self.scheduler._shared.get(key)
             if shared is None or shared.ended:  # other jobs may still use the result of work that has ended
                 shared = self.scheduler._shared[key] = SharedWork(self.scheduler, key, work)
             shared.takers.append(self)
-        return Shared(self, shared)
+        try:
+            yield Shared(self, shared)
+        finally:
+            with self.scheduler.lock:
+                shared.takers.remove(self)
+                self.scheduler.drop(shared)
 
     @contextmanager
     def holding(self, key: Hashable) -> Iterator[None]:
@@ -222,7 +219,7 @@ class Job:
     def deliver(self, event: Any) -> None:
         """Deliver an event to the handler that started it."""
         with self._changed:
-            self._events.append(event if self._only_event is None else self._only_event)
+            self._events.append(event if self.only_event is None else self.only_event)
             self._changed.notify_all()
 
     def interrupt(self) -> None:
@@ -265,7 +262,7 @@ class SharedWork(Job):
 
 
 class Shared(Generic[Result]):
-    """A job's part in shared work, until the block is left: the job waits until the work has ended, or less long."""
+    """A job's part in shared work: the job waits until the work has ended, or less long."""
 
     def __init__(self, job: Job, work: SharedWork) -> None:
         self.job, self.work, self._scheduler = job, work, job.scheduler
@@ -297,14 +294,6 @@ class Shared(Generic[Result]):
         if self.work.error is not None:
             raise self.work.error
         return self.work.result
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._scheduler.lock:
-            self.work.takers.remove(self.job)
-            self._scheduler.drop(self.work)
 
 
 class Scheduler:

@@ -80,13 +80,10 @@ class Pacing:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PACED):
-            await asyncio.sleep(self._wait(address_of(Request(scope)), asyncio.get_running_loop().time()))
+            address, now = address_of(Request(scope)), asyncio.get_running_loop().time()
+            begin = min(max(now, self._next.get(address, now)), now + limits.MAX_CALL_PAUSE_SECONDS)
+            self._next[address] = begin + limits.CALL_PAUSE_SECONDS
+            if len(self._next) > limits.MAX_PACED_ADDRESSES:
+                self._next = {other: free for other, free in self._next.items() if free > now}
+            await asyncio.sleep(begin - now)
         return await self._app(scope, receive, send)
-
-    def _wait(self, address: str, now: float) -> float:
-        """Seconds until a call may begin, which takes its place."""
-        begin = min(max(now, self._next.get(address, now)), now + limits.MAX_CALL_PAUSE_SECONDS)
-        self._next[address] = begin + limits.CALL_PAUSE_SECONDS
-        if len(self._next) > limits.MAX_PACED_ADDRESSES:
-            self._next = {other: free for other, free in self._next.items() if free > now}
-        return begin - now
