@@ -8,7 +8,7 @@ import gradio as gr
 
 from . import api, limits, tabs
 from .device.routes import routes
-from .frame import controls, events, link, moves, pinning, theme
+from .frame import controls, events, handlers, link, pinning, theme
 from .frame.context import Context, signal
 from .gradio_compat.callers import current_caller
 from .rooms import routes as room_routes
@@ -27,7 +27,7 @@ def build_app(session: Session) -> App:
     """The whole page for one session, for `launch(**launch_options())`."""
     first = parse(Settings(dtype=default_precision()))
     session.jobs.caller = current_caller
-    initial = moves.initial_texts(session, first)
+    initial = handlers.initial_texts(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()

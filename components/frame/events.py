@@ -11,7 +11,7 @@ import gradio as gr
 from ..gradio_compat.browser.on_latest import on_latest
 from ..state.choices import BUDGETS
 from ..ui.handlers import LiveOutput, leave_unchanged
-from . import handlers, link, moves
+from . import handlers, link
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
 
 # How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
@@ -38,7 +38,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
     shown, updated = _moved(context, first), [*always, *first]
-    preview = call(moves.preview, session, updated, outputs=shown, refuse=moves.refuse_move, api_name="ratios")
+    preview = call(handlers.preview, session, updated, outputs=shown, refuse=handlers.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}
@@ -64,12 +64,12 @@ def _settings(context: Context) -> Iterator[Row]:
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
     outputs = {**_moved(context, when_open), "refresh": context.refresh}
-    move = call(moves.move, session, always, when_open, outputs=outputs, refuse=moves.refuse_move)
+    move = call(handlers.move, session, always, when_open, outputs=outputs, refuse=handlers.refuse_move)
     followed = {**measured, "refresh": context.refresh}
-    on_release = call(moves.on_release, session, outputs=followed, queue=HEAVY)
-    measure_live = call(moves.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
-    on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)
-    measure = call(moves.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
+    on_release = call(handlers.on_release, session, outputs=followed, queue=HEAVY)
+    measure_live = call(handlers.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
+    on_prepared = call(handlers.on_prepared, session, outputs=measured, queue=HEAVY)
+    measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, api_name="halt")
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
@@ -129,7 +129,7 @@ def _budget(page: gr.Blocks, context: Context) -> Iterator[Row]:
 
 
 def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
-    """The outputs of `moves.preview`, and of `moves.move` those that are only updated while their tab is active."""
+    """The outputs of `preview`, and of `move` those that are only updated while their tab is active."""
     before, after = (
         {name: output for live_output in some for name, output in live_output.named.items()}
         for some in (context.always, when_open)

@@ -120,7 +120,7 @@ def spread_settings(
     `request` takes no settings.
 
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
-    whose error is the headline (`frame/moves.py`).
+    whose error is the headline (`frame/handlers.py`).
     """
     rest = [with_default(parameter) for parameter in parameters_of(handler)[len(bound) :]]
     fields, last = [], []
