@@ -25,9 +25,9 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
-from ..state.anatomy import map_view
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
+from ..state.plan_views import map_view
 from ..state.request import CalibrationKey, Request, parse
 from ..state.session import Session
 from ..state.settings import MAX_PERCENT, Settings
