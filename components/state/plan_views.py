@@ -1,4 +1,4 @@
-"""Cached plans of a calibration, and their views for the page: ratios, sorted importances, the map of layers, a layer."""
+"""Cached plans of a calibration, and their views for the page: ratios, sorted importances, the map, one layer."""
 
 from __future__ import annotations
 
