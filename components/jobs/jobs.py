@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -39,14 +39,6 @@ class _Running:
     is_superseded: bool = False  # its client has moved on, which says enough
 
 
-@dataclass
-class _Client:
-    """What is known of a client, whether or not anything runs for it."""
-
-    view: dict[str, object] = field(default_factory=dict)  # what was set by `set_view`
-    outcome: Status | None = None  # how a job ended, if that is to be said; until another one begins
-
-
 class Jobs:
     """The running jobs of every client. A new one ends the client's former one of its kind."""
 
@@ -54,7 +46,7 @@ class Jobs:
         self.scheduler = scheduler or Scheduler()
         self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, dict[str, Any]] = {}
         self._lock = threading.RLock()
         self._line = Line()
 
@@ -67,7 +59,7 @@ class Jobs:
 
     def set_view(self, client: str, **at: object) -> None:
         """Set a part of what a client views now, such as `request` or `tab`: jobs for another one are cancelled."""
-        self._client(client).view.update(at)
+        self._client(client).update(at)
         for running in self._of(client):
             if any(running.cancel_when_changed.get(what, value) != value for what, value in at.items()):
                 running.is_superseded = True
@@ -75,7 +67,7 @@ class Jobs:
 
     def view_of(self, client: str, what: str, default: Any) -> Any:
         """A part of what a client views, or the default if that was never set."""
-        return self._client(client).view.get(what, default)
+        return self._client(client).get(what, default)
 
     def status(self, client: str, ready: Callable[[], Status]) -> Status:
         """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
@@ -86,7 +78,7 @@ class Jobs:
         """
         number = next(NUMBERS)
         with self._lock:
-            outcome = self._client(client).outcome
+            outcome: Status | None = self._client(client).get("outcome")
             running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
         busy = max(reversed(running), key=lambda status: not isinstance(status, Waiting), default=None)
         is_error = outcome is not None and outcome.kind == "error"
@@ -144,7 +136,7 @@ class Jobs:
                 job.kind, running = kind, _Running(job, cancel_when_changed)
                 self._running.append(running)
             if line is not None:
-                self._client(client).outcome = Status(refusal, "error") if refusal else None
+                self._client(client)["outcome"] = Status(refusal, "error") if refusal else None
         if refusal:
             yield Status(refusal, "error", line=line)
             return
@@ -163,7 +155,7 @@ class Jobs:
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
                 if last is not None and line is not None:
-                    self._client(client).outcome = last
+                    self._client(client)["outcome"] = last
             self._note_end(job, time.monotonic() - began)
         if last := last or (ready and ready()):
             yield replace(last, stopped=job.stopped, superseded=running.is_superseded, line=line)
@@ -206,10 +198,13 @@ class Jobs:
             )
         return ""
 
-    def _client(self, name: str) -> _Client:
-        """What is known of a client; the one that was used longest ago is forgotten."""
+    def _client(self, name: str) -> dict[str, Any]:
+        """What `set_view` has set for a client, who is forgotten if all others were used later.
+
+        Its `outcome` is how a job ended, if that is to be said; until another one begins.
+        """
         with self._lock:
-            client = self._clients[name] = self._clients.pop(name, _Client())
+            client = self._clients[name] = self._clients.pop(name, {})
             if len(self._clients) > limits.PAGES.value:
                 del self._clients[next(iter(self._clients))]
             return client
