@@ -12,7 +12,7 @@ from intraslice.core import checks
 
 from .. import limits
 from ..i18n.language import LazyString, lazy_gettext, translate
-from ..state.choices import BUDGETS, NO_RECOVERY, PRECISIONS, RECOVERIES, TEXTS, label_of_recovery
+from ..state.choices import BUDGETS, NO_RECOVERY, PRECISIONS, RECOVERIES, label_of_recovery
 from ..state.session import Session
 from ..state.settings import CONTROLS, Settings, offered_models
 from ..ui import screen
@@ -149,7 +149,7 @@ class Controls:
             self.cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id="cancel", min_width=70)
         with gr.Accordion(lazy_gettext("More settings"), open=False, elem_id="more") as self.more:
             add("dtype")
-            add("text", choices=list(TEXTS))
+            add("text", choices=list(session.texts))
             add("upload")
             label, names = lazy_gettext("Calibration budget"), (lazy_gettext("Quick"), lazy_gettext("Thorough"))
             self.budget = gr.Radio([*zip(names, BUDGETS, strict=True)], label=label, info=BUDGET_INFO, elem_id="budget")

@@ -36,7 +36,7 @@ from ..jobs.jobs import Jobs, job_progress
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
-from .choices import ESTIMATORS, describe_samples
+from .choices import ESTIMATORS, TEXTS, describe_samples
 from .plan_views import Plans, Source, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
@@ -57,6 +57,8 @@ class Session:
 
     `client` is a string that identifies an open page. `precomputed` is the layer under all caches.
     """
+
+    texts = TEXTS
 
     def __init__(
         self, device: str = AUTO, evaluation_tokens: int = 2560, precomputed: Precomputed | None = None
