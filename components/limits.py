@@ -24,16 +24,16 @@ FRAMES_VARIABLE = "INTRASLICE_FRAME_ANCESTORS"  # sites that may embed the page,
 KEPT_FREE = 5  # one of so many places is kept for network addresses that have none
 
 
-@dataclass(frozen=True)
+@dataclass
 class Limit:
     """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page."""
 
-    name: str
     what: str
     desktop: int
     hosted: int
     why: str
     former_name: str = ""  # whose variable is read as well
+    name: str = ""  # as this module has it
 
     @property
     def variable(self) -> str:
@@ -49,71 +49,55 @@ class Limit:
         return value
 
 
-SEQUENCES = Limit("SEQUENCES", "calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
-LENGTH = Limit("LENGTH", "tokens of a sequence or window", 4_096, 2_048, "memory grows with it: logits, attention")
+SEQUENCES = Limit("calibration sequences", 1_024, 256, "each takes a forward and a backward pass")
+LENGTH = Limit("tokens of a sequence or window", 4_096, 2_048, "memory grows with it: logits, attention")
 CALIBRATION_TOKENS = Limit(
-    "CALIBRATION_TOKENS",
     "calibration tokens, (sequences + samples) x length",
     2**20,
     CalibrationConfig.thorough().tokens,
     "the thorough budget; 2^16 take 8 minutes on two cores",
 )
-NEW_TOKENS = Limit("NEW_TOKENS", "tokens of an answer", 2_048, 512, "each is a step of up to five models")
-PROMPT = Limit("PROMPT", "characters of a prompt", 100_000, 16_000, "the whole prompt is tokenised before the prefill")
-PASSAGE = Limit("PASSAGE", "characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
-LOCKED = Limit("LOCKED", "characters of the manual ratios", 20_000, 10_000, "parsed at every move of the slider")
-NAME = Limit("NAME", "characters of a name: model, text, estimator", 1_000, 200, "part of every cache key")
-LINK = Limit("LINK", "characters of a link", 60_000, 20_000, "a longer one is ignored")
-TEMPERATURE = Limit("TEMPERATURE", "temperature of an answer", 5, 5, "above that it is noise")
-SWEEP = Limit("SWEEP", "points of a sweep", 500, 100, "each is a model to slice and measure")
-REQUEST = Limit("REQUEST", "bytes of a call", 4 * 2**20, 2**20, "it is read completely before it is parsed")
-UPLOAD = Limit("UPLOAD", "bytes of an uploaded file", 2**29, 20 * 2**20, "it is stored on disk, and read as text")
-UPLOADS = Limit("UPLOADS", "bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
-UPLOAD_SECONDS = Limit("UPLOAD_SECONDS", "seconds that an upload is kept", 86_400, 3_600, "the disk is shared")
-EXPORTS = Limit("EXPORTS", "bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
-DEVICE_FILES = Limit(
-    "DEVICE_FILES", "bytes of disk of all models for users' devices", 2**36, 2**33, "the oldest are deleted first"
-)
-DOWNLOADS = Limit("DOWNLOADS", "downloads to users' devices at once", 200, 200, "each keeps a connection")
-JOBS = Limit(
-    "JOBS", "jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190"
-)
-CLIENT_JOBS = Limit("CLIENT_JOBS", "jobs of one client", 12, 12, "an open page has up to eleven", "VISITOR_JOBS")
-JOB_SECONDS = Limit("JOB_SECONDS", "seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
-CALLS = Limit("CALLS", "calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
-CLIENT_CALLS = Limit("CLIENT_CALLS", "calls of one client", 40, 40, "a page at work has up to twenty", "VISITOR_CALLS")
-UNREAD_SECONDS = Limit(
-    "UNREAD_SECONDS", "seconds until unread results are dropped", 30, 30, "their client has probably left"
-)
-STUCK_SECONDS = Limit("STUCK_SECONDS", "seconds of a step, or to read a text", 600, 120, "`/healthz` then answers 503")
-PAGES = Limit("PAGES", "open pages whose state is kept", 1_000, 400, "each takes 95 kB")
-ROOMS = Limit("ROOMS", "live classes that are kept", 200, 200, "each for 24 hours, on the disk")
-ADDRESS_ROOMS = Limit("ADDRESS_ROOMS", "live classes of one network address", 10, 10, "others need places, too")
-STUDENTS = Limit("STUDENTS", "students of a class", 200, 200, "each polls every 1.5 seconds")
-JOINS = Limit("JOINS", "students who join a class from one address at once", 80, 80, "then one every five seconds")
-ROOM_ANSWERS = Limit(
-    "ROOM_ANSWERS", "predictions of a class, replaced ones included", 20_000, 20_000, "all are in memory"
-)
+NEW_TOKENS = Limit("tokens of an answer", 2_048, 512, "each is a step of up to five models")
+PROMPT = Limit("characters of a prompt", 100_000, 16_000, "the whole prompt is tokenised before the prefill")
+PASSAGE = Limit("characters of a passage", 8_000, 8_000, "each of its tokens is an element of the page")
+LOCKED = Limit("characters of the manual ratios", 20_000, 10_000, "parsed at every move of the slider")
+NAME = Limit("characters of a name: model, text, estimator", 1_000, 200, "part of every cache key")
+LINK = Limit("characters of a link", 60_000, 20_000, "a longer one is ignored")
+TEMPERATURE = Limit("temperature of an answer", 5, 5, "above that it is noise")
+SWEEP = Limit("points of a sweep", 500, 100, "each is a model to slice and measure")
+REQUEST = Limit("bytes of a call", 4 * 2**20, 2**20, "it is read completely before it is parsed")
+UPLOAD = Limit("bytes of an uploaded file", 2**29, 20 * 2**20, "it is stored on disk, and read as text")
+UPLOADS = Limit("bytes of disk of all uploads", 2**40, 2**31, "the oldest are deleted first")
+UPLOAD_SECONDS = Limit("seconds that an upload is kept", 86_400, 3_600, "the disk is shared")
+EXPORTS = Limit("bytes of disk of all exported files", 2**36, 2**31, "each is kept for ten minutes")
+DEVICE_FILES = Limit("bytes of disk of all models for users' devices", 2**36, 2**33, "the oldest are deleted first")
+DOWNLOADS = Limit("downloads to users' devices at once", 200, 200, "each keeps a connection")
+JOBS = Limit("jobs that run or wait", 240, 240, "each holds two threads; a class of 60 at one address has up to 190")
+CLIENT_JOBS = Limit("jobs of one client", 12, 12, "an open page has up to eleven", "VISITOR_JOBS")
+JOB_SECONDS = Limit("seconds of a job's own steps", 86_400, 1_800, "others must get their turns")
+CALLS = Limit("calls that wait or run", 1_000, 500, "each keeps its inputs and pending messages")
+CLIENT_CALLS = Limit("calls of one client", 40, 40, "a page at work has up to twenty", "VISITOR_CALLS")
+UNREAD_SECONDS = Limit("seconds until unread results are dropped", 30, 30, "their client has probably left")
+STUCK_SECONDS = Limit("seconds of a step, or to read a text", 600, 120, "`/healthz` then answers 503")
+PAGES = Limit("open pages whose state is kept", 1_000, 400, "each takes 95 kB")
+ROOMS = Limit("live classes that are kept", 200, 200, "each for 24 hours, on the disk")
+ADDRESS_ROOMS = Limit("live classes of one network address", 10, 10, "others need places, too")
+STUDENTS = Limit("students of a class", 200, 200, "each polls every 1.5 seconds")
+JOINS = Limit("students who join a class from one address at once", 80, 80, "then one every five seconds")
+ROOM_ANSWERS = Limit("predictions of a class, replaced ones included", 20_000, 20_000, "all are in memory")
 WRONG_CODES = Limit(
-    "WRONG_CODES", "wrong class codes of one network address in ten minutes", 30, 30, "so that codes cannot be guessed"
+    "wrong class codes of one network address in ten minutes", 30, 30, "so that codes cannot be guessed"
 )
-CACHE_BYTES = Limit(
-    "CACHE_BYTES", "bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted"
-)
+CACHE_BYTES = Limit("bytes of the cache folder", MAX_CACHE_BYTES, 5 * 10**9, "the least recently used are deleted")
 HUB_BYTES = Limit(
-    "HUB_BYTES",
     "bytes of models that clients have fetched from the Hub",
     2**40,
     2**34,
     "the least recently used are deleted before another is fetched",
 )
-MEMORY = Limit(
-    "MEMORY", "bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory"
-)
-CACHE_SHARE = Limit("CACHE_SHARE", "per cent of the free memory for all caches", 60, 50, "the rest is for the work")
-UNUSED_SECONDS = Limit(
-    "UNUSED_SECONDS", "seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients"
-)
+MEMORY = Limit("bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory")
+CACHE_SHARE = Limit("per cent of the free memory for all caches", 60, 50, "the rest is for the work")
+UNUSED_SECONDS = Limit("seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients")
 
 # Turns of jobs (`jobs/round_robin.py`)
 TURN_SECONDS = 0.25
@@ -124,7 +108,7 @@ BEGINNING_SECONDS = 0.1  # of a new job, which have a queue of their own: what i
 REMEMBERED_TURNS = 10_000
 
 # Jobs, and what their clients see of them
-NOTICED_SECONDS = 0.5  # of a step that is logged, since others wait for it
+NOTICED_SECONDS = 0.5  # of a step that is logged, and told by `/healthz`, since others wait for it
 IDLE_THREAD_SECONDS = 60.0  # after which a thread without work ends
 RETRY_SECONDS = 0.5  # between two attempts to get a place
 REST_SECONDS = 0.15  # without a move, after which the slider may be about to be released
@@ -156,7 +140,6 @@ QUEUE_POLL_SECONDS = 0.01  # between two checks for calls that wait; gradio chec
 STREAM_IDLE_SECONDS = 1.0  # without a call, after which a stream is closed
 STREAM_CLOSING_SECONDS = 5.0  # that the page has to close it, during which its calls wait
 PAGE_BYTES_PER_SECOND = 10**8  # to one address: a thousand pages would fill the system's buffers for seconds
-PROBE_SECONDS = 0.5  # in which a new job has its first turn, unless another one does not give up its turn
 MAX_LAYER = 10_000
 
 # Files
@@ -179,7 +162,9 @@ WRONG_CODE_SECONDS = 600.0  # for which wrong codes are counted
 MAX_ROOM_REQUEST = 4 * 2**10  # bytes
 QR_LINK = 1_000  # characters
 
-LIMITS = tuple(entry for entry in list(globals().values()) if isinstance(entry, Limit))
+LIMITS = {name: limit for name, limit in list(globals().items()) if isinstance(limit, Limit)}
+for _name, _limit in LIMITS.items():
+    _limit.name = _name
 
 
 def hosted() -> bool:
@@ -188,11 +173,7 @@ def hosted() -> bool:
 
 
 def has_room(limit: Limit, taken: int, has_some: bool) -> bool:
-    """Whether one more is within a limit of which a part is kept for network addresses that have none.
-
-    Args:
-        has_some: whether the address that asks has some of those that are taken.
-    """
+    """Whether one more is within a limit, of which a part is kept for addresses that do not have some of `taken`."""
     return taken < limit.value - (limit.value // KEPT_FREE if has_some else 0)
 
 
@@ -222,7 +203,7 @@ def require() -> None:
     """Raises UserError, before the page opens, where the environment has a limit that is none."""
     trusted_hops()
     frame_headers()
-    for limit in LIMITS:
+    for limit in LIMITS.values():
         limit.value  # noqa: B018
 
 
@@ -235,7 +216,7 @@ def table() -> str:
     """All bounds as a table in Markdown, for `docs/deployment.md`."""
     rows = [
         f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
-        for limit in LIMITS
+        for limit in LIMITS.values()
     ]
     return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
 

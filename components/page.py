@@ -8,7 +8,7 @@ import gradio as gr
 
 from . import api, limits, tabs
 from .device.routes import routes
-from .frame import controls, events, link, moves, pinning, theme
+from .frame import controls, events, handlers, link, pinning, theme
 from .frame.context import Context, signal
 from .gradio_compat.callers import current_caller
 from .rooms import routes as room_routes
@@ -27,7 +27,7 @@ def build_app(session: Session) -> App:
     """The whole page for one session, for `launch(**launch_options())`."""
     first = parse(Settings(dtype=default_precision()))
     session.jobs.caller = current_caller
-    initial = moves.initial_texts(session, first)
+    initial = handlers.initial_texts(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
         sidebar = gr.Sidebar(width=340, elem_id="controls")
         explainers.header()
@@ -94,8 +94,8 @@ def serve() -> None:
     for precision in choices.PRECISIONS:
         session.plan(parse(Settings(dtype=precision)))  # ranks the precomputed units, before the first slider move
     if warming.is_wanted():
-        app.health.warming = warming.Warming(session)
-        app.health.warming.start()
+        app.warming = warming.Warming(session)
+        app.warming.start()
     # Seldom: of sixty calls at once gradio would tell each that waits about each that begins.
     app.queue(default_concurrency_limit=8, status_update_rate=60.0).serve(
         inbrowser=process.has_browser() and not limits.hosted(), **launch_options()

@@ -20,10 +20,10 @@ from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..state.caches import BoundedCache
-from ..state.crossmodule import nearest_plan, note_of
 from ..state.precomputed import SHIFT
 from ..state.request import Request, SliceKey, default_slicing
 from ..state.session import Session
+from ..state.units import nearest_plan, note_of
 from .views import Histogram, MethodShift, PlaceShift, ShiftView
 
 TOKENS = 1024  # more tokens change the medians by less than the width of a chart line

@@ -23,9 +23,9 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Shared
 from ..jobs.jobs import job_progress
 from ..state.caches import BoundedCache
-from ..state.crossmodule import nearest_plan
 from ..state.request import DENSE, CalibrationKey, Request, SliceKey
 from ..state.session import Session
+from ..state.units import nearest_plan
 from .views import COLUMNS, OTHER, PINNED, Cost, Costs, Question
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share

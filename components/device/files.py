@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -64,14 +65,12 @@ class ModelFiles:
         """
         require_type(file_type)
         job.share(("device", "engine"), _fetch_engine)
-        methods = [DENSE, *(["intraslice"] if request.slicing.sparsity else [])]
-        return [self._prepare(job, session, request, method, file_type) for method in methods]
-
-    def _prepare(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
-        name = file_name(request, method, file_type)
-        if found := self.find(name):
-            return found[1]
-        return job.share(("device", name), lambda job: self._write(job, session, request, method, file_type))
+        files = []
+        for method in (DENSE, *(["intraslice"] if request.slicing.sparsity else [])):
+            found = self.find(name := file_name(request, method, file_type))
+            write = partial(self._write, session=session, request=request, method=method, file_type=file_type)
+            files.append(found[1] if found else job.share(("device", name), write))
+        return files
 
     def _write(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
         # The slice is in the cache then: no job holds one while it waits.

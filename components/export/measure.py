@@ -23,9 +23,9 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
-from ..state.anatomy import map_view
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
+from ..state.plan_views import map_view
 from ..state.request import CalibrationKey, Request, parse
 from ..state.session import Session
 from ..state.settings import MAX_PERCENT, Settings
@@ -68,10 +68,10 @@ class Publisher:
         for done, (percent, step_request) in enumerate(zip(choice.percents, requests, strict=True)):
             label = lazy_gettext("Building the page, {sparsity:g}% removed: step", sparsity=percent)
             left = (time.monotonic() - start) / done * (len(requests) - done) if done else None
-            status = Status(label, "busy", done, len(requests), left)
-            job.emit(status)
-            with job.emitting_only(status):
-                steps.append(self._step(job, step_request, choice))
+            job.only_event = Status(label, "busy", done, len(requests), left)
+            job.emit(job.only_event)
+            steps.append(self._step(job, step_request, choice))
+        job.only_event = None
         recipe = request.recipe(self._session.evaluation_tokens)
         public_recipe = without_folders(recipe)
         source = calibrated.loaded.source.replace(recipe.model, public_recipe.model)

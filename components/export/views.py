@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..activations.views import ShiftView
 from ..compare.views import Answer, Costs, Passage
 from ..spectra.views import SpectraView
-from ..state.anatomy import MapView
+from ..state.plan_views import MapView
 from ..state.settings import PROMPT
 from ..state.views import Perplexities, PlanView, Reading
 from ..sweep.views import SweepView

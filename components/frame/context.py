@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -25,16 +26,8 @@ CHEAP: dict[str, Any] = {"queue": False, **SILENT}
 # Events that are no API endpoint.
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "api_name": "step"}
 NOW = "() => String(Date.now())"
-
-
-def once(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
-    """`gr.on(events, **call)` without what comes while a call runs, such as the second click of two."""
-    return gr.on(events, trigger_mode="once", **call)
-
-
-def every(events: Sequence[Any], **call: Any) -> gr.events.Dependency:
-    """`gr.on(events, **call)`, called for every event, even while an earlier call runs."""
-    return gr.on(events, trigger_mode="multiple", **call)
+once = partial(gr.on, trigger_mode="once")  # without what comes while a call runs, such as the second click of two
+every = partial(gr.on, trigger_mode="multiple")  # for every event, even while an earlier call runs
 
 
 def in_browser(js: str, inputs: Any = None, outputs: Any = None) -> dict[str, Any]:

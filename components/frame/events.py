@@ -11,7 +11,7 @@ import gradio as gr
 from ..gradio_compat.browser.on_latest import on_latest
 from ..state.choices import BUDGETS
 from ..ui.handlers import LiveOutput, leave_unchanged
-from . import handlers, link, moves
+from . import handlers, link
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
 
 # How to listen, to which events, and the calls in sequence, as keyword arguments of gradio's listeners.
@@ -25,7 +25,7 @@ def connect(page: gr.Blocks, context: Context) -> None:
         end = listen(events, **first)
         for other in others:
             end = end.then(**other)
-    page.unload(context.call(handlers.stop, context.session, [""])["fn"])
+    page.unload(context.call(handlers.stop, context.session)["fn"])
 
 
 def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
@@ -38,7 +38,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
     shown, updated = _moved(context, first), [*always, *first]
-    preview = call(moves.preview, session, updated, outputs=shown, refuse=moves.refuse_move, api_name="ratios")
+    preview = call(handlers.preview, session, updated, outputs=shown, refuse=handlers.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
     prepared = {"status": context.status, "refresh": context.refresh}
@@ -64,11 +64,13 @@ def _settings(context: Context) -> Iterator[Row]:
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
     outputs = {**_moved(context, when_open), "refresh": context.refresh}
-    move = call(moves.move, session, always, when_open, outputs=outputs, refuse=moves.refuse_move)
-    on_release = call(moves.on_release, session, outputs=measured, queue=HEAVY, api_name="measure_live")
-    on_prepared = call(moves.on_prepared, session, outputs=measured, queue=HEAVY)
-    measure = call(moves.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
-    halt = call(handlers.stop, session, [""], api_name="halt")
+    move = call(handlers.move, session, always, when_open, outputs=outputs, refuse=handlers.refuse_move)
+    followed = {**measured, "refresh": context.refresh}
+    on_release = call(handlers.on_release, session, outputs=followed, queue=HEAVY)
+    measure_live = call(handlers.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
+    on_prepared = call(handlers.on_prepared, session, outputs=measured, queue=HEAVY)
+    measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
+    halt = call(handlers.stop, session, api_name="halt")
     fitted = {"status": context.status, "sparsity": controls.settings["sparsity"], "refresh": context.refresh}
     fit_size = call(
         handlers.fit_size,
@@ -88,6 +90,7 @@ def _settings(context: Context) -> Iterator[Row]:
     # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
     yield on_latest, events, [move]
     yield on_latest, context.on_commit, [on_release, tell(context.released)]
+    yield every, [], [measure_live]  # for programs
     yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
     yield every, [controls.paper.click], [order]
     yield every, [controls.train.click, context.measure_here.click], [tell(pressed)]
@@ -137,7 +140,7 @@ def _budget(page: gr.Blocks, context: Context) -> Iterator[Row]:
 
 
 def _moved(context: Context, when_open: Sequence[LiveOutput] = ()) -> dict[str, Any]:
-    """The outputs of `moves.preview`, and of `moves.move` those that are only updated while their tab is active."""
+    """The outputs of `preview`, and of `move` those that are only updated while their tab is active."""
     before, after = (
         {name: output for live_output in some for name, output in live_output.named.items()}
         for some in (context.always, when_open)

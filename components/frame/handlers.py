@@ -1,23 +1,189 @@
-"""Handlers of the frame's events other than the slider's: choose and prepare a model, open a tab, close the page."""
+"""Handlers of the frame's events: what a moved slider shows, and a released one measures; models, tabs, leaving."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from functools import partial
 from html import escape
 from typing import Any
 
 import gradio as gr
 
 from ..i18n.language import gettext, translate
-from ..jobs.status import Status
+from ..jobs.job import Urgency
+from ..jobs.status import NUMBERS, Status
 from ..state import leaderboard
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import Settings
-from ..ui import formatting
-from ..ui.handlers import status_line
+from ..state.views import View
+from ..ui import formatting, screen
+from ..ui.handlers import LiveOutput, initial_values, status_line
 from .controls import BUDGET_INFO
+
+
+def preview(
+    session: Session,
+    live_outputs: Sequence[LiveOutput],
+    request: Request,
+    layer: int,
+    pinned: Request | None,
+    client: str,
+) -> dict[str, Any]:
+    """Ratios, importances and sizes for a setting, from the calibration so far; answers in milliseconds.
+
+    Returns the two charts (JSON), the readout, the headline, target and actual sparsity and the perplexity (HTML), the
+    bias set by the importances, and the map of all layers and the chosen layer's matrices (JSON). Readout and headline
+    include the differences from the pinned setting, if any.
+    """
+    values: dict[str, Any] = {}
+    for live_output in live_outputs:
+        values |= live_output.show(request, layer, client)
+    return values | moved(session, session.view(request, client, pinned))
+
+
+def move(
+    session: Session,
+    always: Sequence[LiveOutput],
+    when_open: Sequence[LiveOutput],
+    request: Request,
+    layer: int,
+    active_tab: str,
+    pinned: Request | None,
+    client: str,
+) -> dict[str, Any]:
+    """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
+
+    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting. Where
+    a late one ended the measurement of that, `refresh` releases it again.
+    """
+    session.jobs.set_view(client, request=request)
+    active = [live_output for live_output in when_open if live_output.tab == active_tab]
+    values = preview(session, [*always, *active], request, layer, pinned, client)
+    session.prefetch(request, client)
+    if session.jobs.view_of(client, "lost", None) == request:
+        session.jobs.set_view(client, lost=None)
+        values["refresh"] = str(time.time())
+    return values
+
+
+def moved(session: Session, view: View) -> dict[str, Any]:
+    """What a move changes outside of the tabs: the texts of a view, and the bias set by its importances."""
+    plan = view.plan
+    found = {"bias_found": round(plan.bias, 2)} if plan and view.request.slicing.bias is None else {}
+    return {**_texts(session, view), **found}
+
+
+def _texts(session: Session, view: View) -> dict[str, str]:
+    """The texts of a view: made once for all clients at a setting, unless they compare it with a pinned one."""
+    plan, source = view.plan, session.source(view.request)
+    if plan is None or source is None or view.pinned is not None:
+        return screen.numbered(view, screen.texts(view))
+    # With the plan's numbers, since the calibration may have grown after the plan was made.
+    about = ("texts", view.perplexities, view.is_measuring, plan.layers, plan.removed, plan.source)
+    shown = session.plans.shown(source, view.request.slicing, about, lambda: screen.texts(view))
+    return screen.numbered(view, shown)
+
+
+def refuse_move(error: ValueError) -> dict[str, str]:
+    """The answer of `move` and `preview` to invalid values: the headline is the error."""
+    return {"headline": formatting.numbered(next(NUMBERS), formatting.problem(error))}
+
+
+def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
+    """The texts with which the page opens, and the bias, by their names; empty without a source of plans."""
+    return initial_values(lambda: moved(session, session.view(request, "")))
+
+
+def measure(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
+
+    A live request is measured after every release of the slider. Any other is measured by a button and continues when
+    the slider moves; the texts then describe the new setting, so only the status is updated.
+    """
+    yield from _drawn(session.measure(request, client), session, request, pinned, client)
+
+
+def on_release(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
+    answers = measure_live(session, request, layer, pinned, client)
+    yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
+
+
+def followed(
+    answers: Iterator[dict[str, Any]], session: Session, request: Request, is_told: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
+    """The answers; a new value of `Context.refresh` where the calibration has more sequences, unless that is told."""
+    before = session.sequences(request)
+    for answer in answers:
+        last, before = before, session.sequences(request)
+        has_grown = before != last and not is_told()
+        yield answer | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
+
+
+def measure_live(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """`measure` for live requests that were not measured before; the others are measured by a button."""
+    is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
+    while is_wanted:
+        last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
+        is_wanted = last is not None and last.superseded and _is_back(session, request, client)
+
+
+def on_prepared(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
+    if request.is_live and session.is_calibrated(request):
+        yield from measure(session, request, layer, pinned, client)
+
+
+def measure_pinned(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
+    if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
+        return
+    if pinned.is_live or session.is_sliced(pinned):  # slow settings are only sliced by their button
+        work = partial(session.measure_perplexities, request=pinned)
+        events = session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, partial(session.ready, request))
+        yield from _drawn(events, session, request, pinned, client)
+
+
+def _is_back(session: Session, request: Request, client: str) -> bool:
+    """Whether the client views the setting although its job was superseded: an earlier move was answered late.
+
+    If the client views it only later, `move` lets the page release it again. A client that only calls endpoints has no
+    view: its next call replaces the one before.
+    """
+    session.jobs.set_view(client, lost=request)
+    if session.jobs.view_of(client, "request", None) != request:
+        return False
+    session.jobs.set_view(client, lost=None)
+    return not session.jobs.is_running(client, "measure", request=request)
+
+
+def _drawn(
+    events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
+) -> Generator[dict[str, Any], None, Status | None]:
+    """The newest view after each of a job's events; its texts where they have changed and are of the client's view.
+
+    Returns the last status.
+    """
+    shown, last = None, None
+    for event in events:
+        last = event if isinstance(event, Status) else last
+        view = session.view(request, client, pinned)
+        is_new = view.is_current and view != shown
+        yield {"status": formatting.status_line(view.status), **(_texts(session, view) if is_new else {})}
+        shown = view
+    return last
 
 
 def memory(session: Session, model: str) -> str:
@@ -75,11 +241,9 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[dict[st
 
     Yields the status line (HTML), and a new value of `Context.refresh` whenever the calibration has more sequences.
     """
-    before = session.sequences(request)
-    for event in session.prepare(request, client):
-        last, before = before, session.sequences(request)
-        has_grown = before != last and not session.is_calibrated(request)  # a following event handles the end
-        yield {"status": status_line(event)} | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
+    answers = ({"status": status_line(event)} for event in session.prepare(request, client))
+    # A following event handles the end.
+    yield from followed(answers, session, request, lambda: session.is_calibrated(request))
 
 
 def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Iterator[dict[str, Any]]:
@@ -110,7 +274,6 @@ def open_tab(session: Session, tabs: Collection[str], active_tab: str, client: s
     return {active_tab: str(time.time())} if active_tab in tabs else {}
 
 
-def stop(session: Session, kinds: Sequence[str], client: str) -> None:
-    """Stop a page's jobs of some kinds at their next step, or all with the kind "". Their last statuses say so."""
-    for kind in kinds:
-        session.jobs.halt(client, kind)
+def stop(session: Session, client: str) -> None:
+    """Stop a page's jobs at their next step. Their last statuses say so."""
+    session.jobs.halt(client)

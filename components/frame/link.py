@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,7 @@ import gradio as gr
 from intraslice.core import checks
 
 from .. import limits
-from ..i18n.language import lazy_gettext
-from ..lesson import state_of
+from ..i18n.language import ENGLISH, lazy_gettext, long_text
 from ..state.choices import PRECISIONS
 from ..state.request import default_precision, parse
 from ..state.session import Session
@@ -39,6 +39,18 @@ def more_settings() -> dict[str, Any]:
     return {name: value for name, value in read({}).items() if name in Settings._fields and name not in AT_FIRST}
 
 
+def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
+    """The query parameters of a link to the initial state of a lesson's step; empty for an unknown step or phase.
+
+    Steps count from 1, phases from 0: a step that compares several settings has a phase for each.
+    """
+    for number, content in enumerate(json.loads(long_text("lesson.json", ENGLISH))["steps"], start=1):
+        for index, state in enumerate(content["states"]):
+            if (str(number), str(index)) == (str(step), str(phase)):
+                return {**state, "tab": content["tab"]}
+    return {}
+
+
 def restore(caller: gr.Request) -> dict[str, Any]:
     """Read the address bar: settings, pinned setting, layer, prompt and tab of a link.
 
@@ -51,7 +63,15 @@ def restore(caller: gr.Request) -> dict[str, Any]:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
     linked, model = read(query), query.get("model", "")
-    notice = _not_loaded(model) if model not in ("", linked["model"]) else ""
+    notice = ""
+    if model not in ("", linked["model"]):
+        text = lazy_gettext(
+            "This page does not load the link's model, {model}, and shows the default model instead. To use that "
+            "model, start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone "
+            "of its repository) and choose it there.",
+            model=checks.quoted(model),
+        )
+        notice = formatting.problem(ValueError(text))
     return linked | {"tabs": gr.Tabs(selected=query.get("tab", FIRST_TAB)), "notice": notice}
 
 
@@ -95,16 +115,6 @@ def _checked(name: str, value: Any, default: Any) -> Any:
     except ValueError:
         return default
     return value if control.in_link else default
-
-
-def _not_loaded(model: str) -> str:
-    text = lazy_gettext(
-        "This page does not load the link's model, {model}, and shows the default model instead. To use that model, "
-        "start the page on your own computer (`pip install -r requirements.txt && python app.py` in a clone of its "
-        "repository) and choose it there.",
-        model=checks.quoted(model),
-    )
-    return formatting.problem(ValueError(text))
 
 
 def setting_of(text: Any) -> Settings | None:

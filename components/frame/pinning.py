@@ -16,7 +16,7 @@ from ..state.settings import CONTROLS
 from ..ui import pinned_text
 from ..ui.chart_bridge import is_chart, overlay_update
 from ..ui.handlers import LiveOutput, leave_unchanged
-from . import moves
+from . import handlers
 from .context import HEAVY, Context, in_browser, tell
 
 # The controls that undo and redo set. `assets/history.js` takes their values from those of the link.
@@ -86,7 +86,7 @@ def connect(toolbar: Toolbar, context: Context) -> None:
     on_latest([pinned.change, model.change, *context.on_commit], **described)  # it names what is otherwise now
 
     texts = {"status": context.status, **context.texts}
-    measure = call(moves.measure_pinned, session, outputs=texts, refuse=leave_unchanged, queue=HEAVY)
+    measure = call(handlers.measure_pinned, session, outputs=texts, refuse=leave_unchanged, queue=HEAVY)
     on_latest([pinned.change, context.measured.change], **measure).then(**tell(context.pinned_measured))
 
     live_outputs = [*context.always, *context.when_open, *context.subscribed]

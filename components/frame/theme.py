@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Route
 
 from .. import limits
-from ..gradio_compat.requests import BoundedRequests
 from ..i18n.language import LazyString, language, long_text, translate
 from ..ui.chart_bridge import plotly_head
 from ..ui.palette import COLOURS, FAINT, css_variables
@@ -93,7 +91,6 @@ def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
         "head": LazyString(lambda: _head(tabs)),
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
-        "app_kwargs": {"middleware": [Middleware(BoundedRequests)]},
         "max_file_size": limits.UPLOAD.value,
         "enable_monitoring": False,  # `/monitoring/summary` shows every client which functions are called how often
         "max_threads": limits.MAX_THREADS,

@@ -50,25 +50,10 @@ class PatchedBlocks(gr.Blocks):
     def config(self, config: dict[str, Any]) -> None:
         self._configs = {ENGLISH: config}
 
-    @property
-    def calls(self) -> SteadyQueue:
-        """The queue of calls. Raises TypeError before `queue()` was called."""
-        if not isinstance(self._queue, SteadyQueue):
-            raise TypeError("the page still has gradio's default queue; call `queue()` on it before `launch()`")
-        return self._queue
-
     def queue(self, *args: Any, **options: Any) -> Self:
-        """As in gradio."""
+        """As in gradio, where the constructor calls it."""
         super().queue(*args, **options)
-        queue = self._queue
-        self._queue = SteadyQueue(
-            queue.live_updates,
-            queue.max_thread_count,
-            queue.update_intervals,
-            queue.max_size,
-            blocks=self,
-            default_concurrency_limit=queue.default_concurrency_limit,
-        )
+        self._queue = self.calls = SteadyQueue(self._queue)
         return self
 
     def run_startup_events(self) -> None:

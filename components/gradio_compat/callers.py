@@ -7,7 +7,7 @@
   waits for, is told nothing. So the mark is read off gradio's queue.
 - Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's
   headers. So all calls come from this machine, in a session of gradio's, and a job goes on when its MCP client has
-  gone. `McpCallers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
+  gone. `mcp_callers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
 - Gradio's MCP server describes all tools anew for each request, which stops the event loop, and so the whole page, for
   50 ms; and each of the first calls makes a client, which reads the page's whole configuration.
 
@@ -41,11 +41,7 @@ _connected: dict[str, Caller] = {}  # MCP requests that are being answered, by t
 
 
 def address_of(request: Any) -> str:
-    """The address of a request's client, IPv6 by its network; "" where a proxy hides it.
-
-    Args:
-        request: of starlette or of gradio, with `client` and `headers`; None for a call without a request.
-    """
+    """The address of the client of starlette's or gradio's request, IPv6 by its network; "" where that is hidden."""
     if request is None or request.client is None:
         return ""
     forwarded, hops = request.headers.get("x-forwarded-for", ""), limits.trusted_hops()
@@ -96,16 +92,12 @@ def mcp_caller(request: Any) -> Caller | None:
     return None if number is None else _connected.get(number, Caller("", lambda: False))
 
 
-class McpCallers:
+def mcp_callers(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: notes every request to the MCP server until its client has gone or has its answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["path"].startswith(MCP):
-            return await self._app(scope, receive, send)
+            return await app(scope, receive, send)
         number = secrets.token_hex(16)
         _connected[number] = Caller(address_of(Request(scope)), lambda: number in _connected)
         headers = [pair for pair in scope["headers"] if pair[0] != MCP_HEADER.encode()]
@@ -118,9 +110,11 @@ class McpCallers:
             return message
 
         try:
-            await self._app({**scope, "headers": headers}, receive_until_disconnect, send)
+            await app({**scope, "headers": headers}, receive_until_disconnect, send)
         finally:
             _connected.pop(number, None)
+
+    return answer
 
 
 def prepare_mcp(server: Any) -> None:
@@ -146,7 +140,6 @@ def prepare_mcp(server: Any) -> None:
 def _kept_by_tool(describe: Callable[..., Any]) -> Callable[..., Any]:
     kept: dict[tuple[str | bool, ...], Any] = {}
 
-    @functools.wraps(describe)
     def described(*values: Any) -> Any:
         key = tuple(value if isinstance(value, str) else value is None for value in values)
         if key not in kept:

@@ -25,7 +25,7 @@ from intraslice.core import checks
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .upload_folder import is_uploaded
+from .requests import is_uploaded
 
 NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it with `handle_file` of gradio_client.")
 
@@ -47,10 +47,7 @@ def uploaded_path(upload: Any) -> str | None:
 def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
     """Raise ValueError where a component gets a value that it cannot take. Empty fields are the handlers' to check.
 
-    Args:
-        components: the inputs of a call.
-        values: a value for each.
-        state: the session, which has components of its own where they were updated.
+    `state` is the session, which has components of its own where they were updated.
     """
     if (missing := len(components) - len(values)) > 0:
         raise ValueError(

@@ -30,7 +30,7 @@ import re
 import zlib
 from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import httpx
@@ -52,6 +52,7 @@ NOWHERE = "isx-root.invalid"  # a name that no machine can have (RFC 6761)
 ORIGIN = re.compile(r"https?://[\w.:\[\]-]+", re.ASCII)  # nothing that ends a string in JSON or HTML
 # What of a request is answered here, and therefore kept from gradio.
 OURS = {b"host", b"x-forwarded-host", b"x-forwarded-proto", b"x-gradio-server", b"if-none-match", b"accept-encoding"}
+Rendered = tuple[bytes, str, str, str]  # an answer of gradio's: body, media type, a name for its content, caching
 SENT = 32  # answers as they were sent, which are kept
 CHUNK = 2**16  # bytes
 
@@ -61,14 +62,8 @@ class PageConfig(BlocksConfig):
 
     def __copy__(self) -> BlocksConfig:
         copied = super().__copy__()
-        copied.__class__ = _SessionConfig
+        vars(copied)["config_for_block"] = lambda *_: {}
         return copied
-
-
-class _SessionConfig(BlocksConfig):
-    @staticmethod
-    def config_for_block(*_: Any, **__: Any) -> dict[str, Any]:
-        return {}
 
 
 def translated(value: Any) -> Any:
@@ -82,21 +77,10 @@ def translated(value: Any) -> Any:
     return value
 
 
-class Rendered(NamedTuple):
-    """An answer of gradio's, a name for its content, and its header `cache-control`."""
-
-    body: bytes
-    media_type: str
-    version: str
-    caching: str
-
-
 class CachedPage:
     """ASGI middleware: answers `GET` of the page and of its configuration from memory, in the current language.
 
-    Args:
-        headers: of these answers.
-        head: of the page (HTML).
+    Its answers have `headers`, and the page has `head` (HTML).
     """
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None, head: str = "") -> None:
@@ -106,11 +90,15 @@ class CachedPage:
         self._pace: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by network address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request, or hand it on."""
         if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] not in PATHS:
             return await self._app(scope, receive, send)
         request = Request(scope)
-        if not ORIGIN.fullmatch(origin := origin_of(request)):
+        try:
+            url = get_request_origin(request, request.url.path)  # as the client sees it
+            origin = f"{url.scheme}://{url.netloc.decode('latin-1')}"
+        except (httpx.InvalidURL, ValueError):
+            origin = ""
+        if not ORIGIN.fullmatch(origin):
             words = gettext("The request's Host header is not a valid host name.")
             return await PlainTextResponse(words, 400)(scope, receive, send)
         query = QueryParams(scope.get("query_string", b""))
@@ -120,16 +108,17 @@ class CachedPage:
         rendered = await self._answer(scope, receive, "&".join(parts))
         if rendered is None:
             return await self._app(scope, receive, send)
-        etag = f'"{rendered.version}-{zlib.crc32(origin.encode()):x}"'
-        headers = self._headers | {"etag": etag, "cache-control": rendered.caching}
+        body, media_type, version, caching = rendered
+        etag = f'"{version}-{zlib.crc32(origin.encode()):x}"'
+        headers = self._headers | {"etag": etag, "cache-control": caching}
         headers["vary"] = "accept-language, accept-encoding"
         if request.headers.get("if-none-match") == etag:
             return await Response(status_code=304, headers=headers)(scope, receive, send)
         zipped = "gzip" in request.headers.get("accept-encoding", "")
         headers |= {"content-encoding": "gzip"} if zipped else {}
-        body = _as_sent(rendered.body, origin, zipped)
+        body = _as_sent(body, origin, zipped)
         headers["content-length"] = str(len(body))
-        response = StreamingResponse(in_chunks(body), headers=headers, media_type=rendered.media_type)
+        response = StreamingResponse(in_chunks(body), headers=headers, media_type=media_type)
         if address := address_of(request):  # else it may be that of all clients behind a proxy
             async with self._pace.setdefault(address, asyncio.Lock()):  # not while sending: a client may never read
                 await asyncio.sleep(len(body) / limits.PAGE_BYTES_PER_SECOND)
@@ -141,32 +130,29 @@ class CachedPage:
         A page says whether its address names the language.
         """
         key = (scope["path"], language(), query)
-        async with self._making:
-            if key not in self._rendered:
-                if (rendered := await self._make({**scope, "query_string": query.encode()}, receive)) is None:
-                    return None
-                self._rendered[key] = rendered
-            return self._rendered[key]
-
-    async def _make(self, scope: Scope, receive: Receive) -> Rendered | None:
         messages: list[Message] = []
 
         async def collect(message: Message) -> None:
             messages.append(message)
 
-        headers = [pair for pair in scope["headers"] if pair[0] not in OURS] + [(b"host", NOWHERE.encode())]
-        await self._app({**scope, "scheme": "http", "headers": headers}, receive, collect)
-        start, *parts = messages
-        if start["status"] != 200:
-            return None
-        body = b"".join(part.get("body", b"") for part in parts)
-        answered = {name.decode(): value.decode() for name, value in start["headers"]}
-        if scope["path"] == "/":
-            start_of_head = f"<head><script>{_language_script(is_named=bool(scope['query_string']))}</script>"
-            body = body.replace(b"<head>", start_of_head.encode(), 1)
-            body = body.replace(b"</head>", translate(self._head).encode() + b"</head>", 1)
-        version = hashlib.sha256(body).hexdigest()[:16]
-        return Rendered(body, answered["content-type"], version, answered.get("cache-control", "no-cache"))
+        async with self._making:
+            if key in self._rendered:
+                return self._rendered[key]
+            headers = [pair for pair in scope["headers"] if pair[0] not in OURS] + [(b"host", NOWHERE.encode())]
+            asked = {"query_string": query.encode(), "scheme": "http", "headers": headers}
+            await self._app({**scope, **asked}, receive, collect)
+            start, *parts = messages
+            if start["status"] != 200:
+                return None
+            body = b"".join(part.get("body", b"") for part in parts)
+            answered = {name.decode(): value.decode() for name, value in start["headers"]}
+            if scope["path"] == "/":
+                start_of_head = f"<head><script>{_language_script(is_named=bool(query))}</script>"
+                body = body.replace(b"<head>", start_of_head.encode(), 1)
+                body = body.replace(b"</head>", translate(self._head).encode() + b"</head>", 1)
+            version, caching = hashlib.sha256(body).hexdigest()[:16], answered.get("cache-control", "no-cache")
+            self._rendered[key] = body, answered["content-type"], version, caching
+            return self._rendered[key]
 
 
 @lru_cache(maxsize=SENT)
@@ -184,15 +170,6 @@ def _language_script(is_named: bool) -> str:
         for name, value in (("language", code), ("languages", [code])):
             script += f'Object.defineProperty(navigator, "{name}", {{ get: () => {json.dumps(value)} }});'
     return script
-
-
-def origin_of(request: Request) -> str:
-    """Scheme and host by which the client sees the page, as gradio reads them; empty where they are none."""
-    try:
-        url = get_request_origin(request, request.url.path)
-    except (httpx.InvalidURL, ValueError):
-        return ""
-    return f"{url.scheme}://{url.netloc.decode('latin-1')}"
 
 
 async def in_chunks(body: bytes) -> AsyncIterator[bytes]:

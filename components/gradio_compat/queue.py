@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+import sys
 import time
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -38,10 +39,11 @@ class SteadyQueue(Queue):
     each session and in total, and a call beyond the bounds is refused with a message.
     """
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+    def __init__(self, queue: Queue) -> None:
+        vars(self).update(vars(queue))
         self.sleep_when_free = limits.QUEUE_POLL_SECONDS
         self.progress_update_sleep_when_free = limits.TIDYING_SECONDS  # no call shows gradio's progress
+        self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize  # calls, after which a table of them is made
         # Gradio's is an LRUCache, of which it uses what dictionaries have.
         self.pending_messages_per_session: Mailboxes = Mailboxes()  # type: ignore[assignment]
         self._left: dict[str, float] = {}  # when the reader of a session left
@@ -102,13 +104,13 @@ class SteadyQueue(Queue):
 
     def _refusal(self, client: str | None, address: str) -> str:
         """Why a client's call cannot be accepted, or nothing; makes room where some can be made."""
-        clients = (self._callers[event][0] for event in self.event_ids_to_events.values() if event in self._callers)
+        clients = [self._caller(event)[0] for event in self.event_ids_to_events.values()]
         if refusal := self._too_many(sum(client is not None and other == client for other in clients)):
             return refusal
         if not self._has_room(address):
             # The oldest call that no client reads gives way: one of this address, where it has calls.
             unread, has_some = (call for call in self._waiting() if not self._is_read(call)), self._has_calls(address)
-            sessions = (call.session_hash for call in unread if not has_some or self._address(call) == address)
+            sessions = (call.session_hash for call in unread if not has_some or self._caller(call)[1] == address)
             self._forget(next(sessions, ""))
         if not self._has_room(address):
             return gettext(
@@ -117,7 +119,7 @@ class SteadyQueue(Queue):
         if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
-            self._forget(next((idle for idle, box in boxes if not (box.is_watched or idle in calling)), ""))
+            self._forget(next((idle for idle, box in boxes if not (box.readers or box.streams or idle in calling)), ""))
         return ""
 
     @staticmethod
@@ -133,10 +135,10 @@ class SteadyQueue(Queue):
 
     def _has_calls(self, address: str) -> bool:
         """Whether an address has calls that wait or run; never of an unknown address."""
-        return bool(address) and address in map(self._address, self.event_ids_to_events.values())
+        return bool(address) and any(self._caller(event)[1] == address for event in self.event_ids_to_events.values())
 
-    def _address(self, event: Event) -> str:
-        return self._callers[event][1] if event in self._callers else ""
+    def _caller(self, event: Event) -> tuple[str | None, str]:
+        return self._callers.get(event, (None, ""))
 
     def _waiting(self) -> list[Event]:
         """The calls that have not begun, the oldest first."""
@@ -164,12 +166,11 @@ class SteadyQueue(Queue):
     async def tidy(self) -> None:
         """End the calls of sessions that have left, and forget sessions whose messages no client has read for long."""
         patience, now = limits.UNREAD_SECONDS.value, time.monotonic()
-        for session, left in [
-            (session, left) for session, left in self._left.items() if now - left > limits.GRACE_SECONDS
-        ]:
-            self._left.pop(session, None)
-            if self._unread(session) >= now - left:
-                await super().clean_events(session_hash=session)
+        for session, left in list(self._left.items()):
+            if now - left > limits.GRACE_SECONDS:
+                self._left.pop(session, None)
+                if self._unread(session) >= now - left:
+                    await super().clean_events(session_hash=session)
         for session in {event.session_hash for event in self._waiting()}:
             if self._unread(session) > patience:
                 self._forget(session)
@@ -196,7 +197,3 @@ class SteadyQueue(Queue):
         while not self.stopped:
             await asyncio.sleep(limits.TIDYING_SECONDS)
             await self.tidy()
-
-    def compute_analytics_summary(self, records: Any) -> dict[str, Any]:
-        """Nothing: the monitoring page is turned off."""
-        return {"functions": {}}

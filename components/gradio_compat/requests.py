@@ -1,4 +1,4 @@
-"""Which requests the page answers: by which of gradio's routes, and of what size.
+"""Which requests the page answers: by which of gradio's routes, and of what size; the folder of uploads.
 
 - Gradio has some ninety routes, and each version adds more. Several write to disk (`deep_link`), ask other servers
   (`proxy=`), tell about other clients (`monitoring`), or are meant for development. A route that neither the page nor a
@@ -8,20 +8,25 @@
   files of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error
   with a traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has
   the limits.
+- Gradio has no public name for its folder of uploaded and served files. The page writes its downloads there, since
+  gradio copies a file from anywhere else before it serves it.
 
-Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_requests.py`.
+Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_requests.py`, `test_values.py`.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from gradio import route_utils
 from gradio.route_utils import GradioMultiPartParser
+from gradio.utils import get_upload_folder, is_in_or_equal
 from python_multipart.exceptions import FormParserError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData, Headers, QueryParams
@@ -33,7 +38,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import limits
 from ..i18n.language import gettext
-from .upload_folder import BYTES_PER_INODE, DOWNLOADS, allocated_bytes, upload_folder
 
 READ, WRITE, ANY, API = ("GET", "HEAD"), ("POST",), ("GET", "HEAD", "POST", "DELETE"), "/gradio_api"
 MESSAGES = f"{API}/queue/data"  # of a session, as they come
@@ -57,50 +61,45 @@ NEEDED = {
     f"{API}/upload_progress": READ,
     f"{API}/file={{path:path}}": READ,
 }
+DOWNLOADS = "downloads-"  # how the names of folders begin that hold the page's downloads, not uploads
+BYTES_PER_INODE = 16 * 2**10  # which file systems provide by default: so few bytes of space use up an inode
 LOOKS = 50  # at all uploads, until they are as many bytes as they may be
 
 
-class NeededRoutes:
+def needed_routes(
+    app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
+) -> ASGIApp:
     """ASGI middleware: answers 404 to whatever is neither one of `NEEDED` nor one of the page's own paths.
 
-    Args:
-        page_paths: the page's own paths, with the methods of each.
-        is_session: whether a session has called something.
+    `page_paths` has the methods of the latter; `is_session` tells whether a session has called something.
     """
+    needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
+    # They are for matching alone.
+    routes = [Route(path, lambda _: None, methods=methods) for path, methods in needed.items()]
 
-    def __init__(
-        self, app: ASGIApp, page_paths: Mapping[str, Collection[str]], is_session: Callable[[str], bool]
-    ) -> None:
-        self._app, self._is_session = app, is_session
-        needed: dict[str, Collection[str]] = {**NEEDED, **page_paths}
-        # They are for matching alone.
-        self._routes = [Route(path, lambda _: None, methods=methods) for path, methods in needed.items()]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, or refuse it."""
-        if scope["type"] == "http" and not self._is_needed(scope):
-            return await PlainTextResponse("not found", 404)(scope, receive, send)
-        return await self._app(scope, receive, send)
-
-    def _is_needed(self, scope: Scope) -> bool:
+    def is_needed(scope: Scope) -> bool:
         # A browser asks with OPTIONS whether another site's page may call: gradio has the answer.
         enough = Match.PARTIAL if scope["method"] == "OPTIONS" else Match.FULL
-        found = next((route for route in self._routes if route.matches(scope)[0].value >= enough.value), None)
+        found = next((route for route in routes if route.matches(scope)[0].value >= enough.value), None)
         if found is not None and found.path == MESSAGES:
-            return self._is_session(QueryParams(scope.get("query_string", b"")).get("session_hash", ""))
+            return is_session(QueryParams(scope.get("query_string", b"")).get("session_hash", ""))
         return found is not None
 
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        is_refused = scope["type"] == "http" and not is_needed(scope)
+        await (PlainTextResponse("not found", 404) if is_refused else app)(scope, receive, send)
 
-class BoundedRequests:
+    return answer
+
+
+def bounded_requests(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: refuses requests that are too large with a message, and makes room for new uploads."""
+    arrived = math.inf  # bytes of uploads since the last look at all of them
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app, self._arrived = app, math.inf  # bytes of uploads since the last look at all of them
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, bounded."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
         if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+            return await app(scope, receive, send)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
         max_bytes = limits.UPLOAD.value + limits.UPLOAD_ENVELOPE if is_upload else limits.REQUEST.value
         words = gettext(
@@ -111,9 +110,9 @@ class BoundedRequests:
             return await PlainTextResponse(words, 413)(scope, receive, send)
         if is_upload:
             folders = 2 * limits.MAX_UPLOAD_FILES * BYTES_PER_INODE  # one for each file
-            self._arrived += (int(length) or max_bytes) + folders
-            if self._arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
-                self._arrived = 0
+            arrived += (int(length) or max_bytes) + folders
+            if arrived > limits.UPLOADS.value / LOOKS:  # a look at many files takes its time
+                arrived = 0
                 reserved = int(length) + limits.UPLOADS.value // LOOKS
                 await run_in_threadpool(make_room, upload_folder(), limits.UPLOADS.value - reserved)
         seen = 0
@@ -126,7 +125,9 @@ class BoundedRequests:
                 raise MultiPartException(words) if is_upload else HTTPException(413, words)
             return message
 
-        await self._app(scope, bounded, send)
+        await app(scope, bounded, send)
+
+    return answer
 
 
 class UploadParser(GradioMultiPartParser):
@@ -172,3 +173,27 @@ def _uploads(folder: Path) -> Iterator[tuple[float, int, Path]]:
         with suppress(OSError):  # another request has just deleted it
             files = list(path.iterdir()) if path.is_dir() else [path]
             yield max((file.stat().st_mtime for file in files), default=0.0), allocated_bytes(path), path
+
+
+def upload_folder() -> Path:
+    """The folder, which may not exist yet."""
+    return Path(get_upload_folder())
+
+
+def is_uploaded(path: str) -> bool:
+    """Whether a path lies in the folder, `..` and links resolved."""
+    return is_in_or_equal(path, get_upload_folder())
+
+
+def allocated_bytes(path: Path) -> int:
+    """The disk space of a file, or of a folder with all in it: allocated blocks, and for each at least an inode's.
+
+    Links are not followed. What another thread deletes meanwhile counts as nothing.
+    """
+    try:
+        status = path.lstat()
+        inside = [Path(entry.path) for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
+    except OSError:
+        return 0
+    blocks = getattr(status, "st_blocks", status.st_size // 512)
+    return max(512 * blocks, BYTES_PER_INODE) + sum(map(allocated_bytes, inside))

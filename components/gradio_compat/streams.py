@@ -29,26 +29,15 @@ CLOSE = b'"msg":"close_stream"'
 
 
 class Mailbox(asyncio.Queue[Any]):
-    """A session's messages.
-
-    Attributes:
-        readers: the streams that wait for a message now.
-        streams: those that are open.
-        calls_coming: the calls that wait to be accepted.
-        is_open: cleared while the page is told to close its stream: no call is accepted then.
-    """
+    """A session's messages."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.readers = self.streams = self.calls_coming = 0
+        self.readers = self.streams = 0  # streams that wait for a message now; that are open
+        self.calls_coming = 0  # calls that wait to be accepted: while the page is told to close its stream
         self.is_open, self._called = asyncio.Event(), asyncio.Event()
         self.is_open.set()
         self.touch()
-
-    @property
-    def is_watched(self) -> bool:
-        """Whether the next call's messages will be read."""
-        return bool(self.readers or self.streams)
 
     def touch(self) -> None:
         """Note that the session has just called, or read."""
@@ -106,74 +95,56 @@ class Mailboxes(dict[str, Mailbox]):
         """Nothing: gradio deletes a mailbox when its reader leaves."""
 
 
-class OpenStreams:
+def open_streams(app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> ASGIApp:
     """ASGI middleware: ends a session's stream when the session is idle, not when its calls are answered.
 
-    Args:
-        mailbox_of: the messages of a session, or None of one that has called nothing.
+    `mailbox_of` returns a session's messages, or None if it has called nothing.
     """
 
-    def __init__(self, app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> None:
-        self._app, self._mailbox_of = app, mailbox_of
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on; a stream again and again, until its page has left or closed it."""
-        mailbox = None
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        mailbox, has_begun, end = None, False, b""
         if scope["type"] == "http" and scope["path"] == MESSAGES:
-            mailbox = self._mailbox_of(QueryParams(scope["query_string"]).get("session_hash", ""))
+            mailbox = mailbox_of(QueryParams(scope["query_string"]).get("session_hash", ""))
         if mailbox is None:
-            return await self._app(scope, receive, send)
-        stream = _Stream(send)
+            return await app(scope, receive, send)
+
+        async def send_on(message: Message) -> None:
+            """Send one beginning, and all messages but gradio's last, which is kept as `end`."""
+            nonlocal has_begun, end
+            if message["type"] != "http.response.body":
+                if not has_begun:
+                    await send(message)
+                has_begun = True
+            elif CLOSE in message.get("body", b""):
+                end = message["body"]
+            elif message.get("body"):
+                await send({**message, "more_body": True})
+
         mailbox.streams += 1
         try:
-            while await self._is_continued(scope, receive, stream, mailbox):
-                pass
+            is_idle = False
+            while not is_idle:
+                end = b""
+                await app({**scope}, receive, send_on)  # routes write into the scope
+                if not end:  # the page has left, or the server is stopping
+                    break
+                left = asyncio.create_task(_disconnected(receive))
+                try:
+                    is_idle = not await mailbox.called_before(left, limits.STREAM_IDLE_SECONDS)
+                    if is_idle and not left.done():
+                        mailbox.is_open.clear()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(limits.STREAM_CLOSING_SECONDS):
+                                await send({"type": "http.response.body", "body": end, "more_body": True})
+                                await left
+                finally:
+                    mailbox.is_open.set()
+                    left.cancel()
         finally:
             mailbox.streams -= 1
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _is_continued(self, scope: Scope, receive: Receive, stream: _Stream, mailbox: Mailbox) -> bool:
-        """Send the answers to a session's calls, and wait for more; whether there are more, else the page is told."""
-        stream.end = None
-        await self._app({**scope}, receive, stream.send)  # routes write into the scope
-        if stream.end is None:  # the page has left, or the server is stopping
-            return False
-        left = asyncio.create_task(_disconnected(receive))
-        try:
-            if await mailbox.called_before(left, limits.STREAM_IDLE_SECONDS):
-                return True
-            if not left.done():
-                mailbox.is_open.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(limits.STREAM_CLOSING_SECONDS):
-                        await stream.send_end()
-                        await left
-        finally:
-            mailbox.is_open.set()
-            left.cancel()
-        return False
-
-
-class _Stream:
-    """What is sent to the page: one beginning, and all messages but gradio's last, which is kept in `end`."""
-
-    def __init__(self, send: Send) -> None:
-        self._send, self._has_begun = send, False
-        self.end: bytes | None = None
-
-    async def send(self, message: Message) -> None:
-        if message["type"] != "http.response.body":
-            if not self._has_begun:
-                await self._send(message)
-            self._has_begun = True
-        elif CLOSE in message.get("body", b""):
-            self.end = message["body"]
-        elif message.get("body"):
-            await self._send({**message, "more_body": True})
-
-    async def send_end(self) -> None:
-        """Tell the page to close the stream."""
-        await self._send({"type": "http.response.body", "body": self.end, "more_body": True})
+    return answer
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -136,11 +136,6 @@ def percentage(value: float) -> str:
     return f"{number(value, 'g')}{LANGUAGES[language()].percent}"
 
 
-def lazy_day(date: datetime.date) -> LazyString:
-    """A lazy string of a date."""
-    return LazyString(lambda: day(date))
-
-
 def separators() -> str:
     """The separators of decimals and thousands, in the form that plotly expects."""
     return LANGUAGES[language()].decimal + LANGUAGES[language()].thousands

@@ -7,7 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,7 @@ from intraslice.core.progress import Progress, ProgressCallback
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .job import Caller, Job, Urgency
-from .scheduler import Scheduler
+from .job import Caller, Job, Scheduler, Urgency
 from .status import NUMBERS, Status
 from .waiting import Line, Waiting
 
@@ -32,22 +31,12 @@ EXPECTED = (UserError, NumericalError, OSError, MemoryError)
 
 @dataclass(eq=False)
 class _Running:
-    """A client's job, its kind, and which part of the view it is for."""
+    """A client's job, and which part of the view it is for."""
 
-    client: str
-    kind: str
     job: Job
     cancel_when_changed: dict[str, object]
     status: Status | None = None  # its last, if it has a part in the page's status line
     is_superseded: bool = False  # its client has moved on, which says enough
-
-
-@dataclass
-class _Client:
-    """What is known of a client, whether or not anything runs for it."""
-
-    view: dict[str, object] = field(default_factory=dict)  # what was set by `set_view`
-    outcome: Status | None = None  # how a job ended, if that is to be said; until another one begins
 
 
 class Jobs:
@@ -57,20 +46,20 @@ class Jobs:
         self.scheduler = scheduler or Scheduler()
         self.caller: Callable[[], Caller] = Caller  # called where a job is started: who starts it
         self._running: list[_Running] = []
-        self._clients: dict[str, _Client] = {}
+        self._clients: dict[str, dict[str, Any]] = {}
         self._lock = threading.RLock()
         self._line = Line()
 
     def halt(self, client: str, kind: str = "", is_superseded: bool = False) -> None:
         """End a client's jobs, or the one of a kind, at their next checkpoint."""
         for running in self._of(client):
-            if kind in ("", running.kind):
+            if kind in ("", running.job.kind):
                 running.is_superseded = is_superseded
                 running.job.stop()
 
     def set_view(self, client: str, **at: object) -> None:
         """Set a part of what a client views now, such as `request` or `tab`: jobs for another one are cancelled."""
-        self._client(client).view.update(at)
+        self._client(client).update(at)
         for running in self._of(client):
             if any(running.cancel_when_changed.get(what, value) != value for what, value in at.items()):
                 running.is_superseded = True
@@ -78,7 +67,7 @@ class Jobs:
 
     def view_of(self, client: str, what: str, default: Any) -> Any:
         """A part of what a client views, or the default if that was never set."""
-        return self._client(client).view.get(what, default)
+        return self._client(client).get(what, default)
 
     def status(self, client: str, ready: Callable[[], Status]) -> Status:
         """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
@@ -89,7 +78,7 @@ class Jobs:
         """
         number = next(NUMBERS)
         with self._lock:
-            outcome = self._client(client).outcome
+            outcome: Status | None = self._client(client).get("outcome")
             running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
         busy = max(reversed(running), key=lambda status: not isinstance(status, Waiting), default=None)
         is_error = outcome is not None and outcome.kind == "error"
@@ -97,12 +86,8 @@ class Jobs:
 
     def is_running(self, client: str, kind: str, **cancel_when_changed: object) -> bool:
         """Whether a client's job of a kind runs for just this view, and has neither ended nor been stopped."""
-        jobs = [
-            running.job
-            for running in self._of(client)
-            if running.kind == kind and running.cancel_when_changed == cancel_when_changed
-        ]
-        return any(not (job.stopped or job.ended) for job in jobs)
+        jobs = [running.job for running in self._of(client) if running.cancel_when_changed == cancel_when_changed]
+        return any(job.kind == kind and not (job.stopped or job.ended) for job in jobs)
 
     def prefetch(self, client: str, work: Callable[[Job], Any], **cancel_when_changed: object) -> None:
         """Run what a client will soon ask for, once they have rested for a moment and no client has a job.
@@ -117,9 +102,10 @@ class Jobs:
 
         self.halt(client, PREFETCH)
         job = self.scheduler.start(client, rested, Urgency.BACKGROUND, max_seconds=limits.JOB_SECONDS.value)
+        job.kind = PREFETCH
         with self._lock:
-            going_on = [running for running in self._running if running.kind != PREFETCH or not running.job.ended]
-            self._running = [*going_on, _Running(client, PREFETCH, job, cancel_when_changed)]
+            going_on = [running for running in self._running if running.job.kind != PREFETCH or not running.job.ended]
+            self._running = [*going_on, _Running(job, cancel_when_changed)]
 
     def run(
         self,
@@ -147,10 +133,10 @@ class Jobs:
             refusal = self._refusal(client, caller.address)
             if not refusal:
                 job = self.scheduler.start(client, work, urgency, caller, limits.JOB_SECONDS.value)
-                running = _Running(client, kind, job, cancel_when_changed)
+                job.kind, running = kind, _Running(job, cancel_when_changed)
                 self._running.append(running)
             if line is not None:
-                self._client(client).outcome = Status(refusal, "error") if refusal else None
+                self._client(client)["outcome"] = Status(refusal, "error") if refusal else None
         if refusal:
             yield Status(refusal, "error", line=line)
             return
@@ -169,8 +155,8 @@ class Jobs:
             with self._lock:
                 self._running = [other for other in self._running if other is not running]
                 if last is not None and line is not None:
-                    self._client(client).outcome = last
-            self._note_end(running, time.monotonic() - began)
+                    self._client(client)["outcome"] = last
+            self._note_end(job, time.monotonic() - began)
         if last := last or (ready and ready()):
             yield replace(last, stopped=job.stopped, superseded=running.is_superseded, line=line)
 
@@ -181,7 +167,7 @@ class Jobs:
             if events:
                 shown = None
             elif time.monotonic() >= shown_at + limits.REMINDER_SECONDS:
-                waiting = self._line.status(job, self.scheduler, self._kinds())
+                waiting = self._line.status(job, self.scheduler)
                 if waiting not in (None, shown):
                     shown, shown_at = waiting, time.monotonic()
                     events = [waiting]
@@ -189,18 +175,17 @@ class Jobs:
                 if type(event) is not type(following):
                     yield event
 
-    def _note_end(self, running: _Running, seconds: float) -> None:
+    def _note_end(self, job: Job, seconds: float) -> None:
         """Note how long a job took, and how it ended."""
-        job = running.job
-        self._line.note(running.kind, job)
+        self._line.note(job)
         how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
         line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
         memory = psutil.Process().memory_info().rss / 1e6
-        log.info(line, running.kind, how, seconds, job.seconds, memory)
+        log.info(line, job.kind, how, seconds, job.seconds, memory)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
-        jobs = [running.job for running in self._running if running.kind != PREFETCH and not running.job.stopped]
+        jobs = [running.job for running in self._running if running.job.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.CLIENT_JOBS.value:
             return lazy_gettext(
@@ -213,21 +198,20 @@ class Jobs:
             )
         return ""
 
-    def _client(self, name: str) -> _Client:
-        """What is known of a client; the one that was used longest ago is forgotten."""
+    def _client(self, name: str) -> dict[str, Any]:
+        """What `set_view` has set for a client, who is forgotten if all others were used later.
+
+        Its `outcome` is how a job ended, if that is to be said; until another one begins.
+        """
         with self._lock:
-            client = self._clients[name] = self._clients.pop(name, _Client())
+            client = self._clients[name] = self._clients.pop(name, {})
             if len(self._clients) > limits.PAGES.value:
                 del self._clients[next(iter(self._clients))]
             return client
 
-    def _kinds(self) -> dict[Job, str]:
-        with self._lock:
-            return {running.job: running.kind for running in self._running}
-
     def _of(self, client: str) -> list[_Running]:
         with self._lock:
-            return [running for running in self._running if running.client == client]
+            return [running for running in self._running if running.job.client == client]
 
 
 def failure(problem: BaseException) -> Status:

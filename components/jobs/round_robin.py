@@ -5,13 +5,15 @@ Many take long turns. At three levels there are two queues, of which the second 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import count, groupby
+from typing import Any
 
 from ..limits import FEW, LONG_TURN_SECONDS, REMEMBERED_TURNS, SHARE, TURN_SECONDS
-from .job import Job, Path, Urgency
 
+Path = tuple[Any, ...]  # of a job: is it background, has it begun, address, is a result seen, client, number
 QUEUES = {0: SHARE, 1: 1, 3: SHARE}  # levels of two queues: turns of the first, False, to one of the second, True
 
 
@@ -29,13 +31,13 @@ class Turns:
         self._seconds, self._numbers = seconds, count()
         self._turns = defaultdict[Path, _Turn](lambda: _Turn(next(self._numbers)))
 
-    def choose(self, jobs: list[Job]) -> Job | None:
-        """The job that comes next, if there is one."""
-        paths, path = _paths(jobs), Path()
-        while paths and path not in paths:
+    def choose(self, paths: Collection[Path]) -> Path:
+        """The path of the job that comes next, of one or more."""
+        path = Path()
+        while path not in paths:
             level = len(path)
             path = self._next(path, list(dict.fromkeys(other[: level + 1] for other in paths if other[:level] == path)))
-        return paths.get(path)
+        return path
 
     def _next(self, above: Path, waiting: list[Path]) -> Path:
         if len(above) in QUEUES:
@@ -51,30 +53,20 @@ class Turns:
             turns[holder].used = 0.0
         return holder
 
-    def count(self, job: Job, seconds: float) -> None:
+    def count(self, job: Path, seconds: float) -> None:
         """Charge a job for the seconds of a turn."""
-        job.seconds += seconds
         if len(self._turns) > REMEMBERED_TURNS:
             self._turns.clear()
-        for level in range(len(job.path)):
-            self._turns[job.path[: level + 1]].used += seconds
+        for level in range(len(job)):
+            self._turns[job[: level + 1]].used += seconds
 
-    def in_order(self, jobs: list[Job]) -> list[Job]:
-        """The jobs as they come if each has one turn, first those of first queues."""
-        paths = _paths(jobs)
+    def in_order(self, paths: Collection[Path]) -> list[Path]:
+        """The paths as they come if each has one turn, first those of first queues."""
         by_address = groupby(sorted(paths, key=self._rank), key=lambda path: path[:3])
         turns = [(*path[:2], number, path) for _, group in by_address for number, path in enumerate(group)]
-        return [paths[turn[-1]] for turn in sorted(turns, key=lambda turn: turn[:-1])]
+        return [turn[-1] for turn in sorted(turns, key=lambda turn: turn[:-1])]
 
     def _rank(self, path: Path) -> list[float]:
         parts = [path[: level + 1] for level in range(len(path))]
         last = [-1 if self._turns[part[:-1]].holder == part else self._turns[part].last for part in parts]
         return [bool(path[level]) if level in QUEUES else last[level] for level in range(len(path))]
-
-
-def _paths(jobs: list[Job]) -> dict[Path, Job]:
-    places = {job: (job.urgency is Urgency.BACKGROUND, job.address or f"of {job.client}") for job in jobs}
-    clients = Counter(place for place, _ in {(place, job.client) for job, place in places.items()})
-    for job, place in places.items():
-        job.path = place[0], not job.is_new, place[1], job.has_result and clients[place] > FEW, job.client, job.number
-    return {job.path: job for job in places}

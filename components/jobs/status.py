@@ -18,9 +18,8 @@ class Status:
     """What a job, or the page, is doing. `total` 0 means nothing to count; `kind` is busy, ready or error.
 
     The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`, and
-    whether that is since its client has moved on: `superseded`. `line`
-    returns what the page's status line shows now, if the job has a part in it; that has a `number`: of two, the one
-    with the greater number is newer.
+    whether that is since its client has moved on: `superseded`. `line` returns what the page's status line shows now,
+    if the job has a part in it; that has a `number`: of two, the one with the greater number is newer.
     """
 
     text: str

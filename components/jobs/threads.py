@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
+from traceback import format_tb
 
 from .. import limits
 
@@ -16,11 +17,7 @@ Task = Callable[[], None]
 
 
 class ThreadPool:
-    """Runs every task at once, in an idle thread where there is one.
-
-    Args:
-        initialise: called once in every new thread, before its first task.
-    """
+    """Runs every task at once, in an idle thread where there is one; a new thread first calls `initialise`."""
 
     def __init__(self, initialise: Callable[[], None] = lambda: None) -> None:
         self._initialise = initialise
@@ -60,3 +57,19 @@ def lower_priority() -> None:
         thread = threading.get_native_id()
         # A process may be nicer already, and only root may make a thread less nice.
         os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+def forget_frames(error: BaseException) -> None:
+    """Replace an error's traceback by its text: frames hold variables and closures, models among them.
+
+    Clearing the frames is not enough: they keep their functions, and thereby the closures. A job and its error are a
+    cycle, so only a garbage collection would free all that.
+    """
+    cause: BaseException | None = error
+    seen: list[BaseException] = []
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        if not hasattr(cause, "__notes__"):
+            cause.add_note("In its job:\n" + "".join(format_tb(cause.__traceback__)))
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__

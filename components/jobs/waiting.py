@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from .job import Job
-from .scheduler import Scheduler
+from .job import Job, Scheduler
 from .status import Status
 
 NEWEST = 0.3  # weight of the newest job in the mean of its kind
@@ -20,11 +19,7 @@ STEP = 5  # seconds to which an estimate is rounded up
 
 
 class JobSemaphore:
-    """At most `count` jobs have a place at a time; the others wait, and say so.
-
-    Args:
-        text: the status of a job that waits.
-    """
+    """At most `count` jobs have a place at a time; the others wait, with the status `text`."""
 
     def __init__(self, count: int, text: str) -> None:
         self._count, self._text = count, text
@@ -81,21 +76,17 @@ class Line:
         self._moment = -math.inf
         self._lock = threading.Lock()
 
-    def note(self, kind: str, job: Job) -> None:
+    def note(self, job: Job) -> None:
         """Note how long a job took until its first result, or until its end if it has none."""
         if job.seconds_to_result is None and (job.error is not None or job.stopped):
             return
         seconds = job.seconds if job.seconds_to_result is None else job.seconds_to_result
         with self._lock:
-            before = self._mean.setdefault(kind_of(kind), seconds)
-            self._mean[kind_of(kind)] = before + NEWEST * (seconds - before)
+            before = self._mean.setdefault(kind_of(job), seconds)
+            self._mean[kind_of(job)] = before + NEWEST * (seconds - before)
 
-    def status(self, job: Job, scheduler: Scheduler, kinds: Mapping[Job, str]) -> Waiting | None:
-        """What a job that waits tells, or None if no job of another client comes before it.
-
-        Args:
-            kinds: the kinds of the running jobs.
-        """
+    def status(self, job: Job, scheduler: Scheduler) -> Waiting | None:
+        """What a job that waits tells, or None if no job of another client comes before it."""
         with self._lock:
             if time.monotonic() > self._moment + limits.LINE_SECONDS:
                 self._jobs, self._moment = scheduler.line(), time.monotonic()
@@ -104,8 +95,7 @@ class Line:
             before = [other for other in self._jobs[: self._jobs.index(job)] if other.client != job.client]
             work: dict[object, float] = {}  # seconds left, of each piece of shared work once
             for other in before:
-                mean = self._mean.get(kind_of(kinds.get(other, "")))
-                if mean is not None and not other.has_result:
+                if (mean := self._mean.get(kind_of(other))) is not None and not other.has_result:
                     wait = other.wait
                     work[other if wait is None else wait.work] = max(0.0, mean - other.seconds)
         if not before:
@@ -114,6 +104,6 @@ class Line:
         return Waiting(lazy_gettext("Waiting; jobs ahead: {count}", count=len(before)), seconds_left=seconds)
 
 
-def kind_of(kind: str) -> str:
-    """The kind without the number that a call of the API has."""
-    return kind.rstrip(" 0123456789")
+def kind_of(job: Job) -> str:
+    """Its kind without the number that a call of the API has."""
+    return job.kind.rstrip(" 0123456789")

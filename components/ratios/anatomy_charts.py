@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..i18n.language import gettext, number
-from ..state.anatomy import MapRow, MapView, OpenedView
+from ..state.plan_views import MapRow, MapView, OpenedView
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ..frame.context import Context
 from ..gradio_compat.signatures import partial_handler
-from ..state.anatomy import map_view, opened_view
-from ..state.plan_views import Source, importance_curves
+from ..state.plan_views import Source, importance_curves, map_view, opened_view
 from ..state.request import Request
 from ..state.session import Session
 from ..ui.chart_bridge import chart

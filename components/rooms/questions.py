@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections import Counter
@@ -11,8 +12,7 @@ from typing import Any, NamedTuple
 
 from intraslice.core import checks
 
-from ..i18n.language import LazyString, lazy_gettext
-from ..lesson import texts
+from ..i18n.language import ENGLISH, LazyString, lazy_gettext, long_text
 
 Value = float | int | list[float]
 MODELS = 3  # answers to choose from in the question of kind "answers": dense, intra-module, cross-module
@@ -23,9 +23,8 @@ MAX_TRUTH = 1e6  # a measured value may lie outside of what the control offers
 class Question(NamedTuple):
     """A numbered question, with the control of `assets/texts/LANGUAGE/lesson.json` that answers it.
 
-    Attributes:
-        kind: "range" and "number" take a number from `low` to `high` in steps of `step`; "choice" and "answers" the
-            index of one of so many `choices`; "bars" up to so many numbers from 0 to `high`.
+    The kinds "range" and "number" take a number from `low` to `high` in steps of `step`; "choice" and "answers" the
+    index of one of so many `choices`; "bars" up to so many numbers from 0 to `high`.
     """
 
     number: int
@@ -93,7 +92,7 @@ class Question(NamedTuple):
 def questions() -> dict[int, Question]:
     """The lesson's questions by their numbers, from 1."""
     found = {}
-    for number, content in enumerate(texts()["steps"], start=1):
+    for number, content in enumerate(json.loads(long_text("lesson.json", ENGLISH))["steps"], start=1):
         control = content["control"]
         kind = control["kind"]
         count = {"choice": len(control.get("choices", ())), "answers": MODELS, "bars": control.get("groups", 0)}

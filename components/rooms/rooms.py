@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 from intraslice.core import checks
 
 from .. import limits
-from ..i18n.language import LazyString, lazy_gettext
+from ..i18n.language import lazy_gettext
 from .questions import Question, Value, questions
-from .store import Store, StoreError
+from .store import Refused, Store
 
 ALPHABET = "BCDFGHJKMNPQRSTVWXYZ"  # no letter that looks like another or like a digit, and no vowel: no words
 LENGTH = 6
@@ -33,19 +33,6 @@ STUDENT_ID = re.compile(r"[0-9a-f]{32}")
 ANSWER_ID = re.compile(r"[0-9a-zA-Z-]{8,40}")
 MAX_REVISIONS = 50  # answers of one student to one question
 MAX_ADDRESSES = 10_000  # that are remembered; the one that was noted first is forgotten first
-
-
-class Refused(Exception):
-    """A client's request is refused; the message is a sentence for the client.
-
-    Attributes:
-        status: of HTTP.
-        wait: seconds after which the client may try again; 0 where that would not help.
-    """
-
-    def __init__(self, status: int, text: LazyString, wait: int = 0) -> None:
-        super().__init__(text)
-        self.status, self.wait = status, wait
 
 
 class Room(NamedTuple):
@@ -64,7 +51,7 @@ class Room(NamedTuple):
 
 
 class Rooms:
-    """The classes in a folder. Methods may be called from any thread; they raise Refused and StoreError.
+    """The classes in a folder. Methods may be called from any thread; they raise Refused.
 
     A class is found by its code as a person types it. A client who has not joined or does not lead it gets the
     same answer as for a class that does not exist.
@@ -76,7 +63,7 @@ class Rooms:
         # By code and address: the time at which its students so far would have joined, one every `limits.JOIN_SECONDS`.
         self._paced: dict[tuple[str, str], float] = {}
         self._wrong_codes: dict[str, deque[float]] = {}  # when an address has sent its last wrong codes
-        self._timer: Timer | None = None
+        self._timer = Timer(0, self.delete_expired)
         self.delete_expired()
 
     def create(self, address: str) -> tuple[Room, str]:
@@ -103,19 +90,30 @@ class Rooms:
             raise Refused(400, lazy_gettext("This browser's id is not valid. Reload the page."))
         digest = _digest(student)
         with self._store.lock:
-            room, wait = self._find(text), self._code_wait(address)
+            room, now = self._find(text), time.monotonic()
             has_joined = room is not None and self._has_joined(room, digest)
             takes_part = has_joined or (room is not None and address != "" and (room.code, address) in self._paced)
-            if wait and not takes_part:
+            times = self._wrong_codes.get(address, deque(maxlen=limits.WRONG_CODES.value))
+            wait = math.ceil(times[0] + limits.WRONG_CODE_SECONDS - now) if len(times) == times.maxlen else 0
+            if wait > 0 and not takes_part:
                 words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
                 raise Refused(429, words, wait)
             if room is None:
-                times = self._wrong_codes.get(address, deque(maxlen=limits.WRONG_CODES.value))
                 _note(self._wrong_codes, address, times)
-                times.append(time.monotonic())
+                times.append(now)
                 raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
-            if not has_joined:
-                self._add_student(room.code, digest, address)
+            if has_joined:
+                return room
+            if (count := self._count("students", room.code)) >= limits.STUDENTS.value:
+                raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
+            paced = self._paced.get((room.code, address), 0.0)
+            if (wait := math.ceil(paced - (limits.JOINS.value - 1) * limits.JOIN_SECONDS - now)) > 0:
+                words = lazy_gettext(
+                    "Many students from your network are joining this class. Try again in {count} s.", count=wait
+                )
+                raise Refused(429, words, wait)
+            self._store.execute("INSERT INTO students (code, student) VALUES (?, ?)", room.code, digest)
+            _note(self._paced, (room.code, address), max(paced, now) + limits.JOIN_SECONDS)
         return room
 
     def answer(self, text: str, student: str, body: dict[str, Any]) -> None:
@@ -143,7 +141,17 @@ class Rooms:
                     "This prediction's id was already used for another question. Reload the page and send it again."
                 )
                 raise Refused(409, words)
-            self._require_open(room, digest, question.number)
+            if step in room.revealed:
+                words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
+                raise Refused(409, words)
+            if step != room.step:
+                raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
+            if self._count("answers", room.code) >= (most := limits.ROOM_ANSWERS.value):
+                words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=most)
+                raise Refused(429, words)
+            if self._count("answers", room.code, "AND student = ? AND step = ?", digest, step) >= MAX_REVISIONS:
+                words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
+                raise Refused(429, words)
             columns = "(code, student, id, step, value)"
             self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
 
@@ -191,13 +199,13 @@ class Rooms:
             room = self.led_room(text, secret)
             answers = self._answers(room.code)
             students = self._store.execute("SELECT student FROM students WHERE code = ? ORDER BY number", room.code)
-        numbers = {student: number for number, (student,) in enumerate(students, start=1)}
         rows = [
-            (step, numbers[student], json.loads(value))
-            for step, values in answers.items()
-            for student, value in values.items()
+            (step, number, json.loads(answers[step][student]))
+            for step in sorted(answers)
+            for number, (student,) in enumerate(students, start=1)
+            if student in answers[step]
         ]
-        return room, sorted(rows, key=lambda row: row[:2])
+        return room, rows
 
     def go_to(self, text: str, secret: str, step: Any) -> None:
         """Make a question the current one."""
@@ -237,23 +245,22 @@ class Rooms:
         """Delete the classes that are 24 hours old, now and every minute."""
         if not self._store.exists:
             return
-        with suppress(StoreError):  # it is in the log
+        with suppress(Refused):  # it is in the log
             self._delete("created <= ?", time.time() - limits.ROOM_SECONDS)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._timer = Timer(limits.EXPIRY_SECONDS, self.delete_expired)
         self._timer.daemon = True
         self._timer.start()
 
     def close(self) -> None:
         """Close the store, and delete nothing more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._store.close()
 
     def _find(self, text: str) -> Room | None:
         """The class with this code, unless it has expired."""
-        code, after = normalised(text), time.time() - limits.ROOM_SECONDS
+        code = re.sub(r"[\s-]", "", text[:40]).upper()  # as a person types it
+        after = time.time() - limits.ROOM_SECONDS
         found = "SELECT lead, created, step FROM rooms WHERE code = ? AND created > ?"
         with self._store.lock:
             rows = self._store.execute(found, code, after)
@@ -271,34 +278,7 @@ class Rooms:
         return room, digest
 
     def _has_joined(self, room: Room, student: bytes) -> bool:
-        return bool(self._store.execute("SELECT 1 FROM students WHERE code = ? AND student = ?", room.code, student))
-
-    def _add_student(self, code: str, student: bytes, address: str) -> None:
-        """Add a student, unless the class is full or too many have just joined from the address."""
-        if (count := self._count("students", code)) >= limits.STUDENTS.value:
-            raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
-        now, paced = time.monotonic(), self._paced.get((code, address), 0.0)
-        if (wait := math.ceil(paced - (limits.JOINS.value - 1) * limits.JOIN_SECONDS - now)) > 0:
-            words = lazy_gettext(
-                "Many students from your network are joining this class. Try again in {count} s.", count=wait
-            )
-            raise Refused(429, words, wait)
-        self._store.execute("INSERT INTO students (code, student) VALUES (?, ?)", code, student)
-        _note(self._paced, (code, address), max(paced, now) + limits.JOIN_SECONDS)
-
-    def _require_open(self, room: Room, student: bytes, step: int) -> None:
-        """Refuse an answer to a question that is not the current one or is revealed, and one too many."""
-        if step in room.revealed:
-            words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
-            raise Refused(409, words)
-        if step != room.step:
-            raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
-        if self._count("answers", room.code) >= (max_answers := limits.ROOM_ANSWERS.value):
-            words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=max_answers)
-            raise Refused(429, words)
-        if self._count("answers", room.code, "AND student = ? AND step = ?", student, step) >= MAX_REVISIONS:
-            words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
-            raise Refused(429, words)
+        return self._count("students", room.code, "AND student = ?", student) > 0
 
     def _answers(self, code: str) -> dict[int, dict[bytes, str]]:
         """The current answers as JSON, by question and student."""
@@ -310,13 +290,6 @@ class Rooms:
 
     def _count(self, table: str, code: str, condition: str = "", *values: Any) -> int:
         return int(self._store.execute(f"SELECT COUNT(*) FROM {table} WHERE code = ? {condition}", code, *values)[0][0])
-
-    def _code_wait(self, address: str) -> int:
-        """Seconds until the address may try another code; 0 where it may now."""
-        times = self._wrong_codes.get(address, deque())
-        if len(times) < limits.WRONG_CODES.value:
-            return 0
-        return max(0, math.ceil(times[0] + limits.WRONG_CODE_SECONDS - time.monotonic()))
 
     def _make_place(self, address: str) -> None:
         """Delete the oldest class without students where there is no place for one more. The lock is held."""
@@ -340,13 +313,8 @@ class Rooms:
         """Delete classes with all that belongs to them, also from the log and from memory."""
         self._store.execute(f"DELETE FROM rooms WHERE {condition}", value)
         _distribution.cache_clear()
-        with suppress(StoreError):
+        with suppress(Refused):
             self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-def normalised(text: str) -> str:
-    """A code as a person types it, in capitals without blanks and hyphens."""
-    return re.sub(r"[\s-]", "", text[:40]).upper()
 
 
 def _question(step: Any) -> Question:

@@ -24,8 +24,8 @@ from .. import limits
 from ..gradio_compat.callers import site_of
 from ..i18n.language import gettext, lazy_gettext, long_text, translate
 from .questions import Value, questions
-from .rooms import Refused, Room, Rooms
-from .store import StoreError
+from .rooms import Room, Rooms
+from .store import Refused
 
 HOME = "rooms"  # below the page's address
 LEAD, STUDENT = "x-room-lead", "x-room-student"
@@ -135,8 +135,6 @@ async def _answered(handler: Handler, request: Request) -> Response:
     except Refused as refusal:
         headers = NEVER_STORED | ({"retry-after": str(refusal.wait)} if refusal.wait else {})
         return JSONResponse({"error": translate(refusal.args[0])}, refusal.status, headers)
-    except StoreError as error:
-        return JSONResponse({"error": translate(error.args[0])}, 503, NEVER_STORED | {"retry-after": "10"})
     if answer is None:
         return Response(status_code=204, headers=NEVER_STORED)
     return answer if isinstance(answer, Response) else JSONResponse(answer, headers=NEVER_STORED)

@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from intraslice.core.cache import cache_folder
 
-from ..i18n.language import lazy_gettext
+from ..i18n.language import LazyString, lazy_gettext
 
 log = logging.getLogger(__name__)
 
-FILE = "rooms.sqlite"
+FILE, RETRY_SECONDS = "rooms.sqlite", 10
 UNUSABLE = lazy_gettext("Classes cannot be saved at the moment: the server's disk is full, locked or damaged.")
 IN_USE = lazy_gettext(
     "This server has no classes, since another one uses the same folder for them. Stop that server, or start this one "
@@ -50,17 +50,22 @@ def rooms_folder() -> Path:
     return Path(os.environ.get("INTRASLICE_ROOMS") or f"{cache}.rooms").expanduser()
 
 
-class StoreError(Exception):
-    """The database cannot be read or written; the message is a sentence for clients."""
+class Refused(Exception):
+    """A client's request is refused; the message is a sentence for the client, `status` is that of HTTP.
+
+    After `wait` seconds the client may try again; 0 where that would not help.
+    """
+
+    def __init__(self, status: int, text: LazyString, wait: int = 0) -> None:
+        super().__init__(text)
+        self.status, self.wait = status, wait
 
 
 class Store:
-    """The database in a folder. Methods may be called from any thread, and raise StoreError.
+    """The database in a folder. Methods may be called from any thread, and raise Refused.
 
-    A process that has used it keeps a lock on the folder, since rules hold within one process: another gets StoreError.
-
-    Attributes:
-        lock: held during a statement; hold it while several have to agree.
+    A process that has used it keeps a lock on the folder, since rules hold within one process: another is refused.
+    `lock` is held during a statement; hold it while several have to agree.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -87,7 +92,7 @@ class Store:
                 # If it is damaged, the next call opens it again and finds out.
                 if not isinstance(error, sqlite3.OperationalError):
                     self.close()
-                raise StoreError(message) from error
+                raise Refused(503, message, RETRY_SECONDS) from error
 
     def close(self) -> None:
         """Close the database, and leave the folder to other processes; the next call opens it again."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 import time
@@ -15,17 +14,16 @@ from starlette.routing import Route
 
 from .. import limits
 from ..gradio_compat.blocks import PatchedBlocks
-from ..gradio_compat.callers import McpCallers
+from ..gradio_compat.callers import mcp_callers
 from ..gradio_compat.page_config import CachedPage
 from ..gradio_compat.queue import SteadyQueue
-from ..gradio_compat.requests import NeededRoutes
-from ..gradio_compat.streams import OpenStreams
-from ..jobs.job import Job
-from ..jobs.scheduler import Scheduler
+from ..gradio_compat.requests import bounded_requests, needed_routes
+from ..gradio_compat.streams import open_streams
+from ..jobs.job import Scheduler
 from ..state.calibrations import READERS
 from ..ui.chart_bridge import PLOTLY
 from . import process
-from .middleware import KnownHosts, LanguageMiddleware, Pacing, is_loopback
+from .middleware import Pacing, in_language, is_loopback, known_hosts
 from .warming import Warming
 
 # With these headers a browser lets the page use several threads (`device/`); calls of programs are not concerned.
@@ -33,57 +31,28 @@ ISOLATION = {"cross-origin-opener-policy": "same-origin", "cross-origin-embedder
 START_TIME = time.time()
 
 
-class Health:
-    """Checks the scheduler by an empty probe job, which ends as soon as the running job has given up its turn.
-
-    Attributes:
-        warming: the preparation of the default model, if there is one, whose progress is reported.
-    """
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-        self.warming: Warming | None = None
-        self._probe: tuple[Job, float] | None = None  # and when it was started
-
-    async def report(self, queue: SteadyQueue) -> dict[str, object]:
-        """The state of queue and scheduler; `ok` summarises it."""
-        blocked, read = await self._blocked_seconds(), READERS.longest
-        return {
-            "ok": queue.is_running and max(blocked, read) < limits.STUCK_SECONDS.value,
-            "queue": "running" if queue.is_running else "stopped",
-            "calls": queue.open_calls,
-            "worker": "free" if not blocked else f"in one step for {blocked:.1f} s",
-            "readers": "free" if not read else f"reading one text for {read:.1f} s",
-            "began": START_TIME,
-            **({"warming": self.warming.progress} if self.warming else {}),
-        }
-
-    async def _blocked_seconds(self) -> float:
-        """Seconds for which one job has not given up its turn, measured since the probe's start; 0.0 if none blocks."""
-        if self._probe is None or self._probe[0].ended:
-            self._probe = self._scheduler.start("health", lambda job: None), time.monotonic()
-        job, start = self._probe
-        until = time.monotonic() + limits.PROBE_SECONDS
-        while not job.ended and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        return 0.0 if job.ended else time.monotonic() - start
+def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) -> dict[str, object]:
+    """What `/healthz` says of queue, jobs, readers of texts and, if there is one, the preparation of a model."""
+    step, read = scheduler.step_seconds, READERS.longest
+    return {
+        "ok": queue.is_running and max(step, read) < limits.STUCK_SECONDS.value,
+        "queue": "running" if queue.is_running else "stopped",
+        "calls": queue.open_calls,
+        "worker": "free" if step < limits.NOTICED_SECONDS else f"in one step for {step:.1f} s",
+        "readers": "free" if not read else f"reading one text for {read:.1f} s",
+        "began": START_TIME,
+        **({"warming": warming.progress} if warming else {}),
+    }
 
 
 class App(PatchedBlocks):
-    """`gr.Blocks` for untrusted clients; deletes their uploads after a while.
-
-    Args:
-        scheduler: checked by `/healthz`; its jobs are stopped on shutdown.
-        options: of `gr.Blocks`.
-
-    Attributes:
-        own_routes: the page's own routes, beside gradio's; more may be added before `launch`.
-        health: the health check, which also reports a `warming`.
-    """
+    """`gr.Blocks` for untrusted clients; deletes their uploads after a while, and stops the jobs on shutdown."""
 
     def __init__(self, scheduler: Scheduler, **options: Any) -> None:
-        self._scheduler, self.health = scheduler, Health(scheduler)
-        # plotly.js has a route: gradio's file route would reveal where this machine installs packages.
+        self._scheduler = scheduler
+        self.warming: Warming | None = None  # whose progress `/healthz` reports
+        # Beside gradio's; more may be added before `launch`. plotly.js has a route, since gradio's would tell
+        # where this machine installs packages.
         self.own_routes: list[Route] = [
             Route("/healthz", self._answer_health),
             Route(f"/{PLOTLY.name}", lambda _: FileResponse(PLOTLY, media_type="text/javascript")),
@@ -98,25 +67,20 @@ class App(PatchedBlocks):
         """
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
-        kwargs = options.pop("app_kwargs", None) or {}
         server = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
         is_guarded = is_loopback(server) and not limits.hosted()
         paths = {route.path: route.methods or () for route in self.own_routes}
-        kwargs = {
-            **kwargs,
-            "routes": [*self.own_routes, *kwargs.get("routes", ())],
-            "middleware": [
-                *([Middleware(KnownHosts, lambda: self.share_url)] if is_guarded else []),
-                Middleware(NeededRoutes, paths, lambda session: session in self.calls.pending_messages_per_session),
-                Middleware(OpenStreams, lambda session: self.calls.pending_messages_per_session.get(session)),
-                Middleware(LanguageMiddleware),
-                Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
-                Middleware(McpCallers),
-                Middleware(Pacing),
-                *kwargs.get("middleware", ()),
-            ],
-        }
-        return super().launch(*args, **options, app_kwargs=kwargs)
+        middleware = [
+            *([Middleware(known_hosts, lambda: self.share_url)] if is_guarded else []),
+            Middleware(needed_routes, paths, lambda session: session in self.calls.pending_messages_per_session),
+            Middleware(open_streams, lambda session: self.calls.pending_messages_per_session.get(session)),
+            Middleware(in_language),
+            Middleware(CachedPage, ISOLATION | limits.frame_headers(), options.pop("head", "")),
+            Middleware(mcp_callers),
+            Middleware(Pacing),
+            Middleware(bounded_requests),
+        ]
+        return super().launch(*args, **options, app_kwargs={"routes": self.own_routes, "middleware": middleware})
 
     def block_thread(self) -> None:
         """As in gradio, where `launch` calls it once the server runs."""
@@ -126,8 +90,7 @@ class App(PatchedBlocks):
         super().block_thread()
 
     async def _answer_health(self, _: Request) -> Response:
-        """The health report, with status 503 if something is wrong."""
-        report = await self.health.report(self.calls)
+        report = health(self._scheduler, self.calls, self.warming)
         return JSONResponse(report, 200 if report["ok"] else 503, {"Cache-Control": "no-store"})
 
     def serve(self, **options: Any) -> None:
@@ -139,4 +102,6 @@ class App(PatchedBlocks):
         """Stop every job at its next checkpoint, and wait briefly for that."""
         for job in list(self._scheduler.jobs):
             job.stop()
-        process.wait_for(lambda: not self._scheduler.jobs)
+        end = time.monotonic() + process.STEP_SECONDS
+        while self._scheduler.jobs and time.monotonic() < end:
+            time.sleep(0.01)

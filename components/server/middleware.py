@@ -33,7 +33,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class KnownHosts:
+def known_hosts(app: ASGIApp, share_url: Callable[[], str | None]) -> ASGIApp:
     """ASGI middleware: answers requests for loopback, the names in `INTRASLICE_HOSTS`, and gradio's `share_url()`.
 
     A page on loopback opens any path for its user. A site whose name comes to mean this machine (DNS rebinding) could
@@ -41,37 +41,30 @@ class KnownHosts:
     the answer, the browser marks as cross-site.
     """
 
-    def __init__(self, app: ASGIApp, share_url: Callable[[], str | None]) -> None:
-        self._app, self._share_url = app, share_url
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on, or refuse it."""
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         headers, problem = Headers(raw=scope.get("headers", ())), ""
         name = AROUND.sub("", (host := headers.get("host", "")).lower())
-        listed = f"{os.environ.get(HOSTS_VARIABLE, '')} {self._share_url() or ''}".lower().split()
+        listed = f"{os.environ.get(HOSTS_VARIABLE, '')} {share_url() or ''}".lower().split()
         if not is_loopback(name) and name not in (AROUND.sub("", address) for address in listed):
             problem = f"Host must be localhost, a loopback address or a name in {HOSTS_VARIABLE}, "
             problem += f"got {checks.quoted(host)}. If this page is yours, add the name there and start it again."
         elif scope.get("method") == "POST" and headers.get("sec-fetch-site") == "cross-site":
             problem = "A page of another site must not send anything to this one."
-        if problem and scope["type"] != "lifespan":
-            return await PlainTextResponse(problem, 403)(scope, receive, send)
-        return await self._app(scope, receive, send)
+        is_refused = problem and scope["type"] != "lifespan"
+        await (PlainTextResponse(problem, 403) if is_refused else app)(scope, receive, send)
+
+    return answer
 
 
-class LanguageMiddleware:
+def in_language(app: ASGIApp) -> ASGIApp:
     """ASGI middleware: a request's language is that of its address (`?lang=de`), else that of `Accept-Language`."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on in its language."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         query = QueryParams(scope.get("query_string", b""))
-        with use_language(requested_language(query, Headers(scope=scope).get("accept-language"))):
-            await self._app(scope, receive, send)
+        with use_language(requested_language(query, Headers(raw=scope.get("headers", ())).get("accept-language"))):
+            await app(scope, receive, send)
+
+    return answer
 
 
 class Pacing:
@@ -86,15 +79,11 @@ class Pacing:
         self._next: dict[str, float] = {}  # the earliest beginning of an address's next call
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request on in time."""
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"].startswith(PACED):
-            await asyncio.sleep(self._wait(address_of(Request(scope)), asyncio.get_running_loop().time()))
+            address, now = address_of(Request(scope)), asyncio.get_running_loop().time()
+            begin = min(max(now, self._next.get(address, now)), now + limits.MAX_CALL_PAUSE_SECONDS)
+            self._next[address] = begin + limits.CALL_PAUSE_SECONDS
+            if len(self._next) > limits.MAX_PACED_ADDRESSES:
+                self._next = {other: free for other, free in self._next.items() if free > now}
+            await asyncio.sleep(begin - now)
         return await self._app(scope, receive, send)
-
-    def _wait(self, address: str, now: float) -> float:
-        """Seconds until a call may begin, which takes its place."""
-        begin = min(max(now, self._next.get(address, now)), now + limits.MAX_CALL_PAUSE_SECONDS)
-        self._next[address] = begin + limits.CALL_PAUSE_SECONDS
-        if len(self._next) > limits.MAX_PACED_ADDRESSES:
-            self._next = {other: free for other, free in self._next.items() if free > now}
-        return begin - now

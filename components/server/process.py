@@ -13,7 +13,6 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -76,10 +75,3 @@ def on_signal(*cleanups: Callable[[], object]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds, for at most `STEP_SECONDS`."""
-    end = time.monotonic() + STEP_SECONDS
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)

@@ -48,11 +48,7 @@ def load_weights(session: Session) -> Job:
 
 
 class Warming:
-    """The background job.
-
-    Attributes:
-        progress: such as "calibration, 12 of 32"; "done", or why it ended before; empty if it was not started.
-    """
+    """The background job; its `progress` is "calibration, 12 of 32", "done" or why it ended; empty before its start."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -82,7 +78,7 @@ class Warming:
         session, first = self._session, parse(Settings())
         self._begin("calibration", job)
         calibrated = session.calibrations.calibrate(job, first.calibration)
-        session.keep_calibration(first)
+        session.keep(first)
         model = calibrated.loaded.model
         size = sum(parameter.nbytes for parameter in model.parameters())
         weights, length = calibrated.stats.profile.dense_decoder, calibrated.tokens.shape[1]
@@ -99,7 +95,7 @@ class Warming:
                 return
             self._begin(f"{step} at {request.settings.sparsity:g}%", job)
             session.slice(job, request)
-            session.keep_slice(request)
+            session.keep(request)
 
     def _begin(self, step: str, job: Job) -> None:
         self._step = self.progress = step

@@ -18,11 +18,11 @@ from intraslice.slicing.attention import kept_channels
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
-from ..state.crossmodule import nearest_plan
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
 from ..state.settings import MAX_PERCENT
+from ..state.units import nearest_plan
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 

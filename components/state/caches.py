@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from operator import attrgetter
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -69,10 +70,8 @@ def identities_in(key: object) -> tuple[str, ...]:
 class BoundedCache(Generic[Key, Value]):
     """The `max_entries` most recently used values, as long as they fit into `BUDGET`. Thread-safe.
 
-    A value is found as long as the models that its key names have the weights with which it was stored.
-
-    Args:
-        grows: whether a value may take more memory later; otherwise its bytes are counted once.
+    A value is found as long as the models that its key names have the weights with which it was stored. One that
+    `grows` may take more memory later; otherwise its bytes are counted once.
     """
 
     def __init__(self, max_entries: float = math.inf, grows: bool = True) -> None:
@@ -228,10 +227,7 @@ class JobMemory:
     """What work of one kind that runs at once needs together, kept to the part that the caches leave.
 
     Each kind has its own: a slice of a partial calibration must not wait for the calibration, which may go on only
-    after it.
-
-    Args:
-        max_wait: seconds that a job waits for earlier ones.
+    after it. A job waits `max_wait` seconds for earlier ones at most.
     """
 
     def __init__(self, caches: Caches, device: str, max_wait: float = math.inf) -> None:
@@ -255,7 +251,8 @@ class JobMemory:
                 job.emit(Status(lazy_gettext("Waiting for memory; jobs ahead: {count}", count=ahead)))
                 job.sleep(LOOK)
             until = time.monotonic() + (WAIT_SECONDS if needed <= self._caches.job_bytes else 0)
-            while not BUDGET.release(needed, self._free_bytes, in_use) and time.monotonic() < until:
+            free_bytes = partial(available_bytes, self._device)
+            while not BUDGET.release(needed, free_bytes, in_use) and time.monotonic() < until:
                 job.emit(Status(lazy_gettext("Waiting for memory")))
                 job.sleep(LOOK)
             yield
@@ -267,9 +264,6 @@ class JobMemory:
         earlier = list(takewhile(lambda other: other is not job, self._needed))
         needed = sum(self._needed[other] for other in (*earlier, job))
         return len(earlier) if needed > self._caches.job_bytes else 0
-
-    def _free_bytes(self) -> int:
-        return available_bytes(self._device)
 
 
 def _together(several: Iterable[dict[int, int]]) -> int:

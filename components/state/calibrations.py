@@ -62,11 +62,6 @@ class Calibrated:
         """Whether the calibration includes all sequences."""
         return self.sequences == len(self.tokens)
 
-    @property
-    def is_enough(self) -> bool:
-        """Whether the calibration includes enough sequences to slice from."""
-        return self.is_whole or self.sequences >= MIN_SEQUENCES
-
 
 class Calibrations:
     """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
@@ -109,9 +104,10 @@ class Calibrations:
         """Calibrate on all sequences; without `whole` on enough to slice from, and on more than `more_than`."""
 
         def sufficient() -> Calibrated | None:
-            calibrated = self.best(key)
-            is_enough = calibrated is not None and calibrated.is_enough and calibrated.sequences > more_than
-            return self.whole(key) or (calibrated if is_enough and not whole else None)
+            best = self.best(key)
+            if best is None or best.is_whole:
+                return best
+            return best if not whole and best.sequences >= max(MIN_SEQUENCES, more_than + 1) else None
 
         while (calibrated := sufficient()) is None:  # again if the cache has already evicted the result
             with job.begin(("calibration", key), lambda job: self._calibrate(job, key)) as calibration:

@@ -1,11 +1,11 @@
-"""Cached plans and sorted importances of a calibration, and their views for the page. Part of `session.py`."""
+"""Cached plans of a calibration, and their views for the page: ratios, sorted importances, the map, one layer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,17 +15,18 @@ from torch import Tensor
 from intraslice.core.config import ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
-from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import CONTEXT, LayerPlan, SlicePlan, flops_per_token, head_rules, make_plan
+from intraslice.planning.profile import Profile
+from intraslice.planning.ratios import CONTEXT, SlicePlan, flops_per_token, head_rules, make_plan
+from intraslice.planning.sizes import LayerSizes
+from intraslice.slicing.units import kept_units
 
 from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
-from .units import ModelUnits
+from .units import ModelUnits, Width
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
-PlanCache = BoundedCache[tuple[CalibrationKey | None, Provenance, SliceConfig], SlicePlan]
 CURVE_POINTS = 160  # more cannot be told apart on a screen
 
 
@@ -36,16 +37,6 @@ class SortedImportances:
     unit: str
     layers: Sequence[Float[np.ndarray, " units"]]
     all_layers: Float[np.ndarray, " all_units"]
-
-    def curve(self, layer: int, threshold: float | None, one_by_one: bool = True) -> ImportanceCurve:
-        """The curves of one layer and of all layers, with the fractions of units below the threshold."""
-        chosen = self.layers[layer]
-        below = -np.inf if threshold is None else threshold
-        all_below, layer_below = (
-            int(np.searchsorted(units, below)) / len(units) for units in (self.all_layers, chosen)
-        )
-        curves = _curve_points(self.all_layers), _curve_points(chosen)
-        return ImportanceCurve(self.unit, *curves, threshold, all_below, layer_below, one_by_one)
 
 
 @dataclass(frozen=True)
@@ -79,14 +70,11 @@ class Plans:
     """Cached plans by source and slicing config, and what the page shows of them."""
 
     def __init__(self) -> None:
-        self._cache: PlanCache = BoundedCache(2_000)
-        self._shown: BoundedCache[Hashable, Any] = BoundedCache(2_000)  # of 30 kB at most
+        self._shown: BoundedCache[Hashable, Any] = BoundedCache(4_000)  # of 30 kB at most
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
         """What is removed from each layer. Raises UserError if the model does not allow it."""
-        key = (source.calibration, source.provenance, config)
-        plan = self._cache.get(key)
-        return self._cache.put(key, make_plan(source.profile, config)) if plan is None else plan
+        return self.shown(source, config, "plan", lambda: make_plan(source.profile, config))
 
     def simplest(self, source: Source | None, config: SliceConfig) -> SliceConfig:
         """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.
@@ -106,8 +94,7 @@ class Plans:
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
         """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
 
-        Args:
-            about: whatever else it depends on, and what is shown.
+        `about` is what is shown, and whatever else it depends on.
         """
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
@@ -134,7 +121,19 @@ class Plans:
             removed=plan.removed_fraction,
             bias=plan.reasons.bias,
             cap=config.cap,
-            layers=tuple(_layer_view(*pair) for pair in zip(plan.layers, source.profile.layers, strict=True)),
+            layers=tuple(
+                LayerView(
+                    attention=kept.attention_ratio,
+                    mlp=kept.mlp_ratio,
+                    heads=len(kept.heads),
+                    heads_dense=dense.sizes.heads,
+                    dim=kept.dim,
+                    dim_dense=dense.sizes.dim,
+                    neurons=kept.neurons,
+                    neurons_dense=dense.sizes.neurons,
+                )
+                for kept, dense in zip(plan.layers, source.profile.layers, strict=True)
+            ),
             others={
                 name: tuple((layer.attention_ratio, layer.mlp_ratio) for layer in other.layers)
                 for name, other in zip(names, others, strict=True)
@@ -158,28 +157,24 @@ def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, 
     An estimator without importances has no threshold; the curves are then those of the profile's first estimator.
     """
     estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
-    thresholds = {"attention": plan.reasons.attention_threshold, "mlp": plan.reasons.mlp_threshold}
-    free = plan.config.shapes == "free"
     curves: dict[str, ImportanceCurve] = {}
     for module, units in source.importances[estimator].items():
         ratios = [getattr(kept, f"{module}_ratio") for kept in plan.layers]
-        rank = 1 + sum(ratio > ratios[layer] for ratio in ratios)
-        rules = head_rules(source.profile, plan, layer) if module == "attention" else ()
-        curves[module] = replace(units.curve(layer, thresholds[module], free), rank=rank, rules=rules)
+        threshold, both = getattr(plan.reasons, f"{module}_threshold"), (units.all_layers, units.layers[layer])
+        below = -np.inf if threshold is None else threshold
+        all_below, chosen_below = (int(np.searchsorted(ascending, below)) / len(ascending) for ascending in both)
+        curves[module] = ImportanceCurve(
+            unit=units.unit,
+            all_layers=_curve_points(units.all_layers),
+            chosen=_curve_points(units.layers[layer]),
+            threshold=threshold,
+            all_below=all_below,
+            chosen_below=chosen_below,
+            one_by_one=plan.config.shapes == "free",
+            rank=1 + sum(ratio > ratios[layer] for ratio in ratios),
+            rules=head_rules(source.profile, plan, layer) if module == "attention" else (),
+        )
     return curves
-
-
-def _layer_view(kept: LayerPlan, dense: LayerProfile) -> LayerView:
-    return LayerView(
-        attention=kept.attention_ratio,
-        mlp=kept.mlp_ratio,
-        heads=len(kept.heads),
-        heads_dense=dense.sizes.heads,
-        dim=kept.dim,
-        dim_dense=dense.sizes.dim,
-        neurons=kept.neurons,
-        neurons_dense=dense.sizes.neurons,
-    )
 
 
 def _sorted(unit: str, layers: Sequence[Tensor]) -> SortedImportances:
@@ -202,3 +197,87 @@ def convergence_view(plans: Mapping[int, SlicePlan], all_sequences: int) -> Conv
     distances = (ratios - ratios[-1]).abs()  # (plans, layers, modules)
     attention, mlp = distances.mean(1).T.tolist()
     return ConvergenceView(tuple(plans), attention, mlp, distances.flatten(1).amax(1).tolist(), all_sequences)
+
+
+class MapRow(NamedTuple):
+    """One layer of the map; without scores before a calibration is at hand."""
+
+    sizes: LayerSizes
+    kv_head: tuple[int, ...]  # of each query head
+    heads: tuple[int, ...]  # kept
+    dim: int  # channels of a kept head's values
+    neurons: int  # kept
+    scores: Sequence[float] = ()  # of each head: fraction of the layer's
+    explained: Sequence[float] = ()  # of each head's output, on `dim` principal axes
+    curve: Sequence[float] = ()  # scores of neurons at evenly spaced ranks, best first; their mean is 1
+    held: float | None = None  # fraction of all neurons' score that the kept ones hold
+
+
+@dataclass(frozen=True)
+class MapView:
+    """All layers. `ranks_neurons` is whether neurons are known before slicing: not in the sequential order."""
+
+    rows: tuple[MapRow, ...]
+    ranks_neurons: bool
+    source: Provenance = HERE
+
+
+@dataclass(frozen=True)
+class OpenedView:
+    """One layer with the units that are kept, and what cross-module slicing makes of it at equal parameters.
+
+    `channels` has a mask of every key/value head, None before a calibration; `neurons` is a mask, None while unknown.
+    `cross` is None at sparsity 0 and for families that it cannot slice; the latter have no `shortcuts`.
+    """
+
+    layer: int
+    row: MapRow
+    kv_heads: int  # kept
+    channels: Sequence[Sequence[bool]] | None
+    neurons: Sequence[bool] | None
+    sparsity: float
+    shortcuts: int
+    cross: Width | None
+    is_comparable: bool = True  # whether the width removes about as many parameters
+    ranks_neurons: bool = True
+    source: Provenance = HERE
+
+
+def map_view(source: Source, plan: SlicePlan) -> MapView:
+    """The map of a plan."""
+    layers = range(len(plan.layers))
+    rows = tuple(_row(source, plan, layer) for layer in layers)
+    return MapView(rows, plan.config.order == "one-shot", source.provenance)
+
+
+def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
+    """One layer of a plan."""
+    units, planned, sparsity = source.units, plan.layers[layer], plan.config.sparsity
+    kept = kept_units(units.layers[layer], planned, plan.config.order) if units else None
+    return OpenedView(
+        layer=layer,
+        row=_row(source, plan, layer),
+        kv_heads=planned.kv_heads,
+        channels=None if kept is None else kept.channels.tolist(),
+        neurons=None if kept is None or kept.neurons is None else kept.neurons.tolist(),
+        sparsity=sparsity,
+        shortcuts=units.shortcuts if units else 0,
+        cross=units.width(sparsity) if units and sparsity else None,
+        is_comparable=units is not None and units.comparable_width(sparsity) is not None,
+        ranks_neurons=plan.config.order == "one-shot",
+        source=source.provenance,
+    )
+
+
+def _row(source: Source, plan: SlicePlan, layer: int) -> MapRow:
+    dense, kept = source.profile.layers[layer], plan.layers[layer]
+    row = MapRow(dense.sizes, dense.kv_head, kept.heads, kept.dim, kept.neurons)
+    if source.units is None:
+        return row
+    scores = source.units.scores[layer]
+    return row._replace(
+        scores=scores.heads,
+        explained=scores.explained[:, kept.dim - 1].tolist(),
+        curve=scores.neurons,
+        held=float(scores.held[kept.neurons - 1]) if kept.neurons else 0.0,
+    )

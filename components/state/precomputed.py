@@ -14,8 +14,9 @@ import datetime
 import json
 import lzma
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -36,7 +37,7 @@ from intraslice.planning.sizes import LayerSizes
 from intraslice.pretrained.precision import Precision
 
 from ..assets import ASSETS
-from ..i18n.language import lazy_day, lazy_gettext
+from ..i18n.language import LazyString, day, lazy_gettext
 from .plan_views import Source
 from .request import DENSE, CalibrationKey, default_slicing
 from .units import ModelUnits, load_units, save_units
@@ -71,20 +72,13 @@ class Found(NamedTuple, Generic[Value]):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the results of a folder belong to.
+    """What the results of a folder belong to."""
 
-    Attributes:
-        model: its name in the page's list of models.
-        name: of the weights, for people.
-        weights: `LoadedModel.weights_digest` by precision.
-        entries: the results by kind.
-    """
-
-    model: str
-    name: str
-    weights: Mapping[Precision, str]
+    model: str  # its name in the page's list of models
+    name: str  # of the weights, for people
+    weights: Mapping[Precision, str]  # `LoadedModel.weights_digest`
     calibration: CalibrationConfig
-    entries: Mapping[str, Entry] = field(default_factory=dict)
+    entries: Mapping[str, Entry] = field(default_factory=dict)  # by kind
 
     def has(self, kind: str, key: CalibrationKey) -> bool:
         """Whether it has a result of this calibration, perhaps with other weights."""
@@ -96,15 +90,15 @@ class Manifest:
 
     def provenance(self, kind: str) -> Provenance:
         """Where a result comes from."""
-        config, day = self.calibration, lazy_day(self.entries[kind].day)
+        config, on_day = self.calibration, LazyString(lambda: day(self.entries[kind].day))
         label = lazy_gettext(
             "{model} on {sequences} x {length} tokens of Wikipedia's lead sections, {day}.",
             model=self.name,
             sequences=config.sequences,
             length=config.length,
-            day=day,
+            day=on_day,
         )
-        return Provenance("before", config.sequences, config.sequences, day, label)
+        return Provenance("before", config.sequences, config.sequences, on_day, label)
 
 
 class Precomputed:
@@ -113,20 +107,18 @@ class Precomputed:
     def __init__(self, folder: Path = FOLDER) -> None:
         read = TypeAdapter(Manifest).validate_json
         self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
-        self._found: dict[Path, Found[Any]] = {}  # asked for at every move of the slider
+        # Asked for at every move of the slider.
+        self._read: Callable[[Path, Any], Any] = cache(
+            lambda path, form: TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
+        )
         self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
 
     def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
         """The result of this kind, which is a `form`, for a calibration and the weights of its model, or None."""
         for folder, manifest in self.manifests.items():
             if manifest.has(kind, key) and manifest.has_weights(key):
-                path = folder / f"{kind}.json.xz"
-                if path not in self._found:
-                    value = TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
-                    entry = manifest.entries[kind]
-                    weights = manifest.weights.get(entry.dtype, "")
-                    self._found[path] = Found(value, entry, manifest.provenance(kind), weights)
-                return self._found[path]
+                value, entry = self._read(folder / f"{kind}.json.xz", form), manifest.entries[kind]
+                return Found(value, entry, manifest.provenance(kind), manifest.weights.get(entry.dtype, ""))
         return None
 
     def source(self, key: CalibrationKey) -> Source | None:
@@ -136,9 +128,8 @@ class Precomputed:
             return None
         folder, manifest = max(found, key=lambda entry: entry[1].has_weights(key))
         if (folder, key) not in self._sources:
-            profile = replace(
-                load_profile(folder / f"{PROFILE}.npz"), bytes_per_value=getattr(torch, key.dtype).itemsize
-            )
+            profile = load_profile(folder / f"{PROFILE}.npz")
+            profile = replace(profile, bytes_per_value=getattr(torch, key.dtype).itemsize)
             # The model's head is tied to its embeddings; outside of the layers there is only the last norm besides.
             head_weights = profile.other_parameters - profile.layers[0].sizes.hidden
             units = load_units(folder / f"{UNITS}.npz") if manifest.has(UNITS, key) else None

@@ -33,11 +33,7 @@ FORMAT = "4"  # of the losses: raise it when changed code alters them
 
 
 class Readings:
-    """The losses of every model on the held-out text.
-
-    Args:
-        sliced: returns a method's model, sliced now or cached.
-    """
+    """The losses of every model on the held-out text. `sliced` returns a method's model, sliced now or cached."""
 
     def __init__(self, caches: Caches, sliced: Slicing, precomputed: Precomputed) -> None:
         self._caches, self._sliced, self._precomputed = caches, sliced, precomputed
@@ -132,9 +128,7 @@ class Readings:
     def perplexities(self, request: Request, best: Calibrated | None, slicing: SliceConfig) -> Perplexities:
         """The best perplexities of a setting: measured here on all data, else before, else here so far.
 
-        Args:
-            best: the setting's calibration on the sequences seen so far.
-            slicing: the simplest config with the setting's slice.
+        `best` is the setting's calibration so far, `slicing` the simplest config with its slice.
         """
         here, before = self._here(request, best), self._before(request, slicing)
         if before is None:

@@ -109,22 +109,6 @@ def parse(settings: Settings) -> Request:
     Raises UserError for values of a wrong type, numbers out of range and, on a hosted page, files of the server.
     `gradio_compat/inputs.py` checks beforehand that a path is an upload.
     """
-    config, model = _calibration(settings), CONTROLS["model"].check(settings.model)
-    key = CalibrationKey(model, choose_dtype(settings.dtype, choose_device()), config)
-    return Request(settings, key, _slicing(settings))
-
-
-def default_slicing() -> SliceConfig:
-    """The slicing config that the page opens with."""
-    return _slicing(Settings())
-
-
-def default_precision() -> Precision:
-    """The precision that suits this machine, for when none is chosen."""
-    return choose_dtype(AUTO, choose_device())
-
-
-def _calibration(settings: Settings) -> CalibrationConfig:
     values = _checked(settings, CalibrationConfig, "text" if settings.upload else "")
     config = CalibrationConfig(**{"text": settings.upload} | values)
     if config.tokens > (max_tokens := limits.CALIBRATION_TOKENS.value):
@@ -136,7 +120,18 @@ def _calibration(settings: Settings) -> CalibrationConfig:
             product=config.tokens,
             limit=max_tokens,
         )
-    return config
+    model, dtype = CONTROLS["model"].check(settings.model), choose_dtype(settings.dtype, choose_device())
+    return Request(settings, CalibrationKey(model, dtype, config), _slicing(settings))
+
+
+def default_slicing() -> SliceConfig:
+    """The slicing config that the page opens with."""
+    return _slicing(Settings())
+
+
+def default_precision() -> Precision:
+    """The precision that suits this machine, for when none is chosen."""
+    return choose_dtype(AUTO, choose_device())
 
 
 def _slicing(settings: Settings) -> SliceConfig:

@@ -32,9 +32,8 @@ from intraslice.texts import describe
 
 from .. import limits
 from ..i18n.language import lazy_gettext
-from ..jobs.job import Job, Urgency
+from ..jobs.job import Job, Scheduler, Urgency
 from ..jobs.jobs import Jobs, job_progress
-from ..jobs.scheduler import Scheduler
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
@@ -55,11 +54,9 @@ NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text y
 
 
 class Session:
-    """The state of the whole app. `client` is a string that identifies an open page.
+    """The state of the whole app, which measures perplexity on `evaluation_tokens` tokens.
 
-    Args:
-        evaluation_tokens: number of tokens on which the page measures perplexity.
-        precomputed: the layer under all caches; by default that of the repository.
+    `client` is a string that identifies an open page. `precomputed` is the layer under all caches.
     """
 
     texts = TEXTS
@@ -274,14 +271,10 @@ class Session:
             return best.source
         return self.precomputed.source(request.calibration) or (None if best is None else best.source)
 
-    def keep_calibration(self, request: Request) -> None:
-        """Keep the cached model and its calibration in memory although nobody uses them."""
-        key = request.calibration
-        self._caches.models.keep((key.model, key.dtype))
-        self._caches.calibrations.keep(key)
-
-    def keep_slice(self, request: Request) -> None:
-        """Keep the cached slice in memory although nobody uses it."""
+    def keep(self, request: Request) -> None:
+        """Keep what is cached of its model, calibration and slice in memory although no client uses them."""
+        self._caches.models.keep(request.calibration[:2])
+        self._caches.calibrations.keep(request.calibration)
         self._caches.slices.keep(request.slice_key("intraslice"))
 
     # Work inside a job

@@ -34,21 +34,14 @@ ANY_MODEL = "*"  # in the list of models: any on the Hub
 
 @dataclass(frozen=True)
 class Control:
-    """What the page does with a setting's values.
+    """What the page does with a setting's values."""
 
-    Attributes:
-        check: a value from outside as the field of the same name of the library's config, which checks the rest.
-        describe: a part of the pinned setting's name, for a value that differs from the current one.
-        calibrates: whether the calibration depends on it; otherwise only the slice does.
-        slider: smallest and largest value of its slider, and of a link; programs may go beyond them.
-        in_link: whether links, undo and redo set it.
-    """
-
+    # A value from outside as the field of the same name of the library's config, which checks the rest.
     check: Callable[[Any], Any] = lambda value: value
-    describe: Callable[[Any], str] | None = None
-    calibrates: bool = False
-    slider: tuple[float, float] | None = None
-    in_link: bool = True
+    describe: Callable[[Any], str] | None = None  # in the pinned setting's name, a value that differs from the current
+    calibrates: bool = False  # whether the calibration depends on it; otherwise only the slice does
+    slider: tuple[float, float] | None = None  # its range, and that of a link; programs may go beyond it
+    in_link: bool = True  # whether links, undo and redo set it
 
 
 def model_name(model: Any) -> str:

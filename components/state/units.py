@@ -1,4 +1,4 @@
-"""What a model's anatomy is drawn from besides a plan: scores of its units, and the widths of cross-module slices."""
+"""What a model's anatomy is drawn from besides a plan: scores of its units; the comparable cross-module slices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from intraslice.core.errors import UserError
 from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.modeling.families import blocks
 from intraslice.modeling.residual import residual_branches
-from intraslice.planning.baseline_plans import WIDTH_MULTIPLE
+from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan
 from intraslice.slicing.units import LayerUnits, layer_units
 
-from .crossmodule import TOLERANCE
+from ..i18n.language import LazyString, lazy_gettext
 
+TOLERANCE = 0.02  # fraction of the layers' parameters by which comparable plans may differ
 ARRAYS = ("energies", "channels", "neurons", "frequency")
 CURVE_POINTS = 24  # of the neurons' scores, in a bar of some hundred pixels
 
@@ -121,3 +122,29 @@ def load_units(path: Path) -> ModelUnits:
         for tensors in zip(*stacked, strict=True)
     )
     return ModelUnits(layers, about["shortcuts"], tuple(Width(*width) for width in about["widths"]))
+
+
+def nearest_plan(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePlan, bool]:
+    """The cross-module plan whose actual sparsity is nearest to `sparsity`, and whether the two are comparable."""
+    plan = plan_crossmodule(model, sparsity)
+    return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
+
+
+def note_of(plan: CrossModulePlan) -> LazyString:
+    """The reason why the plan misses its target sparsity."""
+    if plan.removed_fraction < 0:
+        return lazy_gettext(
+            "Slicing {slicing:.1%} of the width adds {added:.1%} to the layer parameters: the shortcut matrices have "
+            "more parameters than are removed.",
+            slicing=plan.slicing,
+            added=-plan.removed_fraction,
+        )
+    return lazy_gettext(
+        "No width that is a multiple of {multiple} removes {target:.1%} of the layer parameters; the nearest, {width} "
+        "of {hidden}, removes {removed:.1%}.",
+        multiple=WIDTH_MULTIPLE,
+        target=plan.requested,
+        width=plan.width,
+        hidden=plan.hidden,
+        removed=plan.removed_fraction,
+    )

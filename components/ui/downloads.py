@@ -16,7 +16,7 @@ from typing import NamedTuple
 from intraslice.core.errors import UserError
 
 from .. import limits
-from ..gradio_compat.upload_folder import DOWNLOADS, allocated_bytes, upload_folder
+from ..gradio_compat.requests import DOWNLOADS, allocated_bytes, upload_folder
 from ..i18n.language import lazy_gettext
 from ..jobs.waiting import JobSemaphore
 from ..limits import Limit

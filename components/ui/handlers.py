@@ -117,7 +117,7 @@ def spread_settings(
     `refuse` it raises the error, which gradio shows. A handler without a parameter `request` takes no settings.
 
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
-    whose error is the headline (`frame/moves.py`).
+    whose error is the headline (`frame/handlers.py`).
     """
     own = parameters_of(handler)[len(bound) :]
     fields, last = [], []

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 
 from components.gradio_compat.browser.on_latest import SILENT, on_latest
 from components.gradio_compat.page_config import CachedPage
-from components.server.middleware import LanguageMiddleware
+from components.server.middleware import in_language
 
 LARGE = "x" * 1000
 COUNT_COPIES = """() => {
@@ -46,9 +46,7 @@ class Page:
 @pytest.fixture(scope="module")
 def page(launch_once) -> Page:
     page = Page()
-    client = launch_once(
-        page.blocks, app_kwargs={"middleware": [Middleware(LanguageMiddleware), Middleware(CachedPage)]}
-    )
+    client = launch_once(page.blocks, app_kwargs={"middleware": [Middleware(in_language), Middleware(CachedPage)]})
     page.address = client.address
     return page
 

@@ -1,11 +1,13 @@
 """The lesson in a real browser, on a tiny model: by keyboard from first to last, kept, linked, accessible."""
 
+import json
+
 import pytest
 from browsing import Opened
 
-from components.lesson import texts
+from components.i18n.language import ENGLISH, long_text
 
-STEPS = texts()["steps"]
+STEPS = json.loads(long_text("lesson.json", ENGLISH))["steps"]
 TITLE = "([number, title]) => document.querySelector('#isx-lesson-title')?.textContent === `${number}. ${title}`"
 MEASURED = """document.querySelector('#removed dd')?.dataset.percent === '30.0'
     && /→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import psutil
 
-from components.gradio_compat.upload_folder import allocated_bytes
+from components.gradio_compat.requests import allocated_bytes
 from components.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, MODELS_VARIABLE, UPLOADS
 from intraslice.core.cache import cache_folder
 from tests.load.inputs import write_models

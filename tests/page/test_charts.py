@@ -26,8 +26,8 @@ from components.ratios.anatomy_charts import map_chart, opened_chart, packed
 from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import pair_chart, rank_chart, variance_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
-from components.state.anatomy import MapRow, MapView, OpenedView
 from components.state.leaderboard import cells
+from components.state.plan_views import MapRow, MapView, OpenedView
 from components.state.task_scores import comparable, scores
 from components.state.units import Width
 from components.state.views import ConvergenceView, Provenance

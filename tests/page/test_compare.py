@@ -19,9 +19,9 @@ from components.compare.models import Columns, TokenStream, stream_key
 from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
-from components.state.crossmodule import TOLERANCE
 from components.state.request import Request
 from components.state.session import Session
+from components.state.units import TOLERANCE
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.generation import Sampling, stream_tokens

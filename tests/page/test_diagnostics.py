@@ -17,12 +17,11 @@ from components.assets import ASSETS
 from components.spectra import panel as spectra_panel
 from components.spectra.measure import CalibratedSpectra, PrecomputedSpectra, SpectraViews, precomputed_spectra
 from components.spectra.views import Curve
-from components.state.crossmodule import TOLERANCE
 from components.state.precomputed import SHIFT, SPECTRA, UNITS, Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.units import load_units
+from components.state.units import TOLERANCE, load_units
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.methods.registry import plan_by
 from intraslice.slicing.units import kept_units

@@ -12,7 +12,7 @@ from tiny_page import SOMEBODY, in_job, unpacked
 
 from components.export import files as exports
 from components.export import panel
-from components.gradio_compat.upload_folder import BYTES_PER_INODE
+from components.gradio_compat.requests import BYTES_PER_INODE
 from components.limits import DOWNLOAD_SECONDS
 from components.ratios.charts import ratio_chart
 from components.state.request import Request

@@ -1,5 +1,6 @@
 """The lesson on the server: its texts are whole, its states are ones that a link may carry, its links open them."""
 
+import json
 import re
 from types import SimpleNamespace
 
@@ -8,10 +9,10 @@ import pytest
 from components import tabs
 from components.assets import ASSETS
 from components.frame import link
-from components.lesson import state_of, texts
+from components.i18n.language import ENGLISH, long_text
 from components.state.settings import Settings
 
-STEPS = texts()["steps"]
+STEPS = json.loads(long_text("lesson.json", ENGLISH))["steps"]
 
 
 def begun(step: object, phase: object = 0) -> dict:
@@ -25,7 +26,7 @@ def test_every_state_is_one_that_the_page_takes(number) -> None:
         values = begun(number, phase)
         for name, wanted in state.items():
             assert str(values[name]).removesuffix(".0") == wanted
-        assert state_of(number, phase)["tab"] in tabs.TABS
+        assert link.state_of(number, phase)["tab"] in tabs.TABS
         assert not values.keys() & set(link.KEPT) - state.keys()
         assert values["locked"] == ""
         assert values["refresh"]

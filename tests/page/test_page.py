@@ -11,7 +11,7 @@ import pytest
 from calling import inputs_of
 from tiny_page import SOMEBODY, in_job, plan_view
 
-from components.frame import handlers, link, moves
+from components.frame import handlers, link
 from components.gradio_compat.signatures import partial_handler
 from components.i18n.language import use_language
 from components.jobs.status import Status
@@ -33,7 +33,7 @@ from intraslice.pretrained import memory
 def preview(session) -> Callable[..., dict]:
     """What a move of the slider shows: both charts of the Ratios tab, and the texts."""
     live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    return partial_handler(moves.preview, session, [live_output])
+    return partial_handler(handlers.preview, session, [live_output])
 
 
 def bars(chart_json: str) -> list[list[float]]:
@@ -55,7 +55,7 @@ def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes)
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
     shown = {name: gr.HTML(render=False) for name in ("ratios", "importances")}
     live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
-    move = spread_settings(moves.move, session, live_outputs, live_outputs, refuse=moves.refuse_move)
+    move = spread_settings(handlers.move, session, live_outputs, live_outputs, refuse=handlers.refuse_move)
     for change, words in (
         ({"sparsity": 75, "cap": 60}, "raise the cap"),
         ({"locked": "9 mlp 5"}, "Layer 9 does not exist"),
@@ -82,7 +82,7 @@ def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_load
 def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
     settings = tiny.with_settings(sparsity=50, shapes="runtime")
     assert session.perplexities(settings).sliced is None
-    *_, last = moves.measure(session, settings, 0, None, SOMEBODY)
+    *_, last = handlers.measure(session, settings, 0, None, SOMEBODY)
     measured = session.perplexities(settings)
     assert "isx-ready" in last["status"]
     assert measured.dense
@@ -106,13 +106,13 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 )
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
-    assert list(moves.on_release(session, request, 0, None, SOMEBODY)) == []
-    assert f"press “{button}”" in html.unescape(moves.moved(session, session.view(request, SOMEBODY))["headline"])
+    assert list(handlers.on_release(session, request, 0, None, SOMEBODY)) == []
+    assert f"press “{button}”" in html.unescape(handlers.moved(session, session.view(request, SOMEBODY))["headline"])
 
 
 def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session, tiny) -> None:
     request = tiny.with_settings(recovery="distill-ce", sparsity=45)
-    *before, last = moves.measure(session, request, 0, None, SOMEBODY)
+    *before, last = handlers.measure(session, request, 0, None, SOMEBODY)
     told = [event["status"] for event in before]
     assert any("Training the sliced model, step" in status for status in told)
     assert "one-shot slicing, recovery: Distillation with cross-entropy" in last["perplexity"]
@@ -127,10 +127,10 @@ def test_a_recovered_model_is_measured_at_its_button_and_said_to_be_one(session,
 def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None:
     settings = tiny.with_settings(order="sequential", sparsity=35)
     seen = []
-    for answer in moves.measure(session, settings, 0, None, SOMEBODY):
+    for answer in handlers.measure(session, settings, 0, None, SOMEBODY):
         seen.append(answer["status"])
         if "Slicing, layer 1 of" in seen[-1]:
-            handlers.stop(session, [""], SOMEBODY)
+            handlers.stop(session, SOMEBODY)
     assert "Cancelled." in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
 

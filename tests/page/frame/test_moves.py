@@ -5,13 +5,13 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job
+from tiny_page import SOMEBODY, in_job, stepwise
 
 from components.activations import panel as activations
 from components.activations.measure import ShiftViews
 from components.compare import panel as compare
 from components.compare.models import Columns
-from components.frame import moves
+from components.frame import handlers
 from components.i18n.language import use_language
 from components.jobs.job import Caller
 from components.jobs.status import Status
@@ -19,6 +19,7 @@ from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting, screen
+from intraslice.calibration import driver
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
     view = replace(session.view(request, client), status=Status(""))  # without its number
-    return (*panel.show(session, request, layer, client).values(), *moves.moved(session, view).values())
+    return (*panel.show(session, request, layer, client).values(), *handlers.moved(session, view).values())
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
@@ -79,14 +80,14 @@ def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> No
 
 def test_what_a_button_measures_says_nothing_of_its_setting_once_the_slider_has_moved(session, tiny) -> None:
     began, moved = tiny.with_settings(order="sequential", sparsity=33), tiny.with_settings(sparsity=20)
-    answers = moves.measure(session, began, 0, None, "ada")
+    answers = handlers.measure(session, began, 0, None, "ada")
     assert next(answer for answer in answers if "headline" in answer)
-    moves.move(session, [], [], moved, 0, "ratios", None, "ada")
+    handlers.move(session, [], [], moved, 0, "ratios", None, "ada")
     later = list(answers)
     assert "Calibrated" in later[-1]["status"]
     assert all(answer.keys() == {"status"} for answer in later)
     session.jobs.set_view("ada", request=began)
-    assert "headline" in list(moves.measure(session, began, 0, None, "ada"))[-1]
+    assert "headline" in list(handlers.measure(session, began, 0, None, "ada"))[-1]
 
 
 def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny) -> None:
@@ -94,7 +95,7 @@ def test_what_ends_with_its_setting_shows_nothing_of_it_afterwards(session, tiny
     costs = compare.costs(Columns(session), began, None, "", "ada")
     shifts = activations.measure(ShiftViews(session), began, 0, "ada")
 
-    for answers in (moves.measure(session, began, 0, None, "ada"), costs, shifts):
+    for answers in (handlers.measure(session, began, 0, None, "ada"), costs, shifts):
         assert next(answer for answer in answers if "isx-busy" in str(answer))
         job = session.jobs._running[-1].job
         session.jobs.set_view("ada", request=moved)
@@ -120,7 +121,7 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
     monkeypatch.setattr(session, "measure_perplexities", work)
     monkeypatch.setattr(session.jobs, "caller", lambda: Caller(is_connected=lambda: "gone" not in ended))
     session.jobs.set_view("ada", request=request)
-    answers = moves.measure(session, request, 0, None, "ada")
+    answers = handlers.measure(session, request, 0, None, "ada")
     first = next(answers)
     assert "<progress" in first["status"]
     assert "being measured" in first["headline"]
@@ -132,7 +133,7 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
         assert not session.view(request, "ada").is_measuring
         session.jobs.set_view("ada", request=request)
     elif how == "replaced":
-        list(moves.measure(session, request, 0, None, "ada"))
+        list(handlers.measure(session, request, 0, None, "ada"))
     *_, last = answers
     view = session.view(request, "ada")
     assert view.status.kind != "busy"
@@ -144,7 +145,7 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
 def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_one(session, tiny) -> None:
     before, released = tiny.with_settings(sparsity=44), tiny.with_settings(sparsity=46)
     session.jobs.set_view("ada", request=released)
-    answers = moves.on_release(session, released, 0, None, "ada")
+    answers = handlers.on_release(session, released, 0, None, "ada")
     assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
     session.jobs.set_view("ada", request=before)  # late
     session.jobs.set_view("ada", request=released)
@@ -156,10 +157,10 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
     before, released = tiny.with_settings(sparsity=47), tiny.with_settings(sparsity=48)
 
     def move(request: Request) -> bool:
-        return "refresh" in moves.move(session, [], [], request, 0, "ratios", None, "ada")
+        return "refresh" in handlers.move(session, [], [], request, 0, "ratios", None, "ada")
 
     assert not move(released)
-    answers = moves.on_release(session, released, 0, None, "ada")
+    answers = handlers.on_release(session, released, 0, None, "ada")
     assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
     assert not move(before)  # late
     list(answers)
@@ -167,10 +168,33 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
     assert [move(released), move(released)] == [True, False]
 
 
+def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """Each answer with numbers of another calibration tells the charts, and none of a job `prepare` is told twice."""
+    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
+    session = stepwise(Session(evaluation_tokens=256))
+    request = tiny.with_settings(sequences=8)
+    answers = handlers.prepare(session, request, "ada")
+    assert next(answer for answer in answers if "refresh" in answer)
+    seen = session.sequences(request)
+    session.jobs.halt("ada", "prepare")
+    assert "refresh" not in [*answers][-1]
+    assert (seen, session.is_calibrated(request)) == (1, False)
+
+    told = [seen]
+    for answer in handlers.on_release(session, request, 0, None, "ada"):
+        told += [session.sequences(request)] if "refresh" in answer else []
+        assert told[-1] == session.sequences(request)
+    assert told == [1, 2, 4, 8]
+    assert not any("refresh" in answer for answer in handlers.on_release(session, request, 0, None, "ada"))
+
+
 def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) -> None:
     """A program has no page that says what it views."""
     settings = [tiny.with_settings(sparsity=percent) for percent in (41, 42)]
-    first, second = (moves.on_release(session, request, 0, None, "a program") for request in settings)
+    first, second = (handlers.on_release(session, request, 0, None, "a program") for request in settings)
     assert next(answer for answer in first if "isx-busy" in answer.get("status", ""))
     assert next(second)
     list(first)

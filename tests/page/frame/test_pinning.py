@@ -13,7 +13,7 @@ from tiny_page import SOMEBODY, curves, in_light, plan_view
 from components.compare import panel as compare
 from components.compare.models import Columns
 from components.compare.views import Question
-from components.frame import link, moves, pinning
+from components.frame import handlers, link, pinning
 from components.gradio_compat.signatures import partial_handler
 from components.ratios import panel as ratios
 from components.ratios.charts import importance_chart, ratio_chart
@@ -190,14 +190,14 @@ def test_only_the_open_tab_is_drawn_and_nothing_where_nothing_is_pinned(session,
 def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None:
     other, mine = tiny.with_settings(sparsity=57), tiny.with_settings(sparsity=25)  # which no other test measures
     list(session.measure(mine, "somebody"))
-    answers = list(moves.measure_pinned(session, mine, 0, other, "ada"))
+    answers = list(handlers.measure_pinned(session, mine, 0, other, "ada"))
     own, other_value = (session.perplexities(which).sliced.value for which in (mine, other))
     change = own - other_value
     *_, last = [answer["headline"] for answer in answers if "headline" in answer]
     assert f"<b>{signed(change, lambda value: f'{value:.1f}')}</b>" in last
     sequential = tiny.with_settings(order="sequential", sparsity=33)  # only its button slices that
     for setting in (other, None, sequential):  # the first is known by now
-        assert not list(moves.measure_pinned(session, mine, 0, setting, "ada"))
+        assert not list(handlers.measure_pinned(session, mine, 0, setting, "ada"))
 
 
 def test_compare_has_a_column_for_a(session: Session, tiny) -> None:

@@ -21,11 +21,11 @@ from components.gradio_compat import callers as callers_module
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.callers import (
     MCP_HEADER,
-    McpCallers,
     address_of,
     client_of,
     current_caller,
     mcp_caller,
+    mcp_callers,
     prepare_mcp,
 )
 from components.jobs.job import Caller
@@ -177,7 +177,7 @@ def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(l
 
     with PatchedBlocks() as page:
         gr.api(tool, api_name="work", concurrency_limit=4)
-    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(McpCallers)]})
+    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(mcp_callers)]})
     threads = [
         threading.Thread(target=call_from, args=(address, client.address, may_leave.is_set), daemon=True)
         for address in ADDRESSES

@@ -17,7 +17,7 @@ from components.gradio_compat import page_config
 from components.gradio_compat.blocks import PatchedBlocks
 from components.gradio_compat.page_config import CachedPage
 from components.i18n.language import LANGUAGES, lazy_gettext
-from components.server.middleware import LanguageMiddleware
+from components.server.middleware import in_language
 
 
 def make_page(kind: type[gr.Blocks] = PatchedBlocks) -> gr.Blocks:
@@ -52,7 +52,7 @@ ENGLISH, GERMAN = "Cancel", "Abbrechen"
 def test_plain_gradio_sends_one_configuration_to_all_and_ours_one_for_each_language(launch, kind, german) -> None:
     with kind() as page:
         gr.Textbox(label=lazy_gettext(ENGLISH))
-    client = launch(page, app_kwargs={"middleware": [Middleware(LanguageMiddleware)]})
+    client = launch(page, app_kwargs={"middleware": [Middleware(in_language)]})
     for language, label in (("en", ENGLISH), ("de", german), ("en", ENGLISH)):
         (component,) = (one for one in client.config(language)["components"] if one["type"] == "textbox")
         assert component["props"]["label"] == label
@@ -78,7 +78,7 @@ class Page(gr.Blocks):
 def client(launch_once):
     with Page() as page:
         gr.Textbox(label="words")
-    ours = [Middleware(LanguageMiddleware), Middleware(CachedPage, head=HEAD)]
+    ours = [Middleware(in_language), Middleware(CachedPage, head=HEAD)]
     client = launch_once(page, app_kwargs={"middleware": ours})
     client.page = page
     return client

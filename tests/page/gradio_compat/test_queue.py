@@ -150,7 +150,7 @@ def test_no_table_of_all_calls_is_made_after_each(launch, monkeypatch) -> None:
 
 def launched(launch) -> Client:
     page = make_page(PatchedBlocks)
-    mailboxes = Middleware(streams.OpenStreams, lambda session: page._queue.pending_messages_per_session.get(session))
+    mailboxes = Middleware(streams.open_streams, lambda session: page._queue.pending_messages_per_session.get(session))
     return launch(page, app_kwargs={"middleware": [mailboxes]})
 
 

@@ -12,8 +12,7 @@ from gradio.routes import App as GradioApp
 from starlette.middleware import Middleware
 
 from components import limits
-from components.gradio_compat.requests import API, NEEDED, BoundedRequests, NeededRoutes, UploadParser
-from components.gradio_compat.upload_folder import upload_folder
+from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes, upload_folder
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
@@ -25,7 +24,7 @@ def sized(request, launch_once):
     with gr.Blocks() as page:
         gr.api(work, api_name="work")
     is_plain = request.param == "plain"
-    middleware = [] if is_plain else [Middleware(BoundedRequests)]
+    middleware = [] if is_plain else [Middleware(bounded_requests)]
     sized = launch_once(page, app_kwargs={"middleware": middleware}, max_file_size=2**16)
     sized.is_plain = is_plain
     with pytest.MonkeyPatch.context() as patch:
@@ -163,7 +162,7 @@ def test_every_route_of_gradio_is_needed_or_refused() -> None:
 
 @pytest.fixture(scope="module")
 def client(launch_once):
-    middleware = [Middleware(NeededRoutes, {"/own": ("GET",)}, lambda session: session == "caller")]
+    middleware = [Middleware(needed_routes, {"/own": ("GET",)}, lambda session: session == "caller")]
     return launch_once(page_with_work(), app_kwargs={"middleware": middleware})
 
 

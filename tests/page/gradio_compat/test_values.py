@@ -9,7 +9,7 @@ import pytest
 from gradio import processing_utils
 
 from components.gradio_compat.blocks import PatchedBlocks, translate_errors
-from components.gradio_compat.upload_folder import BYTES_PER_INODE, allocated_bytes, is_uploaded
+from components.gradio_compat.requests import BYTES_PER_INODE, allocated_bytes, is_uploaded
 from components.i18n.language import use_language
 
 META = {"meta": {"_type": "gradio.FileData"}}

@@ -15,8 +15,7 @@ from stepping import counting, events, until
 
 from components import limits
 from components.jobs import threads
-from components.jobs.job import Cancelled, Job, Urgency
-from components.jobs.scheduler import Scheduler
+from components.jobs.job import Cancelled, Job, Scheduler, Urgency
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.caches import return_freed_memory

@@ -9,8 +9,7 @@ import pytest
 
 from components import limits
 from components.frame import link
-from components.gradio_compat.requests import make_room
-from components.gradio_compat.upload_folder import BYTES_PER_INODE
+from components.gradio_compat.requests import BYTES_PER_INODE, make_room
 from components.i18n.language import translate, use_language
 from components.jobs.status import Status
 from components.page import launch_options

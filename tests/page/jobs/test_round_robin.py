@@ -131,9 +131,9 @@ def line(monkeypatch) -> Line:
     return Line()
 
 
-def ended(seconds: float, result: float | None = None) -> Job:
+def ended(kind: str, seconds: float, result: float | None = None) -> Job:
     job = Stepped().start("x", lambda job: None)
-    job.seconds, job.seconds_to_result = seconds, result
+    job.kind, job.seconds, job.seconds_to_result = kind, seconds, result
     return job
 
 
@@ -142,23 +142,25 @@ def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(c
     crowd.join(range(MANY), 20)
     crowd.join(["alone"], 20, caller=ELSEWHERE)
     crowd.step(14)
-    scheduler, kinds = crowd.scheduler, dict.fromkeys(crowd.scheduler.jobs, "evaluate 18")
+    scheduler = crowd.scheduler
+    for job in scheduler.jobs:
+        job.kind = "evaluate 18"
     order = scheduler.line()
     assert "alone" in order[0].client + order[1].client  # the addresses take turns
     first, second, *_, last = order
-    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 6")  # nothing is known of this kind
+    assert line.status(last, scheduler) == Waiting("Waiting; jobs ahead: 6")  # nothing is known of this kind
     for seconds, result in ((30.0, 3.0), (2.0, None)):
-        line.note("evaluate 17", ended(seconds, result))
-    stopped = ended(500.0)
+        line.note(ended("evaluate 17", seconds, result))
+    stopped = ended("evaluate 3", 500.0)
     stopped.stopped = True
-    line.note("evaluate 3", stopped)
-    assert line.status(first, scheduler, kinds) is None
-    assert line.status(second, scheduler, kinds) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
-    assert line.status(last, scheduler, kinds) == Waiting("Waiting; jobs ahead: 6", seconds_left=15)
+    line.note(stopped)
+    assert line.status(first, scheduler) is None
+    assert line.status(second, scheduler) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
+    assert line.status(last, scheduler) == Waiting("Waiting; jobs ahead: 6", seconds_left=15)
     for job in order[:-1]:
         job.stop()
     scheduler.run()
-    assert line.status(last, scheduler, kinds) is None
+    assert line.status(last, scheduler) is None
 
 
 def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(scheduler, clock, line) -> None:
@@ -167,8 +169,10 @@ def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(schedul
     jobs += [scheduler.start("last", counting([], "", 400, clock, STEP), Urgency.BACKGROUND, CLASS) for _ in range(2)]
     while not all(job.wait for job in jobs[: FEW + 1]):
         scheduler.step()
-    line.note("measure", ended(9.0, 4.5))
-    told = line.status(jobs[-1], scheduler, dict.fromkeys(jobs, "measure"))
+    line.note(ended("measure", 9.0, 4.5))
+    for job in jobs:
+        job.kind = "measure"
+    told = line.status(jobs[-1], scheduler)
     assert told.text == f"Waiting; jobs ahead: {FEW + 1}"
     assert told.seconds_left <= 5
 
@@ -177,7 +181,7 @@ def test_a_job_that_has_the_turn_or_is_away_does_not_wait(crowd, line) -> None:
     scheduler, seen = crowd.scheduler, []
 
     def work(job: Job) -> None:
-        seen.append(line.status(job, scheduler, {}))
+        seen.append(line.status(job, scheduler))
         job.checkpoint()
 
     crowd.join(range(2), 20)
@@ -187,7 +191,7 @@ def test_a_job_that_has_the_turn_or_is_away_does_not_wait(crowd, line) -> None:
     assert seen == [None]
     with scheduler.lock:
         job.is_away = True
-    assert line.status(job, scheduler, {}) is None
+    assert line.status(job, scheduler) is None
 
 
 def test_the_page_tells_it_once_in_a_while_and_again_after_the_job_has_done_something(scheduler, monkeypatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from stepping import Clock, Stepped
 
+from components.jobs import job as job_module
 from components.jobs import round_robin
 from components.jobs.job import Caller, Job, Urgency
 from components.limits import BEGINNING_SECONDS, SHARE
@@ -313,7 +314,8 @@ class Pair:
 @pytest.mark.parametrize("seed", range(40))
 def test_the_oracle_says_who_runs(seed, monkeypatch) -> None:
     """Jobs that share work, change their urgency, note results, fail, are stopped and reach their limit, at random."""
-    monkeypatch.setattr(round_robin, "FEW", FEW)
+    for module in (job_module, round_robin):
+        monkeypatch.setattr(module, "FEW", FEW)
     monkeypatch.setattr(round_robin, "LONG_TURN_SECONDS", LONG_TURN)
     pair = Pair(rng := Random(seed))
     pair.start()

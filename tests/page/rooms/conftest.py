@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from components.rooms.rooms import Rooms
 from components.rooms.routes import routes
-from components.server.middleware import LanguageMiddleware
+from components.server.middleware import in_language
 
 CAMPUS = "192.0.2.1"
 
@@ -27,7 +27,7 @@ class Class:
 
     def client(self, address: str = CAMPUS, rooms: Rooms | None = None) -> TestClient:
         """A client with a network address, of this class's server or of another one."""
-        app = Starlette(routes=list(routes(rooms or self.rooms)), middleware=[Middleware(LanguageMiddleware)])
+        app = Starlette(routes=list(routes(rooms or self.rooms)), middleware=[Middleware(in_language)])
         return TestClient(app, client=(address, 50_000))
 
     def lead(self, action: str, secret: str | None = None, **body: object) -> httpx.Response:

@@ -9,7 +9,7 @@ import pytest
 from gradio_client import Client
 
 from components import limits
-from components.jobs.scheduler import Scheduler
+from components.jobs.job import Scheduler
 from components.server import middleware
 from components.server.app import App
 from components.server.middleware import Pacing

@@ -21,7 +21,7 @@ import pytest
 from calling import inputs_of
 from huggingface_hub import SpaceCard
 
-from components.jobs.scheduler import Scheduler
+from components.jobs.job import Scheduler
 from components.server import process
 from components.server.app import App
 from components.state.settings import Settings

@@ -10,8 +10,7 @@ import pytest
 from stepping import until
 
 from components import limits
-from components.jobs.job import Job
-from components.jobs.scheduler import Scheduler
+from components.jobs.job import Job, Scheduler
 from components.server.app import App
 from components.state.calibrations import READERS
 

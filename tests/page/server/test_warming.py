@@ -1,13 +1,11 @@
 """The default model is ready before the first client comes."""
 
-import asyncio
-
 import pytest
 from tiny_page import stepwise
 
 from components.jobs.status import Status
 from components.server import warming
-from components.server.app import Health
+from components.server.app import health
 from components.state import calibrations
 from components.state.caches import BUDGET
 from components.state.request import default_precision, parse
@@ -101,21 +99,20 @@ def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
         job.sleep(60)
 
     monkeypatch.setattr(fresh.calibrations, "calibrate", calibrate)
-    health = Health(fresh.jobs.scheduler)
-    health.warming = warming.Warming(fresh)
-    thread = health.warming.start()
-    while not health.warming.progress.startswith("calibration, "):
+    warm = warming.Warming(fresh)
+    thread = warm.start()
+    while not warm.progress.startswith("calibration, "):
         thread.join(0.01)
 
     class Queue:
         is_running, open_calls = True, 0
 
-    report = asyncio.run(health.report(Queue()))
+    report = health(fresh.jobs.scheduler, Queue(), warm)
     assert (report["ok"], report["warming"]) == (True, "calibration, 12 of 32")
     for job in list(fresh.jobs.scheduler.jobs):
         job.stop()
     thread.join()
-    assert health.warming.progress == "stopped"
+    assert warm.progress == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from components.activations import panel as activations_panel
 from components.activations.measure import ShiftViews
 from components.compare.models import Columns
 from components.estimator.measure import EstimatorCheckCache
-from components.frame import moves
+from components.frame import handlers
 from components.ratios import panel as ratios_panel
 from components.ratios.charts import ratio_chart
 from components.spectra import panel as spectra_panel
@@ -99,7 +99,7 @@ def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() 
 
 def test_all_tabs_open_with_the_default_model_before_it_is_loaded() -> None:
     session, measured = Session(), STORED.at(OPENING.slicing)
-    text = moves.initial_texts(session, OPENING)
+    text = handlers.initial_texts(session, OPENING)
     assert f"<b>{STORED.dense[0]:.1f}</b> → <b>{measured.perplexity:.1f}</b>" in text("headline")
     assert ", precomputed on " in text("headline")
     assert 'data-press="measure-here"' in text("headline")
@@ -177,9 +177,9 @@ def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
 
 def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
     list(known.prepare(tiny, "somebody"))
-    assert not list(moves.on_release(known, tiny, 0, None, "somebody"))
+    assert not list(handlers.on_release(known, tiny, 0, None, "somebody"))
     assert known.perplexities(tiny).source.kind == "before"
-    list(moves.on_prepared(known, tiny, 0, None, "somebody"))
+    list(handlers.on_prepared(known, tiny, 0, None, "somebody"))
     assert known.perplexities(tiny).source.kind == "here"
 
 
@@ -188,7 +188,7 @@ def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, ti
     next(events)
     fresh.jobs.halt("somebody")
     list(events)
-    assert not list(moves.on_prepared(fresh, tiny, 0, None, "somebody"))
+    assert not list(handlers.on_prepared(fresh, tiny, 0, None, "somebody"))
     assert not fresh.is_calibrated(tiny)
 
 

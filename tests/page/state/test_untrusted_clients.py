@@ -235,7 +235,7 @@ def test_what_is_too_much_is_refused_before_any_work(idle, endpoint, values, wor
 
 
 def test_requests_and_uploads_are_bounded_and_refused_in_words(server, capfd) -> None:
-    """As `BoundedRequests` does it, whose own tests have more."""
+    """As `bounded_requests` does it, whose own tests have more."""
     url, folder = f"{server.address}gradio_api", server.home / "uploads"
     headers, before, largest = {"content-type": "application/json"}, set(folder.rglob("*")), limits.UPLOAD.value
     endless = (b" " * 2**16 for _ in range(10_000))  # says no length, and is read no further

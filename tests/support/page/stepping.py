@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from components.jobs.job import Job
+from components.jobs.job import Job, Scheduler
 from components.jobs.round_robin import Turns
-from components.jobs.scheduler import Scheduler
 
 PATIENCE = 30.0  # seconds, after which a test fails that would wait for ever
 
@@ -44,7 +43,7 @@ class Stepped(Scheduler):
         """Let the job whose turn it is run until its next checkpoint; returns whether there was one."""
         with self.lock:
             self._may_give = True
-            self._pass_on()
+            self.pass_on()
             self._may_give = False
             is_given = self._runner is not None
             assert self._passed.wait_for(lambda: self._runner is None, PATIENCE)
@@ -63,8 +62,8 @@ class Stepped(Scheduler):
     def _choose(self) -> tuple[Job | None, Job | None]:
         return super()._choose() if self._may_give else (None, None)
 
-    def _pass_on(self) -> None:
-        super()._pass_on()
+    def pass_on(self) -> None:
+        super().pass_on()
         self._passed.notify_all()
 
 
@@ -112,7 +111,7 @@ class AwaitedJob(Job):
             while True:
                 with self._changed:
                     self.is_awaited = not (self._events or self.ended)
-                self._scheduler.wake()
+                self.scheduler.wake()
                 try:
                     news = next(events)
                 except StopIteration:
@@ -146,7 +145,7 @@ class OnlyWhileAwaited(Scheduler):
 
     def wake(self) -> None:
         with self.lock:
-            self._pass_on()
+            self.pass_on()
 
     def _choose(self) -> tuple[Job | None, Job | None]:
         jobs = [job for job in (*self.jobs, *self._cancelled) if not job.is_away]
