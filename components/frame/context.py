@@ -65,6 +65,7 @@ class Context:
     subscribed: list[LiveOutput] = field(default_factory=list)  # updated after some events while their tab is active
     downloads: Downloads = field(default_factory=Downloads)
     refresh: gr.Textbox = field(default_factory=signal)  # has the effect of dragging; for handlers that set controls
+    again: gr.Textbox = field(default_factory=signal)  # draw again, and measure unless that runs: no new setting
     prepared: gr.Textbox = field(default_factory=signal)  # loading and calibrating has ended
     measured: gr.Textbox = field(default_factory=signal)  # so has measuring after `prepared` or by a button
     released: gr.Textbox = field(default_factory=signal)  # so has measuring after `on_commit`

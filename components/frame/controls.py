@@ -153,13 +153,10 @@ class Controls:
                 "Sets the smallest sparsity whose weights fit, in this page's precision or the type that follows, such "
                 "as q8_0 of a GGUF file."
             )
-            self.size = gr.Textbox(
-                label=lazy_gettext("Size as the target"), info=info, placeholder="200 MB q8_0", elem_id="size"
-            )
-            with gr.Row():
-                label = lazy_gettext("with the KV cache of … tokens")
-                self.context = _number(0, label=label, minimum=0, elem_id="context")
-                self.fit_size = gr.Button(lazy_gettext("Fit"), size="md", elem_id="fit-size", min_width=70)
+            options: dict[str, Any] = {"info": info, "placeholder": "200 MB q8_0", "submit_btn": lazy_gettext("Fit")}
+            self.size = gr.Textbox(label=lazy_gettext("Size as the target"), elem_id="size", **options)
+            label = lazy_gettext("with the KV cache of … tokens")
+            self.context = _number(0, label=label, minimum=0, elem_id="context")
             add("text", choices=list(session.texts))
             add("upload")
             label, names = lazy_gettext("Calibration budget"), (lazy_gettext("Quick"), lazy_gettext("Thorough"))

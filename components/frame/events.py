@@ -41,7 +41,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     preview = call(handlers.preview, session, updated, outputs=shown, refuse=handlers.refuse_move, api_name="ratios")
     begin = in_browser("(...values) => isx.begin(values)", [*linked.values()], [begun, controls.more])
     remember = in_browser("(...values) => isx.remember(values)", [*linked.values()])
-    prepared = {"status": context.status, "refresh": context.refresh}
+    prepared = {"status": context.status, "again": context.again}
     prepare = call(handlers.prepare, session, outputs=prepared, queue=HEAVY, api_name="prepare")
     fit = call(handlers.fit_layers, session, outputs={"layer": controls.layer}, refuse=leave_unchanged)
     memory = call(handlers.memory, session, outputs={"memory": controls.memory}, api_name="memory")
@@ -63,12 +63,14 @@ def _settings(context: Context) -> Iterator[Row]:
     session, controls, call = context.session, context.controls, context.call
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
-    outputs = {**_moved(context, when_open), "refresh": context.refresh}
+    outputs = {**_moved(context, when_open), "again": context.again}
     move = call(handlers.move, session, always, when_open, outputs=outputs, refuse=handlers.refuse_move)
-    followed = {**measured, "refresh": context.refresh}
+    followed = {**measured, "again": context.again, "released": context.released}
     on_release = call(handlers.on_release, session, outputs=followed, queue=HEAVY)
+    measure_again = call(handlers.measure_again, session, outputs=followed, queue=HEAVY)
     measure_live = call(handlers.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
-    on_prepared = call(handlers.on_prepared, session, outputs=measured, queue=HEAVY)
+    prepared = {**measured, "measured": context.measured}
+    on_prepared = call(handlers.on_prepared, session, outputs=prepared, queue=HEAVY)
     measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, api_name="halt")
     fitted = {"status": context.status, "sparsity": controls.settings["sparsity"], "refresh": context.refresh}
@@ -84,20 +86,22 @@ def _settings(context: Context) -> Iterator[Row]:
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
-    shown = [context.refresh, context.prepared, sequential, pressed, *context.opened.values()]
+    shown = [context.refresh, context.again, context.prepared, sequential, pressed, *context.opened.values()]
     events = [*controls.moves, controls.pinned.change, controls.layer.change, *(one.change for one in shown)]
 
     # One listener for all moves, one call at a time: otherwise a late answer could replace that of a newer setting.
     yield on_latest, events, [move]
-    yield on_latest, context.on_commit, [on_release, tell(context.released)]
+    yield on_latest, context.on_commit, [on_release]
+    # Not with what is committed: that listener keeps an event that comes while it runs, and would measure after a stop.
+    yield every, [context.again.change], [measure_again]
     yield every, [], [measure_live]  # for programs
-    yield every, [context.prepared.change], [on_prepared, tell(context.measured)]
+    yield every, [context.prepared.change], [on_prepared]
     yield every, [controls.paper.click], [order]
     yield every, [controls.train.click, context.measure_here.click], [tell(pressed)]
     for button, options in ((sequential, PRIVATE), (pressed, {})):
         yield once, [button.change], [measure | options, tell(context.measured)]
     yield every, [controls.cancel.click], [halt]
-    yield once, [controls.fit_size.click, controls.size.submit], [fit_size]
+    yield once, [controls.size.submit], [fit_size]
 
 
 def _tabs(context: Context) -> Iterator[Row]:

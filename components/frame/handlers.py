@@ -56,7 +56,7 @@ def move(
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
     It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting. Where
-    a late one ended the measurement of that, `refresh` releases it again.
+    a late one ended the measurement of that, `again` begins it once more.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
@@ -64,7 +64,7 @@ def move(
     session.prefetch(request, client)
     if session.jobs.view_of(client, "lost", None) == request:
         session.jobs.set_view(client, lost=None)
-        values["refresh"] = str(time.time())
+        values["again"] = str(time.time())
     return values
 
 
@@ -113,17 +113,26 @@ def on_release(
     """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
     answers = measure_live(session, request, layer, pinned, client)
     yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
+    yield {"released": str(time.time())}
+
+
+def measure_again(
+    session: Session, request: Request, layer: int, pinned: Request | None, client: str
+) -> Iterator[dict[str, Any]]:
+    """`on_release` where a measurement is missing although the setting is the same, unless it runs."""
+    if not session.jobs.is_running(client, "measure", request=request):
+        yield from on_release(session, request, layer, pinned, client)
 
 
 def followed(
     answers: Iterator[dict[str, Any]], session: Session, request: Request, is_told: Callable[[], bool]
 ) -> Iterator[dict[str, Any]]:
-    """The answers; a new value of `Context.refresh` where the calibration has more sequences, unless that is told."""
+    """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told."""
     before = session.sequences(request)
     for answer in answers:
         last, before = before, session.sequences(request)
         has_grown = before != last and not is_told()
-        yield answer | ({"refresh": f"{before}, {time.time():.1f}"} if has_grown else {})
+        yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_grown else {})
 
 
 def measure_live(
@@ -142,6 +151,7 @@ def on_prepared(
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
+    yield {"measured": str(time.time())}
 
 
 def measure_pinned(
@@ -159,7 +169,7 @@ def measure_pinned(
 def _is_back(session: Session, request: Request, client: str) -> bool:
     """Whether the client views the setting although its job was superseded: an earlier move was answered late.
 
-    If the client views it only later, `move` lets the page release it again. A client that only calls endpoints has no
+    If the client views it only later, `move` lets the page measure it again. A client that only calls endpoints has no
     view: its next call replaces the one before.
     """
     session.jobs.set_view(client, lost=request)
@@ -239,7 +249,7 @@ def minutes(session: Session, model: str) -> dict[str, Any]:
 def prepare(session: Session, request: Request, client: str) -> Iterator[dict[str, str]]:
     """Load the model and calibrate it, unless both are cached.
 
-    Yields the status line (HTML), and a new value of `Context.refresh` whenever the calibration has more sequences.
+    Yields the status line (HTML), and a new value of `Context.again` whenever the calibration has more sequences.
     """
     answers = ({"status": status_line(event)} for event in session.prepare(request, client))
     # A following event handles the end.

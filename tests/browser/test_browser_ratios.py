@@ -130,7 +130,7 @@ def test_a_size_sets_the_sparsity_that_fits(visit, tiny_query) -> None:
     page = opened.page
     opened.open_more()
     page.fill("#size textarea", "1 kB float32")
-    page.click("#fit-size")
+    page.click("#size .submit-button")
     opened.says("#status", "cannot be reached")
     smallest = re.search(r"reach is ([\d.]+) MB", page.inner_text("#status"))[1]
     page.fill("#size textarea", f"{smallest} MB float32")

@@ -149,7 +149,7 @@ def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_on
     assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
     session.jobs.set_view("ada", request=before)  # late
     session.jobs.set_view("ada", request=released)
-    assert "being measured" not in list(answers)[-1]["headline"]
+    assert "being measured" not in [answer for answer in answers if "headline" in answer][-1]["headline"]
     assert session.perplexities(released).source.kind == "here"
 
 
@@ -157,7 +157,7 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
     before, released = tiny.with_settings(sparsity=47), tiny.with_settings(sparsity=48)
 
     def move(request: Request) -> bool:
-        return "refresh" in handlers.move(session, [], [], request, 0, "ratios", None, "ada")
+        return "again" in handlers.move(session, [], [], request, 0, "ratios", None, "ada")
 
     assert not move(released)
     answers = handlers.on_release(session, released, 0, None, "ada")
@@ -166,6 +166,20 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
     list(answers)
     assert session.perplexities(released).source.kind != "here"
     assert [move(released), move(released)] == [True, False]
+
+
+def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None:
+    """Else the measurement would begin once more when the client stops it."""
+    request = tiny.with_settings(sparsity=49)
+    session.jobs.set_view("ada", request=request)
+    answers = handlers.on_release(session, request, 0, None, "ada")
+    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    assert list(handlers.measure_again(session, request, 0, None, "ada")) == []
+    handlers.stop(session, "ada")
+    assert any("Cancelled." in answer.get("status", "") for answer in answers)
+    assert session.perplexities(request).source.kind != "here"
+    assert list(handlers.measure_again(session, request, 0, None, "ada"))
+    assert session.perplexities(request).source.kind == "here"
 
 
 def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(
@@ -177,18 +191,18 @@ def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration
     session = stepwise(Session(evaluation_tokens=256))
     request = tiny.with_settings(sequences=8)
     answers = handlers.prepare(session, request, "ada")
-    assert next(answer for answer in answers if "refresh" in answer)
+    assert next(answer for answer in answers if "again" in answer)
     seen = session.sequences(request)
     session.jobs.halt("ada", "prepare")
-    assert "refresh" not in [*answers][-1]
+    assert "again" not in [*answers][-1]
     assert (seen, session.is_calibrated(request)) == (1, False)
 
     told = [seen]
     for answer in handlers.on_release(session, request, 0, None, "ada"):
-        told += [session.sequences(request)] if "refresh" in answer else []
+        told += [session.sequences(request)] if "again" in answer else []
         assert told[-1] == session.sequences(request)
     assert told == [1, 2, 4, 8]
-    assert not any("refresh" in answer for answer in handlers.on_release(session, request, 0, None, "ada"))
+    assert not any("again" in answer for answer in handlers.on_release(session, request, 0, None, "ada"))
 
 
 def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) -> None:
