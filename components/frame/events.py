@@ -25,7 +25,7 @@ def connect(page: gr.Blocks, context: Context) -> None:
         end = listen(events, **first)
         for other in others:
             end = end.then(**other)
-    page.unload(context.call(handlers.stop, context.session)["fn"])
+    page.unload(context.call(handlers.stop, context.session, [""])["fn"])
 
 
 def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
@@ -70,7 +70,7 @@ def _settings(context: Context) -> Iterator[Row]:
     measure_live = call(handlers.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
     on_prepared = call(handlers.on_prepared, session, outputs=measured, queue=HEAVY)
     measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
-    halt = call(handlers.stop, session, api_name="halt")
+    halt = call(handlers.stop, session, [""], api_name="halt")
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
