@@ -25,7 +25,7 @@ def connect(page: gr.Blocks, context: Context) -> None:
         end = listen(events, **first)
         for other in others:
             end = end.then(**other)
-    page.unload(context.call(handlers.stop, context.session)["fn"])
+    page.unload(context.call(handlers.stop, context.session, [""])["fn"])
 
 
 def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
@@ -72,7 +72,7 @@ def _settings(context: Context) -> Iterator[Row]:
     prepared = {**measured, "measured": context.measured}
     on_prepared = call(handlers.on_prepared, session, outputs=prepared, queue=HEAVY)
     measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
-    halt = call(handlers.stop, session, api_name="halt")
+    halt = call(handlers.stop, session, [""], api_name="halt")
     fitted = {"status": context.status, "sparsity": controls.settings["sparsity"], "refresh": context.refresh}
     fit_size = call(
         handlers.fit_size,

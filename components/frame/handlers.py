@@ -284,6 +284,7 @@ def open_tab(session: Session, tabs: Collection[str], active_tab: str, client: s
     return {active_tab: str(time.time())} if active_tab in tabs else {}
 
 
-def stop(session: Session, client: str) -> None:
-    """Stop a page's jobs at their next step. Their last statuses say so."""
-    session.jobs.halt(client)
+def stop(session: Session, kinds: Sequence[str], client: str) -> None:
+    """Stop a page's jobs of some kinds at their next step, or all with the kind "". Their last statuses say so."""
+    for kind in kinds:
+        session.jobs.halt(client, kind)

@@ -130,7 +130,7 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
     for answer in handlers.measure(session, settings, 0, None, SOMEBODY):
         seen.append(answer["status"])
         if "Slicing, layer 1 of" in seen[-1]:
-            handlers.stop(session, SOMEBODY)
+            handlers.stop(session, [""], SOMEBODY)
     assert "Cancelled." in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
 

@@ -175,7 +175,7 @@ def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None
     answers = handlers.on_release(session, request, 0, None, "ada")
     assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
     assert list(handlers.measure_again(session, request, 0, None, "ada")) == []
-    handlers.stop(session, "ada")
+    handlers.stop(session, [""], "ada")
     assert any("Cancelled." in answer.get("status", "") for answer in answers)
     assert session.perplexities(request).source.kind != "here"
     assert list(handlers.measure_again(session, request, 0, None, "ada"))
