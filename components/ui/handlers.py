@@ -119,12 +119,12 @@ def spread_settings(
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
     whose error is the headline (`frame/moves.py`).
     """
-    own = parameters_of(handler)[len(bound) :]
+    parameters = parameters_of(handler)[len(bound) :]
     fields, last = [], []
-    if own and own[0].name == REQUEST:
-        fields, own = _fields(), own[1:]
+    if parameters and parameters[0].name == REQUEST:
+        fields, parameters = _fields(), parameters[1:]
         fields, last = fields[: -len(YOUNGER)], fields[-len(YOUNGER) :]
-    rest = [with_default(parameter) for one in own for parameter in _spread(one)]
+    rest = [with_default(parameter) for before in parameters for parameter in _spread(before)]
     if tab:
         last.append(_parameter(ACTIVE_TAB, str, ""))
         refuse = leave_unchanged
@@ -143,7 +143,7 @@ def spread_settings(
             checks["pinned"] = lambda text: pinned_text.comparable_request(text, request)
             requests.append(request)
         checked = {name: checks[name](value) if name in checks else value for name, value in others.items()}
-        return *bound, *requests, *(_gathered(parameter, checked) for parameter in own)
+        return *bound, *requests, *(_gathered(parameter, checked) for parameter in parameters)
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
