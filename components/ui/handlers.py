@@ -122,7 +122,7 @@ def spread_settings(
     parameters = parameters_of(handler)[len(bound) :]
     fields, last = [], []
     if parameters and parameters[0].name == REQUEST:
-        fields, parameters = _fields(), parameters[1:]
+        fields, parameters = _spread(_parameter(REQUEST, Settings, Settings()), upload=Upload), parameters[1:]
         fields, last = fields[: -len(YOUNGER)], fields[-len(YOUNGER) :]
     rest = [with_default(parameter) for before in parameters for parameter in _spread(before)]
     if tab:
@@ -153,19 +153,16 @@ def spread_settings(
     return wrap_handler(handler, arguments, [*fields, *rest], convert, refuse)
 
 
-def _fields() -> list[inspect.Parameter]:
-    """A parameter for each setting, with its default."""
-    types = get_type_hints(Settings) | {"upload": Upload}
-    return [_parameter(name, types[name], default) for name, default in Settings()._asdict().items()]
+def _spread(parameter: inspect.Parameter, **types: Any) -> list[inspect.Parameter]:
+    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter.
 
-
-def _spread(parameter: inspect.Parameter) -> list[inspect.Parameter]:
-    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter."""
+    Some fields may have other `types` than in the tuple.
+    """
     kind, default = parameter.annotation, parameter.default
     if not hasattr(kind, "_fields"):
         return [parameter]
     defaults = {} if default is parameter.empty else default._asdict()
-    return [_parameter(name, hint, defaults.get(name)) for name, hint in get_type_hints(kind).items()]
+    return [_parameter(name, hint, defaults.get(name)) for name, hint in (get_type_hints(kind) | types).items()]
 
 
 def _gathered(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:
