@@ -200,13 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--weights", required=True, help="type of the weights, such as Q4_1 or bfloat16")
     add("--stages", nargs="+", default=STAGES, choices=STAGES)
     add("--methods", nargs="+", default=COMPARED, choices=list(METHODS))
-    add(
-        "--estimators",
-        nargs="+",
-        default=[SliceConfig().estimator],
-        choices=list(ESTIMATORS),
-        help="of intraslice, but for searches",
-    )
+    about = "of intraslice, but for searches"
+    add("--estimators", nargs="+", default=[SliceConfig().estimator], choices=list(ESTIMATORS), help=about)
     add("--sparsities", nargs="+", type=float, default=SPARSITIES)
     add("--threads", type=int, help="number of CPU threads (default: PyTorch's)")
     add("--losses-only", action="store_true", help="measure no answers, and no speed, which needs an idle machine")

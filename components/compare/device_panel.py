@@ -47,7 +47,8 @@ class DevicePanel:
 
 def connect(panel: DevicePanel, context: Context) -> None:
     """Attach the handlers. The browser is told of a setting's files while the user runs the models on their device."""
-    session, view, chosen = context.session, {"view": panel.view}, {"file_type": panel.file_type}
+    session, view = context.session, {"view": panel.view}
+    chosen: dict[str, Any] = {"file_type": panel.file_type}
     tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, run_on=panel.run_on, **chosen)
     signals = (panel.run_on, panel.file_type, context.prepared, context.measured, context.released)
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **tell)

@@ -30,7 +30,7 @@ from .views import COLUMNS, OTHER, PINNED, Cost, Costs, Question
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
 # Between two turns: the page shows new tokens no more often, and a turn of another thread takes some time to begin.
-TOKENS, SECONDS = 4, 0.1
+TURN_TOKENS, TURN_SECONDS = 4, 0.1
 SPEED = SpeedConfig(prompt=256, new=8, repeats=3)
 Other = CalibrationKey | None  # another model, or none: in keys, for its identity
 
@@ -49,7 +49,7 @@ class TokenStream:
         begun = 0.0
         for index, token in enumerate(stream_tokens(model, tokenizer, prompt, sampling, pause=job.checkpoint)):
             self.tokens[index : index + 1] = [token]  # which is there already if earlier work was cancelled
-            if index % TOKENS == 0 or time.monotonic() > begun + SECONDS:
+            if index % TURN_TOKENS == 0 or time.monotonic() > begun + TURN_SECONDS:
                 job.checkpoint()
                 begun = time.monotonic()
         self.state = "ended" if self.tokens and self.tokens[-1] in end_tokens(model) else "cut"

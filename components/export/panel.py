@@ -61,6 +61,8 @@ DOWNLOADS = {  # a button's label, and a note
 }
 COMMAND_LINE, RELOAD = lazy_gettext("The same from a command line"), lazy_gettext("Load the sliced model")
 LINK = lazy_gettext("Link to this view")
+FIELD = '<input type="text" readonly aria-label="{label}">'
+BLOCK = '<pre tabindex="0" role="region" aria-label="{label}"></pre>'
 CODE = {  # by name, as in the answers of `preview`: a heading, a note, and a label of the code
     "snippet": (
         RELOAD,
@@ -104,18 +106,12 @@ class ExportPanel:
         self.files = {name: gr.DownloadButton(visible="hidden") for name in DOWNLOADS}
         self.progress = gr.HTML(elem_id="export-progress", apply_default_css=False)
         heading(LINK)
-        _copyable(
-            '<input type="text" readonly aria-label="{label}">', LINK, lazy_gettext("Copy the link"), "export-link"
-        )
+        _copyable(FIELD, LINK, lazy_gettext("Copy the link"), "export-link")
         self.shown = {"about": about}
         for name, (title, text, label) in CODE.items():
             heading(title)
             note(text)
-            block, copy = (
-                '<pre tabindex="0" role="region" aria-label="{label}"></pre>',
-                lazy_gettext("Copy: {what}", what=label),
-            )
-            self.shown[name] = _copyable(block, label, copy, f"export-{name}")
+            self.shown[name] = _copyable(BLOCK, label, lazy_gettext("Copy: {what}", what=label), f"export-{name}")
 
 
 def preview(session: Session, request: Request, layer: int, prompt: str, client: str) -> dict[str, str]:

@@ -246,22 +246,9 @@ def _heatmap(
 ) -> None:
     """Add a row of shades for each head, from the first of the ticks (value to label) to the last one."""
     heads = len(by_head)
-    colorbar = {
-        "orientation": "h",
-        "x": 1,
-        "xanchor": "right",
-        "y": 1,
-        "yanchor": "bottom",
-        "xpad": 20,
-        "ypad": 4,
-        "len": 0.4,
-        "tickangle": 0,
-        "thickness": 8,
-        "outlinewidth": 0,
-        "tickfont": {"color": "@quiet", "size": 11},
-        "tickvals": list(ticks),
-        "ticktext": list(ticks.values()),
-    }
+    place = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "xpad": 20, "ypad": 4}
+    style = {"len": 0.4, "thickness": 8, "outlinewidth": 0, "tickangle": 0, "tickfont": {"color": "@quiet", "size": 11}}
+    colorbar = {**place, **style, "tickvals": list(ticks), "ticktext": list(ticks.values())}
     fig.data.append(
         {
             "type": "heatmap",

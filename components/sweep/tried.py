@@ -15,13 +15,8 @@ FIELDS = [name for name, control in CONTROLS.items() if control.in_link]  # what
 
 def build() -> gr.HTML:
     """The section. Its event `select` has a setting as text in `pick`."""
-    return gr.HTML(
-        "",
-        html_template=LazyString(_template),
-        js_on_load=on_load("tried/panel"),
-        elem_id="tried",
-        apply_default_css=False,
-    )
+    template, on = LazyString(_template), on_load("tried/panel")
+    return gr.HTML("", html_template=template, js_on_load=on, elem_id="tried", apply_default_css=False)
 
 
 def values_of(text: Any) -> dict[str, Any]:

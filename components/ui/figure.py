@@ -258,35 +258,19 @@ def waiting(title: str, message: str) -> Chart:
 
 def _layout(panels: int, side_by_side: bool) -> Json:
     """The layout of `panels` plots."""
-    axis = {
-        "gridcolor": "@grid",
-        "linecolor": "@rule",
-        "zeroline": False,
-        "ticks": "",
-        "fixedrange": False,
-        "tickfont": {"color": "@quiet", "size": 12},
-        "automargin": True,
-    }
+    clear, quiet = "rgba(0,0,0,0)", {"color": "@quiet", "size": 12}
+    axis = {"gridcolor": "@grid", "linecolor": "@rule", "zeroline": False, "ticks": "", "fixedrange": False}
+    axis |= {"tickfont": quiet, "automargin": True}
+    legend = {"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"}
+    family = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
     layout: Json = {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {
-            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif",
-            "size": 13,
-            "color": "@ink",
-        },
+        "paper_bgcolor": clear,
+        "plot_bgcolor": clear,
+        "font": {"family": family, "size": 13, "color": "@ink"},
         "margin": {"l": 56, "r": 12, "t": 34, "b": 44},
         "dragmode": "zoom",
         "showlegend": True,
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "y": 1.01,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "font": {"color": "@quiet", "size": 12},
-            "bgcolor": "rgba(0,0,0,0)",
-        },
+        "legend": {**legend, "font": quiet, "bgcolor": clear},
         "hoverlabel": {"bgcolor": "@panel", "bordercolor": "@rule", "font": {"color": "@ink", "size": 12}},
     }
     if language() != ENGLISH:

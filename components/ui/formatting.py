@@ -6,6 +6,7 @@ from html import escape
 from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
 from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
+from .figure import cell
 
 PERPLEXITY = lazy_gettext(
     "Perplexity: among how many equally likely tokens the model has to guess at each step; lower is better."
@@ -86,12 +87,7 @@ def _precomputed_lines(costs: PrecomputedCosts | None, pinned: PrecomputedCosts 
     }
     values = ((name, getattr(costs, field), getattr(pinned, field, None)) for field, name in lines.items())
     return [
-        (
-            f'<span title="{title}">{name}</span>',
-            "",
-            "–" if value is None else number(value, ".2f"),
-            _difference(value, other),
-        )
+        (f'<span title="{title}">{name}</span>', "", cell(value, ".2f"), _difference(value, other))
         for name, value, other in values
     ]
 

@@ -119,12 +119,12 @@ def spread_settings(
     With `tab` it has one more input, the active tab: another one leaves the outputs unchanged. So do invalid values,
     whose error is the headline (`frame/handlers.py`).
     """
-    own = parameters_of(handler)[len(bound) :]
+    parameters = parameters_of(handler)[len(bound) :]
     fields, last = [], []
-    if own and own[0].name == REQUEST:
-        fields, own = _fields(), own[1:]
+    if parameters and parameters[0].name == REQUEST:
+        fields, parameters = _spread(_parameter(REQUEST, Settings, Settings()), upload=Upload), parameters[1:]
         fields, last = fields[: -len(YOUNGER)], fields[-len(YOUNGER) :]
-    rest = [with_default(parameter) for one in own for parameter in _spread(one)]
+    rest = [with_default(parameter) for before in parameters for parameter in _spread(before)]
     if tab:
         last.append(_parameter(ACTIVE_TAB, str, ""))
         refuse = leave_unchanged
@@ -143,7 +143,7 @@ def spread_settings(
             checks["pinned"] = lambda text: pinned_text.comparable_request(text, request)
             requests.append(request)
         checked = {name: checks[name](value) if name in checks else value for name, value in others.items()}
-        return *bound, *requests, *(_gathered(parameter, checked) for parameter in own)
+        return *bound, *requests, *(_gathered(parameter, checked) for parameter in parameters)
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
@@ -153,19 +153,16 @@ def spread_settings(
     return wrap_handler(handler, arguments, [*fields, *rest], convert, refuse)
 
 
-def _fields() -> list[inspect.Parameter]:
-    """A parameter for each setting, with its default."""
-    types = get_type_hints(Settings) | {"upload": Upload}
-    return [_parameter(name, types[name], default) for name, default in Settings()._asdict().items()]
+def _spread(parameter: inspect.Parameter, **types: Any) -> list[inspect.Parameter]:
+    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter.
 
-
-def _spread(parameter: inspect.Parameter) -> list[inspect.Parameter]:
-    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter."""
+    Some fields may have other `types` than in the tuple.
+    """
     kind, default = parameter.annotation, parameter.default
     if not hasattr(kind, "_fields"):
         return [parameter]
     defaults = {} if default is parameter.empty else default._asdict()
-    return [_parameter(name, hint, defaults.get(name)) for name, hint in get_type_hints(kind).items()]
+    return [_parameter(name, hint, defaults.get(name)) for name, hint in (get_type_hints(kind) | types).items()]
 
 
 def _gathered(parameter: inspect.Parameter, values: Mapping[str, Any]) -> Any:
