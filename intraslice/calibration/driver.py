@@ -5,8 +5,6 @@ sums, so that they can be used after every batch (`Progress.partial`), and sever
 They are cached by the model's fingerprint, the tokens and the format version of this file.
 """
 
-from __future__ import annotations
-
 import zipfile
 from dataclasses import replace
 from functools import partial

@@ -5,8 +5,6 @@ each layer again from its input and carries the gradient of the hidden states. I
 their order are those of an ordinary calibration, so the statistics have the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial

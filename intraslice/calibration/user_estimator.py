@@ -14,8 +14,6 @@ Importances are the expected increase of the loss when each unit is removed, on 
 from 0. The function is called once per layer, when a model is calibrated or its calibration is loaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import sys

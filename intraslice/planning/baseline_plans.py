@@ -1,7 +1,5 @@
 """Plans of other methods: bisection to a budget, and one width for the whole residual stream. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Kept heads and their width for every channel budget (paper §3). Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

@@ -3,8 +3,6 @@
 `make_plan` reads a `Profile` only, and takes milliseconds.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

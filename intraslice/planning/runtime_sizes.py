@@ -5,8 +5,6 @@ blocks. So heads keep their width, groups stay even, and neurons are removed in 
 with the lowest cost per parameter over all layers is taken first, as with single units.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property

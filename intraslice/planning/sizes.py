@@ -1,7 +1,5 @@
 """Sizes of one layer, MLP widths for a ratio, and parameter counts of smaller layers. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 H query heads, K key/value heads, d channels per head, D hidden size; primes mark kept dimensions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable

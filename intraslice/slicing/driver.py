@@ -4,8 +4,6 @@
 *One-shot*: all moments come from the dense model's calibration, so that only linear algebra is left.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn

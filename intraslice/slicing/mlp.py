@@ -1,7 +1,5 @@
 """Slicing of one MLP: kept neurons, and an output map that compensates for the others (paper §3). Pure."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """One-shot slicing of a layer: all moments come from the dense model's calibration."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary

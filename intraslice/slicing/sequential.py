@@ -1,7 +1,5 @@
 """Sequential slicing of a layer: fitted on activations of the layers before it, which are sliced already."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

@@ -4,8 +4,6 @@ They need no moments, only the scores of the units, which are small enough to st
 it is made, and before a model is calibrated.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

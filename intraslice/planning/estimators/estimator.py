@@ -1,7 +1,5 @@
 """Ratio estimators: functions from the calibration of one layer to the importance of its units. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Fisher importance: the squared gradient of one mask over each head, and of each neuron's mask. Pure."""
 
-from __future__ import annotations
-
 from jaxtyping import Float
 from torch import Tensor
 

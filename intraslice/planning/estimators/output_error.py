@@ -6,8 +6,6 @@ Grosse, arXiv 1503.05671). The change is what remains after the refit of the out
 are added by their Fisher information. All terms are in the unit of squared mask gradients, the importances of neurons.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """PCA-aware importance (the paper's I_i): the squared gradient of each principal channel of each head. Pure."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor

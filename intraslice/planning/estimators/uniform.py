@@ -1,7 +1,5 @@
 """Uniform ratios: the same fraction of every module is removed."""
 
-from __future__ import annotations
-
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator
 
