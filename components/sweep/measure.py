@@ -114,7 +114,7 @@ def estimated_seconds(session: Session, request: Request, choice: SweepChoice) -
 def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice) -> None:
     """Measure the missing points one by one; emits progress, and the view after every point."""
     selected_points(request, choice)  # raises errors before any work
-    session.calibrations.calibrate(job, request.calibration)
+    calibrated = session.calibrations.calibrate(job, request.calibration)
     plan = sweep_plan(session, request, choice)
     cached = plan.cached()
     job.checkpoint()
@@ -132,7 +132,7 @@ def run_sweep(job: Job, session: Session, request: Request, choice: SweepChoice)
         label = lazy_gettext("Sweep, {name} at {sparsity:.0%}: point", name=name, sparsity=point.sparsity)
         expected_end = point_start + sum(flops[done:]) / rate
         progress = _point_progress(job, Status(label, "busy", done, len(missing)), expected_end)
-        with session.slice_memory.reserved(job, _bytes(plan, same_slice), plan.loaded):
+        with session.slice_memory.reserved(job, _bytes(plan, same_slice), calibrated):
             rows = sweep(*plan._replace(points=same_slice), states, progress=progress)
         job.emit(_view(session, request, plan))
         if set(same_slice) - set(plan.cached()):  # for want of memory, which the next run may have
