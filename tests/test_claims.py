@@ -318,7 +318,7 @@ def results(board: Board) -> Iterator[str]:
         if len(group.rows) > 2:
             yield group.agreement
     yield forgotten()
-    check = EstimatorCheckCache(Session()).cached(parse(Settings()))
+    check = EstimatorCheckCache(Session()).cached(parse(Settings())).agreement
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
     rho += [check.ceiling["attention"], check.rho["pca"]["mlp"], check.ceiling["mlp"]]
     for file in sorted((ROOT / "docs" / "results").glob("*.csv")):

@@ -116,10 +116,10 @@ class InterleavedDecoder:
     def start_finished(self, name: str, key: str) -> bool:
         """Start a column whose answer is known already, without a model; returns whether it is."""
         stream = self._streams.get(key)
-        is_finished = stream is not None and stream.state != "growing"
-        if stream is not None and is_finished:
-            self.running[name] = stream, None
-        return is_finished
+        if stream is None or stream.state == "growing":
+            return False
+        self.running[name] = stream, None
+        return True
 
     def step(self) -> None:
         """Decode some tokens per running column, or take all that others have decoded; shows all columns after each.

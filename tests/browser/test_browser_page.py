@@ -102,10 +102,10 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     opened.click_point("#estimator-check-chart", trace=0, index=27)
     opened.says("#importance-chart .isx-title", "layer 27")
     view = EstimatorCheckCache(page_session).cached(parse(Settings()))
-    misjudged = [module for module in view.misjudged if module[0] == "pca"]
+    misjudged = [module.layer for module in view.agreement.misjudged if module.estimator == "pca"]
     shown = page.inner_text("#estimator-check-words")
     assert misjudged
-    assert all(f"layer {layer}'s" in shown for _, layer, *_ in misjudged)
+    assert all(f"layer {layer}'s" in shown for layer in misjudged)
 
 
 def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_slider(plain, page_session) -> None:
