@@ -1,6 +1,7 @@
-"""API endpoints for programs, with a default for every parameter. Some return the command line's values as JSON.
+"""API endpoints for programs, beside those of the tabs (`api_name` in their `connect`). Every parameter has a default.
 
-`gradio_client` and MCP clients call them by name. They share the page's caches and its queue for jobs.
+Some return the command line's values as JSON. `gradio_client` and MCP clients call them by name. They share the page's
+caches and its queue for jobs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from intraslice.core.checks import require_current
 
 from .compare.measure import FactsCache
 from .compare.models import Columns
+from .compare.views import TOKENS
 from .export import files
 from .frame.context import HEAVY
 from .gradio_compat.signatures import Handler, share_parameters
@@ -57,7 +59,7 @@ def generate(
     session: Session,
     request: Request,
     prompt: str = PROMPT,
-    tokens: int = 64,
+    tokens: int = TOKENS,
     temperature: float = 0.0,
     sample_seed: int = 0,
     client: str = "",

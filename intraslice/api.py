@@ -149,7 +149,12 @@ class CompressedModel:
         return evaluation
 
     def generate(
-        self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0, chat: bool = True
+        self,
+        prompt: str,
+        max_new_tokens: int = Sampling.max_new_tokens,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chat: bool = True,
     ) -> str:
         """Generate an answer with the sliced model; greedy at temperature 0.
 

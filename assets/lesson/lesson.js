@@ -1,6 +1,7 @@
 // The lesson: a panel beside the live page. Each step sets the page to a state (components/frame/link.py does it, as a
-// link would), asks first, and then shows the answer as the page measures it. Texts are texts/LANGUAGE/lesson.json; the controls of the
-// predictions are controls.js, the answers answers.js. Progress stays in this browser. In a class, ../rooms/room.js is
+// link would), asks first, and then shows the answer as the page measures it. Steps (state, control,
+// what is covered, texts) are texts/LANGUAGE/lesson.json; the controls of the predictions are controls.js, a step's answer is a
+// function of answers.js. Progress stays in this browser. In a class, ../rooms/room.js is
 // `lesson.room`, which says what the main button does and follows the class's questions.
 const { lesson, make, say } = isx;
 const { words, steps, fill } = lesson;

@@ -28,7 +28,7 @@ from ..ui.handlers import status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
 from .models import Columns
-from .views import COLUMNS, OTHER, PINNED, Costs, Question
+from .views import COLUMNS, OTHER, PINNED, TOKENS, Costs, Question
 
 EXAMPLES = [
     PROMPT,
@@ -85,7 +85,9 @@ class ComparePanel:
         greedy, raw = lazy_gettext("Temperature (0: greedy)"), lazy_gettext("Raw completion, no chat template")
         with gr.Row(elem_id="sampling"):
             self.sampling: dict[str, Any] = {
-                "tokens": slider(8, 256, 64, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens"),
+                "tokens": slider(
+                    8, 256, TOKENS, step=8, label=lazy_gettext("Maximum new tokens"), elem_id="new-tokens"
+                ),
                 "temperature": slider(0, 1.5, 0, step=0.1, label=greedy, elem_id="temperature"),
                 "sample_seed": seed(0, label=lazy_gettext("Seed"), elem_id="sample-seed"),
                 "raw": gr.Checkbox(False, label=raw, elem_id="raw", container=False, min_width=200),

@@ -12,6 +12,7 @@ from intraslice.evaluation.facts import LEVELS as LEVELS
 from intraslice.evaluation.facts import Fact
 from intraslice.evaluation.facts import Question as FactQuestion
 from intraslice.evaluation.facts import fact_counts as fact_counts
+from intraslice.evaluation.generation import Sampling
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import HERE, PrecomputedCosts, Provenance
@@ -28,11 +29,14 @@ COLUMNS = Terms(
 )
 
 
+TOKENS = Sampling.max_new_tokens
+
+
 class Question(NamedTuple):
     """The prompt and the sampling options, equal for all columns. `raw` omits the tokenizer's chat template."""
 
     prompt: str
-    tokens: int = 64  # maximum number of new tokens
+    tokens: int = TOKENS  # maximum number of new tokens
     temperature: float = 0.0
     sample_seed: int = 0
     raw: bool = False

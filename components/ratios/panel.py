@@ -17,7 +17,7 @@ from .charts import importance_chart, ratio_chart
 
 
 class RatiosPanel:
-    """All charts, each with an explanation, initially for `first`; created inside a `gr.Tab`."""
+    """All charts, with data tables (`charts.py`) and explanations, initially for `first`; created inside a `gr.Tab`."""
 
     def __init__(self, session: Session, first: Request) -> None:
         map_opening = initial_values(lambda: show_anatomy(session, first, 0, ""))

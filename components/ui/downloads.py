@@ -1,4 +1,4 @@
-"""Files that clients download: in one temporary folder, within a limit of disk space, deleted when the app ends.
+"""Files that tabs write and clients download: in one temporary folder, within a limit of disk space, deleted at last.
 
 A finished file is kept for a while (an export for ten minutes), since a slow client may still download it. A new file
 is refused where no older one can be deleted for it.

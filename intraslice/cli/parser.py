@@ -22,6 +22,7 @@ from intraslice.core.registry import ESTIMATORS
 from intraslice.diagnostics.sensitivity import Measure
 from intraslice.evaluation.answers import FEW, PROMPTS
 from intraslice.evaluation.facts import LANGUAGES, fact_questions
+from intraslice.evaluation.generation import Sampling
 from intraslice.evaluation.speed import SpeedConfig
 from intraslice.evaluation.sweep import QUANTISE
 from intraslice.evaluation.tasks import TasksConfig
@@ -190,7 +191,13 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
         _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),
         _option("--prompt", "the prompt to answer", "generate", default=PROMPT),
-        _option("--max-new-tokens", "maximum number of tokens of an answer", "generate", default=64, **NUMBER),
+        _option(
+            "--max-new-tokens",
+            "maximum number of tokens of an answer",
+            "generate",
+            default=Sampling.max_new_tokens,
+            **NUMBER,
+        ),
         _option("--temperature", TEMPERATURE, "generate", type=float, default=0.0, metavar="F"),
         _option("--parts", PARTS, "inspect", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS),
         _option("--measure", MEASURE, "sensitivity", default="kl", choices=get_args(Measure)),

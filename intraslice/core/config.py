@@ -145,7 +145,7 @@ class SliceConfig:
     `bias` is the paper's lambda_b. `locked` ratios and units (see `parse_lock`) are fixed by the user; all else
     compensates, so that the total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free
     ones in multiples are "mlp=64 dim=8" and the like (see `canonical_shapes`). `iterative` refines MLPs whose ratio is
-    above `iterative_above`. A `recovery` trains after slicing, for `epochs`.
+    above `iterative_above`. A `recovery` trains after slicing, for `epochs`; the rest of it is in its class.
     """
 
     sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")

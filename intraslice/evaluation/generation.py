@@ -125,7 +125,7 @@ def generate_text(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt: str,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = Sampling.max_new_tokens,
     temperature: float = 0.0,
     seed: int = 0,
     *,
