@@ -4,8 +4,6 @@ Some return the command line's values as JSON. `gradio_client` and MCP clients c
 caches and its queue for jobs.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from functools import partial

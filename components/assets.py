@@ -1,7 +1,5 @@
 """The folder of the page's styles, scripts, texts and precomputed results."""
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A page is hosted where untrusted clients use it: on a Space, or where `INTRASLIC
 tighter, and no file of the server is read or named. Those of class `Limit` can be set in the environment.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from dataclasses import dataclass

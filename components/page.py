@@ -1,7 +1,5 @@
 """The whole page: its frame, its tabs and its API, over one session."""
 
-from __future__ import annotations
-
 import logging
 
 import gradio as gr

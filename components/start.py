@@ -1,7 +1,5 @@
 """Entry point of the page: sets the environment, which gradio and torch read when they are imported, then serves."""
 
-from __future__ import annotations
-
 import os
 import sys
 

@@ -4,8 +4,6 @@ A file is named by a digest of the settings it depends on, so that all who want 
 that has it asks for no more than its ETag.
 """
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The routes from which browsers download the WebAssembly files and the models that they run."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections import Counter

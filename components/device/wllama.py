@@ -4,8 +4,6 @@ They are not part of this project: they are pinned by their SHA-256, fetched int
 installed, else from the CDN that wllama's documentation names, and served by the page itself.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The context in which a tab connects its events to the rest of the page, and the options of those events."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The controls: the component of each setting, the sidebar, and the sparsity slider."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

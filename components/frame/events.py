@@ -1,7 +1,5 @@
 """The table of the frame's events and their handlers. Events of a single tab are connected in its package."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any

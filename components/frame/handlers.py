@@ -1,7 +1,5 @@
 """Handlers of the frame's events: what a moved slider shows, and a released one measures; models, tabs, leaving."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from functools import partial

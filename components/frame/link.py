@@ -1,7 +1,5 @@
 """Links: the settings in the address bar, from which the page is restored; the steps of the lesson are links, too."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The toolbar: pin a setting as A, to which the page compares the current setting; undo and redo of settings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from html import escape

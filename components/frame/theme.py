@@ -1,7 +1,5 @@
 """The theme, the page's script and styles, and gradio's launch options."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -14,8 +14,6 @@
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
 
-from __future__ import annotations
-
 import functools
 import ipaddress
 import logging

@@ -20,8 +20,6 @@ Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_page_conf
 `tests/browser/test_browser_gradio.py`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import hashlib

@@ -13,8 +13,6 @@ Gradio's own queue
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_queue.py`, `server/test_server.py`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import random

@@ -14,8 +14,6 @@
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_requests.py`, `test_values.py`.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -11,8 +11,6 @@ replaces it by the client's id.
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Sequence

@@ -11,8 +11,6 @@ which gradio deletes with the stream that reads them, remain until `SteadyQueue.
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable

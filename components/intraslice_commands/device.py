@@ -1,7 +1,5 @@
 """report whether the WebAssembly files for models in the browser are in the cache; --fetch downloads them"""
 
-from __future__ import annotations
-
 import argparse
 
 from intraslice.cli.run import CommandResult, Run

@@ -1,7 +1,5 @@
 """The running jobs of each client, at most one of each kind; errors as text, progress with the remaining time."""
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

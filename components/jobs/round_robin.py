@@ -3,8 +3,6 @@
 Many take long turns. At three levels there are two queues, of which the second waits. See docs/architecture.md, "Jobs".
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A pool of threads that are reused, the last one used first, and that end when there is nothing to do for a while."""
 
-from __future__ import annotations
-
 import os
 import queue
 import sys

@@ -1,7 +1,5 @@
 """What jobs wait for, and say meanwhile: a place where files are read or written, or their turn."""
 
-from __future__ import annotations
-
 import math
 import threading
 import time

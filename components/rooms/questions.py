@@ -1,7 +1,5 @@
 """The lesson's questions as a class sees them: which answers a question takes, and the distribution of many answers."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

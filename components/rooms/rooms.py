@@ -4,8 +4,6 @@ What a class is stands in the database alone. In memory are the network addresse
 wrong codes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

@@ -4,8 +4,6 @@ Secrets are in headers, since addresses are logged: `X-Room-Lead` of the present
 Clients ask for the state again and again, with the version that they have; where nothing has changed the answer is 204.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

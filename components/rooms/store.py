@@ -5,8 +5,6 @@ process and also a power failure. That costs one `fsync` for each answer, of whi
 question. What is deleted is overwritten (`secure_delete`). A damaged database is renamed and a new one begun.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """The page's class: `gr.Blocks` with a health check, limits for untrusted clients, and an orderly shutdown."""
 
-from __future__ import annotations
-
 import gc
 import os
 import time

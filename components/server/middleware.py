@@ -1,7 +1,5 @@
 """What each request passes: who may send it, in which language it is answered, and how soon."""
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import os

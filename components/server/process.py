@@ -4,8 +4,6 @@ Imports nothing that takes long, so that both can be set up before slow imports:
 is imported.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import shutil

@@ -5,8 +5,6 @@ Every page loads the weights when its process starts. A hosted one does the rest
 although they are unused, until their memory is needed.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

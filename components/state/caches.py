@@ -5,8 +5,6 @@ evicts the large entries that were used least recently. It also evicts those tha
 that needs much memory waits for earlier work of its kind, then for free memory (`JobMemory`).
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import threading

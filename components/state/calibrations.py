@@ -4,8 +4,6 @@ A calibration's sums are valid after every sequence. Plans and slices use the se
 after more sequences.
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@
 `ui/` and charts import them from here, since they import nothing of the library.
 """
 
-from __future__ import annotations
-
 import os
 from typing import get_args
 

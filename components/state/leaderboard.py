@@ -3,8 +3,6 @@
 `components/make_leaderboard.py` measures them. The file has a line per cell, in the columns of `Cell`.
 """
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Sequence
 from functools import cache

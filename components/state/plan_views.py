@@ -1,7 +1,5 @@
 """Cached plans of a calibration, and their views for the page: ratios, sorted importances, the map, one layer."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

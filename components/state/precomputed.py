@@ -8,8 +8,6 @@ The file of a calibration's `Profile` is also that of the cached ones: those of 
 convergence, whenever its number of sequences has doubled.
 """
 
-from __future__ import annotations
-
 import datetime
 import json
 import lzma

@@ -1,7 +1,5 @@
 """Cached losses of dense and sliced models, updated after each window, and perplexities interpolated between them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path

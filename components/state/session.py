@@ -4,8 +4,6 @@ Cache keys are what a value depends on (model, text, settings), never the client
 clients share work and cannot change each other's slices. All heavy work runs in jobs (`components/jobs/`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache, partial

@@ -4,8 +4,6 @@ Handlers, links, the pinned setting, requests, programs and tests read it there.
 name in `frame/controls.py`. Plain values: no tensors, no gradio.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

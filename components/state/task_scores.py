@@ -4,8 +4,6 @@
 models can be compared on the same questions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache

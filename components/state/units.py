@@ -1,7 +1,5 @@
 """What a model's anatomy is drawn from besides a plan: scores of its units; the comparable cross-module slices."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -11,8 +11,6 @@
 Tried with gradio 6.30 and 6.31. Test: `tests/browser/test_browser_gradio.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
