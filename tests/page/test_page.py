@@ -106,7 +106,7 @@ def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
 )
 def test_a_release_leaves_what_takes_long_to_its_button(session, tiny, change, button) -> None:
     request = tiny.with_settings(**change)
-    assert list(handlers.on_release(session, request, 0, None, SOMEBODY)) == []
+    assert list(handlers.measure_live(session, request, 0, None, SOMEBODY)) == []
     assert f"press “{button}”" in html.unescape(handlers.moved(session, session.view(request, SOMEBODY))["headline"])
 
 

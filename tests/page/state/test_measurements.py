@@ -177,7 +177,7 @@ def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
 
 def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
     list(known.prepare(tiny, "somebody"))
-    assert not list(handlers.on_release(known, tiny, 0, None, "somebody"))
+    assert not list(handlers.measure_live(known, tiny, 0, None, "somebody"))
     assert known.perplexities(tiny).source.kind == "before"
     list(handlers.on_prepared(known, tiny, 0, None, "somebody"))
     assert known.perplexities(tiny).source.kind == "here"
@@ -188,7 +188,7 @@ def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, ti
     next(events)
     fresh.jobs.halt("somebody")
     list(events)
-    assert not list(handlers.on_prepared(fresh, tiny, 0, None, "somebody"))
+    assert [*map(list, handlers.on_prepared(fresh, tiny, 0, None, "somebody"))] == [["measured"]]
     assert not fresh.is_calibrated(tiny)
 
 
