@@ -22,6 +22,7 @@ from tests.load.lecture.oracle import check
 from tests.load.lecture.students import EVERY, NEW_TOKENS, Lecture, Student, lead
 from tests.load.room import Class
 from tests.support.page.browsing import running_app
+from tests.support.page.calling import inputs_of
 
 BUDGET = 8 * 2**30  # bytes of memory that the page may take
 LATE = 20.0  # seconds
@@ -64,7 +65,7 @@ def _run(
     (server,) = psutil.Process().children()
     default, page = Settings(dtype=choose_dtype()), Page(address)
     page.ask("evaluate", [*default])  # the lecturer has opened the page before, and asked once
-    page.ask("answer", [*default, PROMPT, NEW_TOKENS, 0.0, 0, False, "", ""])
+    page.ask("answer", inputs_of(default, PROMPT, NEW_TOKENS, 0.0, 0, False, "", ""))
     memory = Memory()
     before = memory.now()
     threading.Thread(target=memory.watch, daemon=True).start()
