@@ -1,7 +1,7 @@
-"""Rows of docs/results/loops.csv: `python -m tests.loops FOLDER NAME...`; `tests.texts` writes the texts to FOLDER.
+"""Prints docs/results/loops.csv: `python -m tests.loops FOLDER dense sliced distill distill-own`.
 
-A name is "dense", "sliced" or a recovery's, on so many times the calibration's text ("distill*18"), by default
-`TRAINING_TIMES`. Prints the rows of the default model, sliced at 0.3.
+`tests.texts` writes the texts to FOLDER. After a recovery's name may follow how many times the calibration's text it
+trains on ("distill*18"); without, `TRAINING_TIMES`. The model is the default one, sliced at 0.3.
 """
 
 import csv
@@ -24,7 +24,8 @@ from intraslice.evaluation.answers import (
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.recovery.registry import cost_of
 
-TOKENS = 2048
+TEXTS = {"Wikipedia": "default", "news": "lee.txt", "help topics": "help.txt", "Python source": "source.jsonl"}
+TOKENS = 2048  # of each text
 BATCH = 100  # answers
 
 
@@ -33,10 +34,13 @@ def main(folder: Path, names: list[str]) -> None:
     dense, config = loaded.model, CalibrationConfig()
     stats = intraslice.calibrate(loaded, data.calibration_tokens(loaded.tokenizer, config), config.targets)
     plan = intraslice.make_plan(stats.profile, SliceConfig(0.3, order="one-shot", estimator="pca"))
-    texts = ["default", *(str(folder / name) for name in ("lee.txt", "help.txt", "source.jsonl"))]
+    texts = [text if text == "default" else str(folder / text) for text in TEXTS.values()]
     windows = [data.evaluation_tokens(loaded.tokenizer, EvaluationConfig(text=text, tokens=TOKENS)) for text in texts]
     states = [DenseStates(dense) for _ in windows]
     prompts = tokens_of_prompts(loaded.tokenizer, len(PROMPTS))[FEW:]
+    writer, (first, *others) = csv.writer(sys.stdout, lineterminator="\n"), TEXTS
+    columns = ["answers that loop", "distinct 3-grams", "their loss", f"KL: {first}", *others]
+    writer.writerow(["model", "dense passes", *columns])
     for name in names:
         model, passes = dense, ""
         if name != "dense":
@@ -52,13 +56,13 @@ def main(folder: Path, names: list[str]) -> None:
         for start in range(0, len(prompts), BATCH):
             answers += greedy_answers(model, prompts[start : start + BATCH], may_end=False)
         of_answers = answer_statistics(answers, answers)
-        cells = [f"{of_answers.loops:.1%}".replace("%", " %"), f"{of_answers.distinct_3grams:.3f}"]
+        cells = [f"{100 * of_answers.loops:g} %", f"{of_answers.distinct_3grams:.3f}"]
         cells.append(f"{answers_loss(dense, prompts, answers):.2f}")
         for tokens, kept in zip(windows, states, strict=True):
             divergence = measure_losses(model, tokens, dense=kept).divergence()
             assert divergence is not None
             cells.append("" if name == "dense" else f"{divergence.value:.3f} ± {divergence.standard_error:.3f}")
-        csv.writer(sys.stdout).writerow([name, passes, *cells])
+        writer.writerow([name, passes, *cells])
         sys.stdout.flush()
 
 
