@@ -27,8 +27,7 @@ from intraslice.modeling.hidden_states import next_token_logits
 from intraslice.recovery.distill import Distillation, Lesson
 from intraslice.samples import SAMPLES_PER_BATCH, KeptStates, states_of
 
-OTHERS = 0.89  # of the steps that there are without own texts
-TURNS = (0.63, 0.74)  # fractions of these steps on other texts, after which the slice writes
+TURNS = (0.63, 0.74)  # fractions of the steps on other texts, after which the slice writes
 LENGTH, WRITTEN = 128, 0.625  # tokens of a text, and the fraction of them that the slice writes
 RUN, LOOP = 4, 3  # a text loops from where a run of so many tokens comes so often
 NATURAL = 4.0  # weight of the loss where other texts repeat themselves
@@ -106,7 +105,7 @@ def repetition_losses(
 
 @dataclass(frozen=True)
 class DistillationOnOwnTexts(Distillation):
-    """At the cost of `Distillation`, on fewer of these texts and on texts that the slice writes, in two turns."""
+    """At the cost of `Distillation`, with smaller updates, also on texts that the slice writes, in two turns."""
 
     name = "distill-own"
     label = "Distillation with own texts"
@@ -115,7 +114,8 @@ class DistillationOnOwnTexts(Distillation):
         "less often, but it is less close to the dense model"
     )
 
-    own_texts: float = 0.056  # steps on own texts, per step on others
+    rank: int = 32  # costs less, which pays for the own texts
+    own_texts: float = 0.05  # steps on own texts, per step on others
     repetition_weight: float = 2.0  # of the losses where it repeats itself; that of the KL divergence is 1
 
     def products(
@@ -131,9 +131,8 @@ class DistillationOnOwnTexts(Distillation):
         return steps.count([]) * size * of_text + others
 
     def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
-        """The first of the steps without own texts, with an empty list for each step on own texts."""
+        """The steps without own texts, and an empty list for each step on own texts."""
         steps = super().steps(sequences, length, epochs)
-        steps = steps[: max(1, round(OTHERS * len(steps)))]
         turns = [round(turn * len(steps)) for turn in TURNS]
         count = round(self.own_texts * len(steps) / len(turns))
         for turn in reversed(turns):
