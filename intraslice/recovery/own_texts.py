@@ -3,7 +3,8 @@
 A slice that is trained on the texts of others alone never sees what follows its own choices. Its greedy texts loop more
 than the dense model's, and within a loop the dense model, too, expects that it goes on. So the slice learns the dense
 model's distributions in its own texts up to where they loop, and wherever it repeats what it wrote and the dense model
-thinks another token plausible, to prefer that. This costs KL where text repeats itself for a reason.
+thinks another token plausible, to prefer that. This costs KL where text repeats itself for a reason, so there the other
+texts have more weight.
 """
 
 from __future__ import annotations
