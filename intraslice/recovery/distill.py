@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import linear
@@ -137,7 +137,7 @@ class Lesson(NamedTuple):
     tokens: Int[Tensor, "*texts length"]
     hidden: Float[Tensor, "tokens hidden"]  # the dense model's final states
     likely: Int[Tensor, " likely"]  # tokens, as in `KeptStates`
-    masks: tuple[Bool[Tensor, "*texts length"], ...] = ()  # for `losses`
+    weights: tuple[Shaped[Tensor, "*texts length"], ...] = ()  # for `losses`
 
 
 @dataclass(frozen=True)
@@ -260,11 +260,11 @@ class Distillation(Recovery):
         log_probs: Float[Tensor, "tokens sampled"],
         target: Float[Tensor, "tokens sampled"],
         following: Int[Tensor, " tokens"],
-        *masks: Bool[Tensor, " tokens"],
+        *weights: Shaped[Tensor, " tokens"],
     ) -> Float[Tensor, " tokens"]:
         """The loss of each token, from both models' log-probabilities of the one after it, whose column it is.
 
-        `IGNORE_INDEX` stands for none. `masks` are those of the lesson.
+        `IGNORE_INDEX` stands for none. `weights` are those of the lesson.
         """
         losses = functional.kl_div(log_probs, target, log_target=True, reduction="none").sum(-1)
         if self.ce_weight:
@@ -300,11 +300,11 @@ class Distillation(Recovery):
         following = functional.pad(
             head.positions(lesson.tokens[..., 1:].contiguous()), (0, 1), value=IGNORE_INDEX
         ).flatten()
-        masks = [mask.flatten() for mask in lesson.masks]
+        weights = [weight.flatten() for weight in lesson.weights]
         with torch.enable_grad():
             hidden = last_hidden(model, lesson.tokens)
             leaf = hidden.detach().requires_grad_()
-            chunks = logits_in_chunks(head, leaf, lesson.hidden.to(leaf.device), following, *masks)
+            chunks = logits_in_chunks(head, leaf, lesson.hidden.to(leaf.device), following, *weights)
             for logits, dense_hidden, *others in chunks:
                 with torch.no_grad():
                     target = head(dense_hidden).log_softmax(-1)

@@ -2,8 +2,9 @@
 
 A slice that is trained on the texts of others alone never sees what follows its own choices. Its greedy texts loop more
 than the dense model's, and within a loop the dense model, too, expects that it goes on. So the slice learns the dense
-model's distributions in its own texts up to where they loop, and wherever it repeats what it wrote, to prefer the other
-token that the dense model expects most. This costs KL where text repeats itself for a reason.
+model's distributions in its own texts up to where they loop, and wherever it repeats what it wrote and the dense model
+thinks another token plausible, to prefer that. This costs KL where text repeats itself for a reason, so there the other
+texts have more weight.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import groupby, takewhile
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -27,11 +28,12 @@ from intraslice.modeling.hidden_states import next_token_logits
 from intraslice.recovery.distill import Distillation, Lesson
 from intraslice.samples import SAMPLES_PER_BATCH, KeptStates, states_of
 
-OTHERS = 0.78  # of the steps that there are without own texts
-TURNS = (0.72, 0.84)  # fractions of these steps on other texts, after which the slice writes
+TURNS = (0.63, 0.74)  # fractions of the steps on other texts, after which the slice writes
 LENGTH, WRITTEN = 128, 0.625  # tokens of a text, and the fraction of them that the slice writes
 RUN, LOOP = 4, 3  # a text loops from where a run of so many tokens comes so often
-MARGIN = 0.5  # nats
+NATURAL = 4.0  # weight of the loss where other texts repeat themselves
+MARGIN = 0.5  # nats by which the slice shall prefer another token to one that repeats
+PLAUSIBLE = 3.0  # nats that the other may be less likely to the dense model: within words and phrases, none is
 
 
 class OwnTexts(NamedTuple):
@@ -79,6 +81,12 @@ def occurrences(text: Sequence[int]) -> list[int]:
     return times
 
 
+def weights_of(text: Int[Tensor, " length"]) -> Float[Tensor, " length"]:
+    """Of the loss in a text by others: `NATURAL` where the next token completes a run which came before, else 1."""
+    times = torch.tensor([*occurrences(text.tolist())[1:], 0], device=text.device)
+    return torch.where(times > 1, NATURAL, 1.0)
+
+
 def repetition_losses(
     log_probs: Float[Tensor, "tokens vocabulary"],
     target: Float[Tensor, "tokens vocabulary"],
@@ -86,16 +94,19 @@ def repetition_losses(
 ) -> Float[Tensor, " tokens"]:
     """What is missing until the slice prefers another token to the chosen one by `MARGIN` nats, at least 0.
 
-    The other token is the one that the dense model expects most; `target` are its log-probabilities.
+    The other token is the one that the dense model expects most (`target` are its log-probabilities). Where that is
+    less likely to it than the chosen one by more than `PLAUSIBLE` nats, the loss is 0.
     """
     other = target.scatter(-1, chosen[:, None], -torch.inf).argmax(-1)
-    of_chosen, of_other = (log_probs.gather(-1, tokens[:, None])[:, 0] for tokens in (chosen, other))
-    return functional.relu(of_chosen - of_other + MARGIN)
+    lead, dense_lead = (
+        (values.gather(-1, chosen[:, None]) - values.gather(-1, other[:, None]))[:, 0] for values in (log_probs, target)
+    )
+    return functional.relu(lead + MARGIN) * (dense_lead < PLAUSIBLE)
 
 
 @dataclass(frozen=True)
 class DistillationOnOwnTexts(Distillation):
-    """At the cost of `Distillation`, on fewer of these texts and on texts that the slice writes, in two turns."""
+    """At the cost of `Distillation`, with smaller updates, also on texts that the slice writes, in two turns."""
 
     name = "distill-own"
     label = "Distillation with own texts"
@@ -104,8 +115,9 @@ class DistillationOnOwnTexts(Distillation):
         "less often, but it is less close to the dense model"
     )
 
-    own_texts: float = 0.128  # steps on own texts, per step on others
-    repetition_weight: float = 0.5  # of the losses where it repeats itself; that of the KL divergence is 1
+    rank: int = 32  # costs less, which pays for the own texts
+    own_texts: float = 0.05  # steps on own texts, per step on others
+    repetition_weight: float = 2.0  # of the losses where it repeats itself; that of the KL divergence is 1
 
     def products(
         self, dense: PreTrainedModel, sliced: PreTrainedModel, sequences: int, length: int, epochs: int
@@ -120,9 +132,8 @@ class DistillationOnOwnTexts(Distillation):
         return steps.count([]) * size * of_text + others
 
     def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
-        """The first of the steps without own texts, with an empty list for each step on own texts."""
+        """The steps without own texts, and an empty list for each step on own texts."""
         steps = super().steps(sequences, length, epochs)
-        steps = steps[: max(1, round(OTHERS * len(steps)))]
         turns = [round(turn * len(steps)) for turn in TURNS]
         count = round(self.own_texts * len(steps) / len(turns))
         for turn in reversed(turns):
@@ -143,7 +154,8 @@ class DistillationOnOwnTexts(Distillation):
         size, (begun, written) = self._texts_per_step(length), lengths(length)
         for is_own, turn in groupby(steps, key=lambda indices: not indices):
             if not is_own:
-                yield from super().lessons(dense, sliced, tokens, states, turn, pause)
+                for lessons in super().lessons(dense, sliced, tokens, states, turn, pause):
+                    yield [lesson._replace(weights=(weights_of(lesson.tokens),)) for lesson in lessons]
                 continue
             count = size * len(list(turn))
             rows = torch.randint(len(tokens), (count, 1), generator=draws)
@@ -159,15 +171,16 @@ class DistillationOnOwnTexts(Distillation):
         log_probs: Float[Tensor, "tokens sampled"],
         target: Float[Tensor, "tokens sampled"],
         following: Int[Tensor, " tokens"],
-        *masks: Bool[Tensor, " tokens"],
+        *weights: Shaped[Tensor, " tokens"],
     ) -> Float[Tensor, " tokens"]:
-        """As without own texts; in these, with the masks of `OwnTexts`."""
-        losses = super().losses(log_probs, target, following)
-        if not masks:
-            return losses
-        scored, repeated = masks
-        repetition = repetition_losses(log_probs, target, following.clamp_min(0))
-        return losses * scored + self.repetition_weight * repeated * repetition
+        """As without own texts, weighted; in these, with the masks of `OwnTexts`."""
+        weight, *repeated = weights
+        losses = weight * super().losses(log_probs, target, following)
+        for mask in repeated:
+            losses = losses + self.repetition_weight * mask * repetition_losses(
+                log_probs, target, following.clamp_min(0)
+            )
+        return losses
 
     def _texts_per_step(self, length: int) -> int:
         return max(1, self.tokens_per_step // sum(lengths(length)))

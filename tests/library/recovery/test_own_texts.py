@@ -12,10 +12,12 @@ from intraslice.recovery import own_texts
 from intraslice.recovery.distill import Distillation, Lesson, sampled_head
 from intraslice.recovery.own_texts import (
     MARGIN,
+    NATURAL,
     DistillationOnOwnTexts,
     lengths,
     occurrences,
     repetition_losses,
+    weights_of,
     write_texts,
 )
 from intraslice.samples import KeptStates
@@ -53,14 +55,19 @@ def test_what_was_written_is_scored_until_it_loops(tiny_case, monkeypatch) -> No
     assert not texts.repeated[1].any()
 
 
-def test_a_repetition_costs_what_another_token_of_the_dense_model_lacks() -> None:
-    """The token that the slice chose is likely to the dense model in the second row, as it is in a loop."""
-    log_probs = torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.4, 0.1], [0.02, 0.9, 0.08]]).log().requires_grad_()
-    target = torch.tensor([[0.2, 0.7, 0.1], [0.8, 0.05, 0.15], [0.1, 0.8, 0.1]]).log()
-    losses = repetition_losses(log_probs, target, torch.tensor([0, 0, 2]))
-    assert_close(losses, torch.tensor([math.log(5 / 4) + MARGIN, math.log(5) + MARGIN, 0.0]))
+def test_a_repetition_costs_what_another_plausible_token_lacks() -> None:
+    """In a loop, the chosen token is likely to the dense model: more than any other in the second row.
+
+    In the third, the other token has the margin; in the last, it is 25 times less likely than the chosen one.
+    """
+    log_probs = torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.1, 0.4], [0.02, 0.9, 0.08], [0.9, 0.04, 0.06]]).log()
+    target = torch.tensor([[0.2, 0.7, 0.1], [0.8, 0.15, 0.05], [0.1, 0.8, 0.1], [0.95, 0.038, 0.012]]).log()
+    losses = repetition_losses(log_probs.requires_grad_(), target, torch.tensor([0, 0, 2, 0]))
+    assert_close(losses, torch.tensor([math.log(5 / 4) + MARGIN, math.log(5) + MARGIN, 0.0, 0.0]))
     losses.sum().backward()
-    assert_close(log_probs.grad, torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0], [0.0, 0.0, 0.0]]))
+    expected = torch.zeros(4, 3)
+    expected[:2, :2] = torch.tensor([1.0, -1.0])
+    assert_close(log_probs.grad, expected)
 
 
 def test_the_gradient_on_own_texts_is_that_of_the_scored_tokens(tiny_case) -> None:
@@ -81,20 +88,25 @@ def test_the_gradient_on_own_texts_is_that_of_the_scored_tokens(tiny_case) -> No
     loss = ((target.exp() * (target - log_probs)).sum(-1) * scored).sum()
     following = tokens.roll(-1, dims=1).flatten()
     losses = repetition_losses(log_probs.flatten(0, 1), target.flatten(0, 1), following)
-    (0.5 / 12 * (loss + 0.5 * (losses * repeated.flatten()).sum())).backward()
+    (0.5 / 12 * (loss + 2 * (losses * repeated.flatten()).sum())).backward()
     assert repeated.any()
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
     weight.grad = None
     weight.requires_grad_(False)
 
 
+def test_the_loss_weighs_more_where_texts_by_others_repeat_a_run() -> None:
+    """A position stands for the token after it: the last but one completes the second 1, 2, 3, 4."""
+    assert weights_of(torch.tensor([1, 2, 3, 4, 9, 1, 2, 3, 4, 5])).tolist() == [1.0] * 7 + [NATURAL, 1.0, 1.0]
+
+
 def test_own_texts_have_their_turns_among_the_others() -> None:
     """Of 128 tokens the slice writes 80; steps are of one sequence of 512 tokens each."""
     assert lengths(512) == (48, 80)
     assert lengths(24) == (9, 15)
-    steps = DistillationOnOwnTexts(own_texts=0.2).steps(50, 512, 1)  # 39 on others
-    assert [index for index, step in enumerate(steps) if not step] == [*range(28, 32), *range(37, 41)]
-    assert [step for step in steps if step] == Distillation().steps(50, 512, 1)[:39]
+    steps = DistillationOnOwnTexts(own_texts=0.2).steps(50, 512, 1)  # 50 on others
+    assert [index for index, step in enumerate(steps) if not step] == [*range(32, 37), *range(42, 47)]
+    assert [step for step in steps if step] == Distillation().steps(50, 512, 1)
 
 
 @torch.no_grad()
@@ -103,9 +115,12 @@ def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_mode
     dense, tokens = case.loaded.model, case.tokens[:4]
     sliced = copy.deepcopy(dense)
     sliced.model.layers[0].mlp.down_proj.weight.mul_(-1)
-    none = KeptStates(torch.zeros(0, 48, dense.config.hidden_size), torch.zeros(0, 48, dtype=torch.int32))
-    turn = DistillationOnOwnTexts(tokens_per_step=96).lessons(dense, sliced, tokens, none, [[], []], no_pause)
-    (first,), (second,) = turn
+    states = KeptStates(torch.zeros(4, 48, dense.config.hidden_size), torch.zeros(4, 48, dtype=torch.int32))
+    turns = DistillationOnOwnTexts(tokens_per_step=96).lessons(
+        dense, sliced, tokens, states, [[2, 3], [], []], no_pause
+    )
+    others, (first,), (second,) = turns
+    assert [lesson.weights[0].tolist() for lesson in others] == [weights_of(text).tolist() for text in tokens[2:]]
     assert not torch.equal(first.tokens, second.tokens)
     for lesson in (first, second):
         assert lesson.tokens.shape == (2, 48)
