@@ -94,7 +94,7 @@ HUB_BYTES = Limit(
     "the least recently used are deleted before another is fetched",
 )
 MEMORY = Limit("bytes of memory of this process", 2**40, 2**40, "set it lower where other processes need memory")
-CACHE_SHARE = Limit("per cent of the free memory for all caches", 60, 50, "the rest is for the work")
+CACHE_SHARE = Limit("per cent of the free memory for all caches", 60, 40, "the rest is for the work")
 UNUSED_SECONDS = Limit("seconds that unused entries stay in memory", 3_600, 600, "frees memory for other clients")
 
 # Turns of jobs (`jobs/round_robin.py`)
