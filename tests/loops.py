@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 import intraslice
-from intraslice import data
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.answers import (
     FEW,
@@ -23,6 +22,7 @@ from intraslice.evaluation.answers import (
 )
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.recovery.registry import cost_of
+from intraslice.texts import TRAINING_TIMES, calibration_tokens, evaluation_tokens, training_tokens
 
 TEXTS = {"Wikipedia": "default", "news": "lee.txt", "help topics": "help.txt", "Python source": "source.jsonl"}
 TOKENS = 2048  # of each text
@@ -32,10 +32,10 @@ BATCH = 100  # answers
 def main(folder: Path, names: list[str]) -> None:
     loaded = intraslice.load_model("default", torch.bfloat16)
     dense, config = loaded.model, CalibrationConfig()
-    stats = intraslice.calibrate(loaded, data.calibration_tokens(loaded.tokenizer, config), config.targets)
+    stats = intraslice.calibrate(loaded, calibration_tokens(loaded.tokenizer, config), config.targets)
     plan = intraslice.make_plan(stats.profile, SliceConfig(0.3, order="one-shot", estimator="pca"))
     texts = [text if text == "default" else str(folder / text) for text in TEXTS.values()]
-    windows = [data.evaluation_tokens(loaded.tokenizer, EvaluationConfig(text=text, tokens=TOKENS)) for text in texts]
+    windows = [evaluation_tokens(loaded.tokenizer, EvaluationConfig(text=text, tokens=TOKENS)) for text in texts]
     states = [DenseStates(dense) for _ in windows]
     prompts = tokens_of_prompts(loaded.tokenizer, len(PROMPTS))[FEW:]
     writer, (first, *others) = csv.writer(sys.stdout, lineterminator="\n"), TEXTS
@@ -47,7 +47,7 @@ def main(folder: Path, names: list[str]) -> None:
             model = intraslice.slice_model(dense, plan, stats)
         if name not in ("dense", "sliced"):
             recovery, _, times = name.partition("*")
-            text = data.training_tokens(loaded.tokenizer, config, times=int(times or data.TRAINING_TIMES))
+            text = training_tokens(loaded.tokenizer, config, times=int(times or TRAINING_TIMES))
             cost = cost_of(dense, model, text, recovery, 1, config.tokens)
             assert cost is not None
             name, passes = f"`{recovery}`", f"{cost.training:.1f}"
