@@ -211,7 +211,8 @@ class Caches:
 
     def __init__(self, free_bytes: int) -> None:
         BUDGET.max_bytes = free_bytes * limits.CACHE_SHARE.value / 100
-        self.job_bytes = free_bytes - BUDGET.max_bytes  # left for running jobs
+        # Left for running jobs: of each kind at most half of what is free, since several kinds run at once.
+        self.job_bytes = min(free_bytes - BUDGET.max_bytes, free_bytes / 2)
         self.models: BoundedCache[tuple[str, str], LoadedModel] = BoundedCache()
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache()
         self.partial_sources: BoundedCache[CalibrationKey, dict[int, Any]] = BoundedCache(100)
