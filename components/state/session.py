@@ -20,7 +20,7 @@ from intraslice.core.threads import set_threads
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
 from intraslice.methods.registry import plan_by, slice_by, slice_bytes
-from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
@@ -221,7 +221,8 @@ class Session:
             def plan_at(sparsity: float) -> SlicePlan:
                 job.checkpoint()  # others run between two plans
                 sparsity = round(100 * sparsity, 4) / 100  # as the slider's value is read
-                return self.plans.plan(calibrated.source, replace(request.slicing, sparsity=sparsity))
+                # Not by `plans`: a hundred that no client views would take the places of those that are.
+                return make_plan(calibrated.source.profile, replace(request.slicing, sparsity=sparsity))
 
             plan = plan_within(target, calibrated.loaded, plan_at, highest)
             job.emit(round(100 * plan.config.sparsity, 4))
