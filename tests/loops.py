@@ -1,7 +1,9 @@
 """Prints docs/results/loops.csv: `python -m tests.loops FOLDER dense sliced distill distill-own`.
 
-`tests.texts` writes the texts to FOLDER. After a recovery's name may follow how many times the calibration's text it
-trains on ("distill*18"); without, `TRAINING_TIMES`. The model is the default one, sliced at 0.3.
+`tests.texts` writes the texts to FOLDER. After a recovery's name may follow how many times the default calibration's
+text it trains on ("distill*18"); without, `TRAINING_TIMES`. With `--thorough` before the names, the slices are those of
+the thorough calibration and `output-error` instead of the default one and `pca`. Trainings cost the same. The model is
+the default one, sliced at 0.3.
 """
 
 import csv
@@ -22,7 +24,8 @@ from intraslice.evaluation.answers import (
 )
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.recovery.registry import cost_of
-from intraslice.texts import TRAINING_TIMES, calibration_tokens, evaluation_tokens, training_tokens
+from intraslice.samples import calibration_sequences
+from intraslice.texts import TRAINING_TIMES, evaluation_tokens, training_tokens
 
 TEXTS = {"Wikipedia": "default", "news": "lee.txt", "help topics": "help.txt", "Python source": "source.jsonl"}
 TOKENS = 2048  # of each text
@@ -31,9 +34,13 @@ BATCH = 100  # answers
 
 def main(folder: Path, names: list[str]) -> None:
     loaded = intraslice.load_model("default", torch.bfloat16)
-    dense, config = loaded.model, CalibrationConfig()
-    stats = intraslice.calibrate(loaded, calibration_tokens(loaded.tokenizer, config), config.targets)
-    plan = intraslice.make_plan(stats.profile, SliceConfig(0.3, order="one-shot", estimator="pca"))
+    dense, config, estimator = loaded.model, CalibrationConfig(), "pca"
+    calibration, suffix = config, ""
+    if names[0] == "--thorough":
+        calibration, estimator, suffix = CalibrationConfig.thorough(), "output-error", ", thorough"
+        names = names[1:]
+    stats = intraslice.calibrate(loaded, calibration_sequences(loaded, calibration), config.targets)
+    plan = intraslice.make_plan(stats.profile, SliceConfig(0.3, order="one-shot", estimator=estimator))
     texts = [text if text == "default" else str(folder / text) for text in TEXTS.values()]
     windows = [evaluation_tokens(loaded.tokenizer, EvaluationConfig(text=text, tokens=TOKENS)) for text in texts]
     states = [DenseStates(dense) for _ in windows]
@@ -62,7 +69,7 @@ def main(folder: Path, names: list[str]) -> None:
             divergence = measure_losses(model, tokens, dense=kept).divergence()
             assert divergence is not None
             cells.append("" if name == "dense" else f"{divergence.value:.3f} ± {divergence.standard_error:.3f}")
-        writer.writerow([name, passes, *cells])
+        writer.writerow([name + suffix, passes, *cells])
         sys.stdout.flush()
 
 
