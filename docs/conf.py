@@ -14,7 +14,7 @@ project, release = "IntraSlice Explorer", intraslice.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "usage"  # index.html is the article of `python -m intraslice publish --site`
 html_theme, html_title, html_copy_source = "furo", f"{project} {release}", False
-html_theme_options = {"announcement": '<a href="index.html">The article: how much of a model can be removed?</a>'}
+html_theme_options = {"announcement": '<a href="index.html">The article: how much can be removed?</a>'}
 myst_heading_anchors = 4  # like GitHub's
 default_role, smartquotes = "code", False  # `name` and --option in docstrings
 autodoc_member_order = "bysource"

@@ -287,10 +287,10 @@ def readme(board: Board) -> Iterator[str]:
     duels = [duel for group in accuracies(board) for duel in group.duels]
     better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
     yield (
-        f"In multiple-choice tasks without examples (*zero-shot*), {len(better)} of {len(duels)} measured slices of "
-        "other methods have a mean accuracy more than two standard errors (paired by question) above that of "
-        "`intraslice`, at equal parameters"
-        f"{': ' * bool(better)}{'; '.join(better)}."
+        f"Of {len(duels)} slices of other methods that also answered multiple-choice questions without examples "
+        f"(*zero-shot*), {len(better)} are clearly more accurate than that of `intraslice` at equal parameters"
+        f"{' (' * bool(better)}{'; '.join(better)}{')' * bool(better)}: by more than two standard errors of the "
+        "difference."
     )
 
 

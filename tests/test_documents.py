@@ -4,8 +4,10 @@ import ast
 import re
 import shlex
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.cli.hf import app
 from test_house import MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_IMPORTS, MAX_PARAMETERS
 
 import intraslice
@@ -67,6 +69,17 @@ def test_commands_can_be_given() -> None:
     for words in commands:
         if words[0] not in ("device", "publish"):  # which the page adds
             parser().parse_args(words)
+
+
+def test_the_command_of_a_space_makes_one_with_the_clone_at_its_top(monkeypatch) -> None:
+    api = Mock()
+    monkeypatch.setattr("huggingface_hub.cli.upload.get_hf_api", lambda *_, **__: api)
+    (line,) = re.findall(r"^    hf (upload .*)$", text_of(ROOT / "docs" / "deployment.md"), re.M)
+    monkeypatch.chdir(ROOT)
+    app.main(shlex.split(line), standalone_mode=False)
+    created, uploaded = api.create_repo.call_args.kwargs, api.upload_folder.call_args.kwargs
+    assert (created["repo_type"], created["space_sdk"]) == ("space", "gradio")
+    assert (uploaded["path_in_repo"], uploaded["ignore_patterns"]) == (".", ["tests/**"])
 
 
 def test_examples_use_what_the_library_has() -> None:

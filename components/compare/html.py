@@ -147,11 +147,15 @@ def _perplexity(column: Cost, dense: Cost) -> tuple[str, str]:
 
 
 def _divergence(column: Cost) -> tuple[str, str]:
-    """KL from the dense model, and its standard error."""
-    if column.divergence is None:
+    """KL from the dense model, and its standard error; before it is measured, the precomputed one."""
+    if column.divergence is not None:
+        value, error = column.divergence
+        note = "" if error is None else f"± {number(error, '.3f')}"
+    elif column.precomputed is not None:
+        value, note = column.precomputed.divergence, gettext("Precomputed on {day}", day=column.precomputed.day)
+    else:
         return "–", ""
-    value, error = column.divergence
-    return gettext("{value:.3f} nats per token", value=value), "" if error is None else f"± {number(error, '.3f')}"
+    return gettext("{value:.3f} nats per token", value=value), note
 
 
 def _speed(name: str, kind: str, column: Cost, dense_column: Cost) -> tuple[str, str]:

@@ -18,7 +18,7 @@ NO_SEARCH = lazy_gettext(
     "that lower KL."
 )
 CONVERGENCE = lazy_gettext("Convergence with calibration size")
-NO_CONVERGENCE = lazy_gettext("Available for models calibrated on more than one sequence.")
+NO_CONVERGENCE = lazy_gettext("How the ratios change with more text appears once two sequences are calibrated.")
 TOLERANCE = 0.02  # fraction of a module; a ratio that changes by less has converged
 LINES = {
     "attention": (lazy_gettext("Attention, mean over layers"), figure.line("attention", 2.4)),
@@ -49,7 +49,7 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
         note = gettext(
             "Was the estimator right? Each point: {ratio:.0%} of one module removed, all other modules dense. "
             "Height: KL(dense ‖ sliced) of the next-token probabilities, on {measured_on}, ± one standard error. "
-            "Horizontal: what {estimator} predicts. ρ: Spearman's rank correlation.",
+            "Horizontal: what {estimator} predicts. ρ: Spearman's rank correlation, 1 if all ranks are predicted.",
             ratio=view.ratio,
             measured_on=view.measured_on,
             estimator=ESTIMATORS[estimator],

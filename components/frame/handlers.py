@@ -212,8 +212,8 @@ def memory(session: Session, model: str) -> str:
         gettext("To download: {size}.", size=formatting.size(found.download_bytes)): found.download_bytes,
         gettext(
             "{family}, {layers} layers; {millions:,.0f} M parameters, {parameters} and {size} if {sparsity:.0%} is "
-            "removed, with a KV cache of {least:.0%} to {most:.0%}. Slicing takes {needed:.1f} GiB, {available:.1f} "
-            "GiB is free; calibrating takes about {time} here.",
+            "removed, with a KV cache of {least:.0%} to {most:.0%}. Slicing takes {needed:.1f} GiB of memory, "
+            "{available:.1f} GiB is free; calibrating takes about {time} here.",
             family=found.family,
             layers=found.layers,
             millions=dense.parameters / 1e6,

@@ -193,7 +193,7 @@ class Calibrations:
         # Published whenever the number of sequences has doubled. One for which the page has plans waits until it is
         # enough to slice from.
         next_count = MIN_SEQUENCES if self._precomputed.source(key) else 1
-        last = Progress("calibrate", 0, 0)
+        last = Progress("calibrate", len(tokens), len(tokens))  # where a whole one is on the disk
 
         def progress(event: Progress) -> None:
             nonlocal next_count, last

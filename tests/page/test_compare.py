@@ -22,6 +22,7 @@ from components.jobs.waiting import JobSemaphore
 from components.state.request import Request
 from components.state.session import Session
 from components.state.units import TOLERANCE
+from components.state.views import PrecomputedCosts
 from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.generation import Sampling, stream_tokens
@@ -151,6 +152,8 @@ def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_mo
     for words in ("1.30 × dense<", "0.80 × dense (slower)", "+25%", "KL from dense</dt><dd>–"):
         assert words in html
     assert "0.400 nats per token<small>± 0.050" in cost(replace(sliced, divergence=(0.4, 0.05)))
+    before = PrecomputedCosts("today", 0.5, 1.2, 1.1)
+    assert "0.500 nats per token<small>Precomputed on today" in cost(replace(sliced, precomputed=before))
     assert cost(dense).count("as fast as dense") == 2
     evil = '<script>alert(1)</script>"'
     candidate = NextToken(evil, 7, 0.5, 0.1)
