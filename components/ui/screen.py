@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..i18n.language import gettext, lazy_gettext, number, percentage, translate
 from ..state.settings import Settings
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, View
 from . import formatting, pinned_text
@@ -145,9 +145,9 @@ def headline(
             least=min_ratio,
         )
     text = gettext(
-        "<b>{removed:.0%}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "<b>{removed}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
-        removed=plan.removed,
+        removed=percentage(float(f"{100 * plan.removed:.2g}")),
         dense=dense,
         sliced=sliced,
         perplexity=perplexity,

@@ -277,9 +277,10 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     With a bias, `L * I * (1 - s * bias)` neurons are kept (L layers of I neurons, sparsity s); attention makes up the
     rest of the budget. Without one, the least important parameters of both are removed (the uniform estimator has 1).
     Since key/value heads are removed by groups and sizes are rounded, a search over nominal sparsities makes the actual
-    sparsity meet the target. Locked ratios are kept, up to rounding to multiples that the shapes ask for, locked units
-    exactly, and all else compensates for them. Raises UserError where the target is out of reach with the cap, the bias
-    and the locks, or a locked layer or unit does not exist.
+    sparsity meet the target; uniform ratios, which change in all layers together, miss it by up to 0.5 %. Locked ratios
+    are kept, up to rounding to multiples that the shapes ask for, locked units exactly, and all else compensates for
+    them. Raises UserError where the target is out of reach with the cap, the bias and the locks, with locked units by
+    more than a head, or a locked layer or unit does not exist.
     """
     units = (profile.head_fraction, profile.gradient_group)
     if units != (config.head_fraction, config.gradient_group):
@@ -293,7 +294,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     profile = profile.with_locks(config.head_locks)
     layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
-    excess = plan.removed_fraction - config.sparsity
+    excess, allowed = plan.removed_fraction - config.sparsity, 0.01
+    if len(config.ratio_locks) < len(config.locked):  # with locked units: a head
+        allowed = min(allowed, max(size.dim * size.channel_cost for size in sizes) / profile.dense_decoder)
     values = {"removed": plan.removed_fraction, "sparsity": 100 * config.sparsity}
     if config.shapes not in (FREE, RUNTIME) and abs(excess) > 0.01:
         raise UserError(
@@ -302,9 +305,9 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
             shapes=config.shapes,
             **values,
         )
-    if reasons.nominal_sparsity == 1 and excess < -0.01:
+    if reasons.nominal_sparsity == 1 and excess < -allowed:
         raise too_little_removed(config, plan.removed_fraction)
-    if config.locked and reasons.nominal_sparsity in (0, 1) and excess > 0.01:
+    if config.locked and reasons.nominal_sparsity in (0, 1) and excess > allowed:
         raise UserError(
             "the locked ratios remove {removed:.1%} of the decoder layers' parameters, more than the sparsity of "
             "{sparsity:g}%; unlock ratios or raise the sparsity",
