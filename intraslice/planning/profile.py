@@ -94,10 +94,11 @@ class LayerProfile:
 
     def heads(self, channels: int) -> tuple[int, ...]:
         """The heads that are kept with a budget of so many channels."""
-        return tuple(np.flatnonzero(self._alive[channels]).tolist())
+        return tuple(np.flatnonzero(self.alive[channels]).tolist())
 
     @cached_property
-    def _alive(self) -> Bool[np.ndarray, "budgets heads"]:
+    def alive(self) -> Bool[np.ndarray, "budgets heads"]:
+        """The kept heads of every channel budget."""
         return self.table.alive.cpu().numpy()
 
     def choices(self, estimator: str | None) -> Choices:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -324,10 +325,10 @@ def head_rules(profile: Profile, plan: SlicePlan, index: int) -> tuple[str, ...]
     layer, kept = profile.with_locks(plan.config.head_locks).layers[index], plan.layers[index]
     if layer.table.rule is None or plan.config.shapes == RUNTIME or not kept.heads:
         return ()
-    alive = torch.isin(torch.arange(layer.sizes.heads), torch.tensor(kept.heads))
-    budgets = (layer.table.alive.cpu() == alive).all(1).nonzero().flatten()
-    budget = budgets[(budgets - _channels(layer, kept.attention_ratio)).abs().argmin()]
-    return tuple(RULES[rule] for rule in layer.table.rule[budget].tolist())
+    alive = np.isin(np.arange(layer.sizes.heads), kept.heads)
+    budgets = np.flatnonzero((layer.alive == alive).all(1))
+    budget = budgets[np.abs(budgets - _channels(layer, kept.attention_ratio)).argmin()]
+    return tuple(RULES[rule] for rule in layer.table.rule.cpu().numpy()[budget])
 
 
 def plan_of_sizes(
