@@ -100,7 +100,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         gettext(
             "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            reason=f"{_reason(curves)} {_ranks(curves)} {_rules(curves['attention'])}".rstrip(),
+            reason=f"{_reason(curves)} {_ranks(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
         ),
         figure.table(
             {
@@ -167,16 +167,6 @@ def fired_rules(fired: Sequence[str]) -> str:
     heads = {rule: ", ".join(str(head) for head, by in enumerate(fired) if by == rule) for rule in texts}
     listed = "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule])
     return gettext("Its heads that a rule decides: {heads}.", heads=listed) if listed else ""
-
-
-def _rules(curve: ImportanceCurve) -> str:
-    """Which rule decides each head of the layer, or for lack of this the rules."""
-    if curve.rules or not curve.one_by_one:
-        return fired_rules(curve.rules)
-    return gettext(
-        "Heads with few of the best channels are removed, then the weakest one as long as the others capture more "
-        "energy without it, or are narrower than three quarters of their width."
-    )
 
 
 def _floor(curve: ImportanceCurve) -> float:

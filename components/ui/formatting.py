@@ -71,8 +71,7 @@ def readout(plan: PlanView | None, measured: Perplexities, pinned: PinnedView | 
         if reading and reading.is_whole
     )
     content = table(columns, [line[: len(columns) + 1] for line in lines], style)
-    earlier = gettext("Settings measured earlier are listed on the Sweep tab.")
-    notes = " ".join((translate(PERPLEXITY), translate(KL), flops, earlier))
+    notes = " ".join((translate(PERPLEXITY), translate(KL), flops))
     return f'<div class="isx-read"{attributes}>{content}</div><p class="isx-quiet">{notes}</p>'
 
 

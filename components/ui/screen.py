@@ -48,7 +48,7 @@ def texts(view: View) -> dict[str, str]:
 
 
 def record(view: View) -> str:
-    """The setting and what is measured of it, for `assets/tried/store.js` (HTML without text)."""
+    """The setting and what is measured of it, for `assets/tried/store.js`, and where these are listed (HTML)."""
     plan, measured, request = view.plan, view.perplexities, view.request
     if plan is None or measured.basis is None:
         return ""
@@ -72,7 +72,8 @@ def record(view: View) -> str:
         "window": basis.window,
         "dtype": basis.dtype,
     }
-    return f'<i hidden data-measured="{escape(json.dumps(values))}"></i>'
+    earlier = gettext("Settings measured earlier are listed on the Sweep tab.")
+    return f'<p class="isx-quiet" data-measured="{escape(json.dumps(values))}">{earlier}</p>'
 
 
 def _pinned(view: View) -> PinnedView | None:
