@@ -7,6 +7,7 @@ from ..i18n.language import gettext, number
 from ..state.plan_views import MapRow, MapView, OpenedView
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
+from .charts import fired_rules
 
 
 class Matrix(NamedTuple):
@@ -70,7 +71,8 @@ def map_chart(view: MapView, selected: int = 0) -> Chart:
         layers=len(view.rows),
         selected=selected,
         hint=gettext(
-            "Click a row to open its layer; there a click on a head locks it, as does dragging the neurons' edge."
+            "Click a row to open its layer and compare cross-module slicing; there a click on a head locks it, as does "
+            "dragging the neurons' edge. A setting pinned before shows what a lock costs."
         ),
         protocol=formatting.provenance(view.source),
         drawing={"kind": "map", "isRanked": view.ranks_neurons, "rows": list(map(_drawn, view.rows))},
@@ -114,12 +116,13 @@ def opened_chart(view: OpenedView) -> Chart:
         }
         for side, matrices in sides.items()
     ]
+    note = gettext(
+        "What does slicing do to the layer's matrices? They are drawn to scale, the side of the residual stream "
+        "upright. Filled: kept as it is; hatched: kept, and rotated or fitted anew; pale: removed."
+    )
     return Chart(
         gettext("Layer {layer}, opened", layer=view.layer),
-        gettext(
-            "What does slicing do to the layer's matrices? They are drawn to scale, the side of the residual stream "
-            "upright. Filled: kept as it is; hatched: kept, and rotated or fitted anew; pale: removed."
-        ),
+        f"{note} {fired_rules(view.rules)}".rstrip(),
         *figure.table(
             {
                 gettext("Matrix"): names,
@@ -170,14 +173,17 @@ def across(view: OpenedView) -> list[Matrix]:
     if view.cross is None:
         return []
     width, narrower = view.cross.width, gettext("rotated, on fewer residual axes")
+    last = view.row.sizes.hidden if view.is_last else width
+    widths = {"down": last} | ({"o": last} if view.shortcuts == 1 else {})  # where the branches' outputs are added
     matrices = [
-        Matrix(matrix.name, matrix.dense, (width, matrix.dense[1]), change=narrower, is_new=True)
+        Matrix(matrix.name, matrix.dense, (widths.get(matrix.name, width), matrix.dense[1]), (), narrower, is_new=True)
         for matrix in inside(view)
     ]
-    for shortcut in range(view.shortcuts):
-        name = gettext("shortcut {number}", number=shortcut + 1) if view.shortcuts > 1 else gettext("shortcut")
-        change = gettext("added: {count:,} parameters", count=width * width)
-        matrices.append(Matrix(name, (width, width), (width, width), change=change, is_new=True, is_added=True))
+    for shortcut in range(1, view.shortcuts + 1):
+        name = gettext("shortcut {number}", number=shortcut) if view.shortcuts > 1 else gettext("shortcut")
+        size = (width, last if shortcut == view.shortcuts else width)
+        change = gettext("added: {count:,} parameters", count=size[0] * size[1])
+        matrices.append(Matrix(name, size, size, change=change, is_new=True, is_added=True))
     return matrices
 
 

@@ -100,7 +100,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         gettext(
             "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            reason=f"{_reason(curves)} {_ranks(curves)} {_rules(curves)}".rstrip(),
+            reason=f"{_reason(curves)} {_ranks(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
         ),
         figure.table(
             {
@@ -155,9 +155,8 @@ def _ranks(curves: Mapping[str, ImportanceCurve]) -> str:
     return gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
 
 
-def _rules(curves: Mapping[str, ImportanceCurve]) -> str:
-    """Which rule decides each head of the layer, or for lack of this the rules."""
-    fired = curves["attention"].rules
+def fired_rules(fired: Sequence[str]) -> str:
+    """The rule that decides each head of a layer, where one does."""
     texts = {
         "few of the best channels": gettext("less than a quarter of the mean number of the best channels"),
         "captured energy": gettext("the others capture more energy without them"),
@@ -166,14 +165,8 @@ def _rules(curves: Mapping[str, ImportanceCurve]) -> str:
         "displaced by a locked head": gettext("changed by locked heads"),
     }
     heads = {rule: ", ".join(str(head) for head, by in enumerate(fired) if by == rule) for rule in texts}
-    if listed := "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule]):
-        return gettext("Its heads that a rule decides: {heads}.", heads=listed)
-    if fired or not curves["attention"].one_by_one:
-        return ""
-    return gettext(
-        "Heads with few of the best channels are removed, then the weakest one as long as the others capture more "
-        "energy without it, or are narrower than three quarters of their width."
-    )
+    listed = "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule])
+    return gettext("Its heads that a rule decides: {heads}.", heads=listed) if listed else ""
 
 
 def _floor(curve: ImportanceCurve) -> float:

@@ -225,7 +225,8 @@ class OpenedView:
     """One layer with the units that are kept, and what cross-module slicing makes of it at equal parameters.
 
     `channels` has a mask of every key/value head, None before a calibration; `neurons` is a mask, None while unknown.
-    `cross` is None at sparsity 0 and for families that it cannot slice; the latter have no `shortcuts`.
+    `cross` is None at sparsity 0 and for families that it cannot slice; the latter have no `shortcuts`. After the last
+    layer the width is the dense one again.
     """
 
     layer: int
@@ -237,7 +238,9 @@ class OpenedView:
     shortcuts: int
     cross: Width | None
     is_comparable: bool = True  # whether the width removes about as many parameters
+    is_last: bool = False
     ranks_neurons: bool = True
+    rules: tuple[str, ...] = ()  # of each query head, as in `ImportanceCurve`
     source: Provenance = HERE
 
 
@@ -262,7 +265,9 @@ def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
         shortcuts=units.shortcuts if units else 0,
         cross=units.width(sparsity) if units and sparsity else None,
         is_comparable=units is not None and units.comparable_width(sparsity) is not None,
+        is_last=layer == len(plan.layers) - 1,
         ranks_neurons=plan.config.order == "one-shot",
+        rules=head_rules(source.profile, plan, layer),
         source=source.provenance,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..i18n.language import gettext, lazy_gettext, number, percentage, translate
 from ..state.settings import Settings
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, View
 from . import formatting, pinned_text
@@ -48,7 +48,7 @@ def texts(view: View) -> dict[str, str]:
 
 
 def record(view: View) -> str:
-    """The setting and what is measured of it, for `assets/tried/store.js` (HTML without text)."""
+    """The setting and what is measured of it, for `assets/tried/store.js`, and where these are listed (HTML)."""
     plan, measured, request = view.plan, view.perplexities, view.request
     if plan is None or measured.basis is None:
         return ""
@@ -72,7 +72,8 @@ def record(view: View) -> str:
         "window": basis.window,
         "dtype": basis.dtype,
     }
-    return f'<i hidden data-measured="{escape(json.dumps(values))}"></i>'
+    earlier = gettext("Settings measured earlier are listed on the Sweep tab.")
+    return f'<p class="isx-quiet" data-measured="{escape(json.dumps(values))}">{earlier}</p>'
 
 
 def _pinned(view: View) -> PinnedView | None:
@@ -145,9 +146,9 @@ def headline(
             least=min_ratio,
         )
     text = gettext(
-        "<b>{removed:.0%}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
+        "<b>{removed}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
-        removed=plan.removed,
+        removed=percentage(float(f"{100 * plan.removed:.2g}")),
         dense=dense,
         sliced=sliced,
         perplexity=perplexity,

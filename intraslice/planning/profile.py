@@ -94,11 +94,17 @@ class LayerProfile:
 
     def heads(self, channels: int) -> tuple[int, ...]:
         """The heads that are kept with a budget of so many channels."""
-        return tuple(np.flatnonzero(self._alive[channels]).tolist())
+        return tuple(np.flatnonzero(self.alive[channels]).tolist())
 
     @cached_property
-    def _alive(self) -> Bool[np.ndarray, "budgets heads"]:
+    def alive(self) -> Bool[np.ndarray, "budgets heads"]:
+        """The kept heads of every channel budget."""
         return self.table.alive.cpu().numpy()
+
+    @cached_property
+    def rules(self) -> Int[np.ndarray, "budgets heads"] | None:
+        """The rule of every head at every channel budget, as in the table."""
+        return None if self.table.rule is None else self.table.rule.cpu().numpy()
 
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""

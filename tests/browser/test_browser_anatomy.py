@@ -126,4 +126,7 @@ def test_in_the_opened_layer_a_click_locks_a_head_and_dragging_their_edge_the_ne
     page.mouse.up()
     page.wait_for_function(f"{ROW}.neurons[1] < {before['neurons'][1]}")
     assert page.evaluate(LOCKS) == [f"0 mlp neurons {page.evaluate(ROW)['neurons'][1]}"]
+    page.click("#undo")
+    page.wait_for_function(f"{ROW}.neurons[1] === {before['neurons'][1]}")
+    assert page.evaluate(LOCKS) == []
     assert page.is_visible("#layer-chart")

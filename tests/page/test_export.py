@@ -21,6 +21,7 @@ from components.sweep.views import SweepChoice
 from components.ui import downloads as module_of_downloads
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
+from intraslice.checkpoints.format import WEIGHTS
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.errors import UserError
@@ -107,6 +108,7 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     assert capsys.readouterr().out == f"{text}\n"
     unpacked = json.loads((tmp_path / exports.checkpoint_name(settings) / "intraslice.json").read_text())
     assert unpacked == json.loads((written / "intraslice.json").read_text())
+    assert (tmp_path / exports.checkpoint_name(settings) / WEIGHTS).read_bytes() == (written / WEIGHTS).read_bytes()
 
 
 def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:

@@ -93,7 +93,8 @@ def head(unit: int, state: str, layer: int = 0) -> Lock:
             "runtime",
             "heads 0, 1, 2, 3 .* without heads 4",
         ),
-        ([head(unit, "remove", layer) for layer in range(30) for unit in range(8)], "free", "more than the sparsity"),
+        # 10.4 %: more than a head above the sparsity
+        ([head(unit, "remove", layer) for layer in range(30) for unit in range(4)], "free", "more than the sparsity"),
     ],
 )
 def test_impossible_units_are_refused(locks, shapes, message) -> None:

@@ -1,0 +1,73 @@
+"""What the map says of every family's layers, opened, is what its slices are, by both methods."""
+
+import pytest
+import torch
+
+from components.ratios.anatomy_charts import Matrix, across, inside
+from components.state.plan_views import Source, map_view, opened_view
+from components.state.units import units_of
+from intraslice.core.config import SliceConfig
+from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
+from intraslice.methods.registry import slice_by
+from intraslice.modeling.families import blocks
+from intraslice.planning.ratios import make_plan
+
+RESIDUAL = {"query": 2, "key": 2, "value": 2, "output": 0, "gate": 1, "up": 1, "down": 0}  # their axis of this side
+
+
+def kept_rows(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
+    """Of each row of a dense matrix, whether the sliced one has it."""
+    rows = {tuple(row) for row in sliced.flatten(0, -2).tolist()}
+    return [tuple(row) in rows for row in dense.flatten(0, -2).tolist()]
+
+
+def sizes_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """(residual side, other side) of a sliced layer's matrices, by the map's names."""
+    weights = vars(layer.self_attn.weights()) | vars(layer.mlp.weights())
+    found = {name: (weights[name], axis) for name, axis in RESIDUAL.items() if weights[name] is not None}
+    sizes = {name: (matrix.shape[axis], matrix.numel() // matrix.shape[axis]) for name, (matrix, axis) in found.items()}
+    return {name[0] if name in ("query", "key", "value", "output") else name: size for name, size in sizes.items()}
+
+
+def by_name(matrices: list[Matrix]) -> dict[str, Matrix]:
+    return {matrix.name: matrix for matrix in matrices}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"order": "sequential"}, {"order": "sequential", "iterative": True}, {"shapes": "runtime"}],
+    ids=["one-shot", "sequential", "iterative", "runtime"],
+)
+def test_the_map_and_the_opened_layers_are_the_slices(every_family_case, options) -> None:
+    dense, stats, tokens = every_family_case.loaded.model, every_family_case.stats, every_family_case.tokens
+    plan = make_plan(stats.profile, SliceConfig(0.4, **{"order": "one-shot"} | options))
+    source = Source(stats.profile, 0, units=units_of(dense, stats))
+    layers = slice_by("intraslice", dense, plan, stats, tokens, progress=False).model.layers
+    rows, is_ranked = map_view(source, plan).rows, "order" not in options
+    for index, (row, layer, block) in enumerate(zip(rows, layers, blocks(dense), strict=True)):
+        view, attention, mlp = opened_view(source, plan, index), layer.self_attn.weights(), layer.mlp.weights()
+        before, matrices = block.attention.weights(), by_name(inside(view))
+        assert view.row == row
+        assert (len(row.heads), row.neurons) == (len(attention.query), layer.mlp.neurons)
+        assert {name: matrix.kept for name, matrix in matrices.items()} == sizes_of(layer)
+        assert list(matrices["q"].columns) == kept_rows(before.query, attention.query)
+        assert list(matrices["k"].columns) == kept_rows(before.key, attention.key)
+        if is_ranked:
+            assert list(matrices["up"].columns) == kept_rows(block.mlp.weights().up, mlp.up)
+        assert (view.neurons is not None) is (is_ranked or row.neurons in (0, row.sizes.neurons))
+
+
+def test_the_opened_layers_are_cross_module_slices(every_family_case) -> None:
+    dense, stats = every_family_case.loaded.model, every_family_case.stats
+    source, plan = Source(stats.profile, 0, units=units_of(dense, stats)), make_plan(stats.profile, SliceConfig(0.3))
+    views = [opened_view(source, plan, index) for index in range(len(plan.layers))]
+    if every_family_case.name == "gemma3":  # it cannot be sliced so
+        assert not any(across(view) or view.shortcuts for view in views)
+        return
+    narrow = plan_crossmodule(dense, 0.3, order="one-shot")
+    sliced = slice_crossmodule(dense, narrow, stats, every_family_case.tokens, progress=False)
+    for view, layer in zip(views, sliced.model.layers, strict=True):
+        matrices = by_name(across(view))
+        added = [matrix.kept for matrix in matrices.values() if matrix.is_added]
+        assert added == [tuple(shortcut.shape) for shortcut in layer.shortcuts]
+        assert {name: matrix.kept for name, matrix in matrices.items() if not matrix.is_added} == sizes_of(layer)
