@@ -36,7 +36,7 @@ from intraslice.pretrained.sources import SUGGESTED_MODELS
 from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, read_rows, write
 from .state.task_scores import DENSE, SCORES, SLICE, TASKS, Score, Slice, scored, slice_of
 
-COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "crossmodule")
+COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "shortgpt-rescaled", "crossmodule")
 SPARSITIES = (0.2, 0.3, 0.4, 0.5)
 TEXTS = {"news": "lee.txt", "help": "help.txt", "source": "source.jsonl"}
 LONGER = CalibrationConfig.thorough()

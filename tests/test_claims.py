@@ -35,6 +35,7 @@ KL, PERPLEXITY = "divergence", "perplexity_ratio"  # columns; those of their sta
 CELLS = {
     "paper": "{perplexity} ({ratio}x)",
     "quantisation": "{megabytes} MB: {perplexity} ({divergence})",
+    "windows": "{perplexity} ({divergence})",
     "seeds": "{divergence} ± {deviation}",
 }
 # Comparisons that only a computed sentence may make.

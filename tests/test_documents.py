@@ -22,7 +22,7 @@ MAX_LINES_OF = {
     "README.md": 90,
     "CONTRIBUTING.md": 80,
     "CHANGELOG.md": 80,
-    "results.md": 500,
+    "results.md": 520,
     "usage.md": 260,
 }  # after the front matter
 MAX_WORDS = 17_500  # of all documents, without the cells of tables

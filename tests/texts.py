@@ -1,8 +1,8 @@
 """The texts of docs/results.md besides Wikipedia, one document each line: `python -m tests.texts FOLDER`.
 
-News (`lee.txt`, gensim's Lee background corpus, fetched by pip unless a gensim wheel is in the folder), Python's help
-topics (`help.txt`), modules of Python's standard library (`source.jsonl`), docstrings of PyTorch (`torchdocs.jsonl`).
-The last three depend on the installed versions.
+News (`lee.txt`, gensim's Lee background corpus), German (`german.txt`, the Deutsche Freie Software Lizenz in the wheel
+spdx), Python's help topics (`help.txt`), modules of Python's standard library (`source.jsonl`), docstrings of PyTorch
+(`torchdocs.jsonl`). pip fetches the wheels that are not in the folder; the last three depend on the installed versions.
 """
 
 import inspect
@@ -16,18 +16,21 @@ from pathlib import Path
 
 import torch
 
-GENSIM = "gensim==4.4.0"
-NEWS = "gensim/test/test_data/lee_background.cor"
+WHEELS = {  # with the member that has the text
+    "lee.txt": ("gensim==4.4.0", "gensim/test/test_data/lee_background.cor"),
+    "german.txt": ("spdx==2.5.1", "spdx/data/D-FSL-1.0.txt"),
+}
 SOURCE_CHARACTERS = range(2_000, 60_000)
 DOCUMENTED = (torch.nn, torch.nn.functional, torch.optim, torch.linalg, torch.fft, torch.distributions, torch)
 MIN_DOCSTRING = 500  # characters
 
 
-def news(folder: Path) -> list[str]:
-    if not list(folder.glob("gensim-*.whl")):
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, GENSIM], check=True)
-    with zipfile.ZipFile(next(folder.glob("gensim-*.whl"))) as wheel:
-        return wheel.read(NEWS).decode("utf-8").splitlines()
+def fetched(folder: Path, wheel: str, member: str) -> list[str]:
+    files = f"{wheel.replace('==', '-')}-*.whl"
+    if not list(folder.glob(files)):
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, wheel], check=True)
+    with zipfile.ZipFile(next(folder.glob(files))) as archive:
+        return [line for line in archive.read(member).decode("utf-8").splitlines() if line]
 
 
 def help_topics() -> list[str]:
@@ -48,11 +51,12 @@ def docstrings() -> list[str]:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, texts in (("lee.txt", news(folder)), ("help.txt", help_topics())):
+    lines = {name: fetched(folder, *source) for name, source in WHEELS.items()} | {"help.txt": help_topics()}
+    for name, texts in lines.items():
         (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
     for name, texts in (("source.jsonl", sources()), ("torchdocs.jsonl", docstrings())):
-        lines = (json.dumps({"text": text}) for text in texts)
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        objects = (json.dumps({"text": text}) for text in texts)
+        (folder / name).write_text("\n".join(objects) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ METHOD_COLOURS = {
     "modegpt": "olive",
     "flatllm": "teal",
     "shortgpt": "indigo",
+    "shortgpt-rescaled": "indigo",
 }
 # Symbols of methods; some methods share a colour and a dash.
 SYMBOLS = {
@@ -63,6 +64,7 @@ SYMBOLS = {
     "modegpt": "star",
     "flatllm": "hexagram",
     "shortgpt": "diamond-wide",
+    "shortgpt-rescaled": "diamond-tall",
     "wanda": "triangle-up",
     "flap": "x",
 }

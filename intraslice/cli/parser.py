@@ -80,6 +80,7 @@ def _estimator(text: str) -> str:
 
 ALIGN = f"free shapes in multiples, such as mlp=64 dim=8, or one of {', '.join(PRESETS)}"
 ALSO_EVAL = "further held-out texts to evaluate every model on, each with its own columns"
+EVAL_LENGTH = "number of tokens per perplexity window (default: --length)"
 PASSES = "budget of a search at each sparsity, in dense passes over the calibration text"
 PROMPT = "What is the capital of France, and why is it famous?"
 PROMPT_TOKENS = "number of prompt tokens for measuring prefill speed"
@@ -183,6 +184,7 @@ OPTIONS = {  # by the group in which the help lists them
     ),
     "evaluation": (
         *_options_of(EvaluationConfig),
+        _option("--eval-length", EVAL_LENGTH, "evaluate sweep", **NUMBER),
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
         _option("--answers", ANSWERS, "evaluate sweep", **NUMBER, nargs="?", const=FEW, default=0),
         _option("--full-length", FULL_LENGTH, "evaluate", **SWITCH),

@@ -212,8 +212,10 @@ def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
     """The recipe of a command line. Raises UserError for numbers out of range, or an invalid file of ratios."""
     a = arguments
-    if a.eval_tokens < a.length:
-        raise UserError(f"--eval-tokens must be at least --length, {a.length} tokens, got {a.eval_tokens}")
+    length = vars(a).get("eval_length")
+    option, window = ("--length", a.length) if length is None else ("--eval-length", length)
+    if a.eval_tokens < window:
+        raise UserError(f"--eval-tokens must be at least {option}, {window} tokens, got {a.eval_tokens}")
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
     locked = (*(lock for lock in file_locks if lock[:2] not in {lock_target(other) for other in locks}), *locks)
@@ -221,7 +223,7 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
         model=a.model,
         slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a)),
         calibration=_calibration(a),
-        evaluation=_config(EvaluationConfig, a, window=a.length),
+        evaluation=_config(EvaluationConfig, a, window=window),
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )

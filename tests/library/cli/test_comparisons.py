@@ -61,6 +61,15 @@ def test_a_recovery_follows_any_method(run):
     assert 2 < row["recovery_training_passes"] < 30
 
 
+def test_evaluation_windows_may_be_longer_than_calibration_sequences(run):
+    both, evaluation = run("evaluate --length 48"), run("evaluate --eval-length 48")
+    assert evaluation["perplexity"]["dense"] == both["perplexity"]["dense"]
+    assert evaluation["perplexity"]["sliced"] != both["perplexity"]["sliced"]
+    assert [evaluation["protocol"][name] for name in ("window", "calibration_tokens")] == [48, 16 * 24]
+    (row,) = run(f"{ONE_POINT} --order sequential --eval-length 48")["rows"]
+    assert row["perplexity"] == evaluation["perplexity"]["sliced"]
+
+
 def test_answers_are_judged_behind_an_option(run):
     judged = run("evaluate --answers")["answers"]
     (row,) = run(f"{ONE_POINT} --answers")["rows"]

@@ -165,6 +165,34 @@ def test_the_model_is_the_one_without_these_layers(tiny_case):
     assert sum(p.numel() for p in model.model.layers[gone].parameters()) < 0.01 * plan.parameters.dense_decoder
 
 
+@torch.no_grad()
+def test_after_a_removed_layer_hidden_states_keep_their_norm(every_family_case):
+    """As if the embedding and the layers before the gap wrote more, which is how Prune&Comp says it."""
+    case, tokens = every_family_case, every_family_case.tokens
+    locked = tuple((layer, module, float(layer)) for layer in (0, 1) for module in ("attention", "mlp"))
+    config = {"sparsity": 1 / len(case.stats.layers), "locked": locked}
+    (plan, plain), (_, rescaled) = made("shortgpt", case, **config), made("shortgpt-rescaled", case, **config)
+    assert [bool(layer.heads or layer.neurons) for layer in plan.layers] == [True, False, True]
+    assert sum(p.numel() for p in rescaled.parameters()) == sum(p.numel() for p in plain.parameters())
+    states = case.original(tokens, output_hidden_states=True).hidden_states[1:3]
+    norms = [state.norm(dim=-1, keepdim=True) for state in states]
+    energies = [
+        state.square().sum((0, 1)) / (state / norm).square().sum((0, 1))
+        for state, norm in zip(states, norms, strict=True)
+    ]
+    growth = (energies[1].median() / energies[0].median()).sqrt()
+    assert growth == pytest.approx(norms[1].mean() / norms[0].mean(), rel=0.1)
+
+    def scale(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        return output * growth
+
+    handle = plain.model.layers[1].register_forward_hook(scale)
+    expected = plain(tokens).logits
+    handle.remove()
+    assert_close(rescaled(tokens).logits, expected, atol=1e-3, rtol=1e-3)
+    assert rescaled.lm_head.weight is case.loaded.model.lm_head.weight
+
+
 def test_without_a_bias_rivals_take_as_much_of_either_kind(tiny_case):
     plan, _ = made("magnitude", tiny_case("llama-gqa"), 0.4)
     assert plan.reasons.bias == 1
