@@ -88,7 +88,7 @@ def compress(
         method=method.name,
         dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
-    others = {name: options[name] for name in ("size", "context") if name in options}
+    others: dict[str, Any] = {name: options[name] for name in ("size", "context") if name in options}
     others |= {"ratio_search": passes, "is_auto": estimator == AUTO, "progress": progress}
     pipeline = Pipeline(recipe, device, options.get("device_map"), **others)
     if ignored := [name for name in options if name in method.unused]:
