@@ -6,7 +6,6 @@ from math import exp, expm1, log
 from statistics import fmean
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -73,12 +72,16 @@ def choose_estimator(
     asked = pairs, seed, tuple(candidates), MEASURED
     path = cache_path("search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, text, *asked)
     if not (record := read_record(path)):
-        samples = _samples(loaded.model, (2 * pairs - len(text), length), seed, report).to(text)
-        parts = zip(text.tensor_split(len(rounds)), samples.tensor_split(len(rounds)), strict=True)
+        generator = torch.Generator().manual_seed(2**20 * (seed + 1) - 1)  # as of no batch of `kept_samples`
+        size = 2 * pairs - len(text), length
+        sampled = sample_texts(
+            loaded.model, size, TEMPERATURE, generator, lambda *done: report(Progress("samples", *done))
+        ).to(text)
+        parts = zip(text.tensor_split(len(rounds)), sampled.tensor_split(len(rounds)), strict=True)
         logs, read = _halved(loaded.model, stats, candidates, rounds, [torch.cat(part) for part in parts], report)
         name = min(logs, key=lambda other: (-len(logs[other]), sum(logs[other])))
         excess = {other: _excess(logs[other], logs[name]) for other in candidates if other != name}
-        record = asdict(Choice(name, excess, (samples.numel() + read) / stats.tokens))
+        record = asdict(Choice(name, excess, (sampled.numel() + read) / stats.tokens))
         write_record(path, record, "the choice of an estimator")
     return Choice(**record)
 
@@ -100,14 +103,6 @@ def searched_estimator(
 def _rounds(candidates: int) -> list[int]:
     """The number of candidates in each round: half of them, rounded up, reach the next one, until there are two."""
     return [candidates] if candidates <= 2 else [candidates, *_rounds((candidates + 1) // 2)]
-
-
-def _samples(
-    model: PreTrainedModel, size: tuple[int, int], seed: int, report: ProgressCallback
-) -> Int[Tensor, "windows window"]:
-    """Texts of the model that no calibration has read: each batch of those has a seed of its own."""
-    generator = torch.Generator().manual_seed(2**20 * (seed + 1) - 1)
-    return sample_texts(model, size, TEMPERATURE, generator, lambda *done: report(Progress("samples", *done)))
 
 
 def _halved(
@@ -141,5 +136,5 @@ def _halved(
 
 def _excess(logs: Sequence[float], best: Sequence[float]) -> list[float]:
     """By which fraction a candidate's KL is above that of the best on their common windows, and its standard error."""
-    mean, error = mean_over_windows([other - own for other, own in zip(logs, best, strict=False)])
+    mean, error = mean_over_windows([other - lowest for other, lowest in zip(logs, best, strict=False)])
     return [expm1(mean), exp(mean) * (error or 0.0)]
