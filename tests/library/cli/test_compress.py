@@ -1,6 +1,7 @@
 """`intraslice.compress` on tiny models: the command line's numbers, an untouched input, and every way out."""
 
 import copy
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import intraslice
 from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model, pipeline
+from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run, recipe_of
 from intraslice.core.progress import Progress
@@ -114,7 +116,7 @@ def test_an_estimator_may_be_a_function_in_a_file(home, texts):
     assert own.plan.config.estimator.startswith("mine.py:importances@")
 
 
-def test_auto_is_recorded_as_the_estimator_that_it_chooses_on_unread_text(home, texts, run, capsys, monkeypatch):
+def test_auto_is_recorded_as_the_estimator_that_it_chooses_on_unread_text(home, words, texts, run, capsys, monkeypatch):
     choose, unread = pipeline.choose_estimator, []
 
     def choose_estimator(loaded, stats, text, *others, **options):
@@ -128,8 +130,11 @@ def test_auto_is_recorded_as_the_estimator_that_it_chooses_on_unread_text(home, 
     assert name == chosen.plan.config.estimator == chosen.recipe.slicing.estimator
     assert name in CANDIDATES
     assert chosen.plan == compress("tiny", 0.4, estimator=name, **options).plan
-    assert run("ratios --order one-shot --sparsity 0.4 --estimator auto")["estimator"] == name
-    assert run(f"ratios --order one-shot --sparsity 0.4 --estimator {name}")["ratios"] == chosen.record["ratios"]
+    assert main(["ratios", *words, "--sparsity", "0.4", "--estimator", "auto", "--json"]) == 0
+    output, messages = capsys.readouterr()
+    assert json.loads(output)["estimator"] == name
+    assert f"\nestimator: {name}; KL at 30 % with " in messages
+    assert run(f"ratios --sparsity 0.4 --estimator {name}")["ratios"] == chosen.record["ratios"]
     read = calibration_tokens(chosen.tokenizer, texts["calibration"], str(texts["evaluation"].text))
     rows, *others = (
         {*map(tuple, part.tolist())} for part in (unread[0], read, chosen.recipe.windows(chosen.tokenizer))
