@@ -61,10 +61,11 @@ def compress(
         options: `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk")
             for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; the fields
             of `SliceConfig`, of which `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
-            `load_estimator` takes it; `ratios="search"`, which searches for better ratios than the estimator's within
-            `passes` dense passes over the calibration tokens (see `search_ratios`); `size="200 MB"`, which replaces
-            the sparsity: at most so many bytes of weights, in the model's dtype or in the type that follows, as in
-            "200 MB q8_0" for `to_gguf`, and, with `context=4096`, of the key/value cache of so many tokens.
+            `load_estimator` takes it, or "auto" (see `choose_estimator`); `ratios="search"`, which searches for better
+            ratios than the estimator's within `passes` dense passes over the calibration tokens (see `search_ratios`);
+            `size="200 MB"`, which replaces the sparsity: at most so many bytes of weights, in the model's dtype or in
+            the type that follows, as in "200 MB q8_0" for `to_gguf`, and, with `context=4096`, of the key/value cache
+            of so many tokens.
 
     Raises:
         UserError: there is no such model, it cannot be sliced, the sparsity or the size cannot be reached, or the
@@ -76,7 +77,8 @@ def compress(
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
     slicing = {name: options[name] for name in SLICING_OPTIONS if name in options}
-    slicing["estimator"] = load_estimator(str(options.get("estimator", SliceConfig.estimator))).name
+    estimator = str(options.get("estimator", SliceConfig.estimator))
+    slicing["estimator"] = SliceConfig.estimator if estimator == AUTO else load_estimator(estimator).name
     method = METHODS.require(options.get("method", Recipe.method))
     recipe = Recipe(
         model=str(model) if loaded is None else loaded.name,
@@ -86,8 +88,9 @@ def compress(
         method=method.name,
         dtype=choose_dtype(options.get("dtype", AUTO) if loaded is None else loaded.model.dtype, device),
     )
-    size = {name: options[name] for name in ("size", "context") if name in options}
-    pipeline = Pipeline(recipe, device, options.get("device_map"), progress=progress, ratio_search=passes, **size)
+    others: dict[str, Any] = {name: options[name] for name in ("size", "context") if name in options}
+    others |= {"ratio_search": passes, "is_auto": estimator == AUTO, "progress": progress}
+    pipeline = Pipeline(recipe, device, options.get("device_map"), **others)
     if ignored := [name for name in options if name in method.unused]:
         log.warning("%s ignored: not used by method %s", ", ".join(ignored), method.name)
     return compress_loaded(pipeline, pipeline.load_dense() if loaded is None else loaded)

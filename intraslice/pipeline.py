@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 from intraslice import texts
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.calibration.user_estimator import register_importances
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import ProgressOption
 from intraslice.loading import LoadedModel, load_model, require_dense_name
@@ -21,14 +20,9 @@ from intraslice.modeling.hidden_states import Tokens, Windows, require_length
 from intraslice.modeling.offload import Placement
 from intraslice.records import Recipe
 from intraslice.samples import calibration_sequences
+from intraslice.search.choice import Choice, choose_estimator, searched_estimator
 from intraslice.search.evolution import SearchConfig
-from intraslice.search.ratio_search import (
-    require_in_memory,
-    require_searchable,
-    search_ratios,
-    search_windows,
-    searched_importances,
-)
+from intraslice.search.ratio_search import require_in_memory, require_searchable, search_windows
 from intraslice.size_target import parse_size, plan_recipe
 
 PASSES = SearchConfig.passes  # of a search, by default
@@ -41,9 +35,10 @@ class Pipeline:
 
     `slicing` is the fraction of the residual stream's axes that the cross-module method removes, instead of a sparsity.
     With `ratio_search`, a budget in dense passes, the calibration is followed by a search for ratios at the recipe's
-    sparsity, and the recipe's estimator becomes the file of importances that reproduces them. With a `size`, such as
-    "200 MB" or "200 MB q8_0", of the weights and the key/value cache of `context` tokens, the recipe's sparsity becomes
-    that of the plan which meets it.
+    sparsity, and the recipe's estimator becomes the file of importances that reproduces them. With `is_auto` it becomes
+    that of `choose_estimator`, before a search, and `choice` says by how much it is better. With a `size`, such as "200
+    MB" or "200 MB q8_0", of the weights and the key/value cache of `context` tokens, the recipe's sparsity becomes that
+    of the plan which meets it.
     """
 
     recipe: Recipe
@@ -54,6 +49,8 @@ class Pipeline:
     ratio_search: float | None = field(default=None, kw_only=True)
     size: str | None = field(default=None, kw_only=True)
     context: int = field(default=0, kw_only=True)
+    is_auto: bool = field(default=False, kw_only=True)
+    choice: Choice | None = field(default=None, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +107,11 @@ class Pipeline:
         with self.timed("calibrate"):
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)
             _ = stats.profile  # computed on first access, and counted here
+        if self.is_auto and self.method.uses_estimator:
+            with self.timed("choose"):
+                text, seed = self._unread(loaded), self.recipe.calibration.seed
+                self.choice = choose_estimator(loaded, stats, text, seed, progress=self.progress)
+            self._use_estimator(self.choice.name)
         if self.ratio_search is not None:
             passes, self.ratio_search = self.ratio_search, None
             stats = self._with_searched_ratios(loaded, stats, self._search_config(passes))
@@ -118,7 +120,7 @@ class Pipeline:
     def search_windows(self, loaded: LoadedModel) -> Windows:
         """What a search reads: calibration text after the calibration tokens, and text that the model writes."""
         calibration, count = self.recipe.calibration, self.recipe.calibration.sequences
-        text = self.training_tokens(loaded)[count : 2 * count]
+        text = self._unread(loaded)[:count]
         size, skip = WINDOWS_PER_SEQUENCE * count, calibration.samples
         return search_windows(loaded, text, size, calibration.seed, skip, progress=self.progress)
 
@@ -133,13 +135,17 @@ class Pipeline:
         self, loaded: LoadedModel, stats: CalibrationStats, config: SearchConfig
     ) -> CalibrationStats:
         """The statistics with the importances of searched ratios, which become the recipe's estimator."""
-        slicing = self.recipe.slicing
         with self.timed("search"):
-            windows = self.search_windows(loaded)
-            found = search_ratios(loaded, stats, windows, slicing, search=config, progress=self.progress)
-        estimator = register_importances(searched_importances(stats.profile, [found], slicing.estimator))
-        self.recipe = replace(self.recipe, slicing=replace(slicing, estimator=estimator))
+            windows, slicing = self.search_windows(loaded), self.recipe.slicing
+            self._use_estimator(searched_estimator(loaded, stats, windows, slicing, config, progress=self.progress))
         return replace(stats)  # its profile is computed again, with the new estimator
+
+    def _use_estimator(self, name: str) -> None:
+        self.recipe = replace(self.recipe, slicing=replace(self.recipe.slicing, estimator=name))
+
+    def _unread(self, loaded: LoadedModel) -> Tokens:
+        """The calibration text after the calibration tokens."""
+        return self.training_tokens(loaded)[self.recipe.calibration.sequences :]
 
     def calibrate_for_method(self, loaded: LoadedModel) -> tuple[CalibrationStats | None, Tokens]:
         """As `calibrate`, but without statistics if the recipe's method needs none."""

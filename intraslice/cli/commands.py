@@ -10,7 +10,7 @@ from intraslice import records
 from intraslice.api import compress_loaded, export_gguf
 from intraslice.checkpoints.format import is_checkpoint, require_free, require_new_file
 from intraslice.checkpoints.to_gguf import NO_CROSS_MODULE, padding_text, require_deci
-from intraslice.cli.run import CommandResult, Run, peak_memory, require_writable, searches
+from intraslice.cli.run import CommandResult, Run, is_auto, peak_memory, require_writable, searches
 from intraslice.core.checks import require_words
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
@@ -164,6 +164,8 @@ def _require_streamable(run: Run) -> None:
             "--stream requires --out FOLDER and does not support --gguf, --device-map, --slicing or --size; leave them "
             "out, and write the GGUF file with `export` afterwards"
         )
+    if is_auto(a):
+        raise UserError("cannot slice one layer at a time: --estimator auto measures whole models; name an estimator")
     if searches(a):
         raise UserError(
             "cannot slice one layer at a time: --ratios search measures whole models; on a machine with enough memory "

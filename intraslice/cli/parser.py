@@ -1,6 +1,7 @@
 """The argument parser of the command line: the tables of its options and of its commands."""
 
 import argparse
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import fields
 from importlib import import_module
@@ -334,8 +335,8 @@ def _add_command(
             if not owners or name in owners.split():
                 registry, settings = settings.get("registry"), {**settings}
                 if registry is not None:
-                    default = settings["default"]
-                    settings["choices"] = registry if default in registry else (default, *registry)
+                    other = AUTO if registry is ESTIMATORS else settings["default"]
+                    settings["choices"] = ChainMap(registry, {other: None})  # as the registry is when a line is parsed
                     text = f"{text}. {settings.pop('registry').help()}"
                 dest = group.add_argument(flag, **settings, help=text.replace("%", "%%")).dest
                 common += [] if owners else [dest]

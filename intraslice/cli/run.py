@@ -39,7 +39,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.hidden_states import Windows
 from intraslice.pipeline import Pipeline
-from intraslice.pretrained.precision import choose_device, choose_dtype
+from intraslice.pretrained.precision import AUTO, choose_device, choose_dtype
 from intraslice.pretrained.sources import verify_weights
 from intraslice.records import Recipe
 from intraslice.untrusted.layer_files import read_ratios
@@ -47,7 +47,7 @@ from intraslice.untrusted.layer_files import read_ratios
 CommandResult = tuple[dict[str, Any], str]  # a command's JSON object, and its text for people
 BY_POINT = ("sweep", "paper")  # commands of which each model is made by a single process
 SHARED = ("ratios", "evaluate", "slice", *BY_POINT)  # commands that several processes share
-SEARCHING = ("ratios", "evaluate", "slice", "generate")  # commands that take --ratios search
+SEARCHING = ("ratios", "evaluate", "slice", "generate")  # commands that take --ratios search and --estimator auto
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config", SliceConfig, CalibrationConfig, EvaluationConfig)
@@ -79,7 +79,13 @@ class Run(Pipeline):
                 f"--ratios search works with {', '.join(SEARCHING)}, got {arguments.command}; run `search --out "
                 f"FILE.json` first, then pass --estimator FILE.json to {arguments.command}"
             )
-        recipe, options = recipe_of(arguments), {"ratio_search": search} | _size(arguments)
+        if is_auto(arguments) and arguments.command not in SEARCHING:
+            raise UserError(
+                f"--estimator auto works with {', '.join(SEARCHING)}, got {arguments.command}; run `ratios --estimator "
+                "auto` first, then pass the estimator that it names"
+            )
+        recipe = recipe_of(arguments)
+        options = {"ratio_search": search, "is_auto": is_auto(arguments)} | _size(arguments)
         super().__init__(recipe, device, arguments.device_map, arguments.slicing, **options)
         self.is_first, self.is_alone = rank() == 0, size() == 1  # of the processes that torchrun has started
         if not self.is_alone:
@@ -137,6 +143,13 @@ class Run(Pipeline):
         print(f"model: {loaded.source}", file=sys.stderr)
         return loaded
 
+    def calibrate(self, loaded: LoadedModel) -> Any:
+        """Calibrate as the pipeline does, and print the choice of an estimator to stderr."""
+        result = super().calibrate(loaded)
+        if self.choice is not None:
+            print(f"estimator: {self.choice}", file=sys.stderr)
+        return result
+
     def load_any(self) -> LoadedModel:
         """As `load`, and for a sliced checkpoint log the options of slicing, which it does not use."""
         loaded = self.load()
@@ -182,6 +195,11 @@ def searches(arguments: argparse.Namespace) -> bool:
     return str(arguments.ratios) == "search"
 
 
+def is_auto(arguments: argparse.Namespace) -> bool:
+    """Whether the estimator is chosen by measurement."""
+    return str(arguments.estimator) == AUTO
+
+
 def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
     """Raise UserError unless several processes can share the command and all that its options ask for."""
     method, slicing = METHODS.require(recipe.method), recipe.slicing
@@ -192,6 +210,7 @@ def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
         sequential = method.uses_order and slicing.order == "sequential"
         unshared = {
             "--ratios search": searches(arguments),
+            "--estimator auto": is_auto(arguments),
             "--stream": getattr(arguments, "stream", False),
             f"recovery {recovery}": recovery != NO_RECOVERY,
             "--iterative": method.uses_order and slicing.iterative,
@@ -216,12 +235,13 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     option, window = ("--length", a.length) if length is None else ("--eval-length", length)
     if a.eval_tokens < window:
         raise UserError(f"--eval-tokens must be at least {option}, {window} tokens, got {a.eval_tokens}")
+    estimator = SliceConfig.estimator if is_auto(a) else a.estimator  # until one is chosen
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
     locked = (*(lock for lock in file_locks if lock[:2] not in {lock_target(other) for other in locks}), *locks)
     return Recipe(
         model=a.model,
-        slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a)),
+        slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a), estimator=estimator),
         calibration=_calibration(a),
         evaluation=_config(EvaluationConfig, a, window=window),
         method=a.method,

@@ -151,7 +151,8 @@ class SliceConfig:
     sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")
     estimator: str = option(
         "pca",
-        "ratio estimator, or your own path.py:function or importances.json (see docs/extending.md)",
+        "ratio estimator, your own path.py:function or importances.json (see docs/extending.md), or auto: the best of "
+        "several, by KL at 30% (ratios, evaluate, slice and generate)",
         registry=ESTIMATORS,
         metavar="NAME|FILE.py:FUNCTION|FILE.json",
     )

@@ -44,6 +44,7 @@ BEFORE_LOADING = [
     ("search --depth --out there.csv", "--depth requires one sparsity, such as --sparsities 0.3, got 4"),
     ("search --depth --out there.csv --sparsities 0.4 --lock 1 mlp 5", "requires that no ratio is locked"),
     ("sweep --ratios search", "--ratios search works with"),
+    ("search --out there.json --estimator auto", "--estimator auto works with"),
     ("sweep --prompt-tokens 0", "prompt"),
     ("sweep --csv /no/such/folder/rows.csv", "does not exist"),
     ("sweep --csv folder", "cannot write folder (Is a directory)"),

@@ -1,6 +1,7 @@
 """`intraslice.compress` on tiny models: the command line's numbers, an untouched input, and every way out."""
 
 import copy
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +18,14 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import intraslice
-from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model
+from intraslice import CalibrationConfig, EvaluationConfig, SliceConfig, UserError, api, compress, load_model, pipeline
+from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run, recipe_of
 from intraslice.core.progress import Progress
 from intraslice.evaluation.generation import generate_text
+from intraslice.search.choice import CANDIDATES
+from intraslice.texts import calibration_tokens
 
 PROMPT = "w20 w30 w40 w50"
 
@@ -110,6 +114,36 @@ def test_an_estimator_may_be_a_function_in_a_file(home, texts):
     )
     assert own.plan.layers == built_in.plan.layers
     assert own.plan.config.estimator.startswith("mine.py:importances@")
+
+
+def test_auto_is_recorded_as_the_estimator_that_it_chooses_on_unread_text(home, words, texts, run, capsys, monkeypatch):
+    choose, unread = pipeline.choose_estimator, []
+
+    def choose_estimator(loaded, stats, text, *others, **options):
+        unread.append(text)
+        return choose(loaded, stats, text, *others, **options)
+
+    monkeypatch.setattr(pipeline, "choose_estimator", choose_estimator)
+    options = {"order": "one-shot", "dtype": "float32", "device": "cpu", "progress": False} | texts
+    chosen = compress("tiny", 0.4, estimator="auto", **options)
+    name = chosen.record["requested"]["estimator"]
+    assert name == chosen.plan.config.estimator == chosen.recipe.slicing.estimator
+    assert name in CANDIDATES
+    assert chosen.plan == compress("tiny", 0.4, estimator=name, **options).plan
+    assert main(["ratios", *words, "--sparsity", "0.4", "--estimator", "auto", "--json"]) == 0
+    output, messages = capsys.readouterr()
+    assert json.loads(output)["estimator"] == name
+    assert f"\nestimator: {name}; KL at 30 % with " in messages
+    assert run(f"ratios --sparsity 0.4 --estimator {name}")["ratios"] == chosen.record["ratios"]
+    read = calibration_tokens(chosen.tokenizer, texts["calibration"], str(texts["evaluation"].text))
+    rows, *others = (
+        {*map(tuple, part.tolist())} for part in (unread[0], read, chosen.recipe.windows(chosen.tokenizer))
+    )
+    assert len(unread) == 2
+    assert rows
+    assert not rows & (others[0] | others[1])
+    with pytest.raises(UserError, match="estimator must be one of"):
+        SliceConfig(estimator="auto")
 
 
 def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):

@@ -383,6 +383,7 @@ def test_rows_are_written_by_the_first_alone(in_processes, tmp_path, options):
         ("slice --iterative --out folder", "--iterative"),
         ("slice --order one-shot --stream --out folder", "--stream"),
         ("evaluate --ratios search", "--ratios search"),
+        ("evaluate --estimator auto", "--estimator auto"),
         ("evaluate --method crossmodule", "crossmodule in the sequential order"),
         ("evaluate --method crossmodule --order one-shot", None),
         ("evaluate --method magnitude --iterative", None),

@@ -250,6 +250,7 @@ def test_a_slice_is_streamed_by_itself_where_memory_is_short_but_a_search_is_not
         ("--samples 2", "leave samples out"),
         ("--recover distill", "recovery distill trains all layers at once; leave it out"),
         ("--ratios search", "--ratios search measures whole models"),
+        ("--estimator auto", "--estimator auto measures whole models"),
         ("--device-map disk", "--stream requires --out FOLDER"),
     ],
 )
