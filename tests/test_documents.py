@@ -22,10 +22,10 @@ MAX_LINES_OF = {
     "README.md": 90,
     "CONTRIBUTING.md": 80,
     "CHANGELOG.md": 80,
-    "results.md": 520,
+    "results.md": 530,
     "usage.md": 260,
 }  # after the front matter
-MAX_WORDS = 17_500  # of all documents, without the cells of tables
+MAX_WORDS = 17_700  # of all documents, without the cells of tables
 
 
 def text_of(document: Path) -> str:
