@@ -6,10 +6,13 @@ the first, its log-probability after those before it. `tokens`: texts -> token i
 """
 
 import json
+import os
 import sys
 import urllib.request
 
 import xllamacpp
+
+SERVERS: list[xllamacpp.Server] = []  # whose destructor may wait for ever for a thread that it has not woken
 
 
 def main(file: str, questions: dict) -> dict:
@@ -22,6 +25,7 @@ def main(file: str, questions: dict) -> dict:
     parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     server = xllamacpp.Server(parameters)
+    SERVERS.append(server)
 
     def logprobs(prompt: list[int], predict: int, top: int) -> list[dict[int, float]]:
         options = {"temperature": 0.0, "samplers": ["top_k"], "top_k": 1, "n_predict": predict, "n_probs": top}
@@ -54,4 +58,5 @@ def main(file: str, questions: dict) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps([main(file, questions) for file, questions in json.load(sys.stdin)]))
+    print(json.dumps([main(file, questions) for file, questions in json.load(sys.stdin)]), flush=True)
+    os._exit(0)  # without the destructors
