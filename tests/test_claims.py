@@ -288,10 +288,9 @@ def readme(board: Board) -> Iterator[str]:
     duels = [duel for group in accuracies(board) for duel in group.duels]
     better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
     yield (
-        f"Of {len(duels)} slices of other methods that also answered multiple-choice questions without examples "
-        f"(*zero-shot*), {len(better)} are clearly more accurate than that of `intraslice` at equal parameters"
-        f"{' (' * bool(better)}{'; '.join(better)}{')' * bool(better)}: by more than two standard errors of the "
-        "difference."
+        f"At equal parameters, {len(better)} of {len(duels)} other methods answer multiple-choice questions without "
+        "examples (*zero-shot*) more accurately than `intraslice`, by more than two standard errors of the difference"
+        f"{': ' * bool(better)}{'; '.join(better)}."
     )
 
 
