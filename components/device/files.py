@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from intraslice import __version__
-from intraslice.checkpoints.to_gguf import require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import require_deci_layers, write_gguf
 from intraslice.core import checks
 from intraslice.pretrained.wheels import file_sha256
 
@@ -113,7 +113,7 @@ def writer(
     Slices first if necessary. Raises UserError for a model that llama.cpp cannot run.
     """
     loaded = session.calibrations.load(job, request.calibration)
-    require_deci(loaded.model, loaded.tokenizer)
+    require_deci_layers(loaded.model)
     model = loaded.model if method == DENSE else session.slice(job, request)
 
     def write(path: Path) -> None:

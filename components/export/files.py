@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice import checkpoints
-from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, require_deci, write_gguf
+from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, write_gguf
 from intraslice.core import checks
 from intraslice.core.config import NO_RECOVERY, lock_words
 from intraslice.core.errors import UserError
@@ -166,7 +166,6 @@ def write_gguf_file(
         padding = report.padding_bytes
 
     with _sliced(job, session, request) as (model, tokenizer, record):
-        require_deci(model, tokenizer)
         job.emit(Status(lazy_gettext("Writing for llama.cpp, {type}", type=gguf_type)))
         size = sum(2 * parameter.numel() for parameter in model.parameters())
         name = checkpoint_name(request) if gguf_type == "f16" else f"{checkpoint_name(request)}-{gguf_type}"

@@ -64,7 +64,7 @@ def written(monkeypatch: pytest.MonkeyPatch, engine: SimpleNamespace) -> list[ob
         models.append(model)
         path.write_bytes(b"GGUF" + bytes([len(models)]) * 1000)
 
-    monkeypatch.setattr(files_module, "require_deci", lambda *_: None)
+    monkeypatch.setattr(files_module, "require_deci_layers", lambda *_: None)
     monkeypatch.setattr(files_module, "write_gguf", write)
     wllama.fetch()
     return models
@@ -264,14 +264,14 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     def move(*_: object) -> None:  # while the files are written
         session.jobs.set_view(SOMEBODY, request=tiny.with_settings(sparsity=40))
 
-    monkeypatch.setattr(files_module, "require_deci", move)
+    monkeypatch.setattr(files_module, "require_deci_layers", move)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
     assert json.loads(last["view"])["problem"].startswith("The settings changed")
 
     def refuse(*_: object) -> None:
         raise UserError("llama.cpp does not support it")
 
-    monkeypatch.setattr(files_module, "require_deci", refuse)
+    monkeypatch.setattr(files_module, "require_deci_layers", refuse)
     *_, last = device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY)
     assert json.loads(last["view"])["problem"] == "llama.cpp does not support it."
     assert device_panel.describe_if_chosen(session, tiny, "server", "q8_0", SOMEBODY) == {"__type__": "update"}

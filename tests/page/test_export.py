@@ -129,7 +129,6 @@ def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, mo
         path.write_bytes(b"GGUF")
         return SimpleNamespace(padding_bytes=len(written[1:]) * 1_500_000)
 
-    monkeypatch.setattr(exports, "require_deci", lambda *_: None)
     monkeypatch.setattr(exports, "write_gguf", write)
     path, words = in_job(session, exports.write_gguf_file, session, tiny, downloads)
     assert words == "no padding"

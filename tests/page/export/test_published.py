@@ -245,7 +245,7 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     for name in (*wllama.FILES, ".lock"):
         (folder / name).write_bytes(name.encode())
     monkeypatch.setattr(wllama, "fetch", lambda: folder)
-    monkeypatch.setattr(device_files, "require_deci", lambda *_: None)
+    monkeypatch.setattr(device_files, "require_deci_layers", lambda *_: None)
     monkeypatch.setattr(
         device_files, "write_gguf", lambda model, tokenizer, path, kind, name, progress: path.write_bytes(b"GGUF")
     )
@@ -306,7 +306,7 @@ def test_the_command_writes_it_whole_or_not_at_all(tiny, engine, tmp_path, capsy
     def refuse(*_: object) -> None:
         raise UserError("llama.cpp does not support it")
 
-    monkeypatch.setattr(device_files, "require_deci", refuse)
+    monkeypatch.setattr(device_files, "require_deci_layers", refuse)
     options[-1] = str(tmp_path / "other")
     assert main(["publish", *options, "--sparsities", "0.3"]) == 2
     assert "llama.cpp does not support it" in capsys.readouterr().err
