@@ -35,10 +35,7 @@ def facts_chart(view: FactsView | None) -> Chart:
         return Chart(title, note, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
     names = {name: _name(name, column, view.percent) for name, column in view.columns.items()}
     is_stored = any(column.stored_at is not None for column in view.columns.values())
-    is_elsewhere = any(
-        column.stored_at not in (None, view.percent) for name, column in view.columns.items() if name != "dense"
-    )
-    parts = [formatting.provenance(view.source), STORED if is_elsewhere else ""]
+    parts = [formatting.provenance(view.source), "" if view.is_exact else STORED]
     parts += [ASK] if is_stored or "intraslice" not in names else []
     counts = "; ".join(
         f"{name}: {sum(fact.says for fact in column.facts)}"

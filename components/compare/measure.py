@@ -91,15 +91,18 @@ class FactsCache:
     ) -> Iterator[Status | FactsView]:
         """Measure all columns and the pinned setting; a view after each, or an error status. A move cancels it."""
 
-        def work(job: Job) -> None:
-            for name, column in columns_of(request, pinned, "").items():
-                with suppress(UserError) if name == "crossmodule" else nullcontext():  # it cannot reach every sparsity
-                    self.facts(job, column, language)
-                if (view := self.view(request, language)) is not None:
-                    job.emit(view)
-
-        session = self.columns.session
+        work, session = partial(self.complete, request=request, pinned=pinned, language=language), self.columns.session
         yield from session.jobs.run(client, JOB, work, ready=partial(session.ready, request), request=request)
+
+    def complete(self, job: Job, request: Request, pinned: Request | None, language: str) -> FactsView | None:
+        """Measure inside a job, where nothing is cached; emits a view after each column, and returns the last."""
+        view = None
+        for name, column in columns_of(request, pinned, "").items():
+            with suppress(UserError) if name == "crossmodule" else nullcontext():  # it cannot reach every sparsity
+                self.facts(job, column, language)
+            if (view := self.view(request, language)) is not None:
+                job.emit(view)
+        return view
 
     def record(self, job: Job, request: Request, language: str) -> dict[str, Any]:
         """What `python -m intraslice evaluate --facts` measures, as JSON. Raises UserError as `facts` does."""

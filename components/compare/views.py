@@ -114,3 +114,9 @@ class FactsView:
     lost: Sequence[int]
     gained: Sequence[int]
     source: Provenance = HERE
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether all answers are of this percentage, none of the nearest one that has stored answers."""
+        sliced = [column for name, column in self.columns.items() if name != "dense"]
+        return all(column.stored_at in (None, self.percent) for column in sliced)

@@ -16,15 +16,16 @@ from intraslice.records import Recipe
 from .. import limits
 from ..activations.measure import ShiftViews
 from ..compare.answers import write_answers
-from ..compare.measure import score_tokens
+from ..compare.measure import FactsCache, score_tokens
 from ..compare.models import Columns
-from ..compare.views import Question
+from ..compare.views import COLUMNS, FactsView, Question
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
+from ..state.choices import FACT_LANGUAGES
 from ..state.plan_views import map_view
 from ..state.request import CalibrationKey, Request, parse
 from ..state.session import Session
@@ -45,8 +46,9 @@ class Publisher:
     Measurements of the tabs Spectra, Activations and Compare are reused.
     """
 
-    def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
-        self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
+    def __init__(self, spectra: SpectraViews, shifts: ShiftViews, facts: FactsCache) -> None:
+        self._spectra, self._shifts, self._facts, self._columns = spectra, shifts, facts, facts.columns
+        self._session = self._columns.session
         self._steps: BoundedCache[tuple[CalibrationKey, SliceConfig, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
@@ -119,9 +121,18 @@ class Publisher:
             spectra=tuple(spectra),
             shift=shift,
             answers=tuple(answers),
+            facts=self._answered(job, request),
             passage=score_tokens(job, self._columns, request, choice.passage) if choice.passage else None,
         )
         return self._steps.put(key, step)
+
+    def _answered(self, job: Job, request: Request) -> FactsView:
+        """The answers to the short questions: those stored of this percentage, else measured now."""
+        view = self._facts.view(request, FACT_LANGUAGES[0])
+        if view is None or not view.is_exact or len(view.columns) < len(COLUMNS):
+            view = self._facts.complete(job, request, None, FACT_LANGUAGES[0])
+        assert view is not None  # there is a dense model
+        return view
 
     def _cross(self, job: Job, request: Request, calibrated: Calibrated) -> Losses | None:
         """The cross-module model's losses, None if it cannot reach the sparsity; the costs then have the reason."""
@@ -193,7 +204,7 @@ def request_from_recipe(recipe: Recipe) -> Request:
 
 def publish_now(session: Session, request: Request, choice: Choice, report: Callable[[str], object]) -> Published:
     """Measure everything now; calls `report` with every new status line. Raises UserError if it fails."""
-    publisher = Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
+    publisher = Publisher(SpectraViews(session), ShiftViews(session), FactsCache(Columns(session)))
     return run_now(session, lambda job: publisher.publish(job, request, choice), report)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..activations.charts import MEASURES, TITLES, shift_chart
 from ..activations.charts import protocol as shift_protocol
+from ..compare.charts import facts_chart
 from ..compare.html import answer, passage
 from ..compare.views import COLUMNS
 from ..i18n.language import (
@@ -43,7 +44,7 @@ from ..ui.scripts import asset, scoped, shared
 from .views import Published, Step
 
 MAX_BYTES = 8_000_000  # a larger file does not suit a blog
-HEIGHTS = {"anatomy": 480, "ratios": 400, "spectra": 400, "shift": 540, "sweep": 440}
+HEIGHTS = {"anatomy": 480, "ratios": 400, "spectra": 400, "shift": 540, "facts": 200, "sweep": 440}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src 'unsafe-inline'"
 # A site loads plotly.js, WebAssembly and models from its own folder.
 SITE_POLICY = f"{POLICY} 'self' 'wasm-unsafe-eval' blob:; worker-src blob:; connect-src 'self' blob: data:"
@@ -145,7 +146,7 @@ def document(article: str, content: Json, kind: str, style: str = "", scripts: s
         title=article.partition("<h1>")[2].partition("</h1>")[0],
         style=css_variables() + asset("page.css") + asset("published/page.css") + style,
         article=article,
-        shared=shared() + scoped("anatomy.js"),
+        shared=shared() + scoped("anatomy.js", "facts.js"),
         plotly=f'<script src="{PLOTLY.name}"></script>'
         if is_site
         else f"<script>{PLOTLY.read_text(encoding='utf-8')}</script>",
@@ -206,6 +207,7 @@ def content(published: Published) -> Json:
         "ratios": [ratio_chart(step.plan).plain() for step in published.steps],
         "spectra": [[variance_chart(view).plain() for view in step.spectra] for step in published.steps],
         "shift": [_shift(step, limits).plain() for step in published.steps],
+        "facts": [replace(facts_chart(step.facts), protocol="").plain() for step in published.steps],
         "sweep": [_sweep(published, step).plain() for step in published.steps],
     }
     layer = len(published.steps[0].spectra) // 2

@@ -226,8 +226,8 @@ def connect(panel: ExportPanel, context: Context) -> None:
     live_output = LiveOutput("export", partial_handler(preview, session), panel.shown)
     context.subscribe(live_output, [*context.on_commit, context.controls.settings["model"].change])
 
-    spectra, shifts, columns, sweep = (context.panels[tab] for tab in ("spectra", "activations", "compare", "sweep"))
-    publisher = Publisher(spectra.views, shifts.views, columns.columns)
+    spectra, shifts, compare, sweep = (context.panels[tab] for tab in ("spectra", "activations", "compare", "sweep"))
+    publisher = Publisher(spectra.views, shifts.views, compare.facts.cache)
 
     def download(
         name: str, handler: Handler, *bound: Any, api_name: str = "", shown: Any = None, **options: Any

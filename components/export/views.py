@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..activations.views import ShiftView
-from ..compare.views import Answer, Costs, Passage
+from ..compare.views import Answer, Costs, FactsView, Passage
 from ..spectra.views import SpectraView
 from ..state.plan_views import MapView
 from ..state.settings import PROMPT
@@ -46,6 +46,7 @@ class Step:
     spectra: tuple[SpectraView, ...]
     shift: ShiftView | None
     answers: tuple[Mapping[str, Answer], ...]
+    facts: FactsView
     passage: Passage | None = None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from html import escape
 
-from ..i18n.language import LazyString, gettext, lazy_gettext, number, translate
+from ..i18n.language import LazyString, gettext, lazy_gettext, number, percentage, translate
 from ..jobs.status import NUMBERS, Status
 from ..state.views import Perplexities, PinnedView, PlanView, PrecomputedCosts, Provenance, Reading
 from .figure import cell
@@ -202,13 +202,18 @@ def export(plan: PlanView | None) -> str:
         nothing = gettext("At 0% nothing is removed. Move the slider to get files.")
         return f'<p class="isx-lead">{nothing}</p>'
     text = gettext(
-        "The current setting: <b>{removed:.0%}</b> of the layer parameters removed, {parameters} parameters, about "
+        "The current setting: <b>{removed}</b> of the layer parameters removed, {parameters} parameters, about "
         "{bytes}. The model is sliced when you request a file, unless it already is.",
-        removed=plan.removed,
+        removed=share(plan.removed),
         parameters=millions(plan.parameters_sliced),
         bytes=size(plan.bytes_per_value * plan.parameters_sliced),
     )
     return f'<p class="isx-lead">{text}</p>'
+
+
+def share(fraction: float) -> str:
+    """A fraction in per cent, with two significant digits: 0.0053 -> "0.53%"."""
+    return percentage(float(f"{100 * fraction:.2g}"))
 
 
 def millions(count: float) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..i18n.language import gettext, lazy_gettext, number, percentage, translate
+from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..state.settings import Settings
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, View
 from . import formatting, pinned_text
@@ -148,7 +148,7 @@ def headline(
     text = gettext(
         "<b>{removed}</b> of the layer parameters removed: <b>{dense}</b> → <b>{sliced}</b> "
         "parameters{perplexity}; {extremes}.",
-        removed=percentage(float(f"{100 * plan.removed:.2g}")),
+        removed=formatting.share(plan.removed),
         dense=dense,
         sliced=sliced,
         perplexity=perplexity,

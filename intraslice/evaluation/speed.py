@@ -16,14 +16,15 @@ from intraslice.modeling.hidden_states import next_token_logits
 
 @dataclass(frozen=True)
 class SpeedConfig:
-    """Prefill of one sequence of `prompt` tokens, then decode of `new` tokens; `repeats` times."""
+    """Prefill of `batch` sequences of `prompt` tokens, then decode of `new` tokens of each; `repeats` times."""
 
     prompt: int = 256
     new: int = 16
     repeats: int = 5
+    batch: int = 1
 
     def __post_init__(self) -> None:
-        check_fields(self, integer, prompt=(1,), new=(1,), repeats=(1,))
+        check_fields(self, integer, prompt=(1,), new=(1,), repeats=(1,), batch=(1,))
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,9 @@ def measure_speed(
         for name, model in models.items():
             seconds[name].append(_time(model, config, pause))
             pause()
+    prompt, new = config.batch * config.prompt, config.batch * config.new
     return {
-        name: Speed(
-            config.prompt / median(prefill for prefill, _ in times), config.new / median(decode for _, decode in times)
-        )
+        name: Speed(prompt / median(prefill for prefill, _ in times), new / median(decode for _, decode in times))
         for name, (_, *times) in seconds.items()
     }
 
@@ -65,7 +65,8 @@ def measure_speed(
 def _time(model: PreTrainedModel, config: SpeedConfig, pause: Pause) -> tuple[float, float]:
     """Seconds of prefill, and of decoding all new tokens with the cache; `pause` is called after each forward."""
     vocabulary = model.model.embed_tokens.num_embeddings
-    tokens = (torch.arange(config.prompt, device=model.device) * 7919 % vocabulary)[None]  # arbitrary tokens
+    tokens = torch.arange(config.batch * config.prompt, device=model.device) * 7919 % vocabulary  # arbitrary tokens
+    tokens = tokens.view(config.batch, config.prompt)
     cache: dict[str, Any] = {}
     seconds = []
     for _ in range(1 + config.new):

@@ -13,6 +13,7 @@ from intraslice.core.linalg import diagonal_blocks, principal_axes
 from intraslice.planning.sizes import LayerSizes
 
 MIN_HEAD_FRACTION = 0.75  # minimum width of a kept head, as a fraction: narrow heads are slow and inaccurate
+DIM_MULTIPLE = 2  # of the width of a head, without aligned shapes: rotary embeddings turn pairs of channels
 
 
 def channel_scores(
@@ -80,8 +81,8 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
 
 
 def _width_for(keep: Int[Tensor, " keeps"], count: Int[Tensor, " keeps"], width: int) -> Int[Tensor, " keeps"]:
-    """The even width nearest to `keep` channels in `count` heads, at most the dense `width`."""
-    return ((keep / count / 2).round().long() * 2).clamp(2, width)
+    """The multiple of `DIM_MULTIPLE` nearest to `keep` channels in `count` heads, at most the dense `width`."""
+    return ((keep / count / DIM_MULTIPLE).round().long() * DIM_MULTIPLE).clamp(DIM_MULTIPLE, width)
 
 
 def lock_heads(table: HeadTable, kept: Collection[int], removed: Collection[int], width: int) -> HeadTable:

@@ -109,6 +109,9 @@ def test_layers_prompts_and_points_are_chosen(open_file, published, file) -> Non
     assert page.input_value("#layer") == "1"
     page.select_option("#prompt", "1")
     assert published.steps[2].answers[1]["dense"].text in page.inner_text("#answers")
+    said = published.steps[2].facts.columns["intraslice"].facts[4].completion.splitlines()[0]
+    page.click("#facts [data-at='1 4']")
+    assert f"writes “{said}" in page.inner_text("#facts .isx-detail")
     page.click("#sweep .isx-twin summary")
     page.click("#sweep .isx-pick >> nth=0")
     assert page.input_value("#share") == "1"

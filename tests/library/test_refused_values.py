@@ -66,7 +66,7 @@ REFUSED: list[tuple[Any, str, list[Any], str]] = [
         (SearchConfig, name, [0, 1001], "a whole number from 1 to 1,000")
         for name in ("children", "survivors", "windows")
     ),
-    *((SpeedConfig, name, [0], POSITIVE) for name in ("prompt", "new", "repeats")),
+    *((SpeedConfig, name, [0], POSITIVE) for name in ("prompt", "new", "repeats", "batch")),
     *((partial(TasksConfig, ("task",)), name, [0, 0.5], POSITIVE) for name in ("limit", "batch")),
     (partial(TasksConfig, ("task",)), "shots", [-1], COUNT),
 ]

@@ -251,7 +251,7 @@ def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
         return next(times)
 
     monkeypatch.setattr(speed, "_time", timed)
-    events, config = [], SpeedConfig(prompt=100, new=10, repeats=3)
+    events, config = [], SpeedConfig(prompt=100, new=10, repeats=3, batch=2)
     found = measure_speed({"one": tiny_case("phi").loaded.model}, config, progress=events.append)
     assert list(dict.fromkeys(event.done for event in events)) == list(range(5))
-    assert (found["one"].prefill, found["one"].decode) == (50.0, 5.0)
+    assert (found["one"].prefill, found["one"].decode) == (100.0, 10.0)

@@ -21,6 +21,7 @@ from intraslice.__main__ import main
 from intraslice.cli.parser import parser
 from intraslice.cli.run import recipe_of
 from intraslice.core.errors import UserError
+from intraslice.evaluation.facts import encode_questions, measure_facts
 from intraslice.evaluation.generation import generate_text
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 <b>"), 6)
@@ -78,6 +79,20 @@ def test_answers_are_the_models_own_and_escaped(session, tiny, published, conten
         words = "".join(generate_text(model, session.calibrated(tiny).loaded.tokenizer, CHOICE.prompts[0], 6))
         assert published.steps[-1].answers[0][name].text == words
     assert len(content["steps"][-1]["answers"]) == 2
+
+
+def test_the_facts_of_every_step_are_the_models_own(session, tiny, content) -> None:
+    loaded = session.calibrated(tiny).loaded
+    models = [
+        loaded.model,
+        *(in_job(session, session.slice, tiny.with_settings(sparsity=percent)) for percent in (30, 60)),
+    ]
+    for model, chart in zip(models, content["charts"]["facts"], strict=True):
+        own = measure_facts(model, loaded.tokenizer, encode_questions(loaded.tokenizer), progress=False)
+        column = next(column for column in chart["drawing"]["columns"] if column["colour"] == "intraslice")
+        assert column["says"] == [fact.completion for fact in own]
+        assert column["selects"] == [fact.chosen for fact in own]
+        assert "Ask the models" not in json.dumps(chart)
 
 
 def test_spectra_have_a_chart_a_layer_the_marks_move_and_axes_have_room_for_every_step(content, published) -> None:
@@ -223,7 +238,9 @@ def test_in_german_it_is_all_german(published) -> None:
     assert step["said"].startswith("30 %, Perplexität ".replace(" %", "\u00a0%"))
     assert re.search(r"30\u00a0%</b> der Parameter|\d\u00a0%</b> der Parameter", step["parts"]["headline"])
     assert '<th scope="col">Modulübergreifend</th>' in step["parts"]["numbers"]
-    charts_told = json.dumps([chart[1] for place, chart in found["charts"].items() if place != "spectra"])
+    charts_told = json.dumps(
+        [chart[1] for place, chart in found["charts"].items() if place not in ("spectra", "facts")]
+    )
     assert "Welche Schichten werden beschnitten" in charts_told
     assert not re.search(r"(?<![\w-])(the|removed|heads|perplexity)(?![\w-])", charts_told)
 

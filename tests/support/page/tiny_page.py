@@ -13,6 +13,7 @@ from stepping import OnlyWhileAwaited
 
 from components import limits
 from components.activations.measure import ShiftViews
+from components.compare.measure import FactsCache
 from components.compare.models import Columns
 from components.export.measure import Publisher
 from components.spectra.measure import SpectraViews
@@ -90,7 +91,7 @@ def session(tiny) -> Session:
 
 def publisher(session: Session) -> Publisher:
     """As the Export tab has it."""
-    return Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
+    return Publisher(SpectraViews(session), ShiftViews(session), FactsCache(Columns(session)))
 
 
 def unpacked(text: str) -> Any:
