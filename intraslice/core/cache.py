@@ -100,14 +100,10 @@ def read_result(path: Path, read: Callable[[Path], Value]) -> Value | None:
         with suppress(OSError):  # of a read-only folder
             path.rename(path.with_suffix(DAMAGED))
         return None
-    mark_used(path)
-    return value
-
-
-def mark_used(path: Path) -> None:
-    """Set the access time, which orders removal, to now: not every file system updates it on reading."""
     with suppress(OSError):  # of a read-only folder
+        # The access time orders removal; not every file system updates it on reading.
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    return value
 
 
 def cache_folder() -> Path:
@@ -173,19 +169,29 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that `_remove_unlocked` keeps while this process runs; removed on exit."""
+def _locked_folder(folder: Path, is_resumable: bool = False) -> Iterator[Path]:
+    """A folder that `_remove_unlocked` keeps while this process runs; removed on exit, unless a resumable run fails.
+
+    Raises UserError if another process has locked it.
+    """
     lock, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may release it
-    folder.mkdir(parents=True)
-    lock.acquire(timeout=LOCK_TIMEOUT)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0 if is_resumable else LOCK_TIMEOUT)
+    except Timeout:
+        message = "another process is already working in {folder}; wait for it to finish, or stop it"
+        raise UserError(message, folder=folder) from None
+    is_kept = is_resumable
     try:
         yield folder
+        is_kept = False
     finally:
         if os.getpid() != process:  # in a fork: deleting its copy of the lock would release the parent's
             _locks_of_parent.append(lock)
         else:
             lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            if not is_kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale_folders() -> None:
@@ -294,17 +300,14 @@ def write_record(path: Path, record: dict[str, Any], what: str) -> None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """The JSON object at `path`; empty if there is none, or a damaged one."""
-    return read_result(path, _parse_record) or {}
 
+    def read(file: Path) -> dict[str, Any]:
+        content, _, checksum = file.read_text(encoding="utf-8").partition("\n")
+        if checksum != _checksum(content):
+            raise ValueError("the checksum does not match")
+        return json.loads(content)
 
-def _parse_record(path: Path) -> dict[str, Any]:
-    content, _, checksum = path.read_text(encoding="utf-8").partition("\n")
-    record = json.loads(content)
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    if checksum != _checksum(content):
-        raise ValueError("the checksum does not match")
-    return record
+    return read_result(path, read) or {}
 
 
 def _checksum(content: str) -> str:
@@ -381,7 +384,7 @@ def resumable_cache_folder(digest: str, size: int) -> Iterator[Path]:
         try:
             with cache_lock():
                 free_space(size, folder)
-                stack.enter_context(_held(folder))
+                stack.enter_context(_locked_folder(folder, is_resumable=True))
         except OSError as error:
             message = (
                 "intermediate results need {gigabytes:.1f} GB in {folder}: {reason}; raise {variable}, or point "
@@ -401,25 +404,8 @@ def resumable_sibling(target: Path, digest: str) -> Iterator[Path]:
     folder = target.with_name(f".{target.name}-{digest}")
     with ExitStack() as stack:
         try:
-            stack.enter_context(_held(folder))
+            stack.enter_context(_locked_folder(folder, is_resumable=True))
         except OSError as error:
             message = "cannot write to {folder} ({reason}); choose another folder"
             raise UserError(message, folder=folder.parent, reason=error.strerror) from error
         yield folder
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """A locked folder, removed unless the run fails. Raises UserError if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        message = "another process is already working in {folder}; wait for it to finish, or stop it"
-        raise UserError(message, folder=folder) from None
-    try:
-        yield
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        lock.release()

@@ -16,7 +16,6 @@ from intraslice.core import cache
 from intraslice.core.cache import (
     MAX_BYTES_VARIABLE,
     cache_path,
-    mark_used,
     max_cache_bytes,
     read_record,
     read_result,
@@ -94,7 +93,6 @@ def test_reading_is_using(folder):
     for path in paths[:2]:
         age(path, 20)
     assert read_result(paths[0], Path.read_bytes) == bytes(SIZE)
-    mark_used(paths[2])
     kept(10)
     assert [path.exists() for path in paths] == [True, False] + [True] * 8
 
