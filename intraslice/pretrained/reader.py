@@ -239,7 +239,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
     """Shapes of all tensors by name, from the files' headers. Raises UserError where a file is missing or invalid."""
     with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
-            return gguf_header(require_gguf(weights.folder / weights.gguf))[0]
+            return gguf_header(weights.folder / weights.gguf)[0]
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
@@ -253,7 +253,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            _, fields, header = gguf_header(require_gguf(weights.folder / weights.gguf))
+            _, fields, header = gguf_header(weights.folder / weights.gguf)
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
@@ -366,14 +366,6 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
             tokenizer = AutoTokenizer.from_pretrained(weights.folder, trust_remote_code=False, **options)
         let_child_encode_if_slow(tokenizer)
     return tokenizer
-
-
-def require_gguf(file: Path) -> Path:
-    """The file. Raises UserError if it is not a GGUF file."""
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")
-    return file
 
 
 @contextmanager
