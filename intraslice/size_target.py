@@ -88,18 +88,6 @@ def plan_recipe(
     return plan, recipe
 
 
-def _bytes_of(size: SizeTarget, loaded: LoadedModel, method: str) -> Callable[[SlicePlan], int]:
-    """The bytes of a plan that count. Raises UserError if the model has no such file or context."""
-    if size.kind in GGUF_TYPES:
-        count = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
-    else:
-        assert size.kind is not None
-        count = planned_folder(loaded.model, size.kind, METHODS[method].narrows_queries, size.context)
-    if size.context:
-        require_length(size.context, loaded.model.config)
-    return count
-
-
 def plan_within(
     size: SizeTarget,
     loaded: LoadedModel,
@@ -109,14 +97,17 @@ def plan_within(
 ) -> SlicePlan:
     """The plan of the smallest sparsity that has at least `ENOUGH` of the target, and not more; else the largest below.
 
-    Args:
-        size: the target, with its kind.
-        plan_at: the plan of a sparsity; may raise UserError where there is none.
-        highest: the largest sparsity that is tried.
-
-    Raises UserError for a target that no sparsity reaches, and if the model has no such file or context.
+    `plan_at` makes the plan of a sparsity up to `highest`; it may raise UserError where there is none. Raises UserError
+    for a target that no sparsity reaches, and if the model has no such file or context.
     """
-    target, bytes_of = size.bytes, _bytes_of(size, loaded, method)
+    target = size.bytes
+    if size.kind in GGUF_TYPES:
+        bytes_of = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
+    else:
+        assert size.kind is not None
+        bytes_of = planned_folder(loaded.model, size.kind, METHODS[method].narrows_queries, size.context)
+    if size.context:
+        require_length(size.context, loaded.model.config)
     plans: dict[float, tuple[int, SlicePlan]] = {}  # by sparsity
     impossible: list[UserError] = []  # with these locks or shapes
 
@@ -190,9 +181,8 @@ def planned_gguf(
     head, width = to_gguf.head_name(model), head_width(model.config)
     kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
 
-    def shapes_of(plan: SlicePlan) -> dict[str, tuple[int, ...]]:
-        """The shapes that `gguf_tensors.deci_tensors` has for the sliced model."""
-        shapes = dict(dense.shapes)
+    def count(plan: SlicePlan) -> int:
+        shapes = dict(dense.shapes)  # to become those that `gguf_tensors.deci_tensors` has for the sliced model
         for index, (layer, kv_head) in enumerate(zip(plan.layers, kv_heads, strict=True)):
             groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
             keys, neurons = len(groups) * width, stored_neurons(layer.neurons)
@@ -208,10 +198,6 @@ def planned_gguf(
                     shapes[name] = (shape[0], columns[tensor])
                 else:
                     shapes[name] = (rows.get(tensor.partition(".")[0], shape[0]), *shape[1:])
-        return shapes
-
-    def count(plan: SlicePlan) -> int:
-        shapes = shapes_of(plan)
         types = {name: to_gguf.stored_type(name, shape, gguf_type, head) for name, shape in shapes.items()}
         cached = 2 * sum(shape[0] for name, shape in shapes.items() if name.endswith("attn_k.weight"))  # of each token
         cache = 2 * cached * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)

@@ -129,12 +129,8 @@ def read_importances(path: Path) -> list[Units]:
 
 def importances_json(layers: Sequence[Units]) -> str:
     """Importances of all layers, in the format of `read_importances`."""
-    rows = [{module: [_rounded(value) for value in values] for module, values in row.items()} for row in layers]
+    rows = [{kind: [float(f"{value:.{DIGITS}g}") for value in row[kind]] for kind in row} for row in layers]
     return json.dumps({"layers": rows})
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _numbers(where: str, row: Any, module: str) -> list[float]:
