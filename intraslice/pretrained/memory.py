@@ -7,7 +7,7 @@ of the estimate.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from intraslice.core.checks import from_environment
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import Message, NoRoomError
 from intraslice.core.linalg import BLOCK, add_lower_moment_
+from intraslice.modeling.counts import parameters_of
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.reader import Weights, empty_model, tensor_shapes
@@ -181,10 +182,10 @@ class StreamEstimate:
 
 def journal_bytes(config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype) -> int:
     """Most bytes of the journal: packed moments and mask gradients of all layers, and their hidden states."""
-    layers = config.num_hidden_layers
-    widths = config.num_attention_heads * head_width(config), config.intermediate_size
+    layers, hidden, channels, _, neurons = _sizes(config)
+    widths = channels, neurons
     layer = sum(2 * (width**2 + width) + 4 * (calibration.sequences + 16) * width for width in widths) + 2**16
-    states = calibration.sequences * calibration.length * config.hidden_size * dtype.itemsize
+    states = calibration.sequences * calibration.length * hidden * dtype.itemsize
     return layers * layer + (layers + 4) * states
 
 
@@ -192,11 +193,8 @@ def estimate_stream(
     config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype, sparsity: float, device: str = "cpu"
 ) -> StreamEstimate:
     """Memory, disk and time of a run; measures the speed of this machine for about a second."""
-    model = empty_model(config)
-    parameters = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    outer = sum(parameter.numel() for parameter in model.parameters()) - parameters
-    tokens, layers, hidden = calibration.sequences * calibration.length, config.num_hidden_layers, config.hidden_size
-    channels, neurons = config.num_attention_heads * head_width(config), config.intermediate_size
+    total, parameters = parameters_of(empty_model(config), "dense").values()
+    tokens, (layers, hidden, channels, _, neurons) = calibration.sequences * calibration.length, _sizes(config)
     states, layer = tokens * hidden * dtype.itemsize, parameters // layers * dtype.itemsize
     moments = 4 * (channels**2 + neurons**2)
 
@@ -205,7 +203,7 @@ def estimate_stream(
     slicing = 4 * moments + 3 * layer // 2  # the moment, a damped copy, and that one reordered before its factor
     memory = PROCESS + max(forward, slicing, logits + 2 * states)
 
-    sliced = int((parameters * (1 - sparsity) + outer) * dtype.itemsize)
+    sliced = int((total - parameters * sparsity) * dtype.itemsize)
     # The hidden states of all layers are gone before the first sliced layer is written.
     disk = journal_bytes(config, calibration, dtype) + max(0, sliced - layers * states)
 
@@ -222,11 +220,7 @@ def estimate_stream(
 
 
 def calibration_seconds(
-    config: PreTrainedConfig,
-    parameters: int,
-    calibrations: Iterable[CalibrationConfig],
-    dtype: torch.dtype,
-    device: str = "cpu",
+    config: PreTrainedConfig, parameters: int, calibrations: list[CalibrationConfig], dtype: torch.dtype, device: str
 ) -> list[float]:
     """Seconds of each calibration of the whole model, whose layers have so many `parameters`; measures speeds once."""
     layers, hidden, channels, _, neurons = _sizes(config)
