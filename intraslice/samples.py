@@ -44,10 +44,7 @@ def calibration_sequences(
     *,
     progress: ProgressOption = True,
 ) -> Tokens:
-    """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
-
-    Raises UserError as `calibration_tokens` does.
-    """
+    """`calibration_tokens`, and `config.samples` sequences that the dense model writes. Raises UserError as that does."""
     return with_samples(loaded, calibration_tokens(loaded.tokenizer, config, evaluation_text), config, progress)
 
 
@@ -115,10 +112,7 @@ def kept_states(model: PreTrainedModel, tokens: Tokens, progress: ProgressCallba
 def states_of(
     model: PreTrainedModel, texts: Int[Tensor, "*texts length"]
 ) -> tuple[Float[Tensor, "tokens hidden"], Int[Tensor, " likely"]]:
-    """Final hidden states of texts of equal length, and their own tokens with those of the highest summed probability.
-
-    The tokens are ascending.
-    """
+    """Final hidden states of texts of equal length, and their own and the most probable tokens, ascending."""
     hidden = last_hidden(model, texts)
     probability = torch.zeros(model.lm_head.out_features, device=hidden.device)
     for (logits,) in logits_in_chunks(model.lm_head, hidden):

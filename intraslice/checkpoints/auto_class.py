@@ -180,15 +180,11 @@ class IntraSliceConfig(PreTrainedConfig):
         super().__init__(**options)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> Self:
-        """The configuration of the model in its present state. `record` is saved unchanged, so it must be JSON."""
-        return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], record)
-
-    @classmethod
-    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None) -> Self:
-        """The configuration of a dense model whose layers have these shapes once they are sliced."""
+    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None, shapes: list[Shape] | None = None) -> Self:
+        """The configuration of a model with layers of these shapes, by default its own. `record` must be JSON."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
-        return cls(dense=dense, layers=shapes, record=record, dtype=model.dtype)
+        layers = shapes or [shape_of(layer) for layer in model.model.layers]
+        return cls(dense=dense, layers=layers, record=record, dtype=model.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with transformers' own `per_layer_config` beside `layers`.
@@ -308,10 +304,7 @@ def _class_of(dense: type[PreTrainedModel]) -> Any:
 
 
 def _sliced_class(config: PreTrainedConfig) -> Any:
-    """The class of sliced models for a dense configuration: it inherits from `IntraSliceForCausalLM` and the family's.
-
-    Raises UserError for a family that cannot be sliced.
-    """
+    """The class of sliced models for a dense configuration. Raises UserError for a family that cannot be sliced."""
     family_of(config)
     return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 

@@ -1,7 +1,4 @@
-"""Registries of estimators, methods and recoveries by name.
-
-Entries are registered in the file that defines them.
-"""
+"""Registries of estimators, methods and recoveries by name. Each is registered in the file that defines it."""
 
 from typing import Any, TypeVar
 
