@@ -44,7 +44,7 @@ def calibration_sequences(
     *,
     progress: ProgressOption = True,
 ) -> Tokens:
-    """`calibration_tokens`, and `config.samples` sequences that the dense model writes. Raises UserError as that does."""
+    """The calibration tokens, then `config.samples` sequences that the model writes. UserError as for these tokens."""
     return with_samples(loaded, calibration_tokens(loaded.tokenizer, config, evaluation_text), config, progress)
 
 

@@ -66,10 +66,7 @@ def plan_recipe(
     slicing: float | None = None,
     size: SizeTarget | None = None,
 ) -> tuple[Plan, Recipe]:
-    """A recipe's plan, the same in all processes, and the recipe; with a size, at the sparsity that meets it.
-
-    Raises UserError as `plan_by` does, and for a size that no plan meets.
-    """
+    """A recipe's plan, the same in all processes, and the recipe; with a size, at the sparsity that meets it."""
 
     def plan_at(sparsity: float) -> Plan:
         return plan_by(recipe.method, loaded.model, stats, replace(recipe.slicing, sparsity=sparsity), slicing)

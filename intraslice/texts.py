@@ -67,10 +67,7 @@ def training_tokens(
     evaluation_text: str | None = None,
     times: int = TRAINING_TIMES,
 ) -> Int64[Tensor, "sequences length"]:
-    """The calibration windows and the following ones of the text, for training.
-
-    `times` as many windows as for calibration, or as many as the text has. Raises UserError as `calibration_tokens`.
-    """
+    """The calibration windows and, for training, those after them: `times` as many, or all. Raises UserError, too."""
     documents = read_documents(config.text, "calibration", evaluation_text)
     random.Random(config.seed).shuffle(documents)
     count = config.sequences * config.length

@@ -1,7 +1,4 @@
-"""Sliced models as a transformers model type, which its Auto classes open, build, save and push.
-
-Importing this module registers the model type. The class of a family is imported when one of its models is opened.
-"""
+"""Sliced models as a transformers model type, registered on import: Auto classes open, build, save and push them."""
 
 import copy
 import functools
@@ -78,10 +75,7 @@ def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
 
 
 def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Replace the dense layers, in place, by empty modules of these shapes, on torch's default device.
-
-    Raises ValueError if the number of layers differs; torch raises for impossible sizes.
-    """
+    """Replace the dense layers, in place, by empty modules of these shapes. Raises ValueError for another number."""
     family, hidden = family_of(model.config), model.config.hidden_size
     if len(shapes) != len(model.model.layers):
         raise ValueError(f"expected shapes of {len(model.model.layers)} layers, got {len(shapes)}")

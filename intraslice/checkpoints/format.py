@@ -151,10 +151,7 @@ class Shards:
         write_whole(self._shape(index), lambda partial: partial.write_text(shape, encoding="utf-8"))
 
     def finish(self, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], target: Path) -> None:
-        """Write all other weights, the index of the shards, and the other files; move the folder to `target`.
-
-        Raises UserError if they cannot be written; the same run may then be started again.
-        """
+        """Write all else and move the folder to `target`. After a UserError, the same run may be started again."""
         names = [name for name in self.model.state_dict() if not name.startswith("model.layers.")]
         if self.model.config.tie_word_embeddings:
             names.remove("lm_head.weight")

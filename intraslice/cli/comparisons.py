@@ -165,10 +165,7 @@ def paper(run: Run) -> CommandResult:
 
 
 def _with_available_texts(run: Run) -> Run:
-    """The run or, if WikiText-2 is not available and all options are at their defaults, the run of the small protocol.
-
-    Raises UserError if a text is missing, before a model is loaded.
-    """
+    """The run, or that of the small protocol if WikiText-2 is missing and all options are at their defaults."""
     a = run.arguments
     try:
         texts.read_documents(a.calibration, "calibration", a.eval)

@@ -158,10 +158,7 @@ class Run(Pipeline):
         return loaded
 
     def other_windows(self, loaded: LoadedModel) -> dict[str, Windows]:
-        """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
-
-        Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.
-        """
+        """Held-out windows of every text of `--also-eval`, named without folder and suffix; names must differ."""
         others = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
         if len(others) < len(self.arguments.also_eval):
             raise UserError("two texts of --also-eval have the same name; rename one of them")

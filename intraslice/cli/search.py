@@ -23,10 +23,7 @@ Found = tuple[list[SearchResult], str, str]  # with the file's text, and a sente
 
 
 def search(run: Run) -> CommandResult:
-    """Search for better ratios by measuring KL, and save them as importances that reproduce the ratios.
-
-    With `--depth`, exchange whole modules, and write which are removed.
-    """
+    """Search for better ratios by measuring KL, and save them as importances that reproduce the ratios."""
     a, slicing = run.arguments, run.recipe.slicing
     suffix = ".csv" if a.depth else ".json"
     if a.out.suffix != suffix or not a.out.parent.is_dir():

