@@ -126,8 +126,16 @@ def _waiting() -> Iterator[None]:
 
 
 def _connect(device: str, count: int) -> None:
-    if device != "cpu":
-        _choose_gpu(device, count)
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device must be cpu or cuda (one GPU per process) with {count} processes, got {device!r}")
+    if device == "cuda":
+        local, gpus = from_environment("LOCAL_RANK", 0, "a whole number"), torch.cuda.device_count()
+        if gpus == 0:
+            raise UserError("this machine has no GPU; use --device cpu")
+        if local >= gpus:
+            has = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+            raise UserError(f"this machine has {has}, too few for its processes; start with --nproc-per-node {gpus}")
+        torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         torch_distributed.init_process_group(backend, timeout=TIMEOUT)
@@ -136,15 +144,3 @@ def _connect(device: str, count: int) -> None:
             f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun; on "
             "several machines, give each the same --rdzv-endpoint"
         ) from error
-
-
-def _choose_gpu(device: str, count: int) -> None:
-    if device != "cuda":
-        raise UserError(f"device must be cpu or cuda (one GPU per process) with {count} processes, got {device!r}")
-    local, gpus = from_environment("LOCAL_RANK", 0, "a whole number"), torch.cuda.device_count()
-    if local >= gpus:
-        if gpus == 0:
-            raise UserError("this machine has no GPU; use --device cpu")
-        count_gpus = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
-        raise UserError(f"this machine has {count_gpus}, too few for its processes; start with --nproc-per-node {gpus}")
-    torch.cuda.set_device(local)

@@ -166,13 +166,8 @@ def last_hidden(model: PreTrainedModel, texts: Int[Tensor, "*texts length"]) -> 
 def _write(path: Path, what: str, *tensors: Tensor) -> None:
     # numpy has no bfloat16
     bits = [tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor for tensor in tensors]
-
-    def write(file: Path) -> None:
-        with file.open("wb") as opened:
-            numpy.savez(opened, *(tensor.numpy() for tensor in bits))
-
-    size = sum(tensor.nbytes for tensor in tensors)
-    write_result(path, write, f"{what} ({size / 1e6:.0f} MB)", size + 1024)
+    arrays, size = [tensor.numpy() for tensor in bits], sum(tensor.nbytes for tensor in tensors)
+    write_result(path, lambda file: numpy.savez(file, *arrays), f"{what} ({size / 1e6:.0f} MB)", size + 1024)
 
 
 def _read(path: Path, *dtypes: torch.dtype) -> list[Tensor]:

@@ -32,14 +32,10 @@ MOMENTS = ("attention_moment", "mlp_moment")  # what the method intraslice reads
 
 def require_streamable(recipe: Recipe) -> None:
     """Raise UserError, with the reason, for a recipe that cannot be sliced one layer at a time."""
-    config = recipe.slicing
+    config, name, order = recipe.slicing, recipe.method, recipe.slicing.order
     reasons = {
-        f"method {recipe.method} needs other statistics, or all layers at once; use --method intraslice": (
-            recipe.method != "intraslice"
-        ),
-        "the sequential order needs every sliced layer for the next one; use --order one-shot": (
-            config.order != "one-shot"
-        ),
+        f"method {name} needs other statistics, or all layers at once; use --method intraslice": name != "intraslice",
+        "the sequential order needs every sliced layer for the next one; use --order one-shot": order != "one-shot",
         f"estimator {config.estimator} may need statistics that are not kept; use one of {', '.join(ESTIMATORS)}": (
             config.estimator not in ESTIMATORS
         ),

@@ -156,9 +156,7 @@ def make_room(name: str, needed: int) -> None:
 def _remove_fetched(max_bytes: float) -> int:
     """Remove the least recently used of the fetched models, as far as needed and possible. The bytes of the others."""
     markers = Path(constants.HF_HUB_CACHE).glob(f"*/{FETCHED}")
-    fetched = [
-        (not _being_fetched[marker.parent.name], -marker.stat().st_mtime_ns, marker.parent) for marker in markers
-    ]
+    fetched = [(not _being_fetched[file.parent.name], -file.stat().st_mtime_ns, file.parent) for file in markers]
     total = left = 0
     for is_unused, _, folder in sorted(fetched):
         size = max(folder_bytes(folder), _fetched_bytes.get(folder.name, 0))

@@ -142,12 +142,10 @@ def available_bytes(device: str = "cpu") -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = psutil.virtual_memory().available
-    limit, used, reclaimable = (
-        Path("/sys/fs/cgroup") / file for file in ("memory.max", "memory.current", "memory.stat")
-    )
-    if limit.exists() and (bound := limit.read_text().strip()) != "max":
-        pages = dict(line.split() for line in reclaimable.read_text().splitlines())
-        in_use = int(used.read_text()) - int(pages["inactive_file"])
+    cgroup = Path("/sys/fs/cgroup")
+    if (limit := cgroup / "memory.max").exists() and (bound := limit.read_text().strip()) != "max":
+        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        in_use = int((cgroup / "memory.current").read_text()) - int(pages["inactive_file"])
         available = min(available, max(0, int(bound) - in_use))
     max_bytes = from_environment(MEMORY_VARIABLE, -1, f"a whole number of bytes, such as {2**33}")
     if max_bytes >= 0:

