@@ -324,13 +324,11 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     layers, config = blocks(model), copy.deepcopy(model.config)
     first, dim, family = layers[0], head_width(config), family_of(config)
     for index, block in enumerate(layers):
-        attention, unsupported = block.attention, None
-        sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
-        if (attention.dim, attention.value_dim) != (dim, dim):
-            unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
-        elif not attention.even_groups:
-            unsupported = "groups of unequal size"
-        if unsupported is not None:
+        attention, sizes = block.attention, (block.attention.heads, block.attention.kv_heads, block.mlp.neurons)
+        is_narrow = (attention.dim, attention.value_dim) != (dim, dim)
+        if is_narrow or not attention.even_groups:
+            narrow = f"heads of {attention.value_dim} channels instead of {dim}"
+            unsupported = narrow if is_narrow else "groups of unequal size"
             raise UserError(
                 f"layer {index} has {unsupported}, which transformers does not support; save the IntraSlice checkpoint "
                 "instead, or slice only the MLPs"

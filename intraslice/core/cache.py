@@ -197,14 +197,10 @@ def _locked_folder(folder: Path, is_resumable: bool = False) -> Iterator[Path]:
 def remove_stale_folders() -> None:
     """Remove temporary folders of killed processes, once per process. Raises UserError as `max_cache_bytes` does."""
     max_cache_bytes()
-    folder = cache_folder()
-    if folder in _cleaned_folders:
-        return
-    _cleaned_folders.add(folder)
-    with suppress(OSError):  # of a read-only folder
-        if folder.is_dir():
-            with cache_lock():
-                _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
+    if (folder := cache_folder()) not in _cleaned_folders and folder.is_dir():
+        _cleaned_folders.add(folder)
+        with suppress(OSError), cache_lock():  # of a read-only folder
+            _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
 
 
 def cache_lock() -> FileLock:

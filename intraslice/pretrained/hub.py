@@ -4,7 +4,6 @@ import math
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -24,7 +23,7 @@ TIMEOUT = 4.0  # seconds
 RETRY_SECONDS = 30.0
 _answers: dict[bool, float] = {}  # when the Hub last answered, and when it last did not
 _lock = threading.Lock()
-_being_fetched: Counter[str] = Counter()  # names of models' folders, in this process
+_being_fetched: list[str] = []  # names of models' folders, in this process; more than once for several threads
 _fetched_bytes: dict[str, int] = {}  # that some of them will have
 _max_bytes: ContextVar[float] = ContextVar("_max_bytes", default=math.inf)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
@@ -113,16 +112,15 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
     with _lock:
-        _being_fetched[folder.name] += 1
+        _being_fetched.append(folder.name)
     token = _max_bytes.set(max_bytes if is_fetched_here else math.inf)
     try:
         yield
     finally:
         _max_bytes.reset(token)
         with _lock:
-            _being_fetched[folder.name] -= 1
-            if not _being_fetched[folder.name]:
-                del _being_fetched[folder.name]
+            _being_fetched.remove(folder.name)
+            if folder.name not in _being_fetched:
                 _fetched_bytes.pop(folder.name, None)
             if is_fetched_here and folder.is_dir():
                 if [*folder.iterdir()] == [marker]:  # nothing was fetched
@@ -156,7 +154,7 @@ def make_room(name: str, needed: int) -> None:
 def _remove_fetched(max_bytes: float) -> int:
     """Remove the least recently used of the fetched models, as far as needed and possible. The bytes of the others."""
     markers = Path(constants.HF_HUB_CACHE).glob(f"*/{FETCHED}")
-    fetched = [(not _being_fetched[file.parent.name], -file.stat().st_mtime_ns, file.parent) for file in markers]
+    fetched = [(file.parent.name not in _being_fetched, -file.stat().st_mtime_ns, file.parent) for file in markers]
     total = left = 0
     for is_unused, _, folder in sorted(fetched):
         size = max(folder_bytes(folder), _fetched_bytes.get(folder.name, 0))
