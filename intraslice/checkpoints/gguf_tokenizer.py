@@ -30,10 +30,7 @@ Fields = dict[str, Any]  # of a file's metadata: the argument of `add_NAME` of a
 
 
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collection[int] = ()) -> Fields:
-    """The GGUF metadata of a tokenizer; `rows` is the number of embeddings, `stops` are the end-of-turn tokens.
-
-    Raises UserError for a tokenizer that llama.cpp does not support.
-    """
+    """The metadata of a tokenizer for `rows` embeddings and end-of-turn tokens `stops`. UserError where it has none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError("the tokenizer has no tokenizer.json, which the GGUF export reads; use a fast tokenizer")

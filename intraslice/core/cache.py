@@ -170,10 +170,7 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked_folder(folder: Path, is_resumable: bool = False) -> Iterator[Path]:
-    """A folder that `_remove_unlocked` keeps while this process runs; removed on exit, unless a resumable run fails.
-
-    Raises UserError if another process has locked it.
-    """
+    """A locked folder, removed on exit unless a resumable run fails. UserError if another process has locked it."""
     lock, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may release it
     folder.mkdir(parents=True, exist_ok=True)
     try:

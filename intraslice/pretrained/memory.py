@@ -38,10 +38,7 @@ MARGIN = 1.1  # for memory that allocators cache
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`bytes` of the dense weights in the requested dtype, and the bytes `available` on the device now.
-
-    `weights` are the files on disk that were counted; None if they have yet to be downloaded.
-    """
+    """`bytes` of the dense weights in the requested dtype, those `available` now, and the `weights` if on disk."""
 
     parameters: int
     bytes: int

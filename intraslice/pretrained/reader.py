@@ -221,10 +221,7 @@ class Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read in a model folder, whether or not they exist.
-
-    Raises ValueError or OSError where the index of shards cannot be read, or names files outside the folder.
-    """
+    """The safetensors files that transformers would read, if they exist. ValueError or OSError for a bad index."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or not index.exists():
         return [single]
@@ -325,10 +322,7 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
 def read_weights(
     weights: Weights, dtype: torch.dtype, device_map: dict[str, str] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer as transformers loads them, on the CPU or placed by `device_map`.
-
-    Raises UserError where weights or tokenizer are missing, invalid or incomplete, or the model cannot be sliced.
-    """
+    """Model and tokenizer as transformers loads them, on the CPU or by `device_map`. UserError for invalid ones."""
     config = read_config(weights)
     require_match(config, weights)
     tokenizer = read_tokenizer(weights)

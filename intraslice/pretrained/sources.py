@@ -222,10 +222,7 @@ def verify_weights(name: str) -> None:
 
 
 def _is_intact(folder: Path, verify: bool = False) -> bool:
-    """Whether every file of a converted model has its recorded size, and the recorded hash where that is checked.
-
-    Hashes of small files and of files changed since are always checked, with `verify` those of all files.
-    """
+    """Whether a converted model's files have their recorded sizes and hashes; with `verify`, the large ones too."""
     try:
         record = read_json(folder / RECORD)
         written = (folder / RECORD).stat().st_mtime_ns
