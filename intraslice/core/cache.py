@@ -125,15 +125,6 @@ def max_cache_bytes() -> int:
     return from_environment(MAX_BYTES_VARIABLE, MAX_CACHE_BYTES, f"a whole number of bytes, such as {MAX_CACHE_BYTES}")
 
 
-def unwritable_cache(error: Exception) -> UserError:
-    """The error for a cache folder that cannot be written. It leaves out the path that the system adds."""
-    return UserError(
-        "cannot write to the cache folder ({reason}); free some space there, or set INTRASLICE_CACHE to a folder "
-        "that can be written",
-        reason=getattr(error, "strerror", None) or first_line(error),
-    )
-
-
 def set_max_cache_bytes(size: int) -> None:
     """Set the maximum size of the cache folder in bytes, for this process and its child processes."""
     os.environ[MAX_BYTES_VARIABLE] = str(size)
@@ -154,6 +145,25 @@ def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
                 free_space(size, folder, required)
             stack.enter_context(_locked_folder(folder))
         yield folder
+
+
+@contextmanager
+def installation(folder: Path, size: int) -> Iterator[Path]:
+    """A temporary folder for files that are moved into `folder`, in one process at a time; the others wait.
+
+    Raises UserError where the cache cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the cache, so that only one disk needs free space.
+        with FileLock(folder / ".lock"), temporary_folder(size, required=True) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            "cannot write to the cache folder ({reason}); free some space there, or set INTRASLICE_CACHE to a folder "
+            "that can be written",
+            reason=getattr(error, "strerror", None) or first_line(error),  # without the path that the system adds
+        ) from error
 
 
 @contextmanager

