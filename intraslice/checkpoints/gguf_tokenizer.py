@@ -144,7 +144,5 @@ def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     """Scores in the order of the merges: SentencePiece first merges the pair whose token has the greatest score."""
-    rank: dict[str, int] = {}
-    for index, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, index)
+    rank = {"".join(pair): index for index, pair in reversed([*enumerate(merges)])}  # the first of several counts
     return [-float(rank.get(token, len(merges))) for token in tokens]

@@ -31,8 +31,6 @@ from intraslice.pretrained.precision import choose_dtype
 from intraslice.records import records
 from intraslice.samples import calibration_sequences
 
-PARTS = ("spectra", "shift", "faults")
-
 
 def check(run: Run) -> CommandResult:
     """What slicing gives and takes for a model that need not be downloaded yet."""
@@ -47,8 +45,7 @@ def inspect(run: Run) -> CommandResult:
     stats, tokens = run.calibrate(loaded)
     result, texts = run.recipe.slice_options() | {"protocol": run.recipe.protocol()}, []
     for part in dict.fromkeys(run.arguments.parts):
-        analyse = {"spectra": _spectra, "shift": _shift, "faults": _ablations}[part]
-        part_result, text = analyse(run, loaded, stats, tokens)
+        part_result, text = PARTS[part](run, loaded, stats, tokens)
         result |= part_result
         texts.append(text)
     return result | {"seconds": run.seconds}, "\n\n".join(texts)
@@ -91,6 +88,9 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
     lines = [f"perplexity of the dense model when only these activations of all modules are projected on {width} axes:"]
     lines += [f"  {ablation:<18}{value:9.3f}" for ablation, value in perplexities.items()]
     return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
+
+
+PARTS = {"spectra": _spectra, "shift": _shift, "faults": _ablations}  # of `inspect`
 
 
 def sensitivity(run: Run) -> CommandResult:

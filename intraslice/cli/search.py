@@ -49,13 +49,12 @@ def search(run: Run) -> CommandResult:
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
         for result in results
     ]
-    lines.append(written)
     plans = [
         asdict(result) | {"ratios": _by_layer(result), "stayed": result.accepted}
         for result in sorted(results, key=lambda result: result.sparsity)
     ]
     output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
-    return output, "\n".join(lines)
+    return output, "\n".join([*lines, written])
 
 
 def _ratios(

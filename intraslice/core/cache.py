@@ -125,11 +125,6 @@ def max_cache_bytes() -> int:
     return from_environment(MAX_BYTES_VARIABLE, MAX_CACHE_BYTES, f"a whole number of bytes, such as {MAX_CACHE_BYTES}")
 
 
-def set_max_cache_bytes(size: int) -> None:
-    """Set the maximum size of the cache folder in bytes, for this process and its child processes."""
-    os.environ[MAX_BYTES_VARIABLE] = str(size)
-
-
 @contextmanager
 def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
     """A temporary folder in the cache, removed on exit, or by the next process if this one is killed.

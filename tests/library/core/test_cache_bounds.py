@@ -20,7 +20,6 @@ from intraslice.core.cache import (
     read_record,
     read_result,
     remove_stale_folders,
-    set_max_cache_bytes,
     temporary_folder,
     write_record,
     write_result,
@@ -162,7 +161,7 @@ def test_files_are_not_too_many_either(monkeypatch):
 
 
 def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
-    set_max_cache_bytes(5)
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, "5")
     assert max_cache_bytes() == 5
     monkeypatch.setenv(MAX_BYTES_VARIABLE, "20 GB")
     for function in (max_cache_bytes, remove_stale_folders):
@@ -174,8 +173,8 @@ def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
     assert max_cache_bytes() == 20_000_000_000
 
 
-def test_processes_that_write_at_once_stay_within_the_bound(folder):
-    set_max_cache_bytes(50 * SIZE)
+def test_processes_that_write_at_once_stay_within_the_bound(folder, monkeypatch):
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(50 * SIZE))
 
     def work(first: int) -> None:
         for number in range(first, first + 30):
