@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from intraslice import texts
@@ -75,9 +74,9 @@ class Pipeline:
 
     def load(self) -> LoadedModel:
         """Load the recipe's model, dense or a sliced checkpoint. Raises UserError if it cannot be loaded."""
-        dtype = getattr(torch, self.recipe.dtype)
+        recipe = self.recipe
         with self.timed("load"):
-            return load_model(self.recipe.model, dtype, self.device, self.device_map, progress=self.progress)
+            return load_model(recipe.model, recipe.dtype, self.device, self.device_map, progress=self.progress)
 
     def load_dense(self) -> LoadedModel:
         """As `load`, but raises UserError for a sliced checkpoint."""

@@ -39,12 +39,8 @@ def read_ratios(path: str | Path) -> tuple[RatioLock, ...]:
         where = Message("{file}, row {row}", file=path.name, row=index)
         layer = integer(Message("{where}: layer", where=where), _cell(row["layer"]), 0)
         if layer in rows_by_layer:
-            raise UserError(
-                "{where}: layer {layer} is in row {other} already; expected one row per layer",
-                where=where,
-                layer=layer,
-                other=rows_by_layer[layer],
-            )
+            message = "{where}: layer {layer} is in row {other} already; expected one row per layer"
+            raise UserError(message, where=where, layer=layer, other=rows_by_layer[layer])
         rows_by_layer[layer] = index
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
             if (ratio := _cell(row.get(column))) is not None:
