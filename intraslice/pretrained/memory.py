@@ -104,11 +104,8 @@ def require_calibration_memory(
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
-        what = Message(
-            "calibrating on {sequences:,} x {length:,} tokens, in addition to the model,",
-            sequences=sequences,
-            length=length,
-        )
+        sizes = {"sequences": sequences, "length": length}
+        what = Message("calibrating on {sequences:,} x {length:,} tokens, in addition to the model,", **sizes)
         other = Message("use fewer sequences or a smaller model")
         remedy = Message("use a length of {length:,} or less", length=shorter) if shorter else other
         raise no_room(what, needed, free, device, remedy)
