@@ -32,6 +32,8 @@ ENOUGH = 0.985  # of the target
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per value
 DESCRIPTION = 1024  # bytes, at most, of the name and the description in a GGUF file
 CONTEXT_BLOCK = 256  # tokens, in multiples of which llama.cpp allocates its cache
+PlanAt = Callable[[float], SlicePlan]  # of a sparsity
+PlanBytes = Callable[[SlicePlan], int]
 
 
 class SizeTarget(NamedTuple):
@@ -76,7 +78,7 @@ def plan_recipe(
     elif METHODS[recipe.method].slices_residual_stream:
         raise UserError("a size cannot be the target of method {method}; use sparsity instead", method=recipe.method)
     else:
-        at = cast(Callable[[float], SlicePlan], plan_at)
+        at = cast(PlanAt, plan_at)
         size = size._replace(kind=size.kind or recipe.dtype)
         plan = plan_within(size, loaded, at, min(MAX_SPARSITY, recipe.slicing.cap), recipe.method)
     plan = all_gather([plan])[0]  # one plan for all processes, as machines may round differently
@@ -86,11 +88,7 @@ def plan_recipe(
 
 
 def plan_within(
-    size: SizeTarget,
-    loaded: LoadedModel,
-    plan_at: Callable[[float], SlicePlan],
-    highest: float,
-    method: str = "intraslice",
+    size: SizeTarget, loaded: LoadedModel, plan_at: PlanAt, highest: float, method: str = "intraslice"
 ) -> SlicePlan:
     """The plan of the smallest sparsity that has at least `ENOUGH` of the target, and not more; else the largest below.
 
@@ -138,9 +136,7 @@ def plan_within(
     return plans[min(enough) if enough else max(below, key=lambda sparsity: (below[sparsity], -sparsity))][1]
 
 
-def planned_folder(
-    model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int
-) -> Callable[[SlicePlan], int]:
+def planned_folder(model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int) -> PlanBytes:
     """Counts, for a plan, its model.safetensors and the static cache of transformers for `context` tokens, in `dtype`.
 
     The file never has more bytes, and at most some fewer. The cache has fewer tokens in a sliding window, and without
@@ -168,7 +164,7 @@ def planned_folder(
 
 def planned_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType, context: int
-) -> Callable[[SlicePlan], int]:
+) -> PlanBytes:
     """Counts, for a plan, its GGUF file and llama.cpp's cache for `context` tokens: float16, and heads of full width.
 
     The file never has more bytes, and at most some fewer. Raises UserError as `require_deci`.

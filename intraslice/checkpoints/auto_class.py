@@ -10,14 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
@@ -300,7 +295,7 @@ def _class_of(dense: type[PreTrainedModel]) -> Any:
 def _sliced_class(config: PreTrainedConfig) -> Any:
     """The class of sliced models for a dense configuration. Raises UserError for a family that cannot be sliced."""
     family_of(config)
-    return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    return _class_of(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)

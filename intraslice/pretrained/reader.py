@@ -24,15 +24,9 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.modeling_gguf_pytorch_utils as gguf_utils
 from gguf import GGML_QUANT_SIZES
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
@@ -386,16 +380,16 @@ def quiet_transformers() -> Iterator[None]:
     library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
     with _transformers_lock:
         verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
-        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # ignores the settings below
+        gguf_bar = gguf_utils.tqdm  # ignores the settings below
         library.set_verbosity_error()
         library.disable_progress_bar()
         accelerate.setLevel(logging.ERROR)
-        modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
+        gguf_utils.tqdm = partial(gguf_bar, disable=True)
         try:
             yield
         finally:
             library.set_verbosity(verbosity)
             accelerate.setLevel(level)
-            modeling_gguf_pytorch_utils.tqdm = gguf_bar
+            gguf_utils.tqdm = gguf_bar
             if bars:
                 library.enable_progress_bar()
