@@ -232,8 +232,7 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
     if size > available:
         _remove_unlocked(other for other, _ in _reserved_folders(UNFINISHED) if other != folder)
         available = max_cache_bytes() - _used(folder)
-    fits = size <= available
-    if fits or required:
+    if is_granted := required or size <= available:
         available -= size
     results = sorted(_results(), key=lambda result: max(result[1].st_atime, result[1].st_mtime), reverse=True)
     total = sum(stat.st_size for _, stat in results)
@@ -243,7 +242,7 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
             file.unlink()
             total -= stat.st_size
             file.parent.rmdir()  # if it is empty
-    if not fits and not required:
+    if not is_granted:
         raise OSError(errno.EFBIG, f"{size:,} bytes exceed the space that {MAX_BYTES_VARIABLE} allows")
 
 

@@ -53,8 +53,7 @@ class MemoryEstimate:
 
 def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
     """The estimate, without loading. Raises UserError if there is no such model in safetensors or GGUF."""
-    weights = find_weights(name)
-    if weights is not None:
+    if (weights := find_weights(name)) is not None:
         parameters = sum(map(math.prod, tensor_shapes(weights).values()))
     else:
         parameters = DEFAULT_PARAMETERS if name == DEFAULT else hub_model(name).parameters

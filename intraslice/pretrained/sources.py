@@ -89,8 +89,7 @@ def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
 
     Of a model that is not on disk the configuration alone is fetched. Raises UserError as `fetch_weights` does.
     """
-    weights = find_weights(name)
-    if weights is not None:
+    if (weights := find_weights(name)) is not None:
         return read_config(weights), weights, 0
     if name == DEFAULT:
         return DEFAULT_CONFIG, None, SMOLLM2.bytes
