@@ -133,9 +133,8 @@ def write_gguf(
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
     with written_whole(file, needed) as temporary_file, closing(GGUFWriter(temporary_file, "deci")) as writer:
         record = record or {}
-        if name := Path(
-            record.get("requested", {}).get("model", name)
-        ).name:  # by which llama.cpp knows some tokenizers
+        # llama.cpp recognises some tokenizers by the name of the dense model.
+        if name := Path(record.get("requested", {}).get("model", name)).name:
             writer.add_name(name)
         if "removed_fraction" in record:
             removed = f"{record['removed_fraction']:.1%} of the decoder layers' parameters removed"
