@@ -160,8 +160,7 @@ class CompressedModel:
         Raises UserError for a prompt that is empty or too long.
         """
         sampling = Sampling(max_new_tokens, temperature, seed, chat)
-        tokens = stream_tokens(self.model, self.tokenizer, prompt, sampling)
-        return answer_text(self.tokenizer, list(tokens))
+        return answer_text(self.tokenizer, [*stream_tokens(self.model, self.tokenizer, prompt, sampling)])
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, can load.

@@ -242,8 +242,7 @@ def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
     digests: dict[str, str] = {}
     for file in weight_files(weights.folder):
         path = cache_path("digests", ".json", FORMAT, *_identity(file), dtype)
-        record = read_record(path)
-        if not record:
+        if not (record := read_record(path)):
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
                 record = {name: _tensor_digest(opened.get_tensor(name).to(dtype)) for name in names}
