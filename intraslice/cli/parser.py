@@ -334,7 +334,6 @@ def extensions() -> dict[str, ModuleType]:
     """
     modules = {point.name: point.module for point in entry_points(group=EXTENSIONS)}
     if (CLONE / "pyproject.toml").is_file():
-        modules |= {
-            file.stem: f"{file.parts[-3]}.{EXTENSIONS}.{file.stem}" for file in CLONE.glob(f"*/{EXTENSIONS}/[!_]*.py")
-        }
+        files = CLONE.glob(f"*/{EXTENSIONS}/[!_]*.py")
+        modules |= {file.stem: f"{file.parts[-3]}.{EXTENSIONS}.{file.stem}" for file in files}
     return {name: import_module(module) for name, module in sorted(modules.items())}
