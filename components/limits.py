@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from intraslice.core.cache import MAX_CACHE_BYTES, set_max_cache_bytes
+from intraslice.core.cache import MAX_BYTES_VARIABLE, MAX_CACHE_BYTES
 from intraslice.core.checks import from_environment, quoted
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import Message, UserError
@@ -207,7 +207,7 @@ def require() -> None:
 
 def limit_cache() -> None:
     """Let the cache folder hold at most `CACHE_BYTES`, in this process and those that it starts."""
-    set_max_cache_bytes(CACHE_BYTES.value)
+    os.environ[MAX_BYTES_VARIABLE] = str(CACHE_BYTES.value)
 
 
 def table() -> str:

@@ -128,10 +128,8 @@ class CompressedModel:
     @property
     def record(self) -> dict[str, Any]:
         """The record of how the model was made, as saved in its folder; with perplexities after `evaluate`."""
-        record = slice_record(self.recipe, self.dense, self.plan)
-        return record | (
-            evaluation_statistics(self._evaluation.dense, self._evaluation.sliced) if self._evaluation else {}
-        )
+        record, measured = slice_record(self.recipe, self.dense, self.plan), self._evaluation
+        return record | (evaluation_statistics(measured.dense, measured.sliced) if measured else {})
 
     @property
     def loaded(self) -> LoadedModel:
@@ -141,10 +139,7 @@ class CompressedModel:
     def evaluate(
         self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressOption = True
     ) -> Evaluation:
-        """Perplexities of both models, and the KL divergence of the sliced from the dense one.
-
-        `tokens` are held-out windows, by default of the recipe's evaluation text.
-        """
+        """Perplexities and KL divergence from the dense model, on held-out windows, by default of the recipe's text."""
         windows = self.recipe.windows(self.tokenizer) if tokens is None else tokens
         evaluation = evaluate(self.dense.model, self.model, windows, progress=progress)
         if tokens is None:
@@ -165,8 +160,7 @@ class CompressedModel:
         Raises UserError for a prompt that is empty or too long.
         """
         sampling = Sampling(max_new_tokens, temperature, seed, chat)
-        tokens = stream_tokens(self.model, self.tokenizer, prompt, sampling)
-        return answer_text(self.tokenizer, list(tokens))
+        return answer_text(self.tokenizer, [*stream_tokens(self.model, self.tokenizer, prompt, sampling)])
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write a folder that `load_model`, and `AutoModelForCausalLM` after `import intraslice`, can load.
@@ -187,10 +181,7 @@ class CompressedModel:
         token: str | bool | None = None,
         commit_message: str = "Upload a sliced model",
     ) -> str:
-        """Upload the folder of `save_pretrained` to a model repository on the Hub, which is created if needed.
-
-        Returns the URL of the repository.
-        """
+        """Upload the folder of `save_pretrained` to a model repository, created if needed. Returns its URL."""
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, repo_id.rpartition("/")[2])
@@ -200,9 +191,8 @@ class CompressedModel:
         return str(url)
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [*(f"{name:<22}{value}" for name, value in self._facts().items()), "", layer_table(self.plan)]
-        ).rstrip()
+        facts = (f"{name:<22}{value}" for name, value in self._facts().items())
+        return "\n".join([*facts, "", layer_table(self.plan)]).rstrip()
 
     def _repr_html_(self) -> str:
         rows = (f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items())

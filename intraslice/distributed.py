@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch import distributed as torch_distributed
 
+from intraslice.core.checks import from_environment
 from intraslice.core.errors import UserError
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def process_group(device: str) -> Iterator[None]:
     UserError if they cannot connect.
     """
     global _is_alone
-    count = _variable("WORLD_SIZE", 1)
+    count = from_environment("WORLD_SIZE", 1, "a whole number")
     if count <= 1:
         yield
         return
@@ -125,8 +126,16 @@ def _waiting() -> Iterator[None]:
 
 
 def _connect(device: str, count: int) -> None:
-    if device != "cpu":
-        _choose_gpu(device, count)
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"device must be cpu or cuda (one GPU per process) with {count} processes, got {device!r}")
+    if device == "cuda":
+        local, gpus = from_environment("LOCAL_RANK", 0, "a whole number"), torch.cuda.device_count()
+        if gpus == 0:
+            raise UserError("this machine has no GPU; use --device cpu")
+        if local >= gpus:
+            has = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+            raise UserError(f"this machine has {has}, too few for its processes; start with --nproc-per-node {gpus}")
+        torch.cuda.set_device(local)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         torch_distributed.init_process_group(backend, timeout=TIMEOUT)
@@ -135,23 +144,3 @@ def _connect(device: str, count: int) -> None:
             f"{count} processes cannot connect ({str(error).splitlines()[0][:200]}); start them with torchrun; on "
             "several machines, give each the same --rdzv-endpoint"
         ) from error
-
-
-def _choose_gpu(device: str, count: int) -> None:
-    if device != "cuda":
-        raise UserError(f"device must be cpu or cuda (one GPU per process) with {count} processes, got {device!r}")
-    local, gpus = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
-    if local >= gpus:
-        if gpus == 0:
-            raise UserError("this machine has no GPU; use --device cpu")
-        count_gpus = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
-        raise UserError(f"this machine has {count_gpus}, too few for its processes; start with --nproc-per-node {gpus}")
-    torch.cuda.set_device(local)
-
-
-def _variable(name: str, default: int) -> int:
-    """A whole number that torchrun sets in the environment."""
-    value = os.environ.get(name) or str(default)
-    if not value.isdecimal():
-        raise UserError(f"the environment variable {name} must be a whole number, got {value!r}; start with torchrun")
-    return int(value)

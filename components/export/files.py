@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice import checkpoints
+from intraslice.checkpoints import format as checkpoints
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, write_gguf
 from intraslice.core import checks
 from intraslice.core.config import NO_RECOVERY, lock_words

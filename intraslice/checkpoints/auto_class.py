@@ -1,7 +1,4 @@
-"""Sliced models as a transformers model type, which its Auto classes open, build, save and push.
-
-Importing this module registers the model type. The class of a family is imported when one of its models is opened.
-"""
+"""Sliced models as a transformers model type, registered on import: Auto classes open, build, save and push them."""
 
 import copy
 import functools
@@ -13,14 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from intraslice.core.errors import UserError
 from intraslice.core.weights import AttentionWeights, HeadNorms, MLPWeights
@@ -78,10 +70,7 @@ def per_layer_config(shapes: Sequence[Shape]) -> dict[str, dict[str, int]]:
 
 
 def shape_layers_(model: PreTrainedModel, shapes: Sequence[Shape]) -> None:
-    """Replace the dense layers, in place, by empty modules of these shapes, on torch's default device.
-
-    Raises ValueError if the number of layers differs; torch raises for impossible sizes.
-    """
+    """Replace the dense layers, in place, by empty modules of these shapes. Raises ValueError for another number."""
     family, hidden = family_of(model.config), model.config.hidden_size
     if len(shapes) != len(model.model.layers):
         raise ValueError(f"expected shapes of {len(model.model.layers)} layers, got {len(shapes)}")
@@ -180,15 +169,11 @@ class IntraSliceConfig(PreTrainedConfig):
         super().__init__(**options)
 
     @classmethod
-    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None) -> Self:
-        """The configuration of the model in its present state. `record` is saved unchanged, so it must be JSON."""
-        return cls.with_shapes(model, [shape_of(layer) for layer in model.model.layers], record)
-
-    @classmethod
-    def with_shapes(cls, model: PreTrainedModel, shapes: list[Shape], record: dict[str, Any] | None) -> Self:
-        """The configuration of a dense model whose layers have these shapes once they are sliced."""
+    def of(cls, model: PreTrainedModel, record: dict[str, Any] | None, shapes: list[Shape] | None = None) -> Self:
+        """The configuration of a model with layers of these shapes, by default its own. `record` must be JSON."""
         dense = {name: value for name, value in model.config.to_dict().items() if name not in EXCLUDED_FIELDS}
-        return cls(dense=dense, layers=shapes, record=record, dtype=model.dtype)
+        layers = shapes or [shape_of(layer) for layer in model.model.layers]
+        return cls(dense=dense, layers=layers, record=record, dtype=model.dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON, with transformers' own `per_layer_config` beside `layers`.
@@ -308,12 +293,9 @@ def _class_of(dense: type[PreTrainedModel]) -> Any:
 
 
 def _sliced_class(config: PreTrainedConfig) -> Any:
-    """The class of sliced models for a dense configuration: it inherits from `IntraSliceForCausalLM` and the family's.
-
-    Raises UserError for a family that cannot be sliced.
-    """
+    """The class of sliced models for a dense configuration. Raises UserError for a family that cannot be sliced."""
     family_of(config)
-    return _class_of(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+    return _class_of(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
 
 
 AutoConfig.register(IntraSliceConfig.model_type, IntraSliceConfig, exist_ok=True)
@@ -337,13 +319,11 @@ def plain_model(model: PreTrainedModel) -> PreTrainedModel:
     layers, config = blocks(model), copy.deepcopy(model.config)
     first, dim, family = layers[0], head_width(config), family_of(config)
     for index, block in enumerate(layers):
-        attention, unsupported = block.attention, None
-        sizes = (attention.heads, attention.kv_heads, block.mlp.neurons)
-        if (attention.dim, attention.value_dim) != (dim, dim):
-            unsupported = f"heads of {attention.value_dim} channels instead of {dim}"
-        elif not attention.even_groups:
-            unsupported = "groups of unequal size"
-        if unsupported is not None:
+        attention, sizes = block.attention, (block.attention.heads, block.attention.kv_heads, block.mlp.neurons)
+        is_narrow = (attention.dim, attention.value_dim) != (dim, dim)
+        if is_narrow or not attention.even_groups:
+            narrow = f"heads of {attention.value_dim} channels instead of {dim}"
+            unsupported = narrow if is_narrow else "groups of unequal size"
             raise UserError(
                 f"layer {index} has {unsupported}, which transformers does not support; save the IntraSlice checkpoint "
                 "instead, or slice only the MLPs"

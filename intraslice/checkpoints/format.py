@@ -76,9 +76,7 @@ def save(
     require_model(model)
     folder = Path(folder).expanduser()
     require_free(folder)
-    tensors = {
-        name: fetch_tensor(model, name, tensor).contiguous().cpu() for name, tensor in model.state_dict().items()
-    }
+    tensors = {name: fetch_tensor(model, name, tensor) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del tensors["lm_head.weight"]
     config = IntraSliceConfig.of(model, record)
@@ -109,7 +107,8 @@ def write_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Write a safetensors file with the permissions of any new file; safetensors would let its owner alone read it."""
     file.touch()
     mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt"})
+    stored = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+    save_file(stored, file, metadata={"format": "pt"})
     file.chmod(mode)
 
 
@@ -152,10 +151,7 @@ class Shards:
         write_whole(self._shape(index), lambda partial: partial.write_text(shape, encoding="utf-8"))
 
     def finish(self, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any], target: Path) -> None:
-        """Write all other weights, the index of the shards, and the other files; move the folder to `target`.
-
-        Raises UserError if they cannot be written; the same run may then be started again.
-        """
+        """Write all else and move the folder to `target`. After a UserError, the same run may be started again."""
         names = [name for name in self.model.state_dict() if not name.startswith("model.layers.")]
         if self.model.config.tie_word_embeddings:
             names.remove("lm_head.weight")
@@ -168,14 +164,13 @@ class Shards:
             index = {"metadata": total, "weight_map": dict(sorted(places.items()))}
             (self.folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
             layers = [read_json(self._shape(index)) for index in range(len(self.model.model.layers))]
-            config = IntraSliceConfig.with_shapes(self.model, layers, record)
+            config = IntraSliceConfig.of(self.model, record, layers)
             write_parts(self.folder, self.model, tokenizer, config, target.name)
             if target.exists():  # and is empty
                 target.rmdir()
             os.replace(self.folder, target)
 
     def _write(self, shard: int, tensors: dict[str, Tensor]) -> None:
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
         write_whole(self._file(shard), lambda partial: write_tensors(tensors, partial))
 
     def _file(self, shard: int) -> Path:
@@ -194,7 +189,7 @@ def load(
     """
     folder = Path(folder).expanduser()
     _verify(folder)
-    try:
+    with reader.as_user_error(f"{folder} is not a complete sliced checkpoint", "copy the folder again"):
         config = IntraSliceConfig.from_pretrained(folder)
         with reader.quiet_transformers():
             model, report = IntraSliceForCausalLM.from_pretrained(
@@ -203,9 +198,6 @@ def load(
         tokenizer = reader.read_tokenizer(Weights(folder, str(folder)))
         if wrong := sorted(str(name) for names in report.values() for name in names):
             raise ValueError(f"the tensors do not match the model's configuration: {wrong[0]}")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder} is not a complete sliced checkpoint ({reason}); copy the folder again") from error
     tokenizer.padding_side = "left"
     return model.requires_grad_(False).to(device), tokenizer, config.record or {"source": str(folder)}
 

@@ -71,24 +71,17 @@ def shared_heads(model: PreTrainedModel) -> Heads:
         )
     width = head_width(config)
     inverse_frequencies = rotary_frequencies(model, 0).double()
+    rotated, gain = len(inverse_frequencies), model.model.rotary_emb.attention_scaling
     unrotated = max((block.attention.unrotated for block in blocks(model)), default=0)
-    if unrotated > width // 2 - len(inverse_frequencies):
+    if unrotated > width // 2 - rotated:
         raise UserError(
             f"some layers of this model apply rotary position embeddings to channels that others leave out, and {DECI} "
             f"applies them to the same channels in every layer; {SAVE_AS_FOLDER}"
         )
     factors = torch.full((width // 2,), _NO_ROTATION, dtype=torch.float64)
-    factors[: len(inverse_frequencies)] = (
-        base ** (-2 * torch.arange(len(inverse_frequencies), dtype=torch.float64) / width) / inverse_frequencies
-    )
+    factors[:rotated] = base ** (-2 * torch.arange(rotated, dtype=torch.float64) / width) / inverse_frequencies
     unscaled = bool(torch.isclose(factors, torch.ones_like(factors), rtol=1e-5).all())
-    return Heads(
-        width,
-        base,
-        None if unscaled else factors.float(),
-        len(inverse_frequencies),
-        model.model.rotary_emb.attention_scaling,
-    )
+    return Heads(width, base, None if unscaled else factors.float(), rotated, gain)
 
 
 def deci_tensors(model: PreTrainedModel) -> Iterator[tuple[str, PaddedTensor]]:

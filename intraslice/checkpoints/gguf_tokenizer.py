@@ -30,10 +30,7 @@ Fields = dict[str, Any]  # of a file's metadata: the argument of `add_NAME` of a
 
 
 def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collection[int] = ()) -> Fields:
-    """The GGUF metadata of a tokenizer; `rows` is the number of embeddings, `stops` are the end-of-turn tokens.
-
-    Raises UserError for a tokenizer that llama.cpp does not support.
-    """
+    """The metadata of a tokenizer for `rows` embeddings and end-of-turn tokens `stops`. UserError where it has none."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError("the tokenizer has no tokenizer.json, which the GGUF export reads; use a fast tokenizer")
@@ -50,7 +47,10 @@ def read_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, stops: Collect
     if model["byte_fallback"]:
         if tokenizer.unk_token_id is not None:
             types[tokenizer.unk_token_id] = TokenType.UNKNOWN
-        fields |= {"tokenizer_model": "llama", "tokenizer_pre": "default", "token_scores": _scores(tokens, merges)}
+        # SentencePiece first merges the pair whose token has the greatest score. The first of equal merges counts.
+        rank = {"".join(pair): index for index, pair in reversed([*enumerate(merges)])}
+        scores = [-float(rank.get(token, len(merges))) for token in tokens]
+        fields |= {"tokenizer_model": "llama", "tokenizer_pre": "default", "token_scores": scores}
         fields["add_space_prefix"] = _adds_space(tokenizer_json)
     else:
         fields |= {"tokenizer_pre": _pre_tokenizer(tokenizer_json), "token_merges": [" ".join(pair) for pair in merges]}
@@ -143,11 +143,3 @@ def _adds_space(tokenizer_json: dict[str, Any]) -> bool:
         f"the tokenizer uses the normalizer/pre-tokenizer steps {steps}, which llama.cpp's SentencePiece does not "
         "support; save the model as a folder instead, which transformers loads"
     )
-
-
-def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """Scores in the order of the merges: SentencePiece first merges the pair whose token has the greatest score."""
-    rank: dict[str, int] = {}
-    for index, (left, right) in enumerate(merges):
-        rank.setdefault(left + right, index)
-    return [-float(rank.get(token, len(merges))) for token in tokens]

@@ -132,7 +132,13 @@ def write_gguf(
     if needed > free:
         raise UserError(f"{file} needs {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB is free; free some space")
     with written_whole(file, needed) as temporary_file, closing(GGUFWriter(temporary_file, "deci")) as writer:
-        _add_origin(writer, name, record or {}, sizes.padding)
+        record = record or {}
+        # llama.cpp recognises some tokenizers by the name of the dense model.
+        if name := Path(record.get("requested", {}).get("model", name)).name:
+            writer.add_name(name)
+        if "removed_fraction" in record:
+            removed = f"{record['removed_fraction']:.1%} of the decoder layers' parameters removed"
+            writer.add_description(f"{removed}; {padding_text(sizes.padding)}")
         _write_header(writer, model, sizes, gguf_type, vocabulary)
         report, total = progress_callback(progress), len(sizes.shapes)
         for done, (tensor_name, tensor) in enumerate(gguf_tensors.deci_tensors(model)):
@@ -190,15 +196,6 @@ def tensor_sizes(model: PreTrainedModel, gguf_type: GGUFType) -> TensorSizes:
         block, size = GGML_QUANT_SIZES[types[name]]
         padding += (tensor.values.numel() - tensor.kept) * size // block
     return TensorSizes(shapes, types, padding)
-
-
-def _add_origin(writer: GGUFWriter, name: str, record: dict[str, Any], padding: int) -> None:
-    """Name and description of the model; llama.cpp recognises some tokenizers by the name of the dense model."""
-    if name := Path(record.get("requested", {}).get("model", name)).name:
-        writer.add_name(name)
-    if "removed_fraction" in record:
-        removed = f"{record['removed_fraction']:.1%} of the decoder layers' parameters removed"
-        writer.add_description(f"{removed}; {padding_text(padding)}")
 
 
 def _write_header(

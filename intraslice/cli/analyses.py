@@ -31,8 +31,6 @@ from intraslice.pretrained.precision import choose_dtype
 from intraslice.records import records
 from intraslice.samples import calibration_sequences
 
-PARTS = ("spectra", "shift", "faults")
-
 
 def check(run: Run) -> CommandResult:
     """What slicing gives and takes for a model that need not be downloaded yet."""
@@ -47,8 +45,7 @@ def inspect(run: Run) -> CommandResult:
     stats, tokens = run.calibrate(loaded)
     result, texts = run.recipe.slice_options() | {"protocol": run.recipe.protocol()}, []
     for part in dict.fromkeys(run.arguments.parts):
-        analyse = {"spectra": _spectra, "shift": _shift, "faults": _ablations}[part]
-        part_result, text = analyse(run, loaded, stats, tokens)
+        part_result, text = PARTS[part](run, loaded, stats, tokens)
         result |= part_result
         texts.append(text)
     return result | {"seconds": run.seconds}, "\n\n".join(texts)
@@ -93,6 +90,9 @@ def _ablations(run: Run, loaded: LoadedModel, stats: CalibrationStats, tokens: t
     return {"faults": {"width": width, "perplexity": perplexities}}, "\n".join(lines)
 
 
+PARTS = {"spectra": _spectra, "shift": _shift, "faults": _ablations}  # of `inspect`
+
+
 def sensitivity(run: Run) -> CommandResult:
     """Damage from slicing each module alone, or in context, compared with the ranks of the estimators."""
     a = run.arguments
@@ -114,15 +114,13 @@ def sensitivity(run: Run) -> CommandResult:
         else:
             sensitivities = [measure_sensitivity(loaded, stats, windows, ratio) for ratio in dict.fromkeys(a.ratio)]
     profile = stats.profile_for(run.recipe.slicing)
-    agreements = [compare_ranks(sensitivity, profile, a.measure) for sensitivity in sensitivities]
-    pairs = list(zip(sensitivities, agreements, strict=True))
-    rank_records = [_record(sensitivity, agreement) for sensitivity, agreement in pairs]
+    pairs = [(sensitivity, compare_ranks(sensitivity, profile, a.measure)) for sensitivity in sensitivities]
+    rank_records = [_record(*pair) for pair in pairs]
     result = {"model": a.model, "measure": a.measure, **rank_records[0]}
     if len(rank_records) > 1:
         result["ratios"] = rank_records
     result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
-    texts = [_text(sensitivity, agreement, a.measure) for sensitivity, agreement in pairs]
-    return result, "\n\n".join(texts)
+    return result, "\n\n".join(_text(*pair, a.measure) for pair in pairs)
 
 
 def _record(sensitivity: Sensitivity, agreement: RankAgreement) -> dict[str, Any]:
@@ -142,9 +140,7 @@ def _text(sensitivity: Sensitivity, agreement: RankAgreement, measure: Measure) 
     columns = ["layer", "module", "ratio", "removed", "damage", "standard_error"]
     headers = {"place": "rank"} | {f"place_{estimator}": f"rank_{estimator}" for estimator in agreement.rho}
     quantity = {"kl": "KL divergence from the dense model", "loss": "increase of the loss"}[measure]
-    change = "each module sliced alone"
-    if sensitivity.context is not None:
-        change = "decrease when each module is restored to dense"
+    change = "decrease when each module is restored to dense" if sensitivity.context else "each module sliced alone"
     heading = f"{change}: {quantity}, nats per token, on {sensitivity.tokens:,} tokens"
     if sensitivity.ratio is not None:
         heading = f"ratio {sensitivity.ratio:g}; {heading}"

@@ -123,7 +123,14 @@ def _evaluate_checkpoint(run: Run, loaded: LoadedModel, windows: torch.Tensor) -
 def slice_(run: Run) -> CommandResult:
     """Write the sliced model to a folder, to a GGUF file, or both."""
     out, file = run.arguments.out, run.arguments.gguf
-    _require_outputs(run)
+    if out is None and file is None:
+        raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
+    if out is not None:
+        require_free(out)
+    if file is not None:
+        require_new_file(file, ".gguf")
+        if run.method.slices_residual_stream:
+            raise UserError(NO_CROSS_MODULE)
     require_dense_name(run.recipe.model)
     if run.arguments.stream or _should_stream(run):
         return _slice_streamed(run)
@@ -188,19 +195,6 @@ def _slice_streamed(run: Run) -> CommandResult:
     return result, f"{records.summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
 
-def _require_outputs(run: Run) -> None:
-    """Raise UserError unless the slice can be written to the given folder and file."""
-    out, file = run.arguments.out, run.arguments.gguf
-    if out is None and file is None:
-        raise UserError("expected --out FOLDER, --gguf FILE, or both, got neither")
-    if out is not None:
-        require_free(out)
-    if file is not None:
-        require_new_file(file, ".gguf")
-        if run.method.slices_residual_stream:
-            raise UserError(NO_CROSS_MODULE)
-
-
 def export(run: Run) -> CommandResult:
     """Write a saved model, sliced or dense, for llama.cpp."""
     require_new_file(run.arguments.gguf, ".gguf")
@@ -234,10 +228,6 @@ def generate(run: Run) -> CommandResult:
     for name, model in models.items():
         pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)
         texts[name] = "".join(pieces)
-    result = run.recipe.slice_options() | {
-        "prompt": a.prompt,
-        "text": texts,
-        "protocol": run.recipe.protocol(),
-        "seconds": run.seconds,
-    }
+    result = run.recipe.slice_options() | {"prompt": a.prompt, "text": texts}
+    result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
     return result, "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())

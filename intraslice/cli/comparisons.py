@@ -26,15 +26,8 @@ from intraslice.records import Recipe, records
 
 _SHOWN = ["method", "estimator", "recovery", "sparsity", "quantise", "removed_fraction", "sliced_total", "bytes"]
 _SHOWN += ["perplexity", "perplexity_sd", "divergence", "divergence_sd", "recovery_training_passes"]
-_SHOWN += [
-    *AnswerStatistics._fields,
-    "facts_says",
-    "facts_selects",
-    "facts_of",
-    "prefill_ratio",
-    "decode_ratio",
-    "note",
-]
+_SHOWN += [*AnswerStatistics._fields, "facts_says", "facts_selects", "facts_of"]
+_SHOWN += ["prefill_ratio", "decode_ratio", "note"]
 _OF_FILES = ("quantise", "bytes")
 _POINT = ("method", "estimator", "recovery", "sparsity", "quantise")  # columns that name a point
 ALL_TOKENS = 2**31 - 1  # all tokens of the text
@@ -61,9 +54,8 @@ def sweep_(run: Run) -> CommandResult:
         require_writable(a.csv)
     speed = None if a.no_speed else SpeedConfig(prompt=a.prompt_tokens)
     recipe = run.recipe
-    recipes = [
-        replace(recipe, calibration=replace(recipe.calibration, seed=seed)) for seed in dict.fromkeys(a.seeds)
-    ] or [recipe]
+    seeds = dict.fromkeys(a.seeds) or [recipe.calibration.seed]
+    recipes = [replace(recipe, calibration=replace(recipe.calibration, seed=seed)) for seed in seeds]
     for sparsity in a.sparsities:
         replace(recipe.slicing, sparsity=sparsity)  # validates it before any work
     loaded = run.load_dense()
@@ -173,10 +165,7 @@ def paper(run: Run) -> CommandResult:
 
 
 def _with_available_texts(run: Run) -> Run:
-    """The run or, if WikiText-2 is not available and all options are at their defaults, the run of the small protocol.
-
-    Raises UserError if a text is missing, before a model is loaded.
-    """
+    """The run, or that of the small protocol if WikiText-2 is missing and all options are at their defaults."""
     a = run.arguments
     try:
         texts.read_documents(a.calibration, "calibration", a.eval)

@@ -158,10 +158,7 @@ class Run(Pipeline):
         return loaded
 
     def other_windows(self, loaded: LoadedModel) -> dict[str, Windows]:
-        """Held-out windows of every text of `--also-eval`, by file name without folder and suffix.
-
-        Raises UserError if two texts have the same name, or a text cannot be read or was read by the calibration.
-        """
+        """Held-out windows of every text of `--also-eval`, named without folder and suffix; names must differ."""
         others = {Path(text).stem: replace(self.recipe.evaluation, text=text) for text in self.arguments.also_eval}
         if len(others) < len(self.arguments.also_eval):
             raise UserError("two texts of --also-eval have the same name; rename one of them")
@@ -239,23 +236,19 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     locks = tuple(parse_lock(" ".join(lock)) for lock in a.lock)
     file_locks = read_ratios(a.ratios) if a.ratios and not searches(a) else ()
     locked = (*(lock for lock in file_locks if lock[:2] not in {lock_target(other) for other in locks}), *locks)
+    calibration = _config(CalibrationConfig, a)
+    if a.budget is not None:  # a number of sequences or samples that is given wins over that of the budget
+        budget = BUDGETS[a.budget]()
+        numbers = {name: getattr(budget, name) for name in ("sequences", "samples") if name not in a.explicit}
+        calibration = replace(calibration, **numbers)
     return Recipe(
         model=a.model,
         slicing=_config(SliceConfig, a, locked=locked, shapes=_shapes(a), estimator=estimator),
-        calibration=_calibration(a),
+        calibration=calibration,
         evaluation=_config(EvaluationConfig, a, window=window),
         method=a.method,
         dtype=choose_dtype(a.dtype, choose_device(a.device)),
     )
-
-
-def _calibration(arguments: argparse.Namespace) -> CalibrationConfig:
-    """The calibration by the options. A number of sequences or samples that is given wins over that of the budget."""
-    config = _config(CalibrationConfig, arguments)
-    if arguments.budget is None:
-        return config
-    budget, explicit = BUDGETS[arguments.budget](), arguments.explicit
-    return replace(config, **{name: getattr(budget, name) for name in ("sequences", "samples") if name not in explicit})
 
 
 def _config(config: type[Config], arguments: argparse.Namespace, **others: Any) -> Config:

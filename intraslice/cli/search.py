@@ -23,10 +23,7 @@ Found = tuple[list[SearchResult], str, str]  # with the file's text, and a sente
 
 
 def search(run: Run) -> CommandResult:
-    """Search for better ratios by measuring KL, and save them as importances that reproduce the ratios.
-
-    With `--depth`, exchange whole modules, and write which are removed.
-    """
+    """Search for better ratios by measuring KL, and save them as importances that reproduce the ratios."""
     a, slicing = run.arguments, run.recipe.slicing
     suffix = ".csv" if a.depth else ".json"
     if a.out.suffix != suffix or not a.out.parent.is_dir():
@@ -52,13 +49,12 @@ def search(run: Run) -> CommandResult:
         f"{result.accepted} of {len(result.changes)} generations accepted, {result.passes:.0f} dense passes"
         for result in results
     ]
-    lines.append(written)
     plans = [
         asdict(result) | {"ratios": _by_layer(result), "stayed": result.accepted}
         for result in sorted(results, key=lambda result: result.sparsity)
     ]
     output = {"plans": plans, "file": str(a.out), "protocol": run.recipe.protocol(), "seconds": run.seconds}
-    return output, "\n".join(lines)
+    return output, "\n".join([*lines, written])
 
 
 def _ratios(

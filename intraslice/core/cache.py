@@ -81,10 +81,8 @@ def write_result(path: Path, write: Callable[[Path], object], what: str, size: i
         # One warning for each cause: where one result cannot be written, no other can.
         if (cause := (cache_folder(), error.errno)) not in _warned:
             _warned.add(cause)
-            reason = error.strerror or error
-            log.warning(
-                "cannot write %s to %s: %s; free some space or point INTRASLICE_CACHE elsewhere", what, cause[0], reason
-            )
+            message = "cannot write %s to %s: %s; free some space or point INTRASLICE_CACHE elsewhere"
+            log.warning(message, what, cause[0], error.strerror or error)
 
 
 def read_result(path: Path, read: Callable[[Path], Value]) -> Value | None:
@@ -100,14 +98,10 @@ def read_result(path: Path, read: Callable[[Path], Value]) -> Value | None:
         with suppress(OSError):  # of a read-only folder
             path.rename(path.with_suffix(DAMAGED))
         return None
-    mark_used(path)
-    return value
-
-
-def mark_used(path: Path) -> None:
-    """Set the access time, which orders removal, to now: not every file system updates it on reading."""
     with suppress(OSError):  # of a read-only folder
+        # The access time orders removal; not every file system updates it on reading.
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+    return value
 
 
 def cache_folder() -> Path:
@@ -129,20 +123,6 @@ def max_cache_bytes() -> int:
     return from_environment(MAX_BYTES_VARIABLE, MAX_CACHE_BYTES, f"a whole number of bytes, such as {MAX_CACHE_BYTES}")
 
 
-def unwritable_cache(error: Exception) -> UserError:
-    """The error for a cache folder that cannot be written. It leaves out the path that the system adds."""
-    return UserError(
-        "cannot write to the cache folder ({reason}); free some space there, or set INTRASLICE_CACHE to a folder "
-        "that can be written",
-        reason=getattr(error, "strerror", None) or first_line(error),
-    )
-
-
-def set_max_cache_bytes(size: int) -> None:
-    """Set the maximum size of the cache folder in bytes, for this process and its child processes."""
-    os.environ[MAX_BYTES_VARIABLE] = str(size)
-
-
 @contextmanager
 def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
     """A temporary folder in the cache, removed on exit, or by the next process if this one is killed.
@@ -161,6 +141,25 @@ def temporary_folder(size: int = 0, required: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def installation(folder: Path, size: int) -> Iterator[Path]:
+    """A temporary folder for files that are moved into `folder`, in one process at a time; the others wait.
+
+    Raises UserError where the cache cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Inside the cache, so that only one disk needs free space.
+        with FileLock(folder / ".lock"), temporary_folder(size, required=True) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            "cannot write to the cache folder ({reason}); free some space there, or set INTRASLICE_CACHE to a folder "
+            "that can be written",
+            reason=getattr(error, "strerror", None) or first_line(error),  # without the path that the system adds
+        ) from error
+
+
+@contextmanager
 def temporary_sibling(target: Path) -> Iterator[Path]:
     """A temporary folder in the folder of `target`, from which finished files can be moved there; removed on exit.
 
@@ -173,32 +172,35 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that `_remove_unlocked` keeps while this process runs; removed on exit."""
+def _locked_folder(folder: Path, is_resumable: bool = False) -> Iterator[Path]:
+    """A locked folder, removed on exit unless a resumable run fails. UserError if another process has locked it."""
     lock, process = FileLock(folder / ".lock", thread_local=False), os.getpid()  # another thread may release it
-    folder.mkdir(parents=True)
-    lock.acquire(timeout=LOCK_TIMEOUT)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0 if is_resumable else LOCK_TIMEOUT)
+    except Timeout:
+        message = "another process is already working in {folder}; wait for it to finish, or stop it"
+        raise UserError(message, folder=folder) from None
+    is_kept = is_resumable
     try:
         yield folder
+        is_kept = False
     finally:
         if os.getpid() != process:  # in a fork: deleting its copy of the lock would release the parent's
             _locks_of_parent.append(lock)
         else:
             lock.release()
-            shutil.rmtree(folder, ignore_errors=True)
+            if not is_kept:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_stale_folders() -> None:
     """Remove temporary folders of killed processes, once per process. Raises UserError as `max_cache_bytes` does."""
     max_cache_bytes()
-    folder = cache_folder()
-    if folder in _cleaned_folders:
-        return
-    _cleaned_folders.add(folder)
-    with suppress(OSError):  # of a read-only folder
-        if folder.is_dir():
-            with cache_lock():
-                _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
+    if (folder := cache_folder()) not in _cleaned_folders and folder.is_dir():
+        _cleaned_folders.add(folder)
+        with suppress(OSError), cache_lock():  # of a read-only folder
+            _remove_unlocked(folder for folder, _ in _reserved_folders("temporary"))
 
 
 def cache_lock() -> FileLock:
@@ -228,8 +230,7 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
     if size > available:
         _remove_unlocked(other for other, _ in _reserved_folders(UNFINISHED) if other != folder)
         available = max_cache_bytes() - _used(folder)
-    fits = size <= available
-    if fits or required:
+    if is_granted := required or size <= available:
         available -= size
     results = sorted(_results(), key=lambda result: max(result[1].st_atime, result[1].st_mtime), reverse=True)
     total = sum(stat.st_size for _, stat in results)
@@ -239,7 +240,7 @@ def free_space(size: int, folder: Path, required: bool = False) -> None:
             file.unlink()
             total -= stat.st_size
             file.parent.rmdir()  # if it is empty
-    if not fits and not required:
+    if not is_granted:
         raise OSError(errno.EFBIG, f"{size:,} bytes exceed the space that {MAX_BYTES_VARIABLE} allows")
 
 
@@ -294,17 +295,14 @@ def write_record(path: Path, record: dict[str, Any], what: str) -> None:
 
 def read_record(path: Path) -> dict[str, Any]:
     """The JSON object at `path`; empty if there is none, or a damaged one."""
-    return read_result(path, _parse_record) or {}
 
+    def read(file: Path) -> dict[str, Any]:
+        content, _, checksum = file.read_text(encoding="utf-8").partition("\n")
+        if checksum != _checksum(content):
+            raise ValueError("the checksum does not match")
+        return json.loads(content)
 
-def _parse_record(path: Path) -> dict[str, Any]:
-    content, _, checksum = path.read_text(encoding="utf-8").partition("\n")
-    record = json.loads(content)
-    if not isinstance(record, dict):
-        raise ValueError("not a JSON object")
-    if checksum != _checksum(content):
-        raise ValueError("the checksum does not match")
-    return record
+    return read_result(path, read) or {}
 
 
 def _checksum(content: str) -> str:
@@ -381,7 +379,7 @@ def resumable_cache_folder(digest: str, size: int) -> Iterator[Path]:
         try:
             with cache_lock():
                 free_space(size, folder)
-                stack.enter_context(_held(folder))
+                stack.enter_context(_locked_folder(folder, is_resumable=True))
         except OSError as error:
             message = (
                 "intermediate results need {gigabytes:.1f} GB in {folder}: {reason}; raise {variable}, or point "
@@ -401,25 +399,8 @@ def resumable_sibling(target: Path, digest: str) -> Iterator[Path]:
     folder = target.with_name(f".{target.name}-{digest}")
     with ExitStack() as stack:
         try:
-            stack.enter_context(_held(folder))
+            stack.enter_context(_locked_folder(folder, is_resumable=True))
         except OSError as error:
             message = "cannot write to {folder} ({reason}); choose another folder"
             raise UserError(message, folder=folder.parent, reason=error.strerror) from error
         yield folder
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """A locked folder, removed unless the run fails. Raises UserError if another process has locked it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        message = "another process is already working in {folder}; wait for it to finish, or stop it"
-        raise UserError(message, folder=folder) from None
-    try:
-        yield
-        shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        lock.release()

@@ -14,10 +14,7 @@ BLOCK = 256  # rows of a symmetric moment that are added at once
 
 
 def add_moment_(total: Float[Tensor, "rows columns"], left: Tensor, right: Tensor | None = None) -> None:
-    """Add `left^T right` over all tokens to `total`, in place. Leading axes are tokens.
-
-    Without `right`, `left^T left` is added to a symmetric `total`, which stays symmetric.
-    """
+    """Add `left^T right` over all tokens, the leading axes, to `total`, or `left^T left`, which keeps it symmetric."""
     if right is None:
         add_lower_moment_(total, left)
         mirror_(total)

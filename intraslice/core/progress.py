@@ -51,10 +51,7 @@ def no_pause() -> None:
 
 
 class ProgressDisplay:
-    """Displays a tqdm bar on a terminal or in a notebook, elsewhere one line for every finished stage, on stderr.
-
-    Stages may be nested.
-    """
+    """Displays a bar for every stage on a terminal or in a notebook, elsewhere a line when it ends; on stderr."""
 
     def __init__(self) -> None:
         self._stages: dict[str, tuple[float, tqdm | None]] = {}  # the start of each, and its bar on a terminal

@@ -1,7 +1,4 @@
-"""Registries of estimators, methods and recoveries by name.
-
-Entries are registered in the file that defines them.
-"""
+"""Registries of estimators, methods and recoveries by name. Each is registered in the file that defines it."""
 
 from typing import Any, TypeVar
 
@@ -20,14 +17,11 @@ class Registry(dict[str, Entry]):
 
     def register(self, entry: Entry) -> Entry:
         """Add an entry. Raises ValueError where its name is not one word, or already registered."""
+        named = f"{self.kind} {entry.name!r}"
         if len(entry.name.split()) != 1:
-            raise ValueError(
-                f"{self.kind} {entry.name!r} has an invalid name; expected one word, such as 'my-{self.kind}'"
-            )
+            raise ValueError(f"{named} has an invalid name; expected one word, such as 'my-{self.kind}'")
         if entry.name in self:
-            raise ValueError(
-                f"{self.kind} {entry.name!r} is already registered; delete it first, or choose another name"
-            )
+            raise ValueError(f"{named} is already registered; delete it first, or choose another name")
         self[entry.name] = entry
         return entry
 

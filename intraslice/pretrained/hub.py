@@ -1,15 +1,13 @@
-"""The Hugging Face Hub: whether it can be reached, what it has, and a bound for models that are fetched for others."""
+"""The Hugging Face Hub: whether it can be reached, its errors, and a bound for models that are fetched for others."""
 
 import math
 import shutil
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -24,10 +22,9 @@ TIMEOUT = 4.0  # seconds
 RETRY_SECONDS = 30.0
 _answers: dict[bool, float] = {}  # when the Hub last answered, and when it last did not
 _lock = threading.Lock()
-_being_fetched: Counter[str] = Counter()  # names of models' folders, in this process
+_being_fetched: list[str] = []  # names of models' folders, in this process; more than once for several threads
 _fetched_bytes: dict[str, int] = {}  # that some of them will have
 _max_bytes: ContextVar[float] = ContextVar("_max_bytes", default=math.inf)
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
 FETCHED = ".fetched-for-others"  # an empty file in a model's folder; its time is that of the last use
 
 
@@ -57,29 +54,6 @@ def hub_is_reachable() -> bool:
     thread.join(TIMEOUT)
     _answers[reached.is_set()] = time.monotonic()
     return reached.is_set()
-
-
-class HubModel(NamedTuple):
-    """What the Hub says of a model: the bytes of its files by name, and the number of its parameters."""
-
-    commit: str
-    sizes: dict[str, int]
-    parameters: int
-
-
-def model_on_hub(hub_id: str) -> HubModel:
-    """Ask the Hub about a model; no file is read. Raises UserError if there is none, or none in safetensors."""
-    with hub_errors(hub_id):
-        info = huggingface_hub.model_info(hub_id, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    if sizes.keys().isdisjoint(WEIGHTS):
-        raise UserError(
-            "{model!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
-            "Choose another model, or convert this one with save_pretrained",
-            model=hub_id,
-        )
-    weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
-    return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
 
 
 @contextmanager
@@ -113,16 +87,15 @@ def fetched_for_others(name: str, max_bytes: int) -> Iterator[None]:
             folder.mkdir(parents=True, exist_ok=True)
             marker.touch()
     with _lock:
-        _being_fetched[folder.name] += 1
+        _being_fetched.append(folder.name)
     token = _max_bytes.set(max_bytes if is_fetched_here else math.inf)
     try:
         yield
     finally:
         _max_bytes.reset(token)
         with _lock:
-            _being_fetched[folder.name] -= 1
-            if not _being_fetched[folder.name]:
-                del _being_fetched[folder.name]
+            _being_fetched.remove(folder.name)
+            if folder.name not in _being_fetched:
                 _fetched_bytes.pop(folder.name, None)
             if is_fetched_here and folder.is_dir():
                 if [*folder.iterdir()] == [marker]:  # nothing was fetched
@@ -156,9 +129,7 @@ def make_room(name: str, needed: int) -> None:
 def _remove_fetched(max_bytes: float) -> int:
     """Remove the least recently used of the fetched models, as far as needed and possible. The bytes of the others."""
     markers = Path(constants.HF_HUB_CACHE).glob(f"*/{FETCHED}")
-    fetched = [
-        (not _being_fetched[marker.parent.name], -marker.stat().st_mtime_ns, marker.parent) for marker in markers
-    ]
+    fetched = [(file.parent.name not in _being_fetched, -file.stat().st_mtime_ns, file.parent) for file in markers]
     total = left = 0
     for is_unused, _, folder in sorted(fetched):
         size = max(folder_bytes(folder), _fetched_bytes.get(folder.name, 0))

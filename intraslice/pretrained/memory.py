@@ -7,7 +7,7 @@ of the estimate.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from intraslice.core.checks import from_environment
 from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import Message, NoRoomError
 from intraslice.core.linalg import BLOCK, add_lower_moment_
+from intraslice.modeling.counts import parameters_of
 from intraslice.modeling.families import head_width
 from intraslice.modeling.hidden_states import require_length
 from intraslice.pretrained.reader import Weights, empty_model, tensor_shapes
@@ -37,10 +38,7 @@ MARGIN = 1.1  # for memory that allocators cache
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """`bytes` of the dense weights in the requested dtype, and the bytes `available` on the device now.
-
-    `weights` are the files on disk that were counted; None if they have yet to be downloaded.
-    """
+    """`bytes` of the dense weights in the requested dtype, those `available` now, and the `weights` if on disk."""
 
     parameters: int
     bytes: int
@@ -55,8 +53,7 @@ class MemoryEstimate:
 
 def estimate_memory(name: str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> MemoryEstimate:
     """The estimate, without loading. Raises UserError if there is no such model in safetensors or GGUF."""
-    weights = find_weights(name)
-    if weights is not None:
+    if (weights := find_weights(name)) is not None:
         parameters = sum(map(math.prod, tensor_shapes(weights).values()))
     else:
         parameters = DEFAULT_PARAMETERS if name == DEFAULT else hub_model(name).parameters
@@ -106,11 +103,8 @@ def require_calibration_memory(
     if needed > free:
         fits = (shorter for shorter in (length >> step for step in range(1, length.bit_length())) if shorter >= 2)
         shorter = next((n for n in fits if calibration_bytes(config, sequences, n, dtype, copies) <= free), None)
-        what = Message(
-            "calibrating on {sequences:,} x {length:,} tokens, in addition to the model,",
-            sequences=sequences,
-            length=length,
-        )
+        sizes = {"sequences": sequences, "length": length}
+        what = Message("calibrating on {sequences:,} x {length:,} tokens, in addition to the model,", **sizes)
         other = Message("use fewer sequences or a smaller model")
         remedy = Message("use a length of {length:,} or less", length=shorter) if shorter else other
         raise no_room(what, needed, free, device, remedy)
@@ -141,12 +135,10 @@ def available_bytes(device: str = "cpu") -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     available = psutil.virtual_memory().available
-    limit, used, reclaimable = (
-        Path("/sys/fs/cgroup") / file for file in ("memory.max", "memory.current", "memory.stat")
-    )
-    if limit.exists() and (bound := limit.read_text().strip()) != "max":
-        pages = dict(line.split() for line in reclaimable.read_text().splitlines())
-        in_use = int(used.read_text()) - int(pages["inactive_file"])
+    cgroup = Path("/sys/fs/cgroup")
+    if (limit := cgroup / "memory.max").exists() and (bound := limit.read_text().strip()) != "max":
+        pages = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        in_use = int((cgroup / "memory.current").read_text()) - int(pages["inactive_file"])
         available = min(available, max(0, int(bound) - in_use))
     max_bytes = from_environment(MEMORY_VARIABLE, -1, f"a whole number of bytes, such as {2**33}")
     if max_bytes >= 0:
@@ -181,10 +173,10 @@ class StreamEstimate:
 
 def journal_bytes(config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype) -> int:
     """Most bytes of the journal: packed moments and mask gradients of all layers, and their hidden states."""
-    layers = config.num_hidden_layers
-    widths = config.num_attention_heads * head_width(config), config.intermediate_size
+    layers, hidden, channels, _, neurons = _sizes(config)
+    widths = channels, neurons
     layer = sum(2 * (width**2 + width) + 4 * (calibration.sequences + 16) * width for width in widths) + 2**16
-    states = calibration.sequences * calibration.length * config.hidden_size * dtype.itemsize
+    states = calibration.sequences * calibration.length * hidden * dtype.itemsize
     return layers * layer + (layers + 4) * states
 
 
@@ -192,11 +184,8 @@ def estimate_stream(
     config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype, sparsity: float, device: str = "cpu"
 ) -> StreamEstimate:
     """Memory, disk and time of a run; measures the speed of this machine for about a second."""
-    model = empty_model(config)
-    parameters = sum(parameter.numel() for parameter in model.model.layers.parameters())
-    outer = sum(parameter.numel() for parameter in model.parameters()) - parameters
-    tokens, layers, hidden = calibration.sequences * calibration.length, config.num_hidden_layers, config.hidden_size
-    channels, neurons = config.num_attention_heads * head_width(config), config.intermediate_size
+    total, parameters = parameters_of(empty_model(config), "dense").values()
+    tokens, (layers, hidden, channels, _, neurons) = calibration.sequences * calibration.length, _sizes(config)
     states, layer = tokens * hidden * dtype.itemsize, parameters // layers * dtype.itemsize
     moments = 4 * (channels**2 + neurons**2)
 
@@ -205,7 +194,7 @@ def estimate_stream(
     slicing = 4 * moments + 3 * layer // 2  # the moment, a damped copy, and that one reordered before its factor
     memory = PROCESS + max(forward, slicing, logits + 2 * states)
 
-    sliced = int((parameters * (1 - sparsity) + outer) * dtype.itemsize)
+    sliced = int((total - parameters * sparsity) * dtype.itemsize)
     # The hidden states of all layers are gone before the first sliced layer is written.
     disk = journal_bytes(config, calibration, dtype) + max(0, sliced - layers * states)
 
@@ -222,11 +211,7 @@ def estimate_stream(
 
 
 def calibration_seconds(
-    config: PreTrainedConfig,
-    parameters: int,
-    calibrations: Iterable[CalibrationConfig],
-    dtype: torch.dtype,
-    device: str = "cpu",
+    config: PreTrainedConfig, parameters: int, calibrations: list[CalibrationConfig], dtype: torch.dtype, device: str
 ) -> list[float]:
     """Seconds of each calibration of the whole model, whose layers have so many `parameters`; measures speeds once."""
     layers, hidden, channels, _, neurons = _sizes(config)

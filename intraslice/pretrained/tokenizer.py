@@ -55,10 +55,7 @@ def let_child_encode_if_slow(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool = False) -> list[int]:
-    """The token ids of a text; with `special` also those that the tokenizer adds, such as the first.
-
-    Raises UserError for a tokenizer that takes too long for the text.
-    """
+    """The token ids of a text, with `special` also those that the tokenizer adds. UserError where it is too slow."""
     if not encodes_in_child(tokenizer):
         return tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     run = _remembered_in_child if len(text) <= REMEMBERED_CHARACTERS else _in_child

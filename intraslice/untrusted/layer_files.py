@@ -16,10 +16,7 @@ COLUMNS = ("layer", *(f"{module}_ratio" for module in MODULE_KINDS))
 
 
 def read_ratios(path: str | Path) -> tuple[RatioLock, ...]:
-    """The ratios in a .csv or .json file, as locks in its order.
-
-    Raises UserError, naming the row, for invalid ratios, invalid or repeated layers, and for unreadable files.
-    """
+    """The ratios in a .csv or .json file, as locks in its order. Raises UserError, naming the row, for invalid ones."""
     path = Path(path).expanduser()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -42,12 +39,8 @@ def read_ratios(path: str | Path) -> tuple[RatioLock, ...]:
         where = Message("{file}, row {row}", file=path.name, row=index)
         layer = integer(Message("{where}: layer", where=where), _cell(row["layer"]), 0)
         if layer in rows_by_layer:
-            raise UserError(
-                "{where}: layer {layer} is in row {other} already; expected one row per layer",
-                where=where,
-                layer=layer,
-                other=rows_by_layer[layer],
-            )
+            message = "{where}: layer {layer} is in row {other} already; expected one row per layer"
+            raise UserError(message, where=where, layer=layer, other=rows_by_layer[layer])
         rows_by_layer[layer] = index
         for module, column in zip(MODULE_KINDS, COLUMNS[1:], strict=True):
             if (ratio := _cell(row.get(column))) is not None:
@@ -129,12 +122,8 @@ def read_importances(path: Path) -> list[Units]:
 
 def importances_json(layers: Sequence[Units]) -> str:
     """Importances of all layers, in the format of `read_importances`."""
-    rows = [{module: [_rounded(value) for value in values] for module, values in row.items()} for row in layers]
+    rows = [{kind: [float(f"{value:.{DIGITS}g}") for value in row[kind]] for kind in row} for row in layers]
     return json.dumps({"layers": rows})
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
 
 
 def _numbers(where: str, row: Any, module: str) -> list[float]:

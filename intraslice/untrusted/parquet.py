@@ -19,11 +19,13 @@ def run(path: str, characters: int, rows: int) -> dict[str, Any]:
         schema = ParquetFile(path).schema_arrow
         if "text" not in schema.names:
             return {"columns": len(schema.names)}
-        kind = schema.field("text").type
-        if not _is_text(kind):
+        kind, types = schema.field("text").type, pyarrow.types
+        value_kind = kind.value_type if types.is_dictionary(kind) else kind
+        text_kinds = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
+        if not any(is_kind(value_kind) for is_kind in text_kinds):
             return {"type": str(kind)[:40]}
         # Dictionary-encoded columns stay encoded: decoded, a few bytes could become gigabytes.
-        dictionaries = ["text"] if pyarrow.types.is_string(kind) else None
+        dictionaries = ["text"] if types.is_string(kind) else None
         file = ParquetFile(path, buffer_size=BUFFER, read_dictionary=dictionaries)
         return {"documents": list(_texts(file, characters, rows))}
     except MemoryError:
@@ -32,15 +34,6 @@ def run(path: str, characters: int, rows: int) -> dict[str, Any]:
         raise ValueError("its text is not UTF-8") from None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"it is not a valid parquet file: {type(error).__name__}") from error
-
-
-def _is_text(kind: pyarrow.DataType) -> bool:
-    types = pyarrow.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return any(
-        is_kind(kind) for is_kind in (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-    )
 
 
 def _texts(file: ParquetFile, characters: int, rows: int) -> Iterator[str]:

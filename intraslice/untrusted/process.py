@@ -43,7 +43,6 @@ def run_in_subprocess(script: str, bounds: Bounds, **arguments: Any) -> Any:
                 input=json.dumps(task).encode(),
                 stdout=output,
                 stderr=subprocess.DEVNULL,
-                check=False,
                 timeout=TIMEOUT_FACTOR * bounds.seconds,
                 env={name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ} | SET_VARIABLES,
             )

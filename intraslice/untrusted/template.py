@@ -14,13 +14,9 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MIN_JINJA2 = (3, 1, 6)  # earlier versions let templates escape the sandbox
-
 
 def run(template: str, messages: list[dict[str, str]], special_tokens: dict[str, Any], max_characters: int) -> str:
     """The rendered text with the generation prompt. Raises ValueError for more than `max_characters` characters."""
-    if tuple(map(int, jinja2.__version__.split(".")[:3])) < MIN_JINJA2:
-        raise ImportError(f"jinja2 {jinja2.__version__} is not safe; run `pip install -U jinja2`")
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
@@ -86,10 +82,6 @@ def _refuse(message: str) -> None:
 
 
 def _as_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

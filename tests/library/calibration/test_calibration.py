@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
 from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, sample_tokens
-from intraslice.core.cache import MAX_BYTES_VARIABLE, set_max_cache_bytes
+from intraslice.core.cache import MAX_BYTES_VARIABLE
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Progress
 from intraslice.core.weights import UNROTATED
@@ -344,11 +344,11 @@ def test_moments_are_symmetric_to_the_last_bit_however_they_were_multiplied(load
 def test_it_is_kept_where_it_fits_and_there_is_room_before_it_is_written(loaded, cache, monkeypatch, caplog):
     first = calibrate(loaded, TOKENS, progress=False)
     (file,) = cache.iterdir()
-    set_max_cache_bytes(file.stat().st_size + 20_000)  # not for two
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(file.stat().st_size + 20_000))  # not for two
     calibrate(loaded, TOKENS + 1, progress=False)
     assert len(list(cache.iterdir())) == 1
     assert not file.exists()
-    set_max_cache_bytes(1_000)
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, "1000")
     monkeypatch.setattr(driver, "_write", lambda *_: pytest.fail("written"))
     assert_same(calibrate(loaded, TOKENS, progress=False), first, atol=0, rtol=0)
     assert f"space that {MAX_BYTES_VARIABLE} allows" in caplog.text

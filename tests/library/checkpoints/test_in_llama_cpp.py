@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.checkpoints import gguf_tokenizer, load
+from intraslice.checkpoints import gguf_tokenizer
+from intraslice.checkpoints.format import load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import rounded_model, write_gguf
 from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig, SliceConfig

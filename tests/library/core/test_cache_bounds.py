@@ -16,12 +16,10 @@ from intraslice.core import cache
 from intraslice.core.cache import (
     MAX_BYTES_VARIABLE,
     cache_path,
-    mark_used,
     max_cache_bytes,
     read_record,
     read_result,
     remove_stale_folders,
-    set_max_cache_bytes,
     temporary_folder,
     write_record,
     write_result,
@@ -94,7 +92,6 @@ def test_reading_is_using(folder):
     for path in paths[:2]:
         age(path, 20)
     assert read_result(paths[0], Path.read_bytes) == bytes(SIZE)
-    mark_used(paths[2])
     kept(10)
     assert [path.exists() for path in paths] == [True, False] + [True] * 8
 
@@ -164,7 +161,7 @@ def test_files_are_not_too_many_either(monkeypatch):
 
 
 def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
-    set_max_cache_bytes(5)
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, "5")
     assert max_cache_bytes() == 5
     monkeypatch.setenv(MAX_BYTES_VARIABLE, "20 GB")
     for function in (max_cache_bytes, remove_stale_folders):
@@ -176,8 +173,8 @@ def test_the_bound_is_a_whole_number_of_bytes(monkeypatch):
     assert max_cache_bytes() == 20_000_000_000
 
 
-def test_processes_that_write_at_once_stay_within_the_bound(folder):
-    set_max_cache_bytes(50 * SIZE)
+def test_processes_that_write_at_once_stay_within_the_bound(folder, monkeypatch):
+    monkeypatch.setenv(MAX_BYTES_VARIABLE, str(50 * SIZE))
 
     def work(first: int) -> None:
         for number in range(first, first + 30):
