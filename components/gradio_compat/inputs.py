@@ -20,6 +20,7 @@ import gradio as gr
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
 from intraslice.core import checks
+from intraslice.core.errors import UserError
 
 from .. import limits
 from ..i18n.language import lazy_gettext
@@ -43,18 +44,13 @@ def uploaded_path(upload: Any) -> str | None:
 
 
 def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
-    """Raise ValueError where a component gets a value that it cannot take. Empty fields are the handlers' to check.
+    """Raise UserError where a component gets a value that it cannot take. Empty fields are the handlers' to check.
 
     `state` is the session, which has components of its own where they were updated.
     """
     if (missing := len(components) - len(values)) > 0:
-        raise ValueError(
-            lazy_gettext(
-                "{missing} of {all} values are missing. The page's API documentation lists them.",
-                missing=missing,
-                all=len(components),
-            )
-        )
+        text = "{missing} of {all} values are missing. The page's API documentation lists them."
+        raise UserError(text, missing=missing, all=len(components))
     traverse(values, uploaded_path, is_file_obj)
     for component, value in zip(components, values, strict=False):
         current = state[component._id] if state and component._id in state else component

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from .. import limits
 from ..gradio_compat.callers import site_of
-from ..i18n.language import gettext, lazy_gettext, long_text, translate
+from ..i18n.language import gettext, long_text, translate
 from .questions import Value, questions
 from .rooms import Room, Rooms
 from .store import Refused
@@ -108,26 +108,23 @@ def _header(request: Request, name: str) -> str:
 def _qr_code(link: Any) -> str:
     """A link as an SVG image. Raises Refused."""
     if not isinstance(link, str) or len(link) > limits.QR_LINK or not link.startswith(("https://", "http://")):
-        words = lazy_gettext(
-            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.QR_LINK
-        )
-        raise Refused(400, words)
+        words = "A QR code can hold a link (http or https) of at most {limit:,} characters."
+        raise Refused(words, 400, limit=limits.QR_LINK)
     try:
         return segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
     except ValueError as error:  # of characters that need more bits
-        words = lazy_gettext(
+        raise Refused(
             "This link does not fit into a QR code: some of its characters, such as emoji, take up too much space "
-            "there. Shorten the link, or use only ASCII characters."
-        )
-        raise Refused(400, words) from error
+            "there. Shorten the link, or use only ASCII characters.",
+            400,
+        ) from error
 
 
 async def _answered(handler: Handler, request: Request) -> Response:
     """The handler's answer, from a thread; refusals become errors with a sentence."""
     try:
         if is_foreign(request):
-            words = lazy_gettext("Requests from other sites are not allowed. Open the class on this server's own page.")
-            raise Refused(403, words)
+            raise Refused("Requests from other sites are not allowed. Open the class on this server's own page.", 403)
         body = await _body(request) if request.method == "POST" else {}
         answer = await run_in_threadpool(handler, request, body)
     except Refused as refusal:
@@ -155,19 +152,16 @@ def is_foreign(request: Request) -> bool:
 async def _body(request: Request) -> Body:
     """The JSON object of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, lazy_gettext("The request must be JSON."))
+        raise Refused("The request must be JSON.", 415)
     if len(content := await request.body()) > limits.MAX_ROOM_REQUEST:
-        words = lazy_gettext(
-            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.",
-            limit=limits.MAX_ROOM_REQUEST,
-        )
-        raise Refused(413, words)
+        words = "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once."
+        raise Refused(words, 413, limit=limits.MAX_ROOM_REQUEST)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise Refused(400, lazy_gettext("The request must be a JSON object."))
+        raise Refused("The request must be a JSON object.", 400)
     return body
 
 
