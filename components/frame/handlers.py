@@ -20,6 +20,8 @@ from ..ui import formatting, screen
 from ..ui.handlers import LiveOutput, initial_values, status_line
 from .controls import BUDGET_INFO
 
+Answers = Iterator[dict[str, Any]]  # of a handler, while its job runs
+
 
 def preview(
     session: Session,
@@ -94,9 +96,7 @@ def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
     return initial_values(lambda: moved(session, session.view(request, "")))
 
 
-def measure(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
     A live request is measured after every release of the slider. Any other is measured by a button and continues when
@@ -105,26 +105,20 @@ def measure(
     yield from _drawn(session.measure(request, client), session, request, pinned, client)
 
 
-def on_release(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def on_release(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
     answers = measure_live(session, request, layer, pinned, client)
     yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
     yield {"released": str(time.time())}
 
 
-def measure_again(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_again(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`on_release` where a measurement is missing although the setting is the same, unless it runs."""
     if not session.jobs.is_running(client, "measure", request=request):
         yield from on_release(session, request, layer, pinned, client)
 
 
-def followed(
-    answers: Iterator[dict[str, Any]], session: Session, request: Request, is_told: Callable[[], bool]
-) -> Iterator[dict[str, Any]]:
+def followed(answers: Answers, session: Session, request: Request, is_told: Callable[[], bool]) -> Answers:
     """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told."""
     before = session.sequences(request)
     for answer in answers:
@@ -133,9 +127,7 @@ def followed(
         yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_grown else {})
 
 
-def measure_live(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
     is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
     while is_wanted:
@@ -143,18 +135,14 @@ def measure_live(
         is_wanted = last is not None and last.superseded and _is_back(session, request, client)
 
 
-def on_prepared(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
     yield {"measured": str(time.time())}
 
 
-def measure_pinned(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_pinned(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
@@ -254,7 +242,7 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[dict[st
     yield from followed(answers, session, request, lambda: session.is_calibrated(request))
 
 
-def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Iterator[dict[str, Any]]:
+def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Answers:
     """Set the sparsity to the smallest whose weights, and KV cache of `context` tokens, fit into a size: "200 MB q8_0".
 
     Yields the status line (HTML), then the sparsity in per cent and a new value of `Context.refresh`. Weights are
