@@ -85,11 +85,6 @@ OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losse
 KEY = ("model", "method", "ratios", "recovery", "sequences", "samples", "sparsity", "text")
 
 
-def read(path: Path = FILE) -> tuple[Cell, ...]:
-    """All cells; none if the file is missing."""
-    return read_rows(Cell, path)
-
-
 def read_rows(kind: type[Row], path: Path) -> tuple[Row, ...]:
     """The rows of a file that has a column for each field of `kind`; none if the file is missing."""
     if not path.is_file():
@@ -123,7 +118,7 @@ def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
     return tuple(sorted(cells.values(), key=lambda cell: (cell.parameters, *key(cell))))
 
 
-def write(rows: Sequence[NamedTuple], path: Path = FILE) -> None:
+def write(rows: Sequence[NamedTuple], path: Path) -> None:
     """Write a file of cells or other rows, whole or not at all."""
     unfinished = path.with_suffix(".new")
     pandas.DataFrame(rows, columns=rows[0]._fields).to_csv(unfinished, index=False)
@@ -133,7 +128,7 @@ def write(rows: Sequence[NamedTuple], path: Path = FILE) -> None:
 @cache
 def cells() -> tuple[Cell, ...]:
     """The cells that the page ships with."""
-    return read()
+    return read_rows(Cell, FILE)
 
 
 def measured(model: str, sparsity: float = 0.3) -> LazyString | None:
