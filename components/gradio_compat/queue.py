@@ -48,11 +48,6 @@ class SteadyQueue(Queue):
         self._callers: WeakKeyDictionary[Event, tuple[str | None, str]] = WeakKeyDictionary()  # client, address
 
     @property
-    def is_running(self) -> bool:
-        """Whether calls are begun."""
-        return not self.stopped
-
-    @property
     def open_calls(self) -> int:
         """The number of calls that wait or run."""
         return len(self.event_ids_to_events)
@@ -111,9 +106,8 @@ class SteadyQueue(Queue):
             sessions = (call.session_hash for call in unread if not has_some or self._caller(call)[1] == address)
             self._forget(next(sessions, ""))
         if not self._has_room(address):
-            return gettext(
-                "The server already has {count} requests waiting. Try again in a minute.", count=self.open_calls
-            )
+            words = "The server already has {count} requests waiting. Try again in a minute."
+            return gettext(words, count=self.open_calls)
         if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
@@ -122,11 +116,8 @@ class SteadyQueue(Queue):
 
     @staticmethod
     def _too_many(own_calls: int) -> str:
-        if own_calls < limits.CLIENT_CALLS.value:
-            return ""
-        return gettext(
-            "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
-        )
+        words = "This page already has {count} requests waiting. Try again when some have finished."
+        return gettext(words, count=own_calls) if own_calls >= limits.CLIENT_CALLS.value else ""
 
     def _has_room(self, address: str) -> bool:
         return limits.has_room(limits.CALLS, self.open_calls, self._has_calls(address))

@@ -100,9 +100,8 @@ def bounded_requests(app: ASGIApp) -> ASGIApp:
             return await app(scope, receive, send)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
         max_bytes = limits.UPLOAD.value + limits.UPLOAD_ENVELOPE if is_upload else limits.REQUEST.value
-        words = gettext(
-            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
-        )
+        words = "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once."
+        words = gettext(words, limit=max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
@@ -143,10 +142,8 @@ class UploadParser(GradioMultiPartParser):
         super().on_headers_finished()
         if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
-        if self._current_files > limits.MAX_UPLOAD_FILES:
-            raise MultiPartException(
-                gettext("An upload may have at most {limit} files. Upload fewer.", limit=limits.MAX_UPLOAD_FILES)
-            )
+        if self._current_files > (limit := limits.MAX_UPLOAD_FILES):
+            raise MultiPartException(gettext("An upload may have at most {limit} files. Upload fewer.", limit=limit))
 
 
 route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]  # by which `upload_fn` finds it

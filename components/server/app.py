@@ -33,8 +33,8 @@ def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) ->
     """What `/healthz` says of queue, jobs, readers of texts and, if there is one, the preparation of a model."""
     step, read = scheduler.step_seconds, READERS.longest
     return {
-        "ok": queue.is_running and max(step, read) < limits.STUCK_SECONDS.value,
-        "queue": "running" if queue.is_running else "stopped",
+        "ok": not queue.stopped and max(step, read) < limits.STUCK_SECONDS.value,
+        "queue": "stopped" if queue.stopped else "running",
         "calls": queue.open_calls,
         "worker": "free" if step < limits.NOTICED_SECONDS else f"in one step for {step:.1f} s",
         "readers": "free" if not read else f"reading one text for {read:.1f} s",
