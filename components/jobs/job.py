@@ -28,6 +28,7 @@ from .threads import ThreadPool, forget_frames
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 NUMBERS = itertools.count()
+TOO_LONG = "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure less at once."
 
 
 class Cancelled(BaseException):
@@ -356,12 +357,7 @@ class Scheduler:
         self._charge(job)
         payer = self._payer
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
-            text = lazy_gettext(
-                "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure "
-                "less at once.",
-                seconds=payer.seconds,
-            )
-            payer.error = TimeoutError(text)
+            payer.error = TimeoutError(lazy_gettext(TOO_LONG, seconds=payer.seconds))
         job.is_away, self._runner = is_away, None
         self.pass_on()
 

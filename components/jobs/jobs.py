@@ -174,26 +174,22 @@ class Jobs:
                     yield event
 
     def _note_end(self, job: Job, seconds: float) -> None:
-        """Note how long a job took, and how it ended."""
         self._line.note(job)
         how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
         line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
-        memory = psutil.Process().memory_info().rss / 1e6
-        log.info(line, job.kind, how, seconds, job.seconds, memory)
+        log.info(line, job.kind, how, seconds, job.seconds, psutil.Process().memory_info().rss / 1e6)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
         jobs = [running.job for running in self._running if running.job.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.CLIENT_JOBS.value:
-            return lazy_gettext(
-                "You already have {count} jobs running. Wait for one to finish, or stop one.", count=of_client
-            )
+            words = "You already have {count} jobs running. Wait for one to finish, or stop one."
+            return lazy_gettext(words, count=of_client)
         waiting, has_some = len(jobs), bool(address) and any(job.address == address for job in jobs)
         if not limits.has_room(limits.JOBS, waiting, has_some):
-            return lazy_gettext(
-                "Too many jobs ({count}) from other sessions are waiting. Try again in a minute.", count=waiting
-            )
+            words = "Too many jobs ({count}) from other sessions are waiting. Try again in a minute."
+            return lazy_gettext(words, count=waiting)
         return ""
 
     def _client(self, name: str) -> dict[str, Any]:
