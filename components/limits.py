@@ -24,7 +24,10 @@ KEPT_FREE = 5  # one of so many places is kept for network addresses that have n
 
 @dataclass
 class Limit:
-    """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page."""
+    """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page.
+
+    All are in a table of `docs/deployment.md`.
+    """
 
     what: str
     desktop: int
@@ -208,15 +211,6 @@ def require() -> None:
 def limit_cache() -> None:
     """Let the cache folder hold at most `CACHE_BYTES`, in this process and those that it starts."""
     set_max_cache_bytes(CACHE_BYTES.value)
-
-
-def table() -> str:
-    """All bounds as a table in Markdown, for `docs/deployment.md`."""
-    rows = [
-        f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
-        for limit in LIMITS.values()
-    ]
-    return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
 
 
 def error_text(problem: object) -> str:
