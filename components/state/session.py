@@ -36,7 +36,7 @@ from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS, describe_samples
-from .plan_views import Plans, Source, convergence_view, importance_curves
+from .plan_views import Plans, Source, Value, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision
@@ -79,18 +79,13 @@ class Session:
     # Answers in milliseconds
 
     def plan(self, request: Request) -> PlanView | None:
-        """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet.
-
-        While the calibration is running, it comes from the precomputed profile or from the sequences seen so far.
-        """
+        """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet."""
         source = self.source(request)
         return None if source is None else self.plans.view(source, request.slicing)
 
     def view(self, request: Request, client: str, pinned: Request | None = None) -> View:
-        """What the page shows a client of a setting outside of the tabs, compared with a pinned one.
-
-        The status is the first to be read: what has the greatest number is drawn from all that has happened before.
-        """
+        """What the page shows a client of a setting outside of the tabs, compared with a pinned one."""
+        # First: what has the greatest number is drawn from all that has happened before.
         status = self.jobs.status(client, partial(self.ready, request))
         return replace(
             self._setting(request),
@@ -108,17 +103,11 @@ class Session:
 
     def importances(self, request: Request, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
-        source = self.source(request)
-        if source is None:
-            raise UserError(NOT_CALIBRATED)
-        return importance_curves(source, self.plans.plan(source, request.slicing), layer)
+        return importance_curves(_required(self.source(request)), self.slice_plan(request), layer)
 
     def slice_plan(self, request: Request) -> SlicePlan:
         """What is removed from each layer. Raises UserError if there is no source or the target is out of reach."""
-        source = self.source(request)
-        if source is None:
-            raise UserError(NOT_CALIBRATED)
-        return self.plans.plan(source, request.slicing)
+        return self.plans.plan(_required(self.source(request)), request.slicing)
 
     def convergence(self, request: Request) -> ConvergenceView | None:
         """How the ratios converged with the number of calibration sequences; None without earlier ratios.
@@ -171,15 +160,12 @@ class Session:
     # Jobs
 
     def prepare(self, request: Request, client: str) -> Iterator[Status]:
-        """Load and calibrate, unless both are cached; ends with a ready or an error status.
-
-        Continues with background urgency as soon as there are enough sequences to slice from.
-        """
+        """Load and calibrate, unless both are cached; ends with a ready or an error status."""
 
         def work(job: Job) -> None:
             with self.calibrations.holding(job, request.calibration):
                 self.calibrations.calibrate(job, request.calibration, whole=False)
-                job.urgency = Urgency.BACKGROUND
+                job.urgency = Urgency.BACKGROUND  # there are enough sequences to slice from
                 calibrated = self.calibrations.calibrate(job, request.calibration)
 
             def find(job: Job) -> None:
@@ -238,30 +224,21 @@ class Session:
         config = key.config
         values = {"source": best.loaded.source, "dtype": key.dtype, "length": config.length}
         values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(config.text)}
+        words = "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}"
         if best.is_whole:
             values |= {"sequences": config.sequences, "sampled": describe_samples(config)}
-            text = lazy_gettext(
-                "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}", **values
-            )
-        else:
-            text = lazy_gettext(
-                "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",
-                **values,
-            )
-        return Status(text, "ready")
+            words = "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}"
+        return Status(lazy_gettext(words, **values), "ready")
 
     def threads(self) -> str:
         """The number of threads for protocols of CPU speeds, such as " on 2 CPU threads"; empty on other devices."""
-        if self.device != "cpu":
-            return ""
         count = torch.get_num_threads()
-        return lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
+        text = lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
+        return text if self.device == "cpu" else ""
 
     def calibrated(self, request: Request) -> Calibrated:
         """The model and its whole calibration. Raises UserError before that is in memory."""
-        if (calibrated := self.calibrations.whole(request.calibration)) is None:
-            raise UserError(NOT_CALIBRATED)
-        return calibrated
+        return _required(self.calibrations.whole(request.calibration))
 
     def source(self, request: Request) -> Source | None:
         """What plans are computed from: the whole calibration, a precomputed one, or the calibration so far."""
@@ -332,6 +309,12 @@ class Session:
         if cached is not None and cached.sequences == calibrated.sequences:
             return cached.value
         return job.share(("slice", key, calibrated.sequences), make)
+
+
+def _required(value: Value | None) -> Value:
+    if value is None:
+        raise UserError(NOT_CALIBRATED)
+    return value
 
 
 def _measured(request: Request) -> dict[str, Any]:
