@@ -24,10 +24,7 @@ KEPT_FREE = 5  # one of so many places is kept for network addresses that have n
 
 @dataclass
 class Limit:
-    """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page.
-
-    All are in a table of `docs/deployment.md`.
-    """
+    """A bound, `INTRASLICE_MAX_<name>` in the environment; without that it is what suits a desktop or a hosted page."""
 
     what: str
     desktop: int
@@ -179,18 +176,12 @@ def has_room(limit: Limit, taken: int, has_some: bool) -> bool:
 
 
 def trusted_hops() -> int:
-    """The number of proxies before the page: 1 on a Space, else 0, or what the environment says.
-
-    Raises UserError where that is no whole number.
-    """
+    """The number of proxies before the page: 1 on a Space, else 0, or what the environment says, else UserError."""
     return from_environment(HOPS_VARIABLE, int(bool(os.environ.get("SPACE_ID"))), "a whole number, 0 or more")
 
 
 def frame_headers() -> dict[str, str]:
-    """The header that says which sites may embed the page; none where any site may.
-
-    Raises UserError where the environment has no list of sites.
-    """
+    """The header with the sites that may embed the page; none where any may. Raises UserError for no list."""
     sites = os.environ.get(FRAMES_VARIABLE, "").strip()
     if not re.fullmatch(r"[!-+.-:<-~ -]*", sites):  # no comma or semicolon, which would end the list
         expected = "sites separated by spaces, such as 'self' https://example.org"

@@ -106,10 +106,7 @@ def run(words: list[str]) -> dict[str, Any]:
 
 
 def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
-    """A cell for every point of a sweep and every text; `about` has values of all of them.
-
-    A point that could not be sliced, or whose perplexity is not finite, has none; stderr says why.
-    """
+    """A cell for every point of a sweep and text, with values `about` all; of a failed point the reason on stderr."""
     suffixes = {WIKIPEDIA: "", **{text: f" {Path(file).stem}" for text, file in TEXTS.items()}}
     for row in result["rows"]:
         perplexities = [row[f"perplexity{suffix}"] for suffix in suffixes.values()]

@@ -168,10 +168,7 @@ def _is_back(session: Session, request: Request, client: str) -> bool:
 def _drawn(
     events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
 ) -> Generator[dict[str, Any], None, Status | None]:
-    """The newest view after each of a job's events; its texts where they have changed and are of the client's view.
-
-    Returns the last status.
-    """
+    """The newest view after each event, with its texts where the client's have changed. Returns the last status."""
     shown, last = None, None
     for event in events:
         last = event if isinstance(event, Status) else last

@@ -25,10 +25,7 @@ KEPT = (*(name for name, control in CONTROLS.items() if control.calibrates), "la
 
 
 def default_link() -> dict[str, Any]:
-    """The default values of a link's query parameters except the tab; a link leaves them out.
-
-    `assets/page.js` takes the parameters' names and order from here.
-    """
+    """A link's parameters but the tab, in their order, with their default values, which a link leaves out."""
     return {**Settings()._asdict(), "layer": 0, "prompt": PROMPT, "pinned": ""}
 
 

@@ -70,10 +70,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
-    """Keyword arguments for `launch()`: theme, CSS, head and limits. `tabs` are the tabs' labels by their ids.
-
-    Raises UserError if the environment sets an invalid limit.
-    """
+    """Keyword arguments for `launch()`, by the tabs' labels. Raises UserError for an invalid limit."""
     limits.require()
     return {
         "theme": theme(),

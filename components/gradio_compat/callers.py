@@ -60,10 +60,7 @@ def site_of(request: Any) -> str:
 
 
 def current_caller() -> Caller:
-    """Called in a handler: its caller, whose `is_connected` any thread may call from then on.
-
-    Where no queued event called the handler, the caller counts as connected.
-    """
+    """A handler's caller, whose `is_connected` any thread may call; always connected without a queued event."""
     request: Any = LocalContext.request.get(None)
     if (caller := mcp_caller(request)) is not None:
         return caller
@@ -116,10 +113,7 @@ def mcp_callers(app: ASGIApp) -> ASGIApp:
 
 
 def prepare_mcp(server: Any) -> None:
-    """Let gradio's MCP server keep the description and the schema of each tool, made now, and one client for all calls.
-
-    Otherwise each list of tools is made in the event loop.
-    """
+    """Let gradio's MCP server keep description and schema of each tool, made now, and one client for all calls."""
     for name in ("get_fn_description", "get_input_schema"):
         setattr(server, name, _kept_by_tool(getattr(server, name)))
     for tool, endpoint in server.tool_to_endpoint.items():

@@ -76,10 +76,7 @@ def translated(value: Any) -> Any:
 
 
 class CachedPage:
-    """ASGI middleware: answers `GET` of the page and of its configuration from memory, in the current language.
-
-    Its answers have `headers`, and the page has `head` (HTML).
-    """
+    """ASGI middleware: answers `GET` of page and configuration from memory, with `headers`; `head` is HTML."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None, head: str = "") -> None:
         self._app, self._headers, self._head = app, dict(headers or {}), head
@@ -123,10 +120,7 @@ class CachedPage:
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, query: str) -> Rendered | None:
-        """Gradio's answer to this path in the current language; None where it is no page, which is not kept.
-
-        A page says whether its address names the language.
-        """
+        """Gradio's answer to this path in the current language; None where it is no page, which is not kept."""
         key = (scope["path"], language(), query)
         messages: list[Message] = []
 

@@ -181,14 +181,11 @@ def is_uploaded(path: str) -> bool:
 
 
 def allocated_bytes(path: Path) -> int:
-    """The disk space of a file, or of a folder with all in it: allocated blocks, and for each at least an inode's.
-
-    Links are not followed. What another thread deletes meanwhile counts as nothing.
-    """
+    """The disk space of a file or folder: allocated blocks, at least an inode's for each. Links are not followed."""
     try:
         status = path.lstat()
         inside = [Path(entry.path) for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
-    except OSError:
+    except OSError:  # another thread has deleted it
         return 0
     blocks = getattr(status, "st_blocks", status.st_size // 512)
     return max(512 * blocks, BYTES_PER_INODE) + sum(map(allocated_bytes, inside))

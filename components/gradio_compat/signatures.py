@@ -74,10 +74,7 @@ def wrap_handler(
 
 
 def parameters_of(handler: Handler) -> list[inspect.Parameter]:
-    """A handler's parameters as gradio shall see them: `client` is its request.
-
-    Their annotations are types, since gradio looks names up in the wrapper's module.
-    """
+    """A handler's parameters as gradio shall see them, with evaluated annotations: `client` is its request."""
     parameters = inspect.signature(handler, eval_str=True).parameters.values()
     return [p.replace(annotation=gr.Request) if p.name == CLIENT else p for p in parameters]
 

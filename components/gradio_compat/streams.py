@@ -94,10 +94,7 @@ class Mailboxes(dict[str, Mailbox]):
 
 
 def open_streams(app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> ASGIApp:
-    """ASGI middleware: ends a session's stream when the session is idle, not when its calls are answered.
-
-    `mailbox_of` returns a session's messages, or None if it has called nothing.
-    """
+    """ASGI middleware: ends a stream when its session is idle, not when its calls are answered, by its mailbox."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         mailbox, has_begun, end = None, False, b""

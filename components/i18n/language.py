@@ -97,10 +97,7 @@ def translate(text: str) -> str:
 
 
 def gettext(text: str, /, **values: Any) -> str:
-    """The translation of an English text into the current language, with `values` in its placeholders.
-
-    Numbers take Python's format codes and the language's separators: `gettext("{ratio:.1%}", ratio=0.3)`.
-    """
+    """The translation of an English text, with values in places such as `{ratio:.1%}` in the language's format."""
     return _FORMATTER.vformat(term(text), (), values)
 
 
@@ -115,10 +112,7 @@ def term(text: str) -> str:
 
 
 def number(value: float | Number, code: str) -> str:
-    """A number formatted by Python's format `code`, such as ".1f" or ".0%", with the language's separators.
-
-    A negative one begins with a minus sign, not with a hyphen.
-    """
+    """A number by Python's format `code`, such as ".1f", with the language's separators and a minus sign, no hyphen."""
     formatted, current = format(value, code), LANGUAGES[language()]
     if formatted.startswith("-"):
         formatted = f"−{formatted[1:]}"

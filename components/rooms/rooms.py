@@ -111,10 +111,7 @@ class Rooms:
         return room
 
     def answer(self, text: str, student: str, body: dict[str, Any]) -> None:
-        """Record the answer `{"id", "step", "value"}`: once for each id, and only before its question is revealed.
-
-        A second answer to a question replaces the first.
-        """
+        """Record `{"id", "step", "value"}`: once for each id, until the question is revealed. A later one counts."""
         with self._store.lock:
             room, digest = self._joined(text, student)
             id, step, value = body.get("id"), body.get("step"), body.get("value")
@@ -143,10 +140,7 @@ class Rooms:
             self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
 
     def seen_by_student(self, text: str, student: str, since: str = "") -> dict[str, Any] | None:
-        """The current question, the class's answers to what is revealed, and the student's; None if `since` is this.
-
-        No student gets the answers of another one.
-        """
+        """The current question, the class's answers to what is revealed, and the student's; None if `since` is this."""
         with self._store.lock:
             room, digest = self._joined(text, student)
             if (version := _version(room.step, room.revealed)) == since:

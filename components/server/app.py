@@ -59,10 +59,7 @@ class App(PatchedBlocks):
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As in gradio, with `own_routes`, a maximum number of pages with state, and an MCP server if hosted.
-
-        `head` is part of the page's HTML.
-        """
+        """As in gradio, with `own_routes`, `head` in the page's HTML, limits, and an MCP server if hosted."""
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
         server = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")

@@ -34,10 +34,7 @@ SLICING_NAMES = {  # by order and shapes
 
 
 def offer_own_estimators() -> None:
-    """Run the files that the environment names and register their estimators; called before the page is built.
-
-    Raises UserError if one cannot be run, or if the page is hosted: a hosted page runs no files.
-    """
+    """Register the estimators in the environment's files. Raises UserError where one fails, or the page is hosted."""
     files = os.environ.get(OWN_ESTIMATORS, "").split()
     if files and limits.hosted():
         raise UserError(f"{OWN_ESTIMATORS} names files to run, and a hosted page runs none; unset it")

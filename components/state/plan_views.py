@@ -39,13 +39,10 @@ class SortedImportances:
 
 @dataclass(frozen=True)
 class Source:
-    """What plans are computed from: a profile and the calibration that it comes from.
-
-    `head_weights` is the number of weights of the output head. `units` are None for a profile of earlier sequences.
-    """
+    """What plans are computed from: a profile and its calibration. Profiles of earlier sequences have no `units`."""
 
     profile: Profile
-    head_weights: int
+    head_weights: int  # of the output head
     calibration: CalibrationKey | None = None
     provenance: Provenance = HERE
     units: ModelUnits | None = None
@@ -90,10 +87,7 @@ class Plans:
         return simpler if sizes[0] == sizes[1] else config
 
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
-        """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
-
-        `about` is what is shown, and whatever else it depends on.
-        """
+        """What `show` returns for a plan and `about`, such as a chart: made once in each language for all clients."""
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
         return self._shown.put(key, show()) if cached is None else cached
@@ -150,10 +144,7 @@ class Plans:
 
 
 def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
-    """The importances of `layer` that the plan's estimator used, by kind of module.
-
-    An estimator without importances has no threshold; the curves are then those of the profile's first estimator.
-    """
+    """The importances of `layer` by kind of module: of the plan's estimator, or else of the profile's first one."""
     estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
     curves: dict[str, ImportanceCurve] = {}
     for module, units in source.importances[estimator].items():

@@ -253,10 +253,7 @@ def _reading(losses: Losses) -> Reading:
 
 
 def _paired(sliced: Losses, dense: Losses | None) -> Reading:
-    """The sliced model's perplexity; before all windows are measured, its ratio times the dense perplexity.
-
-    The first windows may be easy or hard; in the ratio on the same windows that cancels.
-    """
+    """The sliced perplexity; before all windows are measured, its ratio on the same windows times the dense one."""
     if _is_whole(sliced) or dense is None or not _is_whole(dense):
         return _reading(sliced)
     whole, ratio = dense.perplexity().value, sliced.ratio(dense)

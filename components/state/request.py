@@ -60,10 +60,7 @@ class SliceKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """Validated values of the page's controls, and the library's configs for them. Created by `parse`.
-
-    Requests are equal if their `settings` are: the values of the controls, for links, pinned settings and reports.
-    """
+    """Validated values of the page's controls, by which requests are equal, and the library's configs for them."""
 
     settings: Settings
     calibration: CalibrationKey = field(compare=False)
@@ -89,10 +86,7 @@ class Request:
         return SliceKey(self.calibration, config, method)
 
     def recipe(self, evaluation_tokens: int) -> Recipe:
-        """Everything that reproduces the page's model and numbers.
-
-        An upload appears by its file name alone, under which the user has it on disk.
-        """
+        """What reproduces the page's model and numbers. An upload appears by its file name, which the user has."""
         key = self.calibration
         text = Path(key.config.text).name if self.settings.upload else key.config.text
         evaluation = replace(key.evaluation(evaluation_tokens), text=text)

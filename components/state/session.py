@@ -110,10 +110,7 @@ class Session:
         return self.plans.plan(_required(self.source(request)), request.slicing)
 
     def convergence(self, request: Request) -> ConvergenceView | None:
-        """How the ratios converged with the number of calibration sequences; None without earlier ratios.
-
-        Raises UserError as `slice_plan` does.
-        """
+        """How ratios converged with the calibration, or None without earlier ones. Raises UserError as `slice_plan`."""
         key, config = request.calibration, request.slicing
         best = self.calibrations.best(key)
         if best is None:
@@ -256,10 +253,7 @@ class Session:
     # Work inside a job
 
     def slice(self, job: Job, request: Request, method: str = "intraslice", whole: bool = True) -> PreTrainedModel:
-        """The sliced model, sliced now or cached; the dense model at sparsity 0.
-
-        Sliced from the whole calibration, or without `whole` from the sequences seen so far.
-        """
+        """The sliced model, at sparsity 0 the dense one; without `whole` from the sequences calibrated so far."""
         calibrated = self.calibrations.calibrate(job, request.calibration, whole)
         return self._sliced(job, request.slice_key(method), calibrated)
 

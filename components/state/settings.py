@@ -43,10 +43,7 @@ class Control:
 
 
 def model_name(model: Any) -> str:
-    """Check a model's name, before anything is read or fetched; every name from outside passes here.
-
-    Raises UserError if it is no text or, on a hosted page, none that the owner lists.
-    """
+    """Check a model's name, as all from outside, before it is read or fetched. Raises UserError if none is allowed."""
     name = checks.text("Model", model, limits.NAME.value)
     names, is_open = offered_models()
     if not is_open:

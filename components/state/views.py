@@ -105,10 +105,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class PrecomputedCosts:
-    """Costs of a sliced model that were measured before, on a day.
-
-    KL divergence from the dense model in nats per token, speeds in multiples of the dense model's.
-    """
+    """A slice's KL from the dense model (nats per token) and relative speeds, as they were measured on a day."""
 
     day: str
     divergence: float
