@@ -207,8 +207,7 @@ def limit_cache() -> None:
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
-    Models that the owner lists keep their folders, since these are their names. It is a sentence, although the
-    library's errors, as Python's, lack the capital and the full stop. A lazy string remains one.
+    Models that the owner lists keep their folders. It is a sentence, unlike Python's errors; a lazy string remains one.
     """
     text = str(problem) or type(problem).__name__
     is_lazy = isinstance(text, (LazyString, Message))

@@ -55,8 +55,7 @@ def move(
 ) -> dict[str, Any]:
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
-    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting. Where
-    a late one ended the measurement of that, `again` begins it once more.
+    It alone says what the client views, one call at a time. Where a late one ended a measurement, `again` repeats it.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
@@ -129,10 +128,17 @@ def followed(answers: Answers, session: Session, request: Request, is_told: Call
 
 def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
-    is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
+    jobs, is_wanted = session.jobs, request.is_live and session.perplexities(request).source.kind != "before"
     while is_wanted:
         last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
-        is_wanted = last is not None and last.superseded and _is_back(session, request, client)
+        if last is None or not last.superseded:
+            return
+        # A late answer to an earlier move may have superseded the job of a setting that the client views again, or soon
+        # will: `move` then lets the page measure it. A program has no view: its next call replaces the one before.
+        jobs.set_view(client, lost=request)
+        if is_wanted := jobs.view_of(client, "request", None) == request:
+            jobs.set_view(client, lost=None)
+            is_wanted = not jobs.is_running(client, "measure", request=request)
 
 
 def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
@@ -150,19 +156,6 @@ def measure_pinned(session: Session, request: Request, layer: int, pinned: Reque
         work = partial(session.measure_perplexities, request=pinned)
         events = session.jobs.run(client, "pinned", work, Urgency.BACKGROUND, partial(session.ready, request))
         yield from _drawn(events, session, request, pinned, client)
-
-
-def _is_back(session: Session, request: Request, client: str) -> bool:
-    """Whether the client views the setting although its job was superseded: an earlier move was answered late.
-
-    If the client views it only later, `move` lets the page measure it again. A client that only calls endpoints has no
-    view: its next call replaces the one before.
-    """
-    session.jobs.set_view(client, lost=request)
-    if session.jobs.view_of(client, "request", None) != request:
-        return False
-    session.jobs.set_view(client, lost=None)
-    return not session.jobs.is_running(client, "measure", request=request)
 
 
 def _drawn(

@@ -71,10 +71,7 @@ def restore(caller: gr.Request) -> dict[str, Any]:
 
 
 def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
-    """`restore`, without a layer that the model lacks.
-
-    Before a model is calibrated its number of layers is unknown: the layer slider then reaches as far as the link.
-    """
+    """`restore`, without a layer that the model lacks; while that is unknown, the slider reaches as far as the link."""
     restored = restore(caller)
     try:
         source = session.source(parse(Settings(**{name: restored[name] for name in Settings._fields})))

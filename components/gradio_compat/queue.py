@@ -2,13 +2,12 @@
 
 Gradio's own queue
 
-- keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session is a
-  KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
+- keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session ends
+  the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
 - runs calls whose answers no client reads, and does not limit the calls of one session;
-- forgets a session's messages and calls when a stream ends. A page ends its stream when it has all answers, and begins
-  another with its next call: a call that comes before the server has noticed is lost ("Connection errored out");
-- makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here;
-- looks for calls a thousand times a second, and for progress a hundred times: 6 % of a core of an idle server.
+- forgets a session's messages and calls when a stream ends, such as that of a page which has all answers: a call that
+  comes before the server has noticed is lost ("Connection errored out");
+- makes a table of the last 10,000 calls after every one, and looks for calls a thousand times a second: 6 % of a core.
 
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_queue.py`, `server/test_server.py`.
 """

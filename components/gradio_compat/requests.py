@@ -1,13 +1,11 @@
 """Which requests the page answers: by which of gradio's routes, and of what size; the folder of uploads.
 
-- Gradio has some ninety routes, and each version adds more. Several write to disk (`deep_link`), ask other servers
-  (`proxy=`), tell about other clients (`monitoring`), or are meant for development. A route that neither the page nor a
-  program that calls it needs is answered 404 before gradio sees the request. So are messages for a session that has
-  called nothing, which gradio answers with a traceback in the log.
+- Gradio has some ninety routes. Several write to disk (`deep_link`), ask other servers (`proxy=`), tell about other
+  clients (`monitoring`), or are meant for development. What neither the page nor a program that calls it needs is
+  answered 404 before gradio sees it; so are messages for a session that has called nothing, a traceback in gradio.
 - Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the
   files of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error
-  with a traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has
-  the limits.
+  with a traceback. Here gradio's parser itself has the limits, and the path decides what is an upload.
 - Gradio has no public name for its folder of uploaded and served files. The page writes its downloads there, since
   gradio copies a file from anywhere else before it serves it.
 

@@ -32,10 +32,7 @@ TOO_LONG = "This job reached its limit of {seconds:,.0f} seconds. Choose a small
 
 
 class Cancelled(BaseException):
-    """Raised in a job's function when its client has stopped it or has gone, or when its time is over.
-
-    No `Exception`, so that code which handles failures of its own work, the library's included, lets it pass.
-    """
+    """Raised in a job's function that is to end. No `Exception`, so that handlers of failures let it pass."""
 
 
 class Urgency(Enum):

@@ -79,9 +79,8 @@ class Rooms:
     def join(self, text: str, student: str, address: str) -> Room:
         """The class with this code, which the student has joined now or before.
 
-        After `WRONG_CODES` wrong codes an address can only join classes in which it takes part already: trying codes
-        tells nothing more, and wrong codes from the same building lock no class out. New students of an address join
-        at a pace that lets a lecture hall in at once, and few invented ones.
+        After `WRONG_CODES` wrong codes an address can only join classes in which it takes part already. Its new
+        students join at a pace that lets a lecture hall in at once, and few invented ones.
         """
         if not STUDENT_ID.fullmatch(student):
             raise Refused("This browser's id is not valid. Reload the page.", 400)

@@ -49,12 +49,13 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         rooms.answer(_code(request), _header(request, STUDENT), body)
         return {"counted": body["id"]}
 
-    def changed_by(change: Callable[[str, str, Body], None]) -> Handler:
-        """A handler that lets the presenter change the class, and answers with its state."""
+    def changed_by(change: Callable[..., None], *names: str) -> Handler:
+        """A handler that lets the presenter change the class by values of the body, and answers with its state."""
 
         def handler(request: Request, body: Body) -> Body | None:
-            change(_code(request), _header(request, LEAD), body)
-            return rooms.seen_by_lead(_code(request), _header(request, LEAD))
+            code, secret = _code(request), _header(request, LEAD)
+            change(code, secret, *map(body.get, names))
+            return rooms.seen_by_lead(code, secret)
 
         return handler
 
@@ -82,11 +83,9 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         f"/{HOME}": create,
         f"{room}/join": join,
         f"{room}/answer": answer,
-        f"{room}/step": changed_by(lambda code, secret, body: rooms.go_to(code, secret, body.get("step"))),
-        f"{room}/reveal": changed_by(
-            lambda code, secret, body: rooms.reveal(code, secret, body.get("step"), body.get("truth"))
-        ),
-        f"{room}/remove": changed_by(lambda code, secret, _: rooms.remove_without_answers(code, secret)),
+        f"{room}/step": changed_by(rooms.go_to, "step"),
+        f"{room}/reveal": changed_by(rooms.reveal, "step", "truth"),
+        f"{room}/remove": changed_by(rooms.remove_without_answers),
         f"{room}/delete": delete,
         f"{room}/qr": qr_code,
     }

@@ -1,7 +1,4 @@
-"""The options that the page offers: the library's registries, texts and precisions.
-
-`ui/` and charts import them from here, since they import nothing of the library.
-"""
+"""The options that the page offers: registries, texts and precisions of the library, of which `ui/` imports nothing."""
 
 import os
 from typing import get_args

@@ -21,7 +21,7 @@ from intraslice.slicing.units import kept_units
 from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
-from .units import ModelUnits, Width
+from .units import TOLERANCE, ModelUnits, Width
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
@@ -246,6 +246,7 @@ def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
     """One layer of a plan."""
     units, planned, sparsity = source.units, plan.layers[layer], plan.config.sparsity
     kept = kept_units(units.layers[layer], planned, plan.config.order) if units else None
+    cross = units.width(sparsity) if units and sparsity else None
     return OpenedView(
         layer=layer,
         row=_row(source, plan, layer),
@@ -254,8 +255,8 @@ def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
         neurons=None if kept is None or kept.neurons is None else kept.neurons.tolist(),
         sparsity=sparsity,
         shortcuts=units.shortcuts if units else 0,
-        cross=units.width(sparsity) if units and sparsity else None,
-        is_comparable=units is not None and units.comparable_width(sparsity) is not None,
+        cross=cross,
+        is_comparable=cross is not None and abs(cross.removed - sparsity) <= TOLERANCE,
         is_last=layer == len(plan.layers) - 1,
         ranks_neurons=plan.config.order == "one-shot",
         rules=head_rules(source.profile, plan, layer),

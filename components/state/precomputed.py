@@ -1,11 +1,9 @@
 """The read-only layer under the page's caches: results that it ships with in `assets/cache/`.
 
-The layer has a folder for each set of weights, with a manifest, which says what was measured, and a file for each kind
-of result. `python -m components.make_snapshots` writes them. Results of other weights than those of the loaded model
-are not found; only plans are made from them, and the plans' label names the weights.
+It has a folder for each set of weights, with a manifest and a file for each kind of result, which `python -m
+components.make_snapshots` writes. Of other weights than those of the loaded model only plans are made.
 
-The file of a calibration's `Profile` is also that of the cached ones: those of a running calibration, for the ratios'
-convergence, whenever its number of sequences has doubled.
+The `Profile`s of a running calibration, for the ratios' convergence, are cached in such files, too.
 """
 
 import datetime

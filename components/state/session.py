@@ -52,10 +52,7 @@ NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text y
 
 
 class Session:
-    """The state of the whole app, which measures perplexity on `evaluation_tokens` tokens.
-
-    `client` is a string that identifies an open page. `precomputed` is the layer under all caches.
-    """
+    """The state of the whole app. A `client` is an open page or a program; `precomputed` is under all caches."""
 
     texts = TEXTS
 
@@ -68,9 +65,8 @@ class Session:
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
-        memory = JobMemory(self._caches, self.device)
         self.precomputed = precomputed or Precomputed()
-        self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
+        self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
         self._check = lru_cache(100)(check_model)
@@ -145,10 +141,7 @@ class Session:
         return self.readings.perplexities(request, best, self.plans.simplest(self.source(request), request.slicing))
 
     def check(self, model: str) -> ModelCheck:
-        """What slicing a model gives and takes, before it is loaded. The answer is kept, except for the free memory.
-
-        Raises UserError if there is no such model, it cannot be sliced, or it does not fit.
-        """
+        """What slicing a model takes; all but the free memory is kept. Raises UserError where that is impossible."""
         name, dtype = model_name(model), getattr(torch, default_precision())
         with self.calibrations.bounded_hub_cache(name):
             found = self._check(name, CalibrationConfig(), dtype, self.device)

@@ -13,11 +13,7 @@ from .request import Request
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where numbers come from: measured "here" on all data, "so far" on a part, or "before" (`precomputed.py`).
-
-    The calibration has `sequences` of `all_sequences`. What was measured before has a day, and a label that names the
-    weights and the text.
-    """
+    """Numbers measured "here" on all data, "so far" on some sequences, or "before" (`precomputed.py`) on a day."""
 
     kind: Literal["here", "so far", "before"]
     sequences: int = 0
@@ -71,10 +67,9 @@ class PlanView:
 class ImportanceCurve:
     """Importances of the units of all layers and of the chosen layer, descending, sampled evenly over the units.
 
-    Units below `threshold` are removed; `all_below` and `chosen_below` are their fractions, counted on all units.
-    `threshold` is None if the estimator uses no importances. Units are removed `one_by_one`, or several together.
-    By its ratio, the chosen layer has the `rank` 1 if it is pruned most. `rules`: what keeps or removes each query head
-    in attention (`RULES` of the library); empty where it is not known.
+    Units below `threshold`, None without importances, are removed; `all_below` and `chosen_below` are their fractions,
+    counted on all units; they go `one_by_one`, or several together. The layer that is pruned most has `rank` 1.
+    `rules`: what keeps or removes each query head in attention (`RULES` of the library); empty where it is not known.
     """
 
     unit: str
