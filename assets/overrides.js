@@ -1,17 +1,11 @@
-// The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
-// from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
-// locks as text ("7 attention 25, 3 attention head 5 keep"), and an edit goes back as the event `select`, whose data is `locked`. Once it
-// is answered, the window's event `isx-locks` comes: the table shows the value again, without an edit that was refused.
-// Other scripts lock a unit by the window's event `isx-lock-unit`, whose `detail` is one lock as text ("3 attention head 5
-// keep", "7 mlp neurons 400"); the same one again unlocks it.
-const body = element.querySelector("tbody");
-const fold = element.querySelector("details");
-const count = element.querySelector(".isx-count");
+// The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in
+// scope. Ratios come from the bars above, so dragging the slider asks the server nothing more. The value is the locks as text
+// ("7 attention 25, 3 attention head 5 keep"); an edit goes back as `locked` of the event `select`. Once it is answered, the window's
+// event `isx-locks` comes: the table shows the value again. The event `isx-lock-unit`, whose `detail` is a lock, sets or unlocks that.
+const [body, fold, count, units, typed] = ["tbody", "details", ".isx-count", ".isx-units", ".isx-unit"].map((selector) => element.querySelector(selector));
 const modules = ["attention", "mlp"];
 const { say, make } = isx;
 const names = { attention: say("attention"), mlp: say("MLP") };
-const units = element.querySelector(".isx-units");
-const typed = element.querySelector(".isx-unit");
 const locks = new Map(); // "7 attention" -> "25", "3 attention head 5" -> "keep", "7 mlp" -> "neurons 400"
 isx.locks = () => locks;
 let cells = [];

@@ -105,7 +105,6 @@ class Plans:
         ]
         plan = self.plan(source, config)
         others = [self.plan(source, replace(config, estimator=name, locked=())) for name in names]
-        flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
         return PlanView(
             estimator="manual" if config.locked else config.estimator,
             source=source.provenance,
@@ -132,12 +131,9 @@ class Plans:
             },
             parameters_dense=plan.parameters.dense_total,
             parameters_sliced=plan.parameters.sliced_total,
-            decoder_dense=plan.parameters.dense_decoder,
-            decoder_sliced=plan.parameters.sliced_decoder,
-            kv_dense=plan.kv_bytes_per_token[0],
-            kv_sliced=plan.kv_bytes_per_token[1],
-            flops_dense=flops_dense,
-            flops_sliced=flops_sliced,
+            decoder=(plan.parameters.dense_decoder, plan.parameters.sliced_decoder),
+            kv=plan.kv_bytes_per_token,
+            flops=flops_per_token(source.profile, plan, source.head_weights),
             context=CONTEXT,
             bytes_per_value=source.profile.bytes_per_value,
         )

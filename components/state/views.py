@@ -52,12 +52,9 @@ class PlanView:
     others: Mapping[str, tuple[tuple[float, float], ...]]
     parameters_dense: int
     parameters_sliced: int
-    decoder_dense: int
-    decoder_sliced: int
-    kv_dense: float
-    kv_sliced: float
-    flops_dense: int = 0  # of a token that attends to `context` tokens
-    flops_sliced: int = 0
+    decoder: tuple[int, int]  # parameters of the layers, dense and sliced
+    kv: tuple[float, float]  # bytes of the KV cache per token, dense and sliced
+    flops: tuple[int, int] = (0, 0)  # dense and sliced, of a token that attends to `context` tokens
     context: int = 0
     bytes_per_value: int = 4
     source: Provenance = HERE  # of the calibration
