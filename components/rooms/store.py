@@ -1,8 +1,7 @@
 """The database of the classes: SQLite in autocommit mode, so a change is on the disk before `execute` returns.
 
-The journal is a write-ahead log and `synchronous` is FULL, so that an answer that was acknowledged survives a killed
-process and also a power failure. That costs one `fsync` for each answer, of which a class of sixty needs sixty per
-question. What is deleted is overwritten (`secure_delete`). A damaged database is renamed and a new one begun.
+The journal is a write-ahead log and `synchronous` is FULL: an acknowledged answer survives a power failure. What is
+deleted is overwritten (`secure_delete`). A damaged database is renamed and a new one begun.
 """
 
 import logging

@@ -219,8 +219,7 @@ class Caches:
 class JobMemory:
     """What work of one kind that runs at once needs together, kept to the part that the caches leave.
 
-    Each kind has its own: a slice of a partial calibration must not wait for the calibration, which may go on only
-    after it. A job waits `max_wait` seconds for earlier ones at most.
+    Kinds do not wait for each other: a calibration may go on only after a slice. Jobs wait `max_wait` seconds at most.
     """
 
     def __init__(self, caches: Caches, device: str, max_wait: float = math.inf) -> None:

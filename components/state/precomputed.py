@@ -249,21 +249,14 @@ def load_profile(path: Path) -> Profile:
         alive = torch.from_numpy(np.unpackbits(arrays["alive"], axis=-1, count=sizes.heads).astype(bool))
         dim = torch.from_numpy(arrays["dim"].astype(np.int64))
         rule = torch.from_numpy(arrays["rule"].astype(np.int64)) if "rule" in arrays else [None] * len(dim)
-        importances = {
-            estimator: [torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS]
-            for estimator in about["estimators"]
-        }
+        importances = {}  # by estimator, of each layer
+        for estimator in about["estimators"]:
+            stacked = (torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS)
+            importances[estimator] = list(map(Importances, *stacked))
+    kv_head = tuple(about["kv_head"])
     layers = tuple(
-        LayerProfile(
-            sizes=sizes,
-            table=HeadTable(alive[index], dim[index], rule[index]),
-            kv_head=tuple(about["kv_head"]),
-            importances={
-                estimator: Importances(attention[index], mlp[index])
-                for estimator, (attention, mlp) in importances.items()
-            },
-        )
-        for index in range(len(dim))
+        LayerProfile(sizes, table, kv_head, {name: of_layers[index] for name, of_layers in importances.items()})
+        for index, table in enumerate(map(HeadTable, alive, dim, rule))
     )
     return Profile(layers, about["other_parameters"], about["bytes_per_value"])
 

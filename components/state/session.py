@@ -6,7 +6,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from intraslice.check import ModelCheck, check_model
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback
+from intraslice.core.progress import Progress
 from intraslice.core.threads import set_threads
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
@@ -275,18 +275,15 @@ class Session:
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
             tokens, training = calibrated.tokens, calibrated.training
-            reports: dict[str, ProgressCallback] = {}  # by their text; each times from its first event
+            report = cache(partial(job_progress, job))  # by text, since each times from its first event
 
             def progress(event: Progress) -> None:
-                text = RECOVERY_STAGES.get(event.stage, slicing_text)
-                if text not in reports:
-                    reports[text] = job_progress(job, text)
-                reports[text](event)
+                report(RECOVERY_STAGES.get(event.stage, slicing_text))(event)
 
             with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
                 if method == "intraslice" and isinstance(plan, SlicePlan) and plan.recovery == NO_RECOVERY:
-                    cache = calibrated.slice_cache  # since the slider slices often
-                    sliced = slice_model(loaded.model, plan, stats, tokens, cache=cache, progress=progress)
+                    kept = calibrated.slice_cache  # since the slider slices often
+                    sliced = slice_model(loaded.model, plan, stats, tokens, cache=kept, progress=progress)
                 else:
                     sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
