@@ -96,10 +96,7 @@ def _settings(context: Context) -> Iterator[Row]:
 
 
 def _tabs(context: Context) -> Iterator[Row]:
-    """The browser itself records the active tab, and one call at a time signals it.
-
-    Otherwise a late answer could leave the active tab without its content.
-    """
+    """The browser records the active tab; one call at a time signals it: a late answer could leave it empty."""
     for tab in context.tabs.children:
         if isinstance(tab, gr.Tab):
             yield every, [tab.select], [in_browser(f"() => {json.dumps(tab.id)}", None, context.tab)]

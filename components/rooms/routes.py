@@ -135,12 +135,8 @@ async def _answered(handler: Handler, request: Request) -> Response:
 
 
 def is_foreign(request: Request) -> bool:
-    """Whether a page of another site sends the request.
-
-    A current browser says so in `Sec-Fetch-Site`, over HTTPS and to localhost; otherwise `Origin` is compared with the
-    host of the request, as the client or the first proxy has named it.
-    """
-    if site := request.headers.get("sec-fetch-site"):
+    """Whether a page of another site sends the request, by `Origin` and the host as the client or a proxy names it."""
+    if site := request.headers.get("sec-fetch-site"):  # of current browsers, over HTTPS and to localhost
         return site not in ("same-origin", "none")
     if (origin := request.headers.get("origin")) is None:
         return False

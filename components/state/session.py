@@ -99,7 +99,8 @@ class Session:
 
     def importances(self, request: Request, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
-        return importance_curves(_required(self.source(request)), self.slice_plan(request), layer)
+        source = _required(self.source(request))
+        return importance_curves(source, self.plans.plan(source, request.slicing), layer)
 
     def slice_plan(self, request: Request) -> SlicePlan:
         """What is removed from each layer. Raises UserError if there is no source or the target is out of reach."""

@@ -64,8 +64,8 @@ class PlanView:
 class ImportanceCurve:
     """Importances of the units of all layers and of the chosen layer, descending, sampled evenly over the units.
 
-    Units below `threshold`, None without importances, are removed; `all_below` and `chosen_below` are their fractions,
-    counted on all units; they go `one_by_one`, or several together. The layer that is pruned most has `rank` 1.
+    Units below `threshold`, None without importances, are removed, `one_by_one` or several together; `all_below` and
+    `chosen_below` are their fractions, counted on all units. The layer that is pruned most has `rank` 1.
     `rules`: what keeps or removes each query head in attention (`RULES` of the library); empty where it is not known.
     """
 
