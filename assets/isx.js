@@ -29,6 +29,13 @@ isx.parts = (element, html) => {
   return Object.fromEntries([...element.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
 };
 
+// Let the user save a Blob as a file.
+isx.save = (blob, name) => {
+  const address = URL.createObjectURL(blob);
+  isx.make("a", { href: address, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+};
+
 // What this browser keeps under a name: a text, or an object as JSON, empty where there is none. It may keep nothing.
 const tried = (act) => {
   try {

@@ -1,17 +1,11 @@
-// The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in scope. Ratios come
-// from the bars above whenever they are redrawn, so dragging the slider asks the server nothing more; the value is the
-// locks as text ("7 attention 25, 3 attention head 5 keep"), and an edit goes back as the event `select`, whose data is `locked`. Once it
-// is answered, the window's event `isx-locks` comes: the table shows the value again, without an edit that was refused.
-// Other scripts lock a unit by the window's event `isx-lock-unit`, whose `detail` is one lock as text ("3 attention head 5
-// keep", "7 mlp neurons 400"); the same one again unlocks it.
-const body = element.querySelector("tbody");
-const fold = element.querySelector("details");
-const count = element.querySelector(".isx-count");
+// The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in
+// scope. Ratios come from the bars above, so dragging the slider asks the server nothing more. The value is the locks as text
+// ("7 attention 25, 3 attention head 5 keep"); an edit goes back as `locked` of the event `select`. Once it is answered, the window's
+// event `isx-locks` comes: the table shows the value again. The event `isx-lock-unit`, whose `detail` is a lock, sets or unlocks that.
+const [body, fold, count, units, typed] = ["tbody", "details", ".isx-count", ".isx-units", ".isx-unit"].map((selector) => element.querySelector(selector));
 const modules = ["attention", "mlp"];
 const { say, make } = isx;
 const names = { attention: say("attention"), mlp: say("MLP") };
-const units = element.querySelector(".isx-units");
-const typed = element.querySelector(".isx-unit");
 const locks = new Map(); // "7 attention" -> "25", "3 attention head 5" -> "keep", "7 mlp" -> "neurons 400"
 isx.locks = () => locks;
 let cells = [];
@@ -19,9 +13,7 @@ let edited = null; // the field of the edit that is not answered yet
 
 function read(field) {
   locks.clear();
-  for (const part of (props.value || "").split(",").filter((text) => text.trim())) {
-    locks.set(...parsed(part));
-  }
+  for (const part of (props.value || "").split(",").filter((text) => text.trim())) locks.set(...parsed(part));
   paint(field);
 }
 
@@ -31,11 +23,16 @@ function parsed(text) {
   return [words.slice(0, length).join(" "), words.slice(length).join(" ")];
 }
 
+// Lock by a value, or unlock with null; `field` is that of the edit.
+function set(key, value, field) {
+  if (value === null) locks.delete(key);
+  else locks.set(key, value);
+  send(field);
+}
+
 function toggle(text) {
   const [key, value] = parsed(text);
-  if (locks.get(key) === value) locks.delete(key);
-  else locks.set(key, value);
-  send(null);
+  set(key, locks.get(key) === value ? null : value, null);
 }
 
 // A locked unit in words; a locked ratio, which the table shows, has none.
@@ -57,33 +54,25 @@ function build(layers) {
       const key = `${layer} ${module}`;
       const ratio = make("input", { type: "number", min: 0, max: 100, step: 0.5, "aria-label": say("{name}: per cent removed", { name }) });
       const lock = make("input", { type: "checkbox", "aria-label": say("{name}: locked", { name }) });
-      ratio.addEventListener("change", () => set(key, ratio.value !== "", ratio));
-      lock.addEventListener("change", () => set(key, lock.checked, ratio));
+      const change = (isLocked) => set(key, isLocked ? String(Number(ratio.value)) : null, ratio);
+      ratio.addEventListener("change", () => change(ratio.value !== ""));
+      lock.addEventListener("change", () => change(lock.checked));
       row.append(make("td", {}, ratio), make("td", {}, lock));
       cells.push({ key, layer, module, ratio, lock });
     }
   }
 }
 
-function set(key, isLocked, ratio) {
-  if (isLocked) locks.set(key, String(Number(ratio.value)));
-  else locks.delete(key);
-  send(ratio);
-}
-
 // A field in which somebody types keeps its text, except for `field`, whose edit is answered.
 function paint(field) {
   count.textContent = locks.size ? say(" ({count} locked)", { count: locks.size }) : "";
   if (!fold.open) return; // dragging the slider does not pay for it
-  const named = [...locks].filter(([key, value]) => described(key, value));
-  units.replaceChildren(
-    ...named.map(([key, value]) => {
-      const text = described(key, value);
-      const unlock = make("button", { type: "button", textContent: "×", "aria-label": say("Unlock: {text}", { text }) });
-      unlock.addEventListener("click", () => toggle(`${key} ${value}`));
-      return make("li", {}, text, " ", unlock);
-    }),
-  );
+  const items = [...locks].map(([key, value]) => {
+    const text = described(key, value);
+    const onclick = () => toggle(`${key} ${value}`);
+    return text && make("li", {}, text, " ", make("button", { type: "button", textContent: "×", "aria-label": say("Unlock: {text}", { text }), onclick }));
+  });
+  units.replaceChildren(...items.filter(Boolean));
   const bars = document.querySelector("#ratio-chart .isx-chart")?.isxChart?.data.filter((trace) => trace.type === "bar");
   if (!bars?.length) return;
   const ratios = Object.fromEntries(bars.map((trace) => [trace.meta.module, trace.y]));

@@ -176,18 +176,12 @@ def has_room(limit: Limit, taken: int, has_some: bool) -> bool:
 
 
 def trusted_hops() -> int:
-    """The number of proxies before the page: 1 on a Space, else 0, or what the environment says.
-
-    Raises UserError where that is no whole number.
-    """
+    """The number of proxies before the page: 1 on a Space, else 0, or what the environment says, else UserError."""
     return from_environment(HOPS_VARIABLE, int(bool(os.environ.get("SPACE_ID"))), "a whole number, 0 or more")
 
 
 def frame_headers() -> dict[str, str]:
-    """The header that says which sites may embed the page; none where any site may.
-
-    Raises UserError where the environment has no list of sites.
-    """
+    """The header with the sites that may embed the page; none where any may. Raises UserError for no list."""
     sites = os.environ.get(FRAMES_VARIABLE, "").strip()
     if not re.fullmatch(r"[!-+.-:<-~ -]*", sites):  # no comma or semicolon, which would end the list
         expected = "sites separated by spaces, such as 'self' https://example.org"
@@ -210,20 +204,10 @@ def limit_cache() -> None:
     os.environ[MAX_BYTES_VARIABLE] = str(CACHE_BYTES.value)
 
 
-def table() -> str:
-    """All bounds as a table in Markdown, for `docs/deployment.md`."""
-    rows = [
-        f"| {limit.what} | {limit.desktop:,} | {limit.hosted:,} | `{limit.variable}` | {limit.why} |"
-        for limit in LIMITS.values()
-    ]
-    return "\n".join(["| at most | desktop | hosted | variable | reason |", "|---|---|---|---|---|", *rows])
-
-
 def error_text(problem: object) -> str:
     """What a client reads of an error: no more than fits, and where the page is hosted no folder of the server.
 
-    Models that the owner lists keep their folders, since these are their names. It is a sentence, although the
-    library's errors, as Python's, lack the capital and the full stop. A lazy string remains one.
+    Models that the owner lists keep their folders. It is a sentence, unlike Python's errors; a lazy string remains one.
     """
     text = str(problem) or type(problem).__name__
     is_lazy = isinstance(text, (LazyString, Message))

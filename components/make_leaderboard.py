@@ -33,7 +33,7 @@ from intraslice.evaluation.tasks import PREFIX, TasksConfig, measure_hits, requi
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.sources import SUGGESTED_MODELS
 
-from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read, read_rows, write
+from .state.leaderboard import DTYPE, FILE, SEARCH, STAGES, TOKENS, WIKIPEDIA, Cell, merged, read_rows, write
 from .state.task_scores import DENSE, SCORES, SLICE, TASKS, Score, Slice, scored, slice_of
 
 COMPARED = ("intraslice", "flap", "wanda", "modegpt", "flatllm", "shortgpt", "shortgpt-rescaled", "crossmodule")
@@ -106,10 +106,7 @@ def run(words: list[str]) -> dict[str, Any]:
 
 
 def cells(result: dict[str, Any], about: dict[str, Any]) -> Iterator[Cell]:
-    """A cell for every point of a sweep and every text; `about` has values of all of them.
-
-    A point that could not be sliced, or whose perplexity is not finite, has none; stderr says why.
-    """
+    """A cell for every point of a sweep and text, with values `about` all; of a failed point the reason on stderr."""
     suffixes = {WIKIPEDIA: "", **{text: f" {Path(file).stem}" for text, file in TEXTS.items()}}
     for row in result["rows"]:
         perplexities = [row[f"perplexity{suffix}"] for suffix in suffixes.values()]
@@ -218,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
             for measured in measure_stage(arguments, stage, commit):
                 with FileLock(Path(tempfile.gettempdir()) / "intraslice-leaderboard.lock"):  # of another run
                     if arguments.texts:
-                        write(merged(read(FILE), tuple(measured)), FILE)
+                        write(merged(read_rows(Cell, FILE), tuple(measured)), FILE)
                     else:
                         write(sorted((*read_rows(Score, SCORES), *measured)), SCORES)
                 print(f"{stage}: {len(measured)} rows written", flush=True)

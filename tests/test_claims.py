@@ -19,7 +19,7 @@ from components.compare.charts import facts_chart
 from components.compare.measure import FactsCache
 from components.compare.models import Columns
 from components.estimator.measure import EstimatorCheckCache
-from components.state.leaderboard import SEARCH, STAGES, Cell, read
+from components.state.leaderboard import SEARCH, STAGES, Cell, cells
 from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
@@ -351,7 +351,7 @@ def missing(board: Board, name: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_document_says_what_the_measurements_say_and_compares_nothing_else(name) -> None:
-    board = Board(read())
+    board = Board(cells())
     texts = missing(board, name)
     assert not texts, "\n\n".join([f"{name} has to say:", *texts])
     rest = words(text_of(ROOT / name))

@@ -119,4 +119,10 @@ function rows(control, shape) {
   return [[say("prediction"), say("students")], ...labels.map((label, index) => [label, shape.counts[index]])];
 }
 
-isx.roomChart = { draw, escape, rows, summary, told };
+function table(control, shape) {
+  const [head, ...body] = rows(control, shape);
+  const row = (cells, tag) => `<tr>${cells.map((cell) => `<${tag}>${escape(cell)}</${tag}>`).join("")}</tr>`;
+  return `<table><thead>${row(head, "th")}</thead><tbody>${body.map((cells) => row(cells, "td")).join("")}</tbody></table>`;
+}
+
+isx.roomChart = { draw, escape, table, told };

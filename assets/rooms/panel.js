@@ -1,6 +1,6 @@
 // The class in the lesson's panel: how to start or join one, what a student sees of it, and the presenter's view.
-const { lesson, lesson: { steps }, say, make } = isx;
-const { draw, rows } = isx.roomChart;
+const { lesson, lesson: { at, steps }, say, make } = isx;
+const { draw, table } = isx.roomChart;
 const SPOKEN = 5000; // ms between two counts that a screen reader hears
 const STORED = say("The server stores the class's predictions, by question number and without names, for 24 hours or until the class is deleted; on a free Space they are lost when the Space restarts and its disk is cleared.");
 let parts = null; // of the lesson's panel, and ours
@@ -10,7 +10,6 @@ let isEntering = false;
 let spoken = 0;
 
 const set = (element, name, value) => element[name] !== value && (element[name] = value);
-const at = () => lesson.at();
 
 // Start, join, and take home: at the end of the lesson's panel.
 lesson.fillClass = (found) => {
@@ -73,11 +72,7 @@ function clicked(event) {
   if (pressed) attempt(acts[pressed.dataset.room]);
 }
 
-function save(content, ending) {
-  const address = URL.createObjectURL(content);
-  make("a", { href: address, download: `intraslice-${isx.room.now ? `class-${isx.room.now.code}` : "lesson"}.${ending}` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
-}
+const save = (blob, ending) => isx.save(blob, `intraslice-${isx.room.now ? `class-${isx.room.now.code}` : "lesson"}.${ending}`);
 
 async function copy(text, line) {
   try {
@@ -90,23 +85,19 @@ async function copy(text, line) {
 
 // The students' link: the same model and text; each chooses a language, and the lesson sets the rest.
 function link() {
-  const query = new URLSearchParams(location.search);
-  for (const name of [...query.keys()]) if (!["model", "text", "sequences", "length", "seed", "dtype", "samples"].includes(name)) query.delete(name);
-  query.set("room", isx.room.now.code);
-  return `${location.origin}${location.pathname}?${query}`;
+  const kept = [...new URLSearchParams(location.search)].filter(([name]) => ["model", "text", "sequences", "length", "seed", "dtype", "samples"].includes(name));
+  return `${location.origin}${location.pathname}?${new URLSearchParams([...kept, ["room", isx.room.now.code]])}`;
 }
 
 function fill(words, shape, truth, mine) {
-  const { caption, picture, table, twin, figure } = view;
+  const { caption, picture, twin, figure } = view;
   const { control } = steps[at()];
   set(caption, "textContent", words);
   const image = draw(control, shape, truth, mine);
   if (picture.dataset.drawn !== image) {
     picture.dataset.drawn = image;
     picture.innerHTML = image;
-    const [head, ...body] = shape ? rows(control, shape) : [[]];
-    const row = (cells, tag) => make("tr", {}, ...cells.map((textContent) => make(tag, { textContent })));
-    table.replaceChildren(make("thead", {}, row(head, "th")), make("tbody", {}, ...body.map((cells) => row(cells, "td"))));
+    view.table.innerHTML = shape ? table(control, shape) : "";
   }
   twin.hidden = !shape;
   figure.hidden = false;
@@ -114,7 +105,7 @@ function fill(words, shape, truth, mine) {
 
 const FIGURE = `
   <figure class="isx-room-figure" data-part="figure"><figcaption data-part="caption"></figcaption><div class="isx-room-picture" data-part="picture"></div>
-    <details class="isx-room-table" data-part="twin"><summary>${say("Data table")}</summary><table data-part="table"></table></details></figure>`;
+    <details class="isx-room-table" data-part="twin"><summary>${say("Data table")}</summary><div data-part="table"></div></details></figure>`;
 
 function buildLead(now) {
   const built = isx.parts(parts.room, `
@@ -147,12 +138,6 @@ async function drawQr() {
     view.qr.firstChild.setAttribute("role", "img");
     view.qr.firstChild.setAttribute("aria-label", say("QR code of the class's link"));
   }
-}
-
-function renderBar(now) {
-  const question = now.over ? say("ended") : now.state && !now.isLead ? say("question {step} of {steps}", { step: now.state.step, steps: steps.length }) : "";
-  set(parts.name, "textContent", [`${say("Class")} ${now.code}`, question].filter(Boolean).join(" · "));
-  set(parts.refused, "textContent", now.problem || error);
 }
 
 function renderLead({ state }) {
@@ -204,7 +189,9 @@ function render() {
     parts.room.replaceChildren();
     return;
   }
-  renderBar(now);
+  const question = now.over ? say("ended") : now.state && !now.isLead ? say("question {step} of {steps}", { step: now.state.step, steps: steps.length }) : "";
+  set(parts.name, "textContent", [`${say("Class")} ${now.code}`, question].filter(Boolean).join(" · "));
+  set(parts.refused, "textContent", now.problem || error);
   if (ended || !now.state || at() < 0) return;
   if (view?.isLead !== now.isLead) view = { isLead: now.isLead, ...(now.isLead ? buildLead(now) : buildStudent()) };
   if (now.isLead) renderLead(now);

@@ -1,7 +1,7 @@
 // What somebody takes home: one HTML file that needs nothing else, with what was predicted, what was measured, and charts.
 // A student's has the own predictions, beside the class's where there was one; the presenter's has the class's.
 const { lesson, lesson: { steps }, say } = isx;
-const { draw, escape, rows, told } = isx.roomChart;
+const { draw, escape, table, told } = isx.roomChart;
 const STYLE = `
   :root { color-scheme: light dark; --page: #fff; --ink: #1f2937; --quiet: #6b7280; --rule: #d1d5db; --bar: #0072b2; --truth: #b34700; --right: #00785a; }
   @media (prefers-color-scheme: dark) { :root { --page: #14181d; --ink: #e5e7eb; --quiet: #a3abb7; --rule: #3a424d; --bar: #56b4e9; --truth: #ff9b52; --right: #3fd1a4; } }
@@ -15,12 +15,6 @@ const STYLE = `
 
 const term = (name, value) => `<dt>${escape(name)}</dt><dd>${escape(value)}</dd>`;
 
-function table(control, shape) {
-  const [head, ...body] = rows(control, shape);
-  const row = (cells, tag) => `<tr>${cells.map((cell) => `<${tag}>${escape(cell)}</${tag}>`).join("")}</tr>`;
-  return `<details><summary>${escape(say("Data table"))}</summary><table><thead>${row(head, "th")}</thead><tbody>${body.map((cells) => row(cells, "td")).join("")}</tbody></table></details>`;
-}
-
 function section(index, { shape = null, truth = null, mine = null, isClass }) {
   const { title, question, control, id } = steps[index];
   const terms = isClass ? term(say("Predictions"), shape?.count ?? 0) : term(say("I predicted"), told(control, mine));
@@ -28,8 +22,9 @@ function section(index, { shape = null, truth = null, mine = null, isClass }) {
   // A class has no bars and no letters of its own, which these sentences speak of.
   const isPersonal = isClass && ["bars", "answers"].includes(control.kind);
   const measured = (!isPersonal && sentence) || (truth === null ? say("not measured yet") : told(control, truth));
+  const data = shape ? `<details><summary>${escape(say("Data table"))}</summary>${table(control, shape)}</details>` : "";
   const names = control.choices ? "" : `<p class="quiet">${escape(control.label)}</p>`;
-  return `<h2>${index + 1}. ${escape(title)}</h2>${question.map((one) => `<p>${escape(one)}</p>`).join("")}${names}<dl>${terms}${term(say("Measured"), measured)}</dl>${draw(control, shape, truth, mine)}${shape ? table(control, shape) : ""}`;
+  return `<h2>${index + 1}. ${escape(title)}</h2>${question.map((one) => `<p>${escape(one)}</p>`).join("")}${names}<dl>${terms}${term(say("Measured"), measured)}</dl>${draw(control, shape, truth, mine)}${data}`;
 }
 
 function file(title, sections) {

@@ -14,10 +14,8 @@ let led = 0; // the question that the presenter has gone on to, until the server
 let timer, polls, problem, offline, isSending, over; // `problem`: what was refused; `offline`: that nobody answers
 
 const id = (bytes) => Array.from(crypto.getRandomValues(new Uint8Array(bytes)), (one) => one.toString(16).padStart(2, "0")).join("");
-const storeName = (code) => `isx-room-${code}`;
-
-const kept = (code) => isx.kept(storeName(code));
-const keep = (found) => isx.store(storeName(found.code), JSON.stringify(found));
+const kept = (code) => isx.kept(`isx-room-${code}`);
+const keep = (found) => isx.store(`isx-room-${found.code}`, JSON.stringify(found));
 
 // The secret of a presenter's link leaves the address at once: an address is seen, and copied.
 const codeOf = (text) => text.replace(/[\s-]/g, "").toUpperCase();
@@ -46,7 +44,10 @@ async function call(path, body, parse = "json") {
 }
 
 const path = (action) => `/${room.code}/${action}`;
-const changed = () => dispatchEvent(new Event("isx-room"));
+const changed = () => {
+  lesson.tell();
+  dispatchEvent(new Event("isx-room"));
+};
 const passes = ({ status, wait }) => status === 0 || status >= 500 || (wait > 0 && wait <= SHORT); // it is worth another try
 
 async function start() {
@@ -120,7 +121,6 @@ function end(words) {
   const hasPredicted = room.lead || Object.keys({ ...room.sent, ...state?.mine }).length;
   const ended = hasPredicted ? say("The class has ended. The lesson goes on without it.") : say("The class has ended, or the presenter has removed the students without a prediction; to join again, reload the page. The lesson goes on without the class.");
   [over, problem] = [true, state ? ended : words];
-  lesson.tell();
   changed();
 }
 
@@ -133,7 +133,6 @@ function take(news) {
     lesson.show(followed - 1, first);
   }
   for (const step of Object.keys(state.revealed)) if (!lesson.isShown(step - 1)) lesson.reveal(step - 1);
-  lesson.tell();
   changed();
 }
 
@@ -154,7 +153,6 @@ async function send() {
   } finally {
     isSending = false;
     keep(room);
-    lesson.tell();
     changed();
   }
 }
@@ -170,7 +168,7 @@ function predict(at) {
   problem = "";
   room.waiting = { id: id(8), step: at + 1, value: lesson.pooled(control, said) };
   keep(room);
-  lesson.tell();
+  changed();
   poll();
 }
 

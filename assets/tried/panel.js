@@ -79,12 +79,6 @@ function draw() {
   chart.dispatchEvent(new Event("isx-add"));
 }
 
-function save(ending) {
-  const address = URL.createObjectURL(new Blob([tried[ending]()]));
-  make("a", { href: address, download: `settings.${ending}` }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
-}
-
 async function bring([file]) {
   try {
     find("[role=status]").textContent = say("{imported} imported, {refused} refused.", tried.bring(await file.slice(0, 4e6).text()));
@@ -94,7 +88,7 @@ async function bring([file]) {
 }
 
 element.addEventListener("click", ({ target, target: { dataset } }) => {
-  if (dataset.save) save(dataset.save);
+  if (dataset.save) isx.save(new Blob([tried[dataset.save]()]), `settings.${dataset.save}`);
   if (!("clear" in dataset)) return;
   if (dataset.clear) tried.remove(...tried.all());
   [dataset.clear, target.textContent] = dataset.clear ? ["", say("Remove all")] : ["sure", say("Press again to remove all")];

@@ -153,9 +153,9 @@ class Columns:
             return Costs({}, {})
         dense_value, sliced_value = measured.values
         columns = {
-            "dense": Cost(plan.parameters_dense, 0.0, plan.kv_dense, dense_value),
+            "dense": Cost(plan.parameters_dense, 0.0, plan.kv[0], dense_value),
             "intraslice": Cost(
-                plan.parameters_sliced, plan.removed, plan.kv_sliced, sliced_value, precomputed=measured.costs
+                plan.parameters_sliced, plan.removed, plan.kv[1], sliced_value, precomputed=measured.costs
             ),
         }
         problems = {}

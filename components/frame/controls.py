@@ -27,6 +27,7 @@ BUDGET_INFO = lazy_gettext(
     length=_thorough.length,
 )
 AT_FIRST = ("model", "sparsity", "estimator", "recovery")  # in view; the other settings are in *More settings*
+OF_SLICE = [name for name, control in CONTROLS.items() if not control.calibrates]  # the others are of the calibration
 
 
 def _model(**options: Any) -> gr.Dropdown:
@@ -177,16 +178,12 @@ class Controls:
     @property
     def moves(self) -> list[Any]:
         """Events that show another setting of the slice, such as a slider's while it is dragged."""
-        return [getattr(self.settings[name], _events(self.settings[name])[0]) for name in _of_slice()]
+        return [getattr(self.settings[name], _events(self.settings[name])[0]) for name in OF_SLICE]
 
     def commits(self, *without: str) -> list[Any]:
         """Events that commit a setting of the slice, such as the release of a slider."""
         components = self.settings | {"bias": self.bias_slider}
-        return [getattr(components[name], _events(components[name])[1]) for name in _of_slice() if name not in without]
-
-
-def _of_slice() -> list[str]:
-    return [name for name, control in CONTROLS.items() if not control.calibrates]
+        return [getattr(components[name], _events(components[name])[1]) for name in OF_SLICE if name not in without]
 
 
 def _events(component: gr.components.Component) -> tuple[str, str]:

@@ -72,15 +72,8 @@ def _settings(context: Context) -> Iterator[Row]:
     measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, [""], api_name="halt")
     fitted = {"status": context.status, "sparsity": controls.settings["sparsity"], "refresh": context.refresh}
-    fit_size = call(
-        handlers.fit_size,
-        session,
-        outputs=fitted,
-        queue=HEAVY,
-        api_name="fit_size",
-        size=controls.size,
-        context=controls.context,
-    )
+    inputs: dict[str, Any] = {"size": controls.size, "context": controls.context}
+    fit_size = call(handlers.fit_size, session, outputs=fitted, queue=HEAVY, api_name="fit_size", **inputs)
     sequential, pressed = signal(), signal()  # buttons that slice
     set_order = "() => ['sequential', String(Date.now())]"
     order = in_browser(set_order, None, [controls.settings["order"], sequential])
@@ -103,10 +96,7 @@ def _settings(context: Context) -> Iterator[Row]:
 
 
 def _tabs(context: Context) -> Iterator[Row]:
-    """The browser itself records the active tab, and one call at a time signals it.
-
-    Otherwise a late answer could leave the active tab without its content.
-    """
+    """The browser records the active tab; one call at a time signals it: a late answer could leave it empty."""
     for tab in context.tabs.children:
         if isinstance(tab, gr.Tab):
             yield every, [tab.select], [in_browser(f"() => {json.dumps(tab.id)}", None, context.tab)]
@@ -117,12 +107,8 @@ def _tabs(context: Context) -> Iterator[Row]:
 def _bias(context: Context) -> Iterator[Row]:
     """Synchronise the bias with its slider and its checkbox, in the browser alone."""
     controls = context.controls
-    bias, found, bias_slider, auto = (
-        controls.settings["bias"],
-        controls.bias_found,
-        controls.bias_slider,
-        controls.bias_auto,
-    )
+    bias, found = controls.settings["bias"], controls.bias_found
+    bias_slider, auto = controls.bias_slider, controls.bias_auto
     set_bias = "(auto, bias) => [auto ? null : bias, String(Date.now())]"
     show_bias = "(bias, found) => [bias ?? found, (bias ?? null) === null]"
     yield every, [bias_slider.input], [in_browser("(bias) => bias", bias_slider, bias)]

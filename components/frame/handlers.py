@@ -20,6 +20,8 @@ from ..ui import formatting, screen
 from ..ui.handlers import LiveOutput, initial_values, status_line
 from .controls import BUDGET_INFO
 
+Answers = Iterator[dict[str, Any]]  # of a handler, while its job runs
+
 
 def preview(
     session: Session,
@@ -53,8 +55,7 @@ def move(
 ) -> dict[str, Any]:
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
-    It alone says what the client looks at: one call at a time, and the last one of them is of the page's setting. Where
-    a late one ended the measurement of that, `again` begins it once more.
+    It alone says what the client views, one call at a time. Where a late one ended a measurement, `again` repeats it.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
@@ -94,9 +95,7 @@ def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
     return initial_values(lambda: moved(session, session.view(request, "")))
 
 
-def measure(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
     A live request is measured after every release of the slider. Any other is measured by a button and continues when
@@ -105,26 +104,20 @@ def measure(
     yield from _drawn(session.measure(request, client), session, request, pinned, client)
 
 
-def on_release(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def on_release(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
     answers = measure_live(session, request, layer, pinned, client)
     yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
     yield {"released": str(time.time())}
 
 
-def measure_again(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_again(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`on_release` where a measurement is missing although the setting is the same, unless it runs."""
     if not session.jobs.is_running(client, "measure", request=request):
         yield from on_release(session, request, layer, pinned, client)
 
 
-def followed(
-    answers: Iterator[dict[str, Any]], session: Session, request: Request, is_told: Callable[[], bool]
-) -> Iterator[dict[str, Any]]:
+def followed(answers: Answers, session: Session, request: Request, is_told: Callable[[], bool]) -> Answers:
     """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told."""
     before = session.sequences(request)
     for answer in answers:
@@ -133,28 +126,29 @@ def followed(
         yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_grown else {})
 
 
-def measure_live(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
-    is_wanted = request.is_live and session.perplexities(request).source.kind != "before"
+    jobs, is_wanted = session.jobs, request.is_live and session.perplexities(request).source.kind != "before"
     while is_wanted:
         last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
-        is_wanted = last is not None and last.superseded and _is_back(session, request, client)
+        if last is None or not last.superseded:
+            return
+        # A late answer to an earlier move may have superseded the job of a setting that the client views again, or soon
+        # will: `move` then lets the page measure it. A program has no view: its next call replaces the one before.
+        jobs.set_view(client, lost=request)
+        if is_wanted := jobs.view_of(client, "request", None) == request:
+            jobs.set_view(client, lost=None)
+            is_wanted = not jobs.is_running(client, "measure", request=request)
 
 
-def on_prepared(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
     yield {"measured": str(time.time())}
 
 
-def measure_pinned(
-    session: Session, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_pinned(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
@@ -164,26 +158,10 @@ def measure_pinned(
         yield from _drawn(events, session, request, pinned, client)
 
 
-def _is_back(session: Session, request: Request, client: str) -> bool:
-    """Whether the client views the setting although its job was superseded: an earlier move was answered late.
-
-    If the client views it only later, `move` lets the page measure it again. A client that only calls endpoints has no
-    view: its next call replaces the one before.
-    """
-    session.jobs.set_view(client, lost=request)
-    if session.jobs.view_of(client, "request", None) != request:
-        return False
-    session.jobs.set_view(client, lost=None)
-    return not session.jobs.is_running(client, "measure", request=request)
-
-
 def _drawn(
     events: Iterator[Any], session: Session, request: Request, pinned: Request | None, client: str
 ) -> Generator[dict[str, Any], None, Status | None]:
-    """The newest view after each of a job's events; its texts where they have changed and are of the client's view.
-
-    Returns the last status.
-    """
+    """The newest view after each event, with its texts where the client's have changed. Returns the last status."""
     shown, last = None, None
     for event in events:
         last = event if isinstance(event, Status) else last
@@ -254,7 +232,7 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[dict[st
     yield from followed(answers, session, request, lambda: session.is_calibrated(request))
 
 
-def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Iterator[dict[str, Any]]:
+def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Answers:
     """Set the sparsity to the smallest whose weights, and KV cache of `context` tokens, fit into a size: "200 MB q8_0".
 
     Yields the status line (HTML), then the sparsity in per cent and a new value of `Context.refresh`. Weights are

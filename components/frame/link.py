@@ -25,10 +25,7 @@ KEPT = (*(name for name, control in CONTROLS.items() if control.calibrates), "la
 
 
 def default_link() -> dict[str, Any]:
-    """The default values of a link's query parameters except the tab; a link leaves them out.
-
-    `assets/page.js` takes the parameters' names and order from here.
-    """
+    """A link's parameters but the tab, in their order, with their default values, which a link leaves out."""
     return {**Settings()._asdict(), "layer": 0, "prompt": PROMPT, "pinned": ""}
 
 
@@ -74,10 +71,7 @@ def restore(caller: gr.Request) -> dict[str, Any]:
 
 
 def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
-    """`restore`, without a layer that the model lacks.
-
-    Before a model is calibrated its number of layers is unknown: the layer slider then reaches as far as the link.
-    """
+    """`restore`, without a layer that the model lacks; while that is unknown, the slider reaches as far as the link."""
     restored = restore(caller)
     try:
         source = session.source(parse(Settings(**{name: restored[name] for name in Settings._fields})))

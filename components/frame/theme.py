@@ -30,34 +30,26 @@ KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 
 def theme() -> gr.themes.Base:
     """The theme: one accent colour, thin rules, no shadows, no downloaded fonts."""
-    page, panel, rule, ink, quiet = FAINT["page"], FAINT["panel"], FAINT["rule"], COLOURS["ink"], COLOURS["quiet"]
-    pairs = {
-        "body_background_fill": page,
-        "background_fill_primary": page,
-        "background_fill_secondary": panel,
-        "block_background_fill": ("transparent", "transparent"),
-        "block_border_color": rule,
-        "border_color_primary": rule,
-        "input_background_fill": page,
-        "input_border_color": rule,
+    page, rule, ink, quiet = FAINT["page"], FAINT["rule"], COLOURS["ink"], COLOURS["quiet"]
+    accent, clear = (BLUE.c500, BLUE.c500), ("transparent", "transparent")
+    pairs: dict[str, tuple[str, str]] = {
+        **dict.fromkeys(("body_background_fill", "background_fill_primary", "input_background_fill"), page),
+        "background_fill_secondary": FAINT["panel"],
+        **dict.fromkeys(("block_border_color", "border_color_primary", "input_border_color"), rule),
         "body_text_color": ink,
+        **{f"{name}_color": quiet for name in ("block_label_text", "block_title_text", "block_info_text")},
         "body_text_color_subdued": quiet,
-        "block_label_text_color": quiet,
-        "block_title_text_color": quiet,
-        "block_info_text_color": quiet,
-        "block_label_background_fill": ("transparent", "transparent"),
         "button_secondary_background_fill": page,
         "button_secondary_border_color": rule,
         "button_secondary_text_color": ink,
-        "button_primary_background_fill": ("#0072b2", "#0072b2"),
-        "button_primary_background_fill_hover": ("#00639b", "#00639b"),
+        "button_primary_background_fill": accent,
+        "button_primary_background_fill_hover": (BLUE.c600, BLUE.c600),
         "button_primary_text_color": ("#ffffff", "#ffffff"),
         "slider_color": COLOURS["intraslice"],
-        "color_accent_soft": ("#f0f7fc", "#12283a"),
-        "checkbox_label_background_fill": ("transparent", "transparent"),
-        "checkbox_label_background_fill_selected": ("transparent", "transparent"),
-        "checkbox_background_color_selected": ("#0072b2", "#0072b2"),
-        "checkbox_border_color_selected": ("#0072b2", "#0072b2"),
+        "color_accent_soft": (BLUE.c50, "#12283a"),
+        **dict.fromkeys(("block_background_fill", "block_label_background_fill"), clear),
+        **dict.fromkeys(("checkbox_label_background_fill", "checkbox_label_background_fill_selected"), clear),
+        **dict.fromkeys(("checkbox_background_color_selected", "checkbox_border_color_selected"), accent),
     }
     values = {name: light for name, (light, _) in pairs.items()}
     values |= {f"{name}_dark": dark for name, (_, dark) in pairs.items()}
@@ -78,10 +70,7 @@ def theme() -> gr.themes.Base:
 
 
 def launch_options(tabs: Mapping[str, str]) -> dict[str, Any]:
-    """Keyword arguments for `launch()`: theme, CSS, head and limits. `tabs` are the tabs' labels by their ids.
-
-    Raises UserError if the environment sets an invalid limit.
-    """
+    """Keyword arguments for `launch()`, by the tabs' labels. Raises UserError for an invalid limit."""
     limits.require()
     return {
         "theme": theme(),

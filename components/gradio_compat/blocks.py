@@ -1,13 +1,11 @@
 """`gr.Blocks` with the workarounds that concern a page as a whole.
 
-- Gradio converts the value of each input and output of a call in a worker thread of its own, and the page's sliders
-  have twenty of them. Each thread has to get the interpreter lock twice, which takes a millisecond beside a job, and
-  looks through all tasks of the event loop. And for an output that is left unchanged (`gr.skip()`) gradio constructs
-  its component anew. So numbers, texts and unchanged outputs are converted here.
-- Gradio answers an exception that is no `gr.Error` without a message, or with the full text of the exception
-  (`launch(show_error=True)`), and prints a traceback for each, also for mistakes of its callers. What is no
-  `Exception`, such as a panic of a tokenizer, it does not answer, and a `SystemExit` ends its event loop. So all become
-  messages, in the language of the caller.
+- Gradio converts each input and output of a call in a worker thread of its own, which takes a millisecond beside a job;
+  the page's sliders have twenty. And for an output that is left unchanged (`gr.skip()`) it constructs the component
+  anew. So numbers, texts and unchanged outputs are converted here.
+- Gradio answers an exception that is no `gr.Error` without a message, or with its full text
+  (`launch(show_error=True)`), and prints a traceback, also for mistakes of its callers. What is no `Exception`, such as
+  a panic of a tokenizer, it does not answer, and a `SystemExit` ends its event loop. So all become messages.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_values.py`.
 """

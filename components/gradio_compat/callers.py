@@ -1,15 +1,14 @@
 """Who sends a request or calls a handler: from which address, as which client, and whether it is still connected.
 
-- Behind a proxy, such as a Space's, every connection comes from the proxy, which appends the address of its peer to
-  `X-Forwarded-For`; what stands left of that was written by the client and may be false. `INTRASLICE_TRUSTED_HOPS` says
-  how many proxies there are: 1 on a Space, else 0. Gradio only has the address of the connection.
-- When a client leaves, gradio marks its event and asks a generator for no more; a handler that runs, or a job that it
-  waits for, is told nothing. So the mark is read off gradio's queue.
+- Gradio only has the address of the connection, which may be a proxy's. That appends the address of its peer to
+  `X-Forwarded-For`; what stands left of it was written by the client and may be false (`limits.trusted_hops`).
+- When a client leaves, gradio marks its event, and tells neither a handler that runs nor its job. So the mark is read
+  off gradio's queue.
 - Gradio's MCP server passes each queued call on to itself through an HTTP client of its own, with the request's
-  headers. So all calls come from this machine, in a session of gradio's, and a job goes on when its MCP client has
-  gone. `mcp_callers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
-- Gradio's MCP server describes all tools anew for each request, which stops the event loop, and so the whole page, for
-  50 ms; and each of the first calls makes a client, which reads the page's whole configuration.
+  headers: all calls come from this machine, in one session, and a job goes on when its MCP client has gone.
+  `mcp_callers` gives every request to the MCP server a secret number, in a header that gradio's client repeats.
+- Gradio's MCP server describes all tools anew for each request, which stops the event loop for 50 ms; and each of the
+  first calls makes a client, which reads the page's whole configuration.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_callers.py`.
 """
@@ -60,10 +59,7 @@ def site_of(request: Any) -> str:
 
 
 def current_caller() -> Caller:
-    """Called in a handler: its caller, whose `is_connected` any thread may call from then on.
-
-    Where no queued event called the handler, the caller counts as connected.
-    """
+    """A handler's caller, whose `is_connected` any thread may call; always connected without a queued event."""
     request: Any = LocalContext.request.get(None)
     if (caller := mcp_caller(request)) is not None:
         return caller
@@ -116,10 +112,7 @@ def mcp_callers(app: ASGIApp) -> ASGIApp:
 
 
 def prepare_mcp(server: Any) -> None:
-    """Let gradio's MCP server keep the description and the schema of each tool, made now, and one client for all calls.
-
-    Otherwise each list of tools is made in the event loop.
-    """
+    """Let gradio's MCP server keep description and schema of each tool, made now, and one client for all calls."""
     for name in ("get_fn_description", "get_input_schema"):
         setattr(server, name, _kept_by_tool(getattr(server, name)))
     for tool, endpoint in server.tool_to_endpoint.items():

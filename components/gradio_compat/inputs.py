@@ -20,6 +20,7 @@ import gradio as gr
 from gradio_client.utils import is_file_obj, is_file_obj_with_meta, traverse
 
 from intraslice.core import checks
+from intraslice.core.errors import UserError
 
 from .. import limits
 from ..i18n.language import lazy_gettext
@@ -29,10 +30,7 @@ NOT_UPLOADED = lazy_gettext("The file was not uploaded to this page. Pass it wit
 
 
 def uploaded_path(upload: Any) -> str | None:
-    """The path of an upload, as the page's component or a program gives it; on a desktop any path will do.
-
-    Raises ValueError for a file that no client has uploaded.
-    """
+    """The path of an upload, on a desktop also any other. Raises ValueError for a file that no client has uploaded."""
     path = upload.get("path") if isinstance(upload, dict) else upload
     if path in (None, ""):
         return None
@@ -43,18 +41,10 @@ def uploaded_path(upload: Any) -> str | None:
 
 
 def require_readable(components: Sequence[Any], values: Sequence[Any], state: Any = None) -> None:
-    """Raise ValueError where a component gets a value that it cannot take. Empty fields are the handlers' to check.
-
-    `state` is the session, which has components of its own where they were updated.
-    """
+    """Raise UserError where a component, or its update in the session `state`, cannot take a value."""
     if (missing := len(components) - len(values)) > 0:
-        raise ValueError(
-            lazy_gettext(
-                "{missing} of {all} values are missing. The page's API documentation lists them.",
-                missing=missing,
-                all=len(components),
-            )
-        )
+        text = "{missing} of {all} values are missing. The page's API documentation lists them."
+        raise UserError(text, missing=missing, all=len(components))
     traverse(values, uploaded_path, is_file_obj)
     for component, value in zip(components, values, strict=False):
         current = state[component._id] if state and component._id in state else component

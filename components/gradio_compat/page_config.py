@@ -1,20 +1,16 @@
-"""The page's HTML, configuration, script, styles and list of endpoints: made once for each language, with the caller's
-address.
+"""The page's HTML, configuration, script, styles and list of endpoints, made once for each language.
 
-- Gradio builds a page once and sends the same configuration to all clients; its `gr.I18n` translates labels in the
-  browser alone, neither values nor what a program reads. Here each `LazyString` of the configuration is translated when
-  a language is first requested.
-- Gradio's own texts ("Drop File Here") are in the browser's language, `navigator.language`, which no setting of the
-  server's changes. So the page comes with a script that answers with the page's language instead.
-- Gradio renders page and configuration for every request, with a copy of the whole configuration, which blocks the
-  event loop; and it buffers a megabyte for every slow client. Only the root address in them differs from request to
-  request, since gradio takes it from the request's headers. So they are rendered once with a placeholder address, which
-  each answer replaces; the compressed results of the last addresses are kept.
+- Gradio sends the same configuration to all clients; its `gr.I18n` translates labels in the browser alone. Here each
+  `LazyString` of the configuration is translated when a language is first requested.
+- Gradio's own texts ("Drop File Here") are in the browser's language, `navigator.language`. So the page comes with a
+  script that answers with the page's language instead.
+- Gradio renders page and configuration for every request, which blocks the event loop, and buffers a megabyte for every
+  slow client. Only the root address in them differs, since gradio takes it from the request's headers. So they are
+  rendered once with a placeholder address, which each answer replaces; the results of the last addresses are kept.
 - Gradio builds the configurations of a page's components anew for every session, on the event loop: 16 ms for this
-  page, and 600 objects for each session, which the garbage collector visits again and again. It needs them for deep
-  links alone, a route that is closed here: a session has none.
-- Gradio leaves it to its script to insert the `head` of `launch`, and waits for none of its scripts. Here it is part
-  of the HTML, so its scripts run before gradio's.
+  page, and 600 objects. It needs them for deep links alone, a route that is closed here: a session has none.
+- Gradio leaves it to its script to insert the `head` of `launch`. Here it is part of the HTML, so its scripts run
+  before gradio's.
 
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_page_config.py`,
 `tests/browser/test_browser_gradio.py`.
@@ -76,10 +72,7 @@ def translated(value: Any) -> Any:
 
 
 class CachedPage:
-    """ASGI middleware: answers `GET` of the page and of its configuration from memory, in the current language.
-
-    Its answers have `headers`, and the page has `head` (HTML).
-    """
+    """ASGI middleware: answers `GET` of page and configuration from memory, with `headers`; `head` is HTML."""
 
     def __init__(self, app: ASGIApp, headers: Mapping[str, str] | None = None, head: str = "") -> None:
         self._app, self._headers, self._head = app, dict(headers or {}), head
@@ -123,10 +116,7 @@ class CachedPage:
         await response(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, query: str) -> Rendered | None:
-        """Gradio's answer to this path in the current language; None where it is no page, which is not kept.
-
-        A page says whether its address names the language.
-        """
+        """Gradio's answer to this path in the current language; None where it is no page, which is not kept."""
         key = (scope["path"], language(), query)
         messages: list[Message] = []
 

@@ -2,13 +2,12 @@
 
 Gradio's own queue
 
-- keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session is a
-  KeyError that ends the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
+- keeps the messages of 2,000 sessions and drops the oldest, read or not. The next message to a dropped session ends
+  the queue for good: each further call is answered "Queue is stopped" (gradio issue 11167);
 - runs calls whose answers no client reads, and does not limit the calls of one session;
-- forgets a session's messages and calls when a stream ends. A page ends its stream when it has all answers, and begins
-  another with its next call: a call that comes before the server has noticed is lost ("Connection errored out");
-- makes a table of the last 10,000 calls after every one, for a monitoring page that is turned off here;
-- looks for calls a thousand times a second, and for progress a hundred times: 6 % of a core of an idle server.
+- forgets a session's messages and calls when a stream ends, such as that of a page which has all answers: a call that
+  comes before the server has noticed is lost ("Connection errored out");
+- makes a table of the last 10,000 calls after every one, and looks for calls a thousand times a second: 6 % of a core.
 
 Tried with gradio 6.30 and 6.31. Tests: `tests/page/gradio_compat/test_queue.py`, `server/test_server.py`.
 """
@@ -46,11 +45,6 @@ class SteadyQueue(Queue):
         self.pending_messages_per_session: Mailboxes = Mailboxes()  # type: ignore[assignment]
         self._left: dict[str, float] = {}  # when the reader of a session left
         self._callers: WeakKeyDictionary[Event, tuple[str | None, str]] = WeakKeyDictionary()  # client, address
-
-    @property
-    def is_running(self) -> bool:
-        """Whether calls are begun."""
-        return not self.stopped
 
     @property
     def open_calls(self) -> int:
@@ -111,9 +105,8 @@ class SteadyQueue(Queue):
             sessions = (call.session_hash for call in unread if not has_some or self._caller(call)[1] == address)
             self._forget(next(sessions, ""))
         if not self._has_room(address):
-            return gettext(
-                "The server already has {count} requests waiting. Try again in a minute.", count=self.open_calls
-            )
+            words = "The server already has {count} requests waiting. Try again in a minute."
+            return gettext(words, count=self.open_calls)
         if len(self.pending_messages_per_session) >= 2 * limits.CALLS.value:
             calling = self._sessions_with_calls()
             boxes = self.pending_messages_per_session.items()
@@ -122,11 +115,8 @@ class SteadyQueue(Queue):
 
     @staticmethod
     def _too_many(own_calls: int) -> str:
-        if own_calls < limits.CLIENT_CALLS.value:
-            return ""
-        return gettext(
-            "This page already has {count} requests waiting. Try again when some have finished.", count=own_calls
-        )
+        words = "This page already has {count} requests waiting. Try again when some have finished."
+        return gettext(words, count=own_calls) if own_calls >= limits.CLIENT_CALLS.value else ""
 
     def _has_room(self, address: str) -> bool:
         return limits.has_room(limits.CALLS, self.open_calls, self._has_calls(address))

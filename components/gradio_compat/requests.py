@@ -1,13 +1,11 @@
 """Which requests the page answers: by which of gradio's routes, and of what size; the folder of uploads.
 
-- Gradio has some ninety routes, and each version adds more. Several write to disk (`deep_link`), ask other servers
-  (`proxy=`), tell about other clients (`monitoring`), or are meant for development. A route that neither the page nor a
-  program that calls it needs is answered 404 before gradio sees the request. So are messages for a session that has
-  called nothing, which gradio answers with a traceback in the log.
+- Gradio has some ninety routes. Several write to disk (`deep_link`), ask other servers (`proxy=`), tell about other
+  clients (`monitoring`), or are meant for development. What neither the page nor a program that calls it needs is
+  answered 404 before gradio sees it; so are messages for a session that has called nothing, a traceback in gradio.
 - Gradio limits each uploaded file (`launch(max_file_size=...)`), but neither the body of a call, nor the sum of the
   files of an upload, of which it takes 1,000, nor all uploads together. A part of an upload that is no file is an error
-  with a traceback. Here the path decides what is an upload, whatever its headers say, and gradio's parser itself has
-  the limits.
+  with a traceback. Here gradio's parser itself has the limits, and the path decides what is an upload.
 - Gradio has no public name for its folder of uploaded and served files. The page writes its downloads there, since
   gradio copies a file from anywhere else before it serves it.
 
@@ -100,9 +98,8 @@ def bounded_requests(app: ASGIApp) -> ASGIApp:
             return await app(scope, receive, send)
         is_upload = scope["path"].removeprefix(scope.get("root_path", "")) == f"{API}/upload"
         max_bytes = limits.UPLOAD.value + limits.UPLOAD_ENVELOPE if is_upload else limits.REQUEST.value
-        words = gettext(
-            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.", limit=max_bytes
-        )
+        words = "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once."
+        words = gettext(words, limit=max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > max_bytes:
             return await PlainTextResponse(words, 413)(scope, receive, send)
@@ -143,10 +140,8 @@ class UploadParser(GradioMultiPartParser):
         super().on_headers_finished()
         if self._current_part.file is None or self._current_part.field_name != "files":
             raise MultiPartException(gettext("A part of the upload is not a file or has no name."))
-        if self._current_files > limits.MAX_UPLOAD_FILES:
-            raise MultiPartException(
-                gettext("An upload may have at most {limit} files. Upload fewer.", limit=limits.MAX_UPLOAD_FILES)
-            )
+        if self._current_files > (limit := limits.MAX_UPLOAD_FILES):
+            raise MultiPartException(gettext("An upload may have at most {limit} files. Upload fewer.", limit=limit))
 
 
 route_utils.GradioMultiPartParser = UploadParser  # type: ignore[misc]  # by which `upload_fn` finds it
@@ -184,14 +179,11 @@ def is_uploaded(path: str) -> bool:
 
 
 def allocated_bytes(path: Path) -> int:
-    """The disk space of a file, or of a folder with all in it: allocated blocks, and for each at least an inode's.
-
-    Links are not followed. What another thread deletes meanwhile counts as nothing.
-    """
+    """The disk space of a file or folder: allocated blocks, at least an inode's for each. Links are not followed."""
     try:
         status = path.lstat()
         inside = [Path(entry.path) for entry in os.scandir(path)] if stat.S_ISDIR(status.st_mode) else []
-    except OSError:
+    except OSError:  # another thread has deleted it
         return 0
     blocks = getattr(status, "st_blocks", status.st_size // 512)
     return max(512 * blocks, BYTES_PER_INODE) + sum(map(allocated_bytes, inside))

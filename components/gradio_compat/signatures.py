@@ -2,11 +2,9 @@
 
 Gradio reads off a function's signature how many values it takes, their types, and whether it wants the request. It sees
 no types through `functools.partial`, nor through `*values`. So a wrapper states the signature that gradio should see.
-A handler that needs to know who calls has a parameter `client`: gradio passes its request there, and the wrapper
-replaces it by the client's id.
+A handler's parameter `client` gets gradio's request, which the wrapper replaces by the client's id.
 
-`gr.api` creates a component for every parameter of every endpoint, and every browser gets all of them: hence
-`share_parameters`.
+`gr.api` creates a component for every parameter of every endpoint: hence `share_parameters`.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_signatures.py`.
 """
@@ -39,9 +37,8 @@ def wrap_handler(
 ) -> Handler:
     """A function of `parameters` that calls `handler(*arguments(values))` and converts each of its answers.
 
-    It is a generator where the handler is one, and then answers at least with `convert({})`: gradio clears the outputs
-    of a generator that yields nothing. With `refuse` it answers `refuse(error)` to values of which `arguments` raises
-    ValueError; else that is raised.
+    A generator answers at least with `convert({})`, since gradio clears the outputs of one that yields nothing. With
+    `refuse` it answers `refuse(error)` to values of which `arguments` raises ValueError; else that is raised.
     """
     client = next((index for index, parameter in enumerate(parameters) if parameter.name == CLIENT), None)
     is_generator = inspect.isgeneratorfunction(handler)
@@ -69,15 +66,20 @@ def wrap_handler(
         def wrapper(*values: Any) -> Any:
             return convert(call(values))
 
+    functools.update_wrapper(wrapper, handler)
+    del vars(wrapper)["__wrapped__"]
+    parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
+    if any(parameter.default is not parameter.empty for parameter in parameters):
+        parameters = [with_default(parameter) for parameter in parameters]
     returns = inspect.signature(handler, eval_str=True).return_annotation
-    return with_signature(wrapper, handler, parameters, returns)
+    vars(wrapper)["__signature__"] = inspect.Signature(parameters, return_annotation=returns)
+    hints = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
+    wrapper.__annotations__ = {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
+    return wrapper
 
 
 def parameters_of(handler: Handler) -> list[inspect.Parameter]:
-    """A handler's parameters as gradio shall see them: `client` is its request.
-
-    Their annotations are types, since gradio looks names up in the wrapper's module.
-    """
+    """A handler's parameters as gradio shall see them, with evaluated annotations: `client` is its request."""
     parameters = inspect.signature(handler, eval_str=True).parameters.values()
     return [p.replace(annotation=gr.Request) if p.name == CLIENT else p for p in parameters]
 
@@ -90,21 +92,6 @@ def is_given_by_gradio(parameter: inspect.Parameter) -> bool:
 def with_default(parameter: inspect.Parameter) -> inspect.Parameter:
     """The parameter, optional: gradio demands of callers what has neither a default nor a component with a value."""
     return parameter.replace(default=None) if parameter.default is parameter.empty else parameter
-
-
-def with_signature(
-    function: Handler, handler: Handler, parameters: Sequence[inspect.Parameter], returns: Any = inspect.Signature.empty
-) -> Handler:
-    """`function` with the handler's name and docstring, and a signature of these parameters."""
-    functools.update_wrapper(function, handler)
-    del vars(function)["__wrapped__"]
-    parameters = [parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters]
-    if any(parameter.default is not parameter.empty for parameter in parameters):
-        parameters = [with_default(parameter) for parameter in parameters]
-    vars(function)["__signature__"] = inspect.Signature(parameters, return_annotation=returns)
-    hints = {parameter.name: parameter.annotation for parameter in parameters} | {"return": returns}
-    function.__annotations__ = {name: hint for name, hint in hints.items() if hint is not inspect.Parameter.empty}
-    return function
 
 
 def share_parameters(page: gr.Blocks, endpoints: Sequence[gr.events.Dependency]) -> None:

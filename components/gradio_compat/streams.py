@@ -1,12 +1,11 @@
 """The messages of each session, and streams of them that stay open between a page's calls.
 
-Gradio ends a session's stream as soon as the last of its calls has been answered. A call that the server accepts after
-that, but whose acceptance reaches the page before the end of the stream does, is never answered: the page takes its
-stream for an open one. With up to 0.1 s between the arrivals of two answers a fifth of overlapping calls are lost.
+Gradio ends a session's stream as soon as the last of its calls has been answered. A call whose acceptance reaches the
+page before the end of the stream does is never answered, since the page takes its stream for an open one. With up to
+0.1 s between the arrivals of two answers a fifth of overlapping calls are lost.
 
-Here a stream goes on for `STREAM_IDLE_SECONDS` after the last answer, which also saves a request per call. Then
-the page is told to close it, and does; until it has, no call of its session is accepted. And a session's messages,
-which gradio deletes with the stream that reads them, remain until `SteadyQueue.tidy` deletes them.
+Here a stream goes on for `STREAM_IDLE_SECONDS` after the last answer. Then the page is told to close it; until it has,
+no call of its session is accepted. A session's messages remain until `SteadyQueue.tidy` deletes them.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
@@ -94,10 +93,7 @@ class Mailboxes(dict[str, Mailbox]):
 
 
 def open_streams(app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> ASGIApp:
-    """ASGI middleware: ends a session's stream when the session is idle, not when its calls are answered.
-
-    `mailbox_of` returns a session's messages, or None if it has called nothing.
-    """
+    """ASGI middleware: ends a stream when its session is idle, not when its calls are answered, by its mailbox."""
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         mailbox, has_begun, end = None, False, b""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from numbers import Number, Real
+from numbers import Number
 from string import Formatter
 from typing import Any, NamedTuple
 
@@ -69,12 +69,11 @@ def requested_language(query: Mapping[str, str], accepted: str | None) -> str:
 
 
 class LazyString(str):
-    """A string with an English text that `translate` renders in the current language."""
+    """A string with an English text; `render` returns it in the current language."""
 
     render: Callable[[], str]
 
     def __new__(cls, render: Callable[[], str]) -> LazyString:
-        """A string from a function that renders it in the current language."""
         with use_language(ENGLISH):
             string = super().__new__(cls, render())
         string.render = render
@@ -98,13 +97,8 @@ def translate(text: str) -> str:
 
 
 def gettext(text: str, /, **values: Any) -> str:
-    """The translation of an English text into the current language, with `values` in its placeholders.
-
-    Numbers take Python's format codes and the language's separators: `gettext("{ratio:.1%}", ratio=0.3)`.
-    """
-    if language() == ENGLISH and not any(map(_is_localised, values.values())):
-        return text.format(**values)
-    return _FORMATTER.vformat(catalogue(language()).get(text, text), (), values)
+    """The translation of an English text, with values in places such as `{ratio:.1%}` in the language's format."""
+    return _FORMATTER.vformat(term(text), (), values)
 
 
 def lazy_gettext(text: str, /, **values: Any) -> LazyString:
@@ -113,20 +107,15 @@ def lazy_gettext(text: str, /, **values: Any) -> LazyString:
 
 
 def term(text: str) -> str:
-    """A label of the library, such as a method's, translated if the catalogue contains it."""
+    """A text without values, such as the library's label of a method, translated if the catalogue contains it."""
     return catalogue(language()).get(text, text)
 
 
 def number(value: float | Number, code: str) -> str:
-    """A number formatted by Python's format `code`, such as ".1f" or ".0%", with the language's separators.
-
-    A negative one begins with a minus sign, not with a hyphen.
-    """
+    """A number by Python's format `code`, such as ".1f", with the language's separators and a minus sign, no hyphen."""
     formatted, current = format(value, code), LANGUAGES[language()]
     if formatted.startswith("-"):
         formatted = f"−{formatted[1:]}"
-    if language() == ENGLISH:
-        return formatted
     marks: dict[str, str | int | None] = {",": current.thousands, ".": current.decimal, "%": current.percent}
     return formatted.translate(str.maketrans(marks))
 
@@ -165,11 +154,6 @@ def _read(code: str, file: str) -> str:
 def long_text(file: str, code: str = "") -> str:
     """A file of `assets/texts/` in the given or the current language."""
     return _read(code or language(), file)
-
-
-def _is_localised(value: Any) -> bool:
-    """Whether English, too, writes the value in another way than Python."""
-    return isinstance(value, (LazyString, Message)) or (isinstance(value, Real) and value < 0)
 
 
 class _Localised(Formatter):

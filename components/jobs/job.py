@@ -28,13 +28,11 @@ from .threads import ThreadPool, forget_frames
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 NUMBERS = itertools.count()
+TOO_LONG = "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure less at once."
 
 
 class Cancelled(BaseException):
-    """Raised in a job's function when its client has stopped it or has gone, or when its time is over.
-
-    No `Exception`, so that code which handles failures of its own work, the library's included, lets it pass.
-    """
+    """Raised in a job's function that is to end. No `Exception`, so that handlers of failures let it pass."""
 
 
 class Urgency(Enum):
@@ -356,12 +354,7 @@ class Scheduler:
         self._charge(job)
         payer = self._payer
         if payer is not None and payer.seconds > payer.max_seconds and not payer.is_cancelled:
-            text = lazy_gettext(
-                "This job reached its limit of {seconds:,.0f} seconds. Choose a smaller model, or measure "
-                "less at once.",
-                seconds=payer.seconds,
-            )
-            payer.error = TimeoutError(text)
+            payer.error = TimeoutError(lazy_gettext(TOO_LONG, seconds=payer.seconds))
         job.is_away, self._runner = is_away, None
         self.pass_on()
 

@@ -70,11 +70,9 @@ class Jobs:
     def status(self, client: str, ready: Callable[[], Status]) -> Status:
         """What a client's status line shows: an error, or else what runs, how the last job ended, or `ready()`.
 
-        Whatever a job that has ended said is not in it, since the jobs that run are all that it is made of. Of several
-        it is the newest one's that does not wait. The number is taken before all else: what has the greatest number
-        comes after the last change.
+        Of several jobs it is the newest one's that does not wait.
         """
-        number = next(NUMBERS)
+        number = next(NUMBERS)  # before all else: what has the greatest number comes after the last change
         with self._lock:
             outcome: Status | None = self._client(client).get("outcome")
             running = [one.status for one in self._of(client) if one.status is not None and not one.job.stopped]
@@ -116,11 +114,10 @@ class Jobs:
     ) -> Iterator[Any]:
         """The events of `work` until it ends, fails or is stopped; of those that pile up the last of a type.
 
-        While it waits for other clients' jobs, a status says for how many. `cancel_when_changed` is the part of the
-        client's view (`set_view`) for which it is: it ends when that changes. Jobs with `ready` have a part in the
-        page's status line, and each of their statuses says what that shows. Whatever ends a job, its last event is a
-        status, made after the job is forgotten: an error, "Cancelled.", or `ready()`. Without `ready` a job that is
-        done has none.
+        While it waits for other clients' jobs, a status says for how many. It ends when `cancel_when_changed`, a part
+        of the client's view (`set_view`), changes. Jobs with `ready` have a part in the page's status line, and each of
+        their statuses says what that shows. Whatever ends a job, its last event is a status, made after the job is
+        forgotten: an error, "Cancelled.", or `ready()`; without `ready` a job that is done has none.
         """
         caller, last = self.caller(), None
         line = None if ready is None else partial(self.status, client, ready)
@@ -174,33 +171,26 @@ class Jobs:
                     yield event
 
     def _note_end(self, job: Job, seconds: float) -> None:
-        """Note how long a job took, and how it ended."""
         self._line.note(job)
         how = type(job.error).__name__ if job.error else "stopped" if job.stopped else "done"
         line = "%s: %s after %.1f s, %.1f of its own; the process has %.0f MB"
-        memory = psutil.Process().memory_info().rss / 1e6
-        log.info(line, job.kind, how, seconds, job.seconds, memory)
+        log.info(line, job.kind, how, seconds, job.seconds, psutil.Process().memory_info().rss / 1e6)
 
     def _refusal(self, client: str, address: str) -> str:
         """Why no further job can be taken on, or nothing. The lock is held."""
         jobs = [running.job for running in self._running if running.job.kind != PREFETCH and not running.job.stopped]
         of_client = sum(job.client == client for job in jobs)
         if of_client >= limits.CLIENT_JOBS.value:
-            return lazy_gettext(
-                "You already have {count} jobs running. Wait for one to finish, or stop one.", count=of_client
-            )
+            words = "You already have {count} jobs running. Wait for one to finish, or stop one."
+            return lazy_gettext(words, count=of_client)
         waiting, has_some = len(jobs), bool(address) and any(job.address == address for job in jobs)
         if not limits.has_room(limits.JOBS, waiting, has_some):
-            return lazy_gettext(
-                "Too many jobs ({count}) from other sessions are waiting. Try again in a minute.", count=waiting
-            )
+            words = "Too many jobs ({count}) from other sessions are waiting. Try again in a minute."
+            return lazy_gettext(words, count=waiting)
         return ""
 
     def _client(self, name: str) -> dict[str, Any]:
-        """What `set_view` has set for a client, who is forgotten if all others were used later.
-
-        Its `outcome` is how a job ended, if that is to be said; until another one begins.
-        """
+        """What `set_view` has set for a client, and the `outcome` of its last job; the longest unused is forgotten."""
         with self._lock:
             client = self._clients[name] = self._clients.pop(name, {})
             if len(self._clients) > limits.PAGES.value:

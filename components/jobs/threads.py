@@ -58,11 +58,7 @@ def lower_priority() -> None:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Replace an error's traceback by its text: frames hold variables and closures, models among them.
-
-    Clearing the frames is not enough: they keep their functions, and thereby the closures. A job and its error are a
-    cycle, so only a garbage collection would free all that.
-    """
+    """Replace an error's traceback by its text: its frames, even cleared ones, hold closures and so models."""
     cause: BaseException | None = error
     seen: list[BaseException] = []
     while cause is not None and cause not in seen:

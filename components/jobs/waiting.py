@@ -39,10 +39,7 @@ class JobSemaphore:
 
     @contextmanager
     def requested(self) -> Iterator[Callable[[], bool]]:
-        """Yields a function that takes a place if one is free, and returns whether it has one; kept while open.
-
-        A job calls it while it has the turn.
-        """
+        """Yields a function for the turn, which takes a free place and returns whether it has one; kept while open."""
 
         def take() -> bool:
             if take not in self._since and len(self._since) < self._count:

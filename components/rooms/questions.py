@@ -2,11 +2,12 @@
 
 import json
 import math
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
+
+import numpy
 
 from intraslice.core import checks
 
@@ -71,19 +72,17 @@ class Question(NamedTuple):
 
     def distribution(self, answers: Sequence[Any]) -> dict[str, Any]:
         """The distribution of the answers: `count` of them, and counts by choice or bin, or quartiles of every bar."""
+        count = len(answers)
         if self.kind == "bars":
             # Students with another model may have other groups of layers: quartiles are of the most frequent number.
-            sizes = Counter(map(len, answers))
-            size = sizes.most_common(1)[0][0] if sizes else 0
-            bars = [[values[index] for values in answers if len(values) == size] for index in range(size)]
-            return {"count": len(answers), "bars": list(map(_quartiles, bars))}
+            sizes = Counter(map(len, answers)).most_common(1)
+            bars = [values for values in answers if len(values) == sizes[0][0]]
+            return {"count": count, "bars": _quartiles(bars)}
         if self.is_choice:
-            return {"count": len(answers), "counts": _counts(answers, self.choices)}
+            return {"count": count, "counts": [answers.count(choice) for choice in range(self.choices)]}
         edges = self.edges()
-        width = edges[1] - edges[0]
-        bins = [min(int((value - self.low) / width + 1e-9), len(edges) - 2) for value in answers]
-        quartiles = _quartiles(answers) if answers else []
-        return {"count": len(answers), "edges": edges, "counts": _counts(bins, len(edges) - 1), "quartiles": quartiles}
+        counts, _ = numpy.histogram(answers, edges)
+        return {"count": count, "edges": edges, "counts": counts.tolist(), "quartiles": _quartiles(answers)}
 
 
 @cache
@@ -100,13 +99,7 @@ def questions() -> dict[int, Question]:
     return found
 
 
-def _counts(indices: Iterable[int], size: int) -> list[int]:
-    counter = Counter(indices)
-    return [counter[index] for index in range(size)]
-
-
-def _quartiles(values: Sequence[float]) -> list[float]:
-    """First quartile, median and third quartile."""
-    if len(values) == 1:
-        return [values[0]] * 3
-    return [round(value, 6) for value in statistics.quantiles(values, n=4, method="inclusive")]
+def _quartiles(values: Sequence[Any]) -> list[Any]:
+    """First quartile, median and third quartile of numbers, or of each column; empty without values."""
+    quartiles: list[Any] = numpy.quantile(values, (0.25, 0.5, 0.75), axis=0).T.round(6).tolist() if values else []
+    return quartiles

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from intraslice.core import checks
 
 from .. import limits
-from ..i18n.language import lazy_gettext
 from .questions import Question, Value, questions
 from .store import Refused, Store
 
@@ -80,12 +79,11 @@ class Rooms:
     def join(self, text: str, student: str, address: str) -> Room:
         """The class with this code, which the student has joined now or before.
 
-        After `WRONG_CODES` wrong codes an address can only join classes in which it takes part already: trying codes
-        tells nothing more, and wrong codes from the same building lock no class out. New students of an address join
-        at a pace that lets a lecture hall in at once, and few invented ones.
+        After `WRONG_CODES` wrong codes an address can only join classes in which it takes part already. Its new
+        students join at a pace that lets a lecture hall in at once, and few invented ones.
         """
         if not STUDENT_ID.fullmatch(student):
-            raise Refused(400, lazy_gettext("This browser's id is not valid. Reload the page."))
+            raise Refused("This browser's id is not valid. Reload the page.", 400)
         digest = _digest(student)
         with self._store.lock:
             room, now = self._find(text), time.monotonic()
@@ -94,70 +92,54 @@ class Rooms:
             times = self._wrong_codes.get(address, deque(maxlen=limits.WRONG_CODES.value))
             wait = math.ceil(times[0] + limits.WRONG_CODE_SECONDS - now) if len(times) == times.maxlen else 0
             if wait > 0 and not takes_part:
-                words = lazy_gettext("Too many wrong codes. Try again in {minutes} min.", minutes=-(-wait // 60))
-                raise Refused(429, words, wait)
+                raise Refused("Too many wrong codes. Try again in {minutes} min.", 429, wait, minutes=-(-wait // 60))
             if room is None:
                 _note(self._wrong_codes, address, times)
                 times.append(now)
-                raise Refused(404, lazy_gettext("No class has this code. Check it, or ask for the link."))
+                raise Refused("No class has this code. Check it, or ask for the link.", 404)
             if has_joined:
                 return room
             if (count := self._count("students", room.code)) >= limits.STUDENTS.value:
-                raise Refused(409, lazy_gettext("This class is full: it has {count} students.", count=count))
+                raise Refused("This class is full: it has {count} students.", 409, count=count)
             paced = self._paced.get((room.code, address), 0.0)
             if (wait := math.ceil(paced - (limits.JOINS.value - 1) * limits.JOIN_SECONDS - now)) > 0:
-                words = lazy_gettext(
-                    "Many students from your network are joining this class. Try again in {count} s.", count=wait
-                )
-                raise Refused(429, words, wait)
+                words = "Many students from your network are joining this class. Try again in {count} s."
+                raise Refused(words, 429, wait, count=wait)
             self._store.execute("INSERT INTO students (code, student) VALUES (?, ?)", room.code, digest)
             _note(self._paced, (room.code, address), max(paced, now) + limits.JOIN_SECONDS)
         return room
 
     def answer(self, text: str, student: str, body: dict[str, Any]) -> None:
-        """Record the answer `{"id", "step", "value"}`: once for each id, and only before its question is revealed.
-
-        A second answer to a question replaces the first.
-        """
+        """Record `{"id", "step", "value"}`: once for each id, until the question is revealed. A later one counts."""
         with self._store.lock:
             room, digest = self._joined(text, student)
             id, step, value = body.get("id"), body.get("step"), body.get("value")
             question = _question(step)
             if not isinstance(id, str) or not ANSWER_ID.fullmatch(id):
-                raise Refused(400, lazy_gettext("The prediction's id is not valid. Reload the page and send it again."))
+                raise Refused("The prediction's id is not valid. Reload the page and send it again.", 400)
             if not question.is_answer(value):
-                words = lazy_gettext(
-                    "The prediction for question {step} must be {expected}.", step=step, expected=question.expected
-                )
-                raise Refused(400, words)
+                words = "The prediction for question {step} must be {expected}."
+                raise Refused(words, 400, step=step, expected=question.expected)
             key = room.code, digest, id
             earlier = self._store.execute("SELECT step FROM answers WHERE code = ? AND student = ? AND id = ?", *key)
             if earlier == [(step,)]:
                 return  # a repeat
             if earlier:
-                words = lazy_gettext(
-                    "This prediction's id was already used for another question. Reload the page and send it again."
-                )
-                raise Refused(409, words)
+                words = "This prediction's id was already used for another question. Reload the page and send it again."
+                raise Refused(words, 409)
             if step in room.revealed:
-                words = lazy_gettext("Too late: the answer to question {step} has been revealed.", step=step)
-                raise Refused(409, words)
+                raise Refused("Too late: the answer to question {step} has been revealed.", 409, step=step)
             if step != room.step:
-                raise Refused(409, lazy_gettext("The class is on question {step}.", step=room.step))
+                raise Refused("The class is on question {step}.", 409, step=room.step)
             if self._count("answers", room.code) >= (most := limits.ROOM_ANSWERS.value):
-                words = lazy_gettext("This class already has {count:,} predictions and accepts no more.", count=most)
-                raise Refused(429, words)
+                raise Refused("This class already has {count:,} predictions and accepts no more.", 429, count=most)
             if self._count("answers", room.code, "AND student = ? AND step = ?", digest, step) >= MAX_REVISIONS:
-                words = lazy_gettext("Too many changes to this prediction. The last accepted one counts.")
-                raise Refused(429, words)
+                raise Refused("Too many changes to this prediction. The last accepted one counts.", 429)
             columns = "(code, student, id, step, value)"
             self._store.execute(f"INSERT INTO answers {columns} VALUES (?, ?, ?, ?, ?)", *key, step, json.dumps(value))
 
     def seen_by_student(self, text: str, student: str, since: str = "") -> dict[str, Any] | None:
-        """The current question, the class's answers to what is revealed, and the student's; None if `since` is this.
-
-        No student gets the answers of another one.
-        """
+        """The current question, the class's answers to what is revealed, and the student's; None if `since` is this."""
         with self._store.lock:
             room, digest = self._joined(text, student)
             if (version := _version(room.step, room.revealed)) == since:
@@ -188,7 +170,7 @@ class Rooms:
         """The class that this secret leads."""
         room = self._find(text)
         if room is None or not hmac.compare_digest(room.lead, _digest(secret)):
-            raise Refused(403, lazy_gettext("This class has ended, or was not started in this browser."))
+            raise Refused("This class has ended, or was not started in this browser.", 403)
         return room
 
     def predictions(self, text: str, secret: str) -> tuple[Room, list[tuple[int, int, Value]]]:
@@ -217,12 +199,12 @@ class Rooms:
             room = self.led_room(text, secret)
             question = _question(step)
             if not question.is_truth(truth):
-                words = lazy_gettext(
+                raise Refused(
                     "The measured value for question {step} has the wrong type or is out of range. Reload the page and "
                     "reveal it again.",
+                    400,
                     step=step,
                 )
-                raise Refused(400, words)
             if step not in room.revealed or truth is not None:
                 row = room.code, step, json.dumps(truth)
                 self._store.execute("INSERT OR REPLACE INTO reveals VALUES (?, ?, ?)", *row)
@@ -272,7 +254,7 @@ class Rooms:
         """The class of a student who has joined it, and the student's digest."""
         room, digest = self._find(text), _digest(student)
         if room is None or not self._has_joined(room, digest):
-            raise Refused(410, lazy_gettext("This class has ended, or you have not joined it."))
+            raise Refused("This class has ended, or you have not joined it.", 410)
         return room, digest
 
     def _has_joined(self, room: Room, student: bytes) -> bool:
@@ -300,11 +282,12 @@ class Rooms:
         empty = "SELECT code FROM rooms WHERE created < ? AND code NOT IN (SELECT code FROM students) ORDER BY created"
         oldest = [code for (code,) in self._store.execute(empty, time.time() - limits.EMPTY_ROOM_SECONDS)]
         if not (oldest := [code for code in oldest if may_add or code in of_address]):
-            words = lazy_gettext(
+            raise Refused(
                 "There are too many classes on this server, or from your network address. Delete one that is no longer "
-                "needed, or try again later."
+                "needed, or try again later.",
+                429,
+                limits.EMPTY_ROOM_SECONDS,
             )
-            raise Refused(429, words, limits.EMPTY_ROOM_SECONDS)
         self._delete("code = ?", oldest[0])
 
     def _delete(self, condition: str, value: object) -> None:
@@ -317,12 +300,8 @@ class Rooms:
 
 def _question(step: Any) -> Question:
     if type(step) is not int or step not in questions():
-        words = lazy_gettext(
-            "The lesson has no question {step}; its questions are 1 to {count}. Reload the page.",
-            step=checks.quoted(step),
-            count=len(questions()),
-        )
-        raise Refused(400, words)
+        words = "The lesson has no question {step}; its questions are 1 to {count}. Reload the page."
+        raise Refused(words, 400, step=checks.quoted(step), count=len(questions()))
     return questions()[step]
 
 

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from .. import limits
 from ..gradio_compat.callers import site_of
-from ..i18n.language import gettext, lazy_gettext, long_text, translate
+from ..i18n.language import gettext, long_text, translate
 from .questions import Value, questions
 from .rooms import Room, Rooms
 from .store import Refused
@@ -49,12 +49,13 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         rooms.answer(_code(request), _header(request, STUDENT), body)
         return {"counted": body["id"]}
 
-    def changed_by(change: Callable[[str, str, Body], None]) -> Handler:
-        """A handler that lets the presenter change the class, and answers with its state."""
+    def changed_by(change: Callable[..., None], *names: str) -> Handler:
+        """A handler that lets the presenter change the class by values of the body, and answers with its state."""
 
         def handler(request: Request, body: Body) -> Body | None:
-            change(_code(request), _header(request, LEAD), body)
-            return rooms.seen_by_lead(_code(request), _header(request, LEAD))
+            code, secret = _code(request), _header(request, LEAD)
+            change(code, secret, *map(body.get, names))
+            return rooms.seen_by_lead(code, secret)
 
         return handler
 
@@ -82,11 +83,9 @@ def routes(rooms: Rooms) -> Sequence[Route]:
         f"/{HOME}": create,
         f"{room}/join": join,
         f"{room}/answer": answer,
-        f"{room}/step": changed_by(lambda code, secret, body: rooms.go_to(code, secret, body.get("step"))),
-        f"{room}/reveal": changed_by(
-            lambda code, secret, body: rooms.reveal(code, secret, body.get("step"), body.get("truth"))
-        ),
-        f"{room}/remove": changed_by(lambda code, secret, _: rooms.remove_without_answers(code, secret)),
+        f"{room}/step": changed_by(rooms.go_to, "step"),
+        f"{room}/reveal": changed_by(rooms.reveal, "step", "truth"),
+        f"{room}/remove": changed_by(rooms.remove_without_answers),
         f"{room}/delete": delete,
         f"{room}/qr": qr_code,
     }
@@ -108,26 +107,23 @@ def _header(request: Request, name: str) -> str:
 def _qr_code(link: Any) -> str:
     """A link as an SVG image. Raises Refused."""
     if not isinstance(link, str) or len(link) > limits.QR_LINK or not link.startswith(("https://", "http://")):
-        words = lazy_gettext(
-            "A QR code can hold a link (http or https) of at most {limit:,} characters.", limit=limits.QR_LINK
-        )
-        raise Refused(400, words)
+        words = "A QR code can hold a link (http or https) of at most {limit:,} characters."
+        raise Refused(words, 400, limit=limits.QR_LINK)
     try:
         return segno.make_qr(link, error="m").svg_inline(border=4, dark="#000", light="#fff", omitsize=True)
     except ValueError as error:  # of characters that need more bits
-        words = lazy_gettext(
+        raise Refused(
             "This link does not fit into a QR code: some of its characters, such as emoji, take up too much space "
-            "there. Shorten the link, or use only ASCII characters."
-        )
-        raise Refused(400, words) from error
+            "there. Shorten the link, or use only ASCII characters.",
+            400,
+        ) from error
 
 
 async def _answered(handler: Handler, request: Request) -> Response:
     """The handler's answer, from a thread; refusals become errors with a sentence."""
     try:
         if is_foreign(request):
-            words = lazy_gettext("Requests from other sites are not allowed. Open the class on this server's own page.")
-            raise Refused(403, words)
+            raise Refused("Requests from other sites are not allowed. Open the class on this server's own page.", 403)
         body = await _body(request) if request.method == "POST" else {}
         answer = await run_in_threadpool(handler, request, body)
     except Refused as refusal:
@@ -139,12 +135,8 @@ async def _answered(handler: Handler, request: Request) -> Response:
 
 
 def is_foreign(request: Request) -> bool:
-    """Whether a page of another site sends the request.
-
-    A current browser says so in `Sec-Fetch-Site`, over HTTPS and to localhost; otherwise `Origin` is compared with the
-    host of the request, as the client or the first proxy has named it.
-    """
-    if site := request.headers.get("sec-fetch-site"):
+    """Whether a page of another site sends the request, by `Origin` and the host as the client or a proxy names it."""
+    if site := request.headers.get("sec-fetch-site"):  # of current browsers, over HTTPS and to localhost
         return site not in ("same-origin", "none")
     if (origin := request.headers.get("origin")) is None:
         return False
@@ -155,19 +147,16 @@ def is_foreign(request: Request) -> bool:
 async def _body(request: Request) -> Body:
     """The JSON object of a request."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, lazy_gettext("The request must be JSON."))
+        raise Refused("The request must be JSON.", 415)
     if len(content := await request.body()) > limits.MAX_ROOM_REQUEST:
-        words = lazy_gettext(
-            "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once.",
-            limit=limits.MAX_ROOM_REQUEST,
-        )
-        raise Refused(413, words)
+        words = "The request exceeds the maximum allowed size of {limit:,} bytes. Send less at once."
+        raise Refused(words, 413, limit=limits.MAX_ROOM_REQUEST)
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
-        raise Refused(400, lazy_gettext("The request must be a JSON object."))
+        raise Refused("The request must be a JSON object.", 400)
     return body
 
 

@@ -1,8 +1,7 @@
 """The database of the classes: SQLite in autocommit mode, so a change is on the disk before `execute` returns.
 
-The journal is a write-ahead log and `synchronous` is FULL, so that an answer that was acknowledged survives a killed
-process and also a power failure. That costs one `fsync` for each answer, of which a class of sixty needs sixty per
-question. What is deleted is overwritten (`secure_delete`). A damaged database is renamed and a new one begun.
+The journal is a write-ahead log and `synchronous` is FULL: an acknowledged answer survives a power failure. What is
+deleted is overwritten (`secure_delete`). A damaged database is renamed and a new one begun.
 """
 
 import logging
@@ -16,8 +15,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from intraslice.core.cache import cache_folder
+from intraslice.core.errors import UserError
 
-from ..i18n.language import LazyString, lazy_gettext
+from ..i18n.language import lazy_gettext
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ def rooms_folder() -> Path:
     return Path(os.environ.get("INTRASLICE_ROOMS") or f"{cache}.rooms").expanduser()
 
 
-class Refused(Exception):
-    """A client's request is refused; the message is a sentence for the client, `status` is that of HTTP.
+class Refused(UserError):
+    """A client's request is refused, with a sentence for the client; `status` is that of HTTP.
 
     After `wait` seconds the client may try again; 0 where that would not help.
     """
 
-    def __init__(self, status: int, text: LazyString, wait: int = 0) -> None:
-        super().__init__(text)
+    def __init__(self, template: str, status: int, /, wait: int = 0, **values: Any) -> None:
+        super().__init__(template, **values)
         self.status, self.wait = status, wait
 
 
@@ -90,7 +90,7 @@ class Store:
                 # If it is damaged, the next call opens it again and finds out.
                 if not isinstance(error, sqlite3.OperationalError):
                     self.close()
-                raise Refused(503, message, RETRY_SECONDS) from error
+                raise Refused(message, 503, RETRY_SECONDS) from error
 
     def close(self) -> None:
         """Close the database, and leave the folder to other processes; the next call opens it again."""

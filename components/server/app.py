@@ -33,8 +33,8 @@ def health(scheduler: Scheduler, queue: SteadyQueue, warming: Warming | None) ->
     """What `/healthz` says of queue, jobs, readers of texts and, if there is one, the preparation of a model."""
     step, read = scheduler.step_seconds, READERS.longest
     return {
-        "ok": queue.is_running and max(step, read) < limits.STUCK_SECONDS.value,
-        "queue": "running" if queue.is_running else "stopped",
+        "ok": not queue.stopped and max(step, read) < limits.STUCK_SECONDS.value,
+        "queue": "stopped" if queue.stopped else "running",
         "calls": queue.open_calls,
         "worker": "free" if step < limits.NOTICED_SECONDS else f"in one step for {step:.1f} s",
         "readers": "free" if not read else f"reading one text for {read:.1f} s",
@@ -59,10 +59,7 @@ class App(PatchedBlocks):
         super().__init__(**{"delete_cache": (max(1, seconds // 6), seconds), **options})
 
     def launch(self, *args: Any, **options: Any) -> Any:
-        """As in gradio, with `own_routes`, a maximum number of pages with state, and an MCP server if hosted.
-
-        `head` is part of the page's HTML.
-        """
+        """As in gradio, with `own_routes`, `head` in the page's HTML, limits, and an MCP server if hosted."""
         options.setdefault("state_session_capacity", limits.PAGES.value)
         options.setdefault("mcp_server", True if limits.hosted() else None)
         server = options.get("server_name") or os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")

@@ -68,8 +68,7 @@ def in_language(app: ASGIApp) -> ASGIApp:
 class Pacing:
     """ASGI middleware: calls of one network address begin one after the other.
 
-    A call takes the event loop some milliseconds, and a slider move waits for whatever has come before it: of sixty
-    calls that arrive at once for a third of a second. One after the other, they leave turns to others.
+    A call takes the event loop some milliseconds: sixty at once would stop a slider for a third of a second.
     """
 
     def __init__(self, app: ASGIApp) -> None:

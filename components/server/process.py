@@ -55,10 +55,7 @@ def has_browser() -> bool:
 
 
 def on_signal(*cleanups: Callable[[], object]) -> None:
-    """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process with status 0.
-
-    A normal exit of the interpreter would end threads inside torch, which then aborts.
-    """
+    """On SIGTERM and Ctrl-C, call these functions, remove temporary files, and end the process with status 0."""
 
     def end(*_: object) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -69,7 +66,7 @@ def on_signal(*cleanups: Callable[[], object]) -> None:
                 step()
             except Exception as error:  # continue with the other steps
                 print(f"error during shutdown: {type(error).__name__}", file=sys.stderr)
-        os._exit(0)
+        os._exit(0)  # a normal exit would end threads inside torch, which then aborts
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

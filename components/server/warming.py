@@ -1,8 +1,7 @@
 """Prepares the default model before the first client comes: its weights, its calibration, and the most usual slices.
 
 Every page loads the weights when its process starts. A hosted one does the rest, too, unless `INTRASLICE_WARM` is
-`0`; another one if it is `1`. All of it has background urgency. The calibration and the slices stay in memory
-although they are unused, until their memory is needed.
+`0`; another one if it is `1`. All of it stays in memory although it is unused, until that memory is needed.
 """
 
 import logging

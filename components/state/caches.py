@@ -46,13 +46,10 @@ LOOK = 1.0  # seconds between two looks
 
 @dataclass(eq=False)
 class _Entry(Generic[Value]):
-    """A value, its bytes when it was stored, and the time when it was last used.
-
-    One that `is_kept` stays although it is not used, as long as there is room.
-    """
+    """A value. One that `is_kept` stays although it is not used, as long as there is room."""
 
     value: Value
-    size: int
+    size: int  # bytes, when it was stored
     last_used: float
     parts: dict[int, int] | None  # bytes by address of a value that does not grow
     is_kept: bool = False
@@ -204,10 +201,7 @@ class CachedEntry(NamedTuple, Generic[Value]):
 
 
 class Caches:
-    """All that the page keeps in memory, keyed by what it was computed from.
-
-    Models, calibrations and slices are bounded by the budget alone; small values also by their number.
-    """
+    """All that the page keeps in memory, by what it was computed from; small values are also bounded by number."""
 
     def __init__(self, free_bytes: int) -> None:
         BUDGET.max_bytes = free_bytes * limits.CACHE_SHARE.value / 100
@@ -225,8 +219,7 @@ class Caches:
 class JobMemory:
     """What work of one kind that runs at once needs together, kept to the part that the caches leave.
 
-    Each kind has its own: a slice of a partial calibration must not wait for the calibration, which may go on only
-    after it. A job waits `max_wait` seconds for earlier ones at most.
+    Kinds do not wait for each other: a calibration may go on only after a slice. Jobs wait `max_wait` seconds at most.
     """
 
     def __init__(self, caches: Caches, device: str, max_wait: float = math.inf) -> None:

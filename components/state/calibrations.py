@@ -1,7 +1,6 @@
 """Models and their calibrations: loaded and computed on demand, and used while calibration is still running.
 
-A calibration's sums are valid after every sequence. Plans and slices use the sequences seen so far, and are replaced
-after more sequences.
+A calibration's sums are valid after every sequence, so plans and slices use the sequences seen so far.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -64,12 +63,10 @@ class Calibrated:
 class Calibrations:
     """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
 
-    def __init__(
-        self, caches: Caches, memory: JobMemory, device: str, evaluation_tokens: int, precomputed: Precomputed
-    ) -> None:
-        self._caches, self._memory, self._device, self._precomputed = caches, memory, device, precomputed
-        self._loads = JobMemory(caches, device)  # no load waits for calibrations that wait
-        self._reads = JobMemory(caches, device)
+    def __init__(self, caches: Caches, device: str, evaluation_tokens: int, precomputed: Precomputed) -> None:
+        self._caches, self._device, self._precomputed = caches, device, precomputed
+        # No load waits for calibrations that wait.
+        self._memory, self._loads, self._reads = (JobMemory(caches, device) for _ in range(3))
         self._evaluation_tokens = evaluation_tokens
         # A job or a calibration may still use what the caches have evicted: its memory is in use, so others share it.
         self._in_use: WeakValueDictionary[CalibrationKey, Calibrated] = WeakValueDictionary()
@@ -172,13 +169,10 @@ class Calibrations:
         report = job_progress(job, lazy_gettext("Calibrating {model}, sequence", model=Path(key.model).name))
 
         def keep(event: Progress, stats: CalibrationStats, sequences: int) -> None:
-            """Publish the calibration on the first `sequences`; reports `event` again while it is prepared.
-
-            One that was stopped may have come further.
-            """
+            """Publish the calibration on the first `sequences`; reports `event` again while it is prepared."""
             is_part = sequences < len(tokens)
             best = self.best(key)
-            if is_part and best is not None and best.sequences >= sequences:
+            if is_part and best is not None and best.sequences >= sequences:  # one that was stopped came further
                 return
             profile = stats.make_profile(progress=lambda _: report(event))
             provenance = Provenance("so far" if is_part else "here", sequences, len(tokens))

@@ -1,7 +1,4 @@
-"""The options that the page offers: the library's registries, texts and precisions.
-
-`ui/` and charts import them from here, since they import nothing of the library.
-"""
+"""The options that the page offers: registries, texts and precisions of the library, of which `ui/` imports nothing."""
 
 import os
 from typing import get_args
@@ -34,10 +31,7 @@ SLICING_NAMES = {  # by order and shapes
 
 
 def offer_own_estimators() -> None:
-    """Run the files that the environment names and register their estimators; called before the page is built.
-
-    Raises UserError if one cannot be run, or if the page is hosted: a hosted page runs no files.
-    """
+    """Register the estimators in the environment's files. Raises UserError where one fails, or the page is hosted."""
     files = os.environ.get(OWN_ESTIMATORS, "").split()
     if files and limits.hosted():
         raise UserError(f"{OWN_ESTIMATORS} names files to run, and a hosted page runs none; unset it")

@@ -1,6 +1,6 @@
 """Measurements of methods at about equal parameters, on several models and texts: `assets/leaderboard.csv`.
 
-`components/make_leaderboard.py` measures them. The file has a line per cell, in the columns of `Cell`.
+`components/make_leaderboard.py` writes it: a line per cell, in the columns of `Cell`.
 """
 
 import datetime
@@ -85,11 +85,6 @@ OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losse
 KEY = ("model", "method", "ratios", "recovery", "sequences", "samples", "sparsity", "text")
 
 
-def read(path: Path = FILE) -> tuple[Cell, ...]:
-    """All cells; none if the file is missing."""
-    return read_rows(Cell, path)
-
-
 def read_rows(kind: type[Row], path: Path) -> tuple[Row, ...]:
     """The rows of a file that has a column for each field of `kind`; none if the file is missing."""
     if not path.is_file():
@@ -104,10 +99,7 @@ def read_rows(kind: type[Row], path: Path) -> tuple[Row, ...]:
 
 
 def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
-    """All cells, sorted. `new` ones replace old ones of the same `KEY`, unless only the commit differs.
-
-    Where perplexities agree, values that are None in the new cell are taken from the old one.
-    """
+    """All cells, sorted. `new` ones replace others of the same `KEY`, unless only the commit differs."""
 
     def key(cell: Cell) -> tuple[object, ...]:
         return tuple(getattr(cell, name) for name in KEY)
@@ -115,7 +107,7 @@ def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
     cells = {key(cell): cell for cell in old}
     for cell in new:
         earlier = cells.get(key(cell))
-        if earlier is not None and earlier.perplexity == cell.perplexity:
+        if earlier is not None and earlier.perplexity == cell.perplexity:  # what the new run left out
             missing = [name for name in OPTIONAL if getattr(cell, name) is None]
             cell = cell._replace(**{name: getattr(earlier, name) for name in missing})
         if earlier is None or earlier._replace(commit=cell.commit) != cell:
@@ -123,7 +115,7 @@ def merged(old: tuple[Cell, ...], new: tuple[Cell, ...]) -> tuple[Cell, ...]:
     return tuple(sorted(cells.values(), key=lambda cell: (cell.parameters, *key(cell))))
 
 
-def write(rows: Sequence[NamedTuple], path: Path = FILE) -> None:
+def write(rows: Sequence[NamedTuple], path: Path) -> None:
     """Write a file of cells or other rows, whole or not at all."""
     unfinished = path.with_suffix(".new")
     pandas.DataFrame(rows, columns=rows[0]._fields).to_csv(unfinished, index=False)
@@ -133,7 +125,7 @@ def write(rows: Sequence[NamedTuple], path: Path = FILE) -> None:
 @cache
 def cells() -> tuple[Cell, ...]:
     """The cells that the page ships with."""
-    return read()
+    return read_rows(Cell, FILE)
 
 
 def measured(model: str, sparsity: float = 0.3) -> LazyString | None:

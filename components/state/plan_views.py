@@ -21,7 +21,7 @@ from intraslice.slicing.units import kept_units
 from ..i18n.language import language
 from .caches import BoundedCache
 from .request import CalibrationKey
-from .units import ModelUnits, Width
+from .units import TOLERANCE, ModelUnits, Width
 from .views import HERE, ConvergenceView, ImportanceCurve, LayerView, PlanView, Provenance
 
 Value = TypeVar("Value")
@@ -39,13 +39,10 @@ class SortedImportances:
 
 @dataclass(frozen=True)
 class Source:
-    """What plans are computed from: a profile and the calibration that it comes from.
-
-    `head_weights` is the number of weights of the output head. `units` are None for a profile of earlier sequences.
-    """
+    """What plans are computed from: a profile and its calibration. Profiles of earlier sequences have no `units`."""
 
     profile: Profile
-    head_weights: int
+    head_weights: int  # of the output head
     calibration: CalibrationKey | None = None
     provenance: Provenance = HERE
     units: ModelUnits | None = None
@@ -90,10 +87,7 @@ class Plans:
         return simpler if sizes[0] == sizes[1] else config
 
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
-        """What `show` returns for a plan, such as a chart: made once in each language, whoever moves the slider there.
-
-        `about` is what is shown, and whatever else it depends on.
-        """
+        """What `show` returns for a plan and `about`, such as a chart: made once in each language for all clients."""
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
         return self._shown.put(key, show()) if cached is None else cached
@@ -111,7 +105,6 @@ class Plans:
         ]
         plan = self.plan(source, config)
         others = [self.plan(source, replace(config, estimator=name, locked=())) for name in names]
-        flops_dense, flops_sliced = flops_per_token(source.profile, plan, source.head_weights)
         return PlanView(
             estimator="manual" if config.locked else config.estimator,
             source=source.provenance,
@@ -138,22 +131,16 @@ class Plans:
             },
             parameters_dense=plan.parameters.dense_total,
             parameters_sliced=plan.parameters.sliced_total,
-            decoder_dense=plan.parameters.dense_decoder,
-            decoder_sliced=plan.parameters.sliced_decoder,
-            kv_dense=plan.kv_bytes_per_token[0],
-            kv_sliced=plan.kv_bytes_per_token[1],
-            flops_dense=flops_dense,
-            flops_sliced=flops_sliced,
+            decoder=(plan.parameters.dense_decoder, plan.parameters.sliced_decoder),
+            kv=plan.kv_bytes_per_token,
+            flops=flops_per_token(source.profile, plan, source.head_weights),
             context=CONTEXT,
             bytes_per_value=source.profile.bytes_per_value,
         )
 
 
 def importance_curves(source: Source, plan: SlicePlan, layer: int) -> dict[str, ImportanceCurve]:
-    """The importances of `layer` that the plan's estimator used, by kind of module.
-
-    An estimator without importances has no threshold; the curves are then those of the profile's first estimator.
-    """
+    """The importances of `layer` by kind of module: of the plan's estimator, or else of the profile's first one."""
     estimator = plan.config.estimator if plan.config.estimator in source.importances else source.profile.estimators[0]
     curves: dict[str, ImportanceCurve] = {}
     for module, units in source.importances[estimator].items():
@@ -255,6 +242,7 @@ def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
     """One layer of a plan."""
     units, planned, sparsity = source.units, plan.layers[layer], plan.config.sparsity
     kept = kept_units(units.layers[layer], planned, plan.config.order) if units else None
+    cross = units.width(sparsity) if units and sparsity else None
     return OpenedView(
         layer=layer,
         row=_row(source, plan, layer),
@@ -263,8 +251,8 @@ def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
         neurons=None if kept is None or kept.neurons is None else kept.neurons.tolist(),
         sparsity=sparsity,
         shortcuts=units.shortcuts if units else 0,
-        cross=units.width(sparsity) if units and sparsity else None,
-        is_comparable=units is not None and units.comparable_width(sparsity) is not None,
+        cross=cross,
+        is_comparable=cross is not None and abs(cross.removed - sparsity) <= TOLERANCE,
         is_last=layer == len(plan.layers) - 1,
         ranks_neurons=plan.config.order == "one-shot",
         rules=head_rules(source.profile, plan, layer),

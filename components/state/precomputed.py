@@ -1,11 +1,9 @@
 """The read-only layer under the page's caches: results that it ships with in `assets/cache/`.
 
-The layer has a folder for each set of weights, with a manifest, which says what was measured, and a file for each kind
-of result. `python -m components.make_snapshots` writes them. Results of other weights than those of the loaded model
-are not found; only plans are made from them, and the plans' label names the weights.
+It has a folder for each set of weights, with a manifest and a file for each kind of result, which `python -m
+components.make_snapshots` writes. Of other weights than those of the loaded model only plans are made.
 
-The file of a calibration's `Profile` is also that of the cached ones: those of a running calibration, for the ratios'
-convergence, whenever its number of sequences has doubled.
+The `Profile`s of a running calibration, for the ratios' convergence, are cached in such files, too.
 """
 
 import datetime
@@ -251,21 +249,14 @@ def load_profile(path: Path) -> Profile:
         alive = torch.from_numpy(np.unpackbits(arrays["alive"], axis=-1, count=sizes.heads).astype(bool))
         dim = torch.from_numpy(arrays["dim"].astype(np.int64))
         rule = torch.from_numpy(arrays["rule"].astype(np.int64)) if "rule" in arrays else [None] * len(dim)
-        importances = {
-            estimator: [torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS]
-            for estimator in about["estimators"]
-        }
+        importances = {}  # by estimator, of each layer
+        for estimator in about["estimators"]:
+            stacked = (torch.from_numpy(arrays[f"{estimator}_{module}"]) for module in MODULE_KINDS)
+            importances[estimator] = list(map(Importances, *stacked))
+    kv_head = tuple(about["kv_head"])
     layers = tuple(
-        LayerProfile(
-            sizes=sizes,
-            table=HeadTable(alive[index], dim[index], rule[index]),
-            kv_head=tuple(about["kv_head"]),
-            importances={
-                estimator: Importances(attention[index], mlp[index])
-                for estimator, (attention, mlp) in importances.items()
-            },
-        )
-        for index in range(len(dim))
+        LayerProfile(sizes, table, kv_head, {name: of_layers[index] for name, of_layers in importances.items()})
+        for index, table in enumerate(map(HeadTable, alive, dim, rule))
     )
     return Profile(layers, about["other_parameters"], about["bytes_per_value"])
 

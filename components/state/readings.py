@@ -43,10 +43,9 @@ class Readings:
         return cached.value.perplexity().value if cached and _is_whole(cached.value) else None
 
     def losses(self, job: Job, key: SliceKey, calibrated: Calibrated, compared: bool = False) -> Losses:
-        """Measure the losses of a method's model or of the "dense" one; slices first if necessary.
+        """The losses of a method's model or of the "dense" one, measured now or cached; slices first if necessary.
 
-        `compared` adds the divergence from the dense model. The slider leaves it out: it runs the head twice, and the
-        dense model once more if its states are not cached.
+        `compared` adds the divergence from the dense model, which takes longer: the slider leaves it out.
         """
         is_dense = key.method == DENSE
         sequences = 0 if is_dense else calibrated.sequences
@@ -124,7 +123,7 @@ class Readings:
         return Reading(*divergence, cached.value.done, cached.value.total)
 
     def perplexities(self, request: Request, best: Calibrated | None, slicing: SliceConfig) -> Perplexities:
-        """The best perplexities of a setting: measured here on all data, else before, else here so far.
+        """The best perplexities: measured here on all data, else before, else here so far.
 
         `best` is the setting's calibration so far, `slicing` the simplest config with its slice.
         """
@@ -208,11 +207,11 @@ class Readings:
 
 def _status_text(method: str) -> LazyString:
     """The text of the status while a method's perplexity is measured."""
-    texts = {
-        "dense": lazy_gettext("Perplexity of the dense model, window"),
-        "intraslice": lazy_gettext("Perplexity of the sliced model, window"),
-    }
-    return texts.get(method) or lazy_gettext("Perplexity of the {method} model, window", method=method)
+    if method == DENSE:
+        return lazy_gettext("Perplexity of the dense model, window")
+    if method == "intraslice":
+        return lazy_gettext("Perplexity of the sliced model, window")
+    return lazy_gettext("Perplexity of the {method} model, window", method=method)
 
 
 def _curve_key(key: SliceKey) -> SliceKey:
@@ -254,10 +253,7 @@ def _reading(losses: Losses) -> Reading:
 
 
 def _paired(sliced: Losses, dense: Losses | None) -> Reading:
-    """The sliced model's perplexity; before all windows are measured, its ratio times the dense perplexity.
-
-    The first windows may be easy or hard; in the ratio on the same windows that cancels.
-    """
+    """The sliced perplexity; before all windows are measured, its ratio on the same windows times the dense one."""
     if _is_whole(sliced) or dense is None or not _is_whole(dense):
         return _reading(sliced)
     whole, ratio = dense.perplexity().value, sliced.ratio(dense)

@@ -1,8 +1,7 @@
 """A request to the page: the values of its controls, validated once, as the library's configs and cache keys.
 
-`parse` turns values from outside into a `Request`: those of events (`ui/handlers.py`), links, pinned settings, programs
-and command lines. All other code takes a `Request` and does not validate again. Limits that depend on the loaded model
-are checked when the plan is computed (`Session`).
+`parse` turns values from outside into a `Request`, which no other code validates again. Limits that depend on the model
+are checked when the plan is computed (`Session`), that a path is an upload beforehand (`gradio_compat/inputs.py`).
 """
 
 from __future__ import annotations
@@ -34,10 +33,7 @@ class CalibrationKey(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The `LoadedModel.identity` of the model that was last loaded under this name; empty before.
-
-        Names outlive weights: a repository gets a commit, a folder a training step. Caches add it to their keys.
-        """
+        """The `LoadedModel.identity` last loaded under this name, or ""; for caches, since names outlive weights."""
         return _identities.get((self.model, self.dtype), "")
 
     def note_identity(self, identity: str) -> None:
@@ -60,10 +56,7 @@ class SliceKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """Validated values of the page's controls, and the library's configs for them. Created by `parse`.
-
-    Requests are equal if their `settings` are: the values of the controls, for links, pinned settings and reports.
-    """
+    """Validated values of the page's controls, by which requests are equal, and the library's configs for them."""
 
     settings: Settings
     calibration: CalibrationKey = field(compare=False)
@@ -89,10 +82,7 @@ class Request:
         return SliceKey(self.calibration, config, method)
 
     def recipe(self, evaluation_tokens: int) -> Recipe:
-        """Everything that reproduces the page's model and numbers.
-
-        An upload appears by its file name alone, under which the user has it on disk.
-        """
+        """What reproduces the page's model and numbers. An upload appears by its file name, which the user has."""
         key = self.calibration
         text = Path(key.config.text).name if self.settings.upload else key.config.text
         evaluation = replace(key.evaluation(evaluation_tokens), text=text)
@@ -104,11 +94,7 @@ class Request:
 
 
 def parse(settings: Settings) -> Request:
-    """Validate the values of the controls and convert them to the library's configs.
-
-    Raises UserError for values of a wrong type, numbers out of range and, on a hosted page, files of the server.
-    `gradio_compat/inputs.py` checks beforehand that a path is an upload.
-    """
+    """Validate the controls' values and convert them to the library's configs. Raises UserError for invalid ones."""
     values = _checked(settings, CalibrationConfig, "text" if settings.upload else "")
     config = CalibrationConfig(**{"text": settings.upload} | values)
     if config.tokens > (max_tokens := limits.CALIBRATION_TOKENS.value):

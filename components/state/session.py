@@ -6,7 +6,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from intraslice.check import ModelCheck, check_model
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Progress, ProgressCallback
+from intraslice.core.progress import Progress
 from intraslice.core.threads import set_threads
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
@@ -36,7 +36,7 @@ from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS, describe_samples
-from .plan_views import Plans, Source, convergence_view, importance_curves
+from .plan_views import Plans, Source, Value, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
 from .request import DENSE, Request, SliceKey, default_precision
@@ -52,10 +52,7 @@ NOT_CALIBRATED = lazy_gettext("This model has not been calibrated on this text y
 
 
 class Session:
-    """The state of the whole app, which measures perplexity on `evaluation_tokens` tokens.
-
-    `client` is a string that identifies an open page. `precomputed` is the layer under all caches.
-    """
+    """The state of the whole app. A `client` is an open page or a program; `precomputed` is under all caches."""
 
     texts = TEXTS
 
@@ -68,9 +65,8 @@ class Session:
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
-        memory = JobMemory(self._caches, self.device)
         self.precomputed = precomputed or Precomputed()
-        self.calibrations = Calibrations(self._caches, memory, self.device, evaluation_tokens, self.precomputed)
+        self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
         self._check = lru_cache(100)(check_model)
@@ -79,18 +75,13 @@ class Session:
     # Answers in milliseconds
 
     def plan(self, request: Request) -> PlanView | None:
-        """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet.
-
-        While the calibration is running, it comes from the precomputed profile or from the sequences seen so far.
-        """
+        """The plan of a setting with the other estimators' ratios, or None if there is no source for it yet."""
         source = self.source(request)
         return None if source is None else self.plans.view(source, request.slicing)
 
     def view(self, request: Request, client: str, pinned: Request | None = None) -> View:
-        """What the page shows a client of a setting outside of the tabs, compared with a pinned one.
-
-        The status is the first to be read: what has the greatest number is drawn from all that has happened before.
-        """
+        """What the page shows a client of a setting outside of the tabs, compared with a pinned one."""
+        # First: what has the greatest number is drawn from all that has happened before.
         status = self.jobs.status(client, partial(self.ready, request))
         return replace(
             self._setting(request),
@@ -108,23 +99,15 @@ class Session:
 
     def importances(self, request: Request, layer: int) -> dict[str, ImportanceCurve]:
         """Sorted importances of a layer, by module. Raises UserError as `slice_plan` does."""
-        source = self.source(request)
-        if source is None:
-            raise UserError(NOT_CALIBRATED)
+        source = _required(self.source(request))
         return importance_curves(source, self.plans.plan(source, request.slicing), layer)
 
     def slice_plan(self, request: Request) -> SlicePlan:
         """What is removed from each layer. Raises UserError if there is no source or the target is out of reach."""
-        source = self.source(request)
-        if source is None:
-            raise UserError(NOT_CALIBRATED)
-        return self.plans.plan(source, request.slicing)
+        return self.plans.plan(_required(self.source(request)), request.slicing)
 
     def convergence(self, request: Request) -> ConvergenceView | None:
-        """How the ratios converged with the number of calibration sequences; None without earlier ratios.
-
-        Raises UserError as `slice_plan` does.
-        """
+        """How ratios converged with the calibration, or None without earlier ones. Raises UserError as `slice_plan`."""
         key, config = request.calibration, request.slicing
         best = self.calibrations.best(key)
         if best is None:
@@ -159,10 +142,7 @@ class Session:
         return self.readings.perplexities(request, best, self.plans.simplest(self.source(request), request.slicing))
 
     def check(self, model: str) -> ModelCheck:
-        """What slicing a model gives and takes, before it is loaded. The answer is kept, except for the free memory.
-
-        Raises UserError if there is no such model, it cannot be sliced, or it does not fit.
-        """
+        """What slicing a model takes; all but the free memory is kept. Raises UserError where that is impossible."""
         name, dtype = model_name(model), getattr(torch, default_precision())
         with self.calibrations.bounded_hub_cache(name):
             found = self._check(name, CalibrationConfig(), dtype, self.device)
@@ -171,15 +151,12 @@ class Session:
     # Jobs
 
     def prepare(self, request: Request, client: str) -> Iterator[Status]:
-        """Load and calibrate, unless both are cached; ends with a ready or an error status.
-
-        Continues with background urgency as soon as there are enough sequences to slice from.
-        """
+        """Load and calibrate, unless both are cached; ends with a ready or an error status."""
 
         def work(job: Job) -> None:
             with self.calibrations.holding(job, request.calibration):
                 self.calibrations.calibrate(job, request.calibration, whole=False)
-                job.urgency = Urgency.BACKGROUND
+                job.urgency = Urgency.BACKGROUND  # there are enough sequences to slice from
                 calibrated = self.calibrations.calibrate(job, request.calibration)
 
             def find(job: Job) -> None:
@@ -238,30 +215,21 @@ class Session:
         config = key.config
         values = {"source": best.loaded.source, "dtype": key.dtype, "length": config.length}
         values |= {"sequences": best.sequences, "all": len(best.tokens), "text": describe(config.text)}
+        words = "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}"
         if best.is_whole:
             values |= {"sequences": config.sequences, "sampled": describe_samples(config)}
-            text = lazy_gettext(
-                "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}", **values
-            )
-        else:
-            text = lazy_gettext(
-                "{source}, {dtype}. Calibrated so far on {sequences} of {all} sequences of {length} tokens: {text}",
-                **values,
-            )
-        return Status(text, "ready")
+            words = "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}"
+        return Status(lazy_gettext(words, **values), "ready")
 
     def threads(self) -> str:
         """The number of threads for protocols of CPU speeds, such as " on 2 CPU threads"; empty on other devices."""
-        if self.device != "cpu":
-            return ""
         count = torch.get_num_threads()
-        return lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
+        text = lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
+        return text if self.device == "cpu" else ""
 
     def calibrated(self, request: Request) -> Calibrated:
         """The model and its whole calibration. Raises UserError before that is in memory."""
-        if (calibrated := self.calibrations.whole(request.calibration)) is None:
-            raise UserError(NOT_CALIBRATED)
-        return calibrated
+        return _required(self.calibrations.whole(request.calibration))
 
     def source(self, request: Request) -> Source | None:
         """What plans are computed from: the whole calibration, a precomputed one, or the calibration so far."""
@@ -279,10 +247,7 @@ class Session:
     # Work inside a job
 
     def slice(self, job: Job, request: Request, method: str = "intraslice", whole: bool = True) -> PreTrainedModel:
-        """The sliced model, sliced now or cached; the dense model at sparsity 0.
-
-        Sliced from the whole calibration, or without `whole` from the sequences seen so far.
-        """
+        """The sliced model, at sparsity 0 the dense one; without `whole` from the sequences calibrated so far."""
         calibrated = self.calibrations.calibrate(job, request.calibration, whole)
         return self._sliced(job, request.slice_key(method), calibrated)
 
@@ -311,18 +276,15 @@ class Session:
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
             tokens, training = calibrated.tokens, calibrated.training
-            reports: dict[str, ProgressCallback] = {}  # by their text; each times from its first event
+            report = cache(partial(job_progress, job))  # by text, since each times from its first event
 
             def progress(event: Progress) -> None:
-                text = RECOVERY_STAGES.get(event.stage, slicing_text)
-                if text not in reports:
-                    reports[text] = job_progress(job, text)
-                reports[text](event)
+                report(RECOVERY_STAGES.get(event.stage, slicing_text))(event)
 
             with self.slice_memory.reserved(job, slice_bytes(loaded.model, plan, tokens.shape[1]), calibrated):
                 if method == "intraslice" and isinstance(plan, SlicePlan) and plan.recovery == NO_RECOVERY:
-                    cache = calibrated.slice_cache  # since the slider slices often
-                    sliced = slice_model(loaded.model, plan, stats, tokens, cache=cache, progress=progress)
+                    kept = calibrated.slice_cache  # since the slider slices often
+                    sliced = slice_model(loaded.model, plan, stats, tokens, cache=kept, progress=progress)
                 else:
                     sliced = slice_by(method, loaded.model, plan, stats, tokens, training, progress=progress)
             self._caches.slices.put(key, CachedEntry(sliced, calibrated.sequences))
@@ -332,6 +294,12 @@ class Session:
         if cached is not None and cached.sequences == calibrated.sequences:
             return cached.value
         return job.share(("slice", key, calibrated.sequences), make)
+
+
+def _required(value: Value | None) -> Value:
+    if value is None:
+        raise UserError(NOT_CALIBRATED)
+    return value
 
 
 def _measured(request: Request) -> dict[str, Any]:

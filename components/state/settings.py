@@ -43,10 +43,7 @@ class Control:
 
 
 def model_name(model: Any) -> str:
-    """Check a model's name, before anything is read or fetched; every name from outside passes here.
-
-    Raises UserError if it is no text or, on a hosted page, none that the owner lists.
-    """
+    """Check a model's name, as all from outside, before it is read or fetched. Raises UserError if none is allowed."""
     name = checks.text("Model", model, limits.NAME.value)
     names, is_open = offered_models()
     if not is_open:
@@ -54,16 +51,12 @@ def model_name(model: Any) -> str:
     elif limits.hosted() and name not in names:
         try:
             validate_repo_id(name)
+            is_id = not Path(name).exists()  # the library would load the folder
         except HFValidationError:
             is_id = False
-        else:
-            is_id = not Path(name).exists()  # the library would load the folder
         if not is_id:
-            raise UserError(
-                "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}.",
-                name=checks.quoted(name),
-                default=DEFAULT,
-            )
+            text = "Model must be a Hub id, such as HuggingFaceTB/SmolLM2-360M-Instruct, or {default!r}, got {name}."
+            raise UserError(text, name=checks.quoted(name), default=DEFAULT)
     return name
 
 
@@ -91,11 +84,8 @@ def _text(text: Any) -> str:
     """Check a text's name. Raises UserError if the page is hosted and it is no named corpus."""
     name = checks.text("text", text, limits.NAME.value)
     if limits.hosted() and name not in NAMED_CORPORA:
-        raise UserError(
-            "Text must be one of {texts}, got {text}. Or upload a file of your own.",
-            text=checks.quoted(name),
-            texts=", ".join(NAMED_CORPORA),
-        )
+        message = "Text must be one of {texts}, got {text}. Or upload a file of your own."
+        raise UserError(message, text=checks.quoted(name), texts=", ".join(NAMED_CORPORA))
     return name
 
 

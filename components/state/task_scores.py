@@ -59,10 +59,7 @@ def slice_of(row: Cell | Score) -> Slice:
 
 
 def scored(hits: Mapping[str, Sequence[bool]], dense: Score | None, columns: Mapping[str, Any]) -> Score:
-    """The row of a model in a task, by its hits in the metrics `acc` and perhaps `acc_norm`, and other columns.
-
-    `dense` is the dense model's row; None for that row itself.
-    """
+    """A model's row, by its hits in the metrics `acc` and perhaps `acc_norm`; `dense` is None for the dense one."""
     values = {**dict.fromkeys(Score._fields), **columns, "questions": len(hits["acc"])}
     for name, metric in (("accuracy", "acc"), ("normalised", "acc_norm")):
         bits = numpy.array(hits.get(metric, []), bool)

@@ -58,11 +58,6 @@ class ModelUnits:
         """The width whose actual sparsity is nearest, as in `plan_crossmodule`; None without one."""
         return min(self.widths, key=lambda width: abs(width.removed - sparsity), default=None)
 
-    def comparable_width(self, sparsity: float) -> int | None:
-        """The width at equal parameters; None at sparsity 0 and where no width is near enough."""
-        nearest = self.width(sparsity)
-        return nearest.width if nearest and sparsity > 0 and abs(nearest.removed - sparsity) <= TOLERANCE else None
-
     @cached_property
     def scores(self) -> list[Scores]:
         """The scores of each layer."""

@@ -13,11 +13,7 @@ from .request import Request
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where numbers come from: measured "here" on all data, "so far" on a part, or "before" (`precomputed.py`).
-
-    The calibration has `sequences` of `all_sequences`. What was measured before has a day, and a label that names the
-    weights and the text.
-    """
+    """Numbers measured "here" on all data, "so far" on some sequences, or "before" (`precomputed.py`) on a day."""
 
     kind: Literal["here", "so far", "before"]
     sequences: int = 0
@@ -56,12 +52,9 @@ class PlanView:
     others: Mapping[str, tuple[tuple[float, float], ...]]
     parameters_dense: int
     parameters_sliced: int
-    decoder_dense: int
-    decoder_sliced: int
-    kv_dense: float
-    kv_sliced: float
-    flops_dense: int = 0  # of a token that attends to `context` tokens
-    flops_sliced: int = 0
+    decoder: tuple[int, int]  # parameters of the layers, dense and sliced
+    kv: tuple[float, float]  # bytes of the KV cache per token, dense and sliced
+    flops: tuple[int, int] = (0, 0)  # dense and sliced, of a token that attends to `context` tokens
     context: int = 0
     bytes_per_value: int = 4
     source: Provenance = HERE  # of the calibration
@@ -71,10 +64,9 @@ class PlanView:
 class ImportanceCurve:
     """Importances of the units of all layers and of the chosen layer, descending, sampled evenly over the units.
 
-    Units below `threshold` are removed; `all_below` and `chosen_below` are their fractions, counted on all units.
-    `threshold` is None if the estimator uses no importances. Units are removed `one_by_one`, or several together.
-    By its ratio, the chosen layer has the `rank` 1 if it is pruned most. `rules`: what keeps or removes each query head
-    in attention (`RULES` of the library); empty where it is not known.
+    Units below `threshold`, None without importances, are removed, `one_by_one` or several together; `all_below` and
+    `chosen_below` are their fractions, counted on all units. The layer that is pruned most has `rank` 1.
+    `rules`: what keeps or removes each query head in attention (`RULES` of the library); empty where it is not known.
     """
 
     unit: str
@@ -105,10 +97,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class PrecomputedCosts:
-    """Costs of a sliced model that were measured before, on a day.
-
-    KL divergence from the dense model in nats per token, speeds in multiples of the dense model's.
-    """
+    """A slice's KL from the dense model (nats per token) and relative speeds, as they were measured on a day."""
 
     day: str
     divergence: float

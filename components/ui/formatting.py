@@ -97,9 +97,9 @@ def _sizes(plan: PlanView) -> list[tuple[str, Callable[[float], str], float, flo
     width = plan.bytes_per_value
     return [
         (gettext("Parameters"), millions, plan.parameters_dense, plan.parameters_sliced),
-        (gettext("in the layers"), millions, plan.decoder_dense, plan.decoder_sliced),
-        (gettext("FLOPs per token"), millions, plan.flops_dense, plan.flops_sliced),
-        (gettext("KV cache per token"), size, plan.kv_dense, plan.kv_sliced),
+        (gettext("in the layers"), millions, *plan.decoder),
+        (gettext("FLOPs per token"), millions, *plan.flops),
+        (gettext("KV cache per token"), size, *plan.kv),
         (gettext("Weight memory"), size, width * plan.parameters_dense, width * plan.parameters_sliced),
     ]
 

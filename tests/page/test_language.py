@@ -63,7 +63,7 @@ TRANSLATED = (
 TRANSLATED += ("modeling/hidden_states.py", "pipeline.py", "planning", "pretrained/hub.py", "pretrained/memory.py")
 TRANSLATED += ("pretrained/sources.py", "recovery/distill.py", "size_target.py", "untrusted/layer_files.py")
 TRANSLATED += ("untrusted/text_files.py",)
-TEXTS, ERRORS = ("gettext", "lazy_gettext"), ("Message", "UserError", "NoRoomError", "_refusal")
+TEXTS, ERRORS = ("gettext", "lazy_gettext"), ("Message", "UserError", "NoRoomError", "Refused", "_refusal")
 STARTING = ("components/intraslice_commands", "components/state/choices.py")  # their errors come before the page
 
 

@@ -105,7 +105,7 @@ def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
         thread.join(0.01)
 
     class Queue:
-        is_running, open_calls = True, 0
+        stopped, open_calls = False, 0
 
     report = health(fresh.jobs.scheduler, Queue(), warm)
     assert (report["ok"], report["warming"]) == (True, "calibration, 12 of 32")

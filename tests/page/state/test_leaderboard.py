@@ -7,7 +7,7 @@ import pytest
 from components import make_leaderboard
 from components.frame.handlers import memory
 from components.state import leaderboard
-from components.state.leaderboard import Cell, cells, measured, merged, read, write
+from components.state.leaderboard import Cell, cells, measured, merged, read_rows, write
 from components.sweep.leaderboard import charts, panel
 from intraslice.core.registry import ESTIMATORS
 from intraslice.evaluation import sweep
@@ -42,8 +42,8 @@ def test_a_file_that_is_written_is_read_as_it_was(tmp_path) -> None:
         ),
     )
     write(written, tmp_path / "cells.csv")
-    assert read(tmp_path / "cells.csv") == written
-    assert read(tmp_path / "missing.csv") == ()
+    assert read_rows(Cell, tmp_path / "cells.csv") == written
+    assert read_rows(Cell, tmp_path / "missing.csv") == ()
 
 
 def test_a_cell_measured_anew_replaces_the_old_one_and_one_read_from_the_cache_keeps_its_commit() -> None:
@@ -77,7 +77,7 @@ def command(tiny, tmp_path, monkeypatch):
         results.clear()
         of_model = ["--model", tiny.settings.model, "--name", "default", "--weights", "random"]
         make_leaderboard.main([*of_model, "--texts", str(tmp_path), "--losses-only", *words])
-        return read(tmp_path / "cells.csv"), list(results)
+        return read_rows(Cell, tmp_path / "cells.csv"), list(results)
 
     yield call
     for name in [name for name in ESTIMATORS if ".json@" in name]:  # what a search found is registered

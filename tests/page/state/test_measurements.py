@@ -308,9 +308,7 @@ def test_its_plans_count_bytes_in_the_precision_of_the_page(dtype, bytes_per_val
     plan = Session().plan(parse(Settings(dtype=dtype)))
     assert plan.source.kind == "before"
     assert plan.bytes_per_value == bytes_per_value
-    assert plan.kv_dense == bytes_per_value * sum(
-        2 * layer.sizes.kv_heads * layer.sizes.dim for layer in PROFILE.layers
-    )
+    assert plan.kv[0] == bytes_per_value * sum(2 * layer.sizes.kv_heads * layer.sizes.dim for layer in PROFILE.layers)
 
 
 def test_a_slider_move_runs_no_operation_of_torch():

@@ -114,10 +114,8 @@ def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
         others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
         parameters_dense=1000,
         parameters_sliced=700,
-        decoder_dense=900,
-        decoder_sliced=600,
-        kv_dense=400.0,
-        kv_sliced=300.0,
+        decoder=(900, 600),
+        kv=(400.0, 300.0),
     )
 
 
