@@ -69,14 +69,12 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
             "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
             removed=removed(view),
         ),
-        figure.table(
-            {gettext("Layer"): [str(layer) for layer in range(layers)]}
-            | {
-                f"{METHODS[method]}: {label}": [figure.cell(getattr(shift, field), FORMATS[field]) for shift in shifts]
-                for method, shifts in residual.items()
-                for field, label in COLUMNS.items()
-            }
-        ),
+        {gettext("Layer"): map(str, range(layers))}
+        | {
+            f"{METHODS[method]}: {label}": [figure.cell(getattr(shift, field), FORMATS[field]) for shift in shifts]
+            for method, shifts in residual.items()
+            for field, label in COLUMNS.items()
+        },
     )
 
 

@@ -36,15 +36,13 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             "heads, channels and neurons; estimator: {estimator}.",
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
-        figure.table(
-            {
-                gettext("Layer"): map(str, range(layers)),
-                gettext("Attention, planned ratio"): [number(layer.attention, ".1%") for layer in plan.layers],
-                gettext("Attention kept"): [_kept(layer, "attention") for layer in plan.layers],
-                gettext("MLP, planned ratio"): [number(layer.mlp, ".1%") for layer in plan.layers],
-                gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
-            }
-        ),
+        {
+            gettext("Layer"): map(str, range(layers)),
+            gettext("Attention, planned ratio"): [number(layer.attention, ".1%") for layer in plan.layers],
+            gettext("Attention kept"): [_kept(layer, "attention") for layer in plan.layers],
+            gettext("MLP, planned ratio"): [number(layer.mlp, ".1%") for layer in plan.layers],
+            gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
+        },
         protocol=formatting.provenance(plan.source),
     )
 
@@ -67,17 +65,15 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     """The sorted importances of one layer and of all layers, and the global threshold that determines the ratio."""
     fig = Figure(len(curves), "importance", side_by_side=True)
     for column, (module, curve) in enumerate(curves.items(), start=1):
-        floor, unit = _floor(curve), term(curve.unit)
+        # A log axis has no zero: units of zero importance are drawn six decades below the strongest.
+        floor, unit = 1e-6 * max([*curve.all_layers, 1e-30]), term(curve.unit)
+        chosen = gettext("Layer {layer}", layer=layer)
         for label, values, line, meta in (
             (gettext("All layers"), curve.all_layers, figure.line("dense", 1.6), {}),
-            (
-                gettext("Layer {layer}", layer=layer),
-                curve.chosen,
-                figure.line(module, 2.4),
-                figure.OVERLAY_IF_DIFFERENT,
-            ),
+            (chosen, curve.chosen, figure.line(module, 2.4), figure.OVERLAY_IF_DIFFERENT),
         ):
-            x, y = figure.thinned([max(value, floor) for value in values])
+            x = [figure.rounded(rank / len(values)) for rank in range(1, len(values) + 1)]
+            y = [max(value, floor) for value in values]
             hover = gettext(
                 "{label}: %{{x:.0%}} of the {unit} have an importance of at least %{{y:.2e}}", label=label, unit=unit
             )
@@ -102,16 +98,14 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
             layer=layer,
             reason=f"{_reason(curves)} {_ranks(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
         ),
-        figure.table(
-            {
-                gettext("Module"): [MODULES[module] for module in curves],
-                gettext("Threshold"): [gettext("none") if t is None else number(t, ".3e") for t in thresholds],
-                gettext("Layer {layer} below threshold", layer=layer): [
-                    number(curve.chosen_below, ".1%") for curve in curves.values()
-                ],
-                gettext("All layers below threshold"): [number(curve.all_below, ".1%") for curve in curves.values()],
-            }
-        ),
+        {
+            gettext("Module"): [MODULES[module] for module in curves],
+            gettext("Threshold"): [gettext("none") if t is None else number(t, ".3e") for t in thresholds],
+            gettext("Layer {layer} below threshold", layer=layer): [
+                number(curve.chosen_below, ".1%") for curve in curves.values()
+            ],
+            gettext("All layers below threshold"): [number(curve.all_below, ".1%") for curve in curves.values()],
+        },
     )
 
 
@@ -167,8 +161,3 @@ def fired_rules(fired: Sequence[str]) -> str:
     heads = {rule: ", ".join(str(head) for head, by in enumerate(fired) if by == rule) for rule in texts}
     listed = "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule])
     return gettext("Its heads that a rule decides: {heads}.", heads=listed) if listed else ""
-
-
-def _floor(curve: ImportanceCurve) -> float:
-    # A log axis has no zero: units of zero importance are drawn six decades below the strongest.
-    return max(max(curve.all_layers, default=1.0), 1e-30) * 1e-6
