@@ -21,8 +21,6 @@ from ..state.calibrations import Calibrated
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
-from ..state.settings import MAX_PERCENT
-from ..state.units import nearest_plan
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
@@ -35,7 +33,6 @@ class CalibratedSpectra:
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
         self._curves: dict[int, LayerCurves] = {}
-        self._widths: dict[float, int | None] = {}
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -70,13 +67,6 @@ class CalibratedSpectra:
             (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
         )
 
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; None if the sparsity is unreachable."""
-        if sparsity not in self._widths:
-            plan, is_close = nearest_plan(self._model, sparsity)
-            self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
-        return self._widths[sparsity]
-
 
 class RotatedHeads(NamedTuple):
     """A `HeadLayout` in which all channels are rotated, as in the default model."""
@@ -95,7 +85,6 @@ class PrecomputedSpectra:
     sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
     kv_head: tuple[int, ...]  # of each query head
     angles: tuple[float, ...]  # rotation of each pair per token, in radians
-    widths: tuple[int, ...]  # by per cent of sparsity; 0 where it is unreachable
 
     def curves(self, layer: int) -> LayerCurves:
         """All curves of a layer."""
@@ -118,12 +107,6 @@ class PrecomputedSpectra:
         kept = kept_channels(scores, layout, plan.heads, plan.dim)
         return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
 
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""
-        percent = round(100 * sparsity)
-        is_known = percent < len(self.widths) and abs(100 * sparsity - percent) < 1e-6
-        return self.widths[percent] or None if is_known else None
-
 
 def curve(spectrum: Tensor) -> Curve:
     """A cumulative spectrum (n) at the ranks of the curve."""
@@ -145,32 +128,33 @@ class SpectraViews:
 
         Raises UserError for an impossible setting.
         """
-        source, provenance = self._source(request)
-        if source is None:
+        spectra, provenance = self._spectra_of(request)
+        source = self._session.source(request)
+        if spectra is None or source is None:
             return None
-        plan = self._session.slice_plan(request)
+        plan, units = self._session.plans.plan(source, request.slicing), source.units
         layer = min(int(layer), len(plan.layers) - 1)
-        curves = source.curves(layer)
+        curves = spectra.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
-            pairs=source.pairs(layer, plan.layers[layer]),
+            pairs=spectra.pairs(layer, plan.layers[layer]),
             dim=curves.heads[0].size,
-            ranks=source.ranks,
+            ranks=spectra.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=source.width(round(request.slicing.sparsity, 4)),
+            width=units.comparable_width(request.slicing.sparsity) if units else None,
             source=provenance,
         )
 
     def complete(self, request: Request, layer: int) -> None:
         """Compute the wide curves of a layer, which takes seconds; later views include them."""
-        source, _ = self._source(request)
-        if source is not None:
-            source.complete(min(int(layer), len(source.ranks) - 1))
+        spectra, _ = self._spectra_of(request)
+        if spectra is not None:
+            spectra.complete(min(int(layer), len(spectra.ranks) - 1))
 
-    def _source(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
+    def _spectra_of(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
         key = request.calibration
         calibrated = self._session.calibrations.whole(key)
         if calibrated is None:
@@ -198,5 +182,4 @@ def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
         **by_pair,
         kv_head=tuple(stats.kv_heads[0]),
         angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
-        widths=tuple(measured.width(percent / 100) or 0 for percent in range(MAX_PERCENT + 1)),
     )
