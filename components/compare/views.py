@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from intraslice.diagnostics.token_scores import NextToken as NextToken
@@ -14,21 +13,12 @@ from intraslice.evaluation.facts import Question as FactQuestion
 from intraslice.evaluation.facts import fact_counts as fact_counts
 from intraslice.evaluation.generation import Sampling
 
-from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import HERE, PrecomputedCosts, Provenance
-from ..ui.labels import METHODS, Terms
 
+COLUMNS = ("dense", "intraslice", "crossmodule")
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
 OTHER = "other"  # the column of another model, if one is named
 MAX_GUESSES = 3  # of either model, per token of the passage
-COLUMNS = Terms(
-    {
-        "dense": lazy_gettext("Dense"),
-        **{name: LazyString(partial(METHODS.__getitem__, name)) for name in ("intraslice", "crossmodule")},
-    }
-)
-
-
 TOKENS = Sampling.max_new_tokens
 
 
