@@ -118,11 +118,10 @@ def answers(
     return texts
 
 
-def write_plan(session: Session, request: Request, path: Path) -> None:
-    """Write the plan as JSON. Raises UserError if the model is not calibrated."""
+def plan_json(session: Session, request: Request) -> str:
+    """The plan as JSON. Raises UserError if the model is not calibrated."""
     record = plan_record(session, request)
-    record["asked"] = record["requested"]  # as clients know it
-    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return json.dumps(record | {"asked": record["requested"]}, indent=1)  # as clients know it
 
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:

@@ -18,16 +18,7 @@ from ..activations.charts import MEASURES, TITLES, shift_chart
 from ..activations.charts import protocol as shift_protocol
 from ..compare.html import answer, passage
 from ..compare.views import COLUMNS
-from ..i18n.language import (
-    ENGLISH,
-    gettext,
-    language,
-    lazy_gettext,
-    long_text,
-    number,
-    percentage,
-    translate,
-)
+from ..i18n.language import ENGLISH, gettext, language, lazy_gettext, long_text, number, percentage, translate
 from ..ratios.anatomy_charts import map_chart
 from ..ratios.charts import ratio_chart
 from ..spectra.charts import variance_chart
@@ -36,7 +27,7 @@ from ..sweep.charts import removed_chart
 from ..ui import figure, formatting
 from ..ui.chart_bridge import PLOTLY, template
 from ..ui.figure import Chart, Json
-from ..ui.labels import ESTIMATORS
+from ..ui.labels import ESTIMATORS, METHODS
 from ..ui.palette import css_variables
 from ..ui.screen import headline
 from ..ui.scripts import asset, scoped, shared
@@ -91,39 +82,33 @@ def report(
     rows = [(escape(name), escape(str(value))) for name, value in settings.items() if value not in (None, "")]
     blocks = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in code.items())
     protocol = escape(translate(perplexities.protocol) or gettext("Perplexity was not measured."))
-    before = (
-        f"<h1>{escape(title)}</h1>{headline(plan, perplexities, gettext('not measured'))}"
-        f'{formatting.readout(plan, perplexities)}<p class="isx-quiet">{protocol}</p>'
-    )
-    after = f"<h2>{gettext('Settings')}</h2>{formatting.table((), rows)}{blocks}"
-    return chart_page(charts, before, after)
-
-
-def chart_page(charts: Sequence[Chart], before: str, after: str = "", table: bool = True) -> str:
-    """A document of charts that opens offline, between two pieces of HTML; `table` opens the data tables."""
     shown = {f"chart-{index}": replace(chart, hint="", layers=0, picks=()) for index, chart in enumerate(charts)}
     cards = "".join(
-        f'<section id="{place}" class="isx-card">{_filled(chart, table)}</section>' for place, chart in shown.items()
+        f'<section id="{place}" class="isx-card">{_filled(chart)}</section>' for place, chart in shown.items()
+    )
+    body = (
+        f"<main><h1>{escape(title)}</h1>{headline(plan, perplexities, gettext('not measured'))}"
+        f'{formatting.readout(plan, perplexities)}<p class="isx-quiet">{protocol}</p>{cards}'
+        f"<h2>{gettext('Settings')}</h2>{formatting.table((), rows)}{blocks}</main>"
     )
     drawn = {place: [chart.plain()] for place, chart in shown.items()}
     content: Json = {"first": 0, "layer": charts[0].selected, "steps": [{"parts": {}}], "charts": drawn}
-    return document(f"<main>{before}{cards}{after}</main>", content, "report")
+    return document(body, content, "report")
 
 
-def _filled(chart: Chart, table: bool) -> str:
+def _filled(chart: Chart) -> str:
     """A chart's HTML with its texts and its table, which can be read without a script, too."""
 
     def row(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    rows = "".join(row(cells, "td") for cells in chart.rows)
     parts = {
         "title": escape(chart.title),
         "note": escape(chart.caption()),
         "head": row(chart.columns, "th"),
-        "rows": rows,
+        "rows": "".join(row(cells, "td") for cells in chart.rows),
     }
-    html = template(420, table)
+    html = template(420, table=True)
     for name, text in parts.items():
         html = html.replace(f'class="isx-{name}">', f'class="isx-{name}">{text}')
     return html
@@ -280,7 +265,7 @@ def _table(step: Step) -> str:
         (gettext("Perplexity relative to dense"), "", *map(formatting.with_error, (measured.ratio, step.cross_ratio))),
     ]
     problems = (f'<p class="isx-quiet">{escape(translate(text))}</p>' for text in step.costs.problems.values())
-    return formatting.table(list(COLUMNS.values()), rows) + "".join(problems)
+    return formatting.table([METHODS[name] for name in COLUMNS], rows) + "".join(problems)
 
 
 def _protocol(published: Published) -> str:

@@ -158,7 +158,7 @@ def published(
         content = publisher.publish(job, request, Choice())
         job.emit(Status(lazy_gettext("Writing the page")))
         with job.waiting(), use_language(code):
-            return files.Export(_put(downloads, content.name, pages.page(content)))
+            return files.Export(Path(downloads.put_text(f"{content.name}.html", pages.page(content))))
 
     yield from _written(session, request, "page", write, client)
 
@@ -183,15 +183,9 @@ def _written(
         yield {"status": status_line(event), "progress": formatting.status(event)} | file
 
 
-def _put(downloads: Downloads, name: str, text: str) -> Path:
-    return downloads.put(f"{name}.html", lambda path: path.write_text(text, encoding="utf-8"))
-
-
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    session.slice_plan(request)  # raises an error before any file is written
-    name = f"{files.checkpoint_name(request)}-plan.json"
-    return str(downloads.put(name, lambda path: files.write_plan(session, request, path)))
+    return downloads.put_text(f"{files.checkpoint_name(request)}-plan.json", files.plan_json(session, request))
 
 
 def report(
@@ -217,7 +211,7 @@ def report(
     settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
     title = files.checkpoint_name(request)
     text = pages.report(title, settings._asdict(), view, session.perplexities(request), charts, code)
-    return str(_put(downloads, title, text))
+    return downloads.put_text(f"{title}.html", text)
 
 
 def connect(panel: ExportPanel, context: Context) -> None:

@@ -81,7 +81,7 @@ def load(session: Session, request: Request, ratios_file: str) -> dict[str, str]
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
     """The current plan's ratios as a CSV file, which `load` and the command line's `--ratios` can read."""
-    return str(downloads.put("ratios.csv", lambda path: ratio_files.write_ratios(session, request, path)))
+    return downloads.put_text("ratios.csv", ratio_files.planned_ratios(session, request))
 
 
 def connect(panel: OverridesPanel, context: Context) -> None:

@@ -79,6 +79,10 @@ class Downloads:
             raise
         return path
 
+    def put_text(self, name: str, text: str) -> str:
+        """Write a text as the file `name`; returns its path. Raises UserError if there is no room."""
+        return str(self.put(name, lambda path: path.write_text(text, encoding="utf-8")))
+
     def touch(self, path: Path) -> None:
         """Keep a file as if it were new."""
         with self._lock:
