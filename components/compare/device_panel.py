@@ -98,7 +98,7 @@ def describe(
     parameters = {"dense": plan.parameters_dense if plan else 0}
     if request.slicing.sparsity:
         parameters["sliced"] = plan.parameters_sliced if plan else 0
-    sizes = {file.name: file.size for file in written or ()}
+    sizes = {file.path.name: file.size for file in written or ()}
     files: dict[str, Any] = {}
     for key, count in parameters.items():
         name = file_name(request, DENSE if key == "dense" else "intraslice", file_type)

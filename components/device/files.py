@@ -31,9 +31,9 @@ BYTES_PER_PARAMETER = {"q8_0": 34 / 32, "f16": 2.0}  # q8_0: 32 values and their
 
 
 class ModelFile(NamedTuple):
-    """A GGUF file: its name, its size in bytes, and the SHA-256 of its content."""
+    """A GGUF file, its size in bytes, and the SHA-256 of its content."""
 
-    name: str
+    path: Path
     size: int
     sha256: str
 
@@ -43,16 +43,16 @@ class ModelFiles:
 
     def __init__(self) -> None:
         self._downloads = Downloads(limits.DEVICE_FILES, limits.DEVICE_FILE_SECONDS)
-        self._written: dict[str, tuple[Path, ModelFile]] = {}
+        self._written: dict[str, ModelFile] = {}
         self._lock = threading.Lock()
 
-    def find(self, name: str) -> tuple[Path, ModelFile] | None:
-        """A file's path, size and digest, or None if it is not there (any more)."""
+    def find(self, name: str) -> ModelFile | None:
+        """The file of this name, or None if it is not there (any more)."""
         with self._lock:
-            self._written = {other: entry for other, entry in self._written.items() if entry[0].is_file()}
+            self._written = {other: file for other, file in self._written.items() if file.path.is_file()}
             found = self._written.get(name)
         if found is not None:
-            self._downloads.touch(found[0])
+            self._downloads.touch(found.path)
         return found
 
     def prepare(self, job: Job, session: Session, request: Request, file_type: FileType = "q8_0") -> list[ModelFile]:
@@ -65,9 +65,9 @@ class ModelFiles:
         job.share(("device", "engine"), _fetch_engine)
         files = []
         for method in (DENSE, *(["intraslice"] if request.slicing.sparsity else [])):
-            found = self.find(name := file_name(request, method, file_type))
+            name = file_name(request, method, file_type)
             write = partial(self._write, session=session, request=request, method=method, file_type=file_type)
-            files.append(found[1] if found else job.share(("device", name), write))
+            files.append(self.find(name) or job.share(("device", name), write))
         return files
 
     def _write(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
@@ -79,9 +79,9 @@ class ModelFiles:
             job.emit(Status(lazy_gettext("Writing the files for your device")))
             with job.waiting():
                 path = self._downloads.put(name, write, size)
-                file = ModelFile(name, path.stat().st_size, file_sha256(path))
+                file = ModelFile(path, path.stat().st_size, file_sha256(path))
             with self._lock:
-                self._written[name] = path, file
+                self._written[name] = file
         return file
 
 
