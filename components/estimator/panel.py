@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
+from math import prod
 from typing import Any
 
 import gradio as gr
@@ -219,6 +220,6 @@ def search_summary(view: RatioSearchView | None, estimator: str) -> str:
         text += " " + gettext(
             "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
             "When the search ends, KL is measured on other text.",
-            change=view.change,
+            change=prod(1 + change for change in view.found.changes) - 1,
         )
     return f'<div class="isx-words"><p>{text}</p></div>'
