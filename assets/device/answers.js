@@ -21,10 +21,8 @@ function column(name, title, answer, dense = null) {
   const text = (from, to = undefined) => (to === undefined && answer ? answer.text.slice(isx.device.text(tokens.slice(0, from)).length) : isx.device.text(tokens.slice(from, to)));
   if (at < 0) said.append(text(0));
   else said.append(text(0, at), make("mark", {}, text(at, at + 1) || "■"), make("span", { className: "isx-parted" }, text(at + 1)));
-  const section = make("section", { className: `isx-answer isx-of-${name}` }, make("h3", {}, title), said);
-  section.append(make("p", { className: "isx-quiet" }, answer ? state(answer, at, dense) : ""));
-  section.setAttribute("aria-busy", String(Boolean(answer?.growing)));
-  return section;
+  const note = make("p", { className: "isx-quiet" }, answer ? state(answer, at, dense) : "");
+  return make("section", { className: `isx-answer isx-of-${name}`, "aria-busy": Boolean(answer?.growing) }, make("h3", {}, title), said, note);
 }
 
 function state(answer, at, dense) {

@@ -31,12 +31,9 @@ const threads = () => (window.crossOriginIsolated ? Math.max(1, Math.floor((navi
 async function start(engine, blob) {
   const problem = unsupported();
   if (problem) throw new Problem(problem);
-  let Wllama;
-  try {
-    ({ Wllama } = await import(new URL("index.js", engine)));
-  } catch (error) {
+  const { Wllama } = await import(new URL("index.js", engine)).catch((error) => {
     throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page.", { problem: reason(error) }));
-  }
+  });
   // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
   let fail;
   const failure = new Promise((_, reject) => (fail = reject));

@@ -132,19 +132,14 @@ function across(said) {
 // Which model's answer stands where: drawn once for each browser, since a prediction outlasts a reload.
 const ORDER = "isx-answers-order";
 const MODELS = ["dense", "intraslice", "crossmodule"];
-function drawn() {
-  const before = (isx.stored(ORDER) ?? "").split(" ");
-  const isWhole = before.length === MODELS.length && MODELS.every((name) => before.includes(name));
-  const names = isWhole ? before : MODELS.map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
-  isx.store(ORDER, names.join(" "));
-  return names;
-}
-const models = drawn();
+const drawn = () => MODELS.map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
+const models = isx.stored(ORDER)?.split(" ") ?? drawn();
+isx.store(ORDER, models.join(" "));
 function written() {
   const whole = models.map((name) => find(`#${name}-answer section:not([aria-busy])`));
   const texts = whole.map((section) => section?.querySelector(".isx-text:not(.isx-quiet)")?.textContent.trim());
-  const now = whole.every((section) => !section || !section.querySelector("h3 [data-percent]") || Number(section.querySelector("h3 [data-percent]").dataset.percent) === slider());
-  return now && texts.every(Boolean) ? texts : null;
+  const percents = whole.map((section) => section?.querySelector("h3 [data-percent]")?.dataset.percent ?? slider());
+  return percents.every((percent) => Number(percent) === slider()) && texts.every(Boolean) ? texts : null;
 }
 function who(said) {
   if (!written()) return null;
@@ -154,14 +149,10 @@ function who(said) {
 }
 
 function speed(said) {
-  const of = (name) => find(`#${name}-cost dl`)?.dataset ?? {};
-  const speeds = (name) => [Number(of(name).reads), Number(of(name).writes)];
-  const wrote = (name) => isx.written(of(name).writes);
-  const cache = (name) => of(name).cache;
-  const [[readsDense, writesDense], [readsSliced, writesSliced]] = [speeds("dense"), speeds("intraslice")];
-  const writes = writesSliced / writesDense;
+  const [dense, sliced] = ["dense", "intraslice"].map((name) => find(`#${name}-cost dl`)?.dataset ?? {});
+  const [reads, writes] = [sliced.reads / dense.reads, sliced.writes / dense.writes];
   if (!(writes > 0) || writes === Infinity) return null;
-  const values = { writes: fixed(writes, 2), writesSliced: wrote("intraslice"), writesDense: wrote("dense"), reads: fixed(readsSliced / readsDense, 2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
+  const values = { writes: fixed(writes, 2), writesSliced: isx.written(sliced.writes), writesDense: isx.written(dense.writes), reads: fixed(reads, 2), cacheDense: dense.cache, cacheSliced: sliced.cache };
   return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
 }
 

@@ -13,11 +13,9 @@ let phase, readings, arrived, asked, pressed, placed; // how far the page is wit
 let panel, parts, control, looking;
 let kept = load();
 
-// A browser may keep something that is no progress of this lesson.
 function load() {
-  const record = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
-  const { at, said, shown, found, notes } = record(isx.kept(storeName()));
-  return { at: Number.isInteger(at) && steps[at] ? at : 0, said: record(said), shown: record(shown), found: record(found), notes: notes === true };
+  const { at, said = {}, shown = {}, found = {}, notes = false } = isx.kept(storeName());
+  return { at: steps[at] ? at : 0, said, shown, found, notes };
 }
 
 const keep = () => isx.store(storeName(), JSON.stringify(kept));
