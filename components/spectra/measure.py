@@ -6,15 +6,16 @@ Before the default model is calibrated, everything is precomputed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.core.linalg import by_kv_head
+from intraslice.core.weights import UNROTATED
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import kept_channels
+from intraslice.slicing.units import LayerUnits, kept_units
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
@@ -55,25 +56,10 @@ class CalibratedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return head_ranks(self._stats, EXPLAINED)
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs, and which of them the plan keeps."""
-        pairs = pair_energies(self._model, self._stats, layer, plan)
-        order = pairs.angle.argsort(descending=True)
-        unrotated = pairs.unrotated_kept[sorted({self._stats.kv_heads[layer][head] for head in plan.heads})]
-        return PairsView(
-            pairs.energy[:, order].tolist(),
-            pairs.kept[:, order].tolist(),
-            pairs.angle[order].tolist(),
-            (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
-        )
-
-
-class RotatedHeads(NamedTuple):
-    """A `HeadLayout` in which all channels are rotated, as in the default model."""
-
-    kv_head: Tensor
-    frequency: Tensor
-    norms: None = None
+    def pair_energies(self, layer: int) -> tuple[Float[Tensor, "kv_heads pairs"], Float[Tensor, " pairs"]]:
+        """The energies of the layer's rotary pairs, and the rotation of each pair per token, in radians."""
+        pairs = pair_energies(self._model, self._stats, layer)
+        return pairs.energy, pairs.angle
 
 
 @dataclass(frozen=True)
@@ -82,7 +68,6 @@ class PrecomputedSpectra:
 
     layers: tuple[LayerCurves, ...]
     energies: Sequence[Sequence[Sequence[float]]]  # by layer, query head and rotary pair
-    sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
     kv_head: tuple[int, ...]  # of each query head
     angles: tuple[float, ...]  # rotation of each pair per token, in radians
 
@@ -98,14 +83,23 @@ class PrecomputedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs, and which of them the plan keeps."""
-        kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
-        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
-        layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
-        scores = torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2  # of each channel half of its pair's
-        kept = kept_channels(scores, layout, plan.heads, plan.dim)
-        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
+    def pair_energies(self, layer: int) -> tuple[Float[Tensor, "kv_heads pairs"], Float[Tensor, " pairs"]]:
+        """The energies of the layer's rotary pairs, and the rotation of each pair per token, in radians."""
+        energies, angles = (torch.tensor(values, dtype=torch.float64) for values in (self.energies[layer], self.angles))
+        return by_kv_head(energies, torch.tensor(self.kv_head)), angles
+
+
+def pairs_view(energy: Tensor, angles: Tensor, units: LayerUnits, plan: LayerPlan) -> PairsView:
+    """A layer's rotary pairs, fastest first, and which of them the plan keeps."""
+    kept, order = kept_units(units, plan).channels.unflatten(-1, (2, -1)), angles.argsort(descending=True)
+    rotated, groups = units.frequency[0] != UNROTATED, sorted({int(units.kv_head[head]) for head in plan.heads})
+    unrotated = kept[groups][..., ~rotated].flatten(1)
+    return PairsView(
+        energy[:, order].tolist(),
+        kept.all(1)[:, rotated][:, order].tolist(),
+        angles[order].tolist(),
+        (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
+    )
 
 
 def curve(spectrum: Tensor) -> Curve:
@@ -130,21 +124,21 @@ class SpectraViews:
         """
         spectra, provenance = self._spectra_of(request)
         source = self._session.source(request)
-        if spectra is None or source is None:
+        if spectra is None or source is None or (units := source.units) is None:
             return None
-        plan, units = self._session.plans.plan(source, request.slicing), source.units
+        plan = self._session.plans.plan(source, request.slicing)
         layer = min(int(layer), len(plan.layers) - 1)
         curves = spectra.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
-            pairs=spectra.pairs(layer, plan.layers[layer]),
+            pairs=pairs_view(*spectra.pair_energies(layer), units.layers[layer], plan.layers[layer]),
             dim=curves.heads[0].size,
             ranks=spectra.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=units.comparable_width(request.slicing.sparsity) if units else None,
+            width=units.comparable_width(request.slicing.sparsity),
             source=provenance,
         )
 
@@ -172,14 +166,10 @@ def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
     layers = range(len(stats.layers))
     for layer in layers:
         measured.complete(layer)
-    values = {
-        "energies": [layer.channel_products / stats.tokens for layer in stats.layers],
-        "sensitivities": [layer.query_fisher for layer in stats.layers],
-    }
-    by_pair = {name: torch.stack(parts).unflatten(-1, (2, -1)).sum(-2).tolist() for name, parts in values.items()}
+    energies = torch.stack([layer.channel_products for layer in stats.layers]) / stats.tokens
     return PrecomputedSpectra(
         layers=tuple(measured.curves(layer) for layer in layers),
-        **by_pair,
+        energies=energies.unflatten(-1, (2, -1)).sum(-2).tolist(),
         kv_head=tuple(stats.kv_heads[0]),
         angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
     )
