@@ -24,7 +24,6 @@ from ..ui.handlers import status_line
 from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
-ABOUT = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
 
 
 class DevicePanel:
@@ -112,5 +111,5 @@ def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
 
 def _json(sparsity: float, files: dict[str, Any], is_answer: bool, problem: str = "") -> str:
     # The browser hears of no value that is equal to the last, hence the moment.
-    about = {"engine": ENGINE, "about": ABOUT, "problem": problem, "moment": time.time()}
+    about = {"engine": ENGINE, "about": wllama.ABOUT, "problem": problem, "moment": time.time()}
     return json.dumps(about | {"sparsity": sparsity, "isAnswer": is_answer} | files)

@@ -126,12 +126,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
 
 
 def answer(
-    columns: Columns,
-    request: Request,
-    question: Question,
-    pinned: Request | None,
-    other: str,
-    client: str,
+    columns: Columns, request: Request, question: Question, pinned: Request | None, other: str, client: str
 ) -> Iterator[dict[str, Any]]:
     """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
@@ -167,8 +162,10 @@ def answer(
             shown, shown_at = latest, time.monotonic()
     if not latest or any(state in UNFINISHED for state in _states(latest)):
         columns.has_stopped.put(client, True)
-        ends = {name: "stopped" if column.state in UNFINISHED else column.state for name, column in latest.items()}
-        latest = {name: replace(column, state=ends[name]) for name, column in latest.items()}
+        stopped = {
+            name: replace(column, state="stopped") for name, column in latest.items() if column.state in UNFINISHED
+        }
+        latest = {**latest, **stopped}
         yield changes()
 
 
@@ -247,10 +244,8 @@ def _with_slicing_progress(answers: Answers, event: Status) -> Answers:
         done=event.done,
         total=event.total,
     )
-    is_sliced = [
-        name for name, column in answers.items() if column.state == "pending" and event.total and name != OTHER
-    ]
-    return {**answers, **{name: replace(answers[name], problem=progress) for name in is_sliced}}
+    sliced = {name: column for name, column in answers.items() if column.state == "pending" and name != OTHER}
+    return {**answers, **{name: replace(column, problem=progress) for name, column in sliced.items() if event.total}}
 
 
 def _states(answers: Answers) -> list[str]:

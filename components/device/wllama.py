@@ -22,6 +22,7 @@ from .. import limits
 
 log = logging.getLogger(__name__)
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
+ABOUT = f"{PACKAGE.rpartition('/')[2]} {VERSION} ({LICENCE})"
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
 FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
     "index.js": ("esm/index.js", "fffd95c16ca191f31f4303664a05189c43d0cb20c52b67276c04e8857b138b64"),

@@ -66,8 +66,7 @@ def write_pages(folder: Path, published: Published, models: Sequence[Json], docs
         TooLarge: it exceeds `MAX_BYTES` of pages.py.
         UserError: the WebAssembly files cannot be fetched.
     """
-    about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
-    more = {"models": list(models), "engine": f"{ENGINE}/", "about": about}
+    more = {"models": list(models), "engine": f"{ENGINE}/", "about": wllama.ABOUT}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
     scripts, style = scoped(*DEVICE) + passage + asset("published/site.js"), asset("device/device.css")
     for code in LANGUAGES:
@@ -78,7 +77,7 @@ def write_pages(folder: Path, published: Published, models: Sequence[Json], docs
         (folder / _page_name(code)).write_text(text, encoding="utf-8")
     shutil.copyfile(PLOTLY, folder / PLOTLY.name)
     title = json.dumps(f"How much of {published.name} can be removed?")
-    readme = README.substitute(title=title, command=published.command, engine=about)
+    readme = README.substitute(title=title, command=published.command, engine=wllama.ABOUT)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if size > pages.MAX_BYTES:

@@ -96,7 +96,7 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         gettext(
             "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            reason=f"{_reason(curves)} {_ranks(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
+            reason=f"{_reason(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
         ),
         {
             gettext("Module"): [MODULES[module] for module in curves],
@@ -129,24 +129,21 @@ def _reason(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.threshold is None for curve in curves.values()):
         return gettext("Uniform ratios do not depend on importances, which are shown for comparison.")
     if all(curve.one_by_one for curve in curves.values()):
-        return gettext(
+        reason = gettext(
             "One threshold for attention and one for MLPs apply to all layers. Before the cap and any locks are "
             "applied, a module's ratio is the fraction of its units below the threshold; another score (contribution "
             "to the output times sensitivity of the loss) decides which neurons and rotary pairs are removed."
         )
-    return gettext(
-        "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
-        "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose mean "
-        "importance lies below the threshold; another score (contribution to the output times sensitivity of the "
-        "loss) decides which neurons are removed."
-    )
-
-
-def _ranks(curves: Mapping[str, ImportanceCurve]) -> str:
-    if all(curve.threshold is None for curve in curves.values()):
-        return ""
+    else:
+        reason = gettext(
+            "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
+            "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose "
+            "mean importance lies below the threshold; another score (contribution to the output times sensitivity of "
+            "the loss) decides which neurons are removed."
+        )
     ranks = {module: curve.rank for module, curve in curves.items()}
-    return gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
+    text = gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
+    return f"{reason} {text}"
 
 
 def fired_rules(fired: Sequence[str]) -> str:

@@ -98,11 +98,7 @@ def _hint(view: View) -> str:
 
 
 def headline(
-    plan: PlanView | None,
-    measured: Perplexities,
-    hint: str = "",
-    pinned: PinnedView | None = None,
-    action: str = "",
+    plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: PinnedView | None = None, action: str = ""
 ) -> str:
     """One sentence on the current setting, and its differences from the pinned one (HTML).
 
