@@ -121,19 +121,15 @@ def protocol(view: ShiftView) -> str:
     if view.massive:
         massive = gettext("{count} outlier tokens, measured separately", count=view.massive)
     measured_on = formatting.provenance(view.source) or gettext("Text: {text}.", text=view.text)
-    values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
-    if view.order == "one-shot":
-        return gettext(
-            "Both methods are applied in the one-shot order. Error and cosine are medians over the ordinary tokens "
-            "among {tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values "
-            "of the ordinary tokens. {measured_on}",
-            **values,
-        )
     return gettext(
-        "Both methods are applied in the sequential order. Error and cosine are medians over the ordinary tokens among "
-        "{tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values of the "
-        "ordinary tokens. {measured_on}",
-        **values,
+        "Both methods are applied {in_order}. Error and cosine are medians over the ordinary tokens among {tokens:,} "
+        "held-out tokens in windows of {window} ({massive}); the distance compares all values of the ordinary tokens. "
+        "{measured_on}",
+        in_order=gettext("in the one-shot order" if view.order == "one-shot" else "in the sequential order"),
+        tokens=view.tokens,
+        window=view.window,
+        massive=massive,
+        measured_on=measured_on,
     )
 
 

@@ -185,16 +185,11 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
 
 
 def _misjudged(module: Misjudged, name: str) -> str:
-    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name}
-    if module.measured < module.predicted:
-        return gettext(
-            "Slicing layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} "
-            "of {of}, predicted rank {predicted}.",
-            **values,
-        )
+    more = gettext("more" if module.measured < module.predicted else "less")
+    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name, "more": more}
     return gettext(
-        "Slicing layer {layer}'s {module} does less damage than {name} predicts: measured rank {measured} of "
-        "{of}, predicted rank {predicted}.",
+        "Slicing layer {layer}'s {module} does {more} damage than {name} predicts: measured rank {measured} of {of}, "
+        "predicted rank {predicted}.",
         **values,
     )
 

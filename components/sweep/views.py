@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 
@@ -60,10 +61,6 @@ def frontier(points: Sequence[SweepPoint], value: Callable[[SweepPoint], float |
         for index, point in enumerate(points)
         if point.bytes is not None and (measure := value(point)) is not None
     ]
-    best: list[SweepPoint] = []
-    lowest = math.inf
-    for _, measure, index in sorted(sized):
-        if measure < lowest:
-            best.append(points[index])
-            lowest = measure
-    return best
+    sized.sort()
+    lowest = accumulate((measure for _, measure, _ in sized), min, initial=math.inf)
+    return [points[index] for (_, measure, index), before in zip(sized, lowest, strict=False) if measure < before]

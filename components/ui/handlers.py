@@ -77,16 +77,6 @@ def leave_unchanged(error: ValueError) -> dict[str, Any]:
     return {}
 
 
-def values_of(answer: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Any, ...]:
-    """The values of all outputs in their order, from an answer that has those that change.
-
-    Raises ValueError for a name that is no output's.
-    """
-    if unknown := answer.keys() - set(outputs):
-        raise ValueError(f"{', '.join(sorted(unknown))} must be among the outputs {', '.join(outputs)}")
-    return tuple(answer.get(name, gr.skip()) for name in outputs)
-
-
 def initial_values(answer: Callable[[], Mapping[str, Any]]) -> Callable[[str], Any]:
     """The components' initial values from an answer, by name: lazy strings; empty where it has none."""
 
@@ -147,7 +137,9 @@ def spread_settings(
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
-            answer = values_of(answer, outputs)
+            if unknown := answer.keys() - set(outputs):
+                raise ValueError(f"{', '.join(sorted(unknown))} must be among the outputs {', '.join(outputs)}")
+            answer = tuple(answer.get(name, gr.skip()) for name in outputs)
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
     return wrap_handler(handler, arguments, [*fields, *rest], convert, refuse)
