@@ -5,7 +5,6 @@ The browser does the work (`assets/device/`). The server tells which files a set
 
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui.handlers import status_line
+from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
@@ -61,9 +60,7 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
     return describe(session, request, file_type) if run_on == DEVICE else gr.skip()
 
 
-def prepare(
-    session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
-) -> Iterator[dict[str, Any]]:
+def prepare(session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str) -> Updates:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
     `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in

@@ -1,7 +1,6 @@
 """The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
 from ..ui.explainers import heading, note
-from ..ui.handlers import status_line
+from ..ui.handlers import Updates, status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
 from .models import Columns
@@ -127,7 +126,7 @@ def connect(panel: ComparePanel, context: Context) -> None:
 
 def answer(
     columns: Columns, request: Request, question: Question, pinned: Request | None, other: str, client: str
-) -> Iterator[dict[str, Any]]:
+) -> Updates:
     """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
     `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
@@ -195,9 +194,7 @@ def cached_costs(columns: Columns, request: Request, pinned: Request | None, oth
     return {} if is_measuring else _cost_texts(columns, request, pinned, other)
 
 
-def costs(
-    columns: Columns, request: Request, pinned: Request | None, other: str, client: str
-) -> Iterator[dict[str, Any]]:
+def costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> Updates:
     """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
 
     Does nothing if the client stopped its last answer.

@@ -1,6 +1,6 @@
 """The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from math import prod
 from typing import Any
@@ -18,7 +18,7 @@ from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput
+from ..ui.handlers import LiveOutput, Updates
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
 from .measure import CHECK_JOB, SEARCH_JOB, EstimatorCheckCache, RatioSearches
@@ -70,7 +70,7 @@ class Section:
         job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
         return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
 
-    def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
+    def measure(self, request: Request, layer: int, client: str) -> Updates:
         """Measure the numbers; yields chart (JSON), summary and progress (HTML).
 
         It continues when the settings change; chart and summary are then those of the new ones.

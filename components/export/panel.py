@@ -1,6 +1,6 @@
 """The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import heading, note
-from ..ui.handlers import LiveOutput, status_line
+from ..ui.handlers import LiveOutput, Updates, status_line
 from ..ui.scripts import on_load
 from . import files, pages
 from .measure import Publisher
@@ -125,7 +125,7 @@ def preview(session: Session, request: Request, layer: int, prompt: str, client:
     return shown | {"embed": pages.embed(files.model_label(request.calibration.model))}
 
 
-def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[dict[str, Any]]:
+def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Updates:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
@@ -134,9 +134,7 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     yield from _written(session, request, "checkpoint", write, client)
 
 
-def gguf(
-    session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str
-) -> Iterator[dict[str, Any]]:
+def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Updates:
     """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0, q5_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
@@ -145,9 +143,7 @@ def gguf(
     yield from _written(session, request, "gguf", write, client)
 
 
-def published(
-    session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
-) -> Iterator[dict[str, Any]]:
+def published(session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str) -> Updates:
     """All steps from 0 to 60 % as one HTML file that needs no server: measures the missing ones, which takes minutes.
 
     Yields two status lines (HTML), then the file.
@@ -165,7 +161,7 @@ def published(
 
 def _written(
     session: Session, request: Request, kind: str, write: Callable[[Job], files.Export], client: str
-) -> Iterator[dict[str, Any]]:
+) -> Updates:
     written: list[files.Export] = []
 
     def ready() -> Status:

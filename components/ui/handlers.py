@@ -10,7 +10,7 @@ names, an upload by its folder.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -29,6 +29,7 @@ from . import pinned_text
 from .formatting import status_line as status_line
 
 Upload = gr.FileData | None  # as programs pass it
+Updates = Iterator[dict[str, Any]]  # a handler's answers while its job runs, each with the outputs that change
 REQUEST = "request"  # the parameter that the values of the controls are converted for
 ACTIVE_TAB = "active_tab"
 YOUNGER = Settings._fields[-1:]  # settings that endpoints did not always have
