@@ -1,8 +1,4 @@
-"""Activation shift: intra-module against cross-module slicing at equal removed parameters.
-
-Each method's measurement is cached under the settings that it depends on. The cross-module method uses no estimator, so
-it is sliced once per sparsity and order.
-"""
+"""Activation shift: intra-module against cross-module slicing at equal removed parameters, cached by `slice_key`."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,16 +61,13 @@ class ShiftViews:
         return request.is_live or self._session.is_sliced(request)
 
     def measure(self, request: Request, client: str) -> Iterator[Status]:
-        """Slice by both methods and measure each; `view` has the partial result.
-
-        The job ends when the client changes the setting or leaves the tab.
-        """
+        """`measure_both` as a job, which ends when the client changes the setting or leaves the tab."""
         work = partial(self.measure_both, request=request)
         jobs, ready = self._session.jobs, partial(self._session.ready, request)
         yield from jobs.run(client, "shift", work, ready=ready, request=request, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
-        """The work of `measure`, inside a job."""
+        """Slice by both methods and measure each, inside a job; `view` has the partial result."""
         sliced: dict[str, PreTrainedModel] = {}
         for method in NAMES:
             if self._shifts.get(request.slice_key(method)) is not None:

@@ -82,10 +82,7 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, file_ty
 def describe(
     session: Session, request: Request, file_type: FileType = "q8_0", written: list[ModelFile] | None = None
 ) -> str:
-    """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written.
-
-    They are 0 for a model that is not calibrated. For a setting that is impossible it has the `problem`.
-    """
+    """A setting's files, or its `problem`, as JSON. Sizes are estimates until files are written, 0 without a plan."""
     try:
         require_type(file_type)
         plan = session.plan(request)

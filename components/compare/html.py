@@ -44,10 +44,7 @@ MAX_COLOUR = 45  # per cent of the colour at that increase; text stays readable 
 
 
 def answer(name: str, content: Answer | None = None, sparsity: float | None = None, other: str = "") -> str:
-    """One column: the answer so far, its first divergent token highlighted, and its length.
-
-    `other` is the name of the other model, which heads its column.
-    """
+    """A column: the answer so far, its first divergent token highlighted, its length; `other` names another model."""
     subtitle = ""
     if sparsity is not None and name not in ("dense", OTHER):
         removed = gettext("{sparsity:g}% removed", sparsity=sparsity)
@@ -228,10 +225,7 @@ def visible(token: str) -> str:
 
 
 def passage(view: Passage) -> str:
-    """The passage, each token coloured by its loss increase, with its scores as data attributes.
-
-    `assets/passage.js` fills the table of the tokens at which the models diverge most.
-    """
+    """The passage, each token coloured by its loss increase, with its scores, which `assets/passage.js` shows."""
     caption = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
         "have the same most likely token at {agreement:.0%} of the positions.",

@@ -169,10 +169,7 @@ def answer(
 
 
 def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> dict[str, Any]:
-    """The column of another model before its answer, and its costs so far (HTML); empty without one.
-
-    `shown` is the column as it is now: an answer of the same model stays.
-    """
+    """The column of another model and its costs so far (HTML); an answer of the same model that is `shown` stays."""
     columns.session.jobs.set_view(client, other=other)
     if not other:
         return {"answer": "", "cost": ""}

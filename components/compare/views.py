@@ -59,18 +59,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Cost:
-    """The costs of one column's model; None if not measured yet. Speeds are in tokens per second.
-
-    `divergence` is KL from the dense model in nats per token, with its standard error if that is known.
-    """
+    """The costs of one column's model; None if not measured yet."""
 
     parameters: int
     removed: float  # fraction of the layers' parameters
     kv: float  # bytes per token
     perplexity: float | None = None
-    prefill: float | None = None
+    prefill: float | None = None  # tokens per second
     decode: float | None = None
-    divergence: tuple[float, float | None] | None = None
+    divergence: tuple[float, float | None] | None = None  # KL from dense, nats per token, and its standard error
     precomputed: PrecomputedCosts | None = None
 
 
@@ -92,11 +89,7 @@ class FactsColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class FactsView:
-    """The questions, and the answers of each column's model at a setting.
-
-    `lost` and `gained` are indices of the questions whose level changes by slicing, first those that the dense model is
-    most certain of.
-    """
+    """The questions, each column's answers, and indices of those lost and gained, the dense model's surest first."""
 
     questions: Sequence[FactQuestion]
     columns: Mapping[str, FactsColumn]

@@ -108,10 +108,7 @@ def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> st
 def writer(
     job: Job, session: Session, request: Request, method: str, file_type: FileType = "q8_0"
 ) -> tuple[Callable[[Path], object], int]:
-    """A function that writes the file of a setting's dense or sliced model, and its approximate size in bytes.
-
-    Slices first if necessary. Raises UserError for a model that llama.cpp cannot run.
-    """
+    """What writes the file of a setting's model, and its approximate bytes. Raises UserError if llama.cpp has none."""
     loaded = session.calibrations.load(job, request.calibration)
     require_deci_layers(loaded.model)
     model = loaded.model if method == DENSE else session.slice(job, request)

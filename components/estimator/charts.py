@@ -28,10 +28,7 @@ LINES = {
 
 
 def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selected: int = 0) -> Chart:
-    """KL from the dense model with each module sliced alone, over the predicted damage; empty axes if not measured.
-
-    Uniform ratios predict nothing; the chart then shows the first estimator that predicts.
-    """
+    """KL from the dense model with each module sliced alone, over what `shown_estimator` predicts; None: empty axes."""
     estimator = shown_estimator(view, estimator)
     checks = view.agreement.modules.to_dict("records") if view else []
     fig = Figure(2, f"estimator-check-{view is None}", side_by_side=True, hovermode="closest")

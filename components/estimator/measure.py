@@ -1,8 +1,7 @@
 """What the sections of the Estimator tab measure: the estimator check, and the ratio search.
 
-The check slices every module alone and measures it on held-out text, against the predicted damage; that of the default
-model is precomputed (`make_snapshots.py`), and the page opens with it. The search is the library's at the chosen
-sparsity, with a view after every generation.
+The check slices every module alone and compares the damage on held-out text with the predicted one; that of the default
+model is precomputed. The search is the library's at the chosen sparsity, with a view after every generation.
 """
 
 from collections.abc import Iterator

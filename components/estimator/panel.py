@@ -33,11 +33,8 @@ NOTICE = lazy_gettext(
 class Section:
     """A section whose numbers a job of minutes measures, empty until the tab is opened; created inside a `gr.Tab`.
 
-    Args:
-        draw: makes the chart of a view or None, for an estimator and the chosen layer.
-        summarise: makes the summary of a view or None, for an estimator (HTML).
-        job: its kind, which is also the endpoint's name.
-        name: the beginning of the components' ids.
+    `draw` and `summarise` (HTML) take a view or None, and an estimator; `draw` also the chosen layer. `job` is the
+    job's kind and the endpoint's name, `name` the beginning of the components' ids.
     """
 
     def __init__(
@@ -71,10 +68,7 @@ class Section:
         return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
 
     def measure(self, request: Request, layer: int, client: str) -> Updates:
-        """Measure the numbers; yields chart (JSON), summary and progress (HTML).
-
-        It continues when the settings change; chart and summary are then those of the new ones.
-        """
+        """Measure the numbers, also when the settings change; yields the chart (JSON), summary and progress (HTML)."""
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""

@@ -40,10 +40,7 @@ Result = TypeVar("Result")
 
 
 class Publisher:
-    """Measures the steps of published pages and caches them, so that a stopped page continues where it was.
-
-    Measurements of the tabs Spectra, Activations and Compare are reused.
-    """
+    """Measures the steps of published pages with the tabs' caches, and caches them: a stopped page continues."""
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, columns: Columns) -> None:
         self._session, self._spectra, self._shifts, self._columns = columns.session, spectra, shifts, columns
@@ -174,10 +171,7 @@ def _sweep(request: Request, steps: Sequence[Step]) -> SweepView:
 def command(
     recipe: Recipe, device: str, place: Sequence[str], percents: Sequence[float], prompts: Sequence[str]
 ) -> str:
-    """The shell command that reproduces a page or a site.
-
-    `place` is the option that names what it writes; without `percents` it has those by default.
-    """
+    """The shell command for a page or a site, which the option `place` names; `percents` may be the default: empty."""
     options = [*place]
     options += ["--sparsities", *(f"{percent / 100:g}" for percent in percents)] if percents else []
     options += [] if tuple(prompts) == PROMPTS else ["--prompts", *prompts]

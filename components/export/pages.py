@@ -117,10 +117,8 @@ def _filled(chart: Chart) -> str:
 def document(article: str, content: Json, kind: str, style: str = "", scripts: str = "") -> str:
     """A whole file: an article in the frame, with the content that its charts and numbers come from.
 
-    Args:
-        kind: "page", "report" or "site"; a site has plotly.js and models in files of their own.
-        style: CSS after that of all documents.
-        scripts: JavaScript before that of all documents.
+    The `kind` is "page", "report" or "site", which has plotly.js and models in files of their own. `style` comes after
+    the CSS of all documents, `scripts` before their JavaScript.
     """
     is_site = kind == "site"
     return Template(asset("published/frame.html")).substitute(

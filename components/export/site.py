@@ -39,10 +39,7 @@ article also open from disk. The models run in the browser with $engine.
 
 
 def write_models(job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path) -> list[Json]:
-    """Write the dense model and the slices at these percentages; returns the percentage, address and bytes of each.
-
-    Raises UserError if llama.cpp cannot run them.
-    """
+    """Write the models at these percentages; returns each one's percentage, address and bytes. Raises UserError."""
     (folder / MODELS).mkdir()
     models = []
     for done, percent in enumerate(percents):
@@ -57,14 +54,9 @@ def write_models(job: Job, session: Session, request: Request, percents: Sequenc
 
 
 def write_pages(folder: Path, published: Published, models: Sequence[Json], docs: str = "") -> int:
-    """Write everything but the models; returns its size in bytes, without the WebAssembly files.
+    """Write everything but the models, with links to `docs`; returns its bytes, without the WebAssembly files.
 
-    Args:
-        docs: the address of a documentation, which the articles link to.
-
-    Raises:
-        TooLarge: it exceeds `MAX_BYTES` of pages.py.
-        UserError: the WebAssembly files cannot be fetched.
+    Raises TooLarge if it exceeds `MAX_BYTES` of pages.py, UserError if the WebAssembly files cannot be fetched.
     """
     more = {"models": list(models), "engine": f"{ENGINE}/", "about": wllama.ABOUT}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"

@@ -40,10 +40,7 @@ def _template() -> str:
 
 
 class OverridesPanel:
-    """The table, whose value is the locks as text; an error message; and buttons for ratio files.
-
-    Created inside the Ratios tab, below the bars that show the same ratios.
-    """
+    """The table, whose value is the locks as text; an error message; buttons for files. Created in the Ratios tab."""
 
     def __init__(self) -> None:
         template, on = LazyString(_template), on_load("overrides")

@@ -1,7 +1,4 @@
-"""Spectra of a calibration: each curve is computed once, the kept ranks on it at every move of the slider.
-
-Before the default model is calibrated, everything is precomputed.
-"""
+"""Spectra of a calibration, or precomputed: curves are computed once, the kept ranks at every move of the slider."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,10 +115,7 @@ class SpectraViews:
         self._spectra: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
 
     def view(self, request: Request, layer: int) -> SpectraView | None:
-        """The curves computed so far, in milliseconds; None for a model that is not calibrated yet.
-
-        Raises UserError for an impossible setting.
-        """
+        """The curves computed so far; None without a calibration. Raises UserError as `Plans.plan` does."""
         spectra, provenance = self._spectra_of(request)
         source = self._session.source(request)
         if spectra is None or source is None or (units := source.units) is None:

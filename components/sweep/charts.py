@@ -18,10 +18,7 @@ Value = Callable[[SweepPoint], float | None]
 
 
 def measured_charts(view: SweepView) -> dict[str, Chart | None]:
-    """The charts of the measured points; None for those whose points are not measured.
-
-    The browser adds the settings of `assets/tried/` to the first, and hides it where it has neither these nor points.
-    """
+    """The charts of the measured points, if any; the browser adds the settings of `assets/tried/` to the first."""
     is_rounded = any(point.quantise != "none" for point in view.points)
     is_timed = any(point.prefill is not None for point in view.points)
     return {

@@ -37,10 +37,7 @@ SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
 class SweepPanel:
-    """The tab's components, created inside a `gr.Tab`.
-
-    `choice` has a control for each field of a `SweepChoice`, `charts` a component for each of `measured_charts`.
-    """
+    """The tab's components, created inside a `gr.Tab`: `choice` as `SweepChoice`, `charts` as `measured_charts`."""
 
     def __init__(self, session: Session, first: Request) -> None:
         default = SweepChoice()

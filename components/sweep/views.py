@@ -8,14 +8,11 @@ from typing import NamedTuple
 
 
 class SweepChoice(NamedTuple):
-    """The points of a sweep: sparsities in per cent; with `speed` the speed is measured too.
-
-    `quantise` has the types that weights are rounded to, and "none".
-    """
+    """The points of a sweep, and whether `speed` is measured. Types to `quantise` weights to may include "none"."""
 
     methods: list[str] = ["intraslice", "crossmodule"]  # noqa: RUF012  gradio shows programs the type of a list
     estimators: list[str] = ["pca", "uniform"]  # noqa: RUF012
-    sparsities: list[float] = [10, 20, 30, 40]  # noqa: RUF012
+    sparsities: list[float] = [10, 20, 30, 40]  # noqa: RUF012  per cent
     speed: bool = False
     quantise: list[str] = ["none"]  # noqa: RUF012
 

@@ -35,10 +35,7 @@ KINDS = {  # names of what is drawn, for the chart's caption
 
 
 def plotly_head() -> str:
-    """A tag that fetches plotly.js, which `server.app.App` serves, for the first chart; for `launch(head=...)`.
-
-    A browser says in its console that the file was not used, if the page is opened on a tab without charts.
-    """
+    """A tag for `launch(head=...)` that fetches plotly.js, which `server.app.App` serves, before the first chart."""
     return f'<link rel="preload" href="{PLOTLY.name}" as="script">'
 
 

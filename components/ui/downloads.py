@@ -55,11 +55,7 @@ class Downloads:
     def put(self, name: str, write: Callable[[Path], object], size: int = 0) -> Path:
         """Let `write` write the file `name` in a folder with a random name; deletes older files to make room.
 
-        Args:
-            size: bytes of disk that writing takes, if known beforehand.
-
-        Raises:
-            UserError: there is no room; if `size` is given, nothing has been written yet.
+        Raises UserError if there is no room: before writing, if the `size` on the disk (bytes) is given.
         """
         with self._lock:
             self._make_room(size)

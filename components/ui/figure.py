@@ -100,10 +100,7 @@ class Figure:
         self.layout[name].update(options)
 
     def over_layers(self, layers: int, selected: int) -> None:
-        """Give stacked panels one axis over the layers, with ticks below the last and a band at the selected layer.
-
-        A click chooses a layer.
-        """
+        """Give stacked panels one axis over the layers, on which a click chooses one; a band marks the `selected`."""
         span = [-0.6, max(layers, 1) - 0.4]
         for panel in range(1, self._panels):
             self.x_axis(panel, range=span, matches=f"x{suffix(self._panels)}", showticklabels=False)

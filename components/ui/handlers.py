@@ -147,10 +147,7 @@ def spread_settings(
 
 
 def _spread(parameter: inspect.Parameter, **types: Any) -> list[inspect.Parameter]:
-    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter.
-
-    Some fields may have other `types` than in the tuple.
-    """
+    """A parameter for each field of a `NamedTuple`, some with other `types`, or else the parameter; with defaults."""
     kind, default = parameter.annotation, parameter.default
     if not hasattr(kind, "_fields"):
         return [parameter]

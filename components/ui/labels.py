@@ -10,10 +10,7 @@ from ..state import choices
 
 
 class Labels(Mapping[str, str]):
-    """Labels by name from one of the library's registries, in the current language.
-
-    Entries that are registered later are included. `extra` are further names that have a label, but are no options.
-    """
+    """Labels of a registry's entries in the current language; `extra` has labels of names that are no options."""
 
     def __init__(self, registry: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:
         self._registry, self._extra = registry, extra or {}

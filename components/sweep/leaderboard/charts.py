@@ -163,10 +163,7 @@ def _lines(
     y_of: Callable[[Cell], tuple[float, float]],
     hover: str,
 ) -> None:
-    """A line per method, stage and estimator; `y_of` is a value and its standard error.
-
-    Those of `_nearest` are drawn above the others, which `assets/chart.js` draws gray.
-    """
+    """A line per method, stage and estimator; `y_of` is a value and its error. All but those of `_nearest` are gray."""
     order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
     for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
         groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
