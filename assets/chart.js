@@ -18,12 +18,9 @@ let inSight = false;
 let later = null;
 
 // "@name" is a colour of components/ui/palette.py; its value differs between the light and the dark page.
-function coloured(node, styles) {
-  if (typeof node === "string") return node[0] === "@" ? styles.getPropertyValue(`--isx-${node.slice(1)}`).trim() : node;
-  if (Array.isArray(node)) return node.map((item) => coloured(item, styles));
-  if (node && typeof node === "object")
-    return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, coloured(item, styles)]));
-  return node;
+function coloured(figure, styles) {
+  const shade = (_, name) => JSON.stringify(styles.getPropertyValue(`--isx-${name}`).trim());
+  return JSON.parse(JSON.stringify(figure).replace(/"@([\w-]+)"/g, shade));
 }
 
 // Traces that are as they were keep their identity: Plotly.react then moves shapes and words alone, three times as fast.

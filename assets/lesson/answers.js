@@ -14,10 +14,9 @@ const slider = () => Number(find("#sparsity input[type=range]")?.value);
 const follows = () => Math.abs(parseFloat(find("#removed dd")?.dataset.percent) - slider()) < 0.06;
 
 function settled(state) {
-  const estimator = find("#estimator input:checked");
+  const estimator = find("#estimator input:checked")?.closest("label")?.textContent.trim();
   const note = chart("ratio-chart")?.note;
-  const named = !state.estimator || !note || note.includes(estimator?.closest("label")?.textContent.trim());
-  return follows() && named;
+  return follows() && (!state.estimator || !note || note.includes(estimator));
 }
 
 // Dense and sliced, row by row as the readout has them; null until the perplexity is whole.
@@ -44,11 +43,9 @@ const named = ({ first, last }) => fill(first === last ? words.layer : words.lay
 // Places in order, ties sharing the mean of theirs; and Spearman's rho of two lists, NaN where one is all alike.
 const ranks = (values) => values.map((value) => values.filter((other) => other < value).length + (values.filter((other) => other === value).length - 1) / 2);
 function rankCorrelation(first, second) {
-  const [a, b] = [ranks(first), ranks(second)];
-  const [meanA, meanB] = [mean(a), mean(b)];
-  const along = (x, y) => x.reduce((sum, value, index) => sum + (value - meanA) * (y[index] - meanB), 0);
-  const spread = (x, middle) => Math.sqrt(x.reduce((sum, value) => sum + (value - middle) ** 2, 0));
-  return along(a, b) / (spread(a, meanA) * spread(b, meanB));
+  const [a, b] = [first, second].map((values) => ranks(values).map((rank) => rank - (values.length - 1) / 2));
+  const along = (x, y) => x.reduce((sum, value, index) => sum + value * y[index], 0);
+  return along(a, b) / Math.sqrt(along(a, a) * along(b, b));
 }
 
 function cost(said) {

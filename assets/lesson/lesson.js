@@ -187,7 +187,11 @@ function look() {
     arrived = true;
     isx.openTab(step().tab);
   }
-  if (!placed) place();
+  const target = placed ? null : document.querySelector(step().target);
+  if (target?.offsetHeight >= 20) {
+    placed = true;
+    isx.scrollTo(target);
+  }
   if (step().press && !pressed) press();
   if (step().states.length > 1) measure(state);
   control?.update?.(lesson.written() ?? []);
@@ -202,13 +206,6 @@ function ask() {
     if (lesson.room) tell();
   });
   parts.control.replaceChildren(control.element);
-}
-
-function place() {
-  const target = document.querySelector(step().target);
-  if (!target || target.offsetHeight < 20) return;
-  placed = true;
-  isx.scrollTo(target);
 }
 
 function press() {

@@ -183,10 +183,8 @@ def refuse_other(problem: ValueError) -> dict[str, Any]:
 
 
 def cached_costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> dict[str, Any]:
-    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
-
-    Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
-    """
+    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML)."""
+    # Not while `costs` measures them: this answer may reach the browser after the last one of that.
     is_measuring = columns.session.jobs.is_running(client, "costs", request=request, pinned=pinned, other=other)
     return {} if is_measuring else _cost_texts(columns, request, pinned, other)
 

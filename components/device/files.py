@@ -58,8 +58,7 @@ class ModelFiles:
     def prepare(self, job: Job, session: Session, request: Request, file_type: FileType = "q8_0") -> list[ModelFile]:
         """The dense model's file, and the sliced one's unless nothing is removed; written if they are not there.
 
-        Raises UserError for a model that llama.cpp cannot run, if there is no room, or if the WebAssembly files cannot
-        be fetched; or for another type.
+        Raises UserError if llama.cpp cannot run them, without room or WebAssembly files, or for another type.
         """
         require_type(file_type)
         job.share(("device", "engine"), _fetch_engine)

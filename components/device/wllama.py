@@ -41,12 +41,9 @@ def is_fetched() -> bool:
 
 
 def fetch() -> Path:
-    """The folder of the files, which are fetched if one is missing or damaged.
+    """The folder of the files, which one process fetches if one is missing or damaged, while others wait for it.
 
-    Safe with several processes: one fetches, the others wait for it.
-
-    Raises:
-        UserError: neither npm nor the CDN has them, a hash is not the pinned one, or the cache cannot be written.
+    Raises UserError if neither npm nor the CDN has them, a hash is wrong, or the cache cannot be written.
     """
     target = folder()
     if _intact(target):

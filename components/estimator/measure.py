@@ -92,14 +92,12 @@ class RatioSearches:
         return self._views.get((request.calibration, _config_of(request)))
 
     def locked(self, request: Request) -> str:
-        """The ratios that a search found so far, as locked ratios. Raises UserError if there are none.
-
-        The MLP that loses least stays unlocked: it makes up what the found size differs from the target.
-        """
+        """The ratios that a search found so far, as locked ratios. Raises UserError if there are none."""
         view = self.cached(request)
         if view is None:
             raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
         ratios = view.found.ratios
+        # The MLP that loses least makes up what the found size differs from the target.
         unlocked = min((place for place in sorted(ratios) if place[1] == "mlp"), key=ratios.__getitem__)
         return locked_text((*place, ratio) for place, ratio in sorted(ratios.items()) if place != unlocked)
 

@@ -24,10 +24,7 @@ class EstimatorCheckView:
 
 @dataclass(frozen=True)
 class RatioSearchView:
-    """What a search found so far, the ratios with which it began, and its budget in dense passes.
-
-    Until the end, KL is measured on the windows that decided.
-    """
+    """What a search found so far, the ratios with which it began, and its budget in dense passes."""
 
     start: Ratios
     found: SearchProgress | SearchResult

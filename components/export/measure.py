@@ -47,10 +47,7 @@ class Publisher:
         self._steps: BoundedCache[tuple[CalibrationKey, SliceConfig, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
-        """Measure everything on a published page that opens at these settings; ignores manual ratios.
-
-        Raises UserError before any work if the choice or the settings are invalid.
-        """
+        """Measure all of a page that opens at this setting, less manual ratios. Raises UserError before any work."""
         request, choice = request.with_settings(locked=""), _validated(choice)
         requests = [request.with_settings(sparsity=percent) for percent in choice.percents]
         job.urgency = Urgency.BACKGROUND

@@ -1,5 +1,6 @@
 """Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt; locked units."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -56,24 +57,12 @@ class OverridesPanel:
 
 def edit(session: Session, request: Request, event: gr.EventData) -> dict[str, str]:
     """Apply the locks of the table; if they are impossible, show why and change nothing."""
-    try:
-        session.plan(request.with_settings(locked=event.locked))
-    except ValueError as problem:
-        return {"problem": formatting.problem(problem)}
-    return _locked(event.locked)
+    return _locked(session, lambda: request.with_settings(locked=event.locked))
 
 
 def load(session: Session, request: Request, ratios_file: str) -> dict[str, str]:
-    """Lock the ratios of a file (.csv or .json); if they are impossible, show why and change nothing.
-
-    Columns: layer, attention_ratio, mlp_ratio; fractions from 0 to 1. Empty cells are left to the estimator.
-    """
-    try:
-        request = ratio_files.with_ratios(request.with_settings(locked=""), ratios_file)
-        session.plan(request)
-    except ValueError as problem:
-        return {"problem": formatting.problem(problem)}
-    return _locked(request.settings.locked)
+    """Lock the ratios of a file, as `locked_ratios` reads it; if they are impossible, show why and change nothing."""
+    return _locked(session, lambda: ratio_files.with_ratios(request.with_settings(locked=""), ratios_file))
 
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
@@ -94,5 +83,10 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     saved.success(**in_browser(SAVE, panel.file))
 
 
-def _locked(locks: str) -> dict[str, str]:
-    return {"locked": locks, "table": locks, "problem": ""}
+def _locked(session: Session, locked: Callable[[], Request]) -> dict[str, str]:
+    try:
+        request = locked()
+        session.plan(request)
+    except ValueError as problem:
+        return {"problem": formatting.problem(problem)}
+    return {"locked": request.settings.locked, "table": request.settings.locked, "problem": ""}

@@ -4,9 +4,8 @@
 `figure.Chart`, which `assets/chart.js` passes to `Plotly.react`. A click on a layer triggers the event `select`, whose
 `gr.EventData` has the attribute `layer`. plotly.js is the file of the installed plotly package: no CDN.
 
-The property `overlay` has the traces and shapes of the pinned setting A, drawn faintly with those of the current one.
-Charts mark what depends on the settings: traces by `meta`, shapes by their name. An overlay is sent when a setting is
-pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
+The property `overlay` has the traces and shapes of the pinned setting A that depend on settings (by `meta` and name).
+It is sent when a setting is pinned, and `assets/chart.js` adds it, faintly, to each figure.
 """
 
 import json

@@ -38,14 +38,11 @@ class Sent(NamedTuple):
 
 
 class Downloads:
-    """The newest files that sum to at most `limit` bytes, each kept for `min_kept_seconds` at least.
-
-    The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
-    """
+    """The newest files that sum to at most `limit` bytes, each kept for `min_kept_seconds` at least."""
 
     def __init__(self, limit: Limit = limits.EXPORTS, min_kept_seconds: float = limits.DOWNLOAD_SECONDS) -> None:
         self._limit, self._min_kept_seconds = limit, min_kept_seconds
-        home = upload_folder()
+        home = upload_folder()  # gradio's own: it serves files there without copying them
         home.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=home, prefix=DOWNLOADS, ignore_cleanup_errors=True)
         self._sent: list[Sent] = []
