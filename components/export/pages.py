@@ -14,6 +14,8 @@ from html import escape
 from string import Template
 from typing import Any
 
+from intraslice.core.errors import UserError
+
 from ..activations.charts import MEASURES, TITLES, shift_chart
 from ..activations.charts import protocol as shift_protocol
 from ..compare.html import answer, passage
@@ -43,10 +45,6 @@ REFERENCE = "$"  # {"$": 7} refers to the eighth part; no key of a chart has thi
 NOTHING_REMOVED = lazy_gettext("Nothing is removed, so nothing shifts.")
 
 
-class TooLarge(ValueError):
-    """A page or a site exceeds `MAX_BYTES`."""
-
-
 def embed(name: str) -> str:
     """The line of HTML that embeds the one-file page in another page."""
     name = escape(name)
@@ -55,17 +53,15 @@ def embed(name: str) -> str:
 
 
 def page(published: Published) -> str:
-    """The one-file page. Raises TooLarge if it exceeds `MAX_BYTES`."""
+    """The one-file page. Raises UserError if it exceeds `MAX_BYTES`."""
     command = published.command if language() == ENGLISH else f"{published.command} --language {language()}"
     text = document(article("published.html", published, command=escape(command)), content(published), "page")
     if (size := len(text.encode())) > MAX_BYTES:
-        raise TooLarge(
-            lazy_gettext(
-                "The page is {size:.1f} MB; expected at most {limit:.0f} MB. Run `python -m intraslice publish` with "
-                "fewer values of --sparsities.",
-                size=size / 1e6,
-                limit=MAX_BYTES / 1e6,
-            )
+        raise UserError(
+            "The page is {size:.1f} MB; expected at most {limit:.0f} MB. Run `python -m intraslice publish` with fewer "
+            "values of --sparsities.",
+            size=size / 1e6,
+            limit=MAX_BYTES / 1e6,
         )
     return text
 

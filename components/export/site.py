@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from intraslice.core.errors import UserError
+
 from ..device import wllama
 from ..device.files import writer
 from ..i18n.language import ENGLISH, LANGUAGES, gettext, lazy_gettext, use_language
@@ -56,7 +58,7 @@ def write_models(job: Job, session: Session, request: Request, percents: Sequenc
 def write_pages(folder: Path, published: Published, models: Sequence[Json], docs: str = "") -> int:
     """Write everything but the models, with links to `docs`; returns its bytes, without the WebAssembly files.
 
-    Raises TooLarge if it exceeds `MAX_BYTES` of pages.py, UserError if the WebAssembly files cannot be fetched.
+    Raises UserError if it exceeds `MAX_BYTES` of pages.py, or if the WebAssembly files cannot be fetched.
     """
     more = {"models": list(models), "engine": f"{ENGINE}/", "about": wllama.ABOUT}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
@@ -73,10 +75,11 @@ def write_pages(folder: Path, published: Published, models: Sequence[Json], docs
     (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if size > pages.MAX_BYTES:
-        limit = pages.MAX_BYTES / 1e6
-        raise pages.TooLarge(
-            f"the site is {size / 1e6:.1f} MB without its models, expected at most {limit:.0f} MB; use a smaller "
-            "model or fewer --prompts"
+        raise UserError(
+            "the site is {size:.1f} MB without its models, expected at most {limit:.0f} MB; use a smaller model or "
+            "fewer --prompts",
+            size=size / 1e6,
+            limit=pages.MAX_BYTES / 1e6,
         )
     shutil.copytree(wllama.fetch(), folder / ENGINE, ignore=shutil.ignore_patterns(".lock"))
     return size
