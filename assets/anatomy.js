@@ -45,15 +45,12 @@ function place(view) {
   const parts = rows.map((one, layer) => {
     const slot = (scale * one.costs[0]) / one.kv.length;
     const narrow = Math.min(1, slot / 8); // gaps that a narrow head can spare
+    const part = (x, width, share) => ({ x, width, kept: width * share(one), pinned: pinned?.[layer] && width * share(pinned[layer]) });
     const heads = one.kv.map((group, head) => {
-      const isLast = group !== one.kv[head + 1];
-      const whole = slot - narrow * (isLast ? 3 : 1);
-      const share = ({ kept, dims }) => (kept.includes(head) ? (whole * dims[1]) / dims[0] : 0);
-      return { x: left + slot * head, width: whole, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) };
+      const gaps = group === one.kv[head + 1] ? 1 : 3;
+      return part(left + slot * head, slot - narrow * gaps, ({ kept, dims }) => (kept.includes(head) ? dims[1] / dims[0] : 0));
     });
-    const bar = scale * one.costs[1];
-    const share = ({ neurons }) => (bar * neurons[1]) / neurons[0];
-    return [...heads, { x: start, width: bar, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) }];
+    return [...heads, part(start, scale * one.costs[1], ({ neurons }) => neurons[1] / neurons[0])];
   });
   return { width, row, type, left, top, parts, start, height: top + row * rows.length };
 }
