@@ -78,21 +78,26 @@ def report(
     rows = [(escape(name), escape(str(value))) for name, value in settings.items() if value not in (None, "")]
     blocks = "".join(f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in code.items())
     protocol = escape(translate(perplexities.protocol) or gettext("Perplexity was not measured."))
+    before = (
+        f"<h1>{escape(title)}</h1>{headline(plan, perplexities, gettext('not measured'))}"
+        f'{formatting.readout(plan, perplexities)}<p class="isx-quiet">{protocol}</p>'
+    )
+    after = f"<h2>{gettext('Settings')}</h2>{formatting.table((), rows)}{blocks}"
+    return chart_page(charts, before, after)
+
+
+def chart_page(charts: Sequence[Chart], before: str, after: str = "", table: bool = True) -> str:
+    """A document of charts that opens offline, between two pieces of HTML; `table` opens the data tables."""
     shown = {f"chart-{index}": replace(chart, hint="", layers=0, picks=()) for index, chart in enumerate(charts)}
     cards = "".join(
-        f'<section id="{place}" class="isx-card">{_filled(chart)}</section>' for place, chart in shown.items()
-    )
-    body = (
-        f"<main><h1>{escape(title)}</h1>{headline(plan, perplexities, gettext('not measured'))}"
-        f'{formatting.readout(plan, perplexities)}<p class="isx-quiet">{protocol}</p>{cards}'
-        f"<h2>{gettext('Settings')}</h2>{formatting.table((), rows)}{blocks}</main>"
+        f'<section id="{place}" class="isx-card">{_filled(chart, table)}</section>' for place, chart in shown.items()
     )
     drawn = {place: [chart.plain()] for place, chart in shown.items()}
     content: Json = {"first": 0, "layer": charts[0].selected, "steps": [{"parts": {}}], "charts": drawn}
-    return document(body, content, "report")
+    return document(f"<main>{before}{cards}{after}</main>", content, "report")
 
 
-def _filled(chart: Chart) -> str:
+def _filled(chart: Chart, table: bool) -> str:
     """A chart's HTML with its texts and its table, which can be read without a script, too."""
 
     def row(cells: Sequence[str], tag: str) -> str:
@@ -104,7 +109,7 @@ def _filled(chart: Chart) -> str:
         "head": row(chart.columns, "th"),
         "rows": "".join(row(cells, "td") for cells in chart.rows),
     }
-    html = template(420, table=True)
+    html = template(420, table)
     for name, text in parts.items():
         html = html.replace(f'class="isx-{name}">', f'class="isx-{name}">{text}')
     return html
