@@ -10,8 +10,10 @@ from typing import Any
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..device import wllama
-from ..device.files import FileType, ModelFile, ModelFiles, approximate_bytes, file_name, require_type
+from ..device.files import FILE_TYPES, FileType, ModelFile, ModelFiles, approximate_bytes, file_name
 from ..device.routes import ENGINE, MODELS
 from ..frame.context import HEAVY, Context
 from ..gradio_compat.browser.on_latest import on_latest
@@ -84,7 +86,7 @@ def describe(
 ) -> str:
     """A setting's files, or its `problem`, as JSON. Sizes are estimates until files are written, 0 without a plan."""
     try:
-        require_type(file_type)
+        checks.one_of("Model files", file_type, FILE_TYPES)
         plan = session.plan(request)
     except ValueError as problem:
         return _problem(problem)

@@ -60,7 +60,7 @@ class ModelFiles:
 
         Raises UserError if llama.cpp cannot run them, without room or WebAssembly files, or for another type.
         """
-        require_type(file_type)
+        checks.one_of("Model files", file_type, FILE_TYPES)
         job.share(("device", "engine"), _fetch_engine)
         files = []
         for method in (DENSE, *(["intraslice"] if request.slicing.sparsity else [])):
@@ -89,11 +89,6 @@ def _fetch_engine(job: Job) -> None:
         job.emit(Status(lazy_gettext("Fetching the WebAssembly files")))
         with job.waiting():
             wllama.fetch()
-
-
-def require_type(value: object) -> None:
-    """Raises UserError unless `value` is one of `FILE_TYPES`."""
-    checks.one_of("Model files", value, FILE_TYPES)
 
 
 def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ratios.charts import add_bars, add_line
 from ..state import choices
-from ..state.views import ConvergenceView
+from ..state.views import ConvergenceView, Provenance
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
@@ -191,9 +191,7 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
             conclusion=_conclusion(view),
         ),
         columns,
-        protocol=""
-        if latest == total
-        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=total),
+        protocol=formatting.provenance(Provenance("so far" if latest < total else "here", latest, total)),
     )
 
 

@@ -68,7 +68,7 @@ def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_fo
     assert not traces(before["variance"], name="MLP neurons")
     (map_of_heads,) = traces(before["ranks"], type="heatmap")
     assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(stats)
-    spectra_panel.complete(spectra, tiny, 1, SOMEBODY)
+    spectra.complete(tiny, 1)
     after = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
     assert traces(after["variance"], name="MLP neurons")
     curves, found = spectra.view(tiny, 1).curves, layer_spectra(stats, 1)
@@ -84,7 +84,7 @@ def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_fo
 
 
 def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> None:
-    spectra_panel.complete(spectra, tiny, 0, SOMEBODY)
+    spectra.complete(tiny, 0)
     views = [spectra.view(tiny.with_settings(sparsity=percent), 0) for percent in (10, 50)]
     for view, percent in zip(views, (10, 50), strict=True):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers
