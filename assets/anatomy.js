@@ -243,7 +243,7 @@ function press(view, event) {
 function begin(plot) {
   const canvas = make("canvas", { "aria-hidden": "true" });
   const tip = make("div", { className: "isx-tip", role: "status", hidden: true });
-  const button = make("button", { type: "button", className: "isx-open" });
+  const button = make("button", { type: "button", className: "isx-open", onclick: () => open(view, view.chart.selected) });
   const view = (plot.isxMap = { plot, canvas, tip, button });
   plot.replaceChildren(canvas, tip);
   plot.classList.add("isx-map");
@@ -273,7 +273,6 @@ function begin(plot) {
     if (isHead && canLock(view, at.layer)) lockHead(view, at);
     else open(view, at.layer);
   });
-  button.addEventListener("click", () => open(view, view.chart.selected));
   plot.addEventListener("keydown", (event) => press(view, event));
   plot.addEventListener("focus", () => plot.matches(":focus-visible") && !view.at && point(view, { layer: view.chart.selected, part: 0 }));
   plot.addEventListener("blur", () => point(view, null));

@@ -56,14 +56,13 @@ function costs(titles, sizes, measured) {
 // The likeliest first tokens of both models.
 function candidates(titles, dense, sliced) {
   const [first, other] = [dense.tokens[0]?.top ?? [], sliced.tokens[0]?.top ?? []];
-  const shown = first.slice(0, 8);
   const top = Math.exp(Math.max(...[...first, ...other].map(({ logprob }) => logprob)));
   const bar = (name, found) => {
     if (!found) return "–";
     const width = make("span", {}, make("i", { style: `width:${((100 * Math.exp(found.logprob)) / top).toFixed(1)}%` }));
     return make("div", { className: `isx-bars isx-of-${name}` }, width, make("b", {}, percentage(found.logprob)));
   };
-  const rows = shown.map((token) => row(make("code", {}, visible(token.text)), bar("dense", token), bar("intraslice", other.find(({ id }) => id === token.id))));
+  const rows = first.slice(0, 8).map((token) => row(make("code", {}, visible(token.text)), bar("dense", token), bar("intraslice", other.find(({ id }) => id === token.id))));
   return make("table", { className: "isx-next" }, heading(say("Token"), ...titles), make("tbody", {}, ...rows));
 }
 
