@@ -19,6 +19,7 @@ from ..state.calibrations import Calibrated
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
+from ..state.units import TOLERANCE
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
@@ -120,8 +121,8 @@ class SpectraViews:
         source = self._session.source(request)
         if spectra is None or source is None or (units := source.units) is None:
             return None
-        plan = self._session.plans.plan(source, request.slicing)
-        layer = min(int(layer), len(plan.layers) - 1)
+        plan, sparsity = self._session.plans.plan(source, request.slicing), request.slicing.sparsity
+        cross, layer = units.width(sparsity), min(int(layer), len(plan.layers) - 1)
         curves = spectra.curves(layer)
         return SpectraView(
             layer=layer,
@@ -132,7 +133,7 @@ class SpectraViews:
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=units.comparable_width(request.slicing.sparsity),
+            width=cross.width if cross and sparsity and abs(cross.removed - sparsity) <= TOLERANCE else None,
             source=provenance,
         )
 

@@ -27,8 +27,9 @@ from components.state.precomputed import SHIFT, SPECTRA, UNITS, Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.units import TOLERANCE, load_units, nearest_plan
+from components.state.units import TOLERANCE, load_units
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.methods.registry import plan_by
 from intraslice.slicing.units import kept_units
 
@@ -193,9 +194,8 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
         other = pair_energies(calibrated.loaded.model, calibrated.stats, 1, plan)
         assert own.kept == other.kept.tolist()
         assert np.array(own.energy) == pytest.approx(other.energy.numpy(), rel=1e-5)
-        width = calibrated.source.units.comparable_width(percent / 100)
-        plan, is_close = nearest_plan(calibrated.loaded.model, percent / 100)
-        assert units.comparable_width(percent / 100) == width == (plan.width if is_close else None)
+        cross, sliced = units.width(percent / 100), plan_crossmodule(calibrated.loaded.model, percent / 100)
+        assert cross == (sliced.width, pytest.approx(sliced.removed_fraction))
     again = layer.find(SHIFT, tiny.calibration, ShiftView).value
     assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
