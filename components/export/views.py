@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Everything at one position of the slider."""
+    """Everything at one position of the slider; `answers` are by prompt and column."""
 
     percent: float
     plan: PlanView
@@ -37,7 +37,7 @@ class Step:
     cross_ratio: Reading | None  # to the dense one
     spectra: tuple[SpectraView, ...]  # by layer
     shift: ShiftView | None  # None at 0 %
-    answers: tuple[Mapping[str, Answer], ...]  # by prompt and column
+    answers: tuple[Mapping[str, Answer], ...]
     passage: Passage | None = None
 
 
