@@ -17,12 +17,13 @@ const colour = (element) => {
   return (name) => styles.getPropertyValue(`--isx-${name}`).trim();
 };
 
+const set = Object.assign; // of a pen's style: set(pen, { fillStyle }).fill()
+
 // A canvas of this size in px of the page, and what draws on it.
 function paper(canvas, width, height) {
   const sharp = window.devicePixelRatio || 1;
   Object.assign(canvas, { width: Math.max(1, Math.round(width * sharp)), height: Math.max(1, Math.round(height * sharp)) });
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
+  Object.assign(canvas.style, { width: `${width}px`, height: `${height}px` });
   const pen = canvas.getContext("2d");
   pen.setTransform(sharp, 0, 0, sharp, 0, 0);
   return pen;
@@ -44,15 +45,12 @@ function place(view) {
   const parts = rows.map((one, layer) => {
     const slot = (scale * one.costs[0]) / one.kv.length;
     const narrow = Math.min(1, slot / 8); // gaps that a narrow head can spare
+    const part = (x, width, share) => ({ x, width, kept: width * share(one), pinned: pinned?.[layer] && width * share(pinned[layer]) });
     const heads = one.kv.map((group, head) => {
-      const isLast = group !== one.kv[head + 1];
-      const whole = slot - narrow * (isLast ? 3 : 1);
-      const share = ({ kept, dims }) => (kept.includes(head) ? (whole * dims[1]) / dims[0] : 0);
-      return { x: left + slot * head, width: whole, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) };
+      const gaps = group === one.kv[head + 1] ? 1 : 3;
+      return part(left + slot * head, slot - narrow * gaps, ({ kept, dims }) => (kept.includes(head) ? dims[1] / dims[0] : 0));
     });
-    const bar = scale * one.costs[1];
-    const share = ({ neurons }) => (bar * neurons[1]) / neurons[0];
-    return [...heads, { x: start, width: bar, kept: share(one), pinned: pinned?.[layer] && share(pinned[layer]) }];
+    return [...heads, part(start, scale * one.costs[1], ({ neurons }) => neurons[1] / neurons[0])];
   });
   return { width, row, type, left, top, parts, start, height: top + row * rows.length };
 }
@@ -65,8 +63,7 @@ function drawMap(view) {
   const pen = paper(canvas, width, height);
   const ink = colour(plot);
   const margin = row > 9 ? 2 : 1;
-  pen.fillStyle = ink("band");
-  pen.fillRect(0, top + row * chart.selected, width, row);
+  set(pen, { fillStyle: ink("band") }).fillRect(0, top + row * chart.selected, width, row);
   const paths = { pale: new Path2D(), attention: new Path2D(), mlp: new Path2D(), pinned: new Path2D(), locked: new Path2D(), instead: new Path2D() };
   parts.forEach((line, layer) => {
     const y = top + row * layer + margin;
@@ -81,43 +78,25 @@ function drawMap(view) {
       paths.pinned.lineTo(part.x + part.pinned, y + tall + margin);
     });
   });
-  pen.fillStyle = ink("grid");
-  pen.fill(paths.pale);
-  for (const name of ["attention", "mlp"]) {
-    pen.fillStyle = ink(name);
-    pen.fill(paths[name]);
-  }
-  pen.strokeStyle = ink("rule");
-  pen.lineWidth = 1;
-  pen.stroke(paths.pale);
-  pen.strokeStyle = ink("ink");
-  pen.lineWidth = 1.5;
-  pen.setLineDash([3, 2]);
+  for (const [name, shade] of [["pale", "grid"], ["attention", "attention"], ["mlp", "mlp"]]) set(pen, { fillStyle: ink(shade) }).fill(paths[name]);
+  set(pen, { strokeStyle: ink("rule"), lineWidth: 1 }).stroke(paths.pale);
+  set(pen, { strokeStyle: ink("ink"), lineWidth: 1.5 }).setLineDash([3, 2]);
   pen.stroke(paths.pinned);
   pen.setLineDash([]);
   pen.stroke(paths.locked);
-  pen.fillStyle = ink("crimson");
-  pen.fill(paths.instead);
-  pen.font = font(type);
-  pen.fillStyle = ink("quiet");
-  pen.textBaseline = "middle";
-  pen.fillText(say("Attention"), left, top / 2);
+  set(pen, { fillStyle: ink("crimson") }).fill(paths.instead);
+  set(pen, { font: font(type), fillStyle: ink("quiet"), textBaseline: "middle" }).fillText(say("Attention"), left, top / 2);
   pen.fillText(say("MLP"), start, top / 2);
-  pen.textAlign = "right";
   const step = Math.ceil((1.1 * type) / row);
   rows.forEach((_, layer) => {
     const isChosen = layer === chart.selected;
     if (!isChosen && (layer % step || Math.abs(layer - chart.selected) < step)) return;
-    pen.font = font(type, isChosen ? "bold" : "");
-    pen.fillStyle = ink(isChosen ? "ink" : "quiet");
+    set(pen, { textAlign: "right", font: font(type, isChosen ? "bold" : ""), fillStyle: ink(isChosen ? "ink" : "quiet") });
     pen.fillText(count(layer), left - 8, top + row * (layer + 0.5));
   });
-  pen.textAlign = "left";
   if (at) {
     const part = parts[at.layer][at.part];
-    pen.strokeStyle = ink("ink");
-    pen.lineWidth = 2;
-    pen.strokeRect(part.x - 1, top + row * at.layer, part.width + 2, row);
+    set(pen, { strokeStyle: ink("ink"), lineWidth: 2 }).strokeRect(part.x - 1, top + row * at.layer, part.width + 2, row);
   }
   tell(view);
   label(view);
@@ -227,13 +206,6 @@ function lockHead(view, { layer, part }) {
   lock(`${layer} attention head ${part} ${value}`);
 }
 
-// The neurons that are kept if their edge is at x.
-function neuronsAt({ rows, placed }, layer, x) {
-  const bar = placed.parts[layer].at(-1);
-  const [dense] = rows[layer].neurons;
-  return Math.min(Math.max(Math.round((dense * (x - bar.x)) / bar.width), 1), dense);
-}
-
 function isAtEdge(view, { layer, part }, { offsetX }) {
   const bar = view.placed.parts[layer][part];
   return part === view.rows[layer].kv.length && canLock(view, layer) && Math.abs(offsetX - bar.x - bar.kept) <= EDGE;
@@ -241,9 +213,10 @@ function isAtEdge(view, { layer, part }, { offsetX }) {
 
 function drag(view, event) {
   const { layer } = view.dragged;
-  const [dense] = view.rows[layer].neurons;
-  view.dragged.neurons = neuronsAt(view, layer, event.offsetX);
-  view.rows = view.rows.with(layer, { ...view.rows[layer], neurons: [dense, view.dragged.neurons] });
+  const [bar, [dense]] = [view.placed.parts[layer].at(-1), view.rows[layer].neurons];
+  const neurons = Math.min(Math.max(Math.round((dense * (event.offsetX - bar.x)) / bar.width), 1), dense);
+  view.dragged.neurons = neurons; // kept if their edge is at the pointer
+  view.rows = view.rows.with(layer, { ...view.rows[layer], neurons: [dense, neurons] });
   drawMap(view);
 }
 
@@ -270,7 +243,7 @@ function press(view, event) {
 function begin(plot) {
   const canvas = make("canvas", { "aria-hidden": "true" });
   const tip = make("div", { className: "isx-tip", role: "status", hidden: true });
-  const button = make("button", { type: "button", className: "isx-open" });
+  const button = make("button", { type: "button", className: "isx-open", onclick: () => open(view, view.chart.selected) });
   const view = (plot.isxMap = { plot, canvas, tip, button });
   plot.replaceChildren(canvas, tip);
   plot.classList.add("isx-map");
@@ -300,7 +273,6 @@ function begin(plot) {
     if (isHead && canLock(view, at.layer)) lockHead(view, at);
     else open(view, at.layer);
   });
-  button.addEventListener("click", () => open(view, view.chart.selected));
   plot.addEventListener("keydown", (event) => press(view, event));
   plot.addEventListener("focus", () => plot.matches(":focus-visible") && !view.at && point(view, { layer: view.chart.selected, part: 0 }));
   plot.addEventListener("blur", () => point(view, null));
@@ -326,12 +298,9 @@ isx.picture = (plot, title) => {
   const picture = make("canvas", { width: canvas.width + 40 * sharp, height: canvas.height + 64 * sharp });
   const pen = picture.getContext("2d");
   const ink = colour(plot);
-  pen.fillStyle = ink("page");
-  pen.fillRect(0, 0, picture.width, picture.height);
+  set(pen, { fillStyle: ink("page") }).fillRect(0, 0, picture.width, picture.height);
   pen.drawImage(canvas, 20 * sharp, 44 * sharp);
-  pen.fillStyle = ink("ink");
-  pen.font = font(17 * sharp);
-  pen.fillText(title, 20 * sharp, 28 * sharp);
+  set(pen, { fillStyle: ink("ink"), font: font(17 * sharp) }).fillText(title, 20 * sharp, 28 * sharp);
   return picture.toDataURL();
 };
 
@@ -359,30 +328,18 @@ function side({ title, colour, weights, rows, text }, scale, ink) {
 function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scale, ink) {
   const canvas = make("canvas", { "aria-hidden": "true" });
   const [width, height] = [dense[1] * scale, dense[0] * scale];
-  const pen = paper(canvas, width, height);
-  const tall = rows * scale;
-  pen.fillStyle = shade;
+  const pen = set(paper(canvas, width, height), { fillStyle: shade });
   const pixel = 1 / (window.devicePixelRatio || 1); // whole ones: two that share one would both fade
-  covered(columns, dense[1], canvas.width).forEach((part, x) => {
-    pen.globalAlpha = part;
-    pen.fillRect(x * pixel, 0, pixel, tall);
-  });
-  pen.globalAlpha = 0.45;
-  pen.globalCompositeOperation = "source-atop"; // on what is kept alone
-  pen.strokeStyle = ink("page");
+  covered(columns, dense[1], canvas.width).forEach((part, x) => set(pen, { globalAlpha: part }).fillRect(x * pixel, 0, pixel, rows * scale));
+  set(pen, { globalAlpha: 0.45, globalCompositeOperation: "source-atop", strokeStyle: ink("page") }); // on what is kept alone
   for (let x = -height; isNew && x < width; x += 5) {
     pen.beginPath();
     pen.moveTo(x, height);
     pen.lineTo(x + height, 0);
     pen.stroke();
   }
-  pen.globalAlpha = 1;
-  pen.globalCompositeOperation = "destination-over";
-  pen.fillStyle = ink("grid");
-  pen.fillRect(0, 0, width, height);
-  pen.globalCompositeOperation = "source-over";
-  pen.strokeStyle = ink("rule");
-  pen.strokeRect(0.5, 0.5, width - 1, height - 1);
+  set(pen, { globalAlpha: 1, globalCompositeOperation: "destination-over", fillStyle: ink("grid") }).fillRect(0, 0, width, height);
+  set(pen, { globalCompositeOperation: "source-over", strokeStyle: ink("rule") }).strokeRect(0.5, 0.5, width - 1, height - 1);
   const texts = [make("b", {}, name), " ", size.replaceAll(" × ", "\u00a0×\u00a0"), make("small", {}, change)];
   return make("figure", {}, canvas, make("figcaption", {}, ...texts));
 }

@@ -18,12 +18,9 @@ let inSight = false;
 let later = null;
 
 // "@name" is a colour of components/ui/palette.py; its value differs between the light and the dark page.
-function coloured(node, styles) {
-  if (typeof node === "string") return node[0] === "@" ? styles.getPropertyValue(`--isx-${node.slice(1)}`).trim() : node;
-  if (Array.isArray(node)) return node.map((item) => coloured(item, styles));
-  if (node && typeof node === "object")
-    return Object.fromEntries(Object.entries(node).map(([key, item]) => [key, coloured(item, styles)]));
-  return node;
+function coloured(figure, styles) {
+  const shade = (_, name) => JSON.stringify(styles.getPropertyValue(`--isx-${name}`).trim());
+  return JSON.parse(JSON.stringify(figure).replace(/"@([\w-]+)"/g, shade));
 }
 
 // Traces that are as they were keep their identity: Plotly.react then moves shapes and words alone, three times as fast.
@@ -54,15 +51,12 @@ function toggle(group) {
 
 // The chart with the pinned setting's overlay. Some of its curves are left out while they are no other ones.
 function whole() {
-  const traces = chart.data.map(toned);
-  const { xaxis, yaxis } = chart.layout;
+  const { xaxis, yaxis, shapes = [] } = chart.layout;
   const axes = added().length ? { xaxis: { ...xaxis, autorange: true }, yaxis: { ...yaxis, autorange: true } } : {};
-  const layout = { ...chart.layout, ...axes };
-  if (!overlay) return { data: [...traces, ...added()], layout };
-  const shapes = [...(layout.shapes || []), ...overlay.shapes];
   // Outlines over a bar are seen where it is pale.
-  const data = traces.map((trace) => (trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace));
-  return { data: [...data, ...overlaid, ...added()], layout: { ...layout, shapes } };
+  const seen = (trace) => (overlay && trace.type === "bar" ? { ...trace, marker: { ...trace.marker, opacity: 0.6 } } : trace);
+  const data = [...chart.data.map(toned).map(seen), ...overlaid, ...added()];
+  return { data, layout: { ...chart.layout, ...axes, shapes: [...shapes, ...(overlay?.shapes ?? [])] } };
 }
 
 function compare() {
@@ -166,9 +160,9 @@ function drawNow() {
   plot.on("plotly_hover", ({ points: [at] }) => point(at.data.legendgroup));
   plot.on("plotly_unhover", () => point());
   plot.on("plotly_legendclick", ({ data, curveNumber }) => {
-    if (!data[curveNumber].meta?.gray) return true;
-    toggle(data[curveNumber].legendgroup);
-    return false;
+    const { meta, legendgroup } = data[curveNumber];
+    if (meta?.gray) toggle(legendgroup);
+    return !meta?.gray;
   });
 }
 
@@ -200,9 +194,7 @@ function withPinned(cells, index) {
   return cells.map((cell, column) => (before[column] === cell || before.length !== cells.length ? cell : `${cell} (A: ${before[column]})`));
 }
 
-function pick(name) {
-  if (name) trigger("select", { pick: name });
-}
+const pick = (name) => trigger("select", { pick: name });
 
 function choose(layer) {
   if (!chart.layers) return;
@@ -257,13 +249,10 @@ window.addEventListener("beforeprint", drawNow); // on paper everything is in si
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
-function receiveOverlay() {
-  overlay = props.overlay?.startsWith?.("{") ? JSON.parse(props.overlay) : null;
-  if (!chart) return;
-  show();
-}
-
 find("chart").addEventListener("isx-add", receive);
-watch("overlay", receiveOverlay);
+watch("overlay", () => {
+  overlay = props.overlay?.startsWith?.("{") ? JSON.parse(props.overlay) : null;
+  if (chart) show();
+});
 watch("value", receive);
 receive();

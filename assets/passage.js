@@ -19,10 +19,10 @@ const tell = (token) => {
 const of = (event) => event.target.closest?.(".isx-token");
 const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
-function enter(token) {
+function enter(token, block = "nearest") {
   for (const other of tokens()) other.tabIndex = other === token ? 0 : -1;
   token.focus({ preventScroll: true });
-  token.scrollIntoView({ block: "nearest" });
+  token.scrollIntoView({ block });
 }
 
 const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
@@ -30,11 +30,8 @@ const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
 function row(token) {
   const before = [];
   for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent.replaceAll("\n", "⏎"));
-  const visit = () => {
-    enter(token);
-    token.scrollIntoView({ block: "center" });
-  };
-  const place = make("button", { type: "button", className: "isx-pick", onclick: visit }, before.join("").trimStart(), make("b", { textContent: visible(token.textContent) }));
+  const onclick = () => enter(token, "center");
+  const place = make("button", { type: "button", className: "isx-pick", onclick }, before.join("").trimStart(), make("b", { textContent: visible(token.textContent) }));
   const { kl, said, dense, sliced } = token.dataset;
   const [, ...heads] = [...listed.querySelectorAll("thead th")].map((head) => head.textContent);
   const cells = [isx.fixed(Number(kl), 3), said, dense, sliced].map((textContent, column) => make("td", { textContent, "data-head": heads[column] }));

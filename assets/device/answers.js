@@ -21,10 +21,8 @@ function column(name, title, answer, dense = null) {
   const text = (from, to = undefined) => (to === undefined && answer ? answer.text.slice(isx.device.text(tokens.slice(0, from)).length) : isx.device.text(tokens.slice(from, to)));
   if (at < 0) said.append(text(0));
   else said.append(text(0, at), make("mark", {}, text(at, at + 1) || "■"), make("span", { className: "isx-parted" }, text(at + 1)));
-  const section = make("section", { className: `isx-answer isx-of-${name}` }, make("h3", {}, title), said);
-  section.append(make("p", { className: "isx-quiet" }, answer ? state(answer, at, dense) : ""));
-  section.setAttribute("aria-busy", String(Boolean(answer?.growing)));
-  return section;
+  const note = make("p", { className: "isx-quiet" }, answer ? state(answer, at, dense) : "");
+  return make("section", { className: `isx-answer isx-of-${name}`, "aria-busy": Boolean(answer?.growing) }, make("h3", {}, title), said, note);
 }
 
 function state(answer, at, dense) {
@@ -58,14 +56,13 @@ function costs(titles, sizes, measured) {
 // The likeliest first tokens of both models.
 function candidates(titles, dense, sliced) {
   const [first, other] = [dense.tokens[0]?.top ?? [], sliced.tokens[0]?.top ?? []];
-  const shown = first.slice(0, 8);
   const top = Math.exp(Math.max(...[...first, ...other].map(({ logprob }) => logprob)));
   const bar = (name, found) => {
     if (!found) return "–";
     const width = make("span", {}, make("i", { style: `width:${((100 * Math.exp(found.logprob)) / top).toFixed(1)}%` }));
     return make("div", { className: `isx-bars isx-of-${name}` }, width, make("b", {}, percentage(found.logprob)));
   };
-  const rows = shown.map((token) => row(make("code", {}, visible(token.text)), bar("dense", token), bar("intraslice", other.find(({ id }) => id === token.id))));
+  const rows = first.slice(0, 8).map((token) => row(make("code", {}, visible(token.text)), bar("dense", token), bar("intraslice", other.find(({ id }) => id === token.id))));
   return make("table", { className: "isx-next" }, heading(say("Token"), ...titles), make("tbody", {}, ...rows));
 }
 

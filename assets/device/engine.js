@@ -3,6 +3,7 @@ const CONTEXT = 2048; // tokens of prompt and answer together
 const EXACT = { cache_type_k: "f32", cache_type_v: "f32", flash_attn: false }; // by default keys and values are rounded
 const SPEED_PROMPT = "The Moon is the only natural satellite of the Earth, and it always shows the same side to us. ".repeat(6);
 const SCORED = 100; // likeliest tokens among which one is looked for
+const TURNS = 5; // of each model, whose speed is their median
 const { say } = isx;
 const running = new Map(); // by the file's address: a promise of a wllama with the model
 
@@ -31,12 +32,9 @@ const threads = () => (window.crossOriginIsolated ? Math.max(1, Math.floor((navi
 async function start(engine, blob) {
   const problem = unsupported();
   if (problem) throw new Problem(problem);
-  let Wllama;
-  try {
-    ({ Wllama } = await import(new URL("index.js", engine)));
-  } catch (error) {
+  const { Wllama } = await import(new URL("index.js", engine)).catch((error) => {
     throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page.", { problem: reason(error) }));
-  }
+  });
   // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
   let fail;
   const failure = new Promise((_, reject) => (fail = reject));
@@ -70,12 +68,10 @@ async function restart(model) {
 async function open(engine, url, blob, beside = []) {
   for (const other of [...running.keys()]) if (other !== url && !beside.includes(other)) await close(other);
   if (!running.has(url)) running.set(url, start(engine, blob).then((wllama) => ({ wllama, engine, blob })));
-  try {
-    return await running.get(url);
-  } catch (problem) {
+  return running.get(url).catch((problem) => {
     running.delete(url);
     throw problem;
-  }
+  });
 }
 
 async function close(url = undefined) {
@@ -153,10 +149,10 @@ async function score(model, { prompt, chat = false, signal }, tokens, told = () 
   return scored;
 }
 
-// Prefill and decode in tokens per second, by model: medians of several turns, the models alternating.
-async function speeds(models, turns = 5, signal = undefined) {
+// Prefill and decode in tokens per second, by model, the models alternating.
+async function speeds(models, signal) {
   const times = Object.keys(models).map((name) => [name, { prefill: [], decode: [] }]);
-  for (let turn = 0; turn < turns; turn++) {
+  for (let turn = 0; turn < TURNS; turn++) {
     for (const [name, { prefill, decode }] of times) {
       const { timings } = await complete(models[name], { prompt: SPEED_PROMPT, maxTokens: 24, top: 1, signal });
       if (!timings) return null;

@@ -169,7 +169,7 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     const models = await fetchAll(signal);
     const started = { dense: await start(models, "dense"), sliced: await start(models, "sliced") };
     tell(say("Measuring speed, alternating between models"));
-    const measured = await device.speeds(started, 5, signal);
+    const measured = await device.speeds(started, signal);
     if (measured) isx.answers.show(results, { ...described(models), measured });
   }
 

@@ -14,10 +14,9 @@ const slider = () => Number(find("#sparsity input[type=range]")?.value);
 const follows = () => Math.abs(parseFloat(find("#removed dd")?.dataset.percent) - slider()) < 0.06;
 
 function settled(state) {
-  const estimator = find("#estimator input:checked");
+  const estimator = find("#estimator input:checked")?.closest("label")?.textContent.trim();
   const note = chart("ratio-chart")?.note;
-  const named = !state.estimator || !note || note.includes(estimator?.closest("label")?.textContent.trim());
-  return follows() && named;
+  return follows() && (!state.estimator || !note || note.includes(estimator));
 }
 
 // Dense and sliced, row by row as the readout has them; null until the perplexity is whole.
@@ -44,11 +43,9 @@ const named = ({ first, last }) => fill(first === last ? words.layer : words.lay
 // Places in order, ties sharing the mean of theirs; and Spearman's rho of two lists, NaN where one is all alike.
 const ranks = (values) => values.map((value) => values.filter((other) => other < value).length + (values.filter((other) => other === value).length - 1) / 2);
 function rankCorrelation(first, second) {
-  const [a, b] = [ranks(first), ranks(second)];
-  const [meanA, meanB] = [mean(a), mean(b)];
-  const along = (x, y) => x.reduce((sum, value, index) => sum + (value - meanA) * (y[index] - meanB), 0);
-  const spread = (x, middle) => Math.sqrt(x.reduce((sum, value) => sum + (value - middle) ** 2, 0));
-  return along(a, b) / (spread(a, meanA) * spread(b, meanB));
+  const [a, b] = [first, second].map((values) => ranks(values).map((rank) => rank - (values.length - 1) / 2));
+  const along = (x, y) => x.reduce((sum, value, index) => sum + value * y[index], 0);
+  return along(a, b) / Math.sqrt(along(a, a) * along(b, b));
 }
 
 function cost(said) {
@@ -132,19 +129,14 @@ function across(said) {
 // Which model's answer stands where: drawn once for each browser, since a prediction outlasts a reload.
 const ORDER = "isx-answers-order";
 const MODELS = ["dense", "intraslice", "crossmodule"];
-function drawn() {
-  const before = (isx.stored(ORDER) ?? "").split(" ");
-  const isWhole = before.length === MODELS.length && MODELS.every((name) => before.includes(name));
-  const names = isWhole ? before : MODELS.map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
-  isx.store(ORDER, names.join(" "));
-  return names;
-}
-const models = drawn();
+const drawn = () => MODELS.map((name) => [Math.random(), name]).sort(([a], [b]) => a - b).map(([, name]) => name);
+const models = isx.stored(ORDER)?.split(" ") ?? drawn();
+isx.store(ORDER, models.join(" "));
 function written() {
   const whole = models.map((name) => find(`#${name}-answer section:not([aria-busy])`));
   const texts = whole.map((section) => section?.querySelector(".isx-text:not(.isx-quiet)")?.textContent.trim());
-  const now = whole.every((section) => !section || !section.querySelector("h3 [data-percent]") || Number(section.querySelector("h3 [data-percent]").dataset.percent) === slider());
-  return now && texts.every(Boolean) ? texts : null;
+  const percents = whole.map((section) => section?.querySelector("h3 [data-percent]")?.dataset.percent ?? slider());
+  return percents.every((percent) => Number(percent) === slider()) && texts.every(Boolean) ? texts : null;
 }
 function who(said) {
   if (!written()) return null;
@@ -154,14 +146,10 @@ function who(said) {
 }
 
 function speed(said) {
-  const of = (name) => find(`#${name}-cost dl`)?.dataset ?? {};
-  const speeds = (name) => [Number(of(name).reads), Number(of(name).writes)];
-  const wrote = (name) => isx.written(of(name).writes);
-  const cache = (name) => of(name).cache;
-  const [[readsDense, writesDense], [readsSliced, writesSliced]] = [speeds("dense"), speeds("intraslice")];
-  const writes = writesSliced / writesDense;
+  const [dense, sliced] = ["dense", "intraslice"].map((name) => find(`#${name}-cost dl`)?.dataset ?? {});
+  const [reads, writes] = [sliced.reads / dense.reads, sliced.writes / dense.writes];
   if (!(writes > 0) || writes === Infinity) return null;
-  const values = { writes: fixed(writes, 2), writesSliced: wrote("intraslice"), writesDense: wrote("dense"), reads: fixed(readsSliced / readsDense, 2), cacheDense: cache("dense"), cacheSliced: cache("intraslice") };
+  const values = { writes: fixed(writes, 2), writesSliced: isx.written(sliced.writes), writesDense: isx.written(dense.writes), reads: fixed(reads, 2), cacheDense: dense.cache, cacheSliced: sliced.cache };
   return { values, truth: writes, close: Math.abs(said / writes - 1) < 0.1 };
 }
 

@@ -34,15 +34,12 @@ function number({ label, min, max, step }, said, say) {
 
 // Buttons: one is pressed, until the truth is revealed.
 function buttons(label, texts, said, say, className) {
-  const all = texts.map((text, index) => {
-    const button = make("button", { type: "button", textContent: text });
-    button.addEventListener("click", () => {
-      if (element.classList.contains("isx-revealed")) return;
-      choose(index);
-      say(index);
-    });
-    return button;
-  });
+  const press = (index) => {
+    if (element.classList.contains("isx-revealed")) return;
+    choose(index);
+    say(index);
+  };
+  const all = texts.map((textContent, index) => make("button", { type: "button", textContent, onclick: () => press(index) }));
   const choose = (chosen) => all.forEach((button, index) => button.setAttribute("aria-pressed", index === chosen));
   choose(said);
   const element = group(label, `isx-choices ${className}`, ...all);
@@ -77,8 +74,8 @@ function bars({ label, groups, max, value, unit }, said, say) {
   const values = names.map((_, index) => said?.[index] ?? value);
   const columns = names.map((name, index) => {
     const aria = { "aria-label": `${label}, ${words.layers.replace(/\{first\}.*\{last\}/, name)}`, "aria-orientation": "vertical" };
-    const input = make("input", { type: "range", min: 0, max, step: 1, value: values[index], ...aria });
-    input.addEventListener("input", () => set(index, Number(input.value)));
+    const oninput = ({ target }) => set(index, Number(target.value));
+    const input = make("input", { type: "range", min: 0, max, step: 1, value: values[index], oninput, ...aria });
     const truth = make("i", { className: "isx-true", hidden: true });
     return make("div", { className: "isx-column" }, truth, make("b"), input, make("span", { textContent: name }));
   });

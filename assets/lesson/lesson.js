@@ -13,11 +13,9 @@ let phase, readings, arrived, asked, pressed, placed; // how far the page is wit
 let panel, parts, control, looking;
 let kept = load();
 
-// A browser may keep something that is no progress of this lesson.
 function load() {
-  const record = (value) => (value && typeof value === "object" && !Array.isArray(value) ? value : {});
-  const { at, said, shown, found, notes } = record(isx.kept(storeName()));
-  return { at: Number.isInteger(at) && steps[at] ? at : 0, said: record(said), shown: record(shown), found: record(found), notes: notes === true };
+  const { at, said = {}, shown = {}, found = {}, notes = false } = isx.kept(storeName());
+  return { at: steps[at] ? at : 0, said, shown, found, notes };
 }
 
 const keep = () => isx.store(storeName(), JSON.stringify(kept));
@@ -189,7 +187,11 @@ function look() {
     arrived = true;
     isx.openTab(step().tab);
   }
-  if (!placed) place();
+  const target = placed ? null : document.querySelector(step().target);
+  if (target?.offsetHeight >= 20) {
+    placed = true;
+    isx.scrollTo(target);
+  }
   if (step().press && !pressed) press();
   if (step().states.length > 1) measure(state);
   control?.update?.(lesson.written() ?? []);
@@ -204,13 +206,6 @@ function ask() {
     if (lesson.room) tell();
   });
   parts.control.replaceChildren(control.element);
-}
-
-function place() {
-  const target = document.querySelector(step().target);
-  if (!target || target.offsetHeight < 20) return;
-  placed = true;
-  isx.scrollTo(target);
 }
 
 function press() {

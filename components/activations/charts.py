@@ -69,14 +69,12 @@ def shift_chart(view: ShiftView, selected: int = 0) -> Chart:
             "the dense model's; {removed}. Closer means a lower error and distance and a higher cosine.",
             removed=removed(view),
         ),
-        figure.table(
-            {gettext("Layer"): [str(layer) for layer in range(layers)]}
-            | {
-                f"{METHODS[method]}: {label}": [figure.cell(getattr(shift, field), FORMATS[field]) for shift in shifts]
-                for method, shifts in residual.items()
-                for field, label in COLUMNS.items()
-            }
-        ),
+        {gettext("Layer"): map(str, range(layers))}
+        | {
+            f"{METHODS[method]}: {label}": [figure.cell(getattr(shift, field), FORMATS[field]) for shift in shifts]
+            for method, shifts in residual.items()
+            for field, label in COLUMNS.items()
+        },
     )
 
 
@@ -123,19 +121,15 @@ def protocol(view: ShiftView) -> str:
     if view.massive:
         massive = gettext("{count} outlier tokens, measured separately", count=view.massive)
     measured_on = formatting.provenance(view.source) or gettext("Text: {text}.", text=view.text)
-    values = {"tokens": view.tokens, "window": view.window, "massive": massive, "measured_on": measured_on}
-    if view.order == "one-shot":
-        return gettext(
-            "Both methods are applied in the one-shot order. Error and cosine are medians over the ordinary tokens "
-            "among {tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values "
-            "of the ordinary tokens. {measured_on}",
-            **values,
-        )
     return gettext(
-        "Both methods are applied in the sequential order. Error and cosine are medians over the ordinary tokens among "
-        "{tokens:,} held-out tokens in windows of {window} ({massive}); the distance compares all values of the "
-        "ordinary tokens. {measured_on}",
-        **values,
+        "Both methods are applied {in_order}. Error and cosine are medians over the ordinary tokens among {tokens:,} "
+        "held-out tokens in windows of {window} ({massive}); the distance compares all values of the ordinary tokens. "
+        "{measured_on}",
+        in_order=gettext("in the one-shot order" if view.order == "one-shot" else "in the sequential order"),
+        tokens=view.tokens,
+        window=view.window,
+        massive=massive,
+        measured_on=measured_on,
     )
 
 

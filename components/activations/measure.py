@@ -1,17 +1,12 @@
-"""Activation shift: intra-module against cross-module slicing at equal removed parameters.
+"""Activation shift: intra-module against cross-module slicing at equal removed parameters, cached by `slice_key`."""
 
-Each method's measurement is cached under the settings that it depends on. The cross-module method uses no estimator, so
-it is sliced once per sparsity and order.
-"""
-
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from transformers import PreTrainedModel
 
-from intraslice.diagnostics.shift import PLACES, Distribution, Shift, ShiftReport, measure_shift
+from intraslice.diagnostics.shift import PLACES, Distribution, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
 from intraslice.texts import describe
 
@@ -28,7 +23,6 @@ from .views import Histogram, MethodShift, PlaceShift, ShiftView
 
 TOKENS = 1024  # more tokens change the medians by less than the width of a chart line
 NAMES: dict[str, str] = {"intraslice": "IntraSlice", "crossmodule": lazy_gettext("cross-module")}
-Value = TypeVar("Value")
 
 
 class ShiftViews:
@@ -67,16 +61,13 @@ class ShiftViews:
         return request.is_live or self._session.is_sliced(request)
 
     def measure(self, request: Request, client: str) -> Iterator[Status]:
-        """Slice by both methods and measure each; `view` has the partial result.
-
-        The job ends when the client changes the setting or leaves the tab.
-        """
+        """`measure_both` as a job, which ends when the client changes the setting or leaves the tab."""
         work = partial(self.measure_both, request=request)
         jobs, ready = self._session.jobs, partial(self._session.ready, request)
         yield from jobs.run(client, "shift", work, ready=ready, request=request, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
-        """The work of `measure`, inside a job."""
+        """Slice by both methods and measure each, inside a job; `view` has the partial result."""
         sliced: dict[str, PreTrainedModel] = {}
         for method in NAMES:
             if self._shifts.get(request.slice_key(method)) is not None:
@@ -133,21 +124,15 @@ class ShiftViews:
 
 def _summary(report: ShiftReport, method: str, dense: PreTrainedModel, sliced: PreTrainedModel) -> MethodShift:
     counts = parameters_of(dense, "dense") | parameters_of(sliced, "sliced")
-    distributions = report.distributions
-
-    def by_place(read: Callable[[Shift], Value]) -> dict[str, list[Value]]:
-        shifts = [shift for shift in report.shifts if shift.method == method]
-        return {place: [read(shift) for shift in shifts if shift.place == place] for place in PLACES}
-
-    def shifted(shift: Shift) -> PlaceShift:
-        numbers = shift.error, shift.massive_error, shift.cosine, shift.massive_cosine, shift.distance
-        return PlaceShift(*numbers, _histogram(distributions[method, shift.layer, shift.place]))
-
-    return MethodShift(
-        removed=1 - counts["sliced_decoder"] / counts["dense_decoder"],
-        places=by_place(shifted),
-        dense=by_place(lambda shift: _histogram(distributions["dense", shift.layer, shift.place])),
-    )
+    places: dict[str, list[PlaceShift]] = {place: [] for place in PLACES}
+    before: dict[str, list[Histogram]] = {place: [] for place in PLACES}
+    for shift in report.shifts:
+        if shift.method == method:
+            numbers = shift.error, shift.massive_error, shift.cosine, shift.massive_cosine, shift.distance
+            own, other = (report.distributions[name, shift.layer, shift.place] for name in (method, "dense"))
+            places[shift.place].append(PlaceShift(*numbers, _histogram(own)))
+            before[shift.place].append(_histogram(other))
+    return MethodShift(1 - counts["sliced_decoder"] / counts["dense_decoder"], places, before)
 
 
 def _histogram(values: Distribution) -> Histogram:

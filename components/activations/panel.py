@@ -1,8 +1,6 @@
 """The Activations tab: how far intra-module and cross-module slicing shift the activations, at equal parameters."""
 
-from collections.abc import Iterator
 from html import escape
-from typing import Any
 
 import gradio as gr
 
@@ -15,7 +13,7 @@ from ..state.session import Session
 from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, status_line
+from ..ui.handlers import LiveOutput, Updates, status_line
 from .charts import TITLES, finding, histogram_chart, protocol, shift_chart
 from .measure import ShiftViews
 from .views import ShiftView
@@ -55,7 +53,7 @@ def show_pinned(views: ShiftViews, request: Request, layer: int, client: str) ->
     return {} if view is None else _charts(view, layer)
 
 
-def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
+def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Updates:
     """Slice by both methods and measure each; yields status and summary (HTML) and both charts (JSON)."""
     if not views.may_measure(request):
         return
@@ -66,9 +64,7 @@ def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Ite
         previous = current
 
 
-def measure_pinned(
-    views: ShiftViews, request: Request, layer: int, pinned: Request | None, client: str
-) -> Iterator[dict[str, Any]]:
+def measure_pinned(views: ShiftViews, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """The same for the pinned setting, unless it is measured; its charts are drawn over the others."""
     if pinned is None or views.exact_view(pinned) is not None or not views.may_measure(pinned):
         return

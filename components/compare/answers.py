@@ -1,7 +1,4 @@
-"""The models answer one prompt, a few tokens each in turn; every answer is compared with the dense one.
-
-Clients that ask the same share the tokens (`TokenStream`).
-"""
+"""The models answer a prompt in turn; answers are compared with the dense one, and shared (`TokenStream`)."""
 
 import math
 from collections import defaultdict
@@ -83,10 +80,7 @@ def write_answers(
 
 
 class InterleavedDecoder:
-    """Decodes the columns in turn, a few tokens each, so that no column waits for another to end.
-
-    `stack` ends the job's part in work that other jobs share.
-    """
+    """Decodes the columns in turn, a few tokens each. `stack` ends the job's part in work that other jobs share."""
 
     def __init__(self, job: Job, columns: Columns, dense: LoadedModel, question: Question, stack: ExitStack) -> None:
         self._job, self._streams, self._stack = job, columns.streams, stack
@@ -122,10 +116,7 @@ class InterleavedDecoder:
         return True
 
     def step(self) -> None:
-        """Decode some tokens per running column, or take all that others have decoded; shows all columns after each.
-
-        Raises UserError for a bad prompt.
-        """
+        """Decode some tokens per column, or take those that others have decoded. Raises UserError for a bad prompt."""
         for name, (stream, work) in list(self.running.items()):
             tokens = self._tokens[name]
             try:

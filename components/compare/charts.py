@@ -3,8 +3,8 @@
 from ..i18n.language import gettext, lazy_gettext, translate
 from ..ui import formatting
 from ..ui.figure import Chart, Json, Table
-from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, LEVELS, FactsColumn, FactsView, fact_counts
+from ..ui.labels import METHOD_COLOURS, METHODS, Terms
+from .views import LEVELS, FactsColumn, FactsView, fact_counts
 
 GROUPS = Terms(
     {
@@ -56,7 +56,7 @@ def _drawing(view: FactsView) -> Json:
     """What `assets/facts.js` reads."""
     columns = [
         {
-            "name": COLUMNS[name],
+            "name": METHODS[name],
             "colour": METHOD_COLOURS[name],
             "levels": [LEVELS.index(fact.level) for fact in column.facts],
             "says": [fact.completion for fact in column.facts],
@@ -91,6 +91,6 @@ def _table(view: FactsView, names: dict[str, str]) -> Table:
 def _name(name: str, column: FactsColumn, percent: float) -> str:
     """A model's name with its sparsity, which for a stored one may differ from the slider's."""
     if name == "dense":
-        return COLUMNS[name]
+        return METHODS[name]
     at = percent if column.stored_at is None else column.stored_at
-    return gettext("{method}, {percent:g}%", method=COLUMNS[name], percent=at)
+    return gettext("{method}, {percent:g}%", method=METHODS[name], percent=at)

@@ -5,14 +5,15 @@ The browser does the work (`assets/device/`). The server tells which files a set
 
 import json
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from intraslice.core import checks
+
 from ..device import wllama
-from ..device.files import FileType, ModelFile, ModelFiles, approximate_bytes, file_name, require_type
+from ..device.files import FILE_TYPES, FileType, ModelFile, ModelFiles, approximate_bytes, file_name
 from ..device.routes import ENGINE, MODELS
 from ..frame.context import HEAVY, Context
 from ..gradio_compat.browser.on_latest import on_latest
@@ -20,11 +21,10 @@ from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
-from ..ui.handlers import status_line
+from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
-ABOUT = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
 
 
 class DevicePanel:
@@ -62,9 +62,7 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
     return describe(session, request, file_type) if run_on == DEVICE else gr.skip()
 
 
-def prepare(
-    session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str
-) -> Iterator[dict[str, Any]]:
+def prepare(session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str) -> Updates:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
     `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
@@ -86,19 +84,16 @@ def prepare(
 def describe(
     session: Session, request: Request, file_type: FileType = "q8_0", written: list[ModelFile] | None = None
 ) -> str:
-    """What the browser needs to know of a setting's files, as JSON. Sizes are estimates until the files are written.
-
-    They are 0 for a model that is not calibrated. For a setting that is impossible it has the `problem`.
-    """
+    """A setting's files, or its `problem`, as JSON. Sizes are estimates until files are written, 0 without a plan."""
     try:
-        require_type(file_type)
+        checks.one_of("Model files", file_type, FILE_TYPES)
         plan = session.plan(request)
     except ValueError as problem:
         return _problem(problem)
     parameters = {"dense": plan.parameters_dense if plan else 0}
     if request.slicing.sparsity:
         parameters["sliced"] = plan.parameters_sliced if plan else 0
-    sizes = {file.name: file.size for file in written or ()}
+    sizes = {file.path.name: file.size for file in written or ()}
     files: dict[str, Any] = {}
     for key, count in parameters.items():
         name = file_name(request, DENSE if key == "dense" else "intraslice", file_type)
@@ -112,5 +107,5 @@ def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
 
 def _json(sparsity: float, files: dict[str, Any], is_answer: bool, problem: str = "") -> str:
     # The browser hears of no value that is equal to the last, hence the moment.
-    about = {"engine": ENGINE, "about": ABOUT, "problem": problem, "moment": time.time()}
+    about = {"engine": ENGINE, "about": wllama.ABOUT, "problem": problem, "moment": time.time()}
     return json.dumps(about | {"sparsity": sparsity, "isAnswer": is_answer} | files)

@@ -1,8 +1,5 @@
 """The facts section of the Compare tab: the grid of the questions, and the buttons that ask the models."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import gradio as gr
 
 from ..frame.context import HEAVY, Context, tell
@@ -14,7 +11,7 @@ from ..state.choices import FACT_LANGUAGES
 from ..state.request import Request
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
-from ..ui.handlers import LiveOutput, leave_unchanged, status_line
+from ..ui.handlers import LiveOutput, Updates, leave_unchanged, status_line
 from .charts import facts_chart
 from .measure import JOB, FactsCache
 from .models import Columns
@@ -61,9 +58,7 @@ def choose(cache: FactsCache, request: Request, language: str, client: str) -> d
     return show(cache, request, 0, client)
 
 
-def measure(
-    cache: FactsCache, request: Request, pinned: Request | None, language: str, client: str
-) -> Iterator[dict[str, Any]]:
+def measure(cache: FactsCache, request: Request, pinned: Request | None, language: str, client: str) -> Updates:
     """Ask all models of the setting, and the pinned one's; yields status (HTML) and chart (JSON)."""
     for event in cache.measure(request, pinned, language, client):
         if isinstance(event, Status):

@@ -8,8 +8,8 @@ from typing import Literal
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ui import formatting
-from ..ui.labels import METHOD_COLOURS, Terms
-from .views import COLUMNS, MAX_GUESSES, OTHER, PINNED, Answer, Cost, Costs, NextToken, Passage, TokenScore
+from ..ui.labels import METHOD_COLOURS, METHODS, Terms
+from .views import MAX_GUESSES, OTHER, PINNED, Answer, Cost, Costs, NextToken, Passage, TokenScore
 
 EMPTY = Terms(
     {
@@ -44,10 +44,7 @@ MAX_COLOUR = 45  # per cent of the colour at that increase; text stays readable 
 
 
 def answer(name: str, content: Answer | None = None, sparsity: float | None = None, other: str = "") -> str:
-    """One column: the answer so far, its first divergent token highlighted, and its length.
-
-    `other` is the name of the other model, which heads its column.
-    """
+    """A column: the answer so far, its first divergent token highlighted, its length; `other` names another model."""
     subtitle = ""
     if sparsity is not None and name not in ("dense", OTHER):
         removed = gettext("{sparsity:g}% removed", sparsity=sparsity)
@@ -72,7 +69,7 @@ def is_of(other: str, column: str) -> bool:
 
 def label(name: str) -> str:
     """The heading of a column."""
-    return gettext("A, pinned") if name == PINNED else COLUMNS[name]
+    return gettext("A, pinned") if name == PINNED else METHODS[name]
 
 
 def _highlighted(content: Answer) -> str:
@@ -134,7 +131,7 @@ def cost(name: str, costs: Costs, title: str = "") -> str:
     data = {kind: f"{speed:{_digits(speed)}}" for kind, speed in measured.items() if speed is not None}
     data["cache"] = formatting.size(column.kv)
     attributes = "".join(f' data-{kind}="{value}"' for kind, value in data.items())
-    heading = escape(gettext("Cost of {name}", name=title or COLUMNS[name]))
+    heading = escape(gettext("Cost of {name}", name=title or METHODS[name]))
     return f'<dl class="isx-cost"{attributes} aria-label="{heading}">{lines}</dl>'
 
 
@@ -201,7 +198,7 @@ def candidates(tokens: Sequence[NextToken], prompt: str) -> str:
         "Which token would each model predict next? Probability of the first token of the answer to “{prompt}”.",
         prompt=escape(prompt if len(prompt) <= 80 else prompt[:79] + "…"),
     )
-    head = _head(gettext("Token"), COLUMNS["dense"], COLUMNS["intraslice"])
+    head = _head(gettext("Token"), METHODS["dense"], METHODS["intraslice"])
     table = f'<table class="isx-next">{head}<tbody>{lines}</tbody></table>'
     return f'<p class="isx-note">{caption}</p>{table}'
 
@@ -228,10 +225,7 @@ def visible(token: str) -> str:
 
 
 def passage(view: Passage) -> str:
-    """The passage, each token coloured by its loss increase, with its scores as data attributes.
-
-    `assets/passage.js` fills the table of the tokens at which the models diverge most.
-    """
+    """The passage, each token coloured by its loss increase, with its scores, which `assets/passage.js` shows."""
     caption = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
         "have the same most likely token at {agreement:.0%} of the positions.",
@@ -255,7 +249,7 @@ def passage(view: Passage) -> str:
 
 def _diverging(lost: int) -> str:
     """The empty table of the tokens at which the models diverge most, its filter, and its buttons."""
-    dense, sliced = COLUMNS["dense"], COLUMNS["intraslice"]
+    dense, sliced = METHODS["dense"], METHODS["intraslice"]
     headings = [
         gettext("Token, after three others"),
         gettext("KL, nats"),

@@ -1,7 +1,4 @@
-"""What the Compare tab measures beside answers and costs: next tokens, scores of a passage, and facts.
-
-Facts are the models' answers to the library's short questions, stored for the default model, or measured in a job.
-"""
+"""What the Compare tab measures beside answers and costs: next tokens, scores of a passage, and short questions."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress

@@ -55,10 +55,7 @@ class TokenStream:
         self.state = "ended" if self.tokens and self.tokens[-1] in end_tokens(model) else "cut"
 
     def reach(self, work: Shared[None] | None, count: int) -> bool:
-        """Return whether there are more than `count` tokens, once that is certain. Raises as `generate` does.
-
-        `work` generates them, unless the answer has ended.
-        """
+        """Whether there are more than `count` tokens, once `work` has made that certain. Raises as `generate` does."""
         if work is not None and work.wait(until=lambda: len(self.tokens) > count):
             work.result()
         return len(self.tokens) > count
@@ -112,10 +109,7 @@ class Columns:
         return self.session.calibrations.load(job, request.calibration)
 
     def model(self, job: Job, request: Request, name: str, full_calibration: bool = True) -> PreTrainedModel:
-        """A method's model; without `full_calibration` from the sequences that the calibration has read so far.
-
-        Raises UserError if the cross-module method cannot reach the sparsity on this model.
-        """
+        """A method's model, from all sequences or those so far. Raises UserError if crossmodule misses the sparsity."""
         loaded = self.dense(job, request)
         if name == DENSE or request.slicing.sparsity == 0:
             return loaded.model

@@ -1,7 +1,6 @@
 """The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
 from ..ui.explainers import heading, note
-from ..ui.handlers import status_line
+from ..ui.handlers import Updates, status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
 from .models import Columns
@@ -126,13 +125,8 @@ def connect(panel: ComparePanel, context: Context) -> None:
 
 
 def answer(
-    columns: Columns,
-    request: Request,
-    question: Question,
-    pinned: Request | None,
-    other: str,
-    client: str,
-) -> Iterator[dict[str, Any]]:
+    columns: Columns, request: Request, question: Question, pinned: Request | None, other: str, client: str
+) -> Updates:
     """Answer one prompt with the dense, the IntraSlice and the cross-module model, and with the pinned setting's model.
 
     `other` is one more model with the same tokenizer, or empty. Yields the status and the answers (HTML). Temperature 0
@@ -167,16 +161,15 @@ def answer(
             shown, shown_at = latest, time.monotonic()
     if not latest or any(state in UNFINISHED for state in _states(latest)):
         columns.has_stopped.put(client, True)
-        ends = {name: "stopped" if column.state in UNFINISHED else column.state for name, column in latest.items()}
-        latest = {name: replace(column, state=ends[name]) for name, column in latest.items()}
+        stopped = {
+            name: replace(column, state="stopped") for name, column in latest.items() if column.state in UNFINISHED
+        }
+        latest = {**latest, **stopped}
         yield changes()
 
 
 def name_other(columns: Columns, request: Request, other: str, shown: str, client: str) -> dict[str, Any]:
-    """The column of another model before its answer, and its costs so far (HTML); empty without one.
-
-    `shown` is the column as it is now: an answer of the same model stays.
-    """
+    """The column of another model and its costs so far (HTML); an answer of the same model that is `shown` stays."""
     columns.session.jobs.set_view(client, other=other)
     if not other:
         return {"answer": "", "cost": ""}
@@ -190,17 +183,13 @@ def refuse_other(problem: ValueError) -> dict[str, Any]:
 
 
 def cached_costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> dict[str, Any]:
-    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML).
-
-    Leaves them unchanged while `costs` measures them: this answer may reach the browser after the last one of that.
-    """
+    """Parameters, cache, perplexity and speed of each column so far, and how they were measured (HTML)."""
+    # Not while `costs` measures them: this answer may reach the browser after the last one of that.
     is_measuring = columns.session.jobs.is_running(client, "costs", request=request, pinned=pinned, other=other)
     return {} if is_measuring else _cost_texts(columns, request, pinned, other)
 
 
-def costs(
-    columns: Columns, request: Request, pinned: Request | None, other: str, client: str
-) -> Iterator[dict[str, Any]]:
+def costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> Updates:
     """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
 
     Does nothing if the client stopped its last answer.
@@ -247,10 +236,8 @@ def _with_slicing_progress(answers: Answers, event: Status) -> Answers:
         done=event.done,
         total=event.total,
     )
-    is_sliced = [
-        name for name, column in answers.items() if column.state == "pending" and event.total and name != OTHER
-    ]
-    return {**answers, **{name: replace(answers[name], problem=progress) for name in is_sliced}}
+    sliced = {name: column for name, column in answers.items() if column.state == "pending" and name != OTHER}
+    return {**answers, **{name: replace(column, problem=progress) for name, column in sliced.items() if event.total}}
 
 
 def _states(answers: Answers) -> list[str]:

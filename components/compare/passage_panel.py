@@ -1,6 +1,6 @@
 """Below the answers: next-token probabilities of both models, and a passage coloured by the loss increase per token."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
 from ..ui.explainers import fold, heading, note
-from ..ui.handlers import status_line
+from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
 from . import html, measure
 from .models import Columns
@@ -62,7 +62,7 @@ def connect(
     every([context.measured.change, context.opened["compare"].change], **scores)
 
 
-def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
+def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Updates:
     """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML).
 
     Does nothing if the client stopped its last answer.
@@ -72,22 +72,20 @@ def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, clie
         yield from _next_tokens(columns, request, prompt, raw, client)
 
 
-def passage(columns: Columns, request: Request, passage: str, client: str) -> Iterator[dict[str, Any]]:
+def passage(columns: Columns, request: Request, passage: str, client: str) -> Updates:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
     work = partial(measure.score_tokens, columns=columns, request=request, text=passage)
     yield from _results(columns.session, request, client, "passage", work, "scored", html.passage)
 
 
-def after_slice(
-    columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str
-) -> Iterator[dict[str, Any]]:
+def after_slice(columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str) -> Updates:
     """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
     if columns.session.is_calibrated(request) and columns.session.is_sliced(request):
         yield from _next_tokens(columns, request, prompt, raw, client)
         yield from passage(columns, request, sample, client)
 
 
-def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Iterator[dict[str, Any]]:
+def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Updates:
     work = partial(measure.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
     draw = partial(html.candidates, prompt=prompt)
     yield from _results(columns.session, request, client, "next tokens", work, "candidates", draw)
@@ -95,7 +93,7 @@ def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, cli
 
 def _results(
     session: Session, request: Request, client: str, kind: str, work: Work, output: str, draw: Callable[[Any], str]
-) -> Iterator[dict[str, Any]]:
+) -> Updates:
     """The statuses of a job, and what it returns, drawn in `output`; an error is both."""
     ready = partial(session.ready, request)
     for event in session.jobs.run(client, kind, lambda job: job.emit(work(job)), ready=ready, request=request):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from intraslice.diagnostics.token_scores import NextToken as NextToken
@@ -14,21 +13,12 @@ from intraslice.evaluation.facts import Question as FactQuestion
 from intraslice.evaluation.facts import fact_counts as fact_counts
 from intraslice.evaluation.generation import Sampling
 
-from ..i18n.language import LazyString, lazy_gettext
 from ..state.views import HERE, PrecomputedCosts, Provenance
-from ..ui.labels import METHODS, Terms
 
+COLUMNS = ("dense", "intraslice", "crossmodule")
 PINNED = "pinned"  # the column of the pinned setting A, if a setting is pinned
 OTHER = "other"  # the column of another model, if one is named
 MAX_GUESSES = 3  # of either model, per token of the passage
-COLUMNS = Terms(
-    {
-        "dense": lazy_gettext("Dense"),
-        **{name: LazyString(partial(METHODS.__getitem__, name)) for name in ("intraslice", "crossmodule")},
-    }
-)
-
-
 TOKENS = Sampling.max_new_tokens
 
 
@@ -61,26 +51,18 @@ class Answer:
     loops: bool = False  # four tokens in a row come three times
     identical: bool = False  # to its end, with the dense answer
 
-    @property
-    def text(self) -> str:
-        """The whole answer."""
-        return self.shared + self.token + self.rest
-
 
 @dataclass(frozen=True)
 class Cost:
-    """The costs of one column's model; None if not measured yet. Speeds are in tokens per second.
-
-    `divergence` is KL from the dense model in nats per token, with its standard error if that is known.
-    """
+    """The costs of one column's model; None if not measured yet."""
 
     parameters: int
     removed: float  # fraction of the layers' parameters
     kv: float  # bytes per token
     perplexity: float | None = None
-    prefill: float | None = None
+    prefill: float | None = None  # tokens per second
     decode: float | None = None
-    divergence: tuple[float, float | None] | None = None
+    divergence: tuple[float, float | None] | None = None  # KL from dense, nats per token, and its standard error
     precomputed: PrecomputedCosts | None = None
 
 
@@ -102,11 +84,7 @@ class FactsColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class FactsView:
-    """The questions, and the answers of each column's model at a setting.
-
-    `lost` and `gained` are indices of the questions whose level changes by slicing, first those that the dense model is
-    most certain of.
-    """
+    """The questions, each column's answers, and indices of those lost and gained, the dense model's surest first."""
 
     questions: Sequence[FactQuestion]
     columns: Mapping[str, FactsColumn]

@@ -31,9 +31,9 @@ BYTES_PER_PARAMETER = {"q8_0": 34 / 32, "f16": 2.0}  # q8_0: 32 values and their
 
 
 class ModelFile(NamedTuple):
-    """A GGUF file: its name, its size in bytes, and the SHA-256 of its content."""
+    """A GGUF file, its size in bytes, and the SHA-256 of its content."""
 
-    name: str
+    path: Path
     size: int
     sha256: str
 
@@ -43,31 +43,30 @@ class ModelFiles:
 
     def __init__(self) -> None:
         self._downloads = Downloads(limits.DEVICE_FILES, limits.DEVICE_FILE_SECONDS)
-        self._written: dict[str, tuple[Path, ModelFile]] = {}
+        self._written: dict[str, ModelFile] = {}
         self._lock = threading.Lock()
 
-    def find(self, name: str) -> tuple[Path, ModelFile] | None:
-        """A file's path, size and digest, or None if it is not there (any more)."""
+    def find(self, name: str) -> ModelFile | None:
+        """The file of this name, or None if it is not there (any more)."""
         with self._lock:
-            self._written = {other: entry for other, entry in self._written.items() if entry[0].is_file()}
+            self._written = {other: file for other, file in self._written.items() if file.path.is_file()}
             found = self._written.get(name)
         if found is not None:
-            self._downloads.touch(found[0])
+            self._downloads.touch(found.path)
         return found
 
     def prepare(self, job: Job, session: Session, request: Request, file_type: FileType = "q8_0") -> list[ModelFile]:
         """The dense model's file, and the sliced one's unless nothing is removed; written if they are not there.
 
-        Raises UserError for a model that llama.cpp cannot run, if there is no room, or if the WebAssembly files cannot
-        be fetched; or for another type.
+        Raises UserError if llama.cpp cannot run them, without room or WebAssembly files, or for another type.
         """
-        require_type(file_type)
+        checks.one_of("Model files", file_type, FILE_TYPES)
         job.share(("device", "engine"), _fetch_engine)
         files = []
         for method in (DENSE, *(["intraslice"] if request.slicing.sparsity else [])):
-            found = self.find(name := file_name(request, method, file_type))
+            name = file_name(request, method, file_type)
             write = partial(self._write, session=session, request=request, method=method, file_type=file_type)
-            files.append(found[1] if found else job.share(("device", name), write))
+            files.append(self.find(name) or job.share(("device", name), write))
         return files
 
     def _write(self, job: Job, session: Session, request: Request, method: str, file_type: FileType) -> ModelFile:
@@ -79,9 +78,9 @@ class ModelFiles:
             job.emit(Status(lazy_gettext("Writing the files for your device")))
             with job.waiting():
                 path = self._downloads.put(name, write, size)
-                file = ModelFile(name, path.stat().st_size, file_sha256(path))
+                file = ModelFile(path, path.stat().st_size, file_sha256(path))
             with self._lock:
-                self._written[name] = path, file
+                self._written[name] = file
         return file
 
 
@@ -90,11 +89,6 @@ def _fetch_engine(job: Job) -> None:
         job.emit(Status(lazy_gettext("Fetching the WebAssembly files")))
         with job.waiting():
             wllama.fetch()
-
-
-def require_type(value: object) -> None:
-    """Raises UserError unless `value` is one of `FILE_TYPES`."""
-    checks.one_of("Model files", value, FILE_TYPES)
 
 
 def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> str:
@@ -108,10 +102,7 @@ def file_name(request: Request, method: str, file_type: FileType = "q8_0") -> st
 def writer(
     job: Job, session: Session, request: Request, method: str, file_type: FileType = "q8_0"
 ) -> tuple[Callable[[Path], object], int]:
-    """A function that writes the file of a setting's dense or sliced model, and its approximate size in bytes.
-
-    Slices first if necessary. Raises UserError for a model that llama.cpp cannot run.
-    """
+    """What writes the file of a setting's model, and its approximate bytes. Raises UserError if llama.cpp has none."""
     loaded = session.calibrations.load(job, request.calibration)
     require_deci_layers(loaded.model)
     model = loaded.model if method == DENSE else session.slice(job, request)

@@ -108,7 +108,7 @@ def routes(files: ModelFiles) -> Sequence[Route]:
     def model(request: Request) -> Response:
         if (found := files.find(request.path_params["name"])) is None:
             return _missing()
-        return _answer(request, found[0], "application/octet-stream", found[1].sha256)
+        return _answer(request, found.path, "application/octet-stream", found.sha256)
 
     return [Route(f"/{ENGINE}{{name}}", engine), Route(f"/{MODELS}{{name}}", model)]
 

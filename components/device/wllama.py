@@ -21,6 +21,7 @@ from .. import limits
 
 log = logging.getLogger(__name__)
 PACKAGE, VERSION, LICENCE = "@wllama/wllama", "3.13.0", "MIT"
+ABOUT = f"{PACKAGE.rpartition('/')[2]} {VERSION} ({LICENCE})"
 CDN = f"https://cdn.jsdelivr.net/npm/{PACKAGE}@{VERSION}"
 FILES = {  # by the name under which the page serves it: its path in the package, and its SHA-256
     "index.js": ("esm/index.js", "fffd95c16ca191f31f4303664a05189c43d0cb20c52b67276c04e8857b138b64"),
@@ -39,12 +40,9 @@ def is_fetched() -> bool:
 
 
 def fetch() -> Path:
-    """The folder of the files, which are fetched if one is missing or damaged.
+    """The folder of the files, which one process fetches if one is missing or damaged, while others wait for it.
 
-    Safe with several processes: one fetches, the others wait for it.
-
-    Raises:
-        UserError: neither npm nor the CDN has them, a hash is not the pinned one, or the cache cannot be written.
+    Raises UserError if neither npm nor the CDN has them, a hash is wrong, or the cache cannot be written.
     """
     target = folder()
     if _intact(target):

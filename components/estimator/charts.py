@@ -7,7 +7,7 @@ from typing import Any
 from ..i18n.language import gettext, lazy_gettext, number, translate
 from ..ratios.charts import add_bars, add_line
 from ..state import choices
-from ..state.views import ConvergenceView
+from ..state.views import ConvergenceView, Provenance
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
 from ..ui.labels import ESTIMATORS, MODULES
@@ -28,10 +28,7 @@ LINES = {
 
 
 def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selected: int = 0) -> Chart:
-    """KL from the dense model with each module sliced alone, over the predicted damage; empty axes if not measured.
-
-    Uniform ratios predict nothing; the chart then shows the first estimator that predicts.
-    """
+    """KL from the dense model with each module sliced alone, over what `shown_estimator` predicts; None: empty axes."""
     estimator = shown_estimator(view, estimator)
     checks = view.agreement.modules.to_dict("records") if view else []
     fig = Figure(2, f"estimator-check-{view is None}", side_by_side=True, hovermode="closest")
@@ -58,16 +55,14 @@ def estimator_check_chart(view: EstimatorCheckView | None, estimator: str, selec
     return fig.chart(
         gettext("Estimator check: predicted against measured damage"),
         note,
-        figure.table(
-            {
-                gettext("Layer"): [str(check["layer"]) for check in checks],
-                gettext("Module"): [MODULES[check["module"]] for check in checks],
-                gettext("KL from dense"): [number(check["damage"], ".5f") for check in checks],
-                gettext("± std. error"): [number(check["standard_error"] or 0.0, ".5f") for check in checks],
-                gettext("Rank"): [str(check["place"]) for check in checks],
-                predicted_rank: [str(check[f"place_{estimator}"]) for check in checks],
-            }
-        ),
+        {
+            gettext("Layer"): [str(check["layer"]) for check in checks],
+            gettext("Module"): [MODULES[check["module"]] for check in checks],
+            gettext("KL from dense"): [number(check["damage"], ".5f") for check in checks],
+            gettext("± std. error"): [number(check["standard_error"] or 0.0, ".5f") for check in checks],
+            gettext("Rank"): [str(check["place"]) for check in checks],
+            predicted_rank: [str(check[f"place_{estimator}"]) for check in checks],
+        },
         hint=gettext("Click a point.") if view else "",
         protocol=formatting.provenance(view.source) if view else "",
         layers=1 + max((check["layer"] for check in checks), default=-1),
@@ -156,17 +151,19 @@ def search_chart(view: RatioSearchView | None, estimator: str, selected: int = 0
     return fig.chart(
         gettext("Ratio search"),
         note,
-        (
-            [
-                gettext("Layer"),
-                *(gettext("{module}, planned ratio", module=name) for name in MODULES.values()),
-                *(gettext("{module}, start", module=name) for name in MODULES.values()),
-            ],
-            [
-                [str(layer), *(number(ratios[layer, module], ".1%") for ratios in (found, start) for module in MODULES)]
-                for layer in layers
-            ],
-        ),
+        {
+            gettext("Layer"): map(str, layers),
+            **{
+                gettext("{module}, planned ratio", module=name): [
+                    number(found[layer, module], ".1%") for layer in layers
+                ]
+                for module, name in MODULES.items()
+            },
+            **{
+                gettext("{module}, start", module=name): [number(start[layer, module], ".1%") for layer in layers]
+                for module, name in MODULES.items()
+            },
+        },
     )
 
 
@@ -193,10 +190,8 @@ def convergence_chart(view: ConvergenceView | None) -> Chart:
             latest=latest,
             conclusion=_conclusion(view),
         ),
-        figure.table(columns),
-        protocol=""
-        if latest == total
-        else gettext("Calibrated on {sequences} of {of} sequences so far.", sequences=latest, of=total),
+        columns,
+        protocol=formatting.provenance(Provenance("so far" if latest < total else "here", latest, total)),
     )
 
 

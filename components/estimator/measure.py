@@ -1,8 +1,7 @@
 """What the sections of the Estimator tab measure: the estimator check, and the ratio search.
 
-The check slices every module alone and measures it on held-out text, against the predicted damage; that of the default
-model is precomputed (`make_snapshots.py`), and the page opens with it. The search is the library's at the chosen
-sparsity, with a view after every generation.
+The check slices every module alone and compares the damage on held-out text with the predicted one; that of the default
+model is precomputed. The search is the library's at the chosen sparsity, with a view after every generation.
 """
 
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, compare_ranks, measure_sensitivity
 from intraslice.planning.profile import Profile
+from intraslice.pretrained.precision import Precision
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
@@ -21,7 +21,6 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..ratios.ratio_files import locked_text
 from ..state.caches import BoundedCache
-from ..state.calibrations import Calibrated
 from ..state.precomputed import SENSITIVITY
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
@@ -52,9 +51,9 @@ class EstimatorCheckCache:
             calibrated = self.session.calibrated(request)
             sensitivity = cached_sensitivity(calibrated.loaded, calibrated.stats, calibrated.windows, RATIO)
             if sensitivity is not None:
-                return self._view(key, calibrated, sensitivity)
+                return self._views.put(key, estimator_check_view(sensitivity, source.profile, key.dtype))
         found = self.session.precomputed.find(SENSITIVITY, key, Sensitivity)
-        return estimator_check_view(found.value, source.profile, source=found.source) if found else None
+        return estimator_check_view(found.value, source.profile, found.entry.dtype, found.source) if found else None
 
     def measure(self, request: Request, client: str) -> Iterator[Status | EstimatorCheckView]:
         """Measure the missing modules; ends with the view or an error status. Finished modules are cached."""
@@ -64,21 +63,19 @@ class EstimatorCheckCache:
             progress = job_progress(job, lazy_gettext("Slicing each module alone:"))
             loaded, stats, windows = calibrated.loaded, calibrated.stats, calibrated.windows
             sensitivity = measure_sensitivity(loaded, stats, windows, RATIO, progress=progress)
-            job.emit(self._view(request.calibration, calibrated, sensitivity))
+            view = estimator_check_view(sensitivity, calibrated.source.profile, request.calibration.dtype)
+            job.emit(self._views.put(request.calibration, view))
 
         yield from self.session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
 
-    def _view(self, key: CalibrationKey, calibrated: Calibrated, sensitivity: Sensitivity) -> EstimatorCheckView:
-        note = lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=key.dtype, nats=0.002)
-        rounding = "" if key.dtype == "float32" else note
-        return self._views.put(key, estimator_check_view(sensitivity, calibrated.source.profile, rounding))
-
 
 def estimator_check_view(
-    sensitivity: Sensitivity, profile: Profile, rounding: str = "", source: Provenance = HERE
+    sensitivity: Sensitivity, profile: Profile, dtype: Precision, source: Provenance = HERE
 ) -> EstimatorCheckView:
     """Measured and predicted damage, as plain numbers."""
     assert sensitivity.ratio is not None  # measured alone, not in context
+    note = lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=dtype, nats=0.002)
+    rounding = "" if dtype == "float32" else note
     measured_on = lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding)
     return EstimatorCheckView(sensitivity.ratio, compare_ranks(sensitivity, profile), measured_on, source)
 
@@ -95,14 +92,12 @@ class RatioSearches:
         return self._views.get((request.calibration, _config_of(request)))
 
     def locked(self, request: Request) -> str:
-        """The ratios that a search found so far, as locked ratios. Raises UserError if there are none.
-
-        The MLP that loses least stays unlocked: it makes up what the found size differs from the target.
-        """
+        """The ratios that a search found so far, as locked ratios. Raises UserError if there are none."""
         view = self.cached(request)
         if view is None:
             raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
         ratios = view.found.ratios
+        # The MLP that loses least makes up what the found size differs from the target.
         unlocked = min((place for place in sorted(ratios) if place[1] == "mlp"), key=ratios.__getitem__)
         return locked_text((*place, ratio) for place, ratio in sorted(ratios.items()) if place != unlocked)
 

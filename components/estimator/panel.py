@@ -1,7 +1,8 @@
 """The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from html import escape
+from math import prod
 from typing import Any
 
 import gradio as gr
@@ -17,7 +18,7 @@ from ..ui import figure, formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.figure import Chart
-from ..ui.handlers import LiveOutput
+from ..ui.handlers import LiveOutput, Updates
 from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
 from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
 from .measure import CHECK_JOB, SEARCH_JOB, EstimatorCheckCache, RatioSearches
@@ -32,11 +33,8 @@ NOTICE = lazy_gettext(
 class Section:
     """A section whose numbers a job of minutes measures, empty until the tab is opened; created inside a `gr.Tab`.
 
-    Args:
-        draw: makes the chart of a view or None, for an estimator and the chosen layer.
-        summarise: makes the summary of a view or None, for an estimator (HTML).
-        job: its kind, which is also the endpoint's name.
-        name: the beginning of the components' ids.
+    `draw` and `summarise` (HTML) take a view or None, and an estimator; `draw` also the chosen layer. `job` is the
+    job's kind and the endpoint's name, `name` the beginning of the components' ids.
     """
 
     def __init__(
@@ -69,11 +67,8 @@ class Section:
         job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
         return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
 
-    def measure(self, request: Request, layer: int, client: str) -> Iterator[dict[str, Any]]:
-        """Measure the numbers; yields chart (JSON), summary and progress (HTML).
-
-        It continues when the settings change; chart and summary are then those of the new ones.
-        """
+    def measure(self, request: Request, layer: int, client: str) -> Updates:
+        """Measure the numbers, also when the settings change; yields the chart (JSON), summary and progress (HTML)."""
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
                 notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
@@ -184,16 +179,11 @@ def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
 
 
 def _misjudged(module: Misjudged, name: str) -> str:
-    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name}
-    if module.measured < module.predicted:
-        return gettext(
-            "Slicing layer {layer}'s {module} does more damage than {name} predicts: measured rank {measured} "
-            "of {of}, predicted rank {predicted}.",
-            **values,
-        )
+    more = gettext("more" if module.measured < module.predicted else "less")
+    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name, "more": more}
     return gettext(
-        "Slicing layer {layer}'s {module} does less damage than {name} predicts: measured rank {measured} of "
-        "{of}, predicted rank {predicted}.",
+        "Slicing layer {layer}'s {module} does {more} damage than {name} predicts: measured rank {measured} of {of}, "
+        "predicted rank {predicted}.",
         **values,
     )
 
@@ -219,6 +209,6 @@ def search_summary(view: RatioSearchView | None, estimator: str) -> str:
         text += " " + gettext(
             "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
             "When the search ends, KL is measured on other text.",
-            change=view.change,
+            change=prod(1 + change for change in view.found.changes) - 1,
         )
     return f'<div class="isx-words"><p>{text}</p></div>'

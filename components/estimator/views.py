@@ -1,7 +1,6 @@
 """What the sections of the Estimator tab show, as plain numbers."""
 
 from dataclasses import dataclass
-from math import prod
 
 from intraslice.diagnostics.sensitivity import Misjudged as Misjudged
 from intraslice.diagnostics.sensitivity import RankAgreement
@@ -25,10 +24,7 @@ class EstimatorCheckView:
 
 @dataclass(frozen=True)
 class RatioSearchView:
-    """What a search found so far, the ratios with which it began, and its budget in dense passes.
-
-    Until the end, KL is measured on the windows that decided.
-    """
+    """What a search found so far, the ratios with which it began, and its budget in dense passes."""
 
     start: Ratios
     found: SearchProgress | SearchResult
@@ -38,8 +34,3 @@ class RatioSearchView:
     def is_complete(self) -> bool:
         """Whether the budget is spent."""
         return isinstance(self.found, SearchResult)
-
-    @property
-    def change(self) -> float:
-        """The product of the generations' changes of KL, less 1; it is too good, since these windows decided."""
-        return prod(1 + change for change in self.found.changes) - 1

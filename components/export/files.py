@@ -118,11 +118,10 @@ def answers(
     return texts
 
 
-def write_plan(session: Session, request: Request, path: Path) -> None:
-    """Write the plan as JSON. Raises UserError if the model is not calibrated."""
+def plan_json(session: Session, request: Request) -> str:
+    """The plan as JSON. Raises UserError if the model is not calibrated."""
     record = plan_record(session, request)
-    record["asked"] = record["requested"]  # as clients know it
-    path.write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return json.dumps(record | {"asked": record["requested"]}, indent=1)  # as clients know it
 
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:
@@ -153,10 +152,7 @@ def write_checkpoint(job: Job, session: Session, request: Request, downloads: Do
 def write_gguf_file(
     job: Job, session: Session, request: Request, downloads: Downloads, gguf_type: str = "f16"
 ) -> Export:
-    """Slice, or take the slice from memory, and write it for llama.cpp; the remark has the amount of padding.
-
-    Raises UserError for an unknown type, or for a model that llama.cpp cannot run.
-    """
+    """Slice if necessary, and write for llama.cpp; the remark has the padding. Raises UserError for a wrong type."""
     checks.one_of("GGUF type", gguf_type, GGUF_CHOICES)
     padding = 0
 
@@ -179,10 +175,7 @@ def write_gguf_file(
 def _sliced(
     job: Job, session: Session, request: Request
 ) -> Iterator[tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, Any]]]:
-    """A turn to write: the sliced model, its tokenizer, and its record.
-
-    Nobody holds a model while waiting for the turn: those of many exports would fill the memory.
-    """
+    """A turn to write: the sliced model, its tokenizer, and its record. Who waits holds no model, to save memory."""
     if request.slicing.sparsity == 0:
         raise UserError("At 0% nothing is removed, so there is no sliced model to save. Move the slider first.")
     session.slice(job, request)  # in the cache, unless its memory is needed

@@ -41,10 +41,7 @@ Result = TypeVar("Result")
 
 
 class Publisher:
-    """Measures the steps of published pages and caches them, so that a stopped page continues where it was.
-
-    Measurements of the tabs Spectra, Activations and Compare are reused.
-    """
+    """Measures the steps of published pages with the tabs' caches, and caches them: a stopped page continues."""
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, facts: FactsCache) -> None:
         self._spectra, self._shifts, self._facts, self._columns = spectra, shifts, facts, facts.columns
@@ -52,10 +49,7 @@ class Publisher:
         self._steps: BoundedCache[tuple[CalibrationKey, SliceConfig, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
-        """Measure everything on a published page that opens at these settings; ignores manual ratios.
-
-        Raises UserError before any work if the choice or the settings are invalid.
-        """
+        """Measure all of a page that opens at this setting, less manual ratios. Raises UserError before any work."""
         request, choice = request.with_settings(locked=""), _validated(choice)
         requests = [request.with_settings(sparsity=percent) for percent in choice.percents]
         job.urgency = Urgency.BACKGROUND
@@ -185,10 +179,7 @@ def _sweep(request: Request, steps: Sequence[Step]) -> SweepView:
 def command(
     recipe: Recipe, device: str, place: Sequence[str], percents: Sequence[float], prompts: Sequence[str]
 ) -> str:
-    """The shell command that reproduces a page or a site.
-
-    `place` is the option that names what it writes; without `percents` it has those by default.
-    """
+    """The shell command for a page or a site, which the option `place` names; `percents` may be the default: empty."""
     options = [*place]
     options += ["--sparsities", *(f"{percent / 100:g}" for percent in percents)] if percents else []
     options += [] if tuple(prompts) == PROMPTS else ["--prompts", *prompts]

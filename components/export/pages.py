@@ -14,21 +14,14 @@ from html import escape
 from string import Template
 from typing import Any
 
+from intraslice.core.errors import UserError
+
 from ..activations.charts import MEASURES, TITLES, shift_chart
 from ..activations.charts import protocol as shift_protocol
 from ..compare.charts import facts_chart
 from ..compare.html import answer, passage
 from ..compare.views import COLUMNS
-from ..i18n.language import (
-    ENGLISH,
-    gettext,
-    language,
-    lazy_gettext,
-    long_text,
-    number,
-    percentage,
-    translate,
-)
+from ..i18n.language import ENGLISH, gettext, language, lazy_gettext, long_text, number, percentage, translate
 from ..ratios.anatomy_charts import map_chart
 from ..ratios.charts import ratio_chart
 from ..spectra.charts import variance_chart
@@ -37,7 +30,7 @@ from ..sweep.charts import removed_chart
 from ..ui import figure, formatting
 from ..ui.chart_bridge import PLOTLY, template
 from ..ui.figure import Chart, Json
-from ..ui.labels import ESTIMATORS
+from ..ui.labels import ESTIMATORS, METHODS
 from ..ui.palette import css_variables
 from ..ui.screen import headline
 from ..ui.scripts import asset, scoped, shared
@@ -53,10 +46,6 @@ REFERENCE = "$"  # {"$": 7} refers to the eighth part; no key of a chart has thi
 NOTHING_REMOVED = lazy_gettext("Nothing is removed, so nothing shifts.")
 
 
-class TooLarge(ValueError):
-    """A page or a site exceeds `MAX_BYTES`."""
-
-
 def embed(name: str) -> str:
     """The line of HTML that embeds the one-file page in another page."""
     name = escape(name)
@@ -65,17 +54,15 @@ def embed(name: str) -> str:
 
 
 def page(published: Published) -> str:
-    """The one-file page. Raises TooLarge if it exceeds `MAX_BYTES`."""
+    """The one-file page. Raises UserError if it exceeds `MAX_BYTES`."""
     command = published.command if language() == ENGLISH else f"{published.command} --language {language()}"
     text = document(article("published.html", published, command=escape(command)), content(published), "page")
     if (size := len(text.encode())) > MAX_BYTES:
-        raise TooLarge(
-            lazy_gettext(
-                "The page is {size:.1f} MB; expected at most {limit:.0f} MB. Run `python -m intraslice publish` with "
-                "fewer values of --sparsities.",
-                size=size / 1e6,
-                limit=MAX_BYTES / 1e6,
-            )
+        raise UserError(
+            "The page is {size:.1f} MB; expected at most {limit:.0f} MB. Run `python -m intraslice publish` with fewer "
+            "values of --sparsities.",
+            size=size / 1e6,
+            limit=MAX_BYTES / 1e6,
         )
     return text
 
@@ -117,12 +104,11 @@ def _filled(chart: Chart, table: bool) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
         return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
-    rows = "".join(row(cells, "td") for cells in chart.rows)
     parts = {
         "title": escape(chart.title),
         "note": escape(chart.caption()),
         "head": row(chart.columns, "th"),
-        "rows": rows,
+        "rows": "".join(row(cells, "td") for cells in chart.rows),
     }
     html = template(420, table)
     for name, text in parts.items():
@@ -133,10 +119,8 @@ def _filled(chart: Chart, table: bool) -> str:
 def document(article: str, content: Json, kind: str, style: str = "", scripts: str = "") -> str:
     """A whole file: an article in the frame, with the content that its charts and numbers come from.
 
-    Args:
-        kind: "page", "report" or "site"; a site has plotly.js and models in files of their own.
-        style: CSS after that of all documents.
-        scripts: JavaScript before that of all documents.
+    The `kind` is "page", "report" or "site", which has plotly.js and models in files of their own. `style` comes after
+    the CSS of all documents, `scripts` before their JavaScript.
     """
     is_site = kind == "site"
     return Template(asset("published/frame.html")).substitute(
@@ -282,7 +266,7 @@ def _table(step: Step) -> str:
         (gettext("Perplexity relative to dense"), "", *map(formatting.with_error, (measured.ratio, step.cross_ratio))),
     ]
     problems = (f'<p class="isx-quiet">{escape(translate(text))}</p>' for text in step.costs.problems.values())
-    return formatting.table(list(COLUMNS.values()), rows) + "".join(problems)
+    return formatting.table([METHODS[name] for name in COLUMNS], rows) + "".join(problems)
 
 
 def _protocol(published: Published) -> str:

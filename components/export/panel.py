@@ -1,6 +1,6 @@
 """The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from ..sweep.views import SweepChoice
 from ..ui import formatting
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import heading, note
-from ..ui.handlers import LiveOutput, status_line
+from ..ui.handlers import LiveOutput, Updates, status_line
 from ..ui.scripts import on_load
 from . import files, pages
 from .measure import Publisher
@@ -125,7 +125,7 @@ def preview(session: Session, request: Request, layer: int, prompt: str, client:
     return shown | {"embed": pages.embed(files.model_label(request.calibration.model))}
 
 
-def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Iterator[dict[str, Any]]:
+def checkpoint(session: Session, downloads: Downloads, request: Request, client: str) -> Updates:
     """The sliced model as a zip: safetensors, JSON and tokenizer; slices first if necessary.
 
     Yields two status lines (HTML), then the file.
@@ -134,9 +134,7 @@ def checkpoint(session: Session, downloads: Downloads, request: Request, client:
     yield from _written(session, request, "checkpoint", write, client)
 
 
-def gguf(
-    session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str
-) -> Iterator[dict[str, Any]]:
+def gguf(session: Session, downloads: Downloads, request: Request, gguf_type: str, client: str) -> Updates:
     """The sliced model as one file for llama.cpp; slices first if necessary. `gguf_type` is f16, q8_0, q5_0 or q4_0.
 
     Yields two status lines (HTML), then the file.
@@ -145,9 +143,7 @@ def gguf(
     yield from _written(session, request, "gguf", write, client)
 
 
-def published(
-    session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str
-) -> Iterator[dict[str, Any]]:
+def published(session: Session, downloads: Downloads, publisher: Publisher, request: Request, client: str) -> Updates:
     """All steps from 0 to 60 % as one HTML file that needs no server: measures the missing ones, which takes minutes.
 
     Yields two status lines (HTML), then the file.
@@ -158,14 +154,14 @@ def published(
         content = publisher.publish(job, request, Choice())
         job.emit(Status(lazy_gettext("Writing the page")))
         with job.waiting(), use_language(code):
-            return files.Export(_put(downloads, content.name, pages.page(content)))
+            return files.Export(Path(downloads.put_text(f"{content.name}.html", pages.page(content))))
 
     yield from _written(session, request, "page", write, client)
 
 
 def _written(
     session: Session, request: Request, kind: str, write: Callable[[Job], files.Export], client: str
-) -> Iterator[dict[str, Any]]:
+) -> Updates:
     written: list[files.Export] = []
 
     def ready() -> Status:
@@ -183,15 +179,9 @@ def _written(
         yield {"status": status_line(event), "progress": formatting.status(event)} | file
 
 
-def _put(downloads: Downloads, name: str, text: str) -> Path:
-    return downloads.put(f"{name}.html", lambda path: path.write_text(text, encoding="utf-8"))
-
-
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    session.slice_plan(request)  # raises an error before any file is written
-    name = f"{files.checkpoint_name(request)}-plan.json"
-    return str(downloads.put(name, lambda path: files.write_plan(session, request, path)))
+    return downloads.put_text(f"{files.checkpoint_name(request)}-plan.json", files.plan_json(session, request))
 
 
 def report(
@@ -217,7 +207,7 @@ def report(
     settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
     title = files.checkpoint_name(request)
     text = pages.report(title, settings._asdict(), view, session.perplexities(request), charts, code)
-    return str(_put(downloads, title, text))
+    return downloads.put_text(f"{title}.html", text)
 
 
 def connect(panel: ExportPanel, context: Context) -> None:

@@ -7,6 +7,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from intraslice.core.errors import UserError
+
 from ..device import wllama
 from ..device.files import writer
 from ..i18n.language import ENGLISH, LANGUAGES, gettext, lazy_gettext, use_language
@@ -39,10 +41,7 @@ article also open from disk. The models run in the browser with $engine.
 
 
 def write_models(job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path) -> list[Json]:
-    """Write the dense model and the slices at these percentages; returns the percentage, address and bytes of each.
-
-    Raises UserError if llama.cpp cannot run them.
-    """
+    """Write the models at these percentages; returns each one's percentage, address and bytes. Raises UserError."""
     (folder / MODELS).mkdir()
     models = []
     for done, percent in enumerate(percents):
@@ -57,17 +56,11 @@ def write_models(job: Job, session: Session, request: Request, percents: Sequenc
 
 
 def write_pages(folder: Path, published: Published, models: Sequence[Json], docs: str = "") -> int:
-    """Write everything but the models; returns its size in bytes, without the WebAssembly files.
+    """Write everything but the models, with links to `docs`; returns its bytes, without the WebAssembly files.
 
-    Args:
-        docs: the address of a documentation, which the articles link to.
-
-    Raises:
-        TooLarge: it exceeds `MAX_BYTES` of pages.py.
-        UserError: the WebAssembly files cannot be fetched.
+    Raises UserError if it exceeds `MAX_BYTES` of pages.py, or if the WebAssembly files cannot be fetched.
     """
-    about = f"{wllama.PACKAGE.rpartition('/')[2]} {wllama.VERSION} ({wllama.LICENCE})"
-    more = {"models": list(models), "engine": f"{ENGINE}/", "about": about}
+    more = {"models": list(models), "engine": f"{ENGINE}/", "about": wllama.ABOUT}
     passage = f"((element) => {{ {asset('passage.js')} }})(document.getElementById('tokens'));"
     scripts, style = scoped(*DEVICE) + passage + asset("published/site.js"), asset("device/device.css")
     for code in LANGUAGES:
@@ -78,14 +71,15 @@ def write_pages(folder: Path, published: Published, models: Sequence[Json], docs
         (folder / _page_name(code)).write_text(text, encoding="utf-8")
     shutil.copyfile(PLOTLY, folder / PLOTLY.name)
     title = json.dumps(f"How much of {published.name} can be removed?")
-    readme = README.substitute(title=title, command=published.command, engine=about)
+    readme = README.substitute(title=title, command=published.command, engine=wllama.ABOUT)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if size > pages.MAX_BYTES:
-        limit = pages.MAX_BYTES / 1e6
-        raise pages.TooLarge(
-            f"the site is {size / 1e6:.1f} MB without its models, expected at most {limit:.0f} MB; use a smaller "
-            "model or fewer --prompts"
+        raise UserError(
+            "the site is {size:.1f} MB without its models, expected at most {limit:.0f} MB; use a smaller model or "
+            "fewer --prompts",
+            size=size / 1e6,
+            limit=pages.MAX_BYTES / 1e6,
         )
     shutil.copytree(wllama.fetch(), folder / ENGINE, ignore=shutil.ignore_patterns(".lock"))
     return size

@@ -16,10 +16,7 @@ PROMPTS = (PROMPT, "Write a short letter to a friend.", "Explain what a language
 
 
 class Choice(NamedTuple):
-    """The slider's steps in per cent, the prompts answered at each step, and the maximum number of new tokens.
-
-    With a `passage`, its tokens are scored at each step, too.
-    """
+    """The slider's steps in per cent; the prompts, the most tokens of an answer, and the passage to score at each."""
 
     percents: Sequence[float] = tuple(range(0, 61, 5))
     prompts: Sequence[str] = PROMPTS
@@ -29,22 +26,17 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """Everything at one position of the slider.
-
-    `spectra` is by layer, `answers` by prompt and column. `cross` is the perplexity of the cross-module model and
-    `cross_ratio` its ratio to the dense one; both are None if the method cannot reach the sparsity. `shift` is None at
-    0 %.
-    """
+    """Everything at one position of the slider; `answers` are by prompt and column."""
 
     percent: float
     plan: PlanView
     anatomy: MapView
     perplexities: Perplexities
     costs: Costs
-    cross: Reading | None
-    cross_ratio: Reading | None
-    spectra: tuple[SpectraView, ...]
-    shift: ShiftView | None
+    cross: Reading | None  # perplexity of the cross-module model, if that reaches the sparsity
+    cross_ratio: Reading | None  # to the dense one
+    spectra: tuple[SpectraView, ...]  # by layer
+    shift: ShiftView | None  # None at 0 %
     answers: tuple[Mapping[str, Answer], ...]
     facts: FactsView
     passage: Passage | None = None

@@ -52,7 +52,6 @@ def run(run: Run) -> CommandResult:
     """Measure all steps of the slider, unless they are cached, and write the file or the site atomically."""
     # Imported here, since the page takes a second to import, which would slow down all other commands.
     from ..export import measure
-    from ..export.pages import TooLarge
     from ..i18n.language import LANGUAGES
     from ..state.session import Session
 
@@ -66,10 +65,7 @@ def run(run: Run) -> CommandResult:
     _require_same(run.recipe, request.recipe(session.evaluation_tokens))
     percents = [round(100 * value, 9) for value in arguments.sparsities or ()]
     write = _write_page if arguments.site is None else _write_site
-    try:
-        result, text = write(run, session, request, percents)
-    except TooLarge as error:
-        raise UserError(str(error)) from error
+    result, text = write(run, session, request, percents)
     return result | {"seconds": run.seconds}, text
 
 

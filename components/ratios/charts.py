@@ -36,15 +36,13 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
             "heads, channels and neurons; estimator: {estimator}.",
             estimator=ESTIMATORS.get(plan.estimator, plan.estimator),
         ),
-        figure.table(
-            {
-                gettext("Layer"): map(str, range(layers)),
-                gettext("Attention, planned ratio"): [number(layer.attention, ".1%") for layer in plan.layers],
-                gettext("Attention kept"): [_kept(layer, "attention") for layer in plan.layers],
-                gettext("MLP, planned ratio"): [number(layer.mlp, ".1%") for layer in plan.layers],
-                gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
-            }
-        ),
+        {
+            gettext("Layer"): map(str, range(layers)),
+            gettext("Attention, planned ratio"): [number(layer.attention, ".1%") for layer in plan.layers],
+            gettext("Attention kept"): [_kept(layer, "attention") for layer in plan.layers],
+            gettext("MLP, planned ratio"): [number(layer.mlp, ".1%") for layer in plan.layers],
+            gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
+        },
         protocol=formatting.provenance(plan.source),
     )
 
@@ -67,17 +65,15 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
     """The sorted importances of one layer and of all layers, and the global threshold that determines the ratio."""
     fig = Figure(len(curves), "importance", side_by_side=True)
     for column, (module, curve) in enumerate(curves.items(), start=1):
-        floor, unit = _floor(curve), term(curve.unit)
+        # A log axis has no zero: units of zero importance are drawn six decades below the strongest.
+        floor, unit = 1e-6 * max([*curve.all_layers, 1e-30]), term(curve.unit)
+        chosen = gettext("Layer {layer}", layer=layer)
         for label, values, line, meta in (
             (gettext("All layers"), curve.all_layers, figure.line("dense", 1.6), {}),
-            (
-                gettext("Layer {layer}", layer=layer),
-                curve.chosen,
-                figure.line(module, 2.4),
-                figure.OVERLAY_IF_DIFFERENT,
-            ),
+            (chosen, curve.chosen, figure.line(module, 2.4), figure.OVERLAY_IF_DIFFERENT),
         ):
-            x, y = figure.thinned([max(value, floor) for value in values])
+            x = [figure.rounded(rank / len(values)) for rank in range(1, len(values) + 1)]
+            y = [max(value, floor) for value in values]
             hover = gettext(
                 "{label}: %{{x:.0%}} of the {unit} have an importance of at least %{{y:.2e}}", label=label, unit=unit
             )
@@ -100,18 +96,16 @@ def importance_chart(curves: Mapping[str, ImportanceCurve], layer: int) -> Chart
         gettext(
             "Why is layer {layer} pruned this much? {reason} Grey: all layers together; blue: this layer.",
             layer=layer,
-            reason=f"{_reason(curves)} {_ranks(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
+            reason=f"{_reason(curves)} {fired_rules(curves['attention'].rules)}".rstrip(),
         ),
-        figure.table(
-            {
-                gettext("Module"): [MODULES[module] for module in curves],
-                gettext("Threshold"): [gettext("none") if t is None else number(t, ".3e") for t in thresholds],
-                gettext("Layer {layer} below threshold", layer=layer): [
-                    number(curve.chosen_below, ".1%") for curve in curves.values()
-                ],
-                gettext("All layers below threshold"): [number(curve.all_below, ".1%") for curve in curves.values()],
-            }
-        ),
+        {
+            gettext("Module"): [MODULES[module] for module in curves],
+            gettext("Threshold"): [gettext("none") if t is None else number(t, ".3e") for t in thresholds],
+            gettext("Layer {layer} below threshold", layer=layer): [
+                number(curve.chosen_below, ".1%") for curve in curves.values()
+            ],
+            gettext("All layers below threshold"): [number(curve.all_below, ".1%") for curve in curves.values()],
+        },
     )
 
 
@@ -135,24 +129,21 @@ def _reason(curves: Mapping[str, ImportanceCurve]) -> str:
     if all(curve.threshold is None for curve in curves.values()):
         return gettext("Uniform ratios do not depend on importances, which are shown for comparison.")
     if all(curve.one_by_one for curve in curves.values()):
-        return gettext(
+        reason = gettext(
             "One threshold for attention and one for MLPs apply to all layers. Before the cap and any locks are "
             "applied, a module's ratio is the fraction of its units below the threshold; another score (contribution "
             "to the output times sensitivity of the loss) decides which neurons and rotary pairs are removed."
         )
-    return gettext(
-        "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
-        "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose mean "
-        "importance lies below the threshold; another score (contribution to the output times sensitivity of the "
-        "loss) decides which neurons are removed."
-    )
-
-
-def _ranks(curves: Mapping[str, ImportanceCurve]) -> str:
-    if all(curve.threshold is None for curve in curves.values()):
-        return ""
+    else:
+        reason = gettext(
+            "One threshold for attention and one for MLPs apply to all layers. Runtime shapes: before the cap and any "
+            "locks are applied, a module's ratio is the fraction of its heads, or of its blocks of 32 neurons, whose "
+            "mean importance lies below the threshold; another score (contribution to the output times sensitivity of "
+            "the loss) decides which neurons are removed."
+        )
     ranks = {module: curve.rank for module, curve in curves.items()}
-    return gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
+    text = gettext("By ratio, its attention is number {attention} among the layers, its MLP number {mlp}.", **ranks)
+    return f"{reason} {text}"
 
 
 def fired_rules(fired: Sequence[str]) -> str:
@@ -167,8 +158,3 @@ def fired_rules(fired: Sequence[str]) -> str:
     heads = {rule: ", ".join(str(head) for head, by in enumerate(fired) if by == rule) for rule in texts}
     listed = "; ".join(f"{heads[rule]} ({text})" for rule, text in texts.items() if heads[rule])
     return gettext("Its heads that a rule decides: {heads}.", heads=listed) if listed else ""
-
-
-def _floor(curve: ImportanceCurve) -> float:
-    # A log axis has no zero: units of zero importance are drawn six decades below the strongest.
-    return max(max(curve.all_layers, default=1.0), 1e-30) * 1e-6

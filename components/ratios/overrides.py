@@ -1,5 +1,6 @@
 """Manual ratios on the Ratios tab: a table in which locked ratios are fixed and the others adapt; locked units."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -40,10 +41,7 @@ def _template() -> str:
 
 
 class OverridesPanel:
-    """The table, whose value is the locks as text; an error message; and buttons for ratio files.
-
-    Created inside the Ratios tab, below the bars that show the same ratios.
-    """
+    """The table, whose value is the locks as text; an error message; buttons for files. Created in the Ratios tab."""
 
     def __init__(self) -> None:
         template, on = LazyString(_template), on_load("overrides")
@@ -59,29 +57,17 @@ class OverridesPanel:
 
 def edit(session: Session, request: Request, event: gr.EventData) -> dict[str, str]:
     """Apply the locks of the table; if they are impossible, show why and change nothing."""
-    try:
-        session.plan(request.with_settings(locked=event.locked))
-    except ValueError as problem:
-        return {"problem": formatting.problem(problem)}
-    return _locked(event.locked)
+    return _locked(session, lambda: request.with_settings(locked=event.locked))
 
 
 def load(session: Session, request: Request, ratios_file: str) -> dict[str, str]:
-    """Lock the ratios of a file (.csv or .json); if they are impossible, show why and change nothing.
-
-    Columns: layer, attention_ratio, mlp_ratio; fractions from 0 to 1. Empty cells are left to the estimator.
-    """
-    try:
-        request = ratio_files.with_ratios(request.with_settings(locked=""), ratios_file)
-        session.plan(request)
-    except ValueError as problem:
-        return {"problem": formatting.problem(problem)}
-    return _locked(request.settings.locked)
+    """Lock the ratios of a file, as `locked_ratios` reads it; if they are impossible, show why and change nothing."""
+    return _locked(session, lambda: ratio_files.with_ratios(request.with_settings(locked=""), ratios_file))
 
 
 def save(session: Session, downloads: Downloads, request: Request) -> str:
     """The current plan's ratios as a CSV file, which `load` and the command line's `--ratios` can read."""
-    return str(downloads.put("ratios.csv", lambda path: ratio_files.write_ratios(session, request, path)))
+    return downloads.put_text("ratios.csv", ratio_files.planned_ratios(session, request))
 
 
 def connect(panel: OverridesPanel, context: Context) -> None:
@@ -97,5 +83,10 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     saved.success(**in_browser(SAVE, panel.file))
 
 
-def _locked(locks: str) -> dict[str, str]:
-    return {"locked": locks, "table": locks, "problem": ""}
+def _locked(session: Session, locked: Callable[[], Request]) -> dict[str, str]:
+    try:
+        request = locked()
+        session.plan(request)
+    except ValueError as problem:
+        return {"problem": formatting.problem(problem)}
+    return {"locked": request.settings.locked, "table": request.settings.locked, "problem": ""}

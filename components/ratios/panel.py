@@ -30,12 +30,11 @@ class RatiosPanel:
         self.overrides = overrides.OverridesPanel()
         importances = chart(opening("importances"), height=330, elem_id="importance-chart")
         fold("importances")
+        ratio_charts, maps = {"ratios": ratios, "importances": importances}, {"anatomy": anatomy, "opened": opened}
         # Updated on every move, on any tab: the table of manual ratios reads the bars too.
-        charts = {"ratios": ratios, "importances": importances}
-        self.live_output = LiveOutput("ratios", partial_handler(show, session), charts)
+        self.live_output = LiveOutput("ratios", partial_handler(show, session), ratio_charts)
         # Updated on every move while the tab is active.
-        charts = {"anatomy": anatomy, "opened": opened}
-        self.anatomy = LiveOutput("ratios", partial_handler(show_anatomy, session), charts)
+        self.anatomy = LiveOutput("ratios", partial_handler(show_anatomy, session), maps)
 
 
 def show(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:

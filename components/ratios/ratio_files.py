@@ -1,7 +1,6 @@
 """Ratio files: an uploaded file becomes locked ratios as text, and a plan becomes such a file."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from intraslice.core.config import Lock, lock_target, lock_words
 from intraslice.untrusted.layer_files import ratios_csv, read_ratios
@@ -25,7 +24,7 @@ def locked_text(locks: Iterable[Lock]) -> str:
     return ", ".join(" ".join(lock_words(lock)) for lock in locks)
 
 
-def write_ratios(session: Session, request: Request, path: Path) -> None:
-    """Write the current plan's ratios as a CSV file. Raises UserError if the model is not calibrated."""
+def planned_ratios(session: Session, request: Request) -> str:
+    """The current plan's ratios as such a file. Raises UserError if the model is not calibrated."""
     layers = session.slice_plan(request).layers
-    path.write_text(ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in layers]), encoding="utf-8")
+    return ratios_csv([(layer.attention_ratio, layer.mlp_ratio) for layer in layers])

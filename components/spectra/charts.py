@@ -163,14 +163,12 @@ def rank_chart(view: SpectraView) -> Chart:
             "head's output. × marks heads that are removed.",
             count=view.dim,
         ),
-        figure.table(
-            {
-                gettext("Layer"): map(str, layers),
-                **{gettext("Head {head}", head=head): map(str, ranks) for head, ranks in enumerate(by_head)},
-                gettext("Heads removed"): [", ".join(map(str, row)) or gettext("none") for row in removed],
-                gettext("Channels kept"): map(str, kept),
-            }
-        ),
+        {
+            gettext("Layer"): map(str, layers),
+            **{gettext("Head {head}", head=head): map(str, ranks) for head, ranks in enumerate(by_head)},
+            gettext("Heads removed"): [", ".join(map(str, row)) or gettext("none") for row in removed],
+            gettext("Channels kept"): map(str, kept),
+        },
         hint=gettext("Click a layer."),
         protocol=formatting.provenance(view.source),
         layers=len(layers),
@@ -208,16 +206,11 @@ def pair_chart(view: SpectraView) -> Chart:
     return fig.chart(
         TITLES["pairs"](view.layer),
         _pair_note(view),
-        figure.table(
-            {
-                gettext("Pair"): map(str, pairs),
-                gettext("Tokens per turn"): map(_tokens, turns),
-                **{
-                    gettext("Key head {head}", head=head): map(_carried, fractions[head], is_kept[head])
-                    for head in heads
-                },
-            }
-        ),
+        {
+            gettext("Pair"): map(str, pairs),
+            gettext("Tokens per turn"): map(_tokens, turns),
+            **{gettext("Key head {head}", head=head): map(_carried, fractions[head], is_kept[head]) for head in heads},
+        },
     )
 
 

@@ -1,28 +1,25 @@
-"""Spectra of a calibration: each curve is computed once, the kept ranks on it at every move of the slider.
-
-Before the default model is calibrated, everything is precomputed.
-"""
+"""Spectra of a calibration, or precomputed: curves are computed once, the kept ranks at every move of the slider."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from intraslice.core.linalg import by_kv_head
+from intraslice.core.weights import UNROTATED
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
 from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import kept_channels
+from intraslice.slicing.units import LayerUnits, kept_units
 
 from ..state.caches import BoundedCache
 from ..state.calibrations import Calibrated
 from ..state.precomputed import SPECTRA
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
-from ..state.settings import MAX_PERCENT
-from ..state.units import nearest_plan
+from ..state.units import TOLERANCE
 from ..state.views import HERE, Provenance
 from .views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
 
@@ -35,7 +32,6 @@ class CalibratedSpectra:
     def __init__(self, calibrated: Calibrated) -> None:
         self._model, self._stats = calibrated.loaded.model, calibrated.stats
         self._curves: dict[int, LayerCurves] = {}
-        self._widths: dict[float, int | None] = {}
 
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
@@ -58,32 +54,10 @@ class CalibratedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return head_ranks(self._stats, EXPLAINED)
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs, and which of them the plan keeps."""
-        pairs = pair_energies(self._model, self._stats, layer, plan)
-        order = pairs.angle.argsort(descending=True)
-        unrotated = pairs.unrotated_kept[sorted({self._stats.kv_heads[layer][head] for head in plan.heads})]
-        return PairsView(
-            pairs.energy[:, order].tolist(),
-            pairs.kept[:, order].tolist(),
-            pairs.angle[order].tolist(),
-            (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
-        )
-
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; None if the sparsity is unreachable."""
-        if sparsity not in self._widths:
-            plan, is_close = nearest_plan(self._model, sparsity)
-            self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
-        return self._widths[sparsity]
-
-
-class RotatedHeads(NamedTuple):
-    """A `HeadLayout` in which all channels are rotated, as in the default model."""
-
-    kv_head: Tensor
-    frequency: Tensor
-    norms: None = None
+    def pair_energies(self, layer: int) -> tuple[Float[Tensor, "kv_heads pairs"], Float[Tensor, " pairs"]]:
+        """The energies of the layer's rotary pairs, and the rotation of each pair per token, in radians."""
+        pairs = pair_energies(self._model, self._stats, layer)
+        return pairs.energy, pairs.angle
 
 
 @dataclass(frozen=True)
@@ -92,10 +66,8 @@ class PrecomputedSpectra:
 
     layers: tuple[LayerCurves, ...]
     energies: Sequence[Sequence[Sequence[float]]]  # by layer, query head and rotary pair
-    sensitivities: Sequence[Sequence[Sequence[float]]]  # of the loss to the queries, likewise
     kv_head: tuple[int, ...]  # of each query head
     angles: tuple[float, ...]  # rotation of each pair per token, in radians
-    widths: tuple[int, ...]  # by per cent of sparsity; 0 where it is unreachable
 
     def curves(self, layer: int) -> LayerCurves:
         """All curves of a layer."""
@@ -109,20 +81,23 @@ class PrecomputedSpectra:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
         return [[curve.effective_rank for curve in layer.heads] for layer in self.layers]
 
-    def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
-        """The layer's rotary pairs, and which of them the plan keeps."""
-        kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
-        energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
-        layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
-        scores = torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2  # of each channel half of its pair's
-        kept = kept_channels(scores, layout, plan.heads, plan.dim)
-        return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
+    def pair_energies(self, layer: int) -> tuple[Float[Tensor, "kv_heads pairs"], Float[Tensor, " pairs"]]:
+        """The energies of the layer's rotary pairs, and the rotation of each pair per token, in radians."""
+        energies, angles = (torch.tensor(values, dtype=torch.float64) for values in (self.energies[layer], self.angles))
+        return by_kv_head(energies, torch.tensor(self.kv_head)), angles
 
-    def width(self, sparsity: float) -> int | None:
-        """Residual axes that the cross-module method keeps at equal parameters; known for whole per cents."""
-        percent = round(100 * sparsity)
-        is_known = percent < len(self.widths) and abs(100 * sparsity - percent) < 1e-6
-        return self.widths[percent] or None if is_known else None
+
+def pairs_view(energy: Tensor, angles: Tensor, units: LayerUnits, plan: LayerPlan) -> PairsView:
+    """A layer's rotary pairs, fastest first, and which of them the plan keeps."""
+    kept, order = kept_units(units, plan).channels.unflatten(-1, (2, -1)), angles.argsort(descending=True)
+    rotated, groups = units.frequency[0] != UNROTATED, sorted({int(units.kv_head[head]) for head in plan.heads})
+    unrotated = kept[groups][..., ~rotated].flatten(1)
+    return PairsView(
+        energy[:, order].tolist(),
+        kept.all(1)[:, rotated][:, order].tolist(),
+        angles[order].tolist(),
+        (int(unrotated.sum(-1).max()), unrotated.shape[-1]) if unrotated.numel() else (0, 0),
+    )
 
 
 def curve(spectrum: Tensor) -> Curve:
@@ -141,36 +116,34 @@ class SpectraViews:
         self._spectra: BoundedCache[CalibrationKey, tuple[Calibrated, CalibratedSpectra]] = BoundedCache(4)
 
     def view(self, request: Request, layer: int) -> SpectraView | None:
-        """The curves computed so far, in milliseconds; None for a model that is not calibrated yet.
-
-        Raises UserError for an impossible setting.
-        """
-        source, provenance = self._source(request)
-        if source is None:
+        """The curves computed so far; None without a calibration. Raises UserError as `Plans.plan` does."""
+        spectra, provenance = self._spectra_of(request)
+        source = self._session.source(request)
+        if spectra is None or source is None or (units := source.units) is None:
             return None
-        plan = self._session.slice_plan(request)
-        layer = min(int(layer), len(plan.layers) - 1)
-        curves = source.curves(layer)
+        plan, sparsity = self._session.plans.plan(source, request.slicing), request.slicing.sparsity
+        cross, layer = units.width(sparsity), min(int(layer), len(plan.layers) - 1)
+        curves = spectra.curves(layer)
         return SpectraView(
             layer=layer,
             curves=curves,
-            pairs=source.pairs(layer, plan.layers[layer]),
+            pairs=pairs_view(*spectra.pair_energies(layer), units.layers[layer], plan.layers[layer]),
             dim=curves.heads[0].size,
-            ranks=source.ranks,
+            ranks=spectra.ranks,
             heads=[layer_plan.heads for layer_plan in plan.layers],
             dims=[layer_plan.dim for layer_plan in plan.layers],
             neurons=plan.layers[layer].neurons,
-            width=source.width(round(request.slicing.sparsity, 4)),
+            width=cross.width if cross and sparsity and abs(cross.removed - sparsity) <= TOLERANCE else None,
             source=provenance,
         )
 
     def complete(self, request: Request, layer: int) -> None:
         """Compute the wide curves of a layer, which takes seconds; later views include them."""
-        source, _ = self._source(request)
-        if source is not None:
-            source.complete(min(int(layer), len(source.ranks) - 1))
+        spectra, _ = self._spectra_of(request)
+        if spectra is not None:
+            spectra.complete(min(int(layer), len(spectra.ranks) - 1))
 
-    def _source(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
+    def _spectra_of(self, request: Request) -> tuple[CalibratedSpectra | PrecomputedSpectra | None, Provenance]:
         key = request.calibration
         calibrated = self._session.calibrations.whole(key)
         if calibrated is None:
@@ -188,15 +161,10 @@ def precomputed_spectra(calibrated: Calibrated) -> PrecomputedSpectra:
     layers = range(len(stats.layers))
     for layer in layers:
         measured.complete(layer)
-    values = {
-        "energies": [layer.channel_products / stats.tokens for layer in stats.layers],
-        "sensitivities": [layer.query_fisher for layer in stats.layers],
-    }
-    by_pair = {name: torch.stack(parts).unflatten(-1, (2, -1)).sum(-2).tolist() for name, parts in values.items()}
+    energies = torch.stack([layer.channel_products for layer in stats.layers]) / stats.tokens
     return PrecomputedSpectra(
         layers=tuple(measured.curves(layer) for layer in layers),
-        **by_pair,
+        energies=energies.unflatten(-1, (2, -1)).sum(-2).tolist(),
         kv_head=tuple(stats.kv_heads[0]),
         angles=tuple(calibrated.loaded.model.model.rotary_emb.inv_freq.tolist()),
-        widths=tuple(measured.width(percent / 100) or 0 for percent in range(MAX_PERCENT + 1)),
     )

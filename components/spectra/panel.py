@@ -41,15 +41,10 @@ def show(views: SpectraViews, request: Request, layer: int, client: str) -> dict
     return {name: chart.to_json() for name, chart in charts.items()}
 
 
-def complete(views: SpectraViews, request: Request, layer: int, client: str) -> None:
-    """Compute the wide curves of a layer, which takes seconds; `show` includes them from then on."""
-    views.complete(request, layer)
-
-
 def connect(panel: SpectraPanel, context: Context) -> None:
     """Attach the tab's handlers. Slow curves are computed after a change of the layer, in a queue of their own."""
     queue = {"concurrency_id": "spectra", "concurrency_limit": 2, **SILENT}
     events = [context.controls.layer.change, context.prepared.change, context.opened["spectra"].change]
-    computed = on_latest(events, **context.call(complete, panel.views, tab="spectra", queue=queue))
+    computed = on_latest(events, **context.call(panel.views.complete, tab="spectra", queue=queue))
     computed.then(**context.show(panel.live_output))
     context.choose_layer_by(panel.live_output.outputs["ranks"])

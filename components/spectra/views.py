@@ -1,8 +1,9 @@
 """The data that the Spectra tab shows, as plain numbers: no tensors, no gradio."""
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..state.views import HERE, Provenance
 
@@ -23,10 +24,7 @@ class Curve:
 
     def at(self, rank: int) -> float:
         """The fraction that the first `rank` axes explain, for a rank from 0 to `size`."""
-        after = bisect_left(self.ranks, rank)
-        before_rank, before = (self.ranks[after - 1], self.explained[after - 1]) if after else (0, 0.0)
-        step = (rank - before_rank) / (self.ranks[after] - before_rank)
-        return before + step * (self.explained[after] - before)
+        return float(np.interp(rank, [0, *self.ranks], [0.0, *self.explained]))
 
 
 def curve_ranks(size: int) -> list[int]:

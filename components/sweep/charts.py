@@ -1,7 +1,7 @@
 """Perplexity of a sweep's models against parameters removed, bytes on disk and measured speed. Pure."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TypeGuard
 
@@ -18,10 +18,7 @@ Value = Callable[[SweepPoint], float | None]
 
 
 def measured_charts(view: SweepView) -> dict[str, Chart | None]:
-    """The charts of the measured points; None for those whose points are not measured.
-
-    The browser adds the settings of `assets/tried/` to the first, and hides it where it has neither these nor points.
-    """
+    """The charts of the measured points, if any; the browser adds the settings of `assets/tried/` to the first."""
     is_rounded = any(point.quantise != "none" for point in view.points)
     is_timed = any(point.prefill is not None for point in view.points)
     return {
@@ -57,12 +54,7 @@ def removed_chart(view: SweepView) -> Chart:
     fig.x_axis(1, title, tickformat=".0%", rangemode="tozero", range=[0, end])
     perplexity_axis(fig, 1, view)
     _dense(fig, view, 1)
-    columns = [gettext("Method"), gettext("Target sparsity"), gettext("Actual sparsity"), gettext("Parameters")]
-    columns += [
-        gettext("Perplexity"),
-        gettext("Perplexity relative to dense"),
-        gettext("KL from dense, nats per token"),
-    ]
+    ratios = [point.perplexity and view.dense and point.perplexity / view.dense for point in view.points]
     return fig.chart(
         gettext("Perplexity against parameters removed"),
         gettext(
@@ -70,7 +62,17 @@ def removed_chart(view: SweepView) -> Chart:
             count=len(view.points),
             total=view.total,
         ),
-        (columns, [_row(point, view) for point in view.points]),
+        _models(view.points)
+        | {
+            gettext("Actual sparsity"): [
+                translate(point.note) if point.removed is None else number(point.removed, ".1%")
+                for point in view.points
+            ],
+            gettext("Parameters"): [figure.cell(point.parameters, ",") for point in view.points],
+            gettext("Perplexity"): [figure.cell(point.perplexity, ".2f") for point in view.points],
+            gettext("Perplexity relative to dense"): [figure.cell(ratio, ".2f") for ratio in ratios],
+            gettext("KL from dense, nats per token"): [figure.cell(point.divergence, ".3f") for point in view.points],
+        },
         hint=gettext("Click a point to load its setting into the controls."),
         protocol=view.protocol,
         picks=list(map(pick_value, view.points)),
@@ -92,17 +94,15 @@ def speed_chart(view: SweepView) -> Chart:
     equal_speed = {"color": "@dense", "width": 1, "dash": "2px,3px"}
     fig.shapes += [figure.upright(panel, 1, equal_speed) for panel in (1, 2)]
     timed = [point for point in view.points if None not in (point.prefill, point.decode, point.perplexity)]
-    speeds = gettext("Prefill speed relative to dense"), gettext("Decode speed relative to dense")
     return fig.chart(
         gettext("Perplexity against speed"),
         gettext("What does speed cost? Models to the right of the vertical line are faster than the dense model."),
-        (
-            [gettext("Method"), gettext("Target sparsity"), *speeds, gettext("Perplexity")],
-            [
-                [*named(point), *(figure.cell(one, ".2f") for one in (point.prefill, point.decode, point.perplexity))]
-                for point in timed
-            ],
-        ),
+        _models(timed)
+        | {
+            gettext("Prefill speed relative to dense"): [figure.cell(point.prefill, ".2f") for point in timed],
+            gettext("Decode speed relative to dense"): [figure.cell(point.decode, ".2f") for point in timed],
+            gettext("Perplexity"): [figure.cell(point.perplexity, ".2f") for point in timed],
+        },
         protocol=view.speed_protocol,
         picks=list(map(pick_value, timed)),
     )
@@ -175,22 +175,12 @@ def _dense(fig: Figure, view: SweepView, panels: int) -> None:
         fig.annotations.append(figure.annotation(text, *place, ("right", "top"), "@dense", 12))
 
 
-def named(point: SweepPoint) -> list[str]:
-    """The first two cells of a point's row: its line, and its target sparsity."""
-    return [line_name(point.method, point.estimator, point.quantise), number(point.target_sparsity, ".0%")]
-
-
-def _row(point: SweepPoint, view: SweepView) -> list[str]:
-    if point.perplexity is None or point.removed is None or point.parameters is None:
-        return [*named(point), translate(point.note), *["–"] * 4]
-    return [
-        *named(point),
-        number(point.removed, ".1%"),
-        number(point.parameters, ","),
-        number(point.perplexity, ".2f"),
-        figure.cell(view.dense and point.perplexity / view.dense, ".2f"),
-        figure.cell(point.divergence, ".3f"),
-    ]
+def _models(points: Sequence[SweepPoint]) -> dict[str, list[str]]:
+    """The first two columns of each table: a point's line, and its target sparsity."""
+    return {
+        gettext("Method"): [line_name(point.method, point.estimator, point.quantise) for point in points],
+        gettext("Target sparsity"): [number(point.target_sparsity, ".0%") for point in points],
+    }
 
 
 def size_chart(view: SweepView) -> Chart:
@@ -205,8 +195,6 @@ def size_chart(view: SweepView) -> Chart:
     perplexity_axis(fig, 1, view)
     fig.y_axis(2, gettext("KL from dense, nats per token"), rangemode="tozero")
     measured = [point for point in view.points if None not in (point.bytes, point.perplexity)]
-    model = gettext("Method"), gettext("Target sparsity"), gettext("GGUF type"), gettext("Size on disk, MB")
-    damage = gettext("Perplexity"), gettext("KL from dense, nats per token"), gettext("On the frontier")
     return fig.chart(
         gettext("Perplexity and KL against size on disk"),
         gettext(
@@ -214,20 +202,14 @@ def size_chart(view: SweepView) -> Chart:
             "are quantised to a GGUF type, dequantised, and evaluated in float32; the size is that of the file, "
             "padding included. Models whose weights are not quantised are shown at their size in memory."
         ),
-        (
-            [*model, *damage],
-            [
-                [
-                    *named(point),
-                    type_name(point.quantise),
-                    figure.cell(_megabytes(point), ".1f"),
-                    figure.cell(point.perplexity, ".2f"),
-                    figure.cell(point.divergence, ".4f"),
-                    gettext("yes") if id(point) in best else gettext("no"),
-                ]
-                for point in measured
-            ],
-        ),
+        _models(measured)
+        | {
+            gettext("GGUF type"): [type_name(point.quantise) for point in measured],
+            gettext("Size on disk, MB"): [figure.cell(_megabytes(point), ".1f") for point in measured],
+            gettext("Perplexity"): [figure.cell(point.perplexity, ".2f") for point in measured],
+            gettext("KL from dense, nats per token"): [figure.cell(point.divergence, ".4f") for point in measured],
+            gettext("On the frontier"): [gettext("yes") if id(point) in best else gettext("no") for point in measured],
+        },
         protocol=view.protocol,
         picks=list(map(pick_value, measured)),
     )

@@ -63,10 +63,7 @@ class Plan(NamedTuple):
 
 
 def selected_points(request: Request, choice: SweepChoice) -> tuple[SliceConfig, tuple[Point, ...]]:
-    """The base configuration of all points, and the points. Loads no model.
-
-    Raises UserError for an empty or unknown choice, too many points, or numbers out of range.
-    """
+    """The base configuration and the points; loads no model. Raises UserError for a wrong choice or too many points."""
     lists = {name: values for name, values in choice._asdict().items() if name != "speed"}
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):

@@ -1,7 +1,6 @@
 """The Sweep tab: perplexity of many models against parameters removed, size on disk, and measured speed."""
 
 import time
-from collections.abc import Iterator
 from functools import partial
 from html import escape
 from typing import Any
@@ -23,7 +22,7 @@ from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
 from ..ui.explainers import fold, note
-from ..ui.handlers import LiveOutput, status_line
+from ..ui.handlers import LiveOutput, Updates, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure, tried
 from .charts import MARKERS, measured_charts, type_name
@@ -38,10 +37,7 @@ SPARSITIES = (5, 10, 15, 20, 25, 30, 35, 40, 50, 60)
 
 
 class SweepPanel:
-    """The tab's components, created inside a `gr.Tab`.
-
-    `choice` has a control for each field of a `SweepChoice`, `charts` a component for each of `measured_charts`.
-    """
+    """The tab's components, created inside a `gr.Tab`: `choice` as `SweepChoice`, `charts` as `measured_charts`."""
 
     def __init__(self, session: Session, first: Request) -> None:
         default = SweepChoice()
@@ -117,7 +113,7 @@ def show_pinned(session: Session, request: Request, layer: int, client: str) -> 
     return {} if request.slicing.locked or not view.points else _drawn(view)
 
 
-def sweep(session: Session, request: Request, choice: SweepChoice, client: str) -> Iterator[dict[str, Any]]:
+def sweep(session: Session, request: Request, choice: SweepChoice, client: str) -> Updates:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
     `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped

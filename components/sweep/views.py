@@ -3,18 +3,16 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 
 class SweepChoice(NamedTuple):
-    """The points of a sweep: sparsities in per cent; with `speed` the speed is measured too.
-
-    `quantise` has the types that weights are rounded to, and "none".
-    """
+    """The points of a sweep, and whether `speed` is measured. Types to `quantise` weights to may include "none"."""
 
     methods: list[str] = ["intraslice", "crossmodule"]  # noqa: RUF012  gradio shows programs the type of a list
     estimators: list[str] = ["pca", "uniform"]  # noqa: RUF012
-    sparsities: list[float] = [10, 20, 30, 40]  # noqa: RUF012
+    sparsities: list[float] = [10, 20, 30, 40]  # noqa: RUF012  per cent
     speed: bool = False
     quantise: list[str] = ["none"]  # noqa: RUF012
 
@@ -60,10 +58,6 @@ def frontier(points: Sequence[SweepPoint], value: Callable[[SweepPoint], float |
         for index, point in enumerate(points)
         if point.bytes is not None and (measure := value(point)) is not None
     ]
-    best: list[SweepPoint] = []
-    lowest = math.inf
-    for _, measure, index in sorted(sized):
-        if measure < lowest:
-            best.append(points[index])
-            lowest = measure
-    return best
+    sized.sort()
+    lowest = accumulate((measure for _, measure, _ in sized), min, initial=math.inf)
+    return [points[index] for (_, measure, index), before in zip(sized, lowest, strict=False) if measure < before]

@@ -4,9 +4,8 @@
 `figure.Chart`, which `assets/chart.js` passes to `Plotly.react`. A click on a layer triggers the event `select`, whose
 `gr.EventData` has the attribute `layer`. plotly.js is the file of the installed plotly package: no CDN.
 
-The property `overlay` has the traces and shapes of the pinned setting A, drawn faintly with those of the current one.
-Charts mark what depends on the settings: traces by `meta`, shapes by their name. An overlay is sent when a setting is
-pinned, and stays in the browser while the slider moves (`assets/chart.js` adds it to each figure).
+The property `overlay` has the traces and shapes of the pinned setting A that depend on settings (by `meta` and name).
+It is sent when a setting is pinned, and `assets/chart.js` adds it, faintly, to each figure.
 """
 
 import json
@@ -35,10 +34,7 @@ KINDS = {  # names of what is drawn, for the chart's caption
 
 
 def plotly_head() -> str:
-    """A tag that fetches plotly.js, which `server.app.App` serves, for the first chart; for `launch(head=...)`.
-
-    A browser says in its console that the file was not used, if the page is opened on a tab without charts.
-    """
+    """A tag for `launch(head=...)` that fetches plotly.js, which `server.app.App` serves, before the first chart."""
     return f'<link rel="preload" href="{PLOTLY.name}" as="script">'
 
 

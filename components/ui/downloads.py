@@ -38,14 +38,11 @@ class Sent(NamedTuple):
 
 
 class Downloads:
-    """The newest files that sum to at most `limit` bytes, each kept for `min_kept_seconds` at least.
-
-    The folder lies in gradio's own, so that gradio serves the files where they are instead of copying them.
-    """
+    """The newest files that sum to at most `limit` bytes, each kept for `min_kept_seconds` at least."""
 
     def __init__(self, limit: Limit = limits.EXPORTS, min_kept_seconds: float = limits.DOWNLOAD_SECONDS) -> None:
         self._limit, self._min_kept_seconds = limit, min_kept_seconds
-        home = upload_folder()
+        home = upload_folder()  # gradio's own: it serves files there without copying them
         home.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=home, prefix=DOWNLOADS, ignore_cleanup_errors=True)
         self._sent: list[Sent] = []
@@ -55,11 +52,7 @@ class Downloads:
     def put(self, name: str, write: Callable[[Path], object], size: int = 0) -> Path:
         """Let `write` write the file `name` in a folder with a random name; deletes older files to make room.
 
-        Args:
-            size: bytes of disk that writing takes, if known beforehand.
-
-        Raises:
-            UserError: there is no room; if `size` is given, nothing has been written yet.
+        Raises UserError if there is no room: before writing, if the `size` on the disk (bytes) is given.
         """
         with self._lock:
             self._make_room(size)
@@ -78,6 +71,10 @@ class Downloads:
             shutil.rmtree(folder)
             raise
         return path
+
+    def put_text(self, name: str, text: str) -> str:
+        """Write a text as the file `name`; returns its path. Raises UserError if there is no room."""
+        return str(self.put(name, lambda path: path.write_text(text, encoding="utf-8")))
 
     def touch(self, path: Path) -> None:
         """Keep a file as if it were new."""

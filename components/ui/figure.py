@@ -16,7 +16,6 @@ from .palette import DASHES
 Json = dict[str, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # columns and rows
 
-POINTS = 160  # of a curve; more cannot be told apart on a screen
 # Marks of what depends on the settings, and is therefore in the overlay of the pinned setting (`chart_bridge.py`).
 SETTING_SHAPE = "follows-the-setting"  # the name of a shape
 OVERLAY_ALWAYS = {"overlay": "always"}  # the meta of a trace
@@ -101,10 +100,7 @@ class Figure:
         self.layout[name].update(options)
 
     def over_layers(self, layers: int, selected: int) -> None:
-        """Give stacked panels one axis over the layers, with ticks below the last and a band at the selected layer.
-
-        A click chooses a layer.
-        """
+        """Give stacked panels one axis over the layers, on which a click chooses one; a band marks the `selected`."""
         span = [-0.6, max(layers, 1) - 0.4]
         for panel in range(1, self._panels):
             self.x_axis(panel, range=span, matches=f"x{suffix(self._panels)}", showticklabels=False)
@@ -152,9 +148,9 @@ class Figure:
         place = (f"x{suffix(panel)} domain", 0), (f"y{suffix(panel)} domain", 1.02)
         self.annotations.append(annotation(text, *place, ("left", "bottom"), "@ink", 13))
 
-    def chart(self, title: str, note: str, table: Table, **more: Any) -> Chart:
-        """The chart with its texts and its data table; `more` are further fields of `Chart`."""
-        columns, rows = table
+    def chart(self, title: str, note: str, numbers: Table | Mapping[str, Iterable[str]], **more: Any) -> Chart:
+        """The chart with its texts and its data table, or the table's columns; `more` are further fields of `Chart`."""
+        columns, rows = numbers if isinstance(numbers, tuple) else table(numbers)
         return Chart(title, note, columns, rows, self.data, self.layout, **self._more, **more)
 
 
@@ -186,16 +182,6 @@ def suffix(index: int) -> str:
 def axes_of(panel: int) -> Json:
     """The names of the axes of a panel, counted from 1."""
     return {"xaxis": f"x{suffix(panel)}", "yaxis": f"y{suffix(panel)}"}
-
-
-def thinned(values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most `POINTS` evenly spaced points of a curve: (fractions of its length, values)."""
-    size = len(values)
-    if size == 0:
-        return [], []
-    steps = min(size, POINTS)
-    indices = [round(step * (size - 1) / max(steps - 1, 1)) for step in range(steps)]
-    return [rounded((index + 1) / size) for index in indices], [rounded(values[index]) for index in indices]
 
 
 def band(selected: int) -> Json:
@@ -253,7 +239,7 @@ def waiting(title: str, message: str) -> Chart:
     figure = Figure(1, "waiting")
     figure.wait(message)
     figure.y_axis(1, showgrid=False)
-    return figure.chart(title, "", table({gettext("Numbers"): [gettext("none yet")]}))
+    return figure.chart(title, "", {gettext("Numbers"): [gettext("none yet")]})
 
 
 def _layout(panels: int, side_by_side: bool) -> Json:

@@ -119,12 +119,9 @@ def signed(change: float, format_size: Callable[[float], str]) -> str:
 
 
 def status_line(event: Status) -> str:
-    """What the page's status line shows once a job has emitted a status (HTML); it replaces only an older one.
-
-    A status that no client's job has emitted is new.
-    """
+    """What the page's status line shows once a job has emitted a status (HTML); it replaces only an older one."""
     shown = event.line() if event.line else event
-    return numbered(shown.number or next(NUMBERS), status(shown))
+    return numbered(shown.number or next(NUMBERS), status(shown))  # one that is of no client's job is new
 
 
 def numbered(number: int, html: str) -> str:

@@ -10,7 +10,7 @@ names, an upload by its folder.
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -29,6 +29,7 @@ from . import pinned_text
 from .formatting import status_line as status_line
 
 Upload = gr.FileData | None  # as programs pass it
+Updates = Iterator[dict[str, Any]]  # a handler's answers while its job runs, each with the outputs that change
 REQUEST = "request"  # the parameter that the values of the controls are converted for
 ACTIVE_TAB = "active_tab"
 YOUNGER = Settings._fields[-1:]  # settings that endpoints did not always have
@@ -75,16 +76,6 @@ class LiveOutput:
 def leave_unchanged(error: ValueError) -> dict[str, Any]:
     """An answer to invalid values that leaves every output unchanged; the headline already shows the error."""
     return {}
-
-
-def values_of(answer: Mapping[str, Any], outputs: Sequence[str]) -> tuple[Any, ...]:
-    """The values of all outputs in their order, from an answer that has those that change.
-
-    Raises ValueError for a name that is no output's.
-    """
-    if unknown := answer.keys() - set(outputs):
-        raise ValueError(f"{', '.join(sorted(unknown))} must be among the outputs {', '.join(outputs)}")
-    return tuple(answer.get(name, gr.skip()) for name in outputs)
 
 
 def initial_values(answer: Callable[[], Mapping[str, Any]]) -> Callable[[str], Any]:
@@ -147,17 +138,16 @@ def spread_settings(
 
     def convert(answer: Any) -> Any:
         if outputs is not None and isinstance(answer, Mapping) and "__type__" not in answer:  # which `gr.update` has
-            answer = values_of(answer, outputs)
+            if unknown := answer.keys() - set(outputs):
+                raise ValueError(f"{', '.join(sorted(unknown))} must be among the outputs {', '.join(outputs)}")
+            answer = tuple(answer.get(name, gr.skip()) for name in outputs)
         return answer[0] if isinstance(answer, tuple) and len(answer) == 1 else answer
 
     return wrap_handler(handler, arguments, [*fields, *rest], convert, refuse)
 
 
 def _spread(parameter: inspect.Parameter, **types: Any) -> list[inspect.Parameter]:
-    """A parameter for each field of a `NamedTuple`, with its default if the parameter has one; else the parameter.
-
-    Some fields may have other `types` than in the tuple.
-    """
+    """A parameter for each field of a `NamedTuple`, some with other `types`, or else the parameter; with defaults."""
     kind, default = parameter.annotation, parameter.default
     if not hasattr(kind, "_fields"):
         return [parameter]

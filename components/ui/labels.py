@@ -10,13 +10,10 @@ from ..state import choices
 
 
 class Labels(Mapping[str, str]):
-    """Labels by name from one of the library's registries, in the current language.
+    """Labels of a registry's entries in the current language; `extra` has labels of names that are no options."""
 
-    Entries that are registered later are included. `extra` are further names that have a label, but are no options.
-    """
-
-    def __init__(self, registry: Mapping[str, Any], extra: Mapping[str, str] | None = None) -> None:
-        self._registry, self._extra = registry, extra or {}
+    def __init__(self, registry: Mapping[str, Any], extra: Mapping[str, str]) -> None:
+        self._registry, self._extra = registry, extra
 
     def __getitem__(self, name: str) -> str:
         return translate(self._extra[name]) if name in self._extra else term(self._registry[name].label)

@@ -4,6 +4,8 @@ Charts refer to a colour as `"@name"`. The browser looks the name up in the CSS 
 server need not redraw figures when the user switches between the light and the dark page.
 """
 
+import json
+import re
 from typing import Any, NamedTuple
 
 
@@ -62,9 +64,5 @@ def css_variables() -> str:
 
 def coloured(node: Any, dark: bool = False) -> Any:
     """A figure with the colours of the light or the dark page instead of their names, as in `assets/chart.js`."""
-    if isinstance(node, str) and node.startswith("@"):
-        shades = {**COLOURS, **FAINT}[node[1:]]
-        return shades.dark if dark else shades.light
-    if isinstance(node, dict):
-        return {key: coloured(value, dark) for key, value in node.items()}
-    return [coloured(value, dark) for value in node] if isinstance(node, list) else node
+    shades = {f'"@{name}"': f'"{colour.dark if dark else colour.light}"' for name, colour in (COLOURS | FAINT).items()}
+    return json.loads(re.sub(r'"@\w+"', lambda name: shades[name[0]], json.dumps(node)))

@@ -98,16 +98,9 @@ def _hint(view: View) -> str:
 
 
 def headline(
-    plan: PlanView | None,
-    measured: Perplexities,
-    hint: str = "",
-    pinned: PinnedView | None = None,
-    action: str = "",
+    plan: PlanView | None, measured: Perplexities, hint: str = "", pinned: PinnedView | None = None, action: str = ""
 ) -> str:
-    """One sentence on the current setting, and its differences from the pinned one (HTML).
-
-    `hint` replaces an unknown sliced perplexity; `action` is a button after the sentence.
-    """
+    """A sentence on the setting, then a button (`action`) and what differs from A; `hint` if no perplexity is known."""
     if plan is None:
         waiting = gettext(
             "There is nothing to show for this model with this calibration yet. Its ratios appear here once it is "

@@ -136,9 +136,9 @@ def test_all_who_want_the_same_setting_share_its_files(session, tiny, written) -
     dense, sliced = session.calibrated(tiny).loaded.model, in_job(session, session.slice, tiny)
     assert written[:2] == [dense, sliced]
     assert len(written) == 3  # the dense model once
-    assert [file.name for file in first] == [file_name(tiny, DENSE), file_name(tiny, "intraslice")]
-    path, file = files.find(first[1].name)
-    assert (file.size, file.sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    assert [file.path.name for file in first] == [file_name(tiny, DENSE), file_name(tiny, "intraslice")]
+    path, size, sha256 = files.find(first[1].path.name)
+    assert (size, sha256) == (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
     (only,) = in_job(session, files.prepare, session, tiny.with_settings(sparsity=0))
     assert only == first[0]
 
@@ -158,8 +158,8 @@ def test_old_files_give_way_and_are_written_again(session, tiny, written, monkey
     first = in_job(session, files.prepare, session, tiny)
     for sparsity in (20, 40):
         given = in_job(session, files.prepare, session, tiny.with_settings(sparsity=sparsity))
-        assert all(files.find(file.name) for file in given)
-    assert files.find(first[1].name) is None
+        assert all(files.find(file.path.name) for file in given)
+    assert files.find(first[1].path.name) is None
     count = len(written)
     in_job(session, files.prepare, session, tiny)
     assert len(written) > count
@@ -169,13 +169,13 @@ def test_the_routes_serve_ranges_with_a_strong_etag_and_nothing_else(session, ti
     files = ModelFiles()
     dense, _ = in_job(session, files.prepare, session, tiny)
     client = TestClient(Starlette(routes=list(routes(files))))
-    whole = client.get(f"/{MODELS}{dense.name}")
-    assert whole.content == files.find(dense.name)[0].read_bytes()
+    whole = client.get(f"/{MODELS}{dense.path.name}")
+    assert whole.content == dense.path.read_bytes()
     etag = whole.headers["etag"]
     assert etag == f'"{dense.sha256[:32]}"'
-    part = client.get(f"/{MODELS}{dense.name}", headers={"range": "bytes=4-9", "if-range": etag})
+    part = client.get(f"/{MODELS}{dense.path.name}", headers={"range": "bytes=4-9", "if-range": etag})
     assert (part.status_code, part.content) == (206, whole.content[4:10])
-    assert client.get(f"/{MODELS}{dense.name}", headers={"if-none-match": etag}).status_code == 304
+    assert client.get(f"/{MODELS}{dense.path.name}", headers={"if-none-match": etag}).status_code == 304
     assert client.get(f"/{ENGINE}index.js").content == CONTENT["index.js"]
     assert client.get(f"/{ENGINE}wllama.wasm").headers["content-type"] == "application/wasm"
     for path in (f"{MODELS}{'0' * 32}.gguf", f"{MODELS}..%2f..%2fetc%2fpasswd", f"{ENGINE}package.json"):
@@ -191,7 +191,7 @@ def crowd(session, tiny, written) -> Callable[..., Awaitable[list[asyncio.Task[b
     files = ModelFiles()
     dense, _ = in_job(session, files.prepare, session, tiny)
     app = Starlette(routes=list(routes(files)))
-    scope = {"type": "http", "method": "GET", "path": f"/{MODELS}{dense.name}", "headers": [], "query_string": b""}
+    scope = {"type": "http", "method": "GET", "path": f"/{MODELS}{dense.path.name}", "headers": [], "query_string": b""}
 
     async def download(address: str, until: asyncio.Event, has_begun: asyncio.Event) -> bool:
         async def send(message: dict) -> None:
@@ -258,7 +258,7 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
     assert described["isAnswer"]
     for name in ("dense", "sliced"):
         found = files.find(described[name]["url"].removeprefix(MODELS))
-        assert found[1].size == described[name]["bytes"] == found[0].stat().st_size
+        assert found.size == described[name]["bytes"] == found.path.stat().st_size
     assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
 
     def move(*_: object) -> None:  # while the files are written

@@ -15,7 +15,13 @@ from components.activations.measure import ShiftViews
 from components.activations.views import ShiftView
 from components.assets import ASSETS
 from components.spectra import panel as spectra_panel
-from components.spectra.measure import CalibratedSpectra, PrecomputedSpectra, SpectraViews, precomputed_spectra
+from components.spectra.measure import (
+    CalibratedSpectra,
+    PrecomputedSpectra,
+    SpectraViews,
+    pairs_view,
+    precomputed_spectra,
+)
 from components.spectra.views import Curve
 from components.state.precomputed import SHIFT, SPECTRA, UNITS, Precomputed
 from components.state.request import Request, parse
@@ -23,6 +29,7 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.units import TOLERANCE, load_units
 from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.methods.registry import plan_by
 from intraslice.slicing.units import kept_units
 
@@ -62,7 +69,7 @@ def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_fo
     assert not traces(before["variance"], name="MLP neurons")
     (map_of_heads,) = traces(before["ranks"], type="heatmap")
     assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(stats)
-    spectra_panel.complete(spectra, tiny, 1, SOMEBODY)
+    spectra.complete(tiny, 1)
     after = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
     assert traces(after["variance"], name="MLP neurons")
     curves, found = spectra.view(tiny, 1).curves, layer_spectra(stats, 1)
@@ -78,7 +85,7 @@ def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_fo
 
 
 def test_marks_follow_the_setting_and_curves_do_not(session, tiny, spectra) -> None:
-    spectra_panel.complete(spectra, tiny, 0, SOMEBODY)
+    spectra.complete(tiny, 0)
     views = [spectra.view(tiny.with_settings(sparsity=percent), 0) for percent in (10, 50)]
     for view, percent in zip(views, (10, 50), strict=True):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers
@@ -183,13 +190,12 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
         stored, unit = units.layers[1], calibrated.source.units.layers[1]
         assert torch.equal(kept_units(stored, plan).neurons, kept_units(unit, plan).neurons)
-        own, other = kept.pairs(1, plan), measured.pairs(1, plan)
-        assert own.kept == other.kept
-        assert np.array(own.energy) == pytest.approx(np.array(other.energy), rel=1e-5)
-        assert kept.width(percent / 100) == measured.width(percent / 100)
-        nearest = units.width(percent / 100)
-        is_close = abs(nearest.removed - percent / 100) <= TOLERANCE
-        assert (nearest.width if is_close else None) == measured.width(percent / 100)
+        own = pairs_view(*kept.pair_energies(1), stored, plan)
+        other = pair_energies(calibrated.loaded.model, calibrated.stats, 1, plan)
+        assert own.kept == other.kept.tolist()
+        assert np.array(own.energy) == pytest.approx(other.energy.numpy(), rel=1e-5)
+        cross, sliced = units.width(percent / 100), plan_crossmodule(calibrated.loaded.model, percent / 100)
+        assert cross == (sliced.width, pytest.approx(sliced.removed_fraction))
     again = layer.find(SHIFT, tiny.calibration, ShiftView).value
     assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
@@ -214,8 +220,8 @@ def test_the_precomputed_spectra_are_the_default_models() -> None:
     for own, other in zip(flat(kept.curves(7)), flat(measured.curves(7)), strict=True):
         assert own.explained == pytest.approx(other.explained, abs=1e-3)
         assert own.effective_rank == other.effective_rank
-    plan = session.slice_plan(opening).layers[7]
-    assert kept.pairs(7, plan).kept == measured.pairs(7, plan).kept
+    own, other = (found.pair_energies(7)[0].numpy() for found in (kept, measured))
+    assert own == pytest.approx(other, rel=1e-3)
 
 
 def test_the_words_under_the_shift_have_the_precomputed_numbers() -> None:

@@ -112,7 +112,7 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
 
 
 def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
-    exports.write_plan(session, tiny, path := downloads.put("plan.json", lambda path: path.write_text("")))
+    path = Path(panel.plan(session, downloads, tiny))
     with zipfile.ZipFile(made(session, tiny, downloads)) as archive:
         record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
     assert json.loads(path.read_text()) == record["record"] | {"asked": record["record"]["requested"]}

@@ -51,22 +51,18 @@ def sparsity_chart(cells: Sequence[Cell]) -> Chart:
             "other, recovered ones with each other. The longer calibration reads four times the text, and sequences "
             "that the dense model samples; the other methods with it are in the table."
         ),
-        figure.table(
-            {
-                gettext("Method"): map(_name, ranked),
-                gettext("Target sparsity"): [number(cell.sparsity, ".0%") for cell in ranked],
-                gettext("Actual sparsity"): [number(cell.removed, ".1%") for cell in ranked],
-                **_damage(ranked),
-                gettext("Dense passes of training or search"): [
-                    figure.cell(cell.passes or None, ".1f") for cell in ranked
-                ],
-                gettext("Prefill speed relative to dense"): [figure.cell(cell.prefill, ".2f") for cell in ranked],
-                gettext("Decode speed relative to dense"): [figure.cell(cell.decode, ".2f") for cell in ranked],
-                gettext("Answers that loop"): [figure.cell(cell.loops, ".0%") for cell in ranked],
-                gettext("Tokens per answer"): [figure.cell(cell.answer_tokens, ".1f") for cell in ranked],
-                gettext("Measured"): [cell.date.replace("-", NO_BREAK) for cell in ranked],
-            }
-        ),
+        {
+            gettext("Method"): map(_name, ranked),
+            gettext("Target sparsity"): [number(cell.sparsity, ".0%") for cell in ranked],
+            gettext("Actual sparsity"): [number(cell.removed, ".1%") for cell in ranked],
+            **_damage(ranked),
+            gettext("Dense passes of training or search"): [figure.cell(cell.passes or None, ".1f") for cell in ranked],
+            gettext("Prefill speed relative to dense"): [figure.cell(cell.prefill, ".2f") for cell in ranked],
+            gettext("Decode speed relative to dense"): [figure.cell(cell.decode, ".2f") for cell in ranked],
+            gettext("Answers that loop"): [figure.cell(cell.loops, ".0%") for cell in ranked],
+            gettext("Tokens per answer"): [figure.cell(cell.answer_tokens, ".1f") for cell in ranked],
+            gettext("Measured"): [cell.date.replace("-", NO_BREAK) for cell in ranked],
+        },
         protocol=_protocol(cells),
     )
 
@@ -89,16 +85,14 @@ def size_chart(cells: Sequence[Cell]) -> Chart | None:
     return fig.chart(
         gettext("Damage at {sparsity:.0%} against model size", sparsity=SPARSITY),
         gettext("Do larger models lose less? The models also differ in family, training text and type of the weights."),
-        figure.table(
-            {
-                gettext("Model"): [cell.model_name for cell in shown],
-                gettext("Type of the weights"): [cell.weights for cell in shown],
-                gettext("Parameters of the layers"): [_millions(cell.parameters) for cell in shown],
-                gettext("Method"): map(_name, shown),
-                gettext("Dense perplexity"): [number(cell.dense_perplexity, ",.2f") for cell in shown],
-                **_damage(shown),
-            }
-        ),
+        {
+            gettext("Model"): [cell.model_name for cell in shown],
+            gettext("Type of the weights"): [cell.weights for cell in shown],
+            gettext("Parameters of the layers"): [_millions(cell.parameters) for cell in shown],
+            gettext("Method"): map(_name, shown),
+            gettext("Dense perplexity"): [number(cell.dense_perplexity, ",.2f") for cell in shown],
+            **_damage(shown),
+        },
         protocol=_protocol(shown),
     )
 
@@ -139,7 +133,7 @@ def accuracy_chart(cells: Sequence[Cell], scores: Mapping[Slice, Sequence[Score]
             "dense model, with {accuracy:.1%}. The differences in the table are paired by question.",
             accuracy=baseline[0],
         ),
-        figure.table(columns),
+        columns,
         protocol=gettext(
             "Zero-shot, by lm-eval: {tasks}, {count:,} questions of the validation sets. Accuracies are normalised by "
             "the lengths of the answers where lm-eval does so; bars are standard errors.",
@@ -169,10 +163,7 @@ def _lines(
     y_of: Callable[[Cell], tuple[float, float]],
     hover: str,
 ) -> None:
-    """A line per method, stage and estimator; `y_of` is a value and its standard error.
-
-    Those of `_nearest` are drawn above the others, which `assets/chart.js` draws gray.
-    """
+    """A line per method, stage and estimator; `y_of` is a value and its error. All but those of `_nearest` are gray."""
     order, groups = list(METHODS), dict[tuple[str, str, str], list[Cell]]()
     for cell in sorted(cells, key=lambda cell: (order.index(cell.method), STAGES.index(cell.stage), x_of(cell))):
         groups.setdefault((cell.method, cell.stage, cell.other_estimator), []).append(cell)
