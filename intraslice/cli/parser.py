@@ -14,7 +14,9 @@ import intraslice
 from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, comparisons, search
+from intraslice.cli.analyses import benchmark
 from intraslice.cli.run import CommandResult, Run
+from intraslice.core.checks import RETIRED
 from intraslice.core.config import BUDGETS, PRESETS, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
@@ -80,7 +82,6 @@ def _estimator(text: str) -> str:
 ALIGN = f"free shapes in multiples, such as mlp=64 dim=8, or one of {', '.join(PRESETS)}"
 ALSO_EVAL = "further held-out texts to evaluate every model on, each with its own columns"
 EVAL_LENGTH = "number of tokens per perplexity window (default: --length)"
-NEW_TOKENS = "maximum number of tokens of an answer"
 PASSES = "budget of a search at each sparsity, in dense passes over the calibration text"
 PROMPT = "What is the capital of France, and why is it famous?"
 PROMPT_TOKENS = "number of prompt tokens for measuring prefill speed"
@@ -193,7 +194,13 @@ OPTIONS = {  # by the group in which the help lists them
         _option("--no-speed", "do not measure speed", "sweep", **SWITCH),
         _option("--prompt-tokens", PROMPT_TOKENS, "sweep", default=SpeedConfig.prompt, **NUMBER),
         _option("--prompt", "the prompt to answer", "generate", default=PROMPT),
-        _option("--max-new-tokens", NEW_TOKENS, "generate", default=Sampling.max_new_tokens, **NUMBER),
+        _option(
+            "--max-new-tokens",
+            "maximum number of tokens of an answer",
+            "generate",
+            default=Sampling.max_new_tokens,
+            **NUMBER,
+        ),
         _option("--temperature", TEMPERATURE, "generate", type=float, default=0.0, metavar="F"),
         _option("--parts", PARTS, "inspect", nargs="+", default=["spectra", "shift"], choices=analyses.PARTS),
         _option("--measure", MEASURE, "sensitivity", default="kl", choices=get_args(Measure)),
@@ -230,7 +237,7 @@ COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
     "sweep": comparisons.sweep_,
     "tasks": comparisons.tasks,
     "paper": comparisons.paper,
-    "benchmark": analyses.benchmark,
+    "benchmark": benchmark,
 }
 COMPARED = {"methods": ["intraslice", "crossmodule"]}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
@@ -286,6 +293,18 @@ class _Parser(argparse.ArgumentParser):
             result.explicit = [name for name, value in vars(bare).items() if value is not None]
         return result, rest
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices and value in RETIRED:
+            self.error(RETIRED[value])
+        super()._check_value(action, value)
+
+
+class _Retired(argparse.Action):
+    """A removed option, which ends the command with what replaces it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error(RETIRED[self.option_strings[0]])
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands with their options."""
@@ -297,6 +316,7 @@ def parser() -> argparse.ArgumentParser:
     for name, module in extensions().items():
         unused = getattr(module, "UNUSED", "")
         module.add_options(_add_command(subparsers, name, module.run, module.__doc__, unused))
+    subparsers.choices["export"].add_argument("--vllm", action=_Retired, help=argparse.SUPPRESS)
     return root
 
 

@@ -13,11 +13,13 @@ from typing import Any
 from intraslice.core.errors import Message, UserError
 
 MAX_INTEGER = 2**31 - 1
-# Removed names that links and HTTP clients may still have, each with what replaces it.
+# Removed commands, endpoints, options and methods, each with what replaces it.
 RETIRED = {
+    "exchange": "exchange was removed; use search, with --passes instead of --exchanges",
     "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
     "decreases",
     "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
+    "--vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
 }
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

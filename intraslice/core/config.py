@@ -46,7 +46,10 @@ MAX_MULTIPLE = 4096
 
 
 def canonical_shapes(shapes: str) -> str:
-    """One form of all names of the same shapes: "free", "runtime" or "mlp=64 dim=8". Raises UserError for others."""
+    """One form of all names of the same shapes: "free", "runtime", or multiples as in "mlp=64 dim=8".
+
+    Raises UserError for anything else.
+    """
     named = PRESETS.get(shapes, shapes) if isinstance(shapes, str) else ""
     if named in SHAPES:
         return named
@@ -90,10 +93,15 @@ class CalibrationConfig:
     )
 
     @classmethod
+    def quick(cls, **others: Any) -> Self:
+        """The default budget, 32 x 512 tokens of the text. `others` are values of further fields, such as `text`."""
+        return cls(**others)
+
+    @classmethod
     def thorough(cls, **others: Any) -> Self:
         """128 x 512 tokens of the text, and 16 x 512 that the dense model samples: better slices, in 5 times the time.
 
-        By how much: "A longer calibration" in docs/results.md. `others` are values of further fields, such as `text`.
+        `others` as in `quick`. By how much: "A longer calibration" in docs/results.md.
         """
         return cls(**{"sequences": 128, "samples": 16} | others)
 
@@ -108,8 +116,10 @@ class CalibrationConfig:
         check_fields(self, one_of, targets=(get_args(Targets),))
 
 
-BUDGETS: dict[str, Callable[..., CalibrationConfig]]
-BUDGETS = {"quick": CalibrationConfig, "thorough": CalibrationConfig.thorough}
+BUDGETS: dict[str, Callable[..., CalibrationConfig]] = {
+    "quick": CalibrationConfig.quick,
+    "thorough": CalibrationConfig.thorough,
+}
 
 
 @dataclass(frozen=True)

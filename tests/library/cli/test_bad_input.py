@@ -73,6 +73,10 @@ BY_ARGPARSE = [
     ("ratios --estimator none.py:energy", "cannot be read"),
     ("ratios --estimator mine.py:nothing", "does not define"),
     ("ratios --estimator mine.py", "write mine.py:FUNCTION"),
+    ("prices", "was removed; use search"),
+    ("evaluate --method svd", "was removed; use modegpt"),
+    ("sweep --methods intraslice svd", "was removed; use modegpt"),
+    ("export --vllm folder", "was removed; use --gguf"),
 ]
 
 
