@@ -189,9 +189,9 @@ def _locked_folder(folder: Path, is_resumable: bool = False) -> Iterator[Path]:
         if os.getpid() != process:  # in a fork: deleting its copy of the lock would release the parent's
             _locks_of_parent.append(lock)
         else:
-            lock.release()
-            if not is_kept:
+            if not is_kept:  # before another process can take over a resumable run
                 shutil.rmtree(folder, ignore_errors=True)
+            lock.release()
 
 
 def remove_stale_folders() -> None:
