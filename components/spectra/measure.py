@@ -6,14 +6,13 @@ Before the default model is calibrated, everything is precomputed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from intraslice.core.linalg import by_kv_head
-from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
-from intraslice.planning.ratios import LayerPlan
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, pair_energies
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import kept_channels
 
 from ..state.caches import BoundedCache
@@ -40,7 +39,7 @@ class CalibratedSpectra:
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
         if layer not in self._curves:
-            spectra = layer_spectra(self._stats, layer)
+            spectra = LayerSpectra(self._stats, layer)
             heads, groups = (tuple(map(curve, part)) for part in (spectra.heads, spectra.groups))
             self._curves[layer] = LayerCurves(heads, groups)
         return self._curves[layer]
@@ -49,14 +48,15 @@ class CalibratedSpectra:
         """Compute the layer's wide curves too, which takes seconds for a wide model."""
         narrow = self.curves(layer)
         if narrow.mlp is None:
-            spectra = layer_spectra(self._stats, layer)
+            spectra = LayerSpectra(self._stats, layer)
             wide = (curve(part) for part in (spectra.mlp, spectra.residual, spectra.directions))
             self._curves[layer] = LayerCurves(narrow.heads, narrow.groups, *wide)
 
     @cached_property
     def ranks(self) -> list[list[int]]:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
-        return head_ranks(self._stats, EXPLAINED)
+        layers = range(len(self._stats.layers))
+        return [effective_rank(LayerSpectra(self._stats, layer).heads, EXPLAINED).tolist() for layer in layers]
 
     def pairs(self, layer: int, plan: LayerPlan) -> PairsView:
         """The layer's rotary pairs, and which of them the plan keeps."""
@@ -76,14 +76,6 @@ class CalibratedSpectra:
             plan, is_close = nearest_plan(self._model, sparsity)
             self._widths[sparsity] = plan.width if sparsity > 0 and is_close else None
         return self._widths[sparsity]
-
-
-class RotatedHeads(NamedTuple):
-    """A `HeadLayout` in which all channels are rotated, as in the default model."""
-
-    kv_head: Tensor
-    frequency: Tensor
-    norms: None = None
 
 
 @dataclass(frozen=True)
@@ -113,9 +105,9 @@ class PrecomputedSpectra:
         """The layer's rotary pairs, and which of them the plan keeps."""
         kv_head, pairs = torch.tensor(self.kv_head), len(self.angles)
         energy = by_kv_head(torch.tensor(self.energies[layer], dtype=torch.float64), kv_head)
-        layout = RotatedHeads(kv_head, torch.arange(pairs).expand(int(kv_head.max()) + 1, -1))
+        frequency = torch.arange(pairs).expand(int(kv_head.max()) + 1, -1)  # all channels are rotated
         scores = torch.tensor(self.sensitivities[layer]).repeat(1, 2) / 2  # of each channel half of its pair's
-        kept = kept_channels(scores, layout, plan.heads, plan.dim)
+        kept = kept_channels(scores, (kv_head, frequency), plan.heads, plan.dim)
         return PairsView(energy.tolist(), kept.unflatten(1, (2, -1)).all(1).tolist(), self.angles)
 
     def width(self, sparsity: float) -> int | None:
