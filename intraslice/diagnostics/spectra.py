@@ -90,9 +90,7 @@ class PairEnergies:
     unrotated_kept: Bool[Tensor, "kv_heads singles"]
 
 
-def pair_energies(
-    model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None = None
-) -> PairEnergies:
+def pair_energies(model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None) -> PairEnergies:
     """Energies of the dense layer, and the pairs that `plan` keeps, by the sensitivity of the loss; all without one."""
     attention, layer_stats = blocks(model)[layer].attention, stats.layers[layer]
     products = layer_stats.channel_products / stats.tokens

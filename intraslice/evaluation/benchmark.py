@@ -118,9 +118,7 @@ def measure_costs(
 
     with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, INTRASLICE_CACHE=folder):
         # After the last event the calibration is saved.
-        stats, passing, closing = timer.time(
-            lambda progress: calibrate(loaded, tokens, targets, progress=progress), report
-        )
+        stats, passing, closing = timer.time(lambda events: calibrate(loaded, tokens, targets, progress=events), report)
     algebra = closing + timer.repeat(lambda progress: replace(stats).make_profile(progress=progress), report)
     ratios = {"calibrate": reference_forwards(passing - closing, algebra)}
 

@@ -13,16 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.core.config import (
-    FREE,
-    KEEP,
-    MODULE_KINDS,
-    REMOVE,
-    RUNTIME,
-    ModuleKind,
-    SliceConfig,
-    too_little_removed,
-)
+from intraslice.core.config import FREE, KEEP, MODULE_KINDS, RUNTIME, ModuleKind, SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
@@ -225,7 +216,7 @@ def require_locked_units(config: SliceConfig, sizes: Sequence[LayerSizes]) -> No
         if state == KEEP and (layer, "attention", 1.0) in config.locked:
             message = "head {head} of layer {layer} cannot be kept, as 100% of its attention is locked"
             raise UserError(message, head=head, layer=layer)
-    for layer, count in Counter(layer for layer, *_, state in config.head_locks if state == REMOVE).items():
+    for layer, count in Counter(layer for layer, *_, state in config.head_locks if state != KEEP).items():
         if count == sizes[layer].heads:
             raise UserError("all heads of layer {layer} are locked as removed; lock 100% of its attention", layer=layer)
     for layer, *_, count in config.neuron_locks:

@@ -246,10 +246,8 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
 
 def sets_of(state: State, config: SearchConfig, groups: int, sets: int = SETS) -> list[range]:
     """The sets of windows of a generation. There are `groups` of them, which are used in turns."""
-    first = state.generation % groups * sets * config.windows
-    return [
-        range(start, start + config.windows) for start in range(first, first + sets * config.windows, config.windows)
-    ]
+    size, first = config.windows, state.generation % groups * sets * config.windows
+    return [range(start, start + size) for start in range(first, first + sets * size, size)]
 
 
 def selected(

@@ -60,9 +60,7 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     mean = stats.attention_sum / tokens
     kept = torch.arange(len(mean), device=mean.device).view(dense.heads, -1)[list(plan.heads)].flatten()
     rows = stats.attention_moment.index_select(0, kept)
-    moments = OutputMoments(
-        kept=rows.index_select(1, kept), cross=rows, kept_mean=mean[kept], dense_mean=mean, tokens=tokens
-    )
+    moments = OutputMoments(rows.index_select(1, kept), rows, mean[kept], mean, tokens)
     return fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]
 
 

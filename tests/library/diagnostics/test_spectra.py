@@ -76,7 +76,7 @@ def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
     products = torch.zeros(9, 8)
     products[3:6, 2], products[4, 6] = 1.0, 5.0  # pair 2 of the second group: channels 2 and 6
     stats = replace(case.stats, layers=[replace(case.stats.layers[0], channel_products=products)])
-    pairs = pair_energies(case.loaded.model, stats, 0)
+    pairs = pair_energies(case.loaded.model, stats, 0, None)
     assert pairs.energy.shape == (3, 4)
     assert_close(pairs.energy[1], torch.tensor([0, 0, 8.0, 0]) / stats.tokens)
     assert_close(pairs.angle, 1e4 ** -(torch.arange(4) / 4))
