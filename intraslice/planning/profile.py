@@ -97,6 +97,11 @@ class LayerProfile:
         """The kept heads of every channel budget."""
         return self.table.alive.cpu().numpy()
 
+    @cached_property
+    def rules(self) -> Int[np.ndarray, "budgets heads"] | None:
+        """The rule of every head at every channel budget, as in the table."""
+        return None if self.table.rule is None else self.table.rule.cpu().numpy()
+
     def choices(self, estimator: str | None) -> Choices:
         """Candidates for runtime shapes, by an estimator's importances; with None costs grow with the size."""
         sizes, widths = self.sizes, torch.tensor(block_widths(self.sizes.neurons))

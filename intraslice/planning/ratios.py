@@ -283,12 +283,12 @@ def head_rules(profile: Profile, plan: SlicePlan, index: int) -> tuple[str, ...]
     Empty where none does: in runtime shapes, where the whole module is removed, and for a profile without rules.
     """
     layer, kept = profile.with_locks(plan.config.head_locks).layers[index], plan.layers[index]
-    if layer.table.rule is None or plan.config.shapes == RUNTIME or not kept.heads:
+    if layer.rules is None or plan.config.shapes == RUNTIME or not kept.heads:
         return ()
     alive = np.isin(np.arange(layer.sizes.heads), kept.heads)
     budgets = np.flatnonzero((layer.alive == alive).all(1))
     budget = budgets[np.abs(budgets - _channels(layer, kept.attention_ratio)).argmin()]
-    return tuple(RULES[rule] for rule in layer.table.rule[budget].tolist())
+    return tuple(RULES[rule] for rule in layer.rules[budget])
 
 
 def plan_of_sizes(

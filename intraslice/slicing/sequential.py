@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import add_moment_
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.distributed import all_reduce_, shard_of
@@ -33,9 +32,10 @@ def sequential(
 ) -> SliceModules:
     """Slices a layer, after those before it."""
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
+    refined_above = plan.config.iterative_above if plan.config.iterative else 1.0
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config)
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), refined_above)
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -50,7 +50,7 @@ class _SequentialFit:
     stats: LayerStats
     hidden_states: HiddenStates
     tokens: int
-    config: SliceConfig
+    refined_above: float  # ratio of MLPs that are refined
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -138,7 +138,7 @@ class _SequentialFit:
         ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), self.stats.mlp_fisher)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
-        if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:
+        if plan.neurons and plan.mlp_ratio > self.refined_above:
             inputs = map(norm, self.hidden_states.hidden)
             mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
             return mlp, self._outputs(mlp, norm, pause)
