@@ -133,7 +133,7 @@ def summary(plan: Plan, method: str) -> str:
     )
     if isinstance(plan, CrossModulePlan):
         return line + f"; width {plan.width} of {plan.hidden} (slicing {plan.slicing:.1%}). {plan.note}".rstrip()
-    return f"{line}; bias {plan.reasons.bias:.2f}" if METHODS[method].has_bias else line
+    return line if "bias" in METHODS[method].unused else f"{line}; bias {plan.reasons.bias:.2f}"
 
 
 def records(frame: pandas.DataFrame) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from intraslice.core.linalg import by_kv_head
 from intraslice.core.weights import UNROTATED
-from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
-from intraslice.planning.ratios import LayerPlan
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, pair_energies
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.units import LayerUnits, kept_units
 
 from ..state.caches import BoundedCache
@@ -36,7 +36,7 @@ class CalibratedSpectra:
     def curves(self, layer: int) -> LayerCurves:
         """The curves of a layer; without the wide ones until `complete` has computed them."""
         if layer not in self._curves:
-            spectra = layer_spectra(self._stats, layer)
+            spectra = LayerSpectra(self._stats, layer)
             heads, groups = (tuple(map(curve, part)) for part in (spectra.heads, spectra.groups))
             self._curves[layer] = LayerCurves(heads, groups)
         return self._curves[layer]
@@ -45,18 +45,19 @@ class CalibratedSpectra:
         """Compute the layer's wide curves too, which takes seconds for a wide model."""
         narrow = self.curves(layer)
         if narrow.mlp is None:
-            spectra = layer_spectra(self._stats, layer)
+            spectra = LayerSpectra(self._stats, layer)
             wide = (curve(part) for part in (spectra.mlp, spectra.residual, spectra.directions))
             self._curves[layer] = LayerCurves(narrow.heads, narrow.groups, *wide)
 
     @cached_property
     def ranks(self) -> list[list[int]]:
         """By layer and head, the number of axes that explain 95 % of the head's output."""
-        return head_ranks(self._stats, EXPLAINED)
+        layers = range(len(self._stats.layers))
+        return [effective_rank(LayerSpectra(self._stats, layer).heads, EXPLAINED).tolist() for layer in layers]
 
     def pair_energies(self, layer: int) -> tuple[Float[Tensor, "kv_heads pairs"], Float[Tensor, " pairs"]]:
         """The energies of the layer's rotary pairs, and the rotation of each pair per token, in radians."""
-        pairs = pair_energies(self._model, self._stats, layer)
+        pairs = pair_energies(self._model, self._stats, layer, None)
         return pairs.energy, pairs.angle
 
 
@@ -89,7 +90,7 @@ class PrecomputedSpectra:
 
 def pairs_view(energy: Tensor, angles: Tensor, units: LayerUnits, plan: LayerPlan) -> PairsView:
     """A layer's rotary pairs, fastest first, and which of them the plan keeps."""
-    kept, order = kept_units(units, plan).channels.unflatten(-1, (2, -1)), angles.argsort(descending=True)
+    kept, order = kept_units(units, plan)[0].unflatten(-1, (2, -1)), angles.argsort(descending=True)
     rotated, groups = units.frequency[0] != UNROTATED, sorted({int(units.kv_head[head]) for head in plan.heads})
     unrotated = kept[groups][..., ~rotated].flatten(1)
     return PairsView(

@@ -241,14 +241,14 @@ def map_view(source: Source, plan: SlicePlan) -> MapView:
 def opened_view(source: Source, plan: SlicePlan, layer: int) -> OpenedView:
     """One layer of a plan."""
     units, planned, sparsity = source.units, plan.layers[layer], plan.config.sparsity
-    kept = kept_units(units.layers[layer], planned, plan.config.order) if units else None
+    channels, neurons = kept_units(units.layers[layer], planned, plan.config.order) if units else (None, None)
     cross = units.width(sparsity) if units and sparsity else None
     return OpenedView(
         layer=layer,
         row=_row(source, plan, layer),
         kv_heads=planned.kv_heads,
-        channels=None if kept is None else kept.channels.tolist(),
-        neurons=None if kept is None or kept.neurons is None else kept.neurons.tolist(),
+        channels=None if channels is None else channels.tolist(),
+        neurons=None if neurons is None else neurons.tolist(),
         sparsity=sparsity,
         shortcuts=units.shortcuts if units else 0,
         cross=cross,

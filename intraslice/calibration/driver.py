@@ -17,17 +17,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration import layerwise
-from intraslice.calibration.layerwise import BY_SEQUENCE, LayerwiseCalibration, LossGradient
+from intraslice.calibration.layerwise import BY_SEQUENCE, Hidden, LayerwiseCalibration, LossGradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import Steps, cache_path, read_result, write_result
 from intraslice.core.config import Targets
 from intraslice.core.errors import UserError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import call_layer, device_of, embed
+from intraslice.modeling.hidden_states import Tokens, call_layer, device_of, embed
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.pretrained.memory import LOSS_TOKENS, TOKENS_PER_BATCH
 
@@ -47,12 +47,8 @@ def sample_tokens(
 
 
 def next_token_gradient(
-    model: PreTrainedModel,
-    hidden: Float[Tensor, "sequences length hidden"],
-    batch: Int[Tensor, "sequences length"],
-    pause: Pause,
-    generator: torch.Generator | None = None,
-) -> Float[Tensor, "sequences length hidden"]:
+    model: PreTrainedModel, hidden: Hidden, batch: Tokens, pause: Pause, generator: torch.Generator | None = None
+) -> Hidden:
     """Gradient of the sum over sequences of the mean next-token loss; logits are computed for a few tokens at a time.
 
     Targets are the tokens of `batch`, or with a `generator` tokens sampled from the model. Pauses between chunks of
@@ -79,11 +75,7 @@ def next_token_gradient(
 
 
 def calibrate(
-    loaded: LoadedModel,
-    tokens: Int[Tensor, "sequences length"],
-    targets: Targets = "sampled",
-    *,
-    progress: ProgressCallback | bool = True,
+    loaded: LoadedModel, tokens: Tokens, targets: Targets = "sampled", *, progress: ProgressOption = True
 ) -> CalibrationStats:
     """Mask gradients (paper §4) and second moments of the dense model over `tokens`.
 
@@ -125,11 +117,7 @@ def calibrate(
 
 
 def _calibrate_shard(
-    model: PreTrainedModel,
-    stats: list[LayerStats],
-    tokens: Int[Tensor, "sequences length"],
-    targets: Targets,
-    progress: ProgressCallback,
+    model: PreTrainedModel, stats: list[LayerStats], tokens: Tokens, targets: Targets, progress: ProgressCallback
 ) -> None:
     """Add this process's shard of the sequences to `stats`, one for each layer, in place."""
     batch = sequences_per_batch(tokens)
@@ -164,7 +152,7 @@ def loss_gradient_after(done: Tensor, model: PreTrainedModel, targets: Targets) 
     return partial(next_token_gradient, generator=generator)
 
 
-def sequences_per_batch(tokens: Int[Tensor, "sequences length"]) -> int:
+def sequences_per_batch(tokens: Tokens) -> int:
     """Sequences per batch."""
     return max(1, TOKENS_PER_BATCH // tokens.shape[1])
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,10 +20,11 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.hidden_states import LayerArguments, call_layer, device_of, embed, final_norm
+from intraslice.modeling.hidden_states import LayerArguments, Tokens, call_layer, device_of, embed, final_norm
 from intraslice.modeling.offload import open_layer, resident
 from intraslice.planning.profile import LayerProfile, Profile
 
+Hidden = Float[Tensor, "sequences length hidden"]
 LossGradient = Callable[[PreTrainedModel, Tensor, Tensor, Pause], Tensor]  # model, last hidden states, tokens
 BY_SEQUENCE = ("attention_gradients", "mlp_gradients")  # one row per sequence
 GRADIENTS = (*BY_SEQUENCE, "query_fisher", "mlp_fisher")
@@ -41,7 +42,7 @@ class LayerwiseCalibration:
     """
 
     model: PreTrainedModel
-    tokens: Int[Tensor, "sequences length"]
+    tokens: Tokens
     batch: int
     loss_gradient: LossGradient
     steps: Steps
@@ -158,12 +159,8 @@ def require_finite(stats: LayerStats) -> None:
 
 
 def final_gradient(
-    model: PreTrainedModel,
-    hidden: Float[Tensor, "sequences length hidden"],
-    batch: Int[Tensor, "sequences length"],
-    loss_gradient: LossGradient,
-    pause: Pause,
-) -> Float[Tensor, "sequences length hidden"]:
+    model: PreTrainedModel, hidden: Hidden, batch: Tokens, loss_gradient: LossGradient, pause: Pause
+) -> Hidden:
     """Gradient of the loss at the output of the last layer."""
     norm = final_norm(model)
     with torch.enable_grad():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
 from intraslice.core.linalg import BLOCK, add_lower_moment_, mirror_
-from intraslice.core.progress import Progress, ProgressCallback, ignore_progress, progress_callback
+from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import Block
@@ -279,7 +279,7 @@ class CalibrationStats:
         units = config.head_fraction, config.gradient_group
         return self.profile if units == (None, GRADIENT_GROUP) else self._profile(units, ignore_progress)
 
-    def make_profile(self, *, progress: ProgressCallback | bool = True) -> Profile:
+    def make_profile(self, *, progress: ProgressOption = True) -> Profile:
         """`profile`, with progress by layer if it is not computed yet."""
         if "profile" not in vars(self):
             self.profile = self._profile((None, GRADIENT_GROUP), progress_callback(progress))

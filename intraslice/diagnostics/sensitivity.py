@@ -27,8 +27,8 @@ from intraslice.loading import LoadedModel
 from intraslice.modeling.hidden_states import Windows, embed, last_states
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile, Profile
-from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.planning.sizes import neurons_kept
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.planning.sizes import LayerPlan, neurons_kept
 from intraslice.slicing.driver import slice_model
 
 FORMAT = "6"
@@ -72,9 +72,8 @@ def cut_alone(dense: LayerPlan, profile: LayerProfile, module: ModuleKind, ratio
     if module == "mlp":
         return replace(dense, mlp_ratio=ratio, neurons=neurons_kept(profile.sizes.neurons, ratio))
     keep = round(profile.sizes.channels * (1 - ratio))
-    heads = tuple(profile.table.alive[keep].nonzero().flatten().tolist())
     _, kv_heads, dim = profile.shapes[keep]
-    return replace(dense, attention_ratio=ratio, heads=heads, kv_heads=kv_heads, dim=dim)
+    return replace(dense, attention_ratio=ratio, heads=profile.heads(keep), kv_heads=kv_heads, dim=dim)
 
 
 def slice_alone(
@@ -88,12 +87,7 @@ def slice_alone(
 
 
 def measure_sensitivity(
-    loaded: LoadedModel,
-    stats: CalibrationStats,
-    tokens: Windows,
-    ratio: float = 0.3,
-    *,
-    progress: ProgressOption = True,
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Windows, ratio: float, *, progress: ProgressOption = True
 ) -> Sensitivity:
     """Slice each module alone at `ratio`, in one shot, and measure the damage on `tokens`; `progress` counts modules.
 
@@ -108,7 +102,7 @@ def measure_sensitivity(
 
 
 def cached_sensitivity(
-    loaded: LoadedModel, stats: CalibrationStats, tokens: Windows, ratio: float = 0.3
+    loaded: LoadedModel, stats: CalibrationStats, tokens: Windows, ratio: float
 ) -> Sensitivity | None:
     """The cached result of `measure_sensitivity` if all modules are measured, else None."""
     require_ratio(ratio)

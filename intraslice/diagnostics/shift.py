@@ -6,6 +6,7 @@ LayerNorm the states are centred, since the norm removes their mean.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -49,23 +50,17 @@ def histogram_edges(values: Float[Tensor, "*any"], bins: int = BINS) -> Float[Te
     return torch.linspace(low, high, bins + 1, dtype=torch.float64)
 
 
-@dataclass
 class Moments:
     """Power sums and bin counts of the values seen so far, centred on the first values' mean to avoid cancellation."""
 
-    edges: Float[Tensor, " edges"]  # of the bins
-    count: int = 0
-    origin: float = 0.0
-    sums: Float[Tensor, " powers"] = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
-    bins: Float[Tensor, " bins"] | None = None
+    def __init__(self, edges: Float[Tensor, " edges"]) -> None:
+        self.edges, self.count, self.origin = edges, 0, 0.0
+        self.sums, self.bins = (torch.zeros(size, dtype=torch.float64) for size in (4, len(edges) - 1))
 
     def add(self, values: Float[Tensor, "*any"]) -> None:
         """Add values."""
-        if not values.numel():
-            return
         low, high = self.edges[0].item(), self.edges[-1].item()
-        counts = values.float().clamp(low, high).histc(len(self.edges) - 1, low, high).double().cpu()
-        self.bins = counts if self.bins is None else self.bins + counts
+        self.bins += values.float().clamp(low, high).histc(len(self.bins), low, high).double().cpu()
         if self.count == 0:
             self.origin = values.mean(dtype=torch.float64).item()
         centred = values.flatten().double() - self.origin
@@ -75,17 +70,13 @@ class Moments:
         self.count += values.numel()
 
     def distribution(self) -> Distribution:
-        """Statistics of the values seen so far. Without any, NaN and a histogram of zeros."""
-        edges = self.edges
-        if self.bins is None:
-            nan = float("nan")
-            return Distribution(nan, nan, nan, edges, torch.zeros(len(edges) - 1, dtype=torch.float64))
+        """Statistics of the values seen so far."""
         first, second, third, fourth = (self.sums / self.count).tolist()
         variance = max(second - first**2, 0.0)
         fourth_central = fourth - 4 * first * third + 6 * first**2 * second - 3 * first**4
         kurtosis = fourth_central / variance**2 - 3 if variance > 0 else 0.0
-        density = self.bins / (self.bins.sum() * (edges[1] - edges[0]))
-        return Distribution(self.origin + first, variance**0.5, kurtosis, edges, density)
+        density = self.bins / (self.bins.sum() * (self.edges[1] - self.edges[0]))
+        return Distribution(self.origin + first, variance**0.5, kurtosis, self.edges, density)
 
 
 def distance(first: Distribution, second: Distribution) -> float:
@@ -102,7 +93,9 @@ Place = Literal["residual", "attention", "mlp"]  # the residual stream after a b
 PLACES: tuple[Place, ...] = get_args(Place)
 MASSIVE = 10.0  # times the norm of the median token of its window, after any block but the last
 
-States = dict[tuple[int, Place], Float[Tensor, "tokens hidden"]]
+Hidden = Float[Tensor, "tokens hidden"]
+States = dict[tuple[int, Place], Hidden]
+Key = tuple[str, int, Place]  # method, layer and place
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,7 @@ class ShiftReport:
     """All shifts; `distributions` are by (method, layer, place), including the method "dense"."""
 
     shifts: tuple[Shift, ...]
-    distributions: dict[tuple[str, int, Place], Distribution]
+    distributions: dict[Key, Distribution]
     tokens: int
     massive: int  # number of massive tokens
 
@@ -146,12 +139,7 @@ class _Tally:
     cosines: list[Tensor] = field(default_factory=list)
     squared: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the difference, of the dense states
 
-    def compare(
-        self,
-        states: Float[Tensor, "tokens hidden"],
-        dense: Float[Tensor, "tokens hidden"],
-        ordinary: Bool[Tensor, " tokens"],
-    ) -> None:
+    def compare(self, states: Hidden, dense: Hidden, ordinary: Bool[Tensor, " tokens"]) -> None:
         difference, norm = (states - dense).norm(dim=-1), dense.norm(dim=-1)
         self.errors.append((difference / norm.clamp_min(torch.finfo(norm.dtype).tiny)).cpu())
         self.cosines.append(nn.functional.cosine_similarity(states, dense, dim=-1).cpu())
@@ -159,7 +147,7 @@ class _Tally:
             self.squared[index] += lengths[ordinary].double().square().sum().item()
 
 
-Tallies = dict[tuple[str, int, Place], _Tally]  # by method, layer and place
+Tallies = dict[Key, _Tally]
 
 
 @torch.no_grad()
@@ -174,13 +162,13 @@ def measure_shift(
     """
     if "dense" in methods:
         raise UserError("a method is named 'dense', the name of the reference model; expected another name")
-    report = progress_callback(progress)
+    report, models = progress_callback(progress), {"dense": dense, **methods}
     tallies: Tallies = {}
     ordinary_tokens: list[Tensor] = []
     report(Progress("shift", 0, len(tokens)))
     for done, window in enumerate(tokens):
         pause = partial(report, Progress("shift", done, len(tokens)))
-        ordinary_tokens.append(_compare_(tallies, dense, methods, window, pause))
+        ordinary_tokens.append(_compare_(tallies, models, window, pause))
         report(Progress("shift", done + 1, len(tokens)))
     ordinary = torch.cat(ordinary_tokens)
     distributions = {key: tally.values.distribution() for key, tally in tallies.items()}
@@ -189,13 +177,10 @@ def measure_shift(
 
 
 def _compare_(
-    tallies: Tallies,
-    dense: PreTrainedModel,
-    methods: Mapping[str, PreTrainedModel],
-    window: Int[Tensor, " window"],
-    pause: Pause,
+    tallies: Tallies, models: Mapping[str, PreTrainedModel], window: Int[Tensor, " window"], pause: Pause
 ) -> Bool[Tensor, " window"]:
     """Add one window to the tallies, in place, and return its ordinary tokens; `pause` is called after each layer."""
+    dense = models["dense"]
     reference = _states(dense, window, dense, pause)
     ordinary = ~massive_tokens(reference)
     if not tallies:
@@ -203,8 +188,8 @@ def _compare_(
         for key, values in reference.items():
             edges[key] = histogram_edges(values[ordinary])
             pause()
-        tallies |= {(name, *key): _Tally(Moments(edges[key])) for name in ("dense", *methods) for key in reference}
-    for name, model in {"dense": dense, **methods}.items():
+        tallies |= {(name, *key): _Tally(Moments(edges[key])) for name in models for key in reference}
+    for name, model in models.items():
         states = reference if model is dense else _states(model, window, dense, pause)
         for key in reference:
             tally = tallies[(name, *key)]
@@ -225,12 +210,7 @@ def massive_tokens(states: States) -> Bool[Tensor, " tokens"]:
     return (norms > MASSIVE * norms.median(-1, keepdim=True).values).any(0)
 
 
-def _shift(
-    key: tuple[str, int, Place],
-    tally: _Tally,
-    distributions: Mapping[tuple[str, int, Place], Distribution],
-    ordinary: Tensor,
-) -> Shift:
+def _shift(key: Key, tally: _Tally, distributions: Mapping[Key, Distribution], ordinary: Tensor) -> Shift:
     sliced, dense = distributions[key], distributions["dense", key[1], key[2]]
     errors, cosines = torch.cat(tally.errors), torch.cat(tally.cosines)
     spread = max(dense.spread, torch.finfo(torch.float64).tiny)
@@ -253,10 +233,7 @@ def _median(values: Tensor) -> float:
 
 
 def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTrainedModel, pause: Pause) -> States:
-    """The states of one window at every layer and place, in the dense basis, centred as its dense norms do.
-
-    `pause` is called after each layer.
-    """
+    """The states of one window at every layer and place, in the dense basis, centred as its dense norms do."""
     states: States = {}
     hidden_states = embed(model, window[None])
 
@@ -268,15 +245,11 @@ def _states(model: PreTrainedModel, window: Int[Tensor, " window"], dense: PreTr
 
     for index, (layer, block) in enumerate(zip(model.model.layers, blocks(dense), strict=True)):
         places: dict[Place, nn.Module] = {"attention": layer.self_attn, "mlp": layer.mlp, "residual": layer}
-        handles = [
-            module.register_forward_hook(partial(record, index, place, _basis(layer, place), block.attention_norm))
-            for place, module in places.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for place, module in places.items():
+                hook = partial(record, index, place, _basis(layer, place), block.attention_norm)
+                hooks.enter_context(module.register_forward_hook(hook))
             hidden_states.pass_through_(layer)
-        finally:
-            for handle in handles:
-                handle.remove()
         pause()
     return states
 

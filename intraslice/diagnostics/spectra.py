@@ -3,7 +3,6 @@
 Computed from a calibration alone. Spectra are computed on first access: those of a wide MLP take a second per layer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,12 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.stats import CalibrationStats, LayerStats
+from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import by_kv_head, diagonal_blocks
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks, rotary_frequencies
-from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import kept_channels
 
 FRACTIONS = (0.90, 0.95, 0.99)  # of the variance
@@ -38,12 +38,11 @@ def spectrum(moment: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n"]:
     return torch.where(total > 0, values.cumsum(-1) / total.clamp_min(torch.finfo(values.dtype).tiny), 1.0).cpu()
 
 
-@dataclass
 class LayerSpectra:
     """Explained variance of one layer: cumulative fractions over 1..n principal axes. All moments are uncentred."""
 
-    _stats: LayerStats
-    _kv_head: Sequence[int]
+    def __init__(self, stats: CalibrationStats, layer: int) -> None:
+        self._stats, self._kv_head = stats.layers[layer], stats.kv_heads[layer]
 
     @cached_property
     def heads(self) -> Float[Tensor, "heads d"]:
@@ -76,16 +75,6 @@ class LayerSpectra:
         return diagonal_blocks(self._stats.attention_moment, len(self._kv_head))
 
 
-def layer_spectra(stats: CalibrationStats, layer: int) -> LayerSpectra:
-    """The spectra of one layer, each computed on first access."""
-    return LayerSpectra(stats.layers[layer], stats.kv_heads[layer])
-
-
-def head_ranks(stats: CalibrationStats, fraction: float = 0.95) -> list[list[int]]:
-    """The effective rank of each query head's output, by layer."""
-    return [effective_rank(layer_spectra(stats, layer).heads, fraction).tolist() for layer in range(len(stats.layers))]
-
-
 @dataclass(frozen=True)
 class PairEnergies:
     """Energy of each rotary pair (and unrotated channel) of one layer's queries and keys, and which ones are kept.
@@ -101,16 +90,15 @@ class PairEnergies:
     unrotated_kept: Bool[Tensor, "kv_heads singles"]
 
 
-def pair_energies(
-    model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None = None
-) -> PairEnergies:
+def pair_energies(model: PreTrainedModel, stats: CalibrationStats, layer: int, plan: LayerPlan | None) -> PairEnergies:
     """Energies of the dense layer, and the pairs that `plan` keeps, by the sensitivity of the loss; all without one."""
     attention, layer_stats = blocks(model)[layer].attention, stats.layers[layer]
     products = layer_stats.channel_products / stats.tokens
     energies = by_kv_head(products, attention.kv_head).cpu().unflatten(-1, (2, -1))
     kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
-        kept = kept_channels(layer_stats.query_fisher, attention.weights(), plan.heads, plan.dim).cpu()
+        dim, layout = plan.dim if attention.norms is None else attention.dim, (attention.kv_head, attention.frequency)
+        kept = kept_channels(layer_stats.query_fisher, layout, plan.heads, dim).cpu()
     kept = kept.unflatten(-1, (2, -1))
     frequency = attention.frequency[0].cpu()  # a dense layer has the same pairs in every head
     rotated = frequency != UNROTATED
@@ -127,7 +115,7 @@ def spectra_frame(stats: CalibrationStats, plan: SlicePlan | None = None) -> pan
     """One row per part of a layer: width, axes for 90, 95 and 99 % of its variance, and the width that `plan` keeps."""
     rows = []
     for layer in range(len(stats.layers)):
-        spectra, kept = layer_spectra(stats, layer), None if plan is None else plan.layers[layer]
+        spectra, kept = LayerSpectra(stats, layer), None if plan is None else plan.layers[layer]
         heads, dim, neurons = (kept.heads, kept.dim, kept.neurons) if kept else ((), None, None)
         kv_heads = {stats.kv_heads[layer][head] for head in heads}
         parts: list[tuple[str, Tensor, int | None]] = [

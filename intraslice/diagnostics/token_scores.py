@@ -1,8 +1,8 @@
 """Loss increase per token of a passage, and next-token candidates of both models."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,11 +62,6 @@ class Passage:
         """Mean KL divergence, in nats per token."""
         return sum(token.divergence for token in self.tokens) / len(self.tokens)
 
-    def frame(self) -> pandas.DataFrame:
-        """One row per token."""
-        rows = [vars(token) | {"extra_loss": token.extra_loss} for token in self.tokens]
-        return pandas.DataFrame(rows).drop(columns="likeliest")
-
 
 @torch.no_grad()
 def score_passage(
@@ -88,14 +83,12 @@ def score_passage(
     sliced_chunks = logits_in_chunks(sliced.lm_head, hidden[1])
     scores: list[TokenScore] = []
     for (dense_logits, following), (sliced_logits,) in zip(dense_chunks, sliced_chunks, strict=True):
-        tables = dense_table, sliced_table = dense_logits.log_softmax(-1), sliced_logits.log_softmax(-1)
+        tables = [logits.log_softmax(-1) for logits in (dense_logits, sliced_logits)]
         chosen = [table.gather(1, following[:, None].to(table.device))[:, 0].tolist() for table in tables]
         divergence = divergences(dense_logits, sliced_logits.to(dense_logits.device)).tolist()
-        agree = (dense_table.argmax(-1).cpu() == sliced_table.argmax(-1).cpu()).tolist()
-        likeliest = [
-            _best(tokenizer, dense_row, sliced_row, candidates) if candidates else ()
-            for dense_row, sliced_row in zip(dense_table, sliced_table, strict=True)
-        ]
+        best_of_dense, best_of_sliced = (table.argmax(-1).cpu() for table in tables)
+        agree = (best_of_dense == best_of_sliced).tolist()
+        likeliest = [_best(tokenizer, rows, candidates) for rows in zip(*tables, strict=True)]
         for values in zip(following.tolist(), *chosen, divergence, agree, likeliest, strict=True):
             scores.append(TokenScore(text_of(tokenizer, [values[0]]), *values))
     return Passage(text_of(tokenizer, tokens[:1]), tuple(scores))
@@ -122,18 +115,14 @@ def compare_next_tokens(
     if len(tokens) > positions:
         raise prompt_too_long(Message("{count:,} tokens", count=len(tokens)), positions, positions)
     logits = [prefill(model, torch.tensor([tokens], device=model.device), {}, pause)[0] for model in (dense, sliced)]
-    of_dense, of_sliced = (of_model.float().log_softmax(-1)[0] for of_model in logits)
-    return _best(tokenizer, of_dense, of_sliced, count)
+    return _best(tokenizer, [of_model.float().log_softmax(-1)[0] for of_model in logits], count)
 
 
 def _best(
-    tokenizer: PreTrainedTokenizerBase,
-    dense: Float[Tensor, " vocabulary"],
-    sliced: Float[Tensor, " vocabulary"],
-    count: int,
+    tokenizer: PreTrainedTokenizerBase, logs: Sequence[Float[Tensor, " vocabulary"]], count: int
 ) -> tuple[NextToken, ...]:
-    """The `count` most likely tokens of either table of log-probabilities, the dense model's best first."""
-    tables = [table.exp().cpu() for table in (dense, sliced)]
+    """The `count` most likely tokens by either model's log-probabilities, the dense model's best first."""
+    tables = [log_probs.exp().cpu() for log_probs in logs]
     best = {token for table in tables for token in table.topk(min(count, len(table))).indices.tolist()}
     ordered = sorted(best, key=lambda token: (-tables[0][token].item(), -tables[1][token].item()))
     return tuple(

@@ -10,10 +10,8 @@ for each other, which on a busy machine is most of a small job.
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean, median
 from typing import TypeVar
 from unittest.mock import patch
@@ -22,7 +20,6 @@ import torch
 from transformers import PreTrainedModel
 
 from intraslice.calibration.driver import calibrate
-from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import FREE, PRESETS, CalibrationConfig, Order, SliceConfig, Targets
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
@@ -62,7 +59,7 @@ def clock(device: torch.device) -> float:
 
 
 class InterleavedTimer:
-    """Times jobs interleaved with dense forwards, so that a busy machine slows both equally."""
+    """Times jobs interleaved with dense forwards, which a busy machine slows equally, and whose time is not counted."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens) -> None:
         batch = 512 if model.device.type == "cpu" else 2048  # tokens; larger batches are not faster
@@ -77,10 +74,7 @@ class InterleavedTimer:
         return (clock(self._model.device) - start) / self._batch.numel()
 
     def time(self, job: Job[T], progress: ProgressCallback) -> tuple[T, float, float]:
-        """A job's result, its time in tokens of dense forwards, and the part of this after the last progress event.
-
-        The job's progress callback runs the dense forwards, whose time is not counted.
-        """
+        """A job's result, its time in tokens of dense forwards, and the part of this after the last progress event."""
         spent, first_sample, start = 0.0, len(self.dense), clock(self._model.device)
 
         def between(event: Progress) -> None:
@@ -122,12 +116,10 @@ def measure_costs(
     def reference_forwards(forwards: float, algebra: float) -> float:
         return (forwards * scale + algebra) / REFERENCE_TOKENS
 
-    with temporary_cache():
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, INTRASLICE_CACHE=folder):
         # After the last event the calibration is saved.
-        stats, passing, closing = timer.time(
-            lambda progress: calibrate(loaded, tokens, targets, progress=progress), report
-        )
-    algebra = closing + timer.repeat(partial(_profile, stats), report)
+        stats, passing, closing = timer.time(lambda events: calibrate(loaded, tokens, targets, progress=events), report)
+    algebra = closing + timer.repeat(lambda progress: replace(stats).make_profile(progress=progress), report)
     ratios = {"calibrate": reference_forwards(passing - closing, algebra)}
 
     def slicing(method: str, order: Order) -> Job[PreTrainedModel]:
@@ -145,7 +137,12 @@ def measure_costs(
     speeds = measure_speed({"dense": model, "sliced": sliced}, progress=report)
     for phase in ("prefill", "decode"):
         ratios[phase] = getattr(speeds["dense"], phase) / getattr(speeds["sliced"], phase)
-    return Costs(ratios, 1000 * _plan_seconds(model, stats, config), 1000 * median(timer.dense))
+    plans = []  # seconds
+    for _ in range(PLANS + 1):  # the first one ranks the units of the calibration and is not counted
+        start = clock(model.device)
+        plan_by("intraslice", model, stats, config)
+        plans.append(clock(model.device) - start)
+    return Costs(ratios, 1000 * median(plans[1:]), 1000 * median(timer.dense))
 
 
 def measure_shapes(
@@ -184,27 +181,3 @@ def measure_shapes(
         }
         for name, speed in speeds.items()
     }
-
-
-def _profile(stats: CalibrationStats, progress: ProgressCallback) -> None:
-    """Recompute the profile of a calibration."""
-    progress(Progress("profile", 0, 1))
-    _ = replace(stats).profile
-    progress(Progress("profile", 1, 1))
-
-
-def _plan_seconds(model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> float:
-    """Median time of one plan, once the units of the calibration are ranked."""
-    seconds = []
-    for _ in range(PLANS + 1):  # the first one ranks the units and is not counted
-        start = clock(model.device)
-        plan_by("intraslice", model, stats, config)
-        seconds.append(clock(model.device) - start)
-    return median(seconds[1:])
-
-
-@contextmanager
-def temporary_cache() -> Iterator[None]:
-    """Use an empty cache folder while open, so that benchmarks compute everything; the folder is removed on exit."""
-    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, INTRASLICE_CACHE=folder):
-        yield

@@ -123,10 +123,7 @@ def _ask(
 def answer_log_probs(
     model: PreTrainedModel, questions: Sequence[EncodedQuestion], pause: Pause = no_pause
 ) -> list[list[float]]:
-    """Log-probability in nats of each answer after its prompt. Answers that differ in their last token share a row.
-
-    `pause` is called after each layer.
-    """
+    """Log-probability in nats of each answer after its prompt. Answers that differ in their last token share a row."""
     rows: dict[tuple[int, ...], int] = {}
     places: list[tuple[int, int]] = []  # row and position of the state before each token of an answer
     targets: list[int] = []

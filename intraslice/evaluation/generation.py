@@ -1,7 +1,7 @@
 """Generates text token by token, greedily or by sampling."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,11 +69,11 @@ def stream_tokens(
     require_words("the prompt", prompt if count else "")
     if count >= positions:
         raise prompt_too_long(Message("{count:,} tokens", count=count), positions - 1, positions)
-    sample, ends = _sampler(sampling), end_tokens(model)
+    generator, ends = torch.Generator().manual_seed(sampling.seed), end_tokens(model)
     ids, cache = torch.tensor([tokens], device=model.device), dict[str, Any]()
     for _ in range(min(sampling.max_new_tokens, positions - count)):
         logits, cache = prefill(model, ids, cache, pause)
-        token = sample(logits[0])
+        token = _sample(logits[0], sampling.temperature, generator)
         yield token
         if token in ends:
             return
@@ -92,17 +92,12 @@ def prefill(
     return logits, cache
 
 
-def _sampler(sampling: Sampling) -> Callable[[Tensor], int]:
-    """A function that picks the most likely token, or samples one by adding Gumbel noise, with its own generator."""
-    generator = torch.Generator().manual_seed(sampling.seed)
-
-    def sample(logits: Float[Tensor, " vocabulary"]) -> int:
-        if sampling.temperature == 0:
-            return int(logits.argmax())
-        noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
-        return int((logits.float().cpu() / sampling.temperature + noise).argmax())
-
-    return sample
+def _sample(logits: Float[Tensor, " vocabulary"], temperature: float, generator: torch.Generator) -> int:
+    """The most likely token at temperature 0, else one that is sampled by adding Gumbel noise."""
+    if temperature == 0:
+        return int(logits.argmax())
+    noise = -torch.empty(len(logits)).exponential_(generator=generator).log()
+    return int((logits.float().cpu() / temperature + noise).argmax())
 
 
 def end_tokens(model: PreTrainedModel) -> set[int]:

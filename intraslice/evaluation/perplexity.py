@@ -110,20 +110,6 @@ def _exponential(sums: Sequence[Sequence[float]], sizes: Sequence[int]) -> Estim
     return Estimate(value, error if math.isfinite(error) else None)
 
 
-def _token_losses(
-    model: PreTrainedModel, windows: Windows, dense: "DenseStates | None", first: int, pause: Pause
-) -> tuple[Float[Tensor, "windows scored"], Float[Tensor, "windows scored"] | None]:
-    """Loss of every token and, if `dense` is not None, its divergence from the dense model."""
-    states = dense_states = None
-    if dense is not None:
-        dense_states = dense.model, dense.of(windows, first, pause)
-        states = dense_states[1] if model is dense.model else None
-    if states is None:
-        states = last_states(model, model.model.layers, embed(model, windows), pause)
-    losses, kl = head_losses(model, states, windows[:, 1:].flatten(), dense_states, pause)
-    return losses.view(len(windows), -1), None if kl is None else kl.view(len(windows), -1)
-
-
 @torch.no_grad()
 def measure_losses(
     model: PreTrainedModel,
@@ -158,23 +144,21 @@ def measure_losses(
     left = tokens[shard][losses.done :]
     for batch in left.split(max(1, TOKENS_PER_BATCH // tokens.shape[1])) if len(left) else ():
         first, pause = shard.start + losses.done, partial(report, event())
-        token_losses, token_kl = _token_losses(model, batch, dense, first, pause)
-        sums = torch.stack([block.sum(1) for block in token_losses.split(sizes, dim=1)], dim=1).tolist()
-        divergences = () if token_kl is None else token_kl.sum(1).tolist()
-        losses = replace(
-            losses,
-            done=losses.done + len(batch),
-            sums=(*losses.sums, *map(tuple, sums)),
-            divergences=(*losses.divergences, *divergences),
-        )
+        states = dense_states = None
+        if dense is not None:
+            dense_states = dense.model, dense.of(batch, first, pause)
+            states = dense_states[1] if model is dense.model else None
+        if states is None:
+            states = last_states(model, model.model.layers, embed(model, batch), pause)
+        token_losses, token_kl = head_losses(model, states, batch[:, 1:].flatten(), dense_states, pause)
+        by_block = token_losses.view(len(batch), -1).split(sizes, dim=1)
+        sums = torch.stack([block.sum(1) for block in by_block], dim=1).tolist()
+        divergences = () if token_kl is None else token_kl.view(len(batch), -1).sum(1).tolist()
+        done, measured = losses.done + len(batch), (*losses.sums, *map(tuple, sums))
+        losses = Losses(done, losses.total, measured, sizes, (*losses.divergences, *divergences))
         report(event())
-    return replace(
-        losses,
-        done=len(tokens),
-        total=len(tokens),
-        sums=tuple(all_gather(losses.sums)),
-        divergences=tuple(all_gather(losses.divergences)),
-    )
+    shared = tuple(all_gather(losses.sums))
+    return Losses(len(tokens), len(tokens), shared, sizes, tuple(all_gather(losses.divergences)))
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rounded_model
 from intraslice.core.cache import cache_path, read_record, write_record
-from intraslice.core.config import NO_RECOVERY, SliceConfig
+from intraslice.core.config import FREE, NO_RECOVERY, SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError, UserError
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.distributed import all_gather, shard_of, single_process
@@ -150,14 +150,10 @@ def sweep(
 
 
 def cached_points(
-    loaded: LoadedModel,
-    texts: Texts,
-    grid: Sequence[Point],
-    base: SliceConfig | None = None,
-    speed: SpeedConfig | None = None,
+    loaded: LoadedModel, texts: Texts, grid: Sequence[Point], base: SliceConfig, speed: SpeedConfig | None = None
 ) -> tuple[Point, ...]:
     """The points that `sweep` reads from the cache without measuring anything; a damaged file is no such point."""
-    points_of = _Sweep(loaded, texts, base or SliceConfig(), speed)
+    points_of = _Sweep(loaded, texts, base, speed)
     if not read_record(points_of.path(DENSE)):
         return ()
     return tuple(point for point in grid if read_record(points_of.point_path(point)))
@@ -195,14 +191,10 @@ class _Sweep:
             return self.path(f"{point}")
         config, method, texts = self.config(point), METHODS.require(point.method), self.texts
         # Options that a method ignores do not change the cache key.
-        if not method.uses_estimator:
-            config = replace(config, estimator="uniform")
-        if not method.uses_order:
-            config = replace(config, order="one-shot", iterative=False)
+        ignored: dict[str, Any] = {"estimator": "uniform", "order": "one-shot", "iterative": False, "shapes": FREE}
+        config = replace(config, **{name: value for name, value in ignored.items() if name in method.unused})
         if method.recovery(config) == NO_RECOVERY:
             config = replace(config, epochs=0)
-        if not method.uses_shapes:
-            config = replace(config, shapes="free")
         inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
         inputs += [settings] if (settings := settings_of(method.recovery(config))) else []
         return self.path(f"{point.method} {config} {self._speed(point)} {point.quantise}", *inputs)

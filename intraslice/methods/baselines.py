@@ -22,10 +22,11 @@ from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.estimators import Importances
 from intraslice.planning.head_table import HeadTable
-from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
-from intraslice.slicing.mlp import fitted_moment, keep_neurons, select_neurons
-from intraslice.slicing.one_shot import attention_from_moments
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.planning.sizes import LayerPlan
+from intraslice.slicing.attention import cut_queries_and_keys
+from intraslice.slicing.mlp import select_neurons
+from intraslice.slicing.one_shot import attention_from_moments, keep_neurons
 
 Scores = tuple[Float[Tensor, " heads"], Float[Tensor, " neurons"]]
 
@@ -58,22 +59,10 @@ class Baseline(OneShotMethod):
         return replace(plan, config=config)
 
     def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
-        neurons = self.scores(block, stats, tokens)[1]
-        kept = neurons.argsort(descending=True)[: plan.neurons].sort().values
-        return {
-            block.attention: self._attention(block.attention, plan, stats, tokens),
-            block.mlp: self._mlp(block.mlp, kept, stats, tokens),
-        }
-
-    def _attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
-        return attention_from_moments(dense, plan, stats, tokens)
-
-    def _mlp(self, dense: SlicedMLP, kept: Int[Tensor, " kept"], stats: LayerStats, tokens: int) -> SlicedMLP:
-        if len(kept) == dense.neurons:
-            return dense
-        weights, mean = dense.weights(), stats.mlp_sum / tokens
-        damped = damp_by_channel(fitted_moment(weights, stats.mlp_moment, mean, tokens))
-        return SlicedMLP(keep_neurons(weights, damped, mean, kept))
+        mlp, scores = block.mlp, self.scores(block, stats, tokens)[1]
+        if plan.neurons < mlp.neurons:
+            mlp = keep_neurons(mlp, best(scores, plan.neurons), stats, tokens, damp_by_channel)
+        return {block.attention: attention_from_moments(block.attention, plan, stats, tokens), block.mlp: mlp}
 
 
 class Magnitude(Baseline):
@@ -86,16 +75,13 @@ class Magnitude(Baseline):
     def scores(self, block: Block, stats: LayerStats, tokens: int) -> Scores:
         return magnitude_scores(block)
 
-    def _attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats, tokens: int) -> SlicedAttention:
-        weights = dense.weights()
-        heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        no_scores = weights.query.new_zeros(dense.heads, dense.dim)
-        channels, frequency = choose_channels(no_scores, weights, heads, dense.dim)
-        return SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), dense.layer_idx)
-
-    def _mlp(self, dense: SlicedMLP, kept: Int[Tensor, " kept"], stats: LayerStats, tokens: int) -> SlicedMLP:
-        weights = dense.weights()
-        return SlicedMLP(select_neurons(weights, kept, weights.down[:, kept], weights.down_bias))
+    def parts(self, block: Block, plan: LayerPlan, stats: LayerStats, tokens: int) -> dict[nn.Module, nn.Module]:
+        dense, attention, mlp = block.attention, block.attention.weights(), block.mlp.weights()
+        no_scores = attention.query.new_zeros(dense.heads, dense.dim)
+        cut = cut_queries_and_keys(attention, no_scores, plan.heads, dense.dim)
+        kept = best(magnitude_scores(block)[1], plan.neurons)
+        narrow = select_neurons(mlp, kept, mlp.down[:, kept], mlp.down_bias)
+        return {dense: SlicedAttention(cut, dense.layer_idx), block.mlp: SlicedMLP(narrow)}
 
 
 class ActivationBaseline(Baseline):
@@ -142,6 +128,11 @@ class FLAP(ActivationBaseline):
 
     def comparable(self, scores: Float[Tensor, " units"]) -> Float[Tensor, " units"]:
         return (scores - scores.mean()) / scores.std().clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def best(scores: Float[Tensor, " units"], count: int) -> Int[Tensor, " kept"]:
+    """The units with the highest scores, in their order."""
+    return scores.argsort(descending=True)[:count].sort().values
 
 
 def magnitude_scores(block: Block) -> Scores:

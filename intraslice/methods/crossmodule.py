@@ -28,7 +28,7 @@ from intraslice.modeling.families import Block, DenseModule, Family, blocks, fam
 from intraslice.modeling.hidden_states import LayerArguments, Tokens, embed
 from intraslice.modeling.residual import BasisEmbedding, BasisNorm, CrossModuleLayer, SlicedModule, centre
 from intraslice.modeling.surgery import frozen_linear, replace_modules
-from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan, require_below_one
+from intraslice.planning.baseline_plans import WIDTH_MULTIPLE, CrossModulePlan
 from intraslice.planning.sizes import Parameters
 
 Axes = Float[Tensor, "hidden hidden"]
@@ -80,6 +80,9 @@ class DenseMoments:
         return self._axes[read]
 
 
+Source = SlicedStates | DenseMoments
+
+
 @torch.no_grad()
 def find_axes(model: PreTrainedModel, stats: CalibrationStats, *, progress: ProgressOption = True) -> None:
     """Compute the axes for one-shot slicing, which do not depend on the width, and cache them in `stats`."""
@@ -96,27 +99,23 @@ def plan_crossmodule(
     """Choose D' for a canonicalised model, by the fraction of decoder parameters to remove, or of axes to cut.
 
     A sparsity selects the width with the nearest number of parameters; 0 cuts nothing and only adds the shortcuts.
-    `order` does not affect the width. Raises UserError unless exactly one of the two is given, from 0 to below 1.
+    They are from 0 to below 1. `order` does not affect the width. Raises UserError unless exactly one of them is given.
     """
-    if sparsity is not None and slicing is None:
-        name, value = "sparsity", sparsity
-    elif slicing is not None and sparsity is None:
-        name, value = "slicing", slicing
-    else:
+    if (sparsity is None) == (slicing is None):
         raise UserError(f"expected either sparsity or slicing, got sparsity {sparsity} and slicing {slicing}")
-    require_below_one(name, value)
-    hidden = model.lm_head.in_features
-    residual.require_no_output_norms(blocks(model), "crossmodule")
-    if value == 0:
+    hidden, layers = model.lm_head.in_features, blocks(model)
+    residual.require_no_output_norms(layers, "crossmodule")
+    if 0 in (sparsity, slicing):
         return _plan(model, hidden, sparsity, order)
     if slicing is not None:
         width = max(int(hidden * (1 - slicing) + 1e-6) // WIDTH_MULTIPLE * WIDTH_MULTIPLE, min(WIDTH_MULTIPLE, hidden))
         return _plan(model, width, None, order)
-    widths, layers = [*range(WIDTH_MULTIPLE, hidden, WIDTH_MULTIPLE), hidden], blocks(model)
-    budget = (1 - value) * decoder_parameters(model)
+    assert sparsity is not None
+    widths = [*range(WIDTH_MULTIPLE, hidden, WIDTH_MULTIPLE), hidden]
+    budget = (1 - sparsity) * decoder_parameters(model)
     index = bisect_left(widths, budget, key=lambda width: _decoder_parameters(layers, width, hidden))
-    plans = [_plan(model, width, value, order) for width in widths[max(index - 1, 0) : index + 1]]
-    return min(plans, key=lambda plan: abs(plan.removed_fraction - value))
+    plans = [_plan(model, width, sparsity, order) for width in widths[max(index - 1, 0) : index + 1]]
+    return min(plans, key=lambda plan: abs(plan.removed_fraction - sparsity))
 
 
 def _plan(model: PreTrainedModel, width: int, target: float | None, order: Order) -> CrossModulePlan:
@@ -175,7 +174,7 @@ def slice_crossmodule(
     pause = partial(report, Progress("slice", 0, len(layers)))
     pause()
     norm = layers[0].attention_norm
-    source: DenseMoments | SlicedStates
+    source: Source
     if plan.order != "one-shot":
         source = SlicedStates(model, tokens, norm)
     elif stats is not None:
@@ -196,12 +195,7 @@ def slice_crossmodule(
 
 
 def _slice_layer(
-    family: Family,
-    block: Block,
-    source: SlicedStates | DenseMoments,
-    basis: Float[Tensor, "hidden width"],
-    last: bool,
-    pause: Pause,
+    family: Family, block: Block, source: Source, basis: Float[Tensor, "hidden width"], last: bool, pause: Pause
 ) -> tuple[CrossModuleLayer, Float[Tensor, "hidden width_after"]]:
     """One layer in its bases, and the basis after it; advances the source to the next layer."""
     hidden, width = basis.shape

@@ -19,7 +19,7 @@ from intraslice.core.weights import AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.planning.ratios import LayerPlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import fuse
 
 

@@ -20,12 +20,10 @@ from intraslice.core.weights import AttentionWeights
 from intraslice.methods.registry import OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
-from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.baseline_plans import bisect_count
-from intraslice.planning.ratios import LayerPlan, Reasons, SlicePlan, cap_ratios, plan_of_sizes, require_locked_layers
-from intraslice.planning.sizes import neurons_kept
-from intraslice.slicing.mlp import fitted_moment, keep_neurons
-from intraslice.slicing.one_shot import attention_from_moments
+from intraslice.planning.ratios import SlicePlan, cap_ratios, plan_of_sizes, require_locked_layers
+from intraslice.planning.sizes import LayerPlan, LayerSizes, Reasons, neurons_kept
+from intraslice.slicing.one_shot import attention_from_moments, keep_neurons
 
 
 class LayerRatioMethod(OneShotMethod):
@@ -58,34 +56,18 @@ class LayerRatioMethod(OneShotMethod):
             return [locked_ratios.get((index, module), ratio) for index, ratio in enumerate(capped)]
 
         def layers(mean: float, attention: list[float] | None = None) -> list[LayerPlan]:
-            return [
-                LayerPlan(
-                    attention_ratio,
-                    mlp_ratio,
-                    heads=tuple(range(size.heads if attention_ratio < 1 else 0)),
-                    kv_heads=size.kv_heads if attention_ratio < 1 else 0,
-                    dim=size.dim if attention_ratio == 1 else narrowed(size.dim, attention_ratio),
-                    neurons=neurons_kept(size.neurons, mlp_ratio),
-                )
-                for size, attention_ratio, mlp_ratio in zip(
-                    sizes, attention or ratios("attention", mean), ratios("mlp", mean), strict=True
-                )
-            ]
+            return list(map(narrowed, sizes, attention or ratios("attention", mean), ratios("mlp", mean)))
 
-        def narrowed(dim: int, ratio: float) -> int:
-            return min(max(2 * round(dim * (1 - ratio) / 2), 2), dim)
-
-        def count(plans: list[LayerPlan]) -> int:
-            pairs = zip(sizes, plans, strict=True)
-            return sum(plan.parameters(size) for size, plan in pairs)
+        def count(mean: float, attention: list[float] | None = None) -> int:
+            return sum(plan.parameters(size) for size, plan in zip(sizes, layers(mean, attention), strict=True))
 
         target = (1 - config.sparsity) * sum(size.dense_parameters for size in sizes)
         highest = self.highest_mean(influence, cap) if config.sparsity else 0.0
-        kept = layers(bisect_count(lambda mean: count(layers(mean)), target, highest))
+        kept = layers(bisect_count(count, target, highest))
         attention = [plan.attention_ratio for plan in kept]
-        if count(layers(highest, attention)) <= target <= count(layers(0.0, attention)):
+        if count(highest, attention) <= target <= count(0.0, attention):
             # Widths of heads change in coarse steps; neurons compensate.
-            kept = layers(bisect_count(lambda mean: count(layers(mean, attention)), target, highest), attention)
+            kept = layers(bisect_count(lambda mean: count(mean, attention), target, highest), attention)
         reasons = Reasons(config.sparsity, 1.0, None, None, (), ())
         return plan_of_sizes(config, kept, reasons, sizes, stats.other_parameters, stats.bytes_per_value)
 
@@ -98,10 +80,17 @@ class LayerRatioMethod(OneShotMethod):
             parts[attention] = SlicedAttention(self.narrow_attention(attention, plan, stats), attention.layer_idx)
         if plan.neurons < mlp.neurons:
             kept = leverage_scores(stats.mlp_moment).topk(plan.neurons).indices.sort().values
-            weights, mean = mlp.weights(), stats.mlp_sum / tokens
-            damped = damp(fitted_moment(weights, stats.mlp_moment, mean, tokens))
-            parts[mlp] = SlicedMLP(keep_neurons(weights, damped, mean, kept))
+            parts[mlp] = keep_neurons(mlp, kept, stats, tokens, damp)
         return parts
+
+
+def narrowed(size: LayerSizes, attention: float, mlp: float) -> LayerPlan:
+    """The layer with heads and MLP narrowed by these ratios; without heads where that of attention is 1."""
+    neurons = neurons_kept(size.neurons, mlp)
+    if attention == 1:
+        return LayerPlan(attention, mlp, (), 0, size.dim, neurons)
+    dim = min(max(2 * round(size.dim * (1 - attention) / 2), 2), size.dim)
+    return LayerPlan(attention, mlp, tuple(range(size.heads)), size.kv_heads, dim, neurons)
 
 
 def leverage_scores(moment: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:

@@ -24,8 +24,8 @@ from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.methods.layer_ratios import LayerRatioMethod
 from intraslice.methods.registry import METHODS
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
+from intraslice.planning.sizes import LayerPlan
+from intraslice.slicing.attention import cut_queries_and_keys
 
 TEMPERATURE = 0.1  # the paper's epsilon; on SmolLM2 0.1 to 0.3 are within 2 %, and uniform ratios 8 % worse
 
@@ -45,9 +45,8 @@ class MoDeGPT(LayerRatioMethod):
 
     def narrow_attention(self, dense: SlicedAttention, plan: LayerPlan, stats: LayerStats) -> AttentionWeights:
         weights, dim = dense.weights(), plan.dim
-        heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
         scores = pair_norms(stats.query_energy, stats.key_energy, weights.kv_head, weights.frequency)
-        cut = cut_queries_and_keys(weights, heads, *choose_channels(scores, weights, heads, dim))
+        cut = cut_queries_and_keys(weights, scores, plan.heads, dim)
         value, bias, output = narrow_values(weights, stats.value_moment, dim)
         return replace(cut, value=value, value_bias=bias, output=output)
 

@@ -10,15 +10,16 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
-from intraslice.core.errors import UserError
+from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.registry import Registry
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import Tokens, require_model
 from intraslice.modeling.offload import is_offloaded
 from intraslice.modeling.surgery import replace_modules
-from intraslice.planning.baseline_plans import CrossModulePlan, require_below_one
-from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.planning.baseline_plans import CrossModulePlan
+from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.recovery.registry import recover, require_trainable, training_bytes
 
 Plan = SlicePlan | CrossModulePlan
@@ -71,7 +72,10 @@ class SlicingMethod(ABC, Generic[PlanType]):
             raise UserError(
                 f"method {self.name} does not slice the residual stream, got slicing {slicing:g}; use sparsity instead"
             )
-        require_below_one("slicing", slicing)
+        if not 0 <= slicing < 1:
+            raise UserError(
+                "{name} must be at least 0 and below 1, got {value}", name=Message("slicing"), value=slicing
+            )
 
     def needs_statistics(self, config: SliceConfig) -> bool:
         """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
@@ -81,16 +85,11 @@ class SlicingMethod(ABC, Generic[PlanType]):
     def unused(self) -> list[str]:
         """The fields of the config that this method does not use."""
         unused = [] if self.uses_estimator else ["estimator", "head_fraction", "gradient_group"]
-        unused += [] if self.has_bias else ["bias"]
+        unused += [] if self.uses_estimator or self.uses_bias else ["bias"]
         unused += [] if self.uses_order else ["order", "iterative"]
         unused += [] if self.uses_shapes else ["shapes"]
         unused += [] if self.uses_cap else ["cap"]
         return unused + (["locked"] if self.slices_residual_stream else [])
-
-    @property
-    def has_bias(self) -> bool:
-        """Whether a bias divides the sparsity between attention and MLPs."""
-        return self.uses_estimator or self.uses_bias
 
     def recovery(self, config: SliceConfig) -> str:
         """The recovery after slicing, or "none"."""

@@ -148,11 +148,11 @@ class SlicedAttention(nn.Module):
         if query.shape[2] == 1:  # the queries of a group attend together, so that the cache is never copied
             heads = functional.pad(query[:, :, 0], (0, 0, 0, 1)).index_select(1, self.group_heads.flatten())
             groups = heads.unflatten(1, self.group_heads.shape)
-            outputs = _attend(groups, key, value, self.scale, attention_mask, causal=False)
+            outputs = attend(groups, key, value, self.scale, attention_mask, causal=False)
             return outputs.flatten(1, 2).index_select(1, self.head_positions).flatten(1).unsqueeze(1)
         if not self.even_groups:
             key, value = (states.index_select(1, self.kv_head) for states in (key, value))
-        return attend(query, key, value, self.scale, attention_mask)
+        return attend(query, key, value, self.scale, attention_mask).transpose(1, 2).flatten(2)
 
     def forward(
         self,
@@ -174,31 +174,22 @@ class SlicedAttention(nn.Module):
         return self.o_proj(self.attend(query, key, value, attention_mask)), None
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float, attention_mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention. The number of query heads is a multiple of the number of key/value heads.
-
-    query (batch, heads, tokens, dim), key and value (batch, kv_heads, tokens', ·) -> (batch, tokens, heads * value_dim)
-    """
-    causal = attention_mask is None and query.shape[2] > 1
-    return _attend(query, key, value, scale, attention_mask, causal).transpose(1, 2).flatten(2)
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, attention_mask: Tensor | None, causal: bool
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None, causal: bool = True
 ) -> Float[Tensor, "batch heads tokens value_dim"]:
+    """Scaled dot-product attention, `causal` unless there is a mask.
+
+    query (batch, heads, tokens, dim), key and value (batch, kv_heads, tokens', ·); the number of heads is a multiple of
+    the number of kv_heads.
+    """
     width, value_dim = query.shape[-1], value.shape[-1]
     if width != value_dim:  # the fast CPU kernel requires the same width for all three
         widest = max(width, value_dim)
         query, key = (functional.pad(states, (0, widest - width)) for states in (query, key))
         value = functional.pad(value, (0, widest - value_dim))
+    is_causal, is_grouped = causal and mask is None, query.shape[1] != key.shape[1]
     head_outputs = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
     )
     return head_outputs[..., :value_dim]
 

@@ -69,9 +69,8 @@ FAMILIES: dict[str, Family] = {
         mlp_output_norm="post_feedforward_layernorm",
         norm_offset=1.0,
     ),
-    "phi3": Family(
-        ("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")
-    ),  # Phi-4-mini too: part of each head is rotated
+    # Phi-4-mini too: part of each head is rotated.
+    "phi3": Family(("qkv_proj", "o_proj"), ("gate_up_proj", "down_proj")),
     "phi": Family(
         ("q_proj", "k_proj", "v_proj", "dense"),
         ("fc1", "fc2"),

@@ -85,10 +85,6 @@ class HiddenStates:
         """Replace the states of each batch, in place, by the output of the decoder layer."""
         self.map_(lambda hidden, arguments: call_layer(layer, hidden, arguments), pause)
 
-    def add_(self, outputs: Iterable[Float[Tensor, "batch tokens hidden"]]) -> None:
-        """Add a module's outputs to the states, in place, batch by batch."""
-        self.hidden = [hidden + output for hidden, output in zip(self.hidden, outputs, strict=True)]
-
 
 def final_norm(model: PreTrainedModel) -> torch.nn.Module:
     """The norm before the head."""

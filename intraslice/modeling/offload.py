@@ -27,12 +27,7 @@ PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 
 def place_layers(
-    config: PreTrainedConfig,
-    dtype: torch.dtype,
-    device: str,
-    placement: Placement,
-    device_bytes: int,
-    cpu_bytes: int = 0,
+    config: PreTrainedConfig, dtype: torch.dtype, device: str, placement: Placement, device_bytes: int, cpu_bytes: int
 ) -> dict[str, str]:
     """accelerate's device map, from the free bytes of the device and of the CPU.
 

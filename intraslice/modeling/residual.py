@@ -46,10 +46,7 @@ def centre(states: Float[Tensor, "*tokens hidden"], norm: nn.Module) -> Float[Te
 
 
 def principal_axes_of(hidden_states: HiddenStates, pause: Pause = no_pause) -> Float[Tensor, "hidden hidden"]:
-    """Principal axes, as columns, of the uncentred second moment of all hidden states, in float64.
-
-    `pause` is called after each batch.
-    """
+    """Principal axes, as columns, of the uncentred second moment of all hidden states, in float64."""
     width = hidden_states.hidden[0].shape[-1]
     moment = torch.zeros(width, width, dtype=torch.float64, device=hidden_states.hidden[0].device)
     for hidden in hidden_states.hidden:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from intraslice.core.config import NO_RECOVERY, Order
-from intraslice.core.errors import Message, UserError
+from intraslice.core.errors import UserError
 from intraslice.planning.sizes import Parameters
 
 BISECTION_STEPS = 48
@@ -33,12 +33,6 @@ def bisect_count(count: Callable[[float], int], target: float, high: float) -> f
 
 
 WIDTH_MULTIPLE = 8  # D' is rounded down to a multiple of it, as published
-
-
-def require_below_one(name: str, value: float) -> None:
-    """Raise UserError unless a fraction of parameters or axes to remove is from 0 to below 1."""
-    if not 0 <= value < 1:
-        raise UserError("{name} must be at least 0 and below 1, got {value}", name=Message(name), value=value)
 
 
 @dataclass(frozen=True)

@@ -114,11 +114,11 @@ class EvenHeads:
     loss: float
 
 
+Heads = Float[Tensor, " heads"]
+
+
 def even_heads(
-    sizes: LayerSizes,
-    groups: Int[Tensor, "kv_heads queries"],
-    rank: Float[Tensor, " heads"],
-    importance: Float[Tensor, " heads"],
+    sizes: LayerSizes, groups: Int[Tensor, "kv_heads queries"], rank: Heads, importance: Heads
 ) -> list[EvenHeads]:
     """All candidate sets, from all heads to none, the largest first: the best queries of the best groups.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads, loc
 from intraslice.planning.sizes import LayerSizes, block_widths
 
 Value = TypeVar("Value")
+# Of a layer for runtime shapes: sets of heads, the largest first, and costs per parameter of blocks of neurons, the
+# least important first.
+Choices = tuple[list[EvenHeads], Tensor]
 # Fraction of a head's parameters that a mask on the input of o_proj accounts for: value and output weights are half of
 # them; the rest is for queries and keys. The best of 0.5, 0.6, 0.7, 0.8 and 1 on three texts.
 MASKED_FRACTION = 0.7
@@ -66,13 +69,6 @@ def rank(importances: Sequence[Tensor]) -> Ranking:
     return Ranking(order.values.double().cpu().numpy(), layer.numpy(), counts)
 
 
-class Choices(NamedTuple):
-    """Candidates of a layer for runtime shapes: sets of heads, the largest first, and costs of blocks of neurons."""
-
-    heads: list[EvenHeads]
-    block_costs: Float[Tensor, " blocks"]  # per parameter, the least important neurons first
-
-
 @dataclass(frozen=True)
 class LayerProfile:
     """Inputs of a plan for one layer."""
@@ -114,13 +110,13 @@ class LayerProfile:
             survival = self.table.alive.sum(0).double().cpu()  # number of budgets at which a head is kept
             choices = even_heads(sizes, groups, self._locks_first(survival), torch.ones_like(survival))
             choices = [replace(choice, loss=choice.removed**2 / choices[-1].removed) for choice in choices]
-            return Choices(self._allowed(choices), 1 - widths[1:] / sizes.neurons)
+            return self._allowed(choices), 1 - widths[1:] / sizes.neurons
         heads, neurons = (
             values.double().cpu() for values in (self.importances[estimator].attention, self.importances[estimator].mlp)
         )
         heads, cumulative = heads.view(sizes.heads, -1).sum(1), functional.pad(neurons.sort().values.cumsum(0), (1, 0))
         costs = cumulative[sizes.neurons - widths].diff() / (-widths.diff() * sizes.neuron_cost)
-        return Choices(self._allowed(even_heads(sizes, groups, self._locks_first(heads), heads)), costs)
+        return self._allowed(even_heads(sizes, groups, self._locks_first(heads), heads)), costs
 
     def _locks_first(self, rank: Float[Tensor, " heads"]) -> Float[Tensor, " heads"]:
         """The rank of heads, of which those that are locked as kept come first, and those removed last."""

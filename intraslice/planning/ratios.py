@@ -6,29 +6,31 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from intraslice.core.config import (
-    FREE,
-    KEEP,
-    MODULE_KINDS,
-    REMOVE,
-    RUNTIME,
-    ModuleKind,
-    SliceConfig,
-    too_little_removed,
-)
+from intraslice.core.config import FREE, KEEP, MODULE_KINDS, RUNTIME, ModuleKind, SliceConfig, too_little_removed
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
 from intraslice.planning.head_table import RULES
 from intraslice.planning.profile import LayerProfile, Profile, masked_parameters
-from intraslice.planning.runtime_sizes import locked_ratios, runtime_sizes
-from intraslice.planning.sizes import BLOCK, MULTIPLE, LayerSizes, Parameters, aligned, all_aligned, neurons_kept
+from intraslice.planning.runtime_sizes import locked_ratios, runtime_layers
+from intraslice.planning.sizes import (
+    BLOCK,
+    MULTIPLE,
+    LayerPlan,
+    LayerSizes,
+    Parameters,
+    Reasons,
+    aligned,
+    all_aligned,
+    neurons_kept,
+)
 
 ModuleId = tuple[int, ModuleKind]
 Ratios = Mapping[ModuleId, float]  # of every module
@@ -66,34 +68,6 @@ def removal_sparsities(ratios: Sequence[float], sparsities: Sequence[float], uni
     after = torch.searchsorted(removed, positions, right=True)
     before = after - 1
     return at[before].lerp(at[after], (positions - removed[before]) / (removed[after] - removed[before]))
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """Ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
-
-    attention_ratio: float
-    mlp_ratio: float
-    heads: tuple[int, ...]
-    kv_heads: int
-    dim: int
-    neurons: int
-
-    def parameters(self, sizes: LayerSizes) -> int:
-        """Parameters of the layer, whose dense sizes are `sizes`."""
-        return sizes.parameters(len(self.heads), self.kv_heads, self.dim, self.neurons)
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """What determined the ratios: thresholds on the importances, and layers limited by the cap."""
-
-    nominal_sparsity: float  # of the budget for which the actual sparsity meets the target
-    bias: float  # configured or implied: removed fraction of neurons, before cap and locks, over nominal sparsity
-    attention_threshold: float | None
-    mlp_threshold: float | None
-    capped_attention: tuple[int, ...]
-    capped_mlp: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -155,64 +129,47 @@ def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> l
     return [min(r, cap) for r in capped]
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """Ratios and sizes for one nominal sparsity."""
+class _Candidate(NamedTuple):
+    """The layers for one nominal sparsity, and the parameters by which they exceed the target."""
 
-    attention: list[float]
-    mlp: list[float]
-    shapes: list[tuple[int, int, int]]
-    neurons: list[int]
-    parameters: int
+    layers: list[LayerPlan]
     reasons: Reasons
+    excess: float
 
 
 def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candidate:
     """Ratios and sizes for the budget of the sparsity `nominal`."""
-    sizes = [layer.sizes for layer in profile.layers]
-    channels, neurons = [s.channels for s in sizes], [s.neurons for s in sizes]
+    sizes, multiples = [layer.sizes for layer in profile.layers], config.alignment
     if config.bias is None and _uses_importances(config):
         neurons_removed = profile.neuron_fraction(config.estimator, nominal * profile.dense_decoder)
     else:
         neurons_removed = nominal * (config.bias or 1.0)
-    mlp, mlp_threshold = _uncapped_ratios(profile, config, "mlp", neurons_removed)
-    mlp_capped = _with_locks(cap_ratios(mlp, neurons, config.cap), locked_ratios(config, "mlp", sizes))
-    removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp_capped, sizes, strict=True))
+    neurons = [s.neurons for s in sizes]
+    mlp, mlp_threshold, capped_mlp = _ratios(profile, config, "mlp", neurons_removed, neurons)
+    removed_by_mlp = sum(r * s.neurons * s.neuron_cost for r, s in zip(mlp, sizes, strict=True))
     attention_budget = nominal * profile.dense_decoder - removed_by_mlp
     fraction = attention_budget / sum(s.channels * s.channel_cost for s in sizes)
-    attention, attention_threshold = _uncapped_ratios(profile, config, "attention", fraction)
-    attention_locks = locked_ratios(config, "attention", sizes)
-    attention_capped = _with_locks(cap_ratios(attention, channels, config.cap), attention_locks)
+    channels = [s.channels for s in sizes]
+    attention, attention_threshold, capped_attention = _ratios(profile, config, "attention", fraction, channels)
 
-    shapes = [
-        layer.shapes[_channels(layer, ratio)] if ratio < 1 or layer.kept else (0, 0, layer.sizes.dim)
-        for layer, ratio in zip(profile.layers, attention_capped, strict=True)
-    ]
-    widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp_capped, strict=True)]
-    if config.shapes != FREE:
-        dims, multiples = [s.dim for s in sizes], config.alignment
-        shapes = [
-            (count, groups, aligned(dim, dense, multiples.dim))
-            for (count, groups, dim), dense in zip(shapes, dims, strict=True)
-        ]
-        widths = all_aligned(widths, neurons, multiples.mlp)
+    widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp, strict=True)]
+    widths = all_aligned(widths, neurons, multiples.mlp)
     for index, *_, width in config.neuron_locks:
         widths[index] = width
-    return _Candidate(
-        attention_capped,
-        mlp_capped,
-        shapes,
-        widths,
-        sum(s.parameters(*shape, width) for s, shape, width in zip(sizes, shapes, widths, strict=True)),
-        Reasons(
-            nominal,
-            neurons_removed / nominal if nominal else config.bias or 1.0,
-            attention_threshold,
-            mlp_threshold,
-            tuple(i for i, r in enumerate(attention) if r > config.cap),
-            tuple(i for i, r in enumerate(mlp) if r > config.cap),
-        ),
-    )
+    layers = []
+    for layer, ratio, mlp_ratio, width in zip(profile.layers, attention, mlp, widths, strict=True):
+        budget = _channels(layer, ratio)
+        heads, (_, kv_heads, dim) = layer.heads(budget), layer.shapes[budget]
+        if ratio >= 1 and not layer.kept:
+            heads, kv_heads, dim = (), 0, layer.sizes.dim
+        dim = aligned(dim, layer.sizes.dim, multiples.dim)
+        if config.shapes != FREE or layer.kept or layer.removed:  # ratios of the sizes
+            ratio, mlp_ratio = 1 - len(heads) * dim / layer.sizes.channels, 1 - width / layer.sizes.neurons
+        layers.append(LayerPlan(ratio, mlp_ratio, heads, kv_heads, dim, width))
+    bias = neurons_removed / nominal if nominal else config.bias or 1.0
+    reasons = Reasons(nominal, bias, attention_threshold, mlp_threshold, capped_attention, capped_mlp)
+    parameters = sum(plan.parameters(s) for plan, s in zip(layers, sizes, strict=True))
+    return _Candidate(layers, reasons, parameters - (1 - config.sparsity) * profile.dense_decoder)
 
 
 def _channels(layer: LayerProfile, ratio: float) -> int:
@@ -220,22 +177,25 @@ def _channels(layer: LayerProfile, ratio: float) -> int:
     return round(layer.sizes.channels * (1 - ratio))
 
 
-def _with_locks(ratios: list[float], locked: Mapping[int, float]) -> list[float]:
-    return [locked.get(index, ratio) for index, ratio in enumerate(ratios)]
-
-
 def _uses_importances(config: SliceConfig) -> bool:
     return ESTIMATORS[config.estimator].importance is not None
 
 
-def _uncapped_ratios(
-    profile: Profile, config: SliceConfig, module: ModuleKind, fraction: float
-) -> tuple[list[float], float | None]:
-    """Uncapped ratios of one kind of module that remove `fraction` of its units, and the importance threshold."""
+def _ratios(
+    profile: Profile, config: SliceConfig, module: ModuleKind, fraction: float, weights: Sequence[int]
+) -> tuple[list[float], float | None, tuple[int, ...]]:
+    """Ratios of one kind of module that remove `fraction` of its units before cap and locks.
+
+    Also the importance threshold, and the layers whose ratio the cap limits.
+    """
     fraction = min(max(fraction, 0.0), 1.0)
-    if not _uses_importances(config):
-        return [fraction] * len(profile.layers), None
-    return profile.ranking(config.estimator, module).ratios(fraction)
+    threshold: float | None = None
+    uncapped = [fraction] * len(profile.layers)
+    if _uses_importances(config):
+        uncapped, threshold = profile.ranking(config.estimator, module).ratios(fraction)
+    locked = locked_ratios(config, module, [layer.sizes for layer in profile.layers])
+    ratios = [locked.get(index, r) for index, r in enumerate(cap_ratios(uncapped, weights, config.cap))]
+    return ratios, threshold, tuple(index for index, r in enumerate(uncapped) if r > config.cap)
 
 
 def require_locked_layers(config: SliceConfig, layers: int) -> None:
@@ -256,7 +216,7 @@ def require_locked_units(config: SliceConfig, sizes: Sequence[LayerSizes]) -> No
         if state == KEEP and (layer, "attention", 1.0) in config.locked:
             message = "head {head} of layer {layer} cannot be kept, as 100% of its attention is locked"
             raise UserError(message, head=head, layer=layer)
-    for layer, count in Counter(layer for layer, *_, state in config.head_locks if state == REMOVE).items():
+    for layer, count in Counter(layer for layer, *_, state in config.head_locks if state != KEEP).items():
         if count == sizes[layer].heads:
             raise UserError("all heads of layer {layer} are locked as removed; lock 100% of its attention", layer=layer)
     for layer, *_, count in config.neuron_locks:
@@ -293,7 +253,7 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     sizes = [layer.sizes for layer in profile.layers]
     require_locked_units(config, sizes)
     profile = profile.with_locks(config.head_locks)
-    layers, reasons = (_runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
+    layers, reasons = (runtime_layers if config.shapes == RUNTIME else _free_layers)(profile, config)
     plan = plan_of_sizes(config, layers, reasons, sizes, profile.other_parameters, profile.bytes_per_value)
     excess, allowed = plan.removed_fraction - config.sparsity, 0.01
     if len(config.ratio_locks) < len(config.locked):  # with locked units: a head
@@ -350,64 +310,23 @@ def plan_of_sizes(
 
 
 def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
-    best = _search_candidate(profile, config, (1 - config.sparsity) * profile.dense_decoder)
-    layers = []
-    for layer, attention, mlp, (count, kv_heads, dim), neurons in zip(
-        profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True
-    ):
-        heads = layer.heads(_channels(layer, attention)) if count else ()
-        if config.shapes != FREE or layer.kept or layer.removed:  # ratios of the sizes
-            attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
-        layers.append(LayerPlan(attention, mlp, heads, kv_heads, dim, neurons))
-    return layers, best.reasons
-
-
-def _runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
-    """Ratios, except locked ones, and the bias follow from the sizes."""
-    chosen = runtime_sizes(profile, config)
-    sizes = [layer.sizes for layer in profile.layers]
-    locked_attention, locked_mlp = (locked_ratios(config, module, sizes) for module in MODULE_KINDS)
-    layers = []
-    for index, (size, kept, neurons) in enumerate(zip(sizes, chosen.heads, chosen.neurons, strict=True)):
-        attention = locked_attention.get(index, 1 - len(kept.heads) / size.heads)
-        mlp = locked_mlp.get(index, 1 - neurons / size.neurons)
-        layers.append(LayerPlan(attention, mlp, kept.heads, kept.kv_heads, size.dim, neurons))
-    removed_neurons = 1 - sum(chosen.neurons) / sum(size.neurons for size in sizes)
-    bias = removed_neurons / config.sparsity if config.sparsity else config.bias or 1.0
-    thresholds: tuple[float | None, float | None] = (None, None)
-    if _uses_importances(config):
-        unit = sizes[0].channels / len(profile.importances(config.estimator, "attention")[0])
-        thresholds = (
-            chosen.attention_importance * unit * sizes[0].channel_cost,
-            chosen.mlp_importance * sizes[0].neuron_cost,
-        )
-    return layers, Reasons(chosen.nominal_sparsity, bias, *thresholds, chosen.capped_attention, chosen.capped_mlp)
-
-
-def _search_candidate(profile: Profile, config: SliceConfig, target: float) -> _Candidate:
-    """The candidate whose parameters are nearest to `target`: regula falsi (Pegasus) on the nominal sparsity.
+    """The layers whose parameters are nearest to the target: regula falsi (Pegasus) on the nominal sparsity.
 
     Widths change in steps; the search ends within half a step of one layer.
     """
     tolerance = MULTIPLE / 2 * min(layer.sizes.neuron_cost for layer in profile.layers)
-
-    def excess(candidate: _Candidate) -> float:
-        return candidate.parameters - target
-
     low, high = (_candidate(profile, config, nominal) for nominal in (0.0, 1.0))
-    best = min(high, low, key=lambda candidate: abs(excess(candidate)))
-    above, below = excess(low), excess(high)
+    best = min(high, low, key=lambda candidate: abs(candidate.excess))
+    above, below = low.excess, high.excess
     for _ in range(SEARCH_STEPS):
-        if above <= 0 or below >= 0 or abs(excess(best)) <= tolerance:
-            break
-        if (low.shapes, low.neurons) == (high.shapes, high.neurons):
+        if above <= 0 or below >= 0 or abs(best.excess) <= tolerance:
             break
         start, end = low.reasons.nominal_sparsity, high.reasons.nominal_sparsity
         candidate = _candidate(profile, config, start + above / (above - below) * (end - start))
-        best = min(best, candidate, key=lambda candidate: abs(excess(candidate)))
-        current = excess(candidate)
+        best = min(best, candidate, key=lambda candidate: abs(candidate.excess))
+        current = candidate.excess
         if current > 0:
             low, above, below = candidate, current, below * above / (above + current)
         else:
             high, above, below = candidate, above * below / (below + current), current
-    return best
+    return best.layers, best.reasons

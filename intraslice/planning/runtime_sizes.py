@@ -19,25 +19,12 @@ from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.head_table import EvenHeads, frontier
 from intraslice.planning.profile import Profile
-from intraslice.planning.sizes import LayerSizes, block_widths
+from intraslice.planning.sizes import LayerPlan, LayerSizes, Reasons, block_widths
 
 # As MASKED_FRACTION in profile.py, for whole heads. The best of 0.5, 0.6, 0.7 and 0.85 on three texts.
 WHOLE_HEAD_FRACTION = 0.6
 Choice = TypeVar("Choice")
 SLACK = 1e-9  # of a ratio, for rounding: a third of the heads does not exceed a cap of a third
-
-
-@dataclass(frozen=True)
-class RuntimeSizes:
-    """Kept sizes of every layer, and the importance per parameter of the last removed step of each kind (0 if none)."""
-
-    heads: list[EvenHeads]
-    neurons: list[int]
-    attention_importance: float
-    mlp_importance: float
-    capped_attention: tuple[int, ...]  # layers whose last step that the cap allows was taken
-    capped_mlp: tuple[int, ...]
-    nominal_sparsity: float  # the target; 0 if only locked modules are pruned, 1 if all steps are taken
 
 
 @dataclass(frozen=True)
@@ -63,11 +50,12 @@ class _Steps:
         return self.cost[count - 1].item() if count else 0.0
 
 
-def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
+def runtime_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan], Reasons]:
     """Sizes that remove `config.sparsity` of the decoder layers' parameters, to half a block of one layer's neurons.
 
     That precision needs enough blocks of neurons to compensate for the large steps of heads. With a bias MLPs are
-    pruned by that fraction, else the costs decide. A locked module has the size nearest to its ratio.
+    pruned by that fraction, else the costs decide. A locked module has the size nearest to its ratio; the other ratios
+    and the bias follow from the sizes.
     """
     estimator = config.estimator if ESTIMATORS[config.estimator].importance else None
     sizes, cap = [layer.sizes for layer in profile.layers], config.cap
@@ -84,30 +72,45 @@ def runtime_sizes(profile: Profile, config: SliceConfig) -> RuntimeSizes:
     locked_heads = sum(choices[0].removed for choices in frontiers)
     locked_neurons = sum((size.neurons - kept[0]) * size.neuron_cost for size, kept in zip(sizes, widths, strict=True))
     budget = config.sparsity * profile.dense_decoder - locked_heads - locked_neurons
+    mlp_budget = None
+    if config.bias is not None or not estimator:
+        mlp_budget = (config.bias or 1.0) * config.sparsity * sum(size.neurons * size.neuron_cost for size in sizes)
+        mlp_budget -= locked_neurons
+    head_steps, block_steps = _counts(attention, mlp, budget, mlp_budget)
+    heads, neurons = attention.choose(head_steps, frontiers), mlp.choose(block_steps, widths)
+    layers = []
+    for at, (size, kept, width) in enumerate(zip(sizes, heads, neurons, strict=True)):
+        attention_ratio = attention_locks.get(at, 1 - len(kept.heads) / size.heads)
+        mlp_ratio = mlp_locks.get(at, 1 - width / size.neurons)
+        layers.append(LayerPlan(attention_ratio, mlp_ratio, kept.heads, kept.kv_heads, size.dim, width))
+    removed_neurons = 1 - sum(neurons) / sum(size.neurons for size in sizes)
+    attention_threshold = mlp_threshold = None
+    if estimator:  # importances of the last removed steps
+        unit = sizes[0].channels / len(profile.importances(estimator, "attention")[0])
+        attention_threshold = attention.last_cost(head_steps) * WHOLE_HEAD_FRACTION * unit * sizes[0].channel_cost
+        mlp_threshold = mlp.last_cost(block_steps) * sizes[0].neuron_cost
+    steps, all_steps = head_steps + block_steps, len(attention.cost) + len(mlp.cost)
+    return layers, Reasons(
+        0.0 if steps == 0 and budget < 0 else 1.0 if steps == all_steps else config.sparsity,
+        removed_neurons / config.sparsity if config.sparsity else config.bias or 1.0,
+        attention_threshold,
+        mlp_threshold,
+        # Layers whose last step that the cap allows was taken.
+        tuple(i for i, (*others, least) in enumerate(frontiers) if others and least is heads[i] and least.heads),
+        tuple(i for i, (*others, least) in enumerate(widths) if others and least == neurons[i] and least),
+    )
 
-    if config.bias is None and estimator:  # with each head step, all blocks of at most its cost are removed
+
+def _counts(attention: _Steps, mlp: _Steps, budget: float, mlp_budget: float | None) -> tuple[int, int]:
+    """The numbers of steps that remove `budget` parameters together, and MLPs alone `mlp_budget`, if it is given."""
+    if mlp_budget is None:  # with each head step, all blocks of at most its cost are removed
         mlp_removed = mlp.removed[torch.searchsorted(mlp.cost, attention.cost, right=True)]
     else:
-        mlp_budget = (config.bias or 1.0) * config.sparsity * sum(size.neurons * size.neuron_cost for size in sizes)
-        mlp_removed = mlp.removed[-1].clamp_max(mlp_budget - locked_neurons).clamp_min(0)
+        mlp_removed = mlp.removed[-1].clamp_max(mlp_budget).clamp_min(0)
     # Steps of equal cost are taken together, so that uniform layers stay equal, if more than half of them fits.
     first, last = (torch.searchsorted(attention.cost, attention.cost, right=after) for after in (False, True))
     head_steps = int((mlp_removed + (attention.removed[first] + attention.removed[last]) / 2 < budget).sum())
-    block_steps = int((mlp.removed + attention.removed[head_steps] - budget).abs().argmin())
-    heads = attention.choose(head_steps, frontiers)
-    neurons = mlp.choose(block_steps, widths)
-    steps, all_steps = head_steps + block_steps, len(attention.cost) + len(mlp.cost)
-    return RuntimeSizes(
-        heads,
-        neurons,
-        attention.last_cost(head_steps) * WHOLE_HEAD_FRACTION,
-        mlp.last_cost(block_steps),
-        tuple(
-            i for i, choices in enumerate(frontiers) if len(choices) > 1 and choices[-1] is heads[i] and heads[i].heads
-        ),
-        tuple(i for i, choices in enumerate(widths) if len(choices) > 1 and choices[-1] == neurons[i] and neurons[i]),
-        0.0 if steps == 0 and budget < 0 else 1.0 if steps == all_steps else config.sparsity,
-    )
+    return head_steps, int((mlp.removed + attention.removed[head_steps] - budget).abs().argmin())
 
 
 def locked_ratios(config: SliceConfig, module: ModuleKind, sizes: Sequence[LayerSizes]) -> dict[int, float]:
@@ -138,9 +141,7 @@ def _head_steps(frontiers: list[list[EvenHeads]]) -> _Steps:
 
 
 def _block_steps(profile: Profile, widths: list[list[int]], estimator: str | None) -> _Steps:
-    costs = [
-        choices.block_costs[: len(kept) - 1] for choices, kept in zip(profile.choices(estimator), widths, strict=True)
-    ]
+    costs = [costs[: len(kept) - 1] for (_, costs), kept in zip(profile.choices(estimator), widths, strict=True)]
     removed = [
         -torch.tensor(kept, dtype=torch.double).diff() * layer.sizes.neuron_cost
         for layer, kept in zip(profile.layers, widths, strict=True)

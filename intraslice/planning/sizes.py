@@ -1,4 +1,4 @@
-"""Sizes of one layer, MLP widths for a ratio, and parameter counts of smaller layers. Pure."""
+"""Sizes of one layer, dense and planned, and parameter counts of smaller layers. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -70,6 +70,34 @@ class Parameters:
     @property
     def removed_fraction(self) -> float:
         return 1 - self.sliced_decoder / self.dense_decoder
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
+
+    attention_ratio: float
+    mlp_ratio: float
+    heads: tuple[int, ...]
+    kv_heads: int
+    dim: int
+    neurons: int
+
+    def parameters(self, sizes: LayerSizes) -> int:
+        """Parameters of the layer, whose dense sizes are `sizes`."""
+        return sizes.parameters(len(self.heads), self.kv_heads, self.dim, self.neurons)
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What determined the ratios: thresholds on the importances, and layers limited by the cap."""
+
+    nominal_sparsity: float  # of the budget for which the actual sparsity meets the target
+    bias: float  # configured or implied: removed fraction of neurons, before cap and locks, over nominal sparsity
+    attention_threshold: float | None
+    mlp_threshold: float | None
+    capped_attention: tuple[int, ...]
+    capped_mlp: tuple[int, ...]
 
 
 MULTIPLE = 8  # neurons are removed in multiples of it, for fast kernels

@@ -10,9 +10,10 @@ which is added to its matrix in the end. Sizes, and tensors that the two models 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,10 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from intraslice.core.errors import Message, NumericalError
-from intraslice.core.progress import Pause, Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Pause, Progress, ProgressCallback, ProgressOption, progress_callback
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.hidden_states import LOGIT_TOKENS, logits_in_chunks
+from intraslice.modeling.hidden_states import LOGIT_TOKENS, Tokens, logits_in_chunks
 from intraslice.pretrained.memory import available_bytes, backward_bytes_per_token, no_room
 from intraslice.recovery.registry import Recovery
 from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidden, likely_size
@@ -34,6 +35,7 @@ from intraslice.samples import KeptStates, kept_samples, kept_states, last_hidde
 # Standard deviation of the right factors: the smaller, the faster Adam turns them. A recovery's results depend on it.
 INITIAL = 0.05
 DRAWN_PER_LIKELY = 0.5  # tokens drawn from the rest of the vocabulary
+Logs = Float[Tensor, "tokens sampled"]  # of a sample of the vocabulary: logits or log-probabilities
 
 
 class LowRankUpdate:
@@ -95,7 +97,7 @@ class SampledHead:
     weight: Float[Tensor, "sampled hidden"]
     bias: Float[Tensor, " sampled"]
 
-    def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens sampled"]:
+    def __call__(self, hidden: Float[Tensor, "tokens hidden"]) -> Logs:
         """Float32 logits of the sample."""
         return linear(hidden, self.weight).float() + self.bias
 
@@ -172,13 +174,7 @@ class Distillation(Recovery):
         return round(ALLOCATED * (activations + logits + BYTES_PER_FACTOR * factors))
 
     def recover(
-        self,
-        dense: PreTrainedModel,
-        sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
-        epochs: int,
-        *,
-        progress: ProgressCallback | bool = True,
+        self, dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Tokens, epochs: int, *, progress: ProgressOption
     ) -> PreTrainedModel:
         """Train updates of the linear maps of `sliced` on `tokens` and on samples of the dense model, and add them.
 
@@ -204,16 +200,8 @@ class Distillation(Recovery):
                 weight.requires_grad_(False)
             with low_rank_updates(modules, self.rank, self.seed) as factors:
                 steps = self.steps(len(tokens), tokens.shape[1], epochs)
-                last = Progress("distill", 0, len(steps))
-
-                def note(event: Progress) -> None:
-                    nonlocal last
-                    last = event
-                    report(event)
-
-                device_tokens = tokens.to(sliced.device)
-                lessons = self.lessons(dense, sliced, device_tokens, states, steps, lambda: report(last))
-                self._train_(sliced, factors, lessons, len(steps), note)
+                lessons = partial(self.lessons, dense, sliced, tokens.to(sliced.device), states, steps)
+                self._train_(sliced, factors, lessons, len(steps), report)
         finally:
             for weight in requiring:
                 weight.requires_grad_(True)
@@ -246,7 +234,7 @@ class Distillation(Recovery):
         self,
         dense: PreTrainedModel,
         sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
+        tokens: Tokens,
         states: KeptStates,
         steps: Iterable[list[int]],
         pause: Pause,
@@ -256,11 +244,7 @@ class Distillation(Recovery):
             yield [Lesson(tokens[index], states.hidden[index], states.likely[index]) for index in indices]
 
     def losses(
-        self,
-        log_probs: Float[Tensor, "tokens sampled"],
-        target: Float[Tensor, "tokens sampled"],
-        following: Int[Tensor, " tokens"],
-        *weights: Shaped[Tensor, " tokens"],
+        self, log_probs: Logs, target: Logs, following: Int[Tensor, " tokens"], *weights: Shaped[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
         """The loss of each token, from both models' log-probabilities of the one after it, whose column it is.
 
@@ -276,22 +260,26 @@ class Distillation(Recovery):
         self,
         model: PreTrainedModel,
         factors: list[Tensor],
-        lessons: Iterator[list[Lesson]],
+        lessons: Callable[[Pause], Iterator[list[Lesson]]],
         steps: int,
         progress: ProgressCallback,
     ) -> None:
-        optimiser = torch.optim.Adam(factors)
-        draws = torch.Generator().manual_seed(self.seed)
-        for done, texts in enumerate(lessons):
+        optimiser, draws, done = torch.optim.Adam(factors), torch.Generator().manual_seed(self.seed), 0
+
+        def pause() -> None:
+            progress(Progress("distill", done, steps))
+
+        for texts in lessons(pause):
             for lesson in texts:
                 head = sampled_head(model.lm_head, lesson.likely.cpu(), draws)
                 self._add_gradients_(model, lesson, head, 1 / len(texts))
-                progress(Progress("distill", done, steps))
+                pause()
             factor = min(1.0, (done + 1) / self.warm_up) * (1 - done / steps)
             optimiser.param_groups[0]["lr"] = self.learning_rate * factor
             optimiser.step()
             optimiser.zero_grad()
-            progress(Progress("distill", done + 1, steps))
+            done += 1
+            pause()
         if not all(torch.isfinite(factor).all() for factor in factors):
             raise NumericalError("distillation diverged; slice without recovery, or calibrate on other text")
 

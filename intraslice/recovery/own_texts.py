@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from intraslice.core.progress import Pause, no_pause
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.hidden_states import next_token_logits
-from intraslice.recovery.distill import Distillation, Lesson
+from intraslice.modeling.hidden_states import Tokens, next_token_logits
+from intraslice.recovery.distill import Distillation, Lesson, Logs
 from intraslice.samples import SAMPLES_PER_BATCH, KeptStates, states_of
 
 TURNS = (0.63, 0.74)  # fractions of the steps on other texts, after which the slice writes
@@ -87,11 +87,7 @@ def weights_of(text: Int[Tensor, " length"]) -> Float[Tensor, " length"]:
     return torch.where(times > 1, NATURAL, 1.0)
 
 
-def repetition_losses(
-    log_probs: Float[Tensor, "tokens vocabulary"],
-    target: Float[Tensor, "tokens vocabulary"],
-    chosen: Int[Tensor, " tokens"],
-) -> Float[Tensor, " tokens"]:
+def repetition_losses(log_probs: Logs, target: Logs, chosen: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
     """What is missing until the slice prefers another token to the chosen one by `MARGIN` nats, at least 0.
 
     The other token is the one that the dense model expects most (`target` are its log-probabilities). Where that is
@@ -144,7 +140,7 @@ class DistillationOnOwnTexts(Distillation):
         self,
         dense: PreTrainedModel,
         sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
+        tokens: Tokens,
         states: KeptStates,
         steps: Iterable[list[int]],
         pause: Pause,
@@ -167,11 +163,7 @@ class DistillationOnOwnTexts(Distillation):
                     yield [Lesson(part, *states_of(dense, part), tuple(masks))]
 
     def losses(
-        self,
-        log_probs: Float[Tensor, "tokens sampled"],
-        target: Float[Tensor, "tokens sampled"],
-        following: Int[Tensor, " tokens"],
-        *weights: Shaped[Tensor, " tokens"],
+        self, log_probs: Logs, target: Logs, following: Int[Tensor, " tokens"], *weights: Shaped[Tensor, " tokens"]
     ) -> Float[Tensor, " tokens"]:
         """As without own texts, weighted; in these, with the masks of `OwnTexts`."""
         weight, *repeated = weights

@@ -5,17 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple
 
-from jaxtyping import Int
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.core.checks import integer
 from intraslice.core.config import NO_RECOVERY
 from intraslice.core.errors import UserError
-from intraslice.core.progress import ProgressCallback
+from intraslice.core.progress import ProgressOption
 from intraslice.core.registry import RECOVERIES
 from intraslice.modeling.counts import decoder_parameters
-from intraslice.modeling.hidden_states import require_model, require_windows
+from intraslice.modeling.hidden_states import Tokens, require_model, require_windows
 from intraslice.modeling.offload import is_offloaded
 
 
@@ -44,13 +42,7 @@ class Recovery(ABC):
 
     @abstractmethod
     def recover(
-        self,
-        dense: PreTrainedModel,
-        sliced: PreTrainedModel,
-        tokens: Int[Tensor, "sequences length"],
-        epochs: int,
-        *,
-        progress: ProgressCallback | bool = True,
+        self, dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Tokens, epochs: int, *, progress: ProgressOption
     ) -> PreTrainedModel:
         """Train `sliced` in place on `tokens`, and return it. Must not change tensors that it shares with `dense`."""
 
@@ -79,11 +71,11 @@ class Recovery(ABC):
 def recover(
     dense: PreTrainedModel,
     sliced: PreTrainedModel,
-    tokens: Int[Tensor, "sequences length"],
+    tokens: Tokens,
     recovery: str = "distill",
     epochs: int = 1,
     *,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> PreTrainedModel:
     """Train a sliced model to match the dense one, in place, and return it. Works after every slicing method.
 
@@ -116,12 +108,7 @@ def training_bytes(recovery: str, dense: PreTrainedModel, weights: int, length: 
 
 
 def cost_of(
-    dense: PreTrainedModel,
-    sliced: PreTrainedModel,
-    tokens: Int[Tensor, "sequences length"],
-    recovery: str,
-    epochs: int,
-    calibration_tokens: int,
+    dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Tokens, recovery: str, epochs: int, calibration_tokens: int
 ) -> RecoveryCost | None:
     """The cost of `recover` in dense forward passes over `calibration_tokens` tokens; None for "none"."""
     if recovery == NO_RECOVERY:

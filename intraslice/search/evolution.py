@@ -13,9 +13,9 @@ import random
 import statistics
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, chain, groupby, pairwise
 from typing import Any, Protocol, Self, runtime_checkable
 
 from intraslice.core.checks import check_fields, integer, number
@@ -108,18 +108,15 @@ def _sizes(layer: LayerProfile, module: ModuleKind, cap: float) -> tuple[Level, 
         widths = [neurons_kept(sizes.neurons, ratio) for ratio in ratios]
         pairs = zip(ratios, widths, strict=True)
         return _decreasing([Level(ratio, width * sizes.neuron_cost, width=width) for ratio, width in pairs])
-    levels = []
-    alive, channels = layer.table.alive.cpu(), sizes.channels
-    keep = channels
-    while keep and 1 - keep / channels <= cap:
-        shape, first = layer.shapes[keep], keep
-        heads = tuple(alive[keep].nonzero().flatten().tolist())
-        while keep > 1 and layer.shapes[keep - 1] == shape and alive[keep - 1].equal(alive[first]):
-            keep -= 1
-        ratio = 0.0 if first == channels else min(cap, 1 - (first + keep) // 2 / channels)
-        count, kv_heads, dim = shape
+    levels, channels = [], sizes.channels
+    for (heads, (count, kv_heads, dim)), group in groupby(
+        range(channels, 0, -1), lambda keep: (layer.heads(keep), layer.shapes[keep])
+    ):
+        budgets = list(group)
+        if 1 - budgets[0] / channels > cap:
+            break
+        ratio = 0.0 if budgets[0] == channels else min(cap, 1 - (budgets[0] + budgets[-1]) // 2 / channels)
         levels.append(Level(ratio, sizes.parameters(count, kv_heads, dim, 0) - sizes.fixed, heads, kv_heads, dim))
-        keep -= 1
     return _decreasing(levels)
 
 
@@ -249,10 +246,8 @@ def next_state(problem: Problem, state: State, measures: Measures, config: Searc
 
 def sets_of(state: State, config: SearchConfig, groups: int, sets: int = SETS) -> list[range]:
     """The sets of windows of a generation. There are `groups` of them, which are used in turns."""
-    first = state.generation % groups * sets * config.windows
-    return [
-        range(start, start + config.windows) for start in range(first, first + sets * config.windows, config.windows)
-    ]
+    size, first = config.windows, state.generation % groups * sets * config.windows
+    return [range(start, start + size) for start in range(first, first + sets * size, size)]
 
 
 def selected(
@@ -406,10 +401,7 @@ def next_depth(state: State, measures: Measures, config: SearchConfig, groups: i
     children = distinct(lambda: _exchanged(state.allocation, rng), config.children)
     sets = sets_of(state, config, groups, COMPARED)
     best, change, compared = selected(state.allocation, children, sets, measures, config)
-    changes = (*state.changes, change)
-    return replace(
-        state, allocation=best, generation=state.generation + 1, windows=state.windows + compared, changes=changes
-    )
+    return State(best, state.generation + 1, state.windows + compared, changes=(*state.changes, change))
 
 
 def _exchanged(parent: Allocation, rng: random.Random) -> Allocation:

@@ -20,7 +20,7 @@ from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, Windows, embed, final_norm, last_states
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
-from intraslice.planning.ratios import LayerPlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.search.evolution import Allocation, Levels
 from intraslice.slicing.one_shot import attention_from_moments, mlp_from_moments
 
@@ -56,18 +56,13 @@ def _largest(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return logs, (1 - logs.exp().sum(-1)).clamp_min(tiny).log()
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Some windows of a text: what enters the first layer, and the dense model's distributions."""
-
-    hidden: Float[Tensor, "batch tokens hidden"]
-    arguments: LayerArguments
-    dense: Distributions
+# Of some windows: what enters the first layer, its other arguments, and the dense model's distributions.
+_Batch = tuple[Tensor, LayerArguments, Distributions]
 
 
 @dataclass
 class Candidates:
-    """Measures allocations of one dense model. `tokens` counts the tokens that ran, in units of dense passes over one.
+    """Measures allocations of one dense model.
 
     Every method takes a slice of the windows, so that candidates can be compared on the same few of them first.
     """
@@ -77,28 +72,23 @@ class Candidates:
     levels: Levels
     windows: Windows
     pause: Pause = no_pause  # called after each layer and each chunk of logits, except during a backward pass
-    _blocks: list[Block] = field(init=False, repr=False)
     _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window
     _modules: dict[tuple[int, int], SlicedModule] = field(default_factory=dict, init=False, repr=False)
     _rankings: dict[SlicedMLP, OrderedFactor] = field(default_factory=dict, init=False, repr=False)  # for all widths
-
-    def __post_init__(self) -> None:
-        self._blocks = blocks(self.model)
 
     @torch.no_grad()
     def divergence(self, allocation: Allocation, windows: range) -> list[float]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
         modules, results = [self._module(*place) for place in enumerate(allocation)], []
         for first in windows[:: self._batch_size]:
-            batch = self._batch(first, windows)
-            hidden = batch.hidden
-            for number, block in enumerate(self._blocks):
-                hidden, *_ = _Layer(block, *modules[2 * number : 2 * number + 2]).run(hidden, batch.arguments)
+            hidden, arguments, dense = self._batch(first, windows)
+            for layer in map(_Layer, blocks(self.model), modules[::2], modules[1::2]):
+                hidden, *_ = layer.run(hidden, arguments)
                 self.pause()
             states = final_norm(self.model)(hidden)[:, :-1].flatten(0, 1)
             by_token = []
             for rows in _chunks(len(states)):
-                by_token.append(batch.dense.divergence(rows, self._logits(states[rows])))
+                by_token.append(dense.divergence(rows, self._logits(states[rows])))
                 self.pause()
             results.append(torch.cat(by_token).double().view(len(hidden), -1).mean(1))
         return torch.cat(results).tolist()
@@ -114,22 +104,22 @@ class Candidates:
         modules = [self._module(*place) for place in enumerate(allocation)]
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
         for first in windows[:: self._batch_size]:
-            batch = self._batch(first, windows)
-            layers = [_Layer(block, *modules[2 * number : 2 * number + 2]) for number, block in enumerate(self._blocks)]
-            inputs = [batch.hidden]
+            hidden, arguments, dense = self._batch(first, windows)
+            layers = list(map(_Layer, blocks(self.model), modules[::2], modules[1::2]))
+            inputs = [hidden]
             with torch.no_grad():
                 for layer in layers:
-                    inputs.append(layer.run(inputs[-1], batch.arguments)[0])
+                    inputs.append(layer.run(inputs[-1], arguments)[0])
                     self.pause()
-            gradient = self._head_gradient(inputs.pop(), batch.dense, len(windows))
+            gradient = self._head_gradient(inputs.pop(), dense, len(windows))
             self.pause()
             for number in reversed(range(len(layers))):
-                reads, outputs, gradients, gradient = layers[number].backward(inputs.pop(), batch.arguments, gradient)
+                reads, outputs, gradients, gradient = layers[number].backward(inputs.pop(), arguments, gradient)
                 for kind in range(2):
                     module = 2 * number + kind
                     for level in alternatives.get(module, ()):
                         with torch.no_grad():
-                            change = output_of(self._module(module, level), reads[kind], batch.arguments)
+                            change = output_of(self._module(module, level), reads[kind], arguments)
                             change = (change - outputs[kind]).float()
                             costs[module, level] += (change * gradients[kind].float()).sum().item()
                         self.pause()
@@ -165,7 +155,7 @@ class Candidates:
                 parts.append((largest, *_largest(logits, largest)))
                 self.pause()
             dense = Distributions(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-            self._batches[first] = _Batch(torch.cat(embedded.hidden), embedded.arguments[0], dense)
+            self._batches[first] = torch.cat(embedded.hidden), embedded.arguments[0], dense
         return self._batches[first]
 
     @property
@@ -186,7 +176,7 @@ class Candidates:
 
     def _slice(self, module: int, level: int) -> SlicedModule:
         (layer, kind), size = self.levels.modules[module], self.levels[module, level]
-        block, moments, tokens = self._blocks[layer], self.stats.layers[layer], self.stats.tokens
+        block, moments, tokens = blocks(self.model)[layer], self.stats.layers[layer], self.stats.tokens
         if kind == "mlp":
             return mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
         plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)

@@ -83,29 +83,20 @@ def evolve(
 
     Every generation is recorded in the file `path`, from which an interrupted search continues.
     """
-    record = read_record(path)
-    passes_per_window = candidates.windows.shape[1] / candidates.stats.tokens
+    ratios, passes_per_window = candidates.levels.ratios, candidates.windows.shape[1] / candidates.stats.tokens
     journal: list[State] = []
-    for recorded in record.get("states", []):  # those of a larger budget may follow
+    for recorded in read_record(path).get("states", []):  # those of a larger budget may follow
         if not journal or journal[-1].windows * passes_per_window < passes:
             journal.append(State.parse(recorded))
     state = journal[-1] if journal and passes > 0 else State(start)
 
-    def event() -> Progress:
-        done = min(passes, state.windows * passes_per_window)
-        return Progress("search", round(done), max(1, round(passes)), partial=live)
-
     def live() -> SearchProgress:
-        return SearchProgress(
-            candidates.levels.ratios(state.allocation),
-            candidates.levels.ratios(start),
-            state.generation,
-            state.windows * passes_per_window,
-            state.changes,
-        )
+        ran = state.windows * passes_per_window
+        return SearchProgress(ratios(state.allocation), ratios(start), state.generation, ran, state.changes)
 
     def pause() -> None:
-        report(event())
+        done = min(passes, state.windows * passes_per_window)
+        report(Progress("search", round(done), max(1, round(passes)), partial=live))
 
     measures = replace(candidates, pause=pause)
     pause()
@@ -116,8 +107,8 @@ def evolve(
         pause()
     judged = range(len(candidates.windows) - JUDGED, len(candidates.windows))
     before, after = (fmean(measures.divergence(one, judged)) for one in (start, state.allocation))
-    ratios = candidates.levels.ratios(state.allocation)
-    return SearchResult(sparsity, ratios, before, after, state.windows * passes_per_window, state.changes)
+    ran = state.windows * passes_per_window
+    return SearchResult(sparsity, ratios(state.allocation), before, after, ran, state.changes)
 
 
 def search_ratios(

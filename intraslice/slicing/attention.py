@@ -5,7 +5,6 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,39 +13,27 @@ from torch import Tensor
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
-
-@runtime_checkable  # the tests check types while they run
-class HeadLayout(Protocol):
-    """What the choice of channels depends on besides their scores: fields of `AttentionWeights`."""
-
-    @property
-    def kv_head(self) -> Int[Tensor, " heads"]: ...
-
-    @property
-    def frequency(self) -> Int[Tensor, "kv_heads pairs"]: ...
-
-    @property
-    def norms(self) -> object | None: ...
+Layout = tuple[Int[Tensor, " heads"], Int[Tensor, "kv_heads pairs"]]  # `kv_head` and `frequency` of `AttentionWeights`
 
 
 def choose_channels(
-    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Int[Tensor, " kept"], dim: int
-) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept pairs"]]:
+    scores: Float[Tensor, "heads d"], layout: Layout, heads: Int[Tensor, " kept"], dim: int
+) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]:
     """Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
 
     `scores[h, j]` is the score of channel j of query head h. Rotated channels are kept in pairs, by the sum over the
     group's kept queries; unrotated ones are single, and pair up in the order of their scores. At full width nothing
-    changes, nor where heads are normalised, since that needs all of their channels.
+    changes.
     """
-    half = scores.shape[1] // 2
-    if dim == scores.shape[1] or layout.norms is not None:
-        kept = layout.frequency[layout.kv_head[heads].unique()]
-        return torch.arange(2 * half, device=heads.device).expand(len(kept), -1), kept
+    half, (kv_head, frequency) = scores.shape[1] // 2, layout
+    groups = kv_head[heads].unique()
+    if dim == scores.shape[1]:
+        return torch.arange(2 * half, device=heads.device).expand(len(groups), -1), frequency[groups]
     channels, frequencies = [], []
-    for group in layout.kv_head[heads].unique():
-        group_scores = scores[heads[layout.kv_head[heads] == group]].sum(0)
+    for group in groups:
+        group_scores = scores[heads[kv_head[heads] == group]].sum(0)
         first, second = torch.arange(2 * half, device=group_scores.device).split(half)
-        unrotated = layout.frequency[group] == UNROTATED
+        unrotated = frequency[group] == UNROTATED
         if unrotated.any():
             singles = torch.cat([first[unrotated], second[unrotated]])
             singles = singles[group_scores[singles].argsort(descending=True, stable=True)].view(-1, 2)
@@ -54,28 +41,32 @@ def choose_channels(
             first[unrotated], second[unrotated] = singles[:, 0], singles[:, 1]
         best = (group_scores[first] + group_scores[second]).topk(dim // 2).indices.sort().values
         channels.append(torch.cat([first[best], second[best]]))
-        frequencies.append(layout.frequency[group][best])
+        frequencies.append(frequency[group][best])
     return torch.stack(channels), torch.stack(frequencies)
 
 
 def kept_channels(
-    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Sequence[int], dim: int
+    scores: Float[Tensor, "heads d"], layout: Layout, heads: Sequence[int], dim: int
 ) -> Bool[Tensor, "kv_heads d"]:
     """Which query/key channels of every key/value head `choose_channels` keeps; none of one without kept queries."""
-    indices = torch.tensor(heads, dtype=torch.long, device=scores.device)
-    kept = torch.zeros(len(layout.frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
-    kept[layout.kv_head[indices].unique()[:, None], choose_channels(scores, layout, indices, dim)[0]] = True
+    indices, (kv_head, frequency) = torch.tensor(heads, dtype=torch.long, device=scores.device), layout
+    kept = torch.zeros(len(frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
+    channels, _ = choose_channels(scores, layout, indices, dim)
+    kept[kv_head[indices].unique()[:, None], channels] = True
     return kept
 
 
 def cut_queries_and_keys(
-    weights: AttentionWeights,
-    heads: Int[Tensor, " kept"],
-    channels: Int[Tensor, "kv_kept dim"],
-    frequency: Int[Tensor, "kv_kept pairs"],
+    weights: AttentionWeights, scores: Float[Tensor, "heads d"], heads: Sequence[int], dim: int
 ) -> AttentionWeights:
-    """Keep these heads, their key/value heads and their query/key channels; values keep their width."""
-    groups, kv_head = weights.kv_head[heads].unique(return_inverse=True)
+    """Keep these heads, their key/value heads and the channels of `choose_channels`; values keep their width.
+
+    Where heads are normalised, which needs all of their channels, queries and keys keep their width too.
+    """
+    kept = torch.tensor(heads, dtype=torch.long, device=weights.query.device)
+    dim = dim if weights.norms is None else weights.query.shape[1]
+    channels, frequency = choose_channels(scores, (weights.kv_head, weights.frequency), kept, dim)
+    groups, kv_head = weights.kv_head[kept].unique(return_inverse=True)
     query_channels = channels[kv_head]
 
     def rows(tensor: Tensor, owners: Tensor, columns: Tensor) -> Tensor:
@@ -83,13 +74,13 @@ def cut_queries_and_keys(
 
     return replace(
         weights,
-        query=rows(weights.query, heads, query_channels),
-        query_bias=None if weights.query_bias is None else rows(weights.query_bias, heads, query_channels),
+        query=rows(weights.query, kept, query_channels),
+        query_bias=None if weights.query_bias is None else rows(weights.query_bias, kept, query_channels),
         key=rows(weights.key, groups, channels),
         key_bias=None if weights.key_bias is None else rows(weights.key_bias, groups, channels),
         value=weights.value[groups],
         value_bias=None if weights.value_bias is None else weights.value_bias[groups],
-        output=weights.output[:, heads],
+        output=weights.output[:, kept],
         kv_head=kv_head,
         frequency=frequency,
     )
@@ -107,16 +98,12 @@ class OutputMoments:
 
 
 def fit_output(
-    moments: OutputMoments,
-    axes: Float[Tensor, "heads d dim"],
-    weights: AttentionWeights,
-    kept_output: Float[Tensor, "hidden heads d"],
-    ridge: float = RIDGE,
+    moments: OutputMoments, axes: Float[Tensor, "heads d dim"], weights: AttentionWeights, cut: AttentionWeights
 ) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
     Solves for the fused output map at once (D right-hand sides): `W = W_k V + (W_o X^T - W_k V Z^T) Z damp(Z^T Z)^-1`,
-    where `W_k`, `kept_output`, has the dense output map's columns of the kept heads. So the penalty is on changes of
+    where `W_k`, of `cut`, has the dense output map's columns of the kept heads. So the penalty is on changes of
     the map, while the paper's (section 3) is on the map itself. If the layer has an output bias, the fit is centred
     and the bias compensates for the difference of the means; otherwise it is None. If no head is kept, only the bias
     is left. Raises NumericalError where the damped moment is not finite or singular.
@@ -127,8 +114,8 @@ def fit_output(
     if weights.output_bias is not None:
         moment = moment - moments.tokens * torch.outer(moments.kept_mean, moments.kept_mean)
         cross = cross - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
-    fit = output_fit(moment, cross, axes, kept_output)
-    output = (fit.before + solve(damp(fit.moment, ridge), fit.missing)).T
+    fit = output_fit(moment, cross, axes, cut.output)
+    output = (fit.before + solve(damp(fit.moment, RIDGE), fit.missing)).T
     bias = None
     if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()

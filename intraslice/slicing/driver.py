@@ -5,20 +5,20 @@
 """
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.format import Shards
-from intraslice.core.progress import Progress, ProgressCallback, progress_callback
+from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.threads import map_in_threads
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import require_model
+from intraslice.modeling.hidden_states import Tokens, require_model
 from intraslice.modeling.offload import is_offloaded, offload_like_, open_layer, resident
 from intraslice.modeling.surgery import replace_modules
-from intraslice.planning.ratios import LayerPlan, SlicePlan
+from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.one_shot import Modules, SliceCache, attention_from_moments, mlp_from_moments, one_shot
 from intraslice.slicing.sequential import sequential
 
@@ -31,10 +31,10 @@ def slice_model(
     model: PreTrainedModel,
     plan: SlicePlan,
     stats: CalibrationStats,
-    tokens: Int[Tensor, "sequences length"] | None = None,
+    tokens: Tokens | None = None,
     *,
     cache: SliceCache | None = None,
-    progress: ProgressCallback | bool = True,
+    progress: ProgressOption = True,
 ) -> PreTrainedModel:
     """Build the model of `plan`, in the order of its config.
 

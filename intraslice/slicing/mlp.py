@@ -9,9 +9,11 @@ from torch import Tensor
 from intraslice.core.linalg import CHANNEL_DAMPING, OrderedFactor, damp_by_channel, factor_in_order
 from intraslice.core.weights import MLPWeights
 
+Neurons = Float[Tensor, " neurons"]
+
 
 def fitted_moment(
-    weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Float[Tensor, " neurons"], tokens: int
+    weights: MLPWeights, moment: Float[Tensor, "neurons neurons"], mean: Neurons, tokens: int
 ) -> Float[Tensor, "neurons neurons"]:
     """The moment for scores and fit; centred if `down` has a bias, which compensates for the means.
 
@@ -21,37 +23,32 @@ def fitted_moment(
 
 
 def rank_neurons(
-    weights: MLPWeights,
-    fitted: Float[Tensor, "neurons neurons"],
-    damping: float = CHANNEL_DAMPING,
-    fisher: Float[Tensor, " neurons"] | None = None,
+    weights: MLPWeights, fitted: Float[Tensor, "neurons neurons"], fisher: Neurons, damping: float = CHANNEL_DAMPING
 ) -> OrderedFactor:
-    """Rank neurons by their score from the `fitted_moment` (the paper's).
+    """Rank neurons by their `neuron_scores` from the `fitted_moment`.
 
-    With `fisher`, `sum_t (a_tj dL/da_tj)^2`, the score is multiplied by it: energy times sensitivity of the loss.
     Raises NumericalError where the damped moment is not finite or singular.
     """
     damped = damp_by_channel(fitted, damping)
     return factor_in_order(damped, best_first(neuron_scores(weights.down, damped.diagonal(), fisher)))
 
 
-def neuron_scores(
-    down: Float[Tensor, "hidden neurons"], damped: Float[Tensor, " neurons"], fisher: Float[Tensor, " neurons"] | None
-) -> Float[Tensor, " neurons"]:
-    """The score of each neuron, as in `rank_neurons`, given the diagonal of the damped moment."""
-    # The contribution of each neuron to the output: `S_jj ||W_down[:, j]||^2`.
+def neuron_scores(down: Float[Tensor, "hidden neurons"], damped: Neurons, fisher: Neurons) -> Neurons:
+    """The score of each neuron from the diagonal of the damped moment: energy times sensitivity of the loss.
+
+    The energy is that of its contribution to the output (the paper's score), `S_jj ||W_down[:, j]||^2`; the sensitivity
+    is `fisher`, `sum_t (a_tj dL/da_tj)^2`, relative to its mean.
+    """
     scores = damped * down.to(damped.dtype).square().sum(0)
-    if fisher is None:
-        return scores
     return scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
 
 
-def best_first(scores: Float[Tensor, " neurons"]) -> Int[Tensor, " neurons"]:
+def best_first(scores: Neurons) -> Int[Tensor, " neurons"]:
     """The order of neurons in which the first ones are kept, for any width."""
     return scores.argsort(descending=True, stable=True)
 
 
-def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " neurons"], width: int) -> MLPWeights:
+def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Neurons, width: int) -> MLPWeights:
     """Keep the `width` best neurons, and compensate for the others by least squares.
 
     With `S` the moment that is factored, `W_down <- W_down[:, kept] + W_down[:, cut] S_ck S_kk^-1`. If `down` has a
@@ -68,20 +65,6 @@ def keep_best(weights: MLPWeights, ranked: OrderedFactor, mean: Float[Tensor, " 
     kept, order = kept.sort()
     repaired = down.index_select(1, kept) + repair.index_select(1, order)
     return select_neurons(weights, kept, repaired.to(weights.down.dtype), bias)
-
-
-def keep_neurons(
-    weights: MLPWeights,
-    damped: Float[Tensor, "neurons neurons"],
-    mean: Float[Tensor, " neurons"],
-    kept: Int[Tensor, " kept"],
-) -> MLPWeights:
-    """Keep these neurons, and compensate for the others, as `keep_best` does.
-
-    `damped` is the damped `fitted_moment`. Raises NumericalError where it is not finite or singular.
-    """
-    cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
-    return keep_best(weights, factor_in_order(damped, torch.cat([kept, cut])), mean, len(kept))
 
 
 def select_neurons(

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.linalg import OrderedFactor, value_axes
+from intraslice.core.linalg import OrderedFactor, factor_in_order, value_axes
 from intraslice.core.weights import AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.planning.ratios import LayerPlan
-from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys, fit_output, fuse
+from intraslice.planning.sizes import LayerPlan
+from intraslice.slicing.attention import OutputMoments, cut_queries_and_keys, fit_output, fuse
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
 Modules = tuple[SlicedAttention, SlicedMLP]
@@ -56,15 +56,11 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     if is_unchanged(dense, plan):
         return dense
     weights = dense.weights()
-    heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-    channels, frequency = choose_channels(stats.query_fisher, weights, heads, plan.dim)
-    cut = cut_queries_and_keys(weights, heads, channels, frequency)
-    kept = (heads[:, None] * dense.value_dim + torch.arange(dense.value_dim, device=heads.device)).flatten()
+    cut = cut_queries_and_keys(weights, stats.query_fisher, plan.heads, plan.dim)
     mean = stats.attention_sum / tokens
+    kept = torch.arange(len(mean), device=mean.device).view(dense.heads, -1)[list(plan.heads)].flatten()
     rows = stats.attention_moment.index_select(0, kept)
-    moments = OutputMoments(
-        kept=rows.index_select(1, kept), cross=rows, kept_mean=mean[kept], dense_mean=mean, tokens=tokens
-    )
+    moments = OutputMoments(rows.index_select(1, kept), rows, mean[kept], mean, tokens)
     return fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]
 
 
@@ -73,7 +69,7 @@ def fit_attention(
 ) -> tuple[SlicedAttention, Float[Tensor, "heads d dim"]]:
     """The sliced attention, and the axes of its heads' outputs."""
     axes = value_axes(moments.kept, cut.output, cut.kv_head, dim)
-    output, bias = fit_output(moments, axes[cut.kv_head], dense, cut.output)
+    output, bias = fit_output(moments, axes[cut.kv_head], dense, cut)
     return SlicedAttention(fuse(cut, axes, output, bias), layer), axes[cut.kv_head]
 
 
@@ -91,10 +87,23 @@ def mlp_from_moments(
     if width == 0:  # in any order
         ranked = OrderedFactor(torch.arange(dense.neurons, device=mean.device), mean.new_empty(dense.neurons, 0))
     elif ranked is None:
-        ranked = rank_neurons(weights, fitted_moment(weights, stats.mlp_moment, mean, tokens), fisher=stats.mlp_fisher)
+        ranked = rank_neurons(weights, fitted_moment(weights, stats.mlp_moment, mean, tokens), stats.mlp_fisher)
         if rankings is not None:
             rankings[dense] = ranked
     return SlicedMLP(keep_best(weights, ranked, mean, width))
+
+
+def keep_neurons(
+    dense: SlicedMLP, kept: Int[Tensor, " kept"], stats: LayerStats, tokens: int, damped: Callable[[Tensor], Tensor]
+) -> SlicedMLP:
+    """The MLP with these neurons, whose output map compensates for the others as in `keep_best`.
+
+    Raises NumericalError where the `damped` moment is not finite or singular.
+    """
+    weights, mean = dense.weights(), stats.mlp_sum / tokens
+    moment = damped(fitted_moment(weights, stats.mlp_moment, mean, tokens))
+    cut = torch.ones_like(mean, dtype=torch.bool).scatter_(0, kept, False).nonzero().flatten()
+    return SlicedMLP(keep_best(weights, factor_in_order(moment, torch.cat([kept, cut])), mean, len(kept)))
 
 
 def is_unchanged(attention: SlicedAttention, plan: LayerPlan) -> bool:

@@ -108,8 +108,13 @@ def refine_mlp(
     batch = min(config.batch, len(train))
     total = config.passes * (len(train) // batch)
     optimiser, schedule = _optimiser(mlp, total, config)
-    for done, perturbed in zip(range(1, total + 1), _perturbed_batches(train, batch, config), strict=False):
-        _step_(mlp, target, perturbed, optimiser)
+    for done, tokens in zip(range(1, total + 1), _perturbed_batches(train, batch, config), strict=False):
+        dense_outputs, error_weights = target(tokens)
+        with torch.enable_grad():  # slicing runs under no_grad
+            loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
+            optimiser.zero_grad()
+            loss.backward()
+        optimiser.step()
         schedule.step()
         if done % (total // config.passes) == 0:
             candidate = converted(mlp.weights(), dtype)
@@ -178,18 +183,6 @@ def _perturbed_batches(
         for rows in shuffled[: len(train) // batch * batch].split(batch):
             tokens = train[rows]
             yield tokens + spread * torch.randn(tokens.shape, generator=random, device=tokens.device)
-
-
-def _step_(
-    mlp: SlicedMLP, target: _Target, tokens: Float[Tensor, "batch hidden"], optimiser: torch.optim.Optimizer
-) -> None:
-    """One step on the weighted squared error of the outputs for `tokens`."""
-    dense_outputs, error_weights = target(tokens)
-    with torch.enable_grad():  # slicing runs under no_grad
-        loss = (error_weights * _energy(_outputs(mlp, tokens) - dense_outputs)).mean()
-        optimiser.zero_grad()
-        loss.backward()
-    optimiser.step()
 
 
 def _fit_output(target: _Target, weights: MLPWeights, train: Float[Tensor, "tokens hidden"], batch: int) -> MLPWeights:

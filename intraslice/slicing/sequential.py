@@ -4,22 +4,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import add_moment_
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.distributed import all_reduce_, shard_of
 from intraslice.modeling.attention import SlicedAttention, attend
 from intraslice.modeling.families import Block
-from intraslice.modeling.hidden_states import HiddenStates, embed
+from intraslice.modeling.hidden_states import HiddenStates, Tokens, embed
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
-from intraslice.planning.ratios import LayerPlan, SlicePlan
-from intraslice.slicing.attention import OutputMoments, choose_channels, cut_queries_and_keys
+from intraslice.planning.ratios import SlicePlan
+from intraslice.planning.sizes import LayerPlan
+from intraslice.slicing.attention import OutputMoments, cut_queries_and_keys, kept_channels
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged
 from intraslice.slicing.refine import refine_mlp
@@ -28,17 +28,14 @@ Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to t
 
 
 def sequential(
-    model: PreTrainedModel,
-    plan: SlicePlan,
-    stats: CalibrationStats,
-    tokens: Int[Tensor, "sequences length"],
-    report: ProgressCallback,
+    model: PreTrainedModel, plan: SlicePlan, stats: CalibrationStats, tokens: Tokens, report: ProgressCallback
 ) -> SliceModules:
     """Slices a layer, after those before it."""
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
+    refined_above = plan.config.iterative_above if plan.config.iterative else 1.0
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config)
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), refined_above)
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -53,7 +50,7 @@ class _SequentialFit:
     stats: LayerStats
     hidden_states: HiddenStates
     tokens: int
-    config: SliceConfig
+    refined_above: float  # ratio of MLPs that are refined
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -68,7 +65,8 @@ class _SequentialFit:
         return attention, mlp
 
     def _add_(self, outputs: Outputs, norm: nn.Module | None) -> None:
-        self.hidden_states.add_(outputs if norm is None else map(norm, outputs))
+        states, added = self.hidden_states, outputs if norm is None else map(norm, outputs)
+        states.hidden = [hidden + output for hidden, output in zip(states.hidden, added, strict=True)]
 
     def _outputs(self, module: SlicedModule, norm: nn.Module, pause: Pause) -> Outputs:
         outputs = []
@@ -84,10 +82,10 @@ class _SequentialFit:
             return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        channels, frequency = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
-        cut = cut_queries_and_keys(weights, heads, channels, frequency)
+        cut = cut_queries_and_keys(weights, self.stats.query_fisher, plan.heads, plan.dim)
         owners = weights.kv_head[heads]
-        kept_channels = weights.query.new_zeros(len(channels), dense.dim).scatter_(1, channels, 1)[cut.kv_head, None]
+        layout, width = (weights.kv_head, weights.frequency), cut.query.shape[1]
+        channels = kept_channels(self.stats.query_fisher, layout, plan.heads, width)[owners, None]
 
         kept_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
         moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
@@ -98,11 +96,12 @@ class _SequentialFit:
             query, key, value = dense.project(norm(hidden), arguments["position_embeddings"])
             mask = arguments["attention_mask"]
             dense_outputs = dense.attend(query, key, value, mask)
-            if channels.shape[1] == dense.dim:
+            if width == dense.dim:
                 kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
             else:  # masking channels of the query suffices for scores without them
-                narrow = query[:, heads] * kept_channels
-                kept_outputs = attend(narrow, key[:, owners], value[:, owners], dense.scale, mask)
+                narrow = query[:, heads] * channels
+                attended = attend(narrow, key[:, owners], value[:, owners], dense.scale, mask)
+                kept_outputs = attended.transpose(1, 2).flatten(2)
             add_moment_(moments[0], kept_outputs)
             add_moment_(moments[1], kept_outputs, dense_outputs)
             for total, rows in zip(sums, (kept_outputs, dense_outputs), strict=True):
@@ -136,10 +135,10 @@ class _SequentialFit:
             pause()
         all_reduce_(moment, total)
         mean = total / self.tokens
-        ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), fisher=self.stats.mlp_fisher)
+        ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), self.stats.mlp_fisher)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
-        if self.config.iterative and plan.neurons and plan.mlp_ratio > self.config.iterative_above:
+        if plan.neurons and plan.mlp_ratio > self.refined_above:
             inputs = map(norm, self.hidden_states.hidden)
             mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
             return mlp, self._outputs(mlp, norm, pause)

@@ -15,7 +15,7 @@ from intraslice.core.config import Order
 from intraslice.core.linalg import damped_diagonal
 from intraslice.modeling.families import Block
 from intraslice.planning.head_table import HeadTable
-from intraslice.planning.ratios import LayerPlan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import kept_channels
 from intraslice.slicing.mlp import best_first, neuron_scores
 
@@ -30,15 +30,6 @@ class LayerUnits:
     kv_head: Int[Tensor, " heads"]
     frequency: Int[Tensor, "kv_heads pairs"]
     norms: bool | None = None  # True where queries and keys are normalised
-
-
-@dataclass(frozen=True)
-class KeptUnits:
-    """The units of one layer that a plan keeps."""
-
-    heads: tuple[int, ...]
-    channels: Bool[Tensor, "kv_heads d"]  # of queries and keys
-    neurons: Bool[Tensor, " neurons"] | None  # None in the sequential order, which ranks them while it slices
 
 
 @torch.no_grad()
@@ -59,11 +50,17 @@ def layer_units(block: Block, stats: LayerStats, tokens: int, table: HeadTable) 
     )
 
 
-def kept_units(units: LayerUnits, plan: LayerPlan, order: Order = "one-shot") -> KeptUnits:
-    """The units that a slice of `plan`, in the given order, keeps of a layer."""
-    channels = kept_channels(units.channels, units, plan.heads, plan.dim)
+def kept_units(
+    units: LayerUnits, plan: LayerPlan, order: Order = "one-shot"
+) -> tuple[Bool[Tensor, "kv_heads d"], Bool[Tensor, " neurons"] | None]:
+    """The query/key channels and the neurons that a slice of `plan`, in the given order, keeps of a layer.
+
+    Neurons are None in the sequential order, which ranks them while it slices.
+    """
+    dim = plan.dim if units.norms is None else units.channels.shape[1]
+    channels = kept_channels(units.channels, (units.kv_head, units.frequency), plan.heads, dim)
     neurons = None
     if order == "one-shot" or plan.neurons in (0, len(units.neurons)):
         neurons = torch.zeros(len(units.neurons), dtype=torch.bool)
         neurons[best_first(units.neurons)[: plan.neurons]] = True
-    return KeptUnits(plan.heads, channels, neurons)
+    return channels, neurons

@@ -28,7 +28,7 @@ from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.units import TOLERANCE, load_units
-from intraslice.diagnostics.spectra import effective_rank, head_ranks, layer_spectra, pair_energies
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, pair_energies
 from intraslice.methods.crossmodule import plan_crossmodule
 from intraslice.methods.registry import plan_by
 from intraslice.slicing.units import kept_units
@@ -68,11 +68,12 @@ def test_curves_and_ranks_are_the_librarys_and_wide_curves_come_when_they_are_fo
     before = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
     assert not traces(before["variance"], name="MLP neurons")
     (map_of_heads,) = traces(before["ranks"], type="heatmap")
-    assert np.array(map_of_heads["z"]).T.tolist() == head_ranks(stats)
+    ranks = [effective_rank(LayerSpectra(stats, layer).heads, 0.95).tolist() for layer in range(len(stats.layers))]
+    assert np.array(map_of_heads["z"]).T.tolist() == ranks
     spectra.complete(tiny, 1)
     after = spectra_panel.show(spectra, tiny, 1, SOMEBODY)
     assert traces(after["variance"], name="MLP neurons")
-    curves, found = spectra.view(tiny, 1).curves, layer_spectra(stats, 1)
+    curves, found = spectra.view(tiny, 1).curves, LayerSpectra(stats, 1)
     for name in ("mlp", "residual", "directions"):
         curve, whole = getattr(curves, name), getattr(found, name)
         assert curve.effective_rank == int(effective_rank(whole, 0.95))
@@ -189,7 +190,7 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
     for percent in (20, 50):
         plan = session.slice_plan(tiny.with_settings(sparsity=percent)).layers[1]
         stored, unit = units.layers[1], calibrated.source.units.layers[1]
-        assert torch.equal(kept_units(stored, plan).neurons, kept_units(unit, plan).neurons)
+        assert torch.equal(kept_units(stored, plan)[1], kept_units(unit, plan)[1])
         own = pairs_view(*kept.pair_energies(1), stored, plan)
         other = pair_energies(calibrated.loaded.model, calibrated.stats, 1, plan)
         assert own.kept == other.kept.tolist()

@@ -79,9 +79,11 @@ def test_a_slice_of_every_family_answers_as_ours(tiny_case, tmp_path):
 def _ragged(model):
     """Layer 0 has groups of 3, 1 and 2 queries with other pairs in each; every layer has another scale."""
     canonicalise(model)
-    pairs = torch.tensor([[0, 2, 3], [1, 2, 3], [0, 1, 3]])
-    heads, channels = torch.tensor([0, 1, 2, 4, 6, 8]), torch.cat([pairs, pairs + 4], 1)
-    cut = cut_queries_and_keys(model.model.layers[0].self_attn.weights(), heads, channels, pairs)
+    scores = torch.ones(3, 3, 2, 4)  # groups, their queries, and both channels of each pair
+    for group, dropped in enumerate((1, 0, 2)):
+        scores[group, ..., dropped] = 0.0
+    weights = model.model.layers[0].self_attn.weights()
+    cut = cut_queries_and_keys(weights, scores.view(9, 8), [0, 1, 2, 4, 6, 8], 6)
     model.model.layers[0].self_attn = SlicedAttention(cut, 0)
     for layer, scale in zip(model.model.layers, (0.6, 0.2, 0.35), strict=True):
         layer.self_attn.scale = scale

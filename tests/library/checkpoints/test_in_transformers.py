@@ -28,7 +28,7 @@ from intraslice.core.errors import UserError
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
-from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
+from intraslice.slicing.attention import cut_queries_and_keys
 
 
 def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
@@ -250,10 +250,10 @@ def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
         fewer = 1
         for index, layer in enumerate(sliced.model.layers):
             weights = layer.self_attn.weights()
-            heads = (weights.kv_head != index % 2).nonzero().flatten()
+            heads = (weights.kv_head != index % 2).nonzero().flatten().tolist()
             ones = torch.ones(layer.self_attn.heads, layer.self_attn.dim)
-            channels, frequency = choose_channels(ones, weights, heads, layer.self_attn.dim)
-            layer.self_attn = SlicedAttention(cut_queries_and_keys(weights, heads, channels, frequency), index)
+            cut = cut_queries_and_keys(weights, ones, heads, layer.self_attn.dim)
+            layer.self_attn = SlicedAttention(cut, index)
     tokens = torch.randint(3, 250, (2, 11))
     plain_model(sliced).save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")

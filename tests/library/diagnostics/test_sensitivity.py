@@ -106,7 +106,7 @@ def test_no_forward_starts_before_its_own_layer(tiny_case):
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
         for index, layer in enumerate(case.loaded.model.model.layers)
     ]
-    measure_sensitivity(case.loaded, case.stats, evaluation(case), progress=False)
+    measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
     for hook in hooks:
         hook.remove()
     # Once for the dense loss, once for the next layer's inputs, and for both modules of each layer up to its own

@@ -8,14 +8,7 @@ from torch.testing import assert_close
 
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
-from intraslice.diagnostics.spectra import (
-    effective_rank,
-    head_ranks,
-    layer_spectra,
-    pair_energies,
-    spectra_frame,
-    spectrum,
-)
+from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, pair_energies, spectra_frame, spectrum
 from intraslice.planning.ratios import make_plan
 from intraslice.slicing.driver import slice_model
 
@@ -41,8 +34,8 @@ def known(case):
 
 def test_known_moments_give_known_ranks_and_the_frame_says_what_a_plan_keeps(tiny_case):
     stats = known(tiny_case("llama-gqa"))
-    spectra = layer_spectra(stats, 0)
-    assert head_ranks(stats, 0.99)[0] == [1, 2, 3, 4, 5, 6, 7, 8, 1]
+    spectra = LayerSpectra(stats, 0)
+    assert effective_rank(spectra.heads, 0.99).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 1]
     assert_close(spectra.heads[3], torch.tensor([0.25, 0.5, 0.75, 1, 1, 1, 1, 1]))
     # Heads 0-2 share a value head: variances 3, 2 and 1 on its first three axes.
     assert_close(spectra.groups[0], torch.tensor([3, 5, 6, 6, 6, 6, 6, 6]) / 6)
@@ -75,7 +68,7 @@ def test_broken_moments_are_named(tiny_case):
     stats = tiny_case("llama-gqa").stats
     broken = replace(stats.layers[0], mlp_moment=stats.layers[0].mlp_moment * float("nan"))
     with pytest.raises(NumericalError, match="not finite"):
-        _ = layer_spectra(replace(stats, layers=[broken]), 0).mlp
+        _ = LayerSpectra(replace(stats, layers=[broken]), 0).mlp
 
 
 def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
@@ -83,7 +76,7 @@ def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
     products = torch.zeros(9, 8)
     products[3:6, 2], products[4, 6] = 1.0, 5.0  # pair 2 of the second group: channels 2 and 6
     stats = replace(case.stats, layers=[replace(case.stats.layers[0], channel_products=products)])
-    pairs = pair_energies(case.loaded.model, stats, 0)
+    pairs = pair_energies(case.loaded.model, stats, 0, None)
     assert pairs.energy.shape == (3, 4)
     assert_close(pairs.energy[1], torch.tensor([0, 0, 8.0, 0]) / stats.tokens)
     assert_close(pairs.angle, 1e4 ** -(torch.arange(4) / 4))

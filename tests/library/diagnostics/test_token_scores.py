@@ -2,6 +2,7 @@
 
 import copy
 
+import pandas
 import pytest
 import torch
 from tiny_models import losses_at_once
@@ -27,7 +28,7 @@ def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", chunk)
     passage = score_passage(loaded.model, sliced, loaded.tokenizer, TEXT)
     ids = loaded.tokenizer(TEXT, return_tensors="pt").input_ids
-    frame = passage.frame()
+    frame = pandas.DataFrame(map(vars, passage.tokens))
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
         assert frame[name].tolist() == pytest.approx((-losses_at_once(model, ids)[0]).tolist(), abs=1e-5)
     tables = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
@@ -35,7 +36,7 @@ def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     assert_close(torch.tensor(frame["divergence"].tolist()), divergence, atol=1e-5, rtol=1e-4)
     assert frame["agree"].tolist() == (tables[0].argmax(-1) == tables[1].argmax(-1)).tolist()
     assert frame["token"].tolist() == ids[0, 1:].tolist()
-    assert frame["extra_loss"].tolist() == pytest.approx((frame["dense"] - frame["sliced"]).tolist())
+    assert [token.extra_loss for token in passage.tokens] == pytest.approx((frame["dense"] - frame["sliced"]).tolist())
     assert passage.agreement == pytest.approx(frame["agree"].mean())
     assert passage.divergence == pytest.approx(frame["divergence"].mean())
     assert [passage.first, *frame["text"]] == TEXT.split()
@@ -49,7 +50,6 @@ def test_next_tokens_are_the_best_of_either_and_candidates_those_of_what_stands_
     assert [candidate.token for candidate in candidates] == [candidate.token for candidate in expected]
     for candidate, other in zip(candidates, expected, strict=True):
         assert (candidate.dense, candidate.sliced) == pytest.approx((other.dense, other.sliced), rel=1e-3)
-    assert "likeliest" not in passage.frame()
     candidates = compare_next_tokens(loaded.model, sliced, loaded.tokenizer, "w7 w8", 3)
     ids = loaded.tokenizer("w7 w8", return_tensors="pt").input_ids
     tables = [model(ids).logits[0, -1].softmax(-1) for model in (loaded.model, sliced)]
@@ -67,4 +67,4 @@ def test_a_model_beside_itself_differs_in_nothing(tiny_case):
     passage = score_passage(loaded.model, copy.deepcopy(loaded.model), loaded.tokenizer, TEXT)
     assert passage.agreement == 1
     assert passage.divergence == 0
-    assert not passage.frame()["extra_loss"].any()
+    assert not any(token.extra_loss for token in passage.tokens)

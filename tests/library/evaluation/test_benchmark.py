@@ -8,12 +8,12 @@ import torch
 
 from intraslice.__main__ import main
 from intraslice.calibration.driver import calibrate
-from intraslice.core.cache import cache_folder
+from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressCallback, ignore_progress
 from intraslice.evaluation import benchmark
-from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs, temporary_cache
+from intraslice.evaluation.benchmark import InterleavedTimer, measure_costs
 from intraslice.evaluation.speed import Speed
 
 SLICES = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
@@ -109,7 +109,7 @@ def by_hand(case, clock, monkeypatch):
         clock.seconds += 0.25
         return config.order
 
-    def profile(stats, progress):
+    def profile(stats, *, progress):
         job(clock, 10.0, progress)
 
     def forward(turns):
@@ -122,7 +122,7 @@ def by_hand(case, clock, monkeypatch):
 
     for made in (calibrate, slice_by, perplexity, plan_by):
         monkeypatch.setattr(benchmark, made.__name__, made)
-    monkeypatch.setattr(benchmark, "_profile", profile)
+    monkeypatch.setattr(CalibrationStats, "make_profile", profile)
     monkeypatch.setattr(benchmark, "measure_speed", speeds)
     monkeypatch.setattr(InterleavedTimer, "_forward", forward)
     return lambda tokens: measure_costs(case.loaded, tokens, case.tokens[:2], SliceConfig(), progress=False)
@@ -162,23 +162,6 @@ def test_a_model_on_disk_is_refused(case, monkeypatch):
     monkeypatch.setattr(benchmark, "is_offloaded", lambda model: True)
     with pytest.raises(UserError, match="leave the device map out"):
         measure_costs(case.loaded, case.tokens, case.tokens[:4], SliceConfig(), progress=False)
-
-
-@pytest.mark.parametrize("before", [None, "elsewhere"])
-def test_the_empty_cache_is_gone_afterwards_whatever_happened(before, monkeypatch):
-    monkeypatch.delenv("INTRASLICE_CACHE", raising=False)
-    if before:
-        monkeypatch.setenv("INTRASLICE_CACHE", before)
-    outside = cache_folder()
-    with temporary_cache():
-        inside = cache_folder()
-        assert inside != outside
-        assert list(inside.iterdir()) == []
-    assert cache_folder() == outside
-    assert not inside.exists()
-    with pytest.raises(ArithmeticError), temporary_cache():
-        raise ArithmeticError
-    assert cache_folder() == outside
 
 
 @pytest.fixture

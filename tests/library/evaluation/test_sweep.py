@@ -148,9 +148,9 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
     with pytest.raises(Stopped):
         sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
     assert count_measurements == [("intraslice", 0.2), ("intraslice", 0.3)]
-    assert cached_points(case.loaded, texts(case), wanted) == wanted[:2]
+    assert cached_points(case.loaded, texts(case), wanted, SliceConfig()) == wanted[:2]
     module._Sweep(case.loaded, texts(case), SliceConfig(), None).point_path(wanted[1]).write_text("{")
-    assert cached_points(case.loaded, texts(case), wanted) == wanted[:1]  # the other one is damaged
+    assert cached_points(case.loaded, texts(case), wanted, SliceConfig()) == wanted[:1]  # the other one is damaged
     frame = sweep(case.loaded, texts(case), wanted, progress=False)
     assert count_measurements[2:] == [("intraslice", 0.3), ("intraslice", 0.4)]
     larger = points(["intraslice", "magnitude"], ["pca"], [0.2, 0.4])

@@ -11,8 +11,8 @@ from intraslice.core.config import SliceConfig
 from intraslice.methods.registry import METHODS
 from intraslice.planning.head_table import EvenHeads, even_heads, frontier
 from intraslice.planning.profile import Profile
-from intraslice.planning.ratios import LayerPlan, SlicePlan, make_plan
-from intraslice.planning.sizes import BLOCK, LayerSizes, block_widths
+from intraslice.planning.ratios import SlicePlan, make_plan
+from intraslice.planning.sizes import BLOCK, LayerPlan, LayerSizes, block_widths
 from intraslice.slicing.driver import slice_model
 
 TINY = LayerSizes(4, heads=4, kv_heads=2, dim=2, neurons=64, gated=True, attention_bias=False, mlp_bias=False, fixed=8)
@@ -101,7 +101,7 @@ def test_no_other_heads_lose_less(layers):
     """Against all combinations of even heads: whatever removes more loses more."""
     profile = profile_of(*layers)
     plan = runtime(profile, 0.4, bias=0.2, cap=1.0, estimator="fisher")
-    choices = [own.heads for own in profile.choices("fisher")]
+    choices = [sets for sets, _ in profile.choices("fisher")]
     chosen = [
         next(choice for choice in own if choice.heads == layer.heads)
         for own, layer in zip(choices, plan.layers, strict=True)

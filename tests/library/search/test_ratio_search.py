@@ -19,7 +19,8 @@ from intraslice.diagnostics.sensitivity import cut_alone
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
-from intraslice.planning.ratios import LayerPlan, make_plan
+from intraslice.planning.ratios import make_plan
+from intraslice.planning.sizes import LayerPlan
 from intraslice.search import measure as measure_module
 from intraslice.search import ratio_search as module
 from intraslice.search.evolution import (

@@ -34,6 +34,7 @@ def sliced_on(weights: MLPWeights, rows: Tensor, width: int, **options) -> MLPWe
 
 
 def keep_best_of(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, width: int, **options) -> MLPWeights:
+    options = {"fisher": torch.ones_like(mean)} | options
     ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, tokens), **options)
     return keep_best(weights, ranked, mean, width)
 

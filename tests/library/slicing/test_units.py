@@ -39,22 +39,19 @@ def test_the_units_that_are_named_are_the_slices(every_family_case, method, opti
         if method == "shortgpt" and 0 < layer.mlp_ratio < 1:
             continue  # the one layer that it narrows, by other scores
         units = layer_units(block, stats.layers[index], stats.tokens, stats.profile.layers[index].table)
-        kept = kept_units(units, layer, order)
+        channels, neurons = kept_units(units, layer, order)
         attention, mlp = block.attention.weights(), block.mlp.weights()
         made = sliced.model.layers[index].self_attn.weights(), sliced.model.layers[index].mlp.weights()
-        assert kept.heads == layer.heads
-        assert len(made[0].query) == len(kept.heads)
-        for own, head in zip(made[0].query, kept.heads, strict=True):
-            assert rows(own) == rows(attention.query[head][kept.channels[attention.kv_head[head]]])
-        groups = sorted({int(attention.kv_head[head]) for head in kept.heads})
-        assert [rows(own) for own in made[0].key] == [
-            rows(attention.key[group][kept.channels[group]]) for group in groups
-        ]
-        assert not kept.channels[[group for group in range(len(attention.key)) if group not in groups]].any()
-        if kept.neurons is None:
+        assert len(made[0].query) == len(layer.heads)
+        for own, head in zip(made[0].query, layer.heads, strict=True):
+            assert rows(own) == rows(attention.query[head][channels[attention.kv_head[head]]])
+        groups = sorted({int(attention.kv_head[head]) for head in layer.heads})
+        assert [rows(own) for own in made[0].key] == [rows(attention.key[group][channels[group]]) for group in groups]
+        assert not channels[[group for group in range(len(attention.key)) if group not in groups]].any()
+        if neurons is None:
             assert order == "sequential"
             assert len(made[1].up) == layer.neurons
         else:
-            assert torch.equal(made[1].up, mlp.up[kept.neurons])
+            assert torch.equal(made[1].up, mlp.up[neurons])
             narrower += 0 < len(made[1].up) < len(mlp.up)
     assert narrower or order == "sequential" or method == "shortgpt"

@@ -43,7 +43,9 @@ def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
     for layer, width in zip(model.model.layers, widths, strict=True):
         weights, neurons = layer.mlp.weights(), layer.mlp.neurons
         layer.mlp = SlicedMLP(
-            keep_best(weights, rank_neurons(weights, torch.eye(neurons)), torch.zeros(neurons), width)
+            keep_best(
+                weights, rank_neurons(weights, torch.eye(neurons), torch.ones(neurons)), torch.zeros(neurons), width
+            )
         )
     return model
 
