@@ -6,7 +6,6 @@ over it asks for an evaluation. Ends with 1 where a line does not hold.
 
 import argparse
 import asyncio
-import io
 import json
 import multiprocessing
 import os
@@ -24,14 +23,13 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
-import pyarrow
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
-from pyarrow.parquet import write_table
 
 from components.limits import HOPS_VARIABLE
 from components.state.settings import Settings
 from tests.load.host import DISK_BOUND, Memory, hosted
+from tests.load.inputs import parquet, repeated
 from tests.support.page.calling import inputs_of
 
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
@@ -58,12 +56,12 @@ def ratios(http: httpx.Client, url: str, session: str, sparsity: float) -> httpx
     return http.post(f"{url}/gradio_api/run/ratios", json={"data": data, "session_hash": session})
 
 
-def at_once(count: int, work: Callable[[int], Any]) -> None:
-    """Let so many threads work; what fails fails for the attacker alone."""
+def at_once(count: int, work: Callable[[httpx.Client, int], Any], address: str = ATTACKER) -> None:
+    """Let so many threads work, each with a client of its own; what fails fails for the attacker alone."""
 
     def attempt(number: int) -> None:
-        with suppress(httpx.HTTPError, OSError):
-            work(number)
+        with suppress(httpx.HTTPError, OSError), client(address.format(10 + number)) as http:
+            work(http, number)
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(attempt, range(count)))
@@ -91,28 +89,19 @@ def tiny_uploads(url: str, seconds: float) -> None:
 
 def large_parquet(url: str, _: float) -> None:
     """A small parquet file of 30 rows of 30 million characters, read by twenty sessions."""
-    file = io.BytesIO()
-    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 30, pyarrow.int32()), ["x" * 30_000_000])
-    write_table(pyarrow.table({"text": rows}), file, compression="zstd")
+    content = parquet(repeated("x" * 30_000_000, 30))
 
-    def read(number: int) -> None:
-        with client(ATTACKER) as http:
-            content = {"files": (f"{number}.parquet", file.getvalue())}
-            path = http.post(f"{url}/gradio_api/upload", files=content).json()[0]
-            upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            evaluate(http, url, settings(upload=upload, seed=number), 60.0)
+    def read(http: httpx.Client, number: int) -> None:
+        path = http.post(f"{url}/gradio_api/upload", files={"files": (f"{number}.parquet", content)}).json()[0]
+        upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        evaluate(http, url, settings(upload=upload, seed=number), 60.0)
 
     at_once(20, read)
 
 
 def many_sessions(url: str, seconds: float) -> None:
     """An evaluation in each of sixty sessions."""
-
-    def ask(number: int) -> None:
-        with client(ATTACKER) as http:
-            evaluate(http, url, settings(seed=number, sequences=64, length=512), seconds)
-
-    at_once(60, ask)
+    at_once(60, lambda http, seed: evaluate(http, url, settings(seed=seed, sequences=64, length=512), seconds))
 
 
 def mcp_left(url: str, seconds: float) -> None:
@@ -133,7 +122,7 @@ def mcp_left(url: str, seconds: float) -> None:
                 name = next(name for name in names if name.endswith("evaluate"))
                 await session.call_tool(name, {"seed": number, "sequences": 64})
 
-    at_once(12, lambda number: asyncio.run(call(number)))
+    at_once(12, lambda _, number: asyncio.run(call(number)))
     time.sleep(seconds)
 
 
@@ -147,27 +136,21 @@ def unread_pages(url: str, seconds: float) -> None:
 
 def exports(url: str, seconds: float) -> None:
     """Twelve sliced models at once."""
-
-    def ask(number: int) -> None:
-        with client(ATTACKER) as http:
-            evaluate(http, url, settings(sparsity=10 + number), seconds, "checkpoint")
-
-    at_once(12, ask)
+    at_once(12, lambda http, number: evaluate(http, url, settings(sparsity=10 + number), seconds, "checkpoint"))
 
 
 def downloads(url: str, _: float) -> None:
     """Thirty visitors at addresses of their own download the files for their devices at once."""
 
-    def visit(number: int) -> None:
-        with client(f"127.0.0.{10 + number}") as http:
-            answer = evaluate(http, url, settings("q8_0", sparsity=30), PATIENCE, "device_files")
-            files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
-            for name in ("dense", "sliced"):
-                with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
-                    stream.raise_for_status()
-                    sum(map(len, stream.iter_raw(2**20)))
+    def visit(http: httpx.Client, _: int) -> None:
+        answer = evaluate(http, url, settings("q8_0", sparsity=30), PATIENCE, "device_files")
+        files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
+        for name in ("dense", "sliced"):
+            with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
+                stream.raise_for_status()
+                sum(map(len, stream.iter_raw(2**20)))
 
-    at_once(30, visit)
+    at_once(30, visit, "127.0.0.{}")
 
 
 ATTACKS = {  # each takes the page's address and the seconds that it should last

@@ -71,31 +71,27 @@ class UntrustedClient:
         """An address of the server, as it is or in disguise."""
         place = dice.choice(paths(self.host.server))
         ways = ("gradio_api/file={}", "file/{}", "gradio_api/stream/{}", "static/{}", "assets/{}", "theme.css/../{}")
-        ways += (
-            "device/models/{}",
-            f"device/wllama-{VERSION}/{{}}",
-            "gradio_api/proxy={}",
-            "svelte/{}",
-            "?model={}&prompt=" + "x" * 30_000,
-            "gradio_api/file={}%00.csv",
-        )
+        ways += ("device/models/{}", f"device/wllama-{VERSION}/{{}}", "gradio_api/proxy={}", "svelte/{}")
+        ways += ("?model={}&prompt=" + "x" * 30_000, "gradio_api/file={}%00.csv")
         address = dice.choice(ways).format(dice.choice((place, quote(place, safe=""), place.replace("..", "%2e%2e"))))
         with suppress(httpx.InvalidURL):
             answer = httpx.get(f"{self.host.address}/{address}", timeout=STAYS)
             text = answer.text.replace(place, "")  # its own words tell a client nothing
             self.judge("call", address, answer.status_code, text)
 
+    def values(self, endpoint: str, **own: Any) -> list[Any]:
+        """Those of a call: its own, and else the defaults."""
+        parameters = self.endpoints[endpoint]["parameters"]
+        return [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
+
     def upload(self, dice: random.Random) -> None:
         """A file, and a call that reads it."""
         name, content = mangled(dice, *dice.choice(sorted(self.samples.items())))
         sent = self.send(name, content)
-        if sent is None:
-            return
-        endpoint = dice.choice(("locked_ratios", "evaluate", "command_lines", "prepare", "locked_ratios", "evaluate"))
-        parameters = self.endpoints[f"/{endpoint}"]["parameters"]
-        own = {"sequences": 2, "length": 32, "ratios_file" if endpoint == "locked_ratios" else "upload": sent}
-        values = [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
-        self.ask("upload", f"/{endpoint}", values, dice, 15.0, f"{name[:40]}: ")
+        if sent is not None:
+            endpoint = f"/{dice.choice(('locked_ratios', 'evaluate', 'command_lines', 'prepare', 'evaluate'))}"
+            values = self.values(endpoint, sequences=2, length=32, ratios_file=sent, upload=sent)
+            self.ask("upload", endpoint, values, dice, 15.0, f"{name[:40]}: ")
 
     def send(self, name: str, content: bytes) -> dict | None:
         """An uploaded file as a call names it, or None where it was refused."""
@@ -110,8 +106,7 @@ class UntrustedClient:
         own = {"model": name, "sequences": 2, "length": 16, "tokens": 2, "upload": text, "dtype": "float32"}
         answers = {}
         for endpoint in ("/memory", "/evaluate", "/generate", "/prepare"):
-            parameters = self.endpoints[endpoint]["parameters"]
-            values = [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
+            values = self.values(endpoint, **own)
             answers[endpoint] = self.ask("model", endpoint, values, dice, 300.0, f"{name}: ")
         was_taken = "perplexity" in answers["/evaluate"] and "event: error" not in answers["/evaluate"]
         if was_taken != taken:
@@ -215,19 +210,14 @@ def main() -> None:
     sent = (
         f"{arguments.calls:,} calls, {arguments.uploads:,} uploads, {len(models)} models; {arguments.clients} at once"
     )
+    outcomes = ", ".join(f"{n:,} x {name}" for name, n in sorted(found.outcomes.items()))
+    room = f"of {arguments.budget:,}: {rest:,} at rest, {caches:,} for caches, the rest for work"
+    most = f"{memory.most:,}; {memory.most_of_all:,} with the processes that read files for it"
+    wrong = "answers with something of the server in them, or with an error and no words"
     rows = {
-        f"{sent}, {minutes:.0f} minutes": (
-            ", ".join(f"{n:,} x {name}" for name, n in sorted(found.outcomes.items())),
-            True,
-        ),
-        "answers with something of the server in them, or with an error and no words": (
-            len(found.wrong),
-            not found.wrong,
-        ),
-        f"memory, at most (MiB), of {arguments.budget:,}: {rest:,} at rest, {caches:,} for caches, the rest for work": (
-            f"{memory.most:,}; {memory.most_of_all:,} with the processes that read files for it",
-            memory.most <= 1.1 * arguments.budget,
-        ),
+        f"{sent}, {minutes:.0f} minutes": (outcomes, True),
+        wrong: (len(found.wrong), not found.wrong),
+        f"memory, at most (MiB), {room}": (most, memory.most <= 1.1 * arguments.budget),
         "a new visitor is served after (s)": (f"{seconds:.2f}", seconds < SOON and bool(served)),
         "/healthz": ("ok" if healthy["ok"] else healthy, healthy["ok"]),
         f"disk (MiB), of {DISK_BOUND:,.0f}": (f"{disk:,.0f}", disk < DISK_BOUND),

@@ -58,12 +58,8 @@ def sweep(out: Path) -> Any:
     return [[row["method"], row["sparsity"], row["perplexity"]] for row in rows]
 
 
-WORKS: dict[Callable[[Path], Any], tuple[str, ...]] = {  # and what the cache has of before
-    convert: ("wheels",),
-    calibrate: ("wheels", "models"),
-    save: ("wheels", "models"),
-    sweep: ("wheels", "models"),
-}
+# And what the cache has of before.
+WORKS = {convert: ("wheels",), **dict.fromkeys((calibrate, save, sweep), ("wheels", "models"))}
 
 
 class Outcome(NamedTuple):

@@ -1,7 +1,9 @@
 """Beside the answers: what either model would say next, what slicing costs each token of a passage, a long wait."""
 
 import re
+from functools import reduce
 from html import escape, unescape
+from operator import or_
 
 import pytest
 import torch
@@ -93,9 +95,7 @@ def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns
 def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> None:
     asked = PROMPT, False, "w10 w20", SOMEBODY
     assert list(passage_panel.after_slice(columns, tiny.with_settings(sparsity=33), *asked)) == []
-    shown: dict[str, str] = {}
-    for answer in passage_panel.after_slice(columns, tiny, *asked):
-        shown |= answer
+    shown = reduce(or_, passage_panel.after_slice(columns, tiny, *asked))
     assert "isx-next" in shown["candidates"]
     assert "isx-passage" in shown["scored"]
 

@@ -3,8 +3,10 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,23 @@ def publisher(session: Session) -> Publisher:
     return Publisher(SpectraViews(session), ShiftViews(session), Columns(session))
 
 
+def options_of(request: Request) -> list[str]:
+    """The options of a command that say the model, the texts and their sizes."""
+    own = request.settings
+    texts = ["--calibration", own.text, "--eval", own.text]
+    return ["--model", own.model, *texts, "--sequences", str(own.sequences), "--length", str(own.length)]
+
+
+def answer_text(column: str) -> str:
+    """The text of an answer in its column (HTML)."""
+    return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', column, re.DOTALL)[1]))
+
+
+def content_of(page: str) -> Any:
+    """What a published page (HTML) holds."""
+    return unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
+
+
 def unpacked(text: str) -> Any:
     """The content of a published document, as `page.js` unpacks it."""
     parts: list[Any] = []
@@ -103,21 +122,11 @@ def unpacked(text: str) -> Any:
 
 def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
     ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
-    return PlanView(
-        estimator=estimator,
-        target_sparsity=0.3,
-        removed=0.298,
-        bias=1.1,
-        cap=0.8,
-        layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
-        others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
-        parameters_dense=1000,
-        parameters_sliced=700,
-        decoder_dense=900,
-        decoder_sliced=600,
-        kv_dense=400.0,
-        kv_sliced=300.0,
-    )
+    sizes = {"parameters_dense": 1000, "parameters_sliced": 700, "decoder_dense": 900, "decoder_sliced": 600}
+    sizes |= {"kv_dense": 400.0, "kv_sliced": 300.0, "target_sparsity": 0.3, "removed": 0.298, "bias": 1.1, "cap": 0.8}
+    kept = tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios)
+    others = {"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)}
+    return PlanView(estimator=estimator, layers=kept, others=others, **sizes)
 
 
 def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
