@@ -30,12 +30,11 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.records import Recipe
 
 PROMPT = "w10 w20 w30"
+LOCKED = "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove"
 SETTINGS = {
     "as it opens": {},
-    "by hand": {
-        **{"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "dtype": "bfloat16", "samples": 2},
-        "locked": "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove",
-    },
+    "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": LOCKED}
+    | {"dtype": "bfloat16", "samples": 2},
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
     "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},
     "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100, 0 attention head 3 remove"},
