@@ -103,19 +103,15 @@ def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> 
 LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)
 
 
-@pytest.fixture
-def told(session, tiny, monkeypatch):
-    """The status of an answer whose job emits this one."""
-
-    def status(event: Status, is_fetched: bool = True) -> str:
+def test_a_long_wait_offers_the_device_and_a_short_one_or_a_server_without_the_files_nothing(
+    columns, session, tiny, monkeypatch
+) -> None:
+    def told(event: Status, is_fetched: bool = True) -> str:
+        """The status of an answer whose job emits this one."""
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
         monkeypatch.setattr(session.jobs, "run", lambda *_, **__: iter([event]))
-        return list(panel.answer(Columns(session), tiny, Question("w10", 4), None, "", SOMEBODY))[1]["status"]
+        return list(panel.answer(columns, tiny, Question("w10", 4), None, "", SOMEBODY))[1]["status"]
 
-    return status
-
-
-def test_a_long_wait_offers_the_device_and_a_short_one_or_a_server_without_the_files_nothing(told) -> None:
     assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
     with use_language("de"):
         assert "Waiting; jobs ahead: 4, noch etwa 30 s. Wer nicht auf den Server warten möchte" in told(LONG)

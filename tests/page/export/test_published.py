@@ -225,7 +225,6 @@ def test_in_german_it_is_all_german(published) -> None:
 
 
 SITE_CHOICE = Choice((0, 30), ("w10 w20 w30",), 6, passage="w10 w20 w30 w40 w50")
-PERCENTS = (0.0, 30.0)
 
 
 @pytest.fixture(scope="module")
@@ -246,17 +245,13 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path, session, tiny, measured, engine) -> Path:
-    made = tmp_path / "site"
-    made.mkdir()
-    models = in_job(session, site.write_models, session, tiny, PERCENTS, made)
+def test_it_has_an_article_a_language_the_models_and_all_that_they_need(
+    session, tiny, measured, engine, tmp_path
+) -> None:
+    (folder := tmp_path / "site").mkdir()
+    models = in_job(session, site.write_models, session, tiny, (0.0, 30.0), folder)
     published = replace(measured, command="python -m intraslice publish --site 'my <site>'")
-    site.write_pages(made, published, models, "guide.html")
-    return made
-
-
-def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) -> None:
+    site.write_pages(folder, published, models, "guide.html")
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     pages = {"index.html", "de.html", "plotly.min.js", "README.md"}
     assert files == pages | {"models/dense.gguf", "models/sliced-30.gguf", "wllama/index.js", "wllama/wllama.wasm"}

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterable
 from itertools import count
+from typing import Any
 
 import pytest
 from stepping import Clock, Stepped, counting
@@ -30,18 +31,11 @@ class Crowd:
         self.clock, self.log, self.numbers = Clock(), [], count()
         self.scheduler = Stepped(self.clock, TURN_SECONDS)
 
-    def join(
-        self,
-        names: Iterable,
-        steps: int,
-        result: int = -1,
-        urgency: Urgency = Urgency.PEOPLE,
-        caller: Caller = CLASS,
-        seconds: float = STEP,
-    ) -> list[Job]:
+    def join(self, names: Iterable, steps: int, result: int = -1, seconds: float = STEP, **options: Any) -> None:
         """A job for each name, of a client of its own, who sees a result after step `result`."""
-        work = {name: counting(self.log, name, steps, self.clock, seconds, result) for name in names}
-        return [self.scheduler.start(f"{name} {next(self.numbers)}", work[name], urgency, caller) for name in work]
+        for name in names:
+            work = counting(self.log, name, steps, self.clock, seconds, result)
+            self.scheduler.start(f"{name} {next(self.numbers)}", work, **({"caller": CLASS} | options))
 
     def step(self, count: int) -> list:
         """Let so many steps pass; returns whose they were."""
@@ -76,13 +70,9 @@ def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(cr
         crowd.join(range(MANY), 900)
     else:
         crowd.join(["background"], 900, urgency=Urgency.BACKGROUND)
-    log = crowd.step(900)
-    of_second = sum(str(name).startswith(second) for name in log)
-    if second == "seen":
-        assert log.count("alone") == pytest.approx(450, abs=8)
-        assert of_second == pytest.approx(450 / (1 + SHARE), abs=12)
-    else:
-        assert of_second == pytest.approx(900 / (1 + SHARE), abs=8)
+    log, (turns, tolerance) = crowd.step(900), (450, 12) if second == "seen" else (900, 8)
+    assert sum(str(name).startswith(second) for name in log) == pytest.approx(turns / (1 + SHARE), abs=tolerance)
+    assert second == "background" or log.count("alone") == pytest.approx(450, abs=8)
 
 
 def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(crowd) -> None:

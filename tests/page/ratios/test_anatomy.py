@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from components.ratios.anatomy_charts import Matrix, across, inside
+from components.ratios.anatomy_charts import across, inside
 from components.state.plan_views import Source, map_view, opened_view
 from components.state.units import units_of
 from intraslice.core.config import SliceConfig
@@ -29,10 +29,6 @@ def sizes_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:
     return {name[0] if name in ("query", "key", "value", "output") else name: size for name, size in sizes.items()}
 
 
-def by_name(matrices: list[Matrix]) -> dict[str, Matrix]:
-    return {matrix.name: matrix for matrix in matrices}
-
-
 @pytest.mark.parametrize(
     "options",
     [{}, {"order": "sequential"}, {"order": "sequential", "iterative": True}, {"shapes": "runtime"}],
@@ -46,7 +42,7 @@ def test_the_map_and_the_opened_layers_are_the_slices(every_family_case, options
     rows, is_ranked = map_view(source, plan).rows, "order" not in options
     for index, (row, layer, block) in enumerate(zip(rows, layers, blocks(dense), strict=True)):
         view, attention, mlp = opened_view(source, plan, index), layer.self_attn.weights(), layer.mlp.weights()
-        before, matrices = block.attention.weights(), by_name(inside(view))
+        before, matrices = block.attention.weights(), {matrix.name: matrix for matrix in inside(view)}
         assert view.row == row
         assert (len(row.heads), row.neurons) == (len(attention.query), layer.mlp.neurons)
         assert {name: matrix.kept for name, matrix in matrices.items()} == sizes_of(layer)
@@ -67,7 +63,7 @@ def test_the_opened_layers_are_cross_module_slices(every_family_case) -> None:
     narrow = plan_crossmodule(dense, 0.3, order="one-shot")
     sliced = slice_crossmodule(dense, narrow, stats, every_family_case.tokens, progress=False)
     for view, layer in zip(views, sliced.model.layers, strict=True):
-        matrices = by_name(across(view))
-        added = [matrix.kept for matrix in matrices.values() if matrix.is_added]
+        matrices = across(view)
+        added = [matrix.kept for matrix in matrices if matrix.is_added]
         assert added == [tuple(shortcut.shape) for shortcut in layer.shortcuts]
-        assert {name: matrix.kept for name, matrix in matrices.items() if not matrix.is_added} == sizes_of(layer)
+        assert {matrix.name: matrix.kept for matrix in matrices if not matrix.is_added} == sizes_of(layer)

@@ -116,10 +116,9 @@ def served(commands, tmp_path) -> Iterator[tuple[str, subprocess.Popen]]:
 @pytest.mark.slow
 def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
     address, page = served
-    told = subprocess.run([commands / "intraslice", "--version"], cwd=tmp_path, capture_output=True, text=True)
-    assert told.stdout.strip() == VERSION, told.stderr
-    told = subprocess.run([commands / "intraslice", "publish", "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert "the slider's steps" in told.stdout, told.stderr
+    for words, answer in ((["--version"], f"{VERSION}\n"), (["publish", "--help"], "the slider's steps")):
+        told = subprocess.run([commands / "intraslice", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert answer in told.stdout, told.stderr
     text = httpx.get(address).text
     assert httpx.get(f"{address}/healthz").json()["ok"]
     config = httpx.get(f"{address}/config").text
