@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -160,26 +161,17 @@ def run(host: Host, models: dict[str, bool], arguments: argparse.Namespace) -> F
     acts = [untrusted_client.call] * arguments.calls + [untrusted_client.upload] * arguments.uploads
     acts += [partial(untrusted_client.model, name, taken) for name, taken in models.items()]
     random.Random(arguments.seed).shuffle(acts)
-    todo: SimpleQueue = SimpleQueue()
-    for number, act in enumerate(acts):
-        todo.put((number, act))
 
-    def work() -> None:
-        with suppress(Empty):
-            while True:
-                number, act = todo.get_nowait()
-                try:
-                    act(random.Random(f"{arguments.seed} {number}"))
-                except httpx.ReadTimeout:
-                    found.note("call", "left")
-                except Exception as problem:
-                    found.note("call", "failed", f"number {number}: {type(problem).__name__}: {problem}")
+    def work(number: int, act: Callable[[random.Random], Any]) -> None:
+        try:
+            act(random.Random(f"{arguments.seed} {number}"))
+        except httpx.ReadTimeout:
+            found.note("call", "left")
+        except Exception as problem:
+            found.note("call", "failed", f"number {number}: {type(problem).__name__}: {problem}")
 
-    threads = [threading.Thread(target=work) for _ in range(arguments.clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(arguments.clients) as pool:
+        list(pool.map(work, range(len(acts)), acts))
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pandas
 import pytest
-from tiny_page import options_of, stepwise
+from tiny_page import options_of
 
 from components.jobs.status import Status
 from components.state.request import Request
@@ -57,9 +57,8 @@ def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path)
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "page.csv"), pandas.read_csv(tmp_path / "line.csv"))
 
 
-def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))  # which has no points
-    session = stepwise(Session(evaluation_tokens=256))
+def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_on(fresh, tiny, monkeypatch) -> None:
+    session = fresh  # whose cache has no points
     assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
     measured, measure = [], library._Sweep.measure
     monkeypatch.setattr(library._Sweep, "measure", lambda *a: measured.append(a[2]) or measure(*a))

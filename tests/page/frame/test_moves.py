@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job, stepwise
+from tiny_page import SOMEBODY, in_job
 
 from components.activations import panel as activations
 from components.activations.measure import ShiftViews
@@ -21,7 +21,6 @@ from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting, screen
-from intraslice.calibration import driver
 
 
 @pytest.fixture
@@ -184,14 +183,10 @@ def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None
     assert session.perplexities(request).source.kind == "here"
 
 
-def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(
-    tiny, tmp_path, monkeypatch
-) -> None:
+@pytest.mark.usefixtures("one_by_one")
+def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(fresh, tiny) -> None:
     """Each answer with numbers of another calibration tells the charts, and none of a job `prepare` is told twice."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
-    session = stepwise(Session(evaluation_tokens=256))
-    request = tiny.with_settings(sequences=8)
+    session, request = fresh, tiny.with_settings(sequences=8)
     answers = handlers.prepare(session, request, "ada")
     assert next(answer for answer in answers if "again" in answer)
     seen = session.sequences(request)

@@ -9,14 +9,12 @@ import pytest
 from stepping import Clock, Stepped, counting
 
 from components import limits
-from components.i18n.language import translate, use_language
 from components.jobs import round_robin
 from components.jobs.job import Caller, Job, Urgency
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
 from components.jobs.waiting import Line, Waiting
 from components.limits import BEGINNING_SECONDS, FEW, SHARE, TURN_SECONDS
-from components.ui import formatting
 
 CLASS, ELSEWHERE = Caller("127.0.0.2"), Caller("127.0.0.3")
 MANY = FEW + 2
@@ -203,10 +201,3 @@ def test_the_page_tells_it_once_in_a_while_and_again_after_the_job_has_done_some
     assert next(events) == Waiting("Waiting; jobs ahead: 1")
     scheduler.run()
     assert list(events) == []
-
-
-def test_the_status_of_a_job_that_waits_is_in_the_language() -> None:
-    status = Waiting("", seconds_left=30)
-    assert "about 30 s" in formatting.status_text(status)
-    with use_language("de"):
-        assert translate(formatting.status_text(status)) == ", noch etwa 30 s"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_page import kept_rows
 
 from components.ratios.anatomy_charts import across, inside
 from components.state.plan_views import Source, map_view, opened_view
@@ -13,12 +14,6 @@ from intraslice.modeling.families import blocks
 from intraslice.planning.ratios import make_plan
 
 RESIDUAL = {"query": 2, "key": 2, "value": 2, "output": 0, "gate": 1, "up": 1, "down": 0}  # their axis of this side
-
-
-def kept_rows(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
-    """Of each row of a dense matrix, whether the sliced one has it."""
-    rows = {tuple(row) for row in sliced.flatten(0, -2).tolist()}
-    return [tuple(row) in rows for row in dense.flatten(0, -2).tolist()]
 
 
 def sizes_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:

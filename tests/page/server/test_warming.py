@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-from tiny_page import stepwise
 
 from components.jobs.status import Status
 from components.server import warming
@@ -17,11 +16,10 @@ from intraslice.core.errors import UserError
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path, tiny) -> Session:
-    """With an empty cache, where the tiny model is the default one."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+def fresh(fresh, monkeypatch, tiny) -> Session:
+    """Where the tiny model is the default one."""
     monkeypatch.setattr(warming, "parse", lambda settings: tiny)
-    return stepwise(Session(evaluation_tokens=256))
+    return fresh
 
 
 def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monkeypatch) -> None:

@@ -23,18 +23,7 @@ from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 
-
-@pytest.fixture(autouse=True)
-def one_by_one(monkeypatch, tmp_path) -> None:
-    """A sequence and a window at a time, and nothing kept from before."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
-
-
-@pytest.fixture
-def fresh() -> Session:
-    return stepwise(Session(evaluation_tokens=256))
+pytestmark = pytest.mark.usefixtures("one_by_one")
 
 
 def measured(session: Session, settings: Request) -> list[Perplexities]:

@@ -36,11 +36,9 @@ from components.state.settings import Settings
 from components.state.views import Perplexities, Provenance, Reading
 from components.sweep import panel as sweep_panel
 from components.ui import screen
-from intraslice.calibration import driver
 from intraslice.calibration.driver import calibrate
 from intraslice.core.progress import Progress
 from intraslice.diagnostics.sensitivity import Sensitivity
-from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import DenseStates
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.profile import LayerProfile
@@ -50,15 +48,6 @@ from intraslice.texts import calibration_tokens
 OPENING = parse(Settings(dtype="bfloat16"))
 FOUND = Precomputed().find(PERPLEXITY, OPENING.calibration, Measurements)
 STORED = FOUND.value
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path) -> Session:
-    """With an empty cache, a sequence and a window at a time."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
-    return stepwise(Session(evaluation_tokens=256))
 
 
 def test_what_is_stored_has_every_whole_percentage_of_every_estimator_and_every_module_once() -> None:
@@ -118,8 +107,8 @@ def test_all_tabs_open_with_the_default_model_before_it_is_loaded() -> None:
 
 
 @pytest.fixture
-def known(tiny, tmp_path, fresh) -> Session:
-    """`fresh`, with perplexities of the tiny model that no run gives."""
+def known(tiny, tmp_path, own_cache, one_by_one) -> Session:
+    """With an empty cache, a sequence and a window at a time, and perplexities of the tiny model that no run gives."""
     digest = load_model(tiny.settings.model, tiny.calibration.dtype).weights_digest
     layer = precomputed_for(tmp_path / "layer", tiny, digest, perplexity=STORED)
     return stepwise(Session(evaluation_tokens=256, precomputed=layer))
@@ -177,6 +166,7 @@ def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
     assert known.perplexities(tiny).source.kind == "here"
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
     events = fresh.prepare(tiny, "somebody")
     next(events)

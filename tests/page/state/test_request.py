@@ -3,11 +3,9 @@
 import pytest
 
 from components.state.precomputed import Precomputed
-from components.state.request import DENSE, Request, parse
+from components.state.request import DENSE, parse
 from components.state.settings import CONTROLS, Settings
-from components.ui.handlers import spread_settings
 from intraslice.core.config import BUDGETS, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.errors import UserError
 
 OTHER = Settings(model="somebody/model", text="wikitext2", sequences=4, length=64, samples=3, seed=7, dtype="bfloat16")
 OTHER = OTHER._replace(sparsity=45, estimator="fisher", bias=1, cap=70, order="sequential", iterative=True)
@@ -74,14 +72,3 @@ def test_only_what_is_fast_follows_the_slider_and_the_refinement_goes_with_its_o
         assert parse(Settings()).with_settings(**changes).is_live == is_live
     assert parse(OTHER).slicing.iterative
     assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
-
-
-def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() -> None:
-    def percent(request: Request) -> float:
-        return request.settings.sparsity
-
-    values = Settings()._replace(sparsity=75, cap=60)
-    with pytest.raises(UserError, match="raise the cap"):
-        spread_settings(percent)(*values)
-    assert spread_settings(percent, refuse=lambda error: f"no: {error}")(*values).startswith("no: sparsity")
-    assert spread_settings(percent, refuse=lambda error: "no")(*Settings()) == 20

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stepping import OnlyWhileAwaited
 
 from components import limits
@@ -24,6 +25,8 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import palette
+from intraslice.calibration import driver
+from intraslice.evaluation import perplexity
 from intraslice.pretrained.sources import DEFAULT
 
 SOMEBODY = "somebody"  # the id of an open page
@@ -88,6 +91,25 @@ def session(tiny) -> Session:
     *_, last = session.prepare(tiny, SOMEBODY)
     assert last.kind == "ready", last.text
     return session
+
+
+@pytest.fixture
+def fresh(own_cache) -> Session:
+    """A session that knows nothing, with an empty cache."""
+    return stepwise(Session(evaluation_tokens=256))
+
+
+@pytest.fixture
+def one_by_one(monkeypatch) -> None:
+    """A sequence and a window at a time."""
+    for module in (driver, perplexity):
+        monkeypatch.setattr(module, "TOKENS_PER_BATCH", 1)
+
+
+def kept_rows(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
+    """Of each row of a dense matrix, whether the sliced one has it."""
+    rows = {tuple(row) for row in sliced.flatten(0, -2).tolist()}
+    return [tuple(row) in rows for row in dense.flatten(0, -2).tolist()]
 
 
 def publisher(session: Session) -> Publisher:
