@@ -7,6 +7,7 @@ over it asks for an evaluation. Ends with 1 where a line does not hold.
 import argparse
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -28,6 +28,7 @@ from mcp.client.streamable_http import streamablehttp_client
 
 from components.limits import HOPS_VARIABLE
 from components.state.settings import Settings
+from tests.load.calls import Failed, Page
 from tests.load.host import DISK_BOUND, Memory, hosted
 from tests.load.inputs import parquet, repeated
 from tests.support.page.calling import inputs_of
@@ -35,14 +36,6 @@ from tests.support.page.calling import inputs_of
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
 PATIENCE = 120.0  # seconds
 PAGE_SECONDS, SLIDER_SECONDS, BEGIN_SECONDS = 3.0, 0.2, 10.0
-MOVES = random.Random(0)
-
-
-def client(address: str) -> httpx.Client:
-    """An HTTP client at an address of this machine; without certificates, whose reading would keep the page waiting."""
-    limits = httpx.Limits(max_connections=None)
-    transport = httpx.HTTPTransport(verify=False, local_address=address, limits=limits)
-    return httpx.Client(transport=transport, timeout=PATIENCE)
 
 
 def settings(*others: str, **changed: Any) -> list[Any]:
@@ -50,18 +43,18 @@ def settings(*others: str, **changed: Any) -> list[Any]:
     return inputs_of(Settings(**{"sequences": 4, "length": 128, "dtype": "float32"} | changed), *others)
 
 
-def ratios(http: httpx.Client, url: str, session: str, sparsity: float) -> httpx.Response:
+def slide(page: Page, sparsity: float) -> None:
     """A move of the slider."""
-    data = inputs_of(Settings(dtype="float32", sparsity=sparsity), 0, "")
-    return http.post(f"{url}/gradio_api/run/ratios", json={"data": data, "session_hash": session})
+    page.now("ratios", inputs_of(Settings(dtype="float32", sparsity=sparsity), 0, ""))
 
 
-def at_once(count: int, work: Callable[[httpx.Client, int], Any], address: str = ATTACKER) -> None:
-    """Let so many threads work, each with a client of its own; what fails fails for the attacker alone."""
+def at_once(url: str, count: int, work: Callable[[Page, int], Any], source: str = ATTACKER) -> None:
+    """Let so many threads work, each as a visitor; what fails fails for the attacker alone."""
 
     def attempt(number: int) -> None:
-        with suppress(httpx.HTTPError, OSError), client(address.format(10 + number)) as http:
-            work(http, number)
+        page = Page(url, PATIENCE, source.format(10 + number))
+        with suppress(httpx.HTTPError, OSError, Failed), page.http:
+            work(page, number)
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(attempt, range(count)))
@@ -69,39 +62,38 @@ def at_once(count: int, work: Callable[[httpx.Client, int], Any], address: str =
 
 def deep_links(url: str, seconds: float) -> None:
     """A slider move and a deep link, which gradio writes to disk, in new sessions."""
-    end = time.monotonic() + seconds
-    with client(ATTACKER) as http:
-        while time.monotonic() < end:
-            session = uuid4().hex
-            ratios(http, url, session, MOVES.uniform(0, 60))
-            http.get(f"{url}/gradio_api/deep_link", params={"session_hash": session})
+    page, end = Page(url, PATIENCE, ATTACKER), time.monotonic() + seconds
+    while time.monotonic() < end:
+        page.session = uuid4().hex
+        with suppress(Failed):
+            slide(page, random.uniform(0, 60))
+        page.http.get(f"{page.api}/deep_link", params={"session_hash": page.session})
 
 
 def tiny_uploads(url: str, seconds: float) -> None:
     """A thousand files of three bytes in every request."""
-    end = time.monotonic() + seconds
-    with client(ATTACKER) as http:
-        while time.monotonic() < end:
-            files = [("files", (f"{uuid4().hex}.txt", f"{number}".encode())) for number in range(1000)]
-            with suppress(httpx.HTTPError):
-                http.post(f"{url}/gradio_api/upload", files=files)
+    page, end = Page(url, PATIENCE, ATTACKER), time.monotonic() + seconds
+    while time.monotonic() < end:
+        files = [("files", (f"{uuid4().hex}.txt", f"{number}".encode())) for number in range(1000)]
+        with suppress(httpx.HTTPError):
+            page.http.post(f"{page.api}/upload", files=files)
 
 
 def large_parquet(url: str, _: float) -> None:
     """A small parquet file of 30 rows of 30 million characters, read by twenty sessions."""
     content = parquet(repeated("x" * 30_000_000, 30))
 
-    def read(http: httpx.Client, number: int) -> None:
-        path = http.post(f"{url}/gradio_api/upload", files={"files": (f"{number}.parquet", content)}).json()[0]
+    def read(page: Page, number: int) -> None:
+        path = page.http.post(f"{page.api}/upload", files={"files": (f"{number}.parquet", content)}).json()[0]
         upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        evaluate(http, url, settings(upload=upload, seed=number), 60.0)
+        page.ask("evaluate", settings(upload=upload, seed=number), 60.0)
 
-    at_once(20, read)
+    at_once(url, 20, read)
 
 
 def many_sessions(url: str, seconds: float) -> None:
     """An evaluation in each of sixty sessions."""
-    at_once(60, lambda http, seed: evaluate(http, url, settings(seed=seed, sequences=64, length=512), seconds))
+    at_once(url, 60, lambda page, n: page.ask("evaluate", settings(seed=n, sequences=64, length=512), seconds))
 
 
 def mcp_left(url: str, seconds: float) -> None:
@@ -122,7 +114,7 @@ def mcp_left(url: str, seconds: float) -> None:
                 name = next(name for name in names if name.endswith("evaluate"))
                 await session.call_tool(name, {"seed": number, "sequences": 64})
 
-    at_once(12, lambda _, number: asyncio.run(call(number)))
+    at_once(url, 12, lambda _, number: asyncio.run(call(number)))
     time.sleep(seconds)
 
 
@@ -136,21 +128,20 @@ def unread_pages(url: str, seconds: float) -> None:
 
 def exports(url: str, seconds: float) -> None:
     """Twelve sliced models at once."""
-    at_once(12, lambda http, number: evaluate(http, url, settings(sparsity=10 + number), seconds, "checkpoint"))
+    at_once(url, 12, lambda page, n: page.ask("checkpoint", settings(sparsity=10 + n), seconds))
 
 
 def downloads(url: str, _: float) -> None:
     """Thirty visitors at addresses of their own download the files for their devices at once."""
 
-    def visit(http: httpx.Client, _: int) -> None:
-        answer = evaluate(http, url, settings("q8_0", sparsity=30), PATIENCE, "device_files")
-        files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
+    def visit(page: Page, _: int) -> None:
+        files = json.loads(page.ask("device_files", settings("q8_0", sparsity=30), PATIENCE)[-1])
         for name in ("dense", "sliced"):
-            with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
+            with page.http.stream("GET", f"{url}/{files[name]['url']}") as stream:
                 stream.raise_for_status()
                 sum(map(len, stream.iter_raw(2**20)))
 
-    at_once(30, visit, "127.0.0.{}")
+    at_once(url, 30, visit, "127.0.0.{}")
 
 
 ATTACKS = {  # each takes the page's address and the seconds that it should last
@@ -175,20 +166,11 @@ def open_requests(url: str, count: int) -> Iterator[None]:
             one.close()
 
 
-def evaluate(http: httpx.Client, url: str, values: list[Any], seconds: float, name: str = "evaluate") -> str:
-    """What a call answers, or nothing where it has no answer after so many seconds."""
-    answer = http.post(f"{url}/gradio_api/call/{name}", json={"data": values})
-    if answer.status_code != 200:
-        return answer.text
-    end, event = time.monotonic() + seconds, ""
-    with http.stream("GET", f"{url}/gradio_api/call/{name}/{answer.json()['event_id']}") as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data: ") and event in ("event: complete", "event: error"):
-                return f"{event} {line}"
-            event = line if line.startswith("event: ") else event
-            if time.monotonic() > end:
-                break
-    return ""
+def evaluation_seconds(url: str, patience: float) -> float:
+    """How long the witness waits for an evaluation. Raises Failed."""
+    page, start = Page(url, PATIENCE, WITNESS), time.monotonic()
+    page.ask("evaluate", settings(sparsity=random.uniform(5, 50)), patience)
+    return time.monotonic() - start
 
 
 def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
@@ -197,30 +179,26 @@ def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
     Puts the longest times (s) of both and the failures. Then it asks for an answer, and puts the seconds until a model
     begins to write it.
     """
-    session, longest, problems, moves = uuid4().hex, {"page": 0.0, "slider": 0.0}, [], random.Random()
+    session, longest, problems, seconds = uuid4().hex, {"page": 0.0, "slider": 0.0}, [], math.inf
     begun.set()
     while not ended.wait(0.5):
         for what in longest:
-            with client(WITNESS) as http:
-                move = partial(ratios, http, url, session, moves.uniform(0, 60))
-                start = time.monotonic()
-                try:
-                    (move() if what == "slider" else http.get(url)).raise_for_status()
-                except httpx.HTTPError as problem:
-                    problems.append(f"{what}: {type(problem).__name__}")
-                longest[what] = max(longest[what], time.monotonic() - start)
-    with client(WITNESS) as http:
-        seconds, answer = _timed_evaluation(http, url, PATIENCE)
-    if not answer.startswith("event: complete"):
-        problems.append(answer[:300])
+            page, start = Page(url, PATIENCE, WITNESS), time.monotonic()
+            page.session = session
+            try:
+                with page.http:
+                    if what == "slider":
+                        slide(page, random.uniform(0, 60))
+                    else:
+                        page.http.get(url).raise_for_status()
+            except (httpx.HTTPError, Failed) as problem:
+                problems.append(f"{what}: {type(problem).__name__}")
+            longest[what] = max(longest[what], time.monotonic() - start)
+    try:
+        seconds = evaluation_seconds(url, PATIENCE)
+    except (httpx.HTTPError, Failed) as problem:
+        problems.append(str(problem)[:300])
     found.put((longest["page"], longest["slider"], seconds, problems))
-
-
-def _timed_evaluation(http: httpx.Client, url: str, patience: float) -> tuple[float, str]:
-    """The seconds that an evaluation takes, and its answer."""
-    start = time.monotonic()
-    answer = evaluate(http, url, settings(sparsity=random.uniform(5, 50)), patience)
-    return time.monotonic() - start, answer
 
 
 def main() -> None:
@@ -234,8 +212,7 @@ def main() -> None:
     holds = True
     spawn = multiprocessing.get_context("spawn")
     with hosted(arguments.budget, 0) as (host, _):
-        with client(WITNESS) as http:  # so that the model and its text are there
-            alone, _ = min(_timed_evaluation(http, host.address, 5 * PATIENCE) for _ in range(3))
+        alone = min(evaluation_seconds(host.address, 5 * PATIENCE) for _ in range(3))  # now the model is there, too
         print(f"An evaluation takes {alone:.1f} s on the idle page.")
         print("| attack | page (s) | slider (s) | evaluation after it (s) | disk (MiB) | memory (MiB) | holds |")
         print("|---|---|---|---|---|---|---|")

@@ -33,7 +33,6 @@ class Browser(Page):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self.address = address
         self._listeners: dict[str, tuple[Listener, Callable[[str], None]]] = {}  # and who is told of a failure
         self._changed = threading.Condition()
         self._is_closed = False
