@@ -90,8 +90,9 @@ class UntrustedClient:
         name, content = mangled(dice, *dice.choice(sorted(self.samples.items())))
         sent = self.send(name, content)
         if sent is not None:
-            endpoint = f"/{dice.choice(('locked_ratios', 'evaluate', 'command_lines', 'prepare', 'evaluate'))}"
-            values = self.values(endpoint, sequences=2, length=32, ratios_file=sent, upload=sent)
+            endpoint = dice.choice(("/locked_ratios", "/evaluate") * 2 + ("/command_lines", "/prepare"))
+            field = "ratios_file" if endpoint == "/locked_ratios" else "upload"
+            values = self.values(endpoint, sequences=2, length=32, **{field: sent})
             self.ask("upload", endpoint, values, dice, 15.0, f"{name[:40]}: ")
 
     def send(self, name: str, content: bytes) -> dict | None:
