@@ -3,8 +3,7 @@
 import re
 
 import pytest
-import torch
-from tiny_page import in_job
+from tiny_page import in_job, kept_rows
 
 from intraslice.modeling.families import blocks
 
@@ -45,12 +44,6 @@ COLUMNS = """() => {
 OPENED = "layer => document.querySelector('#layer-chart .isx-title').textContent === `Layer ${layer}, opened`"
 
 
-def found_in(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
-    """Of each row of a dense matrix, whether the sliced one has it."""
-    rows = {tuple(row) for row in sliced.tolist()}
-    return [tuple(row) in rows for row in dense.tolist()]
-
-
 @pytest.mark.parametrize(("percent", "changes"), [(30, {}), (45, {"shapes": "runtime"}), (40, {"order": "sequential"})])
 def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, page_session, percent, changes) -> None:
     request = tiny.with_settings(sparsity=percent, **changes)
@@ -64,7 +57,7 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
     said = page.evaluate(CELLS)
     for index, (block, layer) in enumerate(zip(dense, sliced.model.layers, strict=True)):
         before, after = block.attention.weights(), layer.self_attn.weights()
-        flat = found_in(before.query.flatten(0, 1), after.query.flatten(0, 1))
+        flat = kept_rows(before.query, after.query)
         kept = [any(flat[head * 8 : head * 8 + 8]) for head in range(9)]
         assert sum(kept) == len(after.query)
         dim = after.value.shape[1]
@@ -83,10 +76,10 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
         page.wait_for_selector("#layer-chart canvas")
         columns = page.evaluate(COLUMNS)
         assert columns["q"] == flat
-        assert columns["k"] == found_in(before.key.flatten(0, 1), after.key.flatten(0, 1))
+        assert columns["k"] == kept_rows(before.key, after.key)
         assert [sum(columns["o"][head * 8 : head * 8 + 8]) for head in range(9)] == [dim * one for one in kept]
         assert sum(columns["v"]) == after.value[..., 0].numel()
-        neurons = found_in(block.mlp.weights().up, layer.mlp.weights().up)
+        neurons = kept_rows(block.mlp.weights().up, layer.mlp.weights().up)
         for name in ("gate", "up", "down"):
             assert (columns[name] == neurons) if is_ranked else (sum(columns[name]) == sum(neurons))
     assert ("known after slicing" in page.inner_text("#layer-chart")) is not is_ranked

@@ -3,13 +3,14 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from urllib.parse import urljoin
 
-import httpx
 import pytest
 from browsing import PATIENCE, Opened
 from gguf_files import ask_llama_cpp
 from playwright import sync_api as playwright
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from components.compare import device_panel
 from components.device.wllama import VERSION
@@ -20,6 +21,7 @@ from .conftest import OnDevice
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 
 PROMPTS = ["Hello world", "it's paid", "and I paid 3.50 for things", "in 2024 it", "12345 things"]
+STEPS = 32  # tokens of an answer
 CLOSE = 0.02  # nats
 ROUNDED = 0.3  # nats: products of q8_0 round activations to 8 bits, in WebAssembly otherwise than here
 # Answers five prompts without a template with a model that the page has downloaded.
@@ -39,13 +41,23 @@ COMPLETE = """async ([engine, url, prompts, maxTokens]) => {
 STATUS = "#device [role=status]"
 
 
-def require_like_llama_cpp(
-    answers: list[dict], file: Path, prompts: list[list[int]], steps: int, close: float = CLOSE
-) -> None:
-    """Greedy tokens and log-probabilities are those of llama.cpp on the same file, up to a near tie."""
-    questions = [{"prompt": prompt, "predict": steps, "top": 10} for prompt in prompts]
-    for answer, expected in zip(answers, ask_llama_cpp(file, logprobs=questions)["logprobs"], strict=True):
-        assert answer["count"] == steps or answer["ended"]
+def answered_like_llama_cpp(
+    page: playwright.Page, url: str, prompts: list[str], tokenizer: PreTrainedTokenizerFast, close: float = CLOSE
+) -> dict:
+    """The answer to the first prompt. All have the greedy tokens and log-probabilities of llama.cpp, up to a near tie.
+
+    Args:
+        url: of the model's file.
+    """
+    answers = page.evaluate(COMPLETE, [f"device/wllama-{VERSION}/", url, prompts, STEPS])
+    ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    questions = [{"prompt": prompt, "predict": STEPS, "top": 10} for prompt in ids]
+    with NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(page.request.get(urljoin(page.url, url)).body())
+        file.flush()
+        told = ask_llama_cpp(Path(file.name), logprobs=questions)["logprobs"]
+    for answer, expected in zip(answers, told, strict=True):
+        assert answer["count"] == STEPS or answer["ended"]
         for token, likeliest in zip(answer["tokens"], expected, strict=False):
             first, second, *_ = sorted(likeliest.values(), reverse=True)
             if likeliest.get(str(token["id"]), -1e9) < first:
@@ -54,14 +66,7 @@ def require_like_llama_cpp(
             assert token["logprob"] == pytest.approx(first, abs=close)
             for other, logprob in token["top"][: 3 if close == CLOSE else 0]:
                 assert likeliest[str(other)] == pytest.approx(logprob, abs=close)
-
-
-def require_same_scores(answer: dict) -> None:
-    """A model gives its own answer the log-probabilities with which it wrote it, where the text is read alike."""
-    scored = zip(answer["tokens"], answer["scored"], strict=True)
-    pairs = [(score, token["logprob"]) for token, score in scored if score is not None]
-    assert pairs
-    assert [score for score, _ in pairs] == pytest.approx([logprob for _, logprob in pairs], abs=CLOSE)
+    return answers[0]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,7 @@ def download(opened: Opened) -> None:
     opened.says(STATUS, "The models are on your device")
 
 
-def test_answers_on_the_device_are_those_of_llama_cpp(opened, on_device, engine, page_session) -> None:
+def test_answers_on_the_device_are_those_of_llama_cpp(opened, on_device, page_session) -> None:
     page = opened.page
     choose(opened)
     opened.says(STATUS, "not on your device yet")
@@ -117,16 +122,14 @@ def test_answers_on_the_device_are_those_of_llama_cpp(opened, on_device, engine,
     assert [url for url in asked if not url.startswith(("blob:", "data:")) and not url.endswith(signs_of_life)] == []
 
     tokenizer = AutoTokenizer.from_pretrained(on_device.request.settings.model)
-    ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in PROMPTS]
     described = json.loads(device_panel.describe(page_session, on_device.request))
     for name in ("dense", "sliced"):
-        url = described[name]["url"]
-        answers = page.evaluate(COMPLETE, [engine, url, PROMPTS, 32])
-        response = page.request.get(f"{page.url.partition('?')[0]}{url}")
-        file = Path(on_device.request.settings.model).parent / f"{name}.gguf"
-        file.write_bytes(response.body())
-        require_like_llama_cpp(answers, file, ids, 32)
-        require_same_scores(answers[0])
+        # A model gives its own answer the log-probabilities with which it wrote it, where the text is read alike.
+        answer = answered_like_llama_cpp(page, described[name]["url"], PROMPTS, tokenizer)
+        scored = zip(answer["tokens"], answer["scored"], strict=True)
+        pairs = [(score, token["logprob"]) for token, score in scored if score is not None]
+        assert pairs
+        assert [score for score, _ in pairs] == pytest.approx([logprob for _, logprob in pairs], abs=CLOSE)
 
 
 # What a browser refuses: how it does, how that ends, and what the visitor reads.
@@ -218,7 +221,7 @@ def test_settings_that_change_want_other_files_and_a_stop_ends_an_answer(opened)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file_type", "close"), [("f16", CLOSE), ("q8_0", ROUNDED)])
-def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path, file_type, close) -> None:
+def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, file_type, close) -> None:
     with chromium.new_context() as context:
         context.set_default_timeout(600_000)
         opened = Opened(context.new_page())
@@ -230,19 +233,8 @@ def test_the_default_model_answers_as_in_llama_cpp(chromium, real_app, tmp_path,
         page.on("request", lambda request: asked.append(request.url))
         page.click(f"#device-type input[value={file_type}]")
         download(opened)
-        prompts = [
-            "The capital of France is",
-            "def fibonacci(n):",
-            "Once upon a time",
-            "Water boils at",
-            "In 2024, 17 of",
-        ]
-        tokenizer = load_model("default").tokenizer
-        ids = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
-        urls = [url for url in asked if url.endswith(".gguf")]
-        assert len(set(urls)) == 2
-        for number, url in enumerate(dict.fromkeys(urls)):
-            answers = page.evaluate(COMPLETE, [f"device/wllama-{VERSION}/", url, prompts, 32])
-            file = tmp_path / f"{number}.gguf"
-            file.write_bytes(httpx.get(url, timeout=60).content)
-            require_like_llama_cpp(answers, file, ids, 32, close)
+        prompts = ["The capital of France is", "def fibonacci(n):", "Once upon a time", "Water boils at"]
+        urls = {url for url in asked if url.endswith(".gguf")}
+        assert len(urls) == 2
+        for url in urls:
+            answered_like_llama_cpp(page, url, [*prompts, "In 2024, 17 of"], load_model("default").tokenizer, close)

@@ -50,11 +50,6 @@ def writing(page, name: str) -> float:
     return float(row.locator("dd").inner_text().split()[0])
 
 
-def axe_faults(page) -> list[str]:
-    violations = page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")["violations"]
-    return [f"{one['id']} {one['nodes'][0]['failureSummary'][:300]}" for one in violations]
-
-
 def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_finds_nothing(lesson, axe) -> None:
     opened = lesson("&__theme=dark")  # which has less contrast
     page = opened.page
@@ -81,7 +76,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
             found = page.inner_text(".isx-lesson-answer .isx-found")
             assert not any(word in found for word in ("NaN", "Infinity", "undefined")), found
         if number in (1, 2, 5, 6):  # a control of each kind
-            assert axe_faults(page) == [], number
+            assert opened.found_by_axe(".isx-lesson", minor=True) == [], number
         if number == 1:
             dense, sliced = page.locator("#readout tbody tr").nth(5).locator("td").all_inner_texts()
             assert f"from {dense} to {sliced}: {float(sliced) / float(dense):.2f} times" in found

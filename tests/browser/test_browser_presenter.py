@@ -4,24 +4,10 @@ import pytest
 from browsing import Opened
 
 STOPS = [
-    *(
-        "#anatomy-chart",
-        "#layer-chart",
-        "#ratio-chart",
-        "#importance-chart",
-        "#estimator-check-chart",
-        "#search-chart",
-        "#convergence-chart",
-    ),
-    *("#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart", "#histogram-chart", "#answers"),
-    *(
-        "#next-tokens",
-        "#passage",
-        "#facts-chart",
-        "#leaderboard-chart",
-        "#leaderboard-accuracy-chart",
-        "#leaderboard-size-chart",
-    ),
+    *("#anatomy-chart", "#layer-chart", "#ratio-chart", "#importance-chart", "#estimator-check-chart"),
+    *("#search-chart", "#convergence-chart", "#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart"),
+    *("#histogram-chart", "#answers", "#next-tokens", "#passage", "#facts-chart", "#leaderboard-chart"),
+    *("#leaderboard-accuracy-chart", "#leaderboard-size-chart"),
 ]
 INSIDE = """(selector) => {
     const visible = (one) => one && getComputedStyle(one).visibility === 'visible' && one.offsetParent !== undefined;

@@ -46,24 +46,20 @@ def offline(chromium):
 @pytest.fixture
 def open_file(offline, file):
     """Opens a file offline; at the end nothing else was asked for, and nothing went wrong."""
-    pages, asked, faults = [], [], []
+    opened: list[Opened] = []
 
     def open_page(address: str = "", width: int = 1440, scheme: str = "light"):
-        pages.append(page := offline.new_page())
+        opened.append(Opened(page := offline.new_page()))
         page.set_viewport_size({"width": width, "height": 900})
         page.emulate_media(color_scheme=scheme)
-        page.on("request", lambda request: asked.append(request.url.partition("#")[0]))
-        page.on("console", lambda message: message.type == "error" and faults.append(message.text))
-        page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(address or file.as_uri())
         page.wait_for_selector("#ratios .main-svg")
         return page
 
     yield open_page
-    for page in pages:
-        page.close()
-    assert faults == []
-    assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {file.as_uri()}
+    for one in opened:
+        one.page.close()
+        assert [fault.partition("#")[0] for fault in one.faults] == [file.as_uri()]
 
 
 def until(page, condition: str) -> None:

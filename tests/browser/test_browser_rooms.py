@@ -35,15 +35,11 @@ def open_alone(chromium, address) -> Iterator[Callable[..., Opened]]:
         assert [one.faults for one in opened] == [[]] * len(opened)
 
 
-def start_class(presenter: Opened) -> str:
-    """Start a class in the lesson; returns the students' link."""
-    page = presenter.page
-    page.wait_for_function(MEASURED)
-    page.click("#lesson")
-    page.click(".isx-room-outside summary")
-    page.click("[data-room=start]")
-    page.wait_for_selector(".isx-room-qr svg")
-    return page.inner_text(".isx-room-link")
+def open_form(one: Opened) -> None:
+    """Open the lesson, and what begins or joins a class."""
+    one.page.wait_for_function(MEASURED)
+    one.page.click("#lesson")
+    one.page.click(".isx-room-outside summary")
 
 
 def predict(student: Opened, number: int) -> None:
@@ -92,11 +88,6 @@ def remove_and_join_again(presenter: Opened, student: Opened, count: int) -> Non
     presenter.says(".isx-room-counts", f"Students: {count} ")
 
 
-def axe_faults(one: Opened) -> list[str]:
-    violations = one.page.evaluate("axe.run('.isx-lesson', { resultTypes: ['violations'] })")["violations"]
-    return [f"{each['id']} {each['nodes'][0]['failureSummary'][:300]}" for each in violations]
-
-
 def saved(one: Opened, button: str) -> str:
     with one.page.expect_download() as download:
         one.page.click(f"[data-room={button}]")
@@ -111,13 +102,14 @@ def saved(one: Opened, button: str) -> str:
 def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, address, axe) -> None:
     query = f"{tiny_query}&prompt=w10%20w20"
     presenter = open_alone(query)
-    link = start_class(presenter)
+    open_form(presenter)
+    presenter.page.click("[data-room=start]")
+    presenter.page.wait_for_selector(".isx-room-qr svg")
+    link = presenter.page.inner_text(".isx-room-link")
     code = link[-6:]
     students = [open_alone(link.removeprefix(address), size, language) for size, language in sizes[:-1]]
     typist = open_alone(query, *sizes[-1])
-    typist.page.wait_for_function(MEASURED)
-    typist.page.click("#lesson")
-    typist.page.click(".isx-room-outside summary")
+    open_form(typist)
     typist.page.fill(".isx-room-form input", f"{code[:3].lower()} {code[3:].lower()}")
     typist.page.keyboard.press("Enter")
     students.append(typist)
@@ -163,7 +155,7 @@ def test_a_class_predicts_together(sizes, questions, open_alone, tiny_query, add
     assert german.page.inner_text(MAIN) == "Bitte warten"
     for one in (presenter, german):
         one.page.evaluate(axe)
-        assert axe_faults(one) == []
+        assert one.found_by_axe(".isx-lesson", minor=True) == []
     assert german.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     record = saved(german, "record")
     assert '<html lang="de">' in record

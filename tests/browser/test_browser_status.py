@@ -1,12 +1,10 @@
 """The status line in a real browser: whatever ends a job, nothing of what it said remains."""
 
-import contextlib
 import random
 from collections.abc import Callable, Iterator
 
 import pytest
 from browsing import Opened
-from playwright.sync_api import TimeoutError as TooLate
 
 from components.i18n.language import translate
 from components.jobs.job import Job
@@ -51,19 +49,7 @@ SAYS = """([words, hasBar]) => {
 
 def says(opened: Opened, words: str, has_bar: bool = False) -> None:
     """Wait for the status: what a job that has ended said stays for ever where nothing takes its place."""
-    try:
-        opened.page.wait_for_function(SAYS, arg=[words, has_bar])
-    except TooLate as error:
-        raise AssertionError(f"expected {words!r}, got {opened.page.inner_html('#status p')}") from error
-
-
-def prepare_again(opened: Opened, words: str) -> None:
-    """Click until the job says so: gradio ignores a click while the button's last call ends."""
-    for _ in range(20):
-        opened.page.click("#calibrate")
-        with contextlib.suppress(TooLate):
-            opened.page.wait_for_function(SAYS, arg=[words, True], timeout=1000)
-            return
+    opened.until(SAYS, arg=[words, has_bar])
 
 
 def test_the_status_ends_with_its_job_whatever_ends_that(visit, tiny_query, page_session: Session, gate) -> None:
@@ -87,7 +73,8 @@ def test_the_status_ends_with_its_job_whatever_ends_that(visit, tiny_query, page
             if words in MEASURING:
                 opened.page.press("#sparsity input[type=range]", "ArrowRight")
             elif end != "moved":
-                prepare_again(opened, words)
+                opened.call("#calibrate")
+                says(opened, words, has_bar=True)
     gate.words = NOTHING
     says(opened, "Calibrated on")
     arriving = ["<!--5-->b", "<!--4-->a", "<!--5-->c", "d"]

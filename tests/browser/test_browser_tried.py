@@ -85,13 +85,8 @@ def test_what_was_measured_is_listed_leads_back_and_travels(visit, tiny_query, p
     # Files are taken entry by entry: what is too large, of a wrong type, or from elsewhere.
     wrong = [saved[0] | change for change in ({"perplexity": "9"}, {"removed": 2}, {"kl": -1}, {"name": "x" * 501}, {})]
     wrong[-1].pop("key")
-    foreign = saved[0] | {
-        "title": None,
-        "key": "other",
-        "name": "=1+1",
-        "setting": "sparsity=40&model=x&room=1",
-        "model": EVIL,
-    }
+    foreign = saved[0] | {"title": None, "key": "other", "name": "=1+1", "model": EVIL}
+    foreign["setting"] = "sparsity=40&model=x&room=1"
     files["json"].write_text(json.dumps([*saved, *wrong, foreign, None, 7]))
     for ending, words in (("csv", "3 imported, 0 refused."), ("json", "4 imported, 7 refused.")):
         page.set_input_files("#tried input[type=file]", files[ending])

@@ -6,8 +6,8 @@ over it asks for an evaluation. Ends with 1 where a line does not hold.
 
 import argparse
 import asyncio
-import io
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -18,33 +18,24 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx
-import pyarrow
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
-from pyarrow.parquet import write_table
 
 from components.limits import HOPS_VARIABLE
 from components.state.settings import Settings
+from tests.load.calls import Failed, Page
 from tests.load.host import DISK_BOUND, Memory, hosted
+from tests.load.inputs import parquet, repeated
 from tests.support.page.calling import inputs_of
 
 ATTACKER, WITNESS = "127.0.0.2", "127.0.0.3"
 PATIENCE = 120.0  # seconds
 PAGE_SECONDS, SLIDER_SECONDS, BEGIN_SECONDS = 3.0, 0.2, 10.0
-MOVES = random.Random(0)
-
-
-def client(address: str) -> httpx.Client:
-    """An HTTP client at an address of this machine; without certificates, whose reading would keep the page waiting."""
-    limits = httpx.Limits(max_connections=None)
-    transport = httpx.HTTPTransport(verify=False, local_address=address, limits=limits)
-    return httpx.Client(transport=transport, timeout=PATIENCE)
 
 
 def settings(*others: str, **changed: Any) -> list[Any]:
@@ -52,18 +43,18 @@ def settings(*others: str, **changed: Any) -> list[Any]:
     return inputs_of(Settings(**{"sequences": 4, "length": 128, "dtype": "float32"} | changed), *others)
 
 
-def ratios(http: httpx.Client, url: str, session: str, sparsity: float) -> httpx.Response:
+def slide(page: Page, sparsity: float) -> None:
     """A move of the slider."""
-    data = inputs_of(Settings(dtype="float32", sparsity=sparsity), 0, "")
-    return http.post(f"{url}/gradio_api/run/ratios", json={"data": data, "session_hash": session})
+    page.now("ratios", inputs_of(Settings(dtype="float32", sparsity=sparsity), 0, ""))
 
 
-def at_once(count: int, work: Callable[[int], Any]) -> None:
-    """Let so many threads work; what fails fails for the attacker alone."""
+def at_once(url: str, count: int, work: Callable[[Page, int], Any], source: str = ATTACKER) -> None:
+    """Let so many threads work, each as a visitor; what fails fails for the attacker alone."""
 
     def attempt(number: int) -> None:
-        with suppress(httpx.HTTPError, OSError):
-            work(number)
+        page = Page(url, PATIENCE, source.format(10 + number))
+        with suppress(httpx.HTTPError, OSError, Failed), page.http:
+            work(page, number)
 
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(attempt, range(count)))
@@ -71,48 +62,38 @@ def at_once(count: int, work: Callable[[int], Any]) -> None:
 
 def deep_links(url: str, seconds: float) -> None:
     """A slider move and a deep link, which gradio writes to disk, in new sessions."""
-    end = time.monotonic() + seconds
-    with client(ATTACKER) as http:
-        while time.monotonic() < end:
-            session = uuid4().hex
-            ratios(http, url, session, MOVES.uniform(0, 60))
-            http.get(f"{url}/gradio_api/deep_link", params={"session_hash": session})
+    page, end = Page(url, PATIENCE, ATTACKER), time.monotonic() + seconds
+    while time.monotonic() < end:
+        page.session = uuid4().hex
+        with suppress(Failed):
+            slide(page, random.uniform(0, 60))
+        page.http.get(f"{page.api}/deep_link", params={"session_hash": page.session})
 
 
 def tiny_uploads(url: str, seconds: float) -> None:
     """A thousand files of three bytes in every request."""
-    end = time.monotonic() + seconds
-    with client(ATTACKER) as http:
-        while time.monotonic() < end:
-            files = [("files", (f"{uuid4().hex}.txt", f"{number}".encode())) for number in range(1000)]
-            with suppress(httpx.HTTPError):
-                http.post(f"{url}/gradio_api/upload", files=files)
+    page, end = Page(url, PATIENCE, ATTACKER), time.monotonic() + seconds
+    while time.monotonic() < end:
+        files = [("files", (f"{uuid4().hex}.txt", f"{number}".encode())) for number in range(1000)]
+        with suppress(httpx.HTTPError):
+            page.http.post(f"{page.api}/upload", files=files)
 
 
 def large_parquet(url: str, _: float) -> None:
     """A small parquet file of 30 rows of 30 million characters, read by twenty sessions."""
-    file = io.BytesIO()
-    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 30, pyarrow.int32()), ["x" * 30_000_000])
-    write_table(pyarrow.table({"text": rows}), file, compression="zstd")
+    content = parquet(repeated("x" * 30_000_000, 30))
 
-    def read(number: int) -> None:
-        with client(ATTACKER) as http:
-            content = {"files": (f"{number}.parquet", file.getvalue())}
-            path = http.post(f"{url}/gradio_api/upload", files=content).json()[0]
-            upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
-            evaluate(http, url, settings(upload=upload, seed=number), 60.0)
+    def read(page: Page, number: int) -> None:
+        path = page.http.post(f"{page.api}/upload", files={"files": (f"{number}.parquet", content)}).json()[0]
+        upload = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        page.ask("evaluate", settings(upload=upload, seed=number), 60.0)
 
-    at_once(20, read)
+    at_once(url, 20, read)
 
 
 def many_sessions(url: str, seconds: float) -> None:
     """An evaluation in each of sixty sessions."""
-
-    def ask(number: int) -> None:
-        with client(ATTACKER) as http:
-            evaluate(http, url, settings(seed=number, sequences=64, length=512), seconds)
-
-    at_once(60, ask)
+    at_once(url, 60, lambda page, n: page.ask("evaluate", settings(seed=n, sequences=64, length=512), seconds))
 
 
 def mcp_left(url: str, seconds: float) -> None:
@@ -133,7 +114,7 @@ def mcp_left(url: str, seconds: float) -> None:
                 name = next(name for name in names if name.endswith("evaluate"))
                 await session.call_tool(name, {"seed": number, "sequences": 64})
 
-    at_once(12, lambda number: asyncio.run(call(number)))
+    at_once(url, 12, lambda _, number: asyncio.run(call(number)))
     time.sleep(seconds)
 
 
@@ -147,27 +128,20 @@ def unread_pages(url: str, seconds: float) -> None:
 
 def exports(url: str, seconds: float) -> None:
     """Twelve sliced models at once."""
-
-    def ask(number: int) -> None:
-        with client(ATTACKER) as http:
-            evaluate(http, url, settings(sparsity=10 + number), seconds, "checkpoint")
-
-    at_once(12, ask)
+    at_once(url, 12, lambda page, n: page.ask("checkpoint", settings(sparsity=10 + n), seconds))
 
 
 def downloads(url: str, _: float) -> None:
     """Thirty visitors at addresses of their own download the files for their devices at once."""
 
-    def visit(number: int) -> None:
-        with client(f"127.0.0.{10 + number}") as http:
-            answer = evaluate(http, url, settings("q8_0", sparsity=30), PATIENCE, "device_files")
-            files = json.loads(json.loads(answer.partition("data: ")[2])[-1])
-            for name in ("dense", "sliced"):
-                with http.stream("GET", f"{url}/{files[name]['url']}") as stream:
-                    stream.raise_for_status()
-                    sum(map(len, stream.iter_raw(2**20)))
+    def visit(page: Page, _: int) -> None:
+        files = json.loads(page.ask("device_files", settings("q8_0", sparsity=30), PATIENCE)[-1])
+        for name in ("dense", "sliced"):
+            with page.http.stream("GET", f"{url}/{files[name]['url']}") as stream:
+                stream.raise_for_status()
+                sum(map(len, stream.iter_raw(2**20)))
 
-    at_once(30, visit)
+    at_once(url, 30, visit, "127.0.0.{}")
 
 
 ATTACKS = {  # each takes the page's address and the seconds that it should last
@@ -192,20 +166,11 @@ def open_requests(url: str, count: int) -> Iterator[None]:
             one.close()
 
 
-def evaluate(http: httpx.Client, url: str, values: list[Any], seconds: float, name: str = "evaluate") -> str:
-    """What a call answers, or nothing where it has no answer after so many seconds."""
-    answer = http.post(f"{url}/gradio_api/call/{name}", json={"data": values})
-    if answer.status_code != 200:
-        return answer.text
-    end, event = time.monotonic() + seconds, ""
-    with http.stream("GET", f"{url}/gradio_api/call/{name}/{answer.json()['event_id']}") as stream:
-        for line in stream.iter_lines():
-            if line.startswith("data: ") and event in ("event: complete", "event: error"):
-                return f"{event} {line}"
-            event = line if line.startswith("event: ") else event
-            if time.monotonic() > end:
-                break
-    return ""
+def evaluation_seconds(url: str, patience: float) -> float:
+    """How long the witness waits for an evaluation. Raises Failed."""
+    page, start = Page(url, PATIENCE, WITNESS), time.monotonic()
+    page.ask("evaluate", settings(sparsity=random.uniform(5, 50)), patience)
+    return time.monotonic() - start
 
 
 def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
@@ -214,30 +179,26 @@ def witness(url: str, begun: Any, ended: Any, found: Any) -> None:
     Puts the longest times (s) of both and the failures. Then it asks for an answer, and puts the seconds until a model
     begins to write it.
     """
-    session, longest, problems, moves = uuid4().hex, {"page": 0.0, "slider": 0.0}, [], random.Random()
+    session, longest, problems, seconds = uuid4().hex, {"page": 0.0, "slider": 0.0}, [], math.inf
     begun.set()
     while not ended.wait(0.5):
         for what in longest:
-            with client(WITNESS) as http:
-                move = partial(ratios, http, url, session, moves.uniform(0, 60))
-                start = time.monotonic()
-                try:
-                    (move() if what == "slider" else http.get(url)).raise_for_status()
-                except httpx.HTTPError as problem:
-                    problems.append(f"{what}: {type(problem).__name__}")
-                longest[what] = max(longest[what], time.monotonic() - start)
-    with client(WITNESS) as http:
-        start = time.monotonic()
-        answer = evaluate(http, url, settings(sparsity=moves.uniform(5, 50)), PATIENCE)
-    if not answer.startswith("event: complete"):
-        problems.append(answer[:300])
-    found.put((longest["page"], longest["slider"], time.monotonic() - start, problems))
-
-
-def _timed_evaluation(http: httpx.Client, url: str) -> float:
-    start = time.monotonic()
-    evaluate(http, url, settings(sparsity=MOVES.uniform(5, 50)), 5 * PATIENCE)
-    return time.monotonic() - start
+            page, start = Page(url, PATIENCE, WITNESS), time.monotonic()
+            page.session = session
+            try:
+                with page.http:
+                    if what == "slider":
+                        slide(page, random.uniform(0, 60))
+                    else:
+                        page.http.get(url).raise_for_status()
+            except (httpx.HTTPError, Failed) as problem:
+                problems.append(f"{what}: {type(problem).__name__}")
+            longest[what] = max(longest[what], time.monotonic() - start)
+    try:
+        seconds = evaluation_seconds(url, PATIENCE)
+    except (httpx.HTTPError, Failed) as problem:
+        problems.append(str(problem)[:300])
+    found.put((longest["page"], longest["slider"], seconds, problems))
 
 
 def main() -> None:
@@ -251,8 +212,7 @@ def main() -> None:
     holds = True
     spawn = multiprocessing.get_context("spawn")
     with hosted(arguments.budget, 0) as (host, _):
-        with client(WITNESS) as http:  # so that the model and its text are there
-            alone = min(_timed_evaluation(http, host.address) for _ in range(3))
+        alone = min(evaluation_seconds(host.address, 5 * PATIENCE) for _ in range(3))  # now the model is there, too
         print(f"An evaluation takes {alone:.1f} s on the idle page.")
         print("| attack | page (s) | slider (s) | evaluation after it (s) | disk (MiB) | memory (MiB) | holds |")
         print("|---|---|---|---|---|---|---|")
@@ -269,12 +229,11 @@ def main() -> None:
             page, slider, seconds, problems = found.get(timeout=2 * PATIENCE)
             watching.join()
             memory.end()
-            used = host.disk
             right = {
                 "page": page < PAGE_SECONDS,
                 "slider": slider < SLIDER_SECONDS,
                 "evaluation": seconds < alone + BEGIN_SECONDS,
-                "disk": used < DISK_BOUND,
+                "disk": (used := host.disk) < DISK_BOUND,
                 "memory": memory.most_of_all < arguments.budget,
                 "log": b"Traceback (most recent" not in host.log.read_bytes()[log_before:],
                 "answers": not problems,

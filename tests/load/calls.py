@@ -1,7 +1,9 @@
 """How a client speaks to the page, in plain HTTP, and what is noted of every call."""
 
 import json
+import math
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,11 +52,13 @@ class Failed(Exception):
 
 
 class Page:
-    """The page as one visitor has it."""
+    """The page at an address as one visitor has it, at `source`, an address of this machine."""
 
-    def __init__(self, address: str, patience: float = 600.0) -> None:
-        self.api, self.session = f"{address}/gradio_api", uuid4().hex
-        self.http = httpx.Client(timeout=patience)
+    def __init__(self, address: str, patience: float = 600.0, source: str = "127.0.0.1") -> None:
+        self.address, self.api, self.session = address, f"{address}/gradio_api", uuid4().hex
+        # Without certificates, whose reading would keep the page waiting.
+        transport = httpx.HTTPTransport(verify=False, local_address=source)
+        self.http = httpx.Client(transport=transport, timeout=patience)
 
     def now(self, name: str, data: list[Any]) -> list[Any]:
         """What a cheap endpoint answers, past the queue as the slider's calls go."""
@@ -63,8 +67,9 @@ class Page:
             raise Failed(_words(answer))
         return answer.json()["data"]
 
-    def ask(self, name: str, data: list[Any]) -> Any:
-        """The last thing that a call says."""
+    def ask(self, name: str, data: list[Any], seconds: float = math.inf) -> Any:
+        """The last thing that a call says. Raises Failed, also where it has no answer after so many seconds."""
+        end = time.monotonic() + seconds
         joined = self.http.post(f"{self.api}/call/{name}", json={"data": data})
         if joined.status_code != 200:
             raise Failed(_words(joined))
@@ -79,7 +84,9 @@ class Page:
                     last = json.loads(line.removeprefix("data: ")) if event != "heartbeat" else last
                     if event == "complete":
                         return last
-        raise Failed("the stream ended before the answer came")
+                if time.monotonic() > end:
+                    break
+        raise Failed("the stream ended, or the time, before the answer came")
 
 
 def _words(answer: httpx.Response) -> str:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import httpx
 from playwright.sync_api import Browser, sync_playwright
@@ -29,18 +30,19 @@ def fiddle(browser: Browser, seed: int, start: str, actions: int) -> str:
     with tempfile.TemporaryDirectory() as home:
         for folder in KEPT[start]:
             (Path(home) / folder).symlink_to(usual / folder)
-        before, os.environ["INTRASLICE_CACHE"] = os.environ.get("INTRASLICE_CACHE"), home
-        try:
-            with running_app() as address, browser.new_context(viewport=VIEWPORT) as context:
-                context.set_default_timeout(PATIENCE)
-                models = [f"{address}{query}" for query in ("/", "/?sequences=8", "/?cap=90")]
-                opened, health = Opened(context.new_page()), partial(httpx.get, f"{address}/healthz", timeout=60)
-                fiddler = Fiddler(opened, random.Random(seed), models, lambda: not health().json()["calls"], pause=4.0)
+        with (
+            patch.dict(os.environ, INTRASLICE_CACHE=home),
+            running_app() as address,
+            browser.new_context(viewport=VIEWPORT) as context,
+        ):
+            context.set_default_timeout(PATIENCE)
+            models = [f"{address}{query}" for query in ("/", "/?sequences=8", "/?cap=90")]
+            opened, health = Opened(context.new_page()), partial(httpx.get, f"{address}/healthz", timeout=60)
+            fiddler = Fiddler(opened, random.Random(seed), models, lambda: not health().json()["calls"], pause=4.0)
+            try:
                 fiddler.fiddle(actions, patience=600)
-        except AssertionError as error:
-            return str(error)
-        finally:
-            os.environ["INTRASLICE_CACHE"] = before or str(usual)
+            except AssertionError as error:
+                return str(error)
     return ""
 
 

@@ -11,10 +11,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import quote
 
@@ -71,31 +72,28 @@ class UntrustedClient:
         """An address of the server, as it is or in disguise."""
         place = dice.choice(paths(self.host.server))
         ways = ("gradio_api/file={}", "file/{}", "gradio_api/stream/{}", "static/{}", "assets/{}", "theme.css/../{}")
-        ways += (
-            "device/models/{}",
-            f"device/wllama-{VERSION}/{{}}",
-            "gradio_api/proxy={}",
-            "svelte/{}",
-            "?model={}&prompt=" + "x" * 30_000,
-            "gradio_api/file={}%00.csv",
-        )
+        ways += ("device/models/{}", f"device/wllama-{VERSION}/{{}}", "gradio_api/proxy={}", "svelte/{}")
+        ways += ("?model={}&prompt=" + "x" * 30_000, "gradio_api/file={}%00.csv")
         address = dice.choice(ways).format(dice.choice((place, quote(place, safe=""), place.replace("..", "%2e%2e"))))
         with suppress(httpx.InvalidURL):
             answer = httpx.get(f"{self.host.address}/{address}", timeout=STAYS)
             text = answer.text.replace(place, "")  # its own words tell a client nothing
             self.judge("call", address, answer.status_code, text)
 
+    def values(self, endpoint: str, **own: Any) -> list[Any]:
+        """Those of a call: its own, and else the defaults."""
+        parameters = self.endpoints[endpoint]["parameters"]
+        return [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
+
     def upload(self, dice: random.Random) -> None:
         """A file, and a call that reads it."""
         name, content = mangled(dice, *dice.choice(sorted(self.samples.items())))
         sent = self.send(name, content)
-        if sent is None:
-            return
-        endpoint = dice.choice(("locked_ratios", "evaluate", "command_lines", "prepare", "locked_ratios", "evaluate"))
-        parameters = self.endpoints[f"/{endpoint}"]["parameters"]
-        own = {"sequences": 2, "length": 32, "ratios_file" if endpoint == "locked_ratios" else "upload": sent}
-        values = [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
-        self.ask("upload", f"/{endpoint}", values, dice, 15.0, f"{name[:40]}: ")
+        if sent is not None:
+            endpoint = dice.choice(("/locked_ratios", "/evaluate") * 2 + ("/command_lines", "/prepare"))
+            field = "ratios_file" if endpoint == "/locked_ratios" else "upload"
+            values = self.values(endpoint, sequences=2, length=32, **{field: sent})
+            self.ask("upload", endpoint, values, dice, 15.0, f"{name[:40]}: ")
 
     def send(self, name: str, content: bytes) -> dict | None:
         """An uploaded file as a call names it, or None where it was refused."""
@@ -110,8 +108,7 @@ class UntrustedClient:
         own = {"model": name, "sequences": 2, "length": 16, "tokens": 2, "upload": text, "dtype": "float32"}
         answers = {}
         for endpoint in ("/memory", "/evaluate", "/generate", "/prepare"):
-            parameters = self.endpoints[endpoint]["parameters"]
-            values = [own.get(one["parameter_name"], one.get("parameter_default")) for one in parameters]
+            values = self.values(endpoint, **own)
             answers[endpoint] = self.ask("model", endpoint, values, dice, 300.0, f"{name}: ")
         was_taken = "perplexity" in answers["/evaluate"] and "event: error" not in answers["/evaluate"]
         if was_taken != taken:
@@ -165,26 +162,17 @@ def run(host: Host, models: dict[str, bool], arguments: argparse.Namespace) -> F
     acts = [untrusted_client.call] * arguments.calls + [untrusted_client.upload] * arguments.uploads
     acts += [partial(untrusted_client.model, name, taken) for name, taken in models.items()]
     random.Random(arguments.seed).shuffle(acts)
-    todo: SimpleQueue = SimpleQueue()
-    for number, act in enumerate(acts):
-        todo.put((number, act))
 
-    def work() -> None:
-        with suppress(Empty):
-            while True:
-                number, act = todo.get_nowait()
-                try:
-                    act(random.Random(f"{arguments.seed} {number}"))
-                except httpx.ReadTimeout:
-                    found.note("call", "left")
-                except Exception as problem:
-                    found.note("call", "failed", f"number {number}: {type(problem).__name__}: {problem}")
+    def work(number: int, act: Callable[[random.Random], Any]) -> None:
+        try:
+            act(random.Random(f"{arguments.seed} {number}"))
+        except httpx.ReadTimeout:
+            found.note("call", "left")
+        except Exception as problem:
+            found.note("call", "failed", f"number {number}: {type(problem).__name__}: {problem}")
 
-    threads = [threading.Thread(target=work) for _ in range(arguments.clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(arguments.clients) as pool:
+        list(pool.map(work, range(len(acts)), acts))
     return found
 
 
@@ -215,19 +203,14 @@ def main() -> None:
     sent = (
         f"{arguments.calls:,} calls, {arguments.uploads:,} uploads, {len(models)} models; {arguments.clients} at once"
     )
+    outcomes = ", ".join(f"{n:,} x {name}" for name, n in sorted(found.outcomes.items()))
+    room = f"of {arguments.budget:,}: {rest:,} at rest, {caches:,} for caches, the rest for work"
+    most = f"{memory.most:,}; {memory.most_of_all:,} with the processes that read files for it"
+    wrong = "answers with something of the server in them, or with an error and no words"
     rows = {
-        f"{sent}, {minutes:.0f} minutes": (
-            ", ".join(f"{n:,} x {name}" for name, n in sorted(found.outcomes.items())),
-            True,
-        ),
-        "answers with something of the server in them, or with an error and no words": (
-            len(found.wrong),
-            not found.wrong,
-        ),
-        f"memory, at most (MiB), of {arguments.budget:,}: {rest:,} at rest, {caches:,} for caches, the rest for work": (
-            f"{memory.most:,}; {memory.most_of_all:,} with the processes that read files for it",
-            memory.most <= 1.1 * arguments.budget,
-        ),
+        f"{sent}, {minutes:.0f} minutes": (outcomes, True),
+        wrong: (len(found.wrong), not found.wrong),
+        f"memory, at most (MiB), {room}": (most, memory.most <= 1.1 * arguments.budget),
         "a new visitor is served after (s)": (f"{seconds:.2f}", seconds < SOON and bool(served)),
         "/healthz": ("ok" if healthy["ok"] else healthy, healthy["ok"]),
         f"disk (MiB), of {DISK_BOUND:,.0f}": (f"{disk:,.0f}", disk < DISK_BOUND),

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
 
 import psutil
 
@@ -18,10 +18,9 @@ from components.gradio_compat.requests import allocated_bytes
 from components.limits import CACHE_BYTES, DEVICE_FILES, EXPORTS, MEMORY, MODELS_VARIABLE, UPLOADS
 from intraslice.core.cache import cache_folder
 from tests.load.inputs import write_models
-from tests.support.page.browsing import ROOT, running_app
+from tests.support.page.browsing import ROOT, copy_app, running_app
 
 MEBI = 2**20
-NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
 HOME = Path.home()  # before the page has another
 SECRET = "correct-horse-battery"
 DISK_BOUND = sum(limit.hosted for limit in (UPLOADS, EXPORTS, DEVICE_FILES, CACHE_BYTES)) / MEBI
@@ -57,13 +56,10 @@ class Host(NamedTuple):
 @contextmanager
 def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
     """A page as on a Space, in a folder of its own, that may take so many MiB; with so many models it loads any."""
-    home, before = cache_folder(), dict(os.environ)
+    home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        for name in NEEDED:
-            (place / "server").mkdir(exist_ok=True)
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, place / "server" / name)
+        copy_app(place / "server")
         (place / "cache").mkdir()
         for kept in ("models", "wheels"):
             (place / "cache" / kept).symlink_to(home / kept)
@@ -71,7 +67,7 @@ def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
             (place / f"{secret}.csv").write_text(f"text,{SECRET}\n{SECRET},1\n")
             (place / f"{secret}.json").write_text(json.dumps([{"layer": SECRET, "text": SECRET}]))
         models = write_models(place / "hub", count)
-        os.environ |= {
+        environment = {
             "SPACE_ID": "somebody/intraslice",
             "HOME": str(place / "server"),
             "INTRASLICE_CACHE": str(place / "cache"),
@@ -83,12 +79,12 @@ def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
             MEMORY.variable: str(budget * MEBI),
             MODELS_VARIABLE: "*" if count else "",
         }
-        try:
-            with (place / "log").open("w") as output, running_app(place / "server", output) as address:
-                yield Host(place, address, place / "log"), models
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        with (
+            patch.dict(os.environ, environment),
+            (place / "log").open("w") as output,
+            running_app(place / "server", output) as address,
+        ):
+            yield Host(place, address, place / "log"), models
 
 
 class Memory:

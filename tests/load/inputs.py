@@ -77,15 +77,8 @@ def paths(server: str) -> list[str]:
     return [
         *("/etc/passwd", "file:///etc/passwd", "~/.bashrc", "/proc/self/environ", "/dev/zero", "\\\\host\\share", ".."),
         *(f"{server}/app.py", f"{server}/secret.csv", f"{server}/secret.json", f"file://{server}/secret.csv"),
-        *(
-            "app.py",
-            "secret.csv",
-            "../server/secret.csv",
-            "components/frame",
-            "assets/lesson",
-            "../" * 20 + "etc/passwd",
-        ),
-        *("http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/x.csv", "mine.py:importances"),
+        *("app.py", "secret.csv", "../server/secret.csv", "components/frame", "assets/lesson", "mine.py:importances"),
+        *("../" * 20 + "etc/passwd", "http://169.254.169.254/latest/meta-data", "http://127.0.0.1:1/x.csv"),
     ]
 
 
@@ -142,7 +135,7 @@ def files() -> dict[str, bytes]:
         "good.txt": "\n\n".join(prose).encode(),
         "good.csv": "\n".join(["text,other", *(f'"{paragraph}",1' for paragraph in prose)]).encode(),
         "good.jsonl": "\n".join(map(json.dumps, rows)).encode(),
-        "good.parquet": _parquet(pyarrow.table({"text": prose})),
+        "good.parquet": parquet(pyarrow.table({"text": prose})),
         "ratios.csv": ratios.encode(),
         "ratios.json": json.dumps(layers).encode(),
         "importances.json": json.dumps({"layers": [{"attention": [0.1] * 9, "mlp": [0.1] * 1536}] * 30}).encode(),
@@ -164,11 +157,11 @@ def files() -> dict[str, bytes]:
         "empty.csv": b"",
         "empty.txt": b"",
         "empty.parquet": b"",
-        "many.parquet": _parquet(pyarrow.table({f"c{number}": [1] for number in range(2000)})),
-        "repeated.parquet": _parquet(_repeated("x" * 4_000_000, 200)),
-        "blank.parquet": _parquet(_repeated(" ", 5_000_000)),
-        "page.parquet": _parquet(pyarrow.table({"text": ["x" * 400_000_000]})),
-        "nested.parquet": _parquet(pyarrow.table({"text": [[["x"] * 1000] * 1000]})),
+        "many.parquet": parquet(pyarrow.table({f"c{number}": [1] for number in range(2000)})),
+        "repeated.parquet": parquet(repeated("x" * 4_000_000, 200)),
+        "blank.parquet": parquet(repeated(" ", 5_000_000)),
+        "page.parquet": parquet(pyarrow.table({"text": ["x" * 400_000_000]})),
+        "nested.parquet": parquet(pyarrow.table({"text": [[["x"] * 1000] * 1000]})),
         "magic.parquet": b"PAR1" + bytes(1000) + b"\xff\xff\xff\x7fPAR1",
         "zip.parquet": _zipped(),
         "zip.csv": _zipped(),
@@ -201,13 +194,13 @@ def mangled(dice: random.Random, name: str, content: bytes) -> tuple[str, bytes]
     return name, content
 
 
-def _parquet(table: pyarrow.Table) -> bytes:
+def parquet(table: pyarrow.Table) -> bytes:
     file = io.BytesIO()
     write_table(table, file, compression="zstd")
     return file.getvalue()
 
 
-def _repeated(value: str, times: int) -> pyarrow.Table:
+def repeated(value: str, times: int) -> pyarrow.Table:
     entries: Callable = pyarrow.DictionaryArray.from_arrays
     return pyarrow.table({"text": entries(numpy.zeros(times, numpy.int32), [value])})
 
@@ -248,12 +241,12 @@ def _config(**changes: Any) -> Callable[[Path], None]:
     return lambda folder: _edit(folder / "config.json", changes)
 
 
-def _template(text: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / "chat_template.jinja").write_text(text)
-
-
 def _instead(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def _template(text: str) -> Callable[[Path], None]:
+    return _instead("chat_template.jinja", text.encode())
 
 
 def _weights(header: dict, data: bytes = bytes(4)) -> Callable[[Path], None]:
@@ -275,16 +268,12 @@ def _cut(folder: Path) -> None:
 
 
 def _with_code(folder: Path) -> None:
-    _edit(folder / "config.json", {"auto_map": {"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"}})
+    _config(auto_map={"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"})(folder)
     (folder / "code.py").write_text(f"open({str(folder / MARK)!r}, 'w').close()\n")
 
 
 def _many_words(folder: Path) -> None:
     _edit(folder / "tokenizer.json", {"model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(500_000)}}})
-
-
-def _nested_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer.json").write_text('{"a":' * 100_000)
 
 
 def _edit(file: Path, changes: dict[str, Any]) -> None:
@@ -297,9 +286,7 @@ class _Writes:
 
 
 ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-BOMB = (
-    "{% set ns = namespace(x='x' * 1000) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x }}"
-)
+BOMB = "{% set n = namespace(x='x' * 1000) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}{{ n.x }}"
 TAKEN = ("good", "doubling", "counting", "escaping", "writing", "coded", "sliced")  # without their code and templates
 WAYS: list[tuple[str, Callable[[Path], Any]]] = [
     ("good", lambda folder: None),
@@ -330,6 +317,6 @@ WAYS: list[tuple[str, Callable[[Path], Any]]] = [
     ("pickled", _without_weights("pytorch_model.bin", pickle.dumps(_Writes()))),
     ("gguf", _without_weights("model.gguf", b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60))),
     ("words", _many_words),
-    ("tokens", _nested_tokenizer),
+    ("tokens", _instead("tokenizer.json", b'{"a":' * 100_000)),
     ("sliced", _instead("intraslice.json", b'{"format": 1, "layers": ' + b"[" * 10**6)),
 ]

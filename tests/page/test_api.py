@@ -1,6 +1,5 @@
 """The page from another program: every endpoint has a name and words, and the examples of docs/usage.md run."""
 
-import importlib.util
 import json
 import re
 import threading
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import httpx
 import pytest
 from calling import inputs_of
@@ -32,7 +30,7 @@ EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_t
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[tuple[str, Session]]:
+def opened(tmp_path_factory, launch_once, tiny_llama_gqa, word_tokenizer) -> Iterator[tuple[str, Session]]:
     """The address of a page that opens with a tiny model, and its session."""
     home = tmp_path_factory.mktemp("api")
     tiny = tiny_settings(home, tiny_llama_gqa, word_tokenizer)
@@ -41,10 +39,7 @@ def opened(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[tuple[s
         patch.setattr(Settings.__new__, "__defaults__", tuple(tiny))
         session = Session(evaluation_tokens=256)
         session.texts = (tiny.text,)
-        page = build_app(session).queue()
-        _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-        yield url, session
-        page.close()
+        yield launch_once(build_app(session), **launch_options()).address, session
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +66,13 @@ def test_the_documented_examples_run(address, capsys, monkeypatch, tmp_path) -> 
     assert "--lock 2 mlp 25" in printed
 
 
-NONE: list[str] = []
 SWEEP = ["methods", "estimators", "sparsities", "speed", "quantise"]
-SHOWN = ["layer", "pinned"]
 ANSWERED = ["prompt", "tokens", "temperature", "sample_seed"]
 # By the endpoint: its parameters after those of all settings.
 PARAMETERS = {
-    **dict.fromkeys(("evaluate", "prepare", "pin", "checkpoint", "publish", "plan", "save_ratios"), NONE),
-    **dict.fromkeys(("ratios", "measure", "measure_live"), SHOWN),
-    **dict.fromkeys(("sensitivity", "search"), SHOWN[:1]),
+    **dict.fromkeys(("evaluate", "prepare", "pin", "checkpoint", "publish", "plan", "save_ratios"), ()),
+    **dict.fromkeys(("ratios", "measure", "measure_live"), ("layer", "pinned")),
+    **dict.fromkeys(("sensitivity", "search"), ("layer",)),
     **dict.fromkeys(("sweep", "sweep_table", "sweep_csv"), SWEEP),
     "answer": [*ANSWERED, "raw", "pinned", "other"],
     "generate": ANSWERED,
@@ -94,32 +87,31 @@ PARAMETERS = {
     "locked_ratios": ["ratios_file"],
     "report": ["layer", "prompt", *SWEEP],
 }
-WITHOUT_SETTINGS = {"restore": [], "memory": ["model"], "halt": []}
 
 
 def test_every_endpoint_has_a_name_types_and_words(client) -> None:
-    described = client.view_api(return_format="dict", print_info=False)
+    described, parameters = client.view_api(return_format="dict", print_info=False), {}
     assert not described["unnamed_endpoints"]
     for name, endpoint in described["named_endpoints"].items():
         assert re.fullmatch(r"/[a-z]+(_[a-z]+)*", name), f"{name} is no name"
         assert len(endpoint["description"]) > 20, f"{name} says nothing"
         assert all(parameter["python_type"]["type"] for parameter in endpoint["parameters"])
         assert all(parameter["parameter_has_default"] for parameter in endpoint["parameters"]), f"{name} asks for more"
-    parameters = {
-        name: [parameter["parameter_name"] for parameter in endpoint["parameters"]]
-        for name, endpoint in described["named_endpoints"].items()
-    }
-    expected = {name: inputs_of(Settings._fields, *others) for name, others in PARAMETERS.items()} | WITHOUT_SETTINGS
-    assert parameters == {f"/{name}": names for name, names in expected.items()}
+        parameters[name[1:]] = [parameter["parameter_name"] for parameter in endpoint["parameters"]]
+    expected = {name: inputs_of(Settings._fields, *others) for name, others in PARAMETERS.items()}
+    assert parameters == expected | {"restore": [], "memory": ["model"], "halt": []}
 
 
 def test_bad_input_beyond_the_fields_bounds_or_what_was_removed_comes_back_in_words(client) -> None:
-    with pytest.raises(AppError, match="raise the cap"):
-        client.predict(sparsity=70, cap=60, api_name="/evaluate")
-    with pytest.raises(AppError, match="'much' is not a locked ratio; expected layer, module and percentage"):
-        client.predict(locked="much", api_name="/command_lines")
-    with pytest.raises(AppError, match="No method is chosen"):
-        client.predict(methods=[], api_name="/sweep_table")
+    for words, endpoint, values in (
+        ("raise the cap", "evaluate", {"sparsity": 70, "cap": 60}),
+        ("'much' is not a locked ratio; expected layer, module and percentage", "command_lines", {"locked": "much"}),
+        ("No method is chosen", "sweep_table", {"methods": []}),
+        ("vd was removed; use modegpt", "sweep_table", {"methods": ["svd"]}),
+        ("vd was removed; use modegpt", "sweep", {"methods": ["svd"]}),
+    ):
+        with pytest.raises(AppError, match=words):
+            client.predict(**values, api_name=f"/{endpoint}")
     fields = {one["props"].get("label"): one["props"] for one in client.config["components"]}
     for label, limit in (("Sequences", limits.SEQUENCES), ("Length", limits.LENGTH)):
         assert fields[label]["maximum"] == limit.desktop
@@ -127,10 +119,6 @@ def test_bad_input_beyond_the_fields_bounds_or_what_was_removed_comes_back_in_wo
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
     with pytest.raises(AppError, match="rices was removed; use search"):
         client.predict(*Settings(), 0, api_name="/prices")
-    with pytest.raises(AppError, match="vd was removed; use modegpt"):
-        client.predict(methods=["svd"], api_name="/sweep_table")
-    with pytest.raises(AppError, match="vd was removed; use modegpt"):
-        client.predict(methods=["svd"], api_name="/sweep")
     assert "/prices" not in client.view_api(return_format="dict", print_info=False)["named_endpoints"]
 
 
@@ -152,9 +140,8 @@ def test_a_file_of_ratios_goes_round(client, tmp_path) -> None:
     again = client.predict(sparsity=asked, locked=locked, estimator="uniform", api_name="/evaluate")
     assert again["ratios"] == [pytest.approx(both, abs=1e-9) for both in ratios]
     (tmp_path / "bad.csv").write_text("layer,mlp_ratio\n0,0.1\n1,lots\n")
-    with pytest.raises(
-        AppError, match=r"bad.csv, row 2 \(layer 1\): mlp_ratio must be a number from 0 to 1, got 'lots'"
-    ):
+    words = r"bad.csv, row 2 \(layer 1\): mlp_ratio must be a number from 0 to 1, got 'lots'"
+    with pytest.raises(AppError, match=words):
         client.predict(ratios_file=handle_file(tmp_path / "bad.csv"), api_name="/locked_ratios")
 
 
@@ -181,29 +168,6 @@ def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
     assert ended.wait(30)
     session.jobs.scheduler.start("another", lambda job: None).join()  # and the turn was passed on
     assert not session.jobs.scheduler.jobs
-
-
-@pytest.fixture
-def served(monkeypatch) -> Iterator[gr.Blocks]:
-    """The page as an MCP server."""
-    monkeypatch.setenv("GRADIO_MCP_SERVER", "True")
-    page = build_app(Session()).queue()
-    page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
-    yield page
-    page.close()
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mcp") is not None, reason="the extra is installed")
-def test_without_the_mcp_extra_the_page_starts_and_says_what_to_install(served) -> None:
-    assert "pip install gradio[mcp]" in served.mcp_error
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mcp") is None, reason="pip install gradio[mcp]")
-def test_with_the_mcp_extra_every_endpoint_is_a_tool(served) -> None:
-    assert served.mcp_error is None
-    tools = {tool["name"] for tool in httpx.get(f"{served.local_url}gradio_api/mcp/schema").json()}
-    for name in ("evaluate", "generate", "sweep_table", "checkpoint"):  # gradio may put the app's name before them
-        assert any(tool.endswith(name) for tool in tools)
 
 
 def test_calls_of_one_session_do_not_end_each_other(client) -> None:

@@ -57,17 +57,10 @@ WIDE = Curve(300, curve_ranks(300), [rank / 300 for rank in curve_ranks(300)], 2
 
 
 def spectra_view(**changes) -> SpectraView:
-    view = SpectraView(
-        layer=1,
-        curves=LayerCurves((HEAD,) * 4, (HEAD,) * 2, WIDE, WIDE, WIDE),
-        pairs=PairsView([[3.0, 1.0], [0.5, 0.5]], [[True, False], [False, True]], [1.0, 0.001]),
-        dim=4,
-        ranks=[[1, 2, 3, 4]] * 3,
-        heads=[(0, 1, 2, 3), (0, 2), (0, 1, 2, 3)],
-        dims=[4, 2, 4],
-        neurons=200,
-        width=150,
-    )
+    curves = LayerCurves((HEAD,) * 4, (HEAD,) * 2, WIDE, WIDE, WIDE)
+    pairs = PairsView([[3.0, 1.0], [0.5, 0.5]], [[True, False], [False, True]], [1.0, 0.001])
+    sizes = {"ranks": [[1, 2, 3, 4]] * 3, "heads": [(0, 1, 2, 3), (0, 2), (0, 1, 2, 3)], "dims": [4, 2, 4]}
+    view = SpectraView(layer=1, curves=curves, pairs=pairs, dim=4, neurons=200, width=150, **sizes)
     return replace(view, **changes)
 
 
@@ -87,31 +80,18 @@ def shift_view(massive: float = math.nan) -> ShiftView:
 
 SIZES = LayerSizes(8, 4, 2, 4, 10, gated=True, attention_bias=False, mlp_bias=False, fixed=16)
 ROW = MapRow(SIZES, (0, 0, 1, 1), (0, 1), 2, 6, (0.5, 0.3, 0.1, 0.1), (0.9, 0.8, 0.9, 0.9), (2.0, 1.0, 0.0), 0.95)
-OPENED = OpenedView(
-    layer=1,
-    row=ROW,
-    kv_heads=1,
-    channels=((True, False, True, False), (False,) * 4),
-    neurons=(True,) * 5 + (False,) * 4 + (True,),
-    sparsity=0.5,
-    shortcuts=2,
-    cross=Width(4, 0.51),
-)
+KEPT = {"channels": ((True, False, True, False), (False,) * 4), "neurons": (True,) * 5 + (False,) * 4 + (True,)}
+OPENED = OpenedView(layer=1, row=ROW, kv_heads=1, sparsity=0.5, shortcuts=2, cross=Width(4, 0.51), **KEPT)
 
 QUESTIONS = [Question("code", "1 +", ("1", "2", "3")), Question("grammar", "They", ("are", "is"))]
 DENSE = FactsColumn([Fact(0, 0.9, "1 …", True), Fact(1, 0.1, "go", False)])
 SLICED = FactsColumn([Fact(0, 0.5, "2", False), Fact(0, 0.5, "go", False)], 30)
 FACTS = FactsView(QUESTIONS, {"dense": DENSE, "intraslice": SLICED}, percent=33, lost=[0], gained=[1])
-SWEEP = SweepView(
-    15.0,
-    (
-        SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, 1.2, 1.1, 0.3, quantise="f16", bytes=200_000_000),
-        SweepPoint("flap", "", 0.2, None, None, None, note="cannot be reached", quantise="q4_0"),
-    ),
-    8,
-    "On 256 tokens.",
-    "Medians of 5.",
+POINTS = (
+    SweepPoint("intraslice", "pca", 0.2, 0.2, 100, 20.0, 1.2, 1.1, 0.3, quantise="f16", bytes=200_000_000),
+    SweepPoint("flap", "", 0.2, None, None, None, note="cannot be reached", quantise="q4_0"),
 )
+SWEEP = SweepView(15.0, POINTS, 8, "On 256 tokens.", "Medians of 5.")
 ON_WIKIPEDIA = [cell for cell in cells() if cell.text == "wikipedia"]
 OF_DEFAULT = [cell for cell in ON_WIKIPEDIA if cell.model == "default"]
 ALONE = {"intraslice": shift_view().methods["intraslice"]}
@@ -125,13 +105,10 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     (search_chart, [(SEARCH, "pca", 1), (None, "pca")]),
     (estimator_check_chart, [(CHECK, "pca"), (CHECK, "uniform"), (CHECK, "fisher"), (None, "pca")]),
     (variance_chart, [(view,) for view in (spectra_view(), NARROW, WITHOUT_GROUPS)]),
-    (rank_chart, [(spectra_view(),)]),
-    (pair_chart, [(spectra_view(),)]),
+    *((make, [(spectra_view(),)]) for make in (rank_chart, pair_chart)),
     (shift_chart, [(shift_view(0.1), 1), (shift_view(),), (replace(shift_view(), methods=ALONE),)]),
     (histogram_chart, [(shift_view(), 2)]),
-    (removed_chart, [(SWEEP,)]),
-    (speed_chart, [(SWEEP,)]),
-    (size_chart, [(SWEEP,)]),
+    *((make, [(SWEEP,)]) for make in (removed_chart, speed_chart, size_chart)),
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
     (leaderboard.accuracy_chart, [(OF_DEFAULT, comparable(scores(), "default"))]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
@@ -175,10 +152,9 @@ def test_bars_and_their_table_are_the_plan_also_where_rounding_leaves_a_ratio_wi
     plan = replace(plan_view(), source=Provenance("before", label="A label."))
     chart = ratio_chart(plan)
     bars = {trace["name"]: trace for trace in chart.data if trace["type"] == "bar"}
-    assert bars["Attention"]["y"] == pytest.approx([layer.attention for layer in plan.layers])
-    assert bars["MLP"]["y"] == pytest.approx([layer.mlp for layer in plan.layers])
-    assert bars["MLP"]["x"] == [0, 1, 2, 3]
-    assert {bar["meta"]["module"]: name for name, bar in bars.items()} == {"attention": "Attention", "mlp": "MLP"}
+    for name, module in (("Attention", "attention"), ("MLP", "mlp")):
+        assert bars[name]["y"] == pytest.approx([getattr(layer, module) for layer in plan.layers])
+        assert (bars[name]["x"], bars[name]["meta"]["module"]) == ([0, 1, 2, 3], module)
     assert chart.rows[3] == ["3", "30.0%", "5 of 9 heads, 48 of 64 channels each", "20.0%", "1,000 of 1,536 neurons"]
     shown = (
         "Which layers are pruned, and how much? Bars: planned ratio of each module, before it is rounded to "
@@ -245,13 +221,11 @@ def test_a_method_keeps_its_colour_and_dash_and_zoom_is_kept_while_the_slider_mo
     assert (lines["Uniform"]["color"], lines["Uniform"]["dash"]) == ("@baseline", "dot")
     assert lines["Fisher"]["color"] != lines["Uniform"]["color"]
     for chart in (shift_chart(shift_view()), histogram_chart(shift_view(), 0)):
-        lines = {trace["name"]: trace["line"] for trace in chart.data}
-        assert (lines["IntraSlice"]["color"], lines["IntraSlice"]["dash"]) == ("@intraslice", "solid")
-        assert (lines["Cross-module"]["color"], lines["Cross-module"]["dash"]) == ("@cross", "dash")
+        styles = {(trace["name"], trace["line"]["color"], trace["line"]["dash"]) for trace in chart.data}
+        assert styles >= {("IntraSlice", "@intraslice", "solid"), ("Cross-module", "@cross", "dash")}
     charts = [[ratio_chart(plan_view(estimator=name)) for name in ("pca", "fisher")]]
-    charts += [
-        [make(spectra_view(neurons=own)) for own in (200, 100)] for make in (variance_chart, rank_chart, pair_chart)
-    ]
+    for make in (variance_chart, rank_chart, pair_chart):
+        charts.append([make(spectra_view(neurons=own)) for own in (200, 100)])
     assert all(first.layout["uirevision"] == second.layout["uirevision"] for first, second in charts)
     assert ratio_chart(plan_view(layers=5)).layout["uirevision"] != charts[0][0].layout["uirevision"]
 
@@ -279,10 +253,8 @@ def test_convergence_is_drawn_up_to_the_latest_and_summarized() -> None:
     chart = convergence_chart(CONVERGENCE)
     assert [trace["x"] for trace in chart.data] == [[1, 2, 4]] * 3
     assert chart.data[2]["y"] == [0.4, 0.1, 0.015]
-    assert (
-        "With 4 or more of the 8 sequences, no module's ratio differs from its latest value by more than 2 percent"
-        in chart.caption()
-    )
+    words = "With 4 or more of the 8 sequences, no module's ratio differs from its latest value by more than 2 percent"
+    assert words in chart.caption()
     assert "8 of 32 sequences so far" in chart.caption()
     assert chart.rows[1] == ["2", "5.00%", "3.00%", "10.00%"]
     restless = convergence_chart(replace(CONVERGENCE, largest=(0.4, 0.1, 0.05, 0.0), all_sequences=8)).caption()
@@ -323,8 +295,7 @@ def test_the_shift_is_the_mean_over_layers_and_outlier_tokens_wait_in_the_legend
     chart, histograms = shift_chart(shift_view()), histogram_chart(shift_view(), 1)
     massive = [trace for trace in chart.data if "outlier" in trace["name"]]
     assert {trace["visible"] for trace in massive} == {"legendonly"}
-    assert massive[0]["y"] == [None, None, None]  # there may be none
-    assert chart.rows[0][2] == "–"
+    assert (massive[0]["y"], chart.rows[0][2]) == ([None] * 3, "–")  # there may be none
     assert finding(shift_view()) == "IntraSlice 20%, Cross-module 50%"
     assert histograms.layout["xaxis"]["range"] == pytest.approx([-0.5, 1.0])  # the middle
     assert histograms.rows[0] == ["Residual stream", "Dense", "0.010", "0.400", "12.5", "–", "–", "–"]

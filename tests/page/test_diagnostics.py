@@ -47,15 +47,14 @@ def activations(session) -> ShiftViews:
 
 
 @pytest.fixture(scope="module")
-def reached(session, tiny) -> list[Request]:
-    """Settings of which the cross-module method removes as much as is asked, then ones of which it does not."""
-    model = session.calibrated(tiny).loaded.model
-    found = {True: None, False: None}
+def reached(session, tiny) -> dict[bool, Request]:
+    """By whether the cross-module method removes as much as is asked, such settings."""
+    model, found = session.calibrated(tiny).loaded.model, {}
     for percent in range(20, 60):
         settings = tiny.with_settings(sparsity=percent)
         plan = plan_by("crossmodule", model, None, settings.slicing)
         found[abs(plan.removed_fraction - percent / 100) <= TOLERANCE] = settings
-    return [found[True], found[False]]
+    return found
 
 
 def traces(chart_json: str, **wanted) -> list[dict]:
@@ -115,10 +114,9 @@ def test_an_attention_that_goes_whole_keeps_no_pair(tiny, spectra, known) -> Non
 
 def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tiny) -> None:
     unknown = tiny.with_settings(seed=5)
-    charts = spectra_panel.show(spectra, unknown, 0, SOMEBODY) | activations_panel.show(
-        activations, unknown, 0, SOMEBODY
-    )
+    charts = activations_panel.show(activations, unknown, 0, SOMEBODY)
     del charts["summary"]
+    charts |= spectra_panel.show(spectra, unknown, 0, SOMEBODY)
     assert len(charts) == 5
     for chart in charts.values():
         assert "calibrated" in json.loads(chart)["layout"]["annotations"][0]["text"]
@@ -128,8 +126,7 @@ def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tin
 
 
 def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
-    settings, _ = reached
-    *_, last = activations_panel.measure(activations, settings, 1, SOMEBODY)
+    *_, last = activations_panel.measure(activations, settings := reached[True], 1, SOMEBODY)
     view = activations.view(settings, "somebody")
     assert "isx-ready" in last["status"]
     assert set(view.methods) == {"intraslice", "crossmodule"}
@@ -146,21 +143,17 @@ def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> 
 
 
 def test_where_cross_module_does_not_reach_it_says_so(activations, reached) -> None:
-    _, settings = reached
-    *_, last = activations_panel.measure(activations, settings, 0, SOMEBODY)
-    assert set(activations.view(settings, "somebody").methods) == {"intraslice"}
+    *_, last = activations_panel.measure(activations, reached[False], 0, SOMEBODY)
+    assert set(activations.view(reached[False], "somebody").methods) == {"intraslice"}
     assert "No width that is a multiple of 8" in last["summary"]
     assert not traces(last["shift"], name="Cross-module")
 
 
 def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activations, reached) -> None:
-    settings, _ = reached
-    list(activations_panel.measure(activations, settings, 0, SOMEBODY))
-    other = settings.with_settings(sparsity=11)
+    list(activations_panel.measure(activations, settings := reached[True], 0, SOMEBODY))
+    other, percent = settings.with_settings(sparsity=11), settings.settings.sparsity
     shown = activations_panel.show(activations, other, 2, SOMEBODY)
-    assert (
-        f"At {settings.settings.sparsity:.0f}% sparsity, the relative error of the residual stream" in shown["summary"]
-    )
+    assert f"At {percent:.0f}% sparsity, the relative error of the residual stream" in shown["summary"]
     assert json.loads(shown["shift"])["selected"] == 2
     assert json.loads(activations_panel.show(activations, other, 2, ELSE)["shift"])["data"] == []
 
@@ -173,8 +166,7 @@ def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slide
 
 
 def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, reached, tmp_path) -> None:
-    settings, _ = reached
-    list(activations_panel.measure(activations, settings, 0, SOMEBODY))
+    list(activations_panel.measure(activations, settings := reached[True], 0, SOMEBODY))
     calibrated, view = session.calibrated(tiny), activations.view(settings, "somebody")
     results = {SPECTRA: precomputed_spectra(calibrated), SHIFT: view, UNITS: calibrated.source.units}
     layer = precomputed_for(tmp_path, tiny, calibrated.loaded.weights_digest, **results)
@@ -200,9 +192,8 @@ def test_what_is_precomputed_is_what_was_measured(session, tiny, activations, re
     again = layer.find(SHIFT, tiny.calibration, ShiftView).value
     assert replace(again, methods={}) == replace(view, methods={})
     own, other = (one.methods["crossmodule"].places["mlp"][2] for one in (again, view))
-    assert astuple(replace(own, histogram=None)) == pytest.approx(
-        astuple(replace(other, histogram=None)), rel=1e-6, nan_ok=True
-    )
+    numbers, others = (astuple(replace(one, histogram=None)) for one in (own, other))
+    assert numbers == pytest.approx(others, rel=1e-6, nan_ok=True)
     assert own.histogram.density == pytest.approx(other.histogram.density, rel=1e-6)
 
 
@@ -235,6 +226,4 @@ def test_the_words_under_the_shift_have_the_precomputed_numbers() -> None:
     assert f"to a quarter ({intra[-1].error:.0%})" in text
     assert f"in the {view.order} order" in text
     for own, other in zip(intra, cross, strict=True):  # in every layer, by every measure
-        assert own.error < other.error
-        assert own.cosine > other.cosine
-        assert own.distance < other.distance
+        assert (own.error < other.error, own.cosine > other.cosine, own.distance < other.distance) == (True,) * 3

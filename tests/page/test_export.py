@@ -4,11 +4,12 @@ import json
 import re
 import shlex
 import zipfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tiny_page import SOMEBODY, in_job, unpacked
+from tiny_page import SOMEBODY, content_of, in_job
 
 from components.export import files as exports
 from components.export import panel
@@ -29,17 +30,11 @@ from intraslice.evaluation.generation import generate_text
 from intraslice.records import Recipe
 
 PROMPT = "w10 w20 w30"
+LOCKED = "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove"
 SETTINGS = {
     "as it opens": {},
-    "by hand": {
-        "sparsity": 41,
-        "estimator": "fisher",
-        "bias": 1.05,
-        "cap": 77,
-        "locked": "1 mlp 7, 0 attention 55, 2 mlp neurons 77, 0 attention head 4 keep, 2 attention head 1 remove",
-        "dtype": "bfloat16",
-        "samples": 2,
-    },
+    "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": LOCKED}
+    | {"dtype": "bfloat16", "samples": 2},
     "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
     "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},
     "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100, 0 attention head 3 remove"},
@@ -63,11 +58,6 @@ def settings(request, tiny) -> Request:
 
 def made(session: Session, settings: Request, downloads: Downloads) -> Path:
     return in_job(session, exports.write_checkpoint, session, settings, downloads).path
-
-
-def page_text(session: Session, settings: Request) -> str:
-    tokenizer = session.calibrated(settings).loaded.tokenizer
-    return "".join(generate_text(in_job(session, session.slice, settings), tokenizer, PROMPT))
 
 
 def test_the_command_lines_words_mean_the_pages_own_recipe(session, settings):
@@ -98,17 +88,19 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     assert results["evaluate"]["ratios"] == [[layer.attention, layer.mlp] for layer in plan.layers]
 
     # One greedy text: of the page's model, of the command line, and of the zip through the snippet that goes with it.
-    text = page_text(session, settings)
+    tokenizer = session.calibrated(settings).loaded.tokenizer
+    text = "".join(generate_text(in_job(session, session.slice, settings), tokenizer, PROMPT))
     assert results["generate"]["text"]["sliced"] == text
-    written = (tmp_path / exports.checkpoint_name(settings)).rename(tmp_path / "written")
+    unpacked = tmp_path / exports.checkpoint_name(settings)
+    written = unpacked.rename(tmp_path / "written")
     zipfile.ZipFile(made(session, settings, downloads)).extractall(tmp_path)
     snippet = exports.snippet(settings, PROMPT)
     assert re.findall(r"(?:import|from) .*", snippet) == ["import intraslice"]  # and not the page
     exec(snippet, {})
     assert capsys.readouterr().out == f"{text}\n"
-    unpacked = json.loads((tmp_path / exports.checkpoint_name(settings) / "intraslice.json").read_text())
-    assert unpacked == json.loads((written / "intraslice.json").read_text())
-    assert (tmp_path / exports.checkpoint_name(settings) / WEIGHTS).read_bytes() == (written / WEIGHTS).read_bytes()
+    records = [json.loads((folder / "intraslice.json").read_text()) for folder in (unpacked, written)]
+    assert records[0] == records[1]
+    assert (unpacked / WEIGHTS).read_bytes() == (written / WEIGHTS).read_bytes()
 
 
 def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
@@ -154,12 +146,13 @@ def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monke
     monkeypatch.setenv("INTRASLICE_MAX_EXPORTS", str(4 * BYTES_PER_INODE))  # two files, each in a folder
     downloads, clock = Downloads(), SimpleNamespace(monotonic=lambda: 1000.0)
     monkeypatch.setattr(module_of_downloads, "time", clock)
-    paths = [downloads.put("file", lambda path: path.write_bytes(b"12345")) for _ in range(2)]
+    put = partial(downloads.put, "file", lambda path: path.write_bytes(b"12345"))
+    paths = [put(), put()]
     for size in (0, BYTES_PER_INODE):  # told before, or found once it is written
         with pytest.raises(UserError, match="Try again in 10 min"):
-            downloads.put("file", lambda path: path.write_bytes(b"12345"), size)
+            put(size)
     clock.monotonic = lambda: 1000.0 + DOWNLOAD_SECONDS + 1
-    paths.append(downloads.put("file", lambda path: path.write_bytes(b"12345")))
+    paths.append(put())
     assert [path.exists() for path in paths] == [False, True, True]
     with pytest.raises(ZeroDivisionError):
         downloads.put("broken", lambda path: 1 / 0, 5)
@@ -168,7 +161,7 @@ def test_downloads_keep_what_is_fresh_then_the_newest_and_end_with_the_app(monke
     assert [path.exists() for path in (*paths, large)] == [False, False, False, True]
     home = large.parent.parent
     assert {entry.name for entry in home.iterdir()} == {large.parent.name}
-    del downloads
+    del downloads, put
     assert not home.exists()
 
 
@@ -181,15 +174,10 @@ def test_the_report_stands_alone(session, tiny, downloads) -> None:
     text = re.sub(r"<script>/\*.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.S)  # without plotly.js
     assert not re.search(r"""\bsrc=|https?://|href="(?!data:,)|@import|url\(|fetch\(|XMLHttpRequest""", text)
     assert prompt not in text
-    for words in (
-        f"{measured.sliced.value:.2f}",
-        "windows of 32",
-        f"{plan.layers[1].mlp:.1%}",
-        "--eval-tokens 256",
-        "pca",
-    ):
+    numbers = f"{measured.sliced.value:.2f}", f"{plan.layers[1].mlp:.1%}"
+    for words in (*numbers, "windows of 32", "--eval-tokens 256", "pca"):
         assert words in text  # also without a script
-    content = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
+    content = content_of(text)
     assert [len(steps) for steps in content["charts"].values()] == [1, 1]
     ratios, importances = (chart for (chart,) in content["charts"].values())
     assert ratios["data"][0]["y"] == ratio_chart(plan).data[0]["y"]

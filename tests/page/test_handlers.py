@@ -110,9 +110,7 @@ def test_which_tab_is_in_view_is_the_browsers_to_say_and_is_told_in_order(page) 
     # Of two tabs opened in a row the first one's late answer would leave the second without its content.
     [row] = [one for one in page.blocks.values() if one.elem_id == "tabs"]
     labels = {one._id: one.id for one in row.children}
-    noted = {
-        target[0]: function for function in page.fns.values() for target in function.targets if target[0] in labels
-    }
+    noted = {target: function for function in page.fns.values() for target, _ in function.targets if target in labels}
     assert noted.keys() == labels.keys()
     [tab] = {output for function in noted.values() for output in function.outputs}
     assert all(function.fn is None and f'"{labels[one]}"' in function.js for one, function in noted.items())
@@ -140,19 +138,13 @@ def test_the_sparsity_of_a_size_is_the_smallest_that_fits(session, tiny) -> None
 
     for context in (0, 512):
         count = planned_folder(model, "bfloat16", True, context)
-
-        def size_of(percent: float, count=count) -> int:
-            return count(session.slice_plan(tiny.with_settings(sparsity=percent)))
-
-        target = size_of(25)
+        target = count(session.slice_plan(tiny.with_settings(sparsity=25)))
         answers = fit(f"{target / 1e6:.6f} MB bfloat16", context)
         [percent] = [answer["sparsity"] for answer in answers if "sparsity" in answer]
-        assert 0.985 * target <= size_of(percent) <= target
+        assert 0.985 * target <= count(session.slice_plan(tiny.with_settings(sparsity=percent))) <= target
         assert percent <= 25
-    for size, words in {
-        "1 kB": "the smallest that these settings reach is",
-        "9" * 400 + " MB": "such as 200 MB",
-    }.items():
+    refusals = {"1 kB": "the smallest that these settings reach is", "9" * 400 + " MB": "such as 200 MB"}
+    for size, words in refusals.items():
         answers = fit(size)
         assert not any("sparsity" in answer for answer in answers)
         assert words in answers[-1]["status"]

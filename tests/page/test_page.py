@@ -2,9 +2,9 @@
 
 import html
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -29,75 +29,54 @@ from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 
 
-@pytest.fixture(scope="module")
-def preview(session) -> Callable[..., dict]:
-    """What a move of the slider shows: both charts of the Ratios tab, and the texts."""
-    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    return partial_handler(handlers.preview, session, [live_output])
-
-
-def bars(chart_json: str) -> list[list[float]]:
-    return [trace["y"] for trace in json.loads(chart_json)["data"] if trace["type"] == "bar"]
-
-
 @pytest.mark.parametrize(
     ("estimator", "shapes"), [("uniform", "free"), ("fisher", "free"), ("pca", "free"), ("pca", "runtime")]
 )
-def test_bars_are_the_librarys_ratios(preview, session, tiny, estimator, shapes) -> None:
+def test_bars_are_the_librarys_ratios(session, tiny, estimator, shapes) -> None:
     settings = tiny.with_settings(sparsity=40, estimator=estimator, shapes=shapes)
-    chart = preview(settings, 0, None, SOMEBODY)["ratios ratios"]
+    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
+    chart = handlers.preview(session, [live_output], settings, 0, None, SOMEBODY)["ratios ratios"]
     plan = make_plan(session.calibrated(tiny).source.profile, settings.slicing)
-    attention, mlp = bars(chart)
-    assert attention == pytest.approx([layer.attention_ratio for layer in plan.layers], rel=1e-4)
-    assert mlp == pytest.approx([layer.mlp_ratio for layer in plan.layers], rel=1e-4)
+    bars = [trace["y"] for trace in json.loads(chart)["data"] if trace["type"] == "bar"]
+    for module, shown in zip(("attention", "mlp"), bars, strict=True):
+        assert shown == pytest.approx([getattr(layer, f"{module}_ratio") for layer in plan.layers], rel=1e-4)
 
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
     shown = {name: gr.HTML(render=False) for name in ("ratios", "importances")}
     live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
     move = spread_settings(handlers.move, session, live_outputs, live_outputs, refuse=handlers.refuse_move)
-    for change, words in (
-        ({"sparsity": 75, "cap": 60}, "raise the cap"),
-        ({"locked": "9 mlp 5"}, "Layer 9 does not exist"),
-    ):
-        settings = tiny.settings._replace(**change)
-        answer = move(*inputs_of(settings, 0, "ratios", ""), "ada")
+    changes = ({"sparsity": 75, "cap": 60}, "raise the cap"), ({"locked": "9 mlp 5"}, "Layer 9 does not exist")
+    for change, words in changes:
+        answer = move(*inputs_of(tiny.settings._replace(**change), 0, "ratios", ""), "ada")
         assert answer.keys() == {"headline"}
         assert words in answer["headline"]
 
 
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
-    checked = handlers.memory(session, tiny.settings.model)
-    assert all(
-        words in checked for words in ("llama, ", "if 20% is removed", "KV cache of ", "calibrating takes about ")
-    )
+    told = ("llama, ", "if 20% is removed", "KV cache of ", "calibrating takes about ")
+    assert [words for words in told if words not in handlers.memory(session, tiny.settings.model)] == []
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
-    assert "isx-error" in handlers.memory(session, tiny.settings.model)
-    assert "0.0 GiB is free" in handlers.memory(session, tiny.settings.model)
+    refused = handlers.memory(session, tiny.settings.model)
+    assert ("isx-error" in refused, "0.0 GiB is free" in refused) == (True, True)
     *_, last = Session().prepare(tiny, "somebody")
     assert last.kind == "error"
     assert "needs 0.3 GiB" in last.text
 
 
-def test_measuring_ends_with_both_perplexities_and_their_protocol(session, tiny) -> None:
+def test_measuring_ends_with_both_perplexities_and_their_protocol_and_nought_is_the_dense_model(session, tiny) -> None:
     settings = tiny.with_settings(sparsity=50, shapes="runtime")
     assert session.perplexities(settings).sliced is None
     *_, last = handlers.measure(session, settings, 0, None, SOMEBODY)
     measured = session.perplexities(settings)
     assert "isx-ready" in last["status"]
-    assert measured.dense
-    assert measured.sliced
-    assert f"{measured.sliced.value:.2f}" in last["readout"]
+    assert all(f"{one.value:.2f}" in last["readout"] for one in (measured.dense, measured.sliced))
     assert "windows of 32" in last["perplexity"]
     assert "one-shot slicing, runtime shapes" in last["perplexity"]
     assert "→" in last["headline"]
-
-
-def test_sparsity_nought_is_the_dense_model(session, tiny) -> None:
-    settings = tiny.with_settings(sparsity=0)
-    assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
-    measured = session.perplexities(settings)
-    assert measured.dense == measured.sliced
+    nought = tiny.with_settings(sparsity=0)
+    assert list(session.measure(nought, "somebody"))[-1].kind == "ready"
+    assert session.perplexities(nought).dense == session.perplexities(nought).sliced == measured.dense
 
 
 @pytest.mark.parametrize(
@@ -143,30 +122,28 @@ def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_l
     query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
     query |= {"shapes": "runtime", "samples": "16", "tab": "compare"}
     restored, usual = restore(**query), restore()
-    names = ("sparsity", "estimator", "shapes", "samples", "layer", "prompt")
-    assert [restored[name] for name in names] == [45, "fisher", "runtime", 16, 7, "Hello"]
-    assert restored["tabs"].selected == "compare"
-    assert usual["samples"] == 0
+    expected = {"sparsity": 45, "estimator": "fisher", "shapes": "runtime", "samples": 16, "layer": 7}
+    assert restored | expected | {"prompt": "Hello"} == restored
+    assert (restored["tabs"].selected, usual["samples"]) == ("compare", 0)
     assert restored["bias"] is usual["bias"] is Settings().bias is None
     assert restore(bias="1.35")["bias"] == 1.35
+
+    def layer_of(**query: str) -> Any:
+        return link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
+
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
-        assert link.restore_existing(session, SimpleNamespace(query_params={"layer": layer}))["layer"] == kept
+        assert layer_of(layer=layer) == kept
     query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
-    query |= {"dtype": tiny.calibration.dtype, "layer": "3"}
-    opened = link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
-    assert (opened["value"], opened["maximum"]) == (0, 2)
-    unknown = link.restore_existing(session, SimpleNamespace(query_params={"model": "a/b", "layer": "31"}))["layer"]
-    assert (unknown["value"], unknown["maximum"]) == (31, 31)
+    opened, unknown = layer_of(**query, dtype=tiny.calibration.dtype, layer="3"), layer_of(model="a/b", layer="31")
     fitted = handlers.fit_layers(session, tiny, unknown["value"])["layer"]
-    assert (fitted["value"], fitted["maximum"]) == (2, 2)
+    assert [(one["value"], one["maximum"]) for one in (opened, unknown, fitted)] == [(0, 2), (31, 31), (2, 2)]
 
 
 def test_a_kept_profile_gives_the_same_plans(session, tiny, tmp_path) -> None:
     profile = session.calibrated(tiny).source.profile
     save_profile(profile, tmp_path / "kept.npz")
     kept = load_profile(tmp_path / "kept.npz")
-    for estimator in ("uniform", "fisher", "pca"):
-        config = SliceConfig(0.4, estimator)
+    for config in (SliceConfig(0.4, estimator) for estimator in ("uniform", "fisher", "pca")):
         assert make_plan(kept, config) == make_plan(profile, config)
 
 
@@ -175,10 +152,9 @@ def test_a_cache_forgets_what_was_used_least() -> None:
     cache.put("a", 1)
     cache.put("b", 2)
     cache.get("a")
-    cache.put("c", 3)
-    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
-    cache.put("c", 4)
-    assert (cache.get("a"), cache.get("c")) == (1, 4)
+    for value in (3, 4):
+        cache.put("c", value)
+        assert [cache.get(key) for key in "abc"] == [1, None, value]
     assert len(cache.entries()) == 2
 
 

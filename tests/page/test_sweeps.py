@@ -2,10 +2,11 @@
 
 import json
 import math
+from collections.abc import Iterator
 
 import pandas
 import pytest
-from tiny_page import stepwise
+from tiny_page import options_of
 
 from components.jobs.status import Status
 from components.state.request import Request
@@ -20,18 +21,18 @@ from intraslice.evaluation import sweep as library
 CHOICE = SweepChoice(sparsities=(20, 40))
 
 
-def run(session: Session, settings: Request, choice: SweepChoice) -> list[Status | SweepView]:
-    return list(session.jobs.run("tests", "sweep", lambda job: sweeps.run_sweep(job, session, settings, choice)))
+def run(session: Session, settings: Request, choice: SweepChoice) -> Iterator[Status | SweepView]:
+    return session.jobs.run("tests", "sweep", lambda job: sweeps.run_sweep(job, session, settings, choice))
 
 
-def views(events: list) -> list[SweepView]:
-    return [event for event in events if isinstance(event, SweepView)]
+def swept(session: Session, settings: Request, choice: SweepChoice) -> SweepView:
+    return [event for event in run(session, settings, choice) if isinstance(event, SweepView)][-1]
 
 
 def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
     # What is locked belongs to one sparsity, not to a sweep.
     settings = tiny.with_settings(bias=1.1, locked="1 mlp 5", shapes="runtime")
-    view = views(run(session, settings, CHOICE))[-1]
+    view = swept(session, settings, CHOICE)
     assert [(p.method, p.estimator, p.target_sparsity) for p in view.points] == [
         (method, estimator, asked)
         for asked in (0.2, 0.4)
@@ -48,31 +49,30 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
 
 
 def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path) -> None:
-    run(session, tiny, CHOICE)
+    swept(session, tiny, CHOICE)
     sweeps.write_csv(session, tiny, CHOICE, tmp_path / "page.csv")
-    texts = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8"]
-    words = ["--model", tiny.settings.model, *texts, "--length", "32", "--eval-tokens", "256", "--device", "cpu"]
-    words += ["--order", "one-shot", "--no-speed", "--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
-    assert main(["sweep", *words]) == 0
+    words = ["--eval-tokens", "256", "--device", "cpu", "--order", "one-shot", "--no-speed"]
+    words += ["--sparsities", "0.2", "0.4", "--csv", str(tmp_path / "line.csv")]
+    assert main(["sweep", *options_of(tiny), *words]) == 0
     pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "page.csv"), pandas.read_csv(tmp_path / "line.csv"))
 
 
-def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_on(tiny, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))  # which has no points
-    session = stepwise(Session(evaluation_tokens=256))
+def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_on(fresh, tiny, monkeypatch) -> None:
+    session = fresh  # whose cache has no points
     assert list(session.prepare(tiny, "somebody"))[-1].kind == "ready"
     measured, measure = [], library._Sweep.measure
     monkeypatch.setattr(library._Sweep, "measure", lambda *a: measured.append(a[2]) or measure(*a))
     assert sweeps.cached_view(session, tiny, CHOICE).points == ()
     assert sweeps.estimated_seconds(session, tiny, CHOICE) > 0
     stopped = []
-    for event in session.jobs.run("somebody", "sweep", lambda job: sweeps.run_sweep(job, session, tiny, CHOICE)):
+    for event in run(session, tiny, CHOICE):
         stopped.append(event)
         if isinstance(event, SweepView) and len(event.points) == 2:
-            session.jobs.halt("somebody", "sweep")
+            session.jobs.halt("tests", "sweep")
     assert stopped[-1].text == "Cancelled."
-    rest = run(session, tiny, CHOICE)
-    assert [len(view.points) for view in views(stopped + rest)] == [0, 1, 2, 2, 3, 4, 5, 6]
+    rest = list(run(session, tiny, CHOICE))
+    views = [event for event in stopped + rest if isinstance(event, SweepView)]
+    assert [len(view.points) for view in views] == [0, 1, 2, 2, 3, 4, 5, 6]
     assert len(measured) == 6
     busy = [event for event in rest if isinstance(event, Status) and event.total]
     assert [event.done for event in busy] == sorted(event.done for event in busy)
@@ -81,9 +81,7 @@ def test_points_appear_as_they_come_with_the_time_left_and_a_stopped_sweep_goes_
 
 
 def test_what_a_method_cannot_reach_is_said_in_the_table(session, tiny) -> None:
-    settings = tiny.with_settings(cap=60, bias=0.4)
-    choice = SweepChoice(("intraslice",), ("uniform",), (20, 60))
-    view = views(run(session, settings, choice))[-1]
+    view = swept(session, tiny.with_settings(cap=60, bias=0.4), SweepChoice(("intraslice",), ("uniform",), (20, 60)))
     assert view.points[1].perplexity is None
     chart = removed_chart(view)
     assert "cannot be reached" in chart.rows[1][2]
@@ -91,14 +89,11 @@ def test_what_a_method_cannot_reach_is_said_in_the_table(session, tiny) -> None:
 
 
 def test_speed_is_measured_where_it_is_asked_for(session, tiny) -> None:
-    choice = SweepChoice(("intraslice",), ("pca",), (30,), speed=True)
-    view = views(run(session, tiny, choice))[-1]
-    assert view.points[0].prefill > 0
-    assert view.points[0].decode > 0
+    view = swept(session, tiny, SweepChoice(("intraslice",), ("pca",), (30,), speed=True))
+    (point,), drawn = view.points, speed_chart(view).data
+    assert min(point.prefill, point.decode) > 0
     assert "in turn" in view.speed_protocol
-    chart = speed_chart(view)
-    assert chart.data[0]["x"] == pytest.approx([view.points[0].prefill], rel=1e-4)
-    assert chart.data[1]["x"] == pytest.approx([view.points[0].decode], rel=1e-4)
+    assert [*drawn[0]["x"], *drawn[1]["x"]] == pytest.approx([point.prefill, point.decode], rel=1e-4)
 
 
 def test_a_choice_of_nothing_and_a_table_of_nothing_measured_are_refused_in_words(session, tiny, tmp_path) -> None:
@@ -137,11 +132,10 @@ def test_the_frontier_has_the_best_model_of_each_size_and_a_broken_one_stands_in
     assert steps["x2"] == ([50, 60, 70, 130, 240], [9, 0.5, 0.2, 0.01, 0])
     assert [row[-1] for row in chart.rows] == ["yes", "yes", "yes", "no", "yes", "yes"]
     assert ["Dense, q8_0", "0%", "q8_0", "130.0", "15.10", "0.0100", "yes"] in chart.rows
-    marks = {
-        trace["name"]: (trace["marker"]["symbol"], trace["marker"]["size"]) for trace in chart.data if "ids" in trace
-    }
-    assert marks["Dense, q8_0"] > marks["Dense, q4_0"]
-    assert marks["IntraSlice, PCA-aware, f16"][0] == "circle-open"
+    marks = {trace["name"]: trace["marker"] for trace in chart.data if "ids" in trace}
+    kinds = [(marks[f"Dense, {kind}"]["symbol"], marks[f"Dense, {kind}"]["size"]) for kind in ("q8_0", "q4_0")]
+    assert kinds[0] > kinds[1]
+    assert marks["IntraSlice, PCA-aware, f16"]["symbol"] == "circle-open"
     broken = SweepPoint("wanda", "", 0.6, 0.6, 40, float("inf"), 1.5, 1.4)
     chart = removed_chart(SweepView(15.0, (POINTS[0], broken), 2, ""))
     assert [trace["name"] for trace in chart.data] == ["IntraSlice, PCA-aware"]
@@ -155,7 +149,7 @@ def test_types_are_evaluated_of_one_slice_and_without_a_file_there_is_a_note(ses
     monkeypatch.setattr(library, "slice_by", lambda *a, **k: sliced.append(a[0]) or slice_by(*a, **k))
     choice = SweepChoice(("intraslice",), ("pca",), (35,), quantise=("none", "q8_0"))
     assert sweeps.estimated_seconds(session, tiny, choice) > 0
-    view = views(run(session, tiny, choice))[-1]
+    view = swept(session, tiny, choice)
     assert [(point.method, point.quantise) for point in view.points] == [
         (method, kind) for method in ("dense", "intraslice") for kind in ("none", "q8_0")
     ]
@@ -172,8 +166,7 @@ def test_a_point_reserves_its_slice_and_the_copy_that_is_rounded(session, tiny, 
     list(session.prepare(tiny, "somebody"))
     reserve, reserved = session.slice_memory.reserved, []
     monkeypatch.setattr(session.slice_memory, "reserved", lambda *call: reserved.append(call[1]) or reserve(*call))
-    choice = SweepChoice(("intraslice",), ("pca",), (24,), quantise=("none", "q8_0"))
-    run(session, tiny, choice)
+    swept(session, tiny, SweepChoice(("intraslice",), ("pca",), (24,), quantise=("none", "q8_0")))
     model = session.calibrated(tiny).loaded.model
     numbers = sum(parameter.numel() for parameter in model.parameters())
     assert 4 * numbers < reserved[-1] - model.dtype.itemsize * numbers < 8 * numbers  # the dense one's may be cached

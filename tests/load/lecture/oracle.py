@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+from collections import defaultdict
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from html import unescape
 from math import isclose
 
@@ -18,7 +19,6 @@ from components.state.request import Request, parse
 from components.state.settings import Settings
 from intraslice.evaluation.perplexity import Losses, measure_half_window, measure_losses
 from intraslice.pretrained.precision import choose_dtype
-from tests.load.calls import Notes
 from tests.load.lecture.students import NEW_TOKENS, Answered, Lecture, Measured
 
 EVALUATED = 2560
@@ -110,40 +110,29 @@ def check(lecture: Lecture, max_settings: int) -> int:
         number = oracle.numbers(oracle.model(parse(settings)))[0]
         right = isclose(number, kept[settings] or 0.0, rel_tol=0.01)  # measured on another machine
         notes.check("kept, measured", right, f"{kept[settings]}, not {number}, at {settings}")
-    measured: dict[Settings, list[Measured]] = {}
-    answered: dict[Settings, list[Answered]] = {}
+    seen: dict[Settings, tuple[list[Measured], list[Answered]]] = defaultdict(lambda: ([], []))
     for release in lecture.releases:
         if release.numbers:
-            measured.setdefault(release.settings, []).append(release)
+            seen[release.settings][0].append(release)
     for answer in lecture.answers:
         if answer.whole is not None:
-            answered.setdefault(answer.settings, []).append(answer)
-    settings = [*{**measured, **answered}]
+            seen[answer.settings][1].append(answer)
+    settings = [*seen]
     random.Random(0).shuffle(settings)
-    dense: dict[str, str] = {}
+    dense = cache(partial(oracle.answer, oracle.loaded.model))
     for setting in settings[:max_settings]:
+        releases, answers = seen[setting]
         model = oracle.model(parse(setting))
-        numbers = oracle.numbers(model) if setting in measured else {}
-        for release in measured.get(setting, ()):
-            for windows, shown in release.numbers.items():
-                tolerance = 0.051 if windows else 0.0051  # as many digits as the page shows
-                right = isclose(shown, numbers[windows], abs_tol=tolerance, rel_tol=2e-3)
-                notes.check(
-                    "live", right, f"{shown} after {windows or 'all'} windows, not {numbers[windows]}: {setting}"
-                )
-        for answer in answered.get(setting, ()):
-            prompt = answer.prompt
-            if prompt not in dense:
-                dense[prompt] = oracle.answer(oracle.loaded.model, prompt)
-            wanted = dense[prompt], oracle.answer(model, prompt)
-            shown = [_text(column) for column in answer.columns[:2]]
-            _check_answer(notes, shown, wanted)
+        numbers = oracle.numbers(model) if releases else {}
+        for windows, shown in (item for release in releases for item in release.numbers.items()):
+            tolerance = 0.051 if windows else 0.0051  # as many digits as the page shows
+            right = isclose(shown, numbers[windows], abs_tol=tolerance, rel_tol=2e-3)
+            notes.check("live", right, f"{shown} after {windows or 'all'} windows, not {numbers[windows]}: {setting}")
+        for answer in answers:
+            wanted = {"dense": dense(answer.prompt), "sliced": oracle.answer(model, answer.prompt)}
+            for (name, expected), found in zip(wanted.items(), map(_text, answer.columns), strict=False):
+                notes.check(f"{name} answer", found == expected.replace("\r", ""), f"{found!r}, not {expected!r}")
     return min(len(settings), max_settings)
-
-
-def _check_answer(notes: Notes, shown: list[str], wanted: tuple[str, str]) -> None:
-    for name, found, expected in zip(("dense", "sliced"), shown, wanted, strict=True):
-        notes.check(f"{name} answer", found == expected.replace("\r", ""), f"{found!r}, not {expected!r}")
 
 
 def _text(column: str) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import statistics
 import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy
 import psutil
 
 from components.limits import HOPS_VARIABLE, MEMORY, UNUSED_SECONDS
@@ -32,13 +33,13 @@ KEPT_FOLDERS = ("models", "wheels", "calibration")  # of the cache: what a serve
 
 def hold(students: int, seconds: float, rest: float, max_settings: int) -> None:
     """Start a hosted page that is calibrated, hold the lecture, check what was shown, and tell."""
-    home, before = cache_folder(), dict(os.environ)
+    home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cache").mkdir()
         for kept in KEPT_FOLDERS:
             (home / kept).mkdir(parents=True, exist_ok=True)
             (Path(folder) / "cache" / kept).symlink_to(home / kept)
-        os.environ |= {
+        environment = {
             "INTRASLICE_CACHE": f"{folder}/cache",
             "INTRASLICE_ROOMS": f"{folder}/rooms",
             "INTRASLICE_HOSTED": "1",
@@ -48,10 +49,8 @@ def hold(students: int, seconds: float, rest: float, max_settings: int) -> None:
             UNUSED_SECONDS.variable: str(UNUSED),
         }
         log = Path(folder) / "log"
-        with log.open("w") as output, running_app(output=output) as address:
+        with patch.dict(os.environ, environment), log.open("w") as output, running_app(output=output) as address:
             lecture, memory, used = _run(address, students, seconds, rest)
-        os.environ.clear()
-        os.environ.update(before)
         if "Traceback" in (text := log.read_text()):
             lecture.notes.errors.append(f"the log: {text[text.index('Traceback') :][:2000]}")
     checked = check(lecture, max_settings)
@@ -132,12 +131,5 @@ def _tell(
 
 
 def _times(values: list[float], digits: int) -> str:
-    return f"median {_at(values, 50):.{digits}f}; 95th percentile {_at(values, 95):.{digits}f}; of {len(values)}"
-
-
-def _at(values: list[float], percent: int) -> float:
-    """A percentile; NaN of nothing."""
-    if len(values) < 2:
-        return values[0] if values else math.nan
-    ordered = sorted(values)
-    return statistics.median(ordered) if percent == 50 else ordered[round(percent / 100 * (len(ordered) - 1))]
+    middle, late = numpy.percentile(values or [math.nan], (50, 95), method="nearest")
+    return f"median {middle:.{digits}f}; 95th percentile {late:.{digits}f}; of {len(values)}"

@@ -33,9 +33,7 @@ class Browser(Page):
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
-        self.address = address
-        self._listeners: dict[str, Listener] = {}
-        self._failed: dict[str, Callable[[str], None]] = {}
+        self._listeners: dict[str, tuple[Listener, Callable[[str], None]]] = {}  # and who is told of a failure
         self._changed = threading.Condition()
         self._is_closed = False
         self._streams = httpx.Client(timeout=httpx.Timeout(30.0, read=120.0))
@@ -55,13 +53,6 @@ class Browser(Page):
         self._streams.close()
         self.http.close()
 
-    def cheap(self, name: str, data: list[Any]) -> str:
-        """What an endpoint outside of the queue answers, as text. Raises Failed."""
-        answer = self.http.post(f"{self.api}/run/{name}", json={"data": data, "session_hash": self.session})
-        if answer.status_code != 200:
-            raise Failed(_words(answer))
-        return answer.text
-
     def call(self, name: str, data: list[Any], listener: Listener, failed: Callable[[str], None]) -> None:
         """Start a call; `listener` gets its answers in another thread. Raises Failed."""
         body = {"data": data, "session_hash": self.session}
@@ -69,8 +60,7 @@ class Browser(Page):
             answer = self.http.post(f"{self.api}/call/{name}", json=body)
             if answer.status_code != 200:
                 raise Failed(_words(answer))
-            self._listeners[answer.json()["event_id"]] = listener
-            self._failed[answer.json()["event_id"]] = failed
+            self._listeners[answer.json()["event_id"]] = listener, failed
             self._changed.notify_all()
 
     def _read(self) -> None:
@@ -96,13 +86,11 @@ class Browser(Page):
     def _take(self, message: dict[str, Any]) -> None:
         kind, call = message["msg"], message.get("event_id")
         with self._changed:
-            listener, failed = self._listeners.get(call), self._failed.get(call)
-            if kind == "process_completed":
-                self._listeners.pop(call, None)
-                self._failed.pop(call, None)
+            told = self._listeners.pop(call, None) if kind == "process_completed" else self._listeners.get(call)
         if kind == "unexpected_error":
             self._fail_all(str(message.get("message")))
-        elif kind in ("process_generating", "process_completed") and listener is not None and failed is not None:
+        elif kind in ("process_generating", "process_completed") and told is not None:
+            listener, failed = told
             if message["success"]:
                 listener(message["output"].get("data", []), kind == "process_completed")
             else:
@@ -110,10 +98,9 @@ class Browser(Page):
 
     def _fail_all(self, words: str) -> None:
         with self._changed:
-            failed, self._failed = list(self._failed.values()), {}
-            self._listeners.clear()
-        for tell in failed:
-            tell(words)
+            told, self._listeners = self._listeners, {}
+        for _, failed in told.values():
+            failed(words)
 
     def _beat(self) -> None:
         with suppress(httpx.HTTPError, RuntimeError):
@@ -227,8 +214,8 @@ class Student:
 
     def _open(self) -> None:
         self.browser.open()
-        self.browser.cheap("restore", [])
-        self.browser.cheap("ratios", inputs_of(self.settings, 0, ""))
+        self.browser.now("restore", [])
+        self.browser.now("ratios", inputs_of(self.settings, 0, ""))
         self._call("prepare", [*self.settings], lambda data, is_last: None)
 
     def _reload(self) -> None:
@@ -254,14 +241,14 @@ class Student:
         for step in range(1, STEPS + 1):
             sparsity = round(before + (target.sparsity - before) * step / STEPS)
             begin = time.monotonic()
-            text = self.browser.cheap("ratios", inputs_of(target._replace(sparsity=sparsity), 0, ""))
+            shown = self.browser.now("ratios", inputs_of(target._replace(sparsity=sparsity), 0, ""))
             answered = time.monotonic()
             self.lecture.notes.slider.append(answered - begin)
             self.lecture.over.wait(STEP_SECONDS)
         self.settings = target
         measured = self.measured = Measured(target, begin)
         self.lecture.releases.append(measured)
-        _, _, _, headline, *_ = json.loads(text)["data"]
+        _, _, _, headline, *_ = shown
         if isinstance(headline, str) and NUMBER.search(headline):
             measured.kept = answered
             if "precomputed on" in headline:
@@ -296,9 +283,8 @@ class Student:
         is_stopped = any(map(STOPPED.search, answered.columns))
         if is_last and answered.first is not None and not is_stopped:
             answered.whole = time.monotonic()
-            self._call(
-                "costs", inputs_of(answered.settings, "", ""), lambda data, is_last: self._see_status("costs", data)
-            )
+            inputs = inputs_of(answered.settings, "", "")
+            self._call("costs", inputs, lambda data, is_last: self._see_status("costs", data))
 
     def _see_status(self, kind: str, data: list[Any]) -> None:
         if data and isinstance(data[0], str) and "isx-error" in data[0]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from stepping import OnlyWhileAwaited
-from tiny_page import SOMEBODY, precomputed_for, tiny_settings
+from tiny_page import SOMEBODY, options_of, precomputed_for, tiny_settings
 
 from components import api
 from components.compare import facts_panel
@@ -44,10 +44,8 @@ def measured(cache: FactsCache, request: Request, language: str = "en", pinned: 
 def test_grid_endpoint_and_command_line_have_the_same_numbers(cache, session, tiny, language, capsys) -> None:
     chart = measured(cache, tiny, language)
     told = api.facts(session, tiny, language, "a program")
-    texts = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text]
-    sizes = ["--sequences", "8", "--length", "32", "--eval-tokens", "256"]
-    options = ["--sparsity", "0.3", "--order", "one-shot", "--dtype", "float32", "--json", "--facts", language]
-    assert main(["evaluate", "--model", tiny.settings.model, *texts, *sizes, *options]) == 0
+    options = ["--sparsity", "0.3", "--order", "one-shot", "--dtype", "float32", "--eval-tokens", "256"]
+    assert main(["evaluate", *options_of(tiny), *options, "--facts", language, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["facts"] == told
     for column, (name, model) in enumerate((("Dense", "dense"), ("IntraSlice, 30%", "sliced"))):
         assert chart["table"]["columns"][2 + column] == f"{name}: says, selects"

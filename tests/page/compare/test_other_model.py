@@ -1,12 +1,12 @@
 """Another model beside the sliced one: any that loads and has the same tokens, with its answer and its costs."""
 
-import re
-from html import unescape
+from functools import reduce
+from operator import or_
 
 import pytest
 import torch
 from calling import inputs_of
-from tiny_page import SOMEBODY, in_job
+from tiny_page import SOMEBODY, answer_text, in_job
 
 from components.compare import panel
 from components.compare.models import Columns
@@ -34,22 +34,16 @@ def other(tmp_path, tiny, word_tokenizer, tiny_llama_gqa) -> str:
     return str(tmp_path / "other")
 
 
-def text_of(column: str) -> str:
-    return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', column, re.DOTALL)[1]))
-
-
 def answered(session, tiny, name: str, columns: Columns | None = None) -> dict[str, str]:
-    shown: dict[str, str] = {}
-    for answer in panel.answer(columns or Columns(session), tiny, Question(PROMPT, 12, raw=True), None, name, SOMEBODY):
-        shown |= answer
-    return shown
+    question = Question(PROMPT, 12, raw=True)
+    return reduce(or_, panel.answer(columns or Columns(session), tiny, question, None, name, SOMEBODY))
 
 
 def test_it_answers_and_is_measured_as_the_library_does(session, tiny, other) -> None:
     shown = answered(session, tiny, other)
     loaded = load_model(other, getattr(torch, tiny.calibration.dtype))
     assert f"<h3>{other}" in shown["other"]
-    assert text_of(shown["other"]) == "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 12))
+    assert answer_text(shown["other"]) == "".join(generate_text(loaded.model, loaded.tokenizer, PROMPT, 12))
     columns = Columns(session)
     *_, costs = panel.costs(columns, tiny, None, other, SOMEBODY)
     windows, dense = session.calibrated(tiny).windows, session.calibrated(tiny).loaded.model
@@ -72,7 +66,7 @@ def test_a_saved_slice_answers_as_the_column_of_its_sparsity(session, tiny, tmp_
     sliced = in_job(session, session.slice, tiny)
     checkpoints.save(sliced, session.calibrated(tiny).loaded.tokenizer, tmp_path / "sliced", {})
     shown = answered(session, tiny, str(tmp_path / "sliced"))
-    assert text_of(shown["other"]) == text_of(shown["intraslice"])
+    assert answer_text(shown["other"]) == answer_text(shown["intraslice"])
     assert "12 tokens" in shown["other"]
 
 
@@ -83,7 +77,7 @@ def test_what_cannot_be_compared_says_so_while_the_others_answer(session, tiny, 
     load_model(tiny.settings.model).tokenizer.save_pretrained(tmp_path / "short")
     for name, words in ((tmp_path / "none", "none"), (tmp_path / "short", "3 tokens")):
         shown = answered(session, tiny, str(name))
-        assert words in text_of(shown["other"])
+        assert words in answer_text(shown["other"])
         assert "12 tokens" in shown["intraslice"]
     *_, costs = panel.costs(Columns(session), tiny, None, str(tmp_path / "none"), SOMEBODY)
     assert costs["other"] == ""
@@ -97,7 +91,7 @@ def test_foreign_tokens_are_never_shown(session, tiny, tmp_path, tiny_llama_gqa,
     vocabulary = [f"w{index}" for index in range(4, 256)]
     word_tokenizer(vocabulary[::-1]).save_pretrained(foreign)
     assert "12 tokens" in answered(session, tiny.with_settings(model=foreign), "", columns)["dense"]
-    assert "another tokenizer" in text_of(answered(session, tiny, foreign, columns)["other"])
+    assert "another tokenizer" in answer_text(answered(session, tiny, foreign, columns)["other"])
 
 
 def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
@@ -119,9 +113,6 @@ def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> Non
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
     assert "Model must be one of default, " in named(*inputs_of(default, other, ""), None)["answer"]
+    answer = spread_settings(panel.answer, Columns(session))
     with pytest.raises(UserError, match="Model must be one of default, "):
-        list(
-            spread_settings(panel.answer, Columns(session))(
-                *inputs_of(default, PROMPT, 4, 0.0, 0, True, "", other), None
-            )
-        )
+        list(answer(*inputs_of(default, PROMPT, 4, 0.0, 0, True, "", other), None))

@@ -1,7 +1,9 @@
 """Beside the answers: what either model would say next, what slicing costs each token of a passage, a long wait."""
 
 import re
+from functools import reduce
 from html import escape, unescape
+from operator import or_
 
 import pytest
 import torch
@@ -93,9 +95,7 @@ def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns
 def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> None:
     asked = PROMPT, False, "w10 w20", SOMEBODY
     assert list(passage_panel.after_slice(columns, tiny.with_settings(sparsity=33), *asked)) == []
-    shown: dict[str, str] = {}
-    for answer in passage_panel.after_slice(columns, tiny, *asked):
-        shown |= answer
+    shown = reduce(or_, passage_panel.after_slice(columns, tiny, *asked))
     assert "isx-next" in shown["candidates"]
     assert "isx-passage" in shown["scored"]
 
@@ -103,19 +103,15 @@ def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> 
 LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)
 
 
-@pytest.fixture
-def told(session, tiny, monkeypatch):
-    """The status of an answer whose job emits this one."""
-
-    def status(event: Status, is_fetched: bool = True) -> str:
+def test_a_long_wait_offers_the_device_and_a_short_one_or_a_server_without_the_files_nothing(
+    columns, session, tiny, monkeypatch
+) -> None:
+    def told(event: Status, is_fetched: bool = True) -> str:
+        """The status of an answer whose job emits this one."""
         monkeypatch.setattr(wllama, "is_fetched", lambda: is_fetched)
         monkeypatch.setattr(session.jobs, "run", lambda *_, **__: iter([event]))
-        return list(panel.answer(Columns(session), tiny, Question("w10", 4), None, "", SOMEBODY))[1]["status"]
+        return list(panel.answer(columns, tiny, Question("w10", 4), None, "", SOMEBODY))[1]["status"]
 
-    return status
-
-
-def test_a_long_wait_offers_the_device_and_a_short_one_or_a_server_without_the_files_nothing(told) -> None:
     assert "Waiting; jobs ahead: 4, about 30 s left. Choose “Run on: This device”" in told(LONG)
     with use_language("de"):
         assert "Waiting; jobs ahead: 4, noch etwa 30 s. Wer nicht auf den Server warten möchte" in told(LONG)

@@ -14,13 +14,9 @@ from components.estimator.views import EstimatorCheckView, Misjudged
 
 
 @pytest.fixture(scope="module")
-def checks(session) -> EstimatorCheckCache:
-    return EstimatorCheckCache(session)
-
-
-@pytest.fixture(scope="module")
-def view(checks, tiny) -> EstimatorCheckView:
+def view(session, tiny) -> EstimatorCheckView:
     """Stopped after the second module, then taken up again."""
+    checks = EstimatorCheckCache(session)
     assert checks.cached(tiny) is None
     texts = []
     for event in checks.measure(tiny, SOMEBODY):

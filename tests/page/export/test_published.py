@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_page import SOMEBODY, in_job, publisher, unpacked
+from tiny_page import SOMEBODY, content_of, in_job, options_of, publisher, unpacked
 
 from components.device import files as device_files
 from components.device import wllama
 from components.export import measure, pages, panel, site
 from components.export.views import Choice, Published
 from components.i18n.language import LANGUAGES, use_language
-from components.state.request import Request
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
@@ -39,7 +38,7 @@ def text(published) -> str:
 
 @pytest.fixture(scope="module")
 def content(text) -> dict:
-    return unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', text, re.S)[1])
+    return content_of(text)
 
 
 def test_equal_parts_are_packed_once_and_come_back() -> None:
@@ -61,24 +60,23 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
         for shown, module in zip(bars, ("attention", "mlp"), strict=True):
             assert shown == pytest.approx([getattr(layer, module) for layer in plan.layers], rel=1e-4, abs=1e-6)
         table = content["steps"][index]["parts"]["numbers"]
-        sliced, step = measured.sliced, published.steps[index]
-        assert f"{sliced.value:.2f} ± {sliced.error:.2f}" in table
-        if step.cross is None:
-            assert "removes 63.0%, too different for a fair comparison" in table
-        else:
-            assert f"{step.cross.value:.2f} ± {step.cross.error:.2f}" in table
-        assert (step.cross is None) == (percent == 60)  # which so few axes cannot come near
+        cross = published.steps[index].cross
+        assert (cross is None) == (percent == 60)  # which so few axes cannot come near
+        for one in (measured.sliced, cross):
+            words = (
+                f"{one.value:.2f} ± {one.error:.2f}" if one else "removes 63.0%, too different for a fair comparison"
+            )
+            assert words in table
         shapes = content["charts"]["sweep"][index]["layout"]["shapes"]
         assert shapes[-1]["x0"] == pytest.approx(plan.removed, rel=1e-4)
 
 
 def test_answers_are_the_models_own_and_escaped(session, tiny, published, content) -> None:
     setting = tiny.with_settings(sparsity=60)
-    models = {"intraslice": in_job(session, session.slice, setting), "dense": session.calibrated(tiny).loaded.model}
-    for name, model in models.items():
-        words = "".join(generate_text(model, session.calibrated(tiny).loaded.tokenizer, CHOICE.prompts[0], 6))
-        own = published.steps[-1].answers[0][name]
-        assert own.shared + own.token + own.rest == words
+    loaded = session.calibrated(tiny).loaded
+    for name, model in {"intraslice": in_job(session, session.slice, setting), "dense": loaded.model}.items():
+        words = "".join(generate_text(model, loaded.tokenizer, CHOICE.prompts[0], 6))
+        assert published.steps[-1].answers[0][name].text == words
     assert len(content["steps"][-1]["answers"]) == 2
 
 
@@ -126,10 +124,12 @@ def test_the_file_asks_for_nothing_and_tells_no_folder(text, tiny) -> None:
     assert re.search(r"Perplexity on 256 tokens.*Calibrated on 8 x 32", own)
 
 
-def test_a_file_past_its_bound_is_refused(published, monkeypatch) -> None:
-    monkeypatch.setattr(pages, "MAX_BYTES", 1000)
+def test_a_page_or_a_site_past_its_bound_is_refused(published, measured, engine, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pages, "MAX_BYTES", 1_000_000)
     with pytest.raises(ValueError, match="fewer values of --sparsities"):
         pages.page(published)
+    with pytest.raises(ValueError, match=r"the site is \d\.\d MB without its models, expected at most 1 MB"):
+        site.write_pages(tmp_path, measured, [])
 
 
 OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential", "iterative": True}
@@ -183,24 +183,20 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
 def publish(tiny, session, capsys):
     """Runs the command on the tiny model; its exit code and what it says."""
 
-    def run(out: Path, *more: str, request: Request = tiny) -> tuple[int, str, str]:
-        options = ["--model", request.settings.model, "--calibration", request.settings.text]
-        options += ["--eval", request.settings.text]
-        options += ["--sequences", "8", "--length", "32", "--eval-tokens", "256", "--sparsities", "0", "0.3"]
-        code = main(["publish", *options, "--prompts", "w10", "--out", str(out), *more])
-        return code, *capsys.readouterr()
+    def run(out: Path, *more: str) -> tuple[int, str, str]:
+        options = [*options_of(tiny), "--eval-tokens", "256", "--sparsities", "0", "0.3", "--prompts", "w10"]
+        return main(["publish", *options, "--out", str(out), *more]), *capsys.readouterr()
 
     return run
 
 
 def test_the_command_writes_one_file(publish, tmp_path) -> None:
     code, said, told = publish(tmp_path / "page.html", "--sparsity", "0")
-    assert code == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    (file,) = tmp_path.iterdir()
+    assert (code, file.name) == (0, "page.html")
     assert "Perplexity on 256 tokens" in said
     assert "step 1 of 2" in told
-    text = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "Nothing is removed:" in text  # where its slider stands first
+    assert "Nothing is removed:" in file.read_text(encoding="utf-8")  # where its slider stands first
 
 
 @pytest.mark.parametrize(
@@ -223,14 +219,13 @@ def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, 
     line = told.strip().splitlines()[-1]
     assert line.startswith("python -m intraslice: ")
     assert words in line
-    assert [file.name for file in tmp_path.iterdir()] == ["there.html"]
-    assert (tmp_path / "there.html").read_text() == "mine"
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"there.html": "mine"}
 
 
 def test_in_german_it_is_all_german(published) -> None:
     with use_language("de"):
         german = pages.page(published)
-    found = unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', german, re.S)[1])
+    found = content_of(german)
     assert '<html lang="de">' in german
     assert "Was das Zuschneiden von tiny kostet" in german
     assert "--language de</pre>" in german
@@ -247,7 +242,6 @@ def test_in_german_it_is_all_german(published) -> None:
 
 
 SITE_CHOICE = Choice((0, 30), ("w10 w20 w30",), 6, passage="w10 w20 w30 w40 w50")
-PERCENTS = (0.0, 30.0)
 
 
 @pytest.fixture(scope="module")
@@ -264,23 +258,17 @@ def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (folder / name).write_bytes(name.encode())
     monkeypatch.setattr(wllama, "fetch", lambda: folder)
     monkeypatch.setattr(device_files, "require_deci_layers", lambda *_: None)
-    monkeypatch.setattr(
-        device_files, "write_gguf", lambda model, tokenizer, path, kind, name, progress: path.write_bytes(b"GGUF")
-    )
+    monkeypatch.setattr(device_files, "write_gguf", lambda *values, **_: values[2].write_bytes(b"GGUF"))
     return folder
 
 
-@pytest.fixture
-def folder(tmp_path: Path, session, tiny, measured, engine) -> Path:
-    made = tmp_path / "site"
-    made.mkdir()
-    models = in_job(session, site.write_models, session, tiny, PERCENTS, made)
+def test_it_has_an_article_a_language_the_models_and_all_that_they_need(
+    session, tiny, measured, engine, tmp_path
+) -> None:
+    (folder := tmp_path / "site").mkdir()
+    models = in_job(session, site.write_models, session, tiny, (0.0, 30.0), folder)
     published = replace(measured, command="python -m intraslice publish --site 'my <site>'")
-    site.write_pages(made, published, models, "guide.html")
-    return made
-
-
-def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) -> None:
+    site.write_pages(folder, published, models, "guide.html")
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     pages = {"index.html", "de.html", "plotly.min.js", "README.md"}
     assert files == pages | {"models/dense.gguf", "models/sliced-30.gguf", "wllama/index.js", "wllama/wllama.wasm"}
@@ -300,18 +288,9 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(folder) 
     assert "cross-origin-embedder-policy: require-corp" in front
 
 
-def test_a_site_that_is_too_large_is_refused(folder, measured, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(pages, "MAX_BYTES", 1_000_000)
-    (tmp_path / "large").mkdir()
-    with pytest.raises(ValueError, match=r"the site is \d\.\d MB without its models, expected at most 1 MB"):
-        site.write_pages(tmp_path / "large", measured, [])
-
-
 def test_the_command_writes_it_whole_or_not_at_all(tiny, engine, tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
-    text = tiny.settings.text
-    options = ["--model", tiny.settings.model, "--calibration", text, "--eval", text, "--sequences", "8"]
-    options += ["--length", "32", "--eval-tokens", "256", "--prompts", "w10", "--site", str(out)]
+    options = [*options_of(tiny), "--eval-tokens", "256", "--prompts", "w10", "--site", str(out)]
     monkeypatch.setattr("components.compare.passage_panel.SAMPLE", "w10 w20 w30")
     monkeypatch.setattr(Choice.__new__, "__defaults__", ((0.0, 20.0), *Choice.__new__.__defaults__[1:]))
     assert main(["publish", *options, "--sparsities", "0.3", "--json"]) == 0

@@ -1,11 +1,13 @@
 """What a move of the slider shows is made once for all clients, and is never that of another state."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
 import pytest
-from tiny_page import SOMEBODY, in_job, stepwise
+from tiny_page import SOMEBODY, in_job
 
 from components.activations import panel as activations
 from components.activations.measure import ShiftViews
@@ -19,23 +21,29 @@ from components.ratios import panel
 from components.state.request import Request
 from components.state.session import Session
 from components.ui import formatting, screen
-from intraslice.calibration import driver
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def noted(*values: Any, name: str, make: Callable) -> Any:
+        made.append(name)
+        return make(*values)
+
     made: list[str] = []
-    for module, name in ((panel, "ratio_chart"), (panel, "importance_chart")):
-        original = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *values, name=name, original=original: (made.append(name), original(*values))[1]
-        )
+    for name in ("ratio_chart", "importance_chart"):
+        monkeypatch.setattr(panel, name, partial(noted, name=name, make=getattr(panel, name)))
     return made
 
 
 def moved(session: Session, request: Request, client: str = SOMEBODY, layer: int = 0) -> tuple[Any, ...]:
     view = replace(session.view(request, client), status=Status(""))  # without its number
     return (*panel.show(session, request, layer, client).values(), *handlers.moved(session, view).values())
+
+
+def begun(answers: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The answers of a handler once its job has begun."""
+    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    return answers
 
 
 def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
@@ -46,14 +54,10 @@ def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session
     assert len(made) == 2
 
 
-@pytest.mark.parametrize("other", [{"sparsity": 23}, {"estimator": "uniform"}, {"locked": "0 mlp 0"}, {"cap": 50}])
-def test_other_settings_have_their_own(session, tiny, other) -> None:
-    request = tiny.with_settings(sparsity=22)
-    assert moved(session, request) != moved(session, request.with_settings(**other))
-
-
-def test_so_have_another_layer_and_another_language(session, tiny) -> None:
+def test_other_settings_have_their_own_and_so_have_another_layer_and_another_language(session, tiny) -> None:
     english = moved(session, tiny)
+    for other in ({"sparsity": 23}, {"estimator": "uniform"}, {"locked": "0 mlp 0"}, {"cap": 50}):
+        assert moved(session, tiny.with_settings(**other)) != english
     assert moved(session, tiny, layer=1)[:2] != english[:2]
     with use_language("de"):
         german = moved(session, tiny)
@@ -145,8 +149,7 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
 def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_one(session, tiny) -> None:
     before, released = tiny.with_settings(sparsity=44), tiny.with_settings(sparsity=46)
     session.jobs.set_view("ada", request=released)
-    answers = handlers.on_release(session, released, 0, None, "ada")
-    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    answers = begun(handlers.on_release(session, released, 0, None, "ada"))
     session.jobs.set_view("ada", request=before)  # late
     session.jobs.set_view("ada", request=released)
     assert "being measured" not in [answer for answer in answers if "headline" in answer][-1]["headline"]
@@ -160,8 +163,7 @@ def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(s
         return "again" in handlers.move(session, [], [], request, 0, "ratios", None, "ada")
 
     assert not move(released)
-    answers = handlers.on_release(session, released, 0, None, "ada")
-    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    answers = begun(handlers.on_release(session, released, 0, None, "ada"))
     assert not move(before)  # late
     list(answers)
     assert session.perplexities(released).source.kind != "here"
@@ -172,8 +174,7 @@ def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None
     """Else the measurement would begin once more when the client stops it."""
     request = tiny.with_settings(sparsity=49)
     session.jobs.set_view("ada", request=request)
-    answers = handlers.on_release(session, request, 0, None, "ada")
-    assert next(answer for answer in answers if "isx-busy" in answer.get("status", ""))
+    answers = begun(handlers.on_release(session, request, 0, None, "ada"))
     assert list(handlers.measure_again(session, request, 0, None, "ada")) == []
     handlers.stop(session, [""], "ada")
     assert any("Cancelled." in answer.get("status", "") for answer in answers)
@@ -182,14 +183,10 @@ def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None
     assert session.perplexities(request).source.kind == "here"
 
 
-def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(
-    tiny, tmp_path, monkeypatch
-) -> None:
+@pytest.mark.usefixtures("one_by_one")
+def test_the_charts_follow_a_release_that_calibrates_since_the_first_calibration_was_cancelled(fresh, tiny) -> None:
     """Each answer with numbers of another calibration tells the charts, and none of a job `prepare` is told twice."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
-    session = stepwise(Session(evaluation_tokens=256))
-    request = tiny.with_settings(sequences=8)
+    session, request = fresh, tiny.with_settings(sequences=8)
     answers = handlers.prepare(session, request, "ada")
     assert next(answer for answer in answers if "again" in answer)
     seen = session.sequences(request)
@@ -209,8 +206,8 @@ def test_of_two_calls_of_a_program_the_second_replaces_the_first(session, tiny) 
     """A program has no page that says what it views."""
     settings = [tiny.with_settings(sparsity=percent) for percent in (41, 42)]
     first, second = (handlers.on_release(session, request, 0, None, "a program") for request in settings)
-    assert next(answer for answer in first if "isx-busy" in answer.get("status", ""))
+    begun(first)
     assert next(second)
-    list(first)
-    list(second)
+    for answers in (first, second):
+        list(answers)
     assert [session.perplexities(request).source.kind == "here" for request in settings] == [False, True]

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 from types import SimpleNamespace
 
 import gradio as gr
@@ -64,11 +66,8 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
             with pytest.raises(UserError):
                 sweep.pick(SimpleNamespace(pick=text))
         assert link.restore(SimpleNamespace(query_params={"pinned": text}))["pinned"] == ""
-    for text, words in (
-        ("sparsity=99", "sparsity must be"),
-        ("much=1", "must be one of model, text"),
-        (7, "must be text, got 7"),
-    ):
+    refusals = {"sparsity=99": "sparsity must be", "much=1": "must be one of model, text", 7: "must be text, got 7"}
+    for text, words in refusals.items():
         for read in (pinned.read, lambda text: spread_settings(percents)(*inputs_of(Settings(), text))):
             with pytest.raises(UserError, match=words):
                 read(text)
@@ -91,23 +90,23 @@ def test_a_pinned_upload_is_known_again_and_never_named() -> None:
 def test_a_setting_of_another_model_waits_for_that() -> None:
     text, elsewhere = pinned.write(parse(Settings())), parse(Settings(model="other/model"))
     assert pinned.comparable_request(text, elsewhere) is None
-    assert (
-        "is a setting of default; it is shown when that model is chosen again"
-        in pinning.describe(elsewhere, text)["description"]
-    )
+    words = "is a setting of default; it is shown when that model is chosen again"
+    assert words in pinning.describe(elsewhere, text)["description"]
     assert "20%, PCA-aware" in pinning.describe(parse(OTHER), text)["description"]
     assert pinning.describe(parse(OTHER), "")["description"] == ""
 
 
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
-    assert name_of(Settings(), Settings(sparsity=50)) == "20%, PCA-aware"
-    assert name_of(OTHER, Settings(cap=70, bias=1.2)) == "45%, Fisher, sequential, MLP neurons trained, seed 3"
-    assert name_of(Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0")) == "20%, manual"
+    for pinned_setting, current, name in (
+        (Settings(), Settings(sparsity=50), "20%, PCA-aware"),
+        (OTHER, Settings(cap=70, bias=1.2), "45%, Fisher, sequential, MLP neurons trained, seed 3"),
+        (Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0"), "20%, manual"),
+        (Settings(recovery="distill"), Settings(), "20%, PCA-aware, recovery: Distillation"),
+        (Settings(shapes="runtime", samples=16), Settings(), "20%, PCA-aware, runtime shapes, 16 samples"),
+    ):
+        assert name_of(pinned_setting, current) == name
     described = {name for name, control in CONTROLS.items() if control.describe}
     assert described == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
-    assert name_of(Settings(recovery="distill"), Settings()) == "20%, PCA-aware, recovery: Distillation"
-    assert name_of(Settings(shapes="runtime"), Settings()) == "20%, PCA-aware, runtime shapes"
-    assert name_of(Settings(samples=16), Settings()) == "20%, PCA-aware, 16 samples"
     signs = {-3.04: "−3.0", 2.5: "+2.5", 0.0: "0", 0.01: "0", -0.01: "0"}
     assert {change: signed(change, lambda value: f"{value:.1f}") for change in signs} == signs
 
@@ -124,9 +123,7 @@ def test_headline_and_readout_give_the_differences() -> None:
     words = headline(plan, now, "", smaller)
     assert "Against <b>A</b> (30%, &lt;Fisher&gt;): 200 fewer parameters, perplexity <b>+4.0</b>." in words
     table = formatting.readout(plan, now, smaller)
-    assert "<td>−200</td>" in table
-    assert "<td>+4.00</td>" in table
-    assert "<td>+0.20</td>" in table
+    assert all(f"<td>{change}</td>" in table for change in ("−200", "+4.00", "+0.20"))
     growing = Perplexities(dense=reading(20), sliced=reading(30, windows=2))
     assert "about <b>+4.0</b>" in headline(plan, growing, "", smaller)
     unknown = PinnedView("A", plan, Perplexities())
@@ -141,12 +138,10 @@ def test_an_overlay_is_valid_plotly_and_has_the_charts_numbers(chart) -> None:
     figure = go.Figure(data=in_light(sent["data"]), layout={"shapes": in_light(sent["shapes"])})
     assert len(figure.data) == 2
     assert sent["rows"] == chart.rows
-    of = {trace["name"]: trace for trace in chart.data}
     for trace in sent["data"]:
-        assert trace["name"].startswith("A: ")
         assert trace["y"] in [one["y"] for one in chart.data if f"A: {one['name']}" == trace["name"]]
         assert not trace["showlegend"]
-    assert of  # the others' lines are no part of a setting
+    # The others' lines are no part of a setting.
     assert {trace["name"] for trace in sent["data"]} <= {"A: Attention", "A: MLP", "A: Layer 1"}
 
 
@@ -157,14 +152,11 @@ def test_bars_are_outlines_markers_hollow_curves_thin_and_rings_wide() -> None:
     marks |= {"line": {"width": 3, "color": "@mlp"}, "marker": {"size": 9}, "fill": "tozeroy"}
     hidden = {**marks, "visible": "legendonly"}
     ring = {"type": "circle", "name": "follows-the-setting", "x0": -5, "x1": 5, "y0": -5, "y1": 5}
-    layout = Figure(1, "test").layout | {
-        "shapes": [{**ring, "fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}]
-    }
+    ring |= {"fillcolor": "@page", "line": {"color": "@mlp", "width": 2}}
+    layout = Figure(1, "test").layout | {"shapes": [ring]}
     sent = json.loads(overlay(Chart("A?", "", ["a"], [["b"]], [marks, hidden], layout).to_json()))
     (trace,), (shape,) = sent["data"], sent["shapes"]
-    assert trace["marker"]["symbol"] == "circle-open"
-    assert trace["line"]["width"] < 3
-    assert "fill" not in trace
+    assert (trace["marker"]["symbol"], trace["line"]["width"] < 3, "fill" in trace) == ("circle-open", True, False)
     assert (shape["fillcolor"], shape["x1"]) == ("rgba(0,0,0,0)", 8.5)
     assert sent["kinds"] == ["hollow rings"]
     assert overlay(Chart("A?", "", ["a"], [["b"]], [], Figure(1, "test").layout).to_json()) == ""
@@ -203,12 +195,9 @@ def test_what_is_pinned_is_measured_where_it_is_not_known(session, tiny) -> None
 def test_compare_has_a_column_for_a(session: Session, tiny) -> None:
     columns, other = Columns(session), tiny.with_settings(sparsity=55)
     mine = tiny.with_settings(sparsity=25)
-    shown = {}
-    for answer in compare.answer(columns, mine, Question("w10 w20 w30", 12), other, "", SOMEBODY):
-        shown |= answer
-    alone = {}
-    for answer in compare.answer(columns, other, Question("w10 w20 w30", 12), None, "", SOMEBODY):
-        alone |= answer
+    question = Question("w10 w20 w30", 12)
+    shown = reduce(or_, compare.answer(columns, mine, question, other, "", SOMEBODY))
+    alone = reduce(or_, compare.answer(columns, other, question, None, "", SOMEBODY))
     assert "55% removed" in shown["pinned"]
     assert shown["pinned"].split("</h3>")[1] == alone["intraslice"].split("</h3>")[1]
     assert "pinned" not in alone

@@ -19,15 +19,7 @@ from stepping import until
 from components import limits
 from components.gradio_compat import callers as callers_module
 from components.gradio_compat.blocks import PatchedBlocks
-from components.gradio_compat.callers import (
-    MCP_HEADER,
-    address_of,
-    client_of,
-    current_caller,
-    mcp_caller,
-    mcp_callers,
-    prepare_mcp,
-)
+from components.gradio_compat.callers import MCP_HEADER, address_of, client_of, current_caller, mcp_caller
 from components.jobs.job import Caller
 from intraslice.core.errors import UserError
 
@@ -131,20 +123,6 @@ def test_outside_of_a_call_no_client_can_leave_and_a_foreign_number_is_of_none_t
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
 
 
-class Tool:
-    """A tool that notes who calls it, and goes on until it may end."""
-
-    def __init__(self) -> None:
-        self.callers: list[tuple[str, Caller]] = []
-        self.may_end = threading.Event()
-
-    def __call__(self, request: gr.Request) -> float:
-        """Work for a while."""
-        self.callers.append((client_of(request), current_caller()))
-        self.may_end.wait(60)
-        return 1.0
-
-
 def call_from(address: str, server: str, until: Any) -> None:
     """Call the tool over a connection from `address`, and leave when `until()` holds."""
 
@@ -169,15 +147,18 @@ def call_from(address: str, server: str, until: Any) -> None:
 
 def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(launch, monkeypatch) -> None:
     monkeypatch.setenv(limits.HOPS_VARIABLE, "0")
-    work, may_leave = Tool(), threading.Event()
+    found: list[tuple[str, Caller]] = []
+    may_end, may_leave = threading.Event(), threading.Event()
 
     def tool(request: gr.Request) -> float:
         """Work for a while."""
-        return work(request)
+        found.append((client_of(request), current_caller()))
+        may_end.wait(60)
+        return 1.0
 
     with PatchedBlocks() as page:
         gr.api(tool, api_name="work", concurrency_limit=4)
-    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(mcp_callers)]})
+    client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(callers_module.mcp_callers)]})
     threads = [
         threading.Thread(target=call_from, args=(address, client.address, may_leave.is_set), daemon=True)
         for address in ADDRESSES
@@ -189,8 +170,8 @@ def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(l
     try:
         for thread in threads:
             thread.start()
-        until(lambda: len(work.callers) == len(ADDRESSES))
-        clients, callers = zip(*work.callers, strict=True)
+        until(lambda: len(found) == len(ADDRESSES))
+        clients, callers = zip(*found, strict=True)
         assert clients == tuple(f"mcp {caller.address}" for caller in callers)
         of_names = {client_of(SimpleNamespace(session_hash=name, headers={})) for name in (*clients, "program")}
         assert not of_names & {*clients, client_of(None), client_of(SimpleNamespace(headers={}))}
@@ -202,7 +183,7 @@ def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(l
         until(lambda: not any(caller.is_connected() for caller in callers))
     finally:
         may_leave.set()
-        work.may_end.set()
+        may_end.set()
 
 
 @pytest.mark.parametrize("kind", ["plain", "ours"])
@@ -213,14 +194,11 @@ def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launc
 
     with gr.Blocks() as page:
         gr.api(tool, api_name="work")
-    client, described, may_leave = launch(page, mcp_server=True), [], threading.Event()
-    simplify = page.mcp_server_obj.simplify_filedata_schema
-    monkeypatch.setattr(
-        page.mcp_server_obj, "simplify_filedata_schema", lambda schema: described.append(1) or simplify(schema)
-    )
+    client, described = launch(page, mcp_server=True), []
+    server, simplify = page.mcp_server_obj, page.mcp_server_obj.simplify_filedata_schema
+    monkeypatch.setattr(server, "simplify_filedata_schema", lambda schema: described.append(1) or simplify(schema))
     if kind == "ours":
-        prepare_mcp(page.mcp_server_obj)
-    may_leave.set()
+        callers_module.prepare_mcp(server)
     for _ in range(3):
-        call_from("127.0.0.1", client.address, may_leave.is_set)
+        call_from("127.0.0.1", client.address, lambda: True)
     assert len(described) == 1 if kind == "ours" else len(described) >= 3

@@ -4,10 +4,13 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+import gradio
+
 ROOT = Path(__file__).parents[3]
 COMPAT = ROOT / "components" / "gradio_compat"
-# Modules that are documented as attributes of gradio.
-PUBLIC = {"components", "events", "themes"}
+# Modules, without those that are documented as attributes of gradio.
+INTERNAL = {path.stem for path in Path(gradio.__file__).parent.iterdir() if path.is_dir() or path.suffix == ".py"}
+INTERNAL -= {"components", "events", "themes"}
 NAMED_TUPLE = {"_asdict", "_fields", "_replace"}
 
 
@@ -16,7 +19,8 @@ def internals(text: str) -> Iterator[str]:
     tree = ast.parse(text)
     nodes = list(ast.walk(tree))
     own = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    own |= {node.attr for node in nodes if isinstance(node, ast.Attribute) and _is_self(node) and _is_stored(node)}
+    stored = [node for node in nodes if isinstance(node, ast.Attribute) and _is_stored(node)]
+    own |= {node.attr for node in stored if getattr(node.value, "id", "") in ("self", "cls")}
     own |= {getattr(node.target, "id", "") for node in nodes if isinstance(node, ast.AnnAssign)}
     modules = {alias.asname or alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     for node in nodes:
@@ -27,28 +31,15 @@ def internals(text: str) -> Iterator[str]:
         elif isinstance(node, ast.Attribute):
             name, base = node.attr, getattr(node.value, "id", "")
             is_private = name.startswith("_") and not name.startswith("__")
-            if base == "gr" and name.islower() and name in MODULES - PUBLIC:
+            if base == "gr" and name.islower() and name in INTERNAL:
                 yield f"gr.{name}"
             is_foreign = is_private and base not in modules and name not in own | NAMED_TUPLE
             if is_foreign or (name in ("__class__", "__signature__") and _is_stored(node)):
                 yield name
 
 
-def _is_self(node: ast.Attribute) -> bool:
-    return isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
-
-
 def _is_stored(node: ast.Attribute) -> bool:
     return isinstance(node.ctx, ast.Store | ast.Del)
-
-
-def modules_of_gradio() -> set[str]:
-    import gradio
-
-    return {path.stem for path in Path(gradio.__file__).parent.iterdir() if path.is_dir() or path.suffix == ".py"}
-
-
-MODULES = modules_of_gradio()
 
 
 def test_no_other_file_uses_gradios_internals() -> None:

@@ -21,10 +21,9 @@ from components.gradio_compat import streams
 from components.gradio_compat.blocks import PatchedBlocks
 
 
-def make_page(kind: type[gr.Blocks], called: threading.Event | None = None) -> gr.Blocks:
+def make_page(kind: type[gr.Blocks], act: Callable[[], object] = lambda: None) -> gr.Blocks:
     def work() -> float:
-        if called:
-            called.set()
+        act()
         return 1.0
 
     with kind() as page:
@@ -58,12 +57,13 @@ def test_plain_gradio_drops_a_session_that_still_waits_and_ours_none() -> None:
 
 
 def test_a_call_that_no_client_reads_costs_no_work(launch) -> None:
-    client = launch(page := make_page(PatchedBlocks, called := threading.Event()))
+    called: list[bool] = []
+    client = launch(page := make_page(PatchedBlocks, lambda: called.append(True)))
     client.join("work")
     assert (page.calls.open_calls, page.calls.get_events()) == (1, None)
     assert not any(page.calls.active_jobs)
     assert client.ask("work") == ("complete", [1.0])
-    assert called.is_set()
+    assert called == [True]
 
 
 MESSAGES = "queue/data?session_hash=one"
@@ -71,13 +71,7 @@ MESSAGES = "queue/data?session_hash=one"
 
 def leave_a_call(launch, kind: type[gr.Blocks], gate: threading.Event, is_noticed: Callable[[Queue], bool]) -> Client:
     """A session calls what waits for the gate, and ends its stream; returns when the server has noticed."""
-
-    def work() -> bool:
-        return gate.wait()
-
-    with kind() as page:
-        gr.api(work, api_name="work")
-    client = launch(page)
+    client = launch(page := make_page(kind, gate.wait))
     call(client)
     with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
         next(line for line in stream.iter_lines() if "process_starts" in line)
@@ -122,10 +116,8 @@ def test_the_calls_of_a_session_that_reads_another_stream_go_on(has_read, reader
     queue.active_jobs = [[event := Event("one", function, None, None)]]
     queue.pending_messages_per_session["one"] = None
     box = queue.pending_messages_per_session["one"]
-    box.readers, queue._left = (
-        readers,
-        {"one": box._last_seen - 2 * limits.GRACE_SECONDS},
-    )  # when the first stream ended
+    box.readers, ended = readers, box._last_seen - 2 * limits.GRACE_SECONDS  # the first stream
+    queue._left = {"one": ended}
     if not has_read:
         box._last_seen -= 3 * limits.GRACE_SECONDS
     tidy(queue)
@@ -154,9 +146,13 @@ def launched(launch) -> Client:
     return launch(page, app_kwargs={"middleware": [mailboxes]})
 
 
-def call(client: Client, session: str = "one") -> str:
+def join(client: Client, session: str = "one") -> httpx.Response:
     body = {"data": [], "fn_index": 0, "session_hash": session}
-    return client.http.post(f"{client.api}/queue/join", json=body).json().get("event_id")
+    return client.http.post(f"{client.api}/queue/join", json=body)
+
+
+def call(client: Client) -> str:
+    return join(client).json().get("event_id")
 
 
 def messages(stream: httpx.Response) -> Iterator[dict]:
@@ -197,8 +193,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
             second: Future[str] = pool.submit(call, client)
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.3)
-            body = {"data": [], "fn_index": 0, "session_hash": "one"}
-            posts = [pool.submit(httpx.post, f"{client.api}/queue/join", json=body, timeout=60) for _ in range(11)]
+            posts = [pool.submit(join, client) for _ in range(11)]
             refused = [post.result().status_code for post in islice(as_completed(posts), 9)]
         assert sorted(post.result().status_code for post in posts) == [200] * 2 + [503] * 9
     assert refused == [503] * 9
@@ -220,7 +215,5 @@ def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatc
 
 
 def test_a_session_with_a_long_name_is_refused(launch) -> None:
-    client = launched(launch)
-    body = {"data": [], "fn_index": 0, "session_hash": "x" * 101}
-    answer = client.http.post(f"{client.api}/queue/join", json=body)
+    answer = join(launched(launch), "x" * 101)
     assert (answer.status_code, "at most 100 characters" in answer.text) == (400, True)

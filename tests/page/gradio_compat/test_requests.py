@@ -15,17 +15,20 @@ from components import limits
 from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes, upload_folder
 
 
-@pytest.fixture(scope="module", params=["plain", "ours"])
-def sized(request, launch_once):
-
+def page_with_work() -> gr.Blocks:
     def work(value: float) -> float:
         return value
 
     with gr.Blocks() as page:
         gr.api(work, api_name="work")
+    return page
+
+
+@pytest.fixture(scope="module", params=["plain", "ours"])
+def sized(request, launch_once):
     is_plain = request.param == "plain"
     middleware = [] if is_plain else [Middleware(bounded_requests)]
-    sized = launch_once(page, app_kwargs={"middleware": middleware}, max_file_size=2**16)
+    sized = launch_once(page_with_work(), app_kwargs={"middleware": middleware}, max_file_size=2**16)
     sized.is_plain = is_plain
     with pytest.MonkeyPatch.context() as patch:
         if is_plain:
@@ -104,28 +107,18 @@ def test_an_upload_whose_headers_do_not_fit_its_body_is_refused(sized) -> None:
 @pytest.mark.parametrize("query", ["", "?upload_id=mine"])
 def test_plain_gradio_fails_at_a_part_that_is_no_file_and_ours_refuses_it(sized, query) -> None:
     for name, file in (("files", ""), ("files", "; size=1"), ("text", "; filename=a.txt")):
-        status, inodes = post(
-            sized, "multipart/form-data; boundary=a", part("a") + part("a", name, file) + b"--a--\r\n", query
-        )
-        if sized.is_plain:
-            assert inodes, (name, file)
-        else:
-            assert (status, inodes) == (400, 0), (name, file)
+        body = part("a") + part("a", name, file) + b"--a--\r\n"
+        status, inodes = post(sized, "multipart/form-data; boundary=a", body, query)
+        assert inodes if sized.is_plain else (status, inodes) == (400, 0), (name, file)
 
 
 # A route of a new version of gradio is added here, or to `NEEDED` where the page or its programs want it.
 REFUSED = {
     *("/login", "/logout", "/monitoring", "/monitoring/{}", "/monitoring/summary", "/openapi.json", "/token", "/user"),
     *("/pwa_icon", "/pwa_icon/{}", f"{API}/deep_link", f"{API}/dev/reload", f"{API}/process_recording"),
-    *(f"{API}/login_check", f"{API}/token", f"{API}/user", "/login_check"),
-    *(f"{API}/runs", *(f"{API}/run-history/{path}" for path in ("connect", "buckets", "records"))),
-    f"{API}/run-history/records/{{}}/{{}}/assets/{{}}",
-    *(
-        f"{API}/proxy={{}}",
-        f"{API}/file/{{}}",
-        f"{API}/component_server",
-        f"{API}/custom_component/{{}}/{{}}/{{}}/{{}}",
-    ),
+    *(f"{API}/login_check", f"{API}/token", f"{API}/user", "/login_check", f"{API}/runs"),
+    *(f"{API}/run-history/{path}" for path in ("connect", "buckets", "records", "records/{}/{}/assets/{}")),
+    *(f"{API}/{path}" for path in ("proxy={}", "file/{}", "component_server", "custom_component/{}/{}/{}/{}")),
     *(f"{API}/stream/{path}" for path in ("{}", "{}/close", "{}/{}/{}/{}.{}")),
     *(f"{API}/stream/{{}}/{{}}/{{}}/{file}" for file in ("playlist.m3u8", "playlist-file")),
     *(f"{API}/{path}" for path in ("vibe-edit", "undo-vibe-edit", "vibe-code", "vibe-starter-queries")),
@@ -142,15 +135,6 @@ def paths(routes: Any) -> Iterator[str]:
     for route in routes:
         inner = getattr(getattr(route, "original_router", None), "routes", None)
         yield from [route.path] if inner is None else paths(inner)
-
-
-def page_with_work() -> gr.Blocks:
-    def work() -> str:
-        return "done"
-
-    with gr.Blocks() as page:
-        gr.api(work, api_name="work")
-    return page
 
 
 def test_every_route_of_gradio_is_needed_or_refused() -> None:
@@ -179,9 +163,8 @@ def test_what_is_needed_is_answered_and_nothing_else(client, caplog) -> None:
         answer = client.http.get(f"{client.address}{path}")
         assert (answer.status_code, answer.text) == (404, "not found")
     assert not caplog.records
-    assert client.http.get(client.address).status_code == 200
-    assert client.http.head(client.address).status_code == 200
-    assert client.http.get(f"{client.address}config").status_code == 200
-    assert client.ask("work") == ("complete", ["done"])
+    for method, path in (("GET", ""), ("HEAD", ""), ("GET", "config")):
+        assert client.http.request(method, f"{client.address}{path}").status_code == 200
+    assert client.ask("work", 7.0) == ("complete", [7.0])
     asked = {"origin": "https://example.org", "access-control-request-method": "POST"}
     assert client.http.options(f"{client.api}/call/work", headers=asked).status_code == 200

@@ -38,30 +38,24 @@ def client(request, launch_once):
     with request.param() as page:
         gr.api(two, api_name="two")
         gr.api(text, api_name="text")
-        slider, file, answer = gr.Slider(0, 10, label="of ten"), gr.File(label="upload"), gr.Textbox()
-        gr.on([slider.change], lambda value: str(value), slider, answer, api_name="slider")
-        number = gr.Number(0, minimum=0, maximum=10, precision=0, label="whole")
-        gr.on([number.change], lambda value: str(value), number, answer, api_name="whole")
-        gr.on([file.change], lambda value: str(value), file, answer, api_name="file")
+        whole = gr.Number(0, minimum=0, maximum=10, precision=0, label="whole")
+        fields = {"slider": gr.Slider(0, 10, label="of ten"), "whole": whole, "file": gr.File(label="upload")}
+        answer = gr.Textbox()
+        for name, field in fields.items():
+            gr.on([field.change], lambda value: str(value), field, answer, api_name=name)
     client = launch_once(page)
     client.is_plain = request.param is gr.Blocks
     return client
 
 
-@pytest.fixture
-def fetched(monkeypatch) -> list[str]:
-    addresses: list[str] = []
-
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_plain_gradio_takes_it_or_gives_no_reason_and_ours_refuses_it_in_words(client, case, monkeypatch) -> None:
     async def fetch(url: str, *_, **__) -> str:
-        addresses.append(url)
+        fetched.append(url)
         raise OSError("no network")
 
+    fetched: list[str] = []
     monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
-    return addresses
-
-
-@pytest.mark.parametrize("case", UNREADABLE)
-def test_plain_gradio_takes_it_or_gives_no_reason_and_ours_refuses_it_in_words(client, fetched, case) -> None:
     endpoint, values, words = UNREADABLE[case]
     kind, answer = client.ask(endpoint, *values)
     if client.is_plain:
@@ -90,14 +84,8 @@ class Page:
         self.threads: list[bool] = []  # whether each conversion was in a thread of its own
         self.got: tuple[Any, ...] = ()
         with kind() as self.blocks:
-            self.components = [
-                gr.Slider(0, 10, step=0.01),
-                gr.Textbox(),
-                gr.Dropdown(["a", "b"]),
-                gr.Number(),
-                gr.Checkbox(),
-                gr.File(),
-            ]
+            self.components = [gr.Slider(0, 10, step=0.01), gr.Textbox(), gr.Dropdown(["a", "b"])]
+            self.components += [gr.Number(), gr.Checkbox(), gr.File()]
             self.html = gr.HTML()
             outputs = [self.html, self.components[0]]
             gr.Button().click(lambda *values: self._take(values, answer), self.components, outputs, api_name="take")
@@ -167,8 +155,7 @@ def test_a_path_is_uploaded_if_it_lies_in_the_folder_whose_allocated_blocks_coun
     assert is_uploaded(str(tmp_path / "uploads" / "1" / "a.txt"))
     assert not is_uploaded(str(tmp_path / "uploads" / ".." / "a.txt"))
     assert not is_uploaded("/etc/hostname")
-    folder = tmp_path / "folder"
-    folder.mkdir()
+    (folder := tmp_path / "folder").mkdir()
     assert allocated_bytes(folder) == BYTES_PER_INODE
     for name in range(20):
         (folder / str(name)).write_bytes(b"x")
@@ -217,14 +204,15 @@ def test_ours_come_back_as_messages_and_only_the_pages_own_are_logged(launch, ca
     assert (kind, answer["error"]) == ("error", "7 is too much; lower it.")
     assert "Traceback" not in "".join(capfd.readouterr())
     assert not caplog.text
-    kind, answer = client.ask("fail", 7)
-    assert kind == "error"
-    assert "RuntimeError" in answer["error"]
-    assert "of no interest" not in answer["error"]
-    assert "of no interest" in caplog.text
-    for code, name in ((1, "SystemExit"), (0, "Panic"), (0, "Panic")):
-        kind, answer = client.ask("panic", code)
+    for endpoint, value, name in (
+        ("fail", 7, "RuntimeError"),
+        ("panic", 1, "SystemExit"),
+        *[("panic", 0, "Panic")] * 2,
+    ):
+        kind, answer = client.ask(endpoint, value)
         assert (kind, f"({name})" in answer["error"]) == ("error", True)
+        assert "of no interest" not in answer["error"]
+    assert "of no interest" in caplog.text
 
 
 @pytest.mark.parametrize("problem", [ValueError("too much"), RuntimeError("a mistake"), gr.Error("too much")])

@@ -6,6 +6,8 @@ import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from random import Random
 
@@ -29,18 +31,15 @@ class Failed(Exception):
 @pytest.mark.parametrize(("before", "after"), [(0, threads.NICENESS), (10, 10)])
 def test_a_thread_of_jobs_is_at_least_as_nice_as_before(before, after) -> None:
     """Without root it must not try to be less nice: its first job would never run."""
-    found = []
 
-    def look() -> None:
+    def found() -> int:
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(before, os.getpriority(os.PRIO_PROCESS, thread)))
         threads.lower_priority()
-        found.append(os.getpriority(os.PRIO_PROCESS, thread))
+        return os.getpriority(os.PRIO_PROCESS, thread)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    thread.join()
-    assert found == [max(after, os.getpriority(os.PRIO_PROCESS, 0))]
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(found).result() == max(after, os.getpriority(os.PRIO_PROCESS, 0))
 
 
 class Model:
@@ -97,7 +96,7 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, m
     """Jobs that share, hold, wait, fail and are stopped at random, two hundred of six clients; each makes a model."""
     monkeypatch.setattr(limits, "IDLE_THREAD_SECONDS", 0.1)
     before, memory = set(threading.enumerate()), psutil.Process().memory_info().rss
-    initialised, running, overlaps, wrong = [], [], [], []
+    initialised, running, overlaps = [], [], []
 
     def check_alone(job: Job) -> None:
         running.append(job)
@@ -138,23 +137,15 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, m
             job = scheduler.start(str(client), partial(act, rng=Random(rng.random())))
             if rng.random() < 0.2:
                 job.stop()
-            try:
+            with suppress(Failed):
                 for _ in job.events():
                     if rng.random() < 0.05:
                         break
-            except Failed:
-                pass
-            except BaseException as problem:
-                wrong.append(problem)
 
     scheduler = Scheduler(initialise=lambda: initialised.append(threading.get_ident()))
-    clients = [threading.Thread(target=run_some, args=(client,), daemon=True) for client in range(6)]
-    for client in clients:
-        client.start()
-    for client in clients:
-        client.join(60)
-    assert not any(client.is_alive() for client in clients)
-    assert (wrong, overlaps) == ([], [])
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(run_some, range(6), timeout=60))
+    assert overlaps == []
     until(lambda: not (scheduler.jobs or scheduler._cancelled))  # what was stopped while it was away
     assert (scheduler._shared, dict(scheduler._held), bool(initialised)) == ({}, {}, True)
     until(lambda: not any(thread.name == "job" and thread not in before for thread in threading.enumerate()))
@@ -201,30 +192,27 @@ def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> No
 
 
 def test_shared_work_that_is_held_waits_where_it_is_and_ends_with_the_last_job_that_holds_it(scheduler) -> None:
-    log, ended = [], []
+    log: list[str] = []
 
     def making(job: Job) -> None:
         try:
             counting(log, "made", 6)(job)
         finally:
-            ended.append(True)
+            log.append("ended")
 
     def work(job: Job, returns: bool) -> None:
         with job.holding("model"):
             with job.begin("model", making) as shared:
                 assert not shared.wait(until=lambda: len(log) >= 3)
             counting(log, "other", 2)(job)
-            assert not ended
             if returns:
                 job.share("model", making)
 
-    for returns, rest in ((True, ["made"] * 3), (False, [])):
+    for returns in (True, False):
+        log.clear()
         scheduler.start("a", partial(work, returns=returns))
         scheduler.run()
-        assert log == ["made"] * 3 + ["other"] * 2 + rest
-        assert ended == [True]
-        log.clear()
-        ended.clear()
+        assert log == ["made"] * 3 + ["other"] * 2 + ["made"] * 3 * returns + ["ended"]
 
 
 def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(scheduler, clock) -> None:
@@ -239,8 +227,7 @@ def test_a_job_beside_shared_work_gives_it_a_turn_however_long_the_others_take(s
 
     job = scheduler.start("a", work)
     scheduler.run()
-    assert log == ["made", "made", "token"] * 3
-    assert job.result == 6
+    assert (log, job.result) == (["made", "made", "token"] * 3, 6)
     log.clear()
     scheduler.start("b", counting(log, "other", 9, clock, 10.0))
     scheduler.start("a", work)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from stepping import OnlyWhileAwaited, Stepped
+from stepping import OnlyWhileAwaited, Stepped, events
 
 from components import limits
 from components.jobs.job import Caller, Job
@@ -147,9 +147,8 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
 
     def sleep(job: Job, seconds: float) -> None:
         with job.waiting():
-            while not job.is_cancelled:
-                if rested.wait(0.01):
-                    return
+            while not (job.is_cancelled or rested.wait(0.01)):
+                pass
 
     def work(name: str) -> Callable[[Job], None]:
         def working(job: Job) -> None:
@@ -196,44 +195,44 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     assert "third" not in taken
 
 
-def test_the_time_left_of_work_that_goes_on_is_of_what_is_done_now(monkeypatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_the_time_left_of_work_that_goes_on_is_of_what_is_done_now(scheduler, clock, monkeypatch) -> None:
+    monkeypatch.setattr(time, "monotonic", clock)
 
     def work(job: Job) -> None:
         progress = job_progress(job, "window", when_done=True)
         for done in (5, 6, 7):
             progress(Progress("evaluate", done, 8))
-            now[0] += 3.0
+            clock.now += 3.0
 
-    job = (scheduler := Stepped()).start("a", work)
+    job = scheduler.start("a", work)
     scheduler.run()
-    assert [event.seconds_left for events in job.events() for event in events] == [None, 6.0, 3.0]
+    assert [event.seconds_left for event in events(job)] == [None, 6.0, 3.0]
 
 
-def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_checkpoint(monkeypatch) -> None:
-    now, turns = [0.0], []
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_checkpoint(
+    scheduler, clock, monkeypatch
+) -> None:
+    turns, pause = [], 0.4 * limits.STATUS_SECONDS
+    monkeypatch.setattr(time, "monotonic", clock)
 
     def work(job: Job) -> None:
         progress = job_progress(job, "Slicing, layer")
         for done in range(8):
             progress(Progress("slice", done, 8))
             turns.append(done)
-            now[0] += 0.4 * limits.STATUS_SECONDS
+            clock.now += pause
 
-    scheduler = Stepped()
     job = scheduler.start("a", work)
     for steps in range(1, 8):
         scheduler.step()
         assert len(turns) == steps - 1
     scheduler.run()
-    statuses = [event for events in job.events() for event in events]
-    assert [status.done for status in statuses] == [0, 3, 6]
-    assert [status.seconds_left for status in statuses] == pytest.approx(
-        [None, 0.4 * limits.STATUS_SECONDS * 5, 0.4 * limits.STATUS_SECONDS * 2]
-    )
-    assert statuses[0] == Status("Slicing, layer", "busy", 0, 8)
+    first, *later = events(job)
+    assert first == Status("Slicing, layer", "busy", 0, 8)
+    assert [(status.done, status.seconds_left) for status in later] == [
+        (3, pytest.approx(5 * pause)),
+        (6, pytest.approx(2 * pause)),
+    ]
 
 
 READY = Status("Ready", "ready")
@@ -288,11 +287,8 @@ class Page:
 @pytest.mark.parametrize(
     ("how", "text"),
     [
-        ("done", "Ready"),
-        ("moved", "Ready"),
-        ("replaced", "Ready"),
-        ("cancelled", "Cancelled."),
-        ("gone", "Cancelled."),
+        *((how, "Ready") for how in ("done", "moved", "replaced")),
+        *((how, "Cancelled.") for how in ("cancelled", "gone")),
         (UserError("no such model"), "No such model."),
         (KeyError("a defect"), INTERNAL.format("KeyError")),
         (Panic("called `Option::unwrap()`"), INTERNAL.format("RuntimeError")),

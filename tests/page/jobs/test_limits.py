@@ -38,16 +38,16 @@ def test_a_bound_is_the_hosts_and_the_environment_overrules_it(monkeypatch) -> N
     for name in ("SPACE_ID", "INTRASLICE_HOSTED", "INTRASLICE_MAX_LENGTH"):
         monkeypatch.delenv(name, raising=False)
     assert limits.LENGTH.value == 4096
-    monkeypatch.setenv("SPACE_ID", "owner/explorer")
-    assert limits.LENGTH.value == 2048
-    monkeypatch.setenv("INTRASLICE_MAX_LENGTH", "1000")
-    assert limits.LENGTH.value == 1000
+    for name, value, limit, bound in (
+        ("SPACE_ID", "owner/explorer", limits.LENGTH, 2048),
+        ("INTRASLICE_MAX_LENGTH", "1000", limits.LENGTH, 1000),
+        ("INTRASLICE_MAX_VISITOR_JOBS", "7", limits.CLIENT_JOBS, 7),  # its former name
+        ("INTRASLICE_MAX_CLIENT_JOBS", "8", limits.CLIENT_JOBS, 8),
+    ):
+        monkeypatch.setenv(name, value)
+        assert limit.value == bound
     with pytest.raises(UserError, match="length must be a whole number from 2 to 1,000, got 1024"):
         parse(Settings(length=1024))
-    monkeypatch.setenv("INTRASLICE_MAX_VISITOR_JOBS", "7")  # its former name
-    assert limits.CLIENT_JOBS.value == 7
-    monkeypatch.setenv("INTRASLICE_MAX_CLIENT_JOBS", "8")
-    assert limits.CLIENT_JOBS.value == 8
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,10 @@ def test_sequences_samples_and_length_are_bounded_together(monkeypatch) -> None:
 
 
 def test_a_hosted_pages_errors_name_no_folder_and_a_desktops_do(monkeypatch) -> None:
-    error = (
-        "No text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; expected owner/name, 3/4."
-    )
+    error = "No text '/srv/a b/x.csv' (or /etc/y.csv, ~/z) at https://hub.co/x/y, file:///srv/t; expected owner/a, 3/4."
     assert Status(error, "error").text == error
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    told = "No text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; expected owner/name, 3/4."
+    told = "No text 'x.csv' (or y.csv, z) at https://hub.co/x/y, t; expected owner/a, 3/4."
     assert Status(error, "error").text == limits.error_text(ValueError(error)) == told
     assert Status(error).text == error
     assert len(limits.error_text("x" * 10**6)) < 1000
@@ -100,14 +98,10 @@ def test_the_oldest_uploads_make_room_and_what_the_page_hands_out_stays(tmp_path
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(400))
         os.utime(path, (moment, moment))
-    make_room(tmp_path, 5 * BYTES_PER_INODE)  # three files, two of them in a folder of their own
-    assert broken_off.exists()
-    make_room(tmp_path, 4 * BYTES_PER_INODE)
-    assert not broken_off.exists()
-    assert all(path.exists() for path in (sent, *kept))
-    make_room(tmp_path, 0)
-    assert not any(path.exists() for path in kept)
-    assert sent.exists()
+    stay = (sent, broken_off, *kept)
+    for inodes, left in ((5, stay), (4, (sent, *kept)), (0, (sent,))):  # 5: two of the files are in folders
+        make_room(tmp_path, inodes * BYTES_PER_INODE)
+        assert tuple(path for path in stay if path.exists()) == left
 
 
 NO_IDS = ("~", "..", "../server0", "tests/page", "/etc", "x" * 150, "a//b", "https://hub.co/a", "", "*")
@@ -131,13 +125,11 @@ def test_a_hosted_page_loads_the_models_of_its_list_and_nothing_else(
     assert offered_models() == (offered, bool(others))
     for name in (*offered, *others):
         assert parse(Settings(model=name)).calibration.model == name
-    seconds = []
+    start = time.thread_time()
     for name in refused:
-        start = time.thread_time()
         with pytest.raises(UserError, match="must be a Hub id" if others else f"one of {', '.join(offered)}, got"):
             parse(Settings(model=name))
-        seconds.append(time.thread_time() - start)
-    assert sorted(seconds)[len(seconds) // 2] < 0.01
+    assert time.thread_time() - start < 0.01 * len(refused)
     monkeypatch.setenv("INTRASLICE_HOSTED", "0")  # a desktop offers the list and loads whatever is named
     assert offered_models() == (offered, True)
     assert parse(Settings(model="/etc")).calibration.model == "/etc"

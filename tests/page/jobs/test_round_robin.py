@@ -3,19 +3,18 @@
 import threading
 from collections.abc import Iterable
 from itertools import count
+from typing import Any
 
 import pytest
 from stepping import Clock, Stepped, counting
 
 from components import limits
-from components.i18n.language import translate, use_language
 from components.jobs import round_robin
 from components.jobs.job import Caller, Job, Urgency
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
 from components.jobs.waiting import Line, Waiting
 from components.limits import BEGINNING_SECONDS, FEW, SHARE, TURN_SECONDS
-from components.ui import formatting
 
 CLASS, ELSEWHERE = Caller("127.0.0.2"), Caller("127.0.0.3")
 MANY = FEW + 2
@@ -30,18 +29,11 @@ class Crowd:
         self.clock, self.log, self.numbers = Clock(), [], count()
         self.scheduler = Stepped(self.clock, TURN_SECONDS)
 
-    def join(
-        self,
-        names: Iterable,
-        steps: int,
-        result: int = -1,
-        urgency: Urgency = Urgency.PEOPLE,
-        caller: Caller = CLASS,
-        seconds: float = STEP,
-    ) -> list[Job]:
+    def join(self, names: Iterable, steps: int, result: int = -1, seconds: float = STEP, **options: Any) -> None:
         """A job for each name, of a client of its own, who sees a result after step `result`."""
-        work = {name: counting(self.log, name, steps, self.clock, seconds, result) for name in names}
-        return [self.scheduler.start(f"{name} {next(self.numbers)}", work[name], urgency, caller) for name in work]
+        for name in names:
+            work = counting(self.log, name, steps, self.clock, seconds, result)
+            self.scheduler.start(f"{name} {next(self.numbers)}", work, **({"caller": CLASS} | options))
 
     def step(self, count: int) -> list:
         """Let so many steps pass; returns whose they were."""
@@ -76,13 +68,9 @@ def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(cr
         crowd.join(range(MANY), 900)
     else:
         crowd.join(["background"], 900, urgency=Urgency.BACKGROUND)
-    log = crowd.step(900)
-    of_second = sum(str(name).startswith(second) for name in log)
-    if second == "seen":
-        assert log.count("alone") == pytest.approx(450, abs=8)
-        assert of_second == pytest.approx(450 / (1 + SHARE), abs=12)
-    else:
-        assert of_second == pytest.approx(900 / (1 + SHARE), abs=8)
+    log, (turns, tolerance) = crowd.step(900), (450, 12) if second == "seen" else (900, 8)
+    assert sum(str(name).startswith(second) for name in log) == pytest.approx(turns / (1 + SHARE), abs=tolerance)
+    assert second == "background" or log.count("alone") == pytest.approx(450, abs=8)
 
 
 def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(crowd) -> None:
@@ -213,10 +201,3 @@ def test_the_page_tells_it_once_in_a_while_and_again_after_the_job_has_done_some
     assert next(events) == Waiting("Waiting; jobs ahead: 1")
     scheduler.run()
     assert list(events) == []
-
-
-def test_the_status_of_a_job_that_waits_is_in_the_language() -> None:
-    status = Waiting("", seconds_left=30)
-    assert "about 30 s" in formatting.status_text(status)
-    with use_language("de"):
-        assert translate(formatting.status_text(status)) == ", noch etwa 30 s"

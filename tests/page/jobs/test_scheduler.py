@@ -129,16 +129,13 @@ class Oracle:
 
         is_crowd = len({other.client for other in self.jobs if place(other) == place(job)}) > FEW
         background, address = place(job)
-        return (
-            background,
-            job.sees_result or job.seconds >= BEGINNING_SECONDS,
-            address,
-            is_crowd and job.sees_result,
-            job.client,
-            job,
-        )
+        has_begun = job.sees_result or job.seconds >= BEGINNING_SECONDS
+        return background, has_begun, address, is_crowd and job.sees_result, job.client, job
 
     def line(self) -> list[Actor]:
+        def place(path: Path) -> tuple[int, ...]:
+            return path[3], *(self.levels[path[:level]].place(path[level]) for level in (4, 5))
+
         paths, line = [self.path_of(job) for job in self.jobs], []
         for path in paths:
             for level in range(6):
@@ -148,13 +145,7 @@ class Oracle:
             for path in paths:
                 if path[:2] == queue:
                     of_address[path[2]].append(path)
-            columns = [
-                sorted(
-                    of_address[name],
-                    key=lambda path: (path[3], *(self.levels[path[:n]].place(path[n]) for n in (4, 5))),
-                )
-                for name in sorted(of_address, key=self.levels[queue].place)
-            ]
+            columns = [sorted(of_address[name], key=place) for name in sorted(of_address, key=self.levels[queue].place)]
             line += [path[-1] for turn in zip_longest(*columns) for path in turn if path]
         return line
 
@@ -240,14 +231,8 @@ def random_program(rng: Random, keys: tuple[str, ...], length: int = 8) -> list[
     steps = []
     for _ in range(rng.randrange(1, length)):
         what = rng.choices(["take", "share", "urgency", "result", "fail"], [8, 3 if keys else 0, 1, 1, 0.4])[0]
-        value = {
-            "take": rng.choice([0.0, 0.0625, 0.125, 0.25, 1.5]),
-            "share": rng.choice(keys) if keys else None,
-            "urgency": rng.choice(list(Urgency)),
-            "result": None,
-            "fail": rng.choice([Failed, Panic]),
-        }
-        steps.append((what, value[what]))
+        values = {"take": [0.0, 0.0625, 0.125, 0.25, 1.5], "share": keys, "urgency": list(Urgency), "result": [None]}
+        steps.append((what, rng.choice(values.get(what, [Failed, Panic]))))
     return steps
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from tiny_page import kept_rows
 
-from components.ratios.anatomy_charts import Matrix, across, inside
+from components.ratios.anatomy_charts import across, inside
 from components.state.plan_views import Source, map_view, opened_view
 from components.state.units import units_of
 from intraslice.core.config import SliceConfig
@@ -15,22 +16,12 @@ from intraslice.planning.ratios import make_plan
 RESIDUAL = {"query": 2, "key": 2, "value": 2, "output": 0, "gate": 1, "up": 1, "down": 0}  # their axis of this side
 
 
-def kept_rows(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
-    """Of each row of a dense matrix, whether the sliced one has it."""
-    rows = {tuple(row) for row in sliced.flatten(0, -2).tolist()}
-    return [tuple(row) in rows for row in dense.flatten(0, -2).tolist()]
-
-
 def sizes_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:
     """(residual side, other side) of a sliced layer's matrices, by the map's names."""
     weights = vars(layer.self_attn.weights()) | vars(layer.mlp.weights())
     found = {name: (weights[name], axis) for name, axis in RESIDUAL.items() if weights[name] is not None}
     sizes = {name: (matrix.shape[axis], matrix.numel() // matrix.shape[axis]) for name, (matrix, axis) in found.items()}
     return {name[0] if name in ("query", "key", "value", "output") else name: size for name, size in sizes.items()}
-
-
-def by_name(matrices: list[Matrix]) -> dict[str, Matrix]:
-    return {matrix.name: matrix for matrix in matrices}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +37,7 @@ def test_the_map_and_the_opened_layers_are_the_slices(every_family_case, options
     rows, is_ranked = map_view(source, plan).rows, "order" not in options
     for index, (row, layer, block) in enumerate(zip(rows, layers, blocks(dense), strict=True)):
         view, attention, mlp = opened_view(source, plan, index), layer.self_attn.weights(), layer.mlp.weights()
-        before, matrices = block.attention.weights(), by_name(inside(view))
+        before, matrices = block.attention.weights(), {matrix.name: matrix for matrix in inside(view)}
         assert view.row == row
         assert (len(row.heads), row.neurons) == (len(attention.query), layer.mlp.neurons)
         assert {name: matrix.kept for name, matrix in matrices.items()} == sizes_of(layer)
@@ -67,7 +58,7 @@ def test_the_opened_layers_are_cross_module_slices(every_family_case) -> None:
     narrow = plan_crossmodule(dense, 0.3, order="one-shot")
     sliced = slice_crossmodule(dense, narrow, stats, every_family_case.tokens, progress=False)
     for view, layer in zip(views, sliced.model.layers, strict=True):
-        matrices = by_name(across(view))
-        added = [matrix.kept for matrix in matrices.values() if matrix.is_added]
+        matrices = across(view)
+        added = [matrix.kept for matrix in matrices if matrix.is_added]
         assert added == [tuple(shortcut.shape) for shortcut in layer.shortcuts]
-        assert {name: matrix.kept for name, matrix in matrices.items() if not matrix.is_added} == sizes_of(layer)
+        assert {matrix.name: matrix.kept for matrix in matrices if not matrix.is_added} == sizes_of(layer)

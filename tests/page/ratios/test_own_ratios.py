@@ -86,9 +86,7 @@ def test_a_local_page_offers_an_estimator_of_ones_own(own, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     choices.offer_own_estimators()
     assert (own / "run").exists()
-    assert [label for label in (entry.label for entry in ESTIMATORS.values()) if "mine" in label] == [
-        "energy (mine.py)"
-    ]
+    assert [entry.label for entry in ESTIMATORS.values() if "mine" in entry.label] == ["energy (mine.py)"]
 
 
 @pytest.mark.parametrize("name", ["SPACE_ID", "INTRASLICE_HOSTED"])

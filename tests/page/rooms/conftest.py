@@ -36,15 +36,19 @@ class Class:
             return self.http.get(f"/rooms/{self.code}/{action}", headers=headers, params=body)
         return self.http.post(f"/rooms/{self.code}/{action}", headers=headers, json=body)
 
+    def ask_to_join(self, student: str, client: TestClient | None = None, code: str = "") -> httpx.Response:
+        path = f"/rooms/{code or self.code}/join"
+        return (client or self.http).post(path, headers={"x-room-student": student}, json={})
+
     def join(self, student: str | None = None, client: TestClient | None = None) -> str:
-        student = student or secrets.token_hex(16)
-        answer = (client or self.http).post(f"/rooms/{self.code}/join", headers={"x-room-student": student}, json={})
+        answer = self.ask_to_join(student := student or secrets.token_hex(16), client)
         assert answer.status_code == 200, answer.text
         return student
 
-    def answer(self, student: str, value: object, step: int = 1, id: str = "") -> httpx.Response:
+    def answer(self, student: str, value: object, step: int = 1, id: str = "", **params: str) -> httpx.Response:
         body = {"id": id or secrets.token_hex(8), "step": step, "value": value}
-        return self.http.post(f"/rooms/{self.code}/answer", headers={"x-room-student": student}, json=body)
+        path, headers = f"/rooms/{self.code}/answer", {"x-room-student": student}
+        return self.http.post(path, headers=headers, json=body, params=params)
 
     def state(self, student: str, **params: str) -> httpx.Response:
         return self.http.get(f"/rooms/{self.code}/state", headers={"x-room-student": student}, params=params)

@@ -118,11 +118,9 @@ def test_a_restart_keeps_step_reveals_answers_and_what_older_versions_stored(kla
     klass.lead("step", step=BUDGET)
     before, lead = klass.state(student).json(), klass.lead("state").json()
     klass.rooms.close()
+    replaced = "(number, code, student, step, id, value) SELECT 0, code, student, step, 'replaced', NULL FROM answers"
     with sqlite3.connect(klass.folder / FILE) as database:  # they set replaced answers to NULL
-        columns = (
-            "(number, code, student, step, id, value) SELECT 0, code, student, step, 'replaced', NULL FROM answers"
-        )
-        database.execute(f"INSERT INTO answers {columns}")
+        database.execute(f"INSERT INTO answers {replaced}")
     klass.rooms = Rooms(klass.folder)
     klass.http = klass.client()
     assert klass.state(student).json() == before
@@ -152,9 +150,8 @@ def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkey
     other.execute("ROLLBACK")
     other.close()
     execute("PRAGMA max_page_count = 1")
-    path = f"/rooms/{klass.code}/join"
-    joins = [klass.http.post(path, headers={"x-room-student": f"{number:032x}"}, json={}) for number in range(100)]
-    assert joins[-1].status_code == 503
+    *_, last = (klass.ask_to_join(f"{number:032x}") for number in range(100))
+    assert last.status_code == 503
     execute("PRAGMA max_page_count = 1000000")
     assert klass.answer(student, 2, id="kept-by-client").status_code == 200
     assert sum(klass.counts()) == 1
@@ -164,14 +161,12 @@ def test_of_two_servers_in_one_folder_the_second_has_no_classes_and_says_so(klas
     second = Rooms(klass.folder)  # a page that starts
     assert "another folder in INTRASLICE_ROOMS" in caplog.text
     http = klass.client(rooms=second)
-    student = {"x-room-student": "a" * 32}
-    join = f"/rooms/{klass.code}/join"
-    for refused in (http.post("/rooms", json={}), http.post(join, headers=student, json={})):
+    for refused in (http.post("/rooms", json={}), klass.ask_to_join("a" * 32, http)):
         assert refused.status_code == 503
         assert refused.json()["error"].startswith("This server has no classes, since another one uses the same folder")
     klass.answer(klass.join(), 2)
     klass.rooms.close()
-    assert http.post(join, headers=student, json={}).status_code == 200  # the first has ended
+    assert klass.ask_to_join("a" * 32, http).status_code == 200  # the first has ended
     state = http.get(f"/rooms/{klass.code}/state", headers={"x-room-lead": klass.secret}).json()
     assert (state["students"], state["answers"]["1"]["count"]) == (2, 1)
     assert klass.lead("step", step=2).status_code == 503

@@ -1,6 +1,7 @@
 """Classes: every answer counts once, and no client reads or leads what is another's."""
 
 import json
+import math
 import secrets
 import sqlite3
 import time
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
+import numpy
 import pytest
 
 from components import limits
@@ -25,15 +27,15 @@ def test_the_class_is_pooled_revealed_and_goes_on(klass) -> None:
         assert klass.answer(student, value).status_code == 200
     shown = klass.lead("state").json()
     assert (shown["students"], shown["step"], shown["answers"]["1"]["count"]) == (4, 1, 4)
-    edges, counts = (shown["answers"]["1"][name] for name in ("edges", "counts"))
-    assert (edges[0], edges[-1], len(edges)) == (1, 5, 21)
-    assert counts == [sum(edges[i] <= v < edges[i + 1] + (i == 19) for v in (1.0, 1.5, 1.5, 5)) for i in range(20)]
-    assert shown["answers"]["1"]["quartiles"] == [1.375, 1.5, 2.375]
+    pooled = shown["answers"]["1"]
+    edges, counts = numpy.histogram([1.0, 1.5, 1.5, 5], 20, (1, 5))[::-1]
+    assert (pooled["edges"], pooled["counts"]) == (pytest.approx(edges.tolist()), counts.tolist())
+    assert pooled["quartiles"] == [1.375, 1.5, 2.375]
     assert klass.state(students[0]).json()["revealed"] == {}
     klass.lead("reveal", step=COST, truth=1.41)
     seen = klass.state(students[3]).json()
     assert seen["mine"] == {"1": 5}
-    assert seen["revealed"]["1"] == {"truth": 1.41, "class": shown["answers"]["1"]}
+    assert seen["revealed"]["1"] == {"truth": 1.41, "class": pooled}
     klass.lead("step", step=BUDGET)
     for student, bars in zip(students, ([0, 10], [20, 30], [40, 50], [1, 2, 3]), strict=True):
         assert klass.answer(student, bars, BUDGET).status_code == 200
@@ -84,9 +86,7 @@ def test_late_answers_and_answers_to_another_question_are_refused_with_a_sentenc
     refused = klass.answer(student, 2)
     late = (409, "Too late: the answer to question 1 has been revealed.")
     assert (refused.status_code, refused.json()["error"]) == late
-    path, body = f"/rooms/{klass.code}/answer?lang=de", {"id": "12345678", "step": 1, "value": 2}
-    german = klass.http.post(path, headers={"x-room-student": student}, json=body)
-    assert german.json()["error"].startswith("Zu spät")
+    assert klass.answer(student, 2, lang="de").json()["error"].startswith("Zu spät")
 
 
 FORGED = {
@@ -94,18 +94,10 @@ FORGED = {
     BUDGET: (3, [], [81], [-1], [1] * 7, ["1"], [None], [True], [[1]]),
     HURTS: (-1, 4, 1.5, True, "0", None),
 }
-MALFORMED = {
-    b"": 400,
-    b"[1]": 400,
-    b"[" * 3000: 400,
-    b'{"value": NaN, "step": 1, "id": "12345678"}': 400,
-    b'{"step": 99, "value": 1, "id": "12345678"}': 400,
-    b'{"step": true, "value": 1, "id": "12345678"}': 400,
-    b'{"step": 1.0, "value": 1, "id": "12345678"}': 400,
-    b'{"step": 1, "value": 1, "id": "short"}': 400,
-    b'{"step": 1, "value": 1, "id": ["12345678"]}': 400,
-    b'{"step": 1, "value": 1, "id": "12345678", "more": "' + b"x" * 5000 + b'"}': 413,
-}
+RIGHT = {"step": COST, "value": 1, "id": "12345678"}
+WRONG = [{"value": math.nan}, *({"step": step} for step in (99, True, 1.0)), {"id": "short"}, {"id": ["12345678"]}]
+MALFORMED = ["", "[1]", "[" * 3000, *(json.dumps(RIGHT | wrong) for wrong in WRONG)]
+OVERSIZED = json.dumps(RIGHT | {"more": "x" * 5000})
 
 
 def test_forged_malformed_and_oversized_answers_are_refused_with_a_sentence(klass) -> None:
@@ -117,8 +109,9 @@ def test_forged_malformed_and_oversized_answers_are_refused_with_a_sentence(klas
             content = json.dumps({"id": "12345678", "step": step, "value": value})
             refused = klass.http.post(path, headers=headers, content=content)
             assert (refused.status_code, "must be" in refused.json()["error"]) == (400, True), value
-    for content, status in MALFORMED.items():
+    for content in (*MALFORMED, OVERSIZED):
         refused = klass.http.post(path, headers=headers, content=content)
+        status = 413 if content is OVERSIZED else 400
         assert (refused.status_code, refused.json()["error"][-1]) == (status, "."), content[:80]
     assert klass.http.post(path, headers=student, content="{}").status_code == 415  # a form of another site can send it
     for truth in ("1", [1], True, 1e7):
@@ -156,14 +149,14 @@ def test_only_the_secret_leads_and_others_do_not_learn_whether_there_is_a_class(
 
 
 def test_ten_thousand_guesses_get_nowhere_and_lock_no_class_out(klass) -> None:
-    student, statuses = {"x-room-student": secrets.token_hex(16)}, []
+    student, statuses = secrets.token_hex(16), []
     for index in range(10_000):  # the last guess is right
         code = klass.code if index == 9_999 else "".join(secrets.choice(ALPHABET) for _ in range(LENGTH))
         with pytest.raises(Refused) as refused:
-            klass.rooms.join(code, student["x-room-student"], ELSEWHERE)
+            klass.rooms.join(code, student, ELSEWHERE)
         statuses.append(refused.value.status)
     assert statuses == [404] * limits.WRONG_CODES.value + [429] * (10_000 - limits.WRONG_CODES.value)
-    answer = klass.client(ELSEWHERE).post(f"/rooms/{klass.code}/join", headers=student, json={})
+    answer = klass.ask_to_join(student, klass.client(ELSEWHERE))
     assert int(answer.headers["retry-after"]) > 500
     assert answer.json()["error"] == "Too many wrong codes. Try again in 10 min."
     # Sixty behind the address of the class's presenter, and clients of unknown addresses, with many wrong codes.
@@ -171,10 +164,9 @@ def test_ten_thousand_guesses_get_nowhere_and_lock_no_class_out(klass) -> None:
     member = klass.join(client=proxied)
     for client in (klass.http, proxied):
         for _ in range(limits.WRONG_CODES.value + 5):
-            client.post("/rooms/BBBBBB/join", headers=student, json={})
-    joined = [klass.join() for _ in range(60)]
-    assert all(klass.answer(each, 2).status_code == 200 for each in joined)
-    assert proxied.post(f"/rooms/{klass.code}/join", headers=student, json={}).status_code == 429
+            klass.ask_to_join(student, client, "BBBBBB")
+    assert {klass.answer(klass.join(), 2).status_code for _ in range(60)} == {200}
+    assert klass.ask_to_join(student, proxied).status_code == 429
     klass.join(member, proxied)
 
 
@@ -184,13 +176,11 @@ def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed
 ) -> None:
     clock = SimpleNamespace(monotonic=lambda: 1000.0, time=time.time)
     monkeypatch.setattr(rooms, "time", clock)
-    hall = klass.client(addresses[0])
+    hall, *_ = clients = [klass.client(address) for address in addresses]
     students = [klass.join(client=hall) for _ in range(60)]
-    path, clients = f"/rooms/{klass.code}/join", [klass.client(address) for address in addresses]
 
     def join(number: int) -> httpx.Response:
-        client = clients[number % len(clients)]
-        return client.post(path, headers={"x-room-student": f"{number:032x}"}, json={})
+        return klass.ask_to_join(f"{number:032x}", clients[number % len(clients)])
 
     invented = [join(number) for number in range(140)]
     assert sum(answer.status_code == 200 for answer in invented) == limits.JOINS.value - len(students)
@@ -222,9 +212,8 @@ def test_clients_of_a_class_that_ends_meanwhile_are_told_so(klass, monkeypatch) 
     monkeypatch.setenv("INTRASLICE_MAX_JOINS", "1000")
 
     def take_part(number: int) -> list[int]:
-        student = {"x-room-student": f"{number:032x}"}
-        body, path = {"id": secrets.token_hex(8), "step": 1, "value": 2}, f"/rooms/{klass.code}"
-        answers = [klass.http.post(f"{path}/{action}", headers=student, json=body) for action in ("join", "answer")]
+        student = f"{number:032x}"
+        answers = [klass.ask_to_join(student), klass.answer(student, 2)]
         if number % 10 == 0:
             answers.append(klass.lead("delete" if number == 50 else "remove"))
         return [answer.status_code for answer in answers]
@@ -238,11 +227,10 @@ def test_clients_of_a_class_that_ends_meanwhile_are_told_so(klass, monkeypatch) 
 
 
 def test_codes_are_read_as_people_type_them_and_other_sites_pages_are_refused(klass) -> None:
-    typed = f"/rooms/ {klass.code[:3].lower()}-{klass.code[3:].lower()} /join"
-    joined = klass.http.post(typed, headers={"x-room-student": "a" * 32}, json={})
-    assert joined.json()["code"] == klass.code
+    typed = f" {klass.code[:3].lower()}-{klass.code[3:].lower()} "
+    assert klass.ask_to_join("a" * 32, code=typed).json()["code"] == klass.code
     assert set(klass.code) <= set(ALPHABET)
-    assert klass.http.post(typed, headers={"x-room-student": "me"}, json={}).status_code == 400
+    assert klass.ask_to_join("me", code=typed).status_code == 400
     own = ({"origin": "http://testserver"}, {"origin": "https://page.example", "x-forwarded-host": "page.example"})
     others = ({"origin": "https://evil.example"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"})
     for status, several in ((200, own), (403, others)):
@@ -252,7 +240,7 @@ def test_codes_are_read_as_people_type_them_and_other_sites_pages_are_refused(kl
 def test_limits_hold_and_refuse_with_a_sentence(klass, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_MAX_STUDENTS", "2")
     student, other = klass.join(), klass.join()
-    full = klass.http.post(f"/rooms/{klass.code}/join", headers={"x-room-student": "f" * 32}, json={})
+    full = klass.ask_to_join("f" * 32)
     assert (full.status_code, full.json()["error"]) == (409, "This class is full: it has 2 students.")
     klass.join(student)  # who has joined already is let in
     changes = [klass.answer(student, 2).status_code for _ in range(MAX_REVISIONS + 1)]

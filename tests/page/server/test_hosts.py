@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from unittest.mock import AsyncMock
 
 import gradio as gr
 import pytest
@@ -66,11 +67,10 @@ def test_no_page_of_another_site_sends_it_anything(ask) -> None:
 
 @pytest.mark.parametrize("way", ["INTRASLICE_HOSTED", "GRADIO_SERVER_NAME", "server_name"])
 def test_a_page_for_others_answers_to_any_name(ask, way, monkeypatch) -> None:
-    if way == "INTRASLICE_HOSTED":
-        monkeypatch.setenv(way, "1")
-    elif way == "GRADIO_SERVER_NAME":
-        monkeypatch.setenv(way, "0.0.0.0")
-    status = ask(**({"server_name": "0.0.0.0"} if way == "server_name" else {}))
+    value = "1" if way == "INTRASLICE_HOSTED" else "0.0.0.0"
+    if way.isupper():
+        monkeypatch.setenv(way, value)
+    status = ask(**({} if way.isupper() else {way: value}))
     assert status("lab.example") == 200
     assert status("lab.example", "POST", "gradio_api/run/work", **{"sec-fetch-site": "cross-site"}) == 200
 
@@ -89,17 +89,9 @@ CALL, JOIN, MOVE = "/gradio_api/call/evaluate", "/gradio_api/queue/join", "/grad
 
 def test_calls_of_one_address_begin_one_after_the_other_but_no_call_waits_for_long(monkeypatch) -> None:
     """Those of another address do not wait, nor do slider moves and what is read."""
-    slept: list[float] = []
-    answered: list[str] = []
-
-    async def sleep(seconds: float) -> None:
-        slept.append(round(seconds, 6))
-
-    async def answer(scope, receive, send) -> None:
-        answered.append(scope["path"])
-
-    monkeypatch.setattr(middleware.asyncio, "sleep", sleep)
-    paced = Pacing(answer)
+    slept, answered = AsyncMock(), AsyncMock()
+    monkeypatch.setattr(middleware.asyncio, "sleep", slept)
+    paced = Pacing(answered)
 
     def waits(*requests: tuple[str, ...], now: float = 100.0) -> list[float]:
         """Seconds that requests wait which come at once: path, address, and method unless it is POST."""
@@ -110,11 +102,11 @@ def test_calls_of_one_address_begin_one_after_the_other_but_no_call_waits_for_lo
                 scope = {"type": "http", "method": (*method, "POST")[0], "path": path, "headers": []}
                 await paced({**scope, "client": (address, 1)}, None, None)
 
-        slept.clear()
-        answered.clear()
+        slept.reset_mock()
+        answered.reset_mock()
         asyncio.run(come())
-        assert answered == [path for path, *_ in requests]
-        return slept.copy()
+        assert [call.args[0]["path"] for call in answered.await_args_list] == [path for path, *_ in requests]
+        return [round(call.args[0], 6) for call in slept.await_args_list]
 
     ours = [(path, "1.1.1.1") for path in (CALL, JOIN, CALL)]
     assert waits(*ours, (CALL, "2.2.2.2")) == [0.0, limits.CALL_PAUSE_SECONDS, 2 * limits.CALL_PAUSE_SECONDS, 0.0]

@@ -3,13 +3,10 @@
 import email
 import os
 import re
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
-import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -18,14 +15,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from browsing import ROOT, copy_app, serving
 from packaging.requirements import Requirement
 from packaging.version import Version
 
 import intraslice
 
-ROOT = Path(__file__).parents[3]
 INSTALLED = {"intraslice": "intraslice", "components": "intraslice_explorer", "assets": "intraslice_explorer/assets"}
-SOURCES = (*INSTALLED, "pyproject.toml", "README.md", "requirements.txt", "LICENSE")
 VERSION = intraslice.__version__
 BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 
@@ -34,10 +30,7 @@ BUILD = "from setuptools.build_meta import build_wheel; build_wheel('dist')"
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy, so that nothing is left in the clone and nothing left there gets in."""
     source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        options = {"ignore": shutil.ignore_patterns("__pycache__")} if (ROOT / name).is_dir() else {}
-        copy(ROOT / name, source / name, **options)
+    copy_app(source, "pyproject.toml", "LICENSE")
     built = subprocess.run([sys.executable, "-c", BUILD], cwd=source, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     (wheel,) = (source / "dist").glob("*.whl")
@@ -100,13 +93,10 @@ def test_gradio_is_bounded_by_the_version_after_the_one_of_a_space_and_the_chang
 @pytest.fixture
 def commands(wheel, tmp_path) -> Path:
     """The folder of the commands in an environment of its own, whose requirements are this one's."""
-    home = tmp_path / "venv"
+    home, python = tmp_path / "venv", tmp_path / "venv" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
-    python = home / "bin" / "python"
-    subprocess.run(
-        [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel],
-        check=True,
-    )
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*pip, wheel], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     site = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
     (Path(site) / "requirements.pth").write_text(sysconfig.get_path("purelib"))
@@ -117,39 +107,23 @@ def commands(wheel, tmp_path) -> Path:
 def served(commands, tmp_path) -> Iterator[tuple[str, subprocess.Popen]]:
     """The page as its command starts it, in an empty folder: its address and its process."""
     (tmp_path / "empty").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"GRADIO_SERVER_PORT": str(port), "INTRASLICE_CACHE": str(tmp_path / "cache")}
-    page = subprocess.Popen([commands / "intraslice-explorer"], cwd=tmp_path / "empty", env=environment)
-    yield f"http://127.0.0.1:{port}", page
-    page.kill()
-    page.wait()
+    environment["INTRASLICE_CACHE"] = str(tmp_path / "cache")
+    with serving([commands / "intraslice-explorer"], environment, cwd=tmp_path / "empty") as started:
+        yield started
 
 
 @pytest.mark.slow
 def test_its_commands_run_anywhere(commands, served, tmp_path) -> None:
     address, page = served
-    told = subprocess.run([commands / "intraslice", "--version"], cwd=tmp_path, capture_output=True, text=True)
-    assert told.stdout.strip() == VERSION, told.stderr
-    told = subprocess.run([commands / "intraslice", "publish", "--help"], cwd=tmp_path, capture_output=True, text=True)
-    assert "the slider's steps" in told.stdout, told.stderr
-    start = time.monotonic()
-    while True:
-        assert page.poll() is None, "it ended by itself"
-        assert time.monotonic() < start + 120
-        try:
-            text = httpx.get(address).text
-            break
-        except httpx.TransportError:
-            time.sleep(0.2)
+    for words, answer in ((["--version"], f"{VERSION}\n"), (["publish", "--help"], "the slider's steps")):
+        told = subprocess.run([commands / "intraslice", *words], cwd=tmp_path, capture_output=True, text=True)
+        assert answer in told.stdout, told.stderr
+    text = httpx.get(address).text
     assert httpx.get(f"{address}/healthz").json()["ok"]
     config = httpx.get(f"{address}/config").text
-    found = (
-        re.search(rf'[^\s"\\>]*{name}[^\s"\\>]*', text)[0] for name in (r"isx\.js", r"isx\.css", r"plotly\.min\.js")
-    )
-    script, styles, plotly = (httpx.get(f"{address}/{file}").text for file in found)
+    files = (re.search(rf'[^\s"\\>]*{name}[^\s"\\>]*', text)[0] for name in (r"isx\.js", r"isx\.css", r"plotly\.min"))
+    script, styles, plotly = (httpx.get(f"{address}/{file}").text for file in files)
     for place, asset in ((script, "tour.js"), (script, "chart.js"), (config, "page.css"), (styles, "presenter.css")):
         first = (ROOT / "assets" / asset).read_text(encoding="utf-8").splitlines()[0]
         assert first[:40] in place, asset

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 import gradio as gr
 import httpx
 import pytest
+from browsing import ROOT, copy_app, free_port, serving
 from calling import inputs_of
 from huggingface_hub import SpaceCard
 
@@ -42,9 +43,6 @@ def test_a_browser_opens_only_for_whoever_sits_there(display, terminal, monkeypa
 
 
 # Told to end, the page ends: at once, with exit status 0, and with nothing left behind
-
-
-ROOT = Path(__file__).parents[3]
 
 BUSY = """
 import os, time
@@ -103,9 +101,7 @@ runpy.run_path("app.py", run_name="__main__")
     ],
 )
 def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path)}
     environment["IS_OPEN"] = f"{tmp_path}.open"
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -180,8 +176,6 @@ KEYS = {
 }
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 HARDWARE = {"cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "a10g-small", "a10g-large", "a100-large"}
-NEEDED = ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt")
-GIBI = 2**30
 
 
 def test_the_card_is_one_that_the_hub_takes_and_names_what_the_page_loads() -> None:
@@ -200,22 +194,14 @@ def test_the_card_is_one_that_the_hub_takes_and_names_what_the_page_loads() -> N
     assert CARD["datasets"] == [WIKITEXT]
 
 
-@pytest.fixture
-def behind_a_prefix(monkeypatch) -> Iterator[App]:
-    """A hosted page whose proxy calls it by a prefix."""
+def test_behind_a_proxy_the_page_knows_its_prefix_and_offers_its_tools(launch, monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     with App(Scheduler()) as page:
         gr.HTML("")
-    page.queue().launch(prevent_thread_lock=True, quiet=True, root_path="/lab/app")
-    yield page
-    page.close(verbose=False)
-
-
-def test_behind_a_proxy_the_page_knows_its_prefix_and_offers_its_tools(behind_a_prefix) -> None:
-    url = behind_a_prefix.local_url
-    assert httpx.get(f"{url}config").json()["root"].endswith("/lab/app")
-    assert httpx.get(f"{url}healthz").json()["ok"]
-    assert behind_a_prefix.mcp_server or "gradio[mcp]" in behind_a_prefix.mcp_error
+    client = launch(page, root_path="/lab/app")
+    assert client.config()["root"].endswith("/lab/app")
+    assert client.http.get(f"{client.address}healthz").json()["ok"]
+    assert page.mcp_server
 
 
 def as_anybody() -> list[str]:
@@ -238,16 +224,13 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
-def space(home) -> Iterator[tuple[str, subprocess.Popen, float]]:
+def space(home) -> Iterator[tuple[str, subprocess.Popen]]:
     """`python app.py` as a Space has it: no rights, nothing to write but the cache folder, 16 GiB, no network."""
     wheels = cache_folder() / "wheels"
     if not wheels.is_dir():
         pytest.skip("the wheels are not in the cache")
     source, cache, blocked = (home / name for name in ("source", "cache", "blocked"))
-    for name in NEEDED:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        copy(ROOT / name, source / name)
+    copy_app(source)
     shutil.copytree(wheels, cache / "wheels")
     (cache / "tmp").mkdir()
     blocked.mkdir()  # what only the tests require is not there
@@ -258,9 +241,6 @@ def space(home) -> Iterator[tuple[str, subprocess.Popen, float]]:
         path.chmod(0o777 if path == cache or cache in path.parents else 0o755)
     for path in (source, *source.rglob("*"), blocked, *blocked.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = {name: os.environ[name] for name in ("PATH", "LANG", "OMP_NUM_THREADS") if name in os.environ}
     environment |= {
         "SPACE_ID": "somebody/intraslice",
@@ -270,34 +250,19 @@ def space(home) -> Iterator[tuple[str, subprocess.Popen, float]]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "INTRASLICE_CACHE": str(cache),
         "HF_HUB_OFFLINE": "1",
-        "GRADIO_SERVER_PORT": str(port),
     }
-    prlimit = [shutil.which("prlimit"), f"--as={16 * GIBI}"] if shutil.which("prlimit") else []
-    words = [*prlimit, *as_anybody(), sys.executable, "app.py"]
-    start = time.monotonic()
-    app = subprocess.Popen(words, cwd=source, env=environment)
-    yield f"http://127.0.0.1:{port}", app, start
-    app.kill()
-    app.wait()
+    prlimit = [shutil.which("prlimit"), f"--as={16 * 2**30}"] if shutil.which("prlimit") else []
+    with serving([*prlimit, *as_anybody(), sys.executable, "app.py"], environment, cwd=source) as served:
+        yield served
     for path in (source, *source.rglob("*"), blocked):
         path.chmod(0o755)
 
 
 @pytest.mark.slow
 def test_a_space_paints_measures_and_ends(space, home) -> None:
-    address, app, start = space
-    while True:
-        assert app.poll() is None, "it ended by itself"
-        assert time.monotonic() < start + 120
-        try:
-            page = httpx.get(address)
-            break
-        except httpx.TransportError:
-            time.sleep(0.2)
-    assert "gradio" in page.text
-    print(f"\nfirst paint after {time.monotonic() - start:.1f} s")
-    healthy = httpx.get(f"{address}/healthz").json()
-    assert healthy["ok"]
+    address, app = space
+    assert "gradio" in httpx.get(address).text
+    assert httpx.get(f"{address}/healthz").json()["ok"]
     api = f"{address}/gradio_api"
     asked = inputs_of(Settings(dtype="float32"), 0, "")  # and the layer, and that nothing is pinned
     event = httpx.post(f"{api}/call/measure_live", json={"data": asked}).json()["event_id"]
@@ -308,7 +273,6 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
             if measured := re.search(r"perplexity</span> <b>[\d.]+</b> → <b>[\d.]+", said):
                 break
     assert measured
-    print(f"first sliced perplexity after {time.monotonic() - start:.1f} s")
     app.send_signal(signal.SIGTERM)
     assert app.wait(timeout=30) == 0
     temporary = home / "cache" / "tmp"

@@ -2,7 +2,8 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import httpx
@@ -22,24 +23,19 @@ class Caller:
         transport = httpx.HTTPTransport(local_address=address)
         self.url, self.api, self.http = url, f"{url}gradio_api", httpx.Client(transport=transport, timeout=60)
 
-    def join(self, seconds: float, session: str | None = None) -> httpx.Response:
-        asked = {"data": [seconds]} | ({"session_hash": session} if session else {})
-        return self.http.post(f"{self.api}/call/work", json=asked)
-
-    def read(self, joined: httpx.Response) -> str:
-        return self.http.get(f"{self.api}/call/work/{joined.json()['event_id']}").text
+    def join(self, seconds: float, **asked: str) -> httpx.Response:
+        return self.http.post(f"{self.api}/call/work", json={"data": [seconds]} | asked)
 
     def ask(self, seconds: float = 0.0) -> str:
-        return self.read(self.join(seconds))
+        return self.http.get(f"{self.api}/call/work/{self.join(seconds).json()['event_id']}").text
 
 
 @pytest.fixture
-def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
+def serve(launch, monkeypatch) -> Callable[..., tuple[App, Caller]]:
     """A page of one endpoint, which waits the given seconds, or until `released`; two calls run at a time."""
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
     monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "3")
     monkeypatch.setattr(limits, "TIDYING_SECONDS", 0.05)
-    pages = []
 
     def open_page(scheduler: Scheduler | None = None, released: threading.Event | None = None) -> tuple[App, Caller]:
         def work(seconds: float) -> float:
@@ -48,13 +44,9 @@ def serve(monkeypatch) -> Iterator[Callable[..., tuple[gr.Blocks, Caller]]]:
 
         with App(scheduler or Scheduler()) as page:
             gr.api(work, api_name="work", concurrency_limit=2)
-        _, url, _ = page.queue().launch(prevent_thread_lock=True, quiet=True)
-        pages.append(page)
-        return page, Caller(url)
+        return page, Caller(launch(page).address)
 
-    yield open_page
-    for page in pages:
-        page.close(verbose=False)
+    return open_page
 
 
 def test_calls_that_no_client_reads_keep_no_other_waiting(serve) -> None:
@@ -62,43 +54,32 @@ def test_calls_that_no_client_reads_keep_no_other_waiting(serve) -> None:
     unread = [caller.join(300.0) for _ in range(60)]
     assert {answer.status_code for answer in unread} == {200}
     assert "complete" in caller.ask()  # which would take too long for the client after two of the others
-    queue = page.calls
-    assert len(queue.event_ids_to_events) <= 10
-    assert len(queue.pending_messages_per_session) <= 20
-    assert len(queue.pending_event_ids_session) <= 20
-    assert not any(queue.active_jobs)
+    assert len(page.calls.event_ids_to_events) <= 10
+    assert len(page.calls.pending_messages_per_session) <= 20
+    assert len(page.calls.pending_event_ids_session) <= 20
+    assert not any(page.calls.active_jobs)
 
 
 def test_messages_of_those_who_wait_are_kept(serve) -> None:
     """Whatever others leave behind meanwhile."""
-    released, answers = threading.Event(), []
-    page, caller = serve(released=released)
-    waiting = [threading.Thread(target=lambda: answers.append(caller.ask(60.0))) for _ in range(4)]
-    for thread in waiting:
-        thread.start()
-    until(lambda: sum(box.readers for box in page.calls.pending_messages_per_session.values()) == 4)
-    for _ in range(60):
-        caller.join(0.0)
-    released.set()
-    for thread in waiting:
-        thread.join()
-    assert len(answers) == 4
-    assert all("event: complete" in answer for answer in answers)
+    page, caller = serve(released=(released := threading.Event()))
+    with ThreadPoolExecutor(4) as waiting:
+        answers = [waiting.submit(caller.ask, 60.0) for _ in range(4)]
+        until(lambda: sum(box.readers for box in page.calls.pending_messages_per_session.values()) == 4)
+        for _ in range(60):
+            caller.join(0.0)
+        released.set()
+    assert all("event: complete" in answer.result() for answer in answers)
 
 
 def test_too_many_calls_are_refused_in_words(serve) -> None:
     _, caller = serve()
-    for _ in range(3):
-        caller.join(0.0, "greedy")
-    refused = caller.join(0.0, "greedy")
+    *_, refused = (caller.join(0.0, session_hash="greedy") for _ in range(4))
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("This page already has 3 requests waiting.")
     with contextlib.ExitStack() as readers:
-        for _ in range(5):
+        for _ in range(8):  # the last three instead of the greedy one's, which nobody reads
             event = caller.join(30.0).json()["event_id"]
-            readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
-        for _ in range(3):
-            event = caller.join(30.0).json()["event_id"]  # instead of the greedy one's, which nobody reads
             readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
         refused = caller.join(0.0)
         others = [Caller(caller.url, f"127.0.0.{number}").join(30.0) for number in (2, 3)]  # for whom a part is kept

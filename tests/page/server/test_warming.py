@@ -1,7 +1,8 @@
 """The default model is ready before the first client comes."""
 
+from types import SimpleNamespace
+
 import pytest
-from tiny_page import stepwise
 
 from components.jobs.status import Status
 from components.server import warming
@@ -15,20 +16,16 @@ from intraslice.core.errors import UserError
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path, tiny) -> Session:
-    """With an empty cache, where the tiny model is the default one."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
+def fresh(fresh, monkeypatch, tiny) -> Session:
+    """Where the tiny model is the default one."""
     monkeypatch.setattr(warming, "parse", lambda settings: tiny)
-    return stepwise(Session(evaluation_tokens=256))
+    return fresh
 
 
 def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monkeypatch) -> None:
     monkeypatch.setattr(warming, "RECOVERED", (20,))  # training takes most of the time
-    begun: list[str] = []
-    begin = warming.Warming._begin
-    monkeypatch.setattr(
-        warming.Warming, "_begin", lambda self, step, job: (begun.append(step), begin(self, step, job))[1]
-    )
+    begun, begin = [], warming.Warming._begin
+    monkeypatch.setattr(warming.Warming, "_begin", lambda *a: begun.append(a[1]) or begin(*a))
     warm = warming.Warming(fresh)
     assert warm.progress == ""
     warm.start().join()
@@ -50,9 +47,7 @@ def test_calibration_measurement_and_slices_are_ready_and_stay(fresh, tiny, monk
 
 def test_the_weights_are_loaded_once_before_the_first_client_comes(fresh, tiny, monkeypatch) -> None:
     loaded, load = [], calibrations.load_model
-    monkeypatch.setattr(
-        calibrations, "load_model", lambda *values, **options: (loaded.append(values), load(*values, **options))[1]
-    )
+    monkeypatch.setattr(calibrations, "load_model", lambda *a, **b: loaded.append(a) or load(*a, **b))
     warming.load_weights(fresh).join()
     assert len(loaded) == 1
     list(fresh.prepare(tiny, "client"))
@@ -103,11 +98,7 @@ def test_the_health_check_tells_how_far_it_is(fresh, monkeypatch) -> None:
     thread = warm.start()
     while not warm.progress.startswith("calibration, "):
         thread.join(0.01)
-
-    class Queue:
-        stopped, open_calls = False, 0
-
-    report = health(fresh.jobs.scheduler, Queue(), warm)
+    report = health(fresh.jobs.scheduler, SimpleNamespace(stopped=False, open_calls=0), warm)
     assert (report["ok"], report["warming"]) == (True, "calibration, 12 of 32")
     for job in list(fresh.jobs.scheduler.jobs):
         job.stop()

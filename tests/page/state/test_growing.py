@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import groupby
 
 import pytest
 from stepping import Clock, OnlyWhileAwaited
@@ -22,18 +23,7 @@ from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 
-
-@pytest.fixture(autouse=True)
-def one_by_one(monkeypatch, tmp_path) -> None:
-    """A sequence and a window at a time, and nothing kept from before."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(driver, "TOKENS_PER_BATCH", 1)
-    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
-
-
-@pytest.fixture
-def fresh() -> Session:
-    return stepwise(Session(evaluation_tokens=256))
+pytestmark = pytest.mark.usefixtures("one_by_one")
 
 
 def measured(session: Session, settings: Request) -> list[Perplexities]:
@@ -41,22 +31,14 @@ def measured(session: Session, settings: Request) -> list[Perplexities]:
     seen = []
     for event in session.measure(settings, "somebody"):
         assert event.kind != "error", event.text
-        known = session.perplexities(settings)
-        if not seen or known != seen[-1]:
-            seen.append(known)
-    return seen
+        seen.append(session.perplexities(settings))
+    return [known for known, _ in groupby(seen)]
 
 
 def test_a_stopped_measurement_goes_on_after_the_windows_that_it_has(fresh, tiny, monkeypatch) -> None:
     measure_window, windows = perplexity_module.head_losses, []
-
-    def counted(*arguments):
-        windows.append(1)
-        return measure_window(*arguments)
-
-    monkeypatch.setattr(perplexity_module, "head_losses", counted)
-    for _ in fresh.prepare(tiny, "somebody"):
-        pass
+    monkeypatch.setattr(perplexity_module, "head_losses", lambda *a: windows.append(1) or measure_window(*a))
+    list(fresh.prepare(tiny, "somebody"))
     for _ in fresh.measure(tiny, "somebody"):
         known = fresh.perplexities(tiny).sliced
         if known is not None and known.windows >= 3:
@@ -146,19 +128,15 @@ def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) ->
     batches = []
     calibrate = driver._calibrate_batch
     monkeypatch.setattr(driver, "_calibrate_batch", lambda *a: batches.append(a[3]) or calibrate(*a))
-    first = fresh.measure(tiny, "a")
-    while "Calibrating" not in next(first).text:
-        pass
-    second = fresh.measure(tiny.with_settings(sparsity=40), "b")
-    assert list(second)[-1].kind == "ready"
-    assert list(first)[-1].kind == "ready"
+    first, second = fresh.measure(tiny, "a"), fresh.measure(tiny.with_settings(sparsity=40), "b")
+    assert next(event for event in first if "Calibrating" in event.text)
+    assert list(second)[-1].kind == list(first)[-1].kind == "ready"
     assert sorted(batches) == list(range(8))
 
 
 def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> None:
     events = fresh.prepare(tiny, "a")
-    while "Calibrating" not in next(events).text:
-        pass
+    assert next(event for event in events if "Calibrating" in event.text)
     fresh.jobs.halt("a")
     assert list(events)[-1].text == "Cancelled."
     assert not fresh.is_calibrated(tiny)
@@ -172,9 +150,7 @@ def test_a_calibration_for_which_there_is_no_memory_waits_for_those_before_it(fr
     first, second = (fresh.prepare(tiny.with_settings(seed=seed), str(seed)) for seed in (1, 2))
     while not fresh.calibrations._memory._needed:
         next(first)
-    while "Waiting" not in (text := next(second).text):
-        pass
-    assert text == "Waiting for memory; jobs ahead: 1"
+    assert next(e.text for e in second if "Waiting" in e.text) == "Waiting for memory; jobs ahead: 1"
     known = tiny.with_settings(seed=2).calibration
     assert fresh.calibrations.best(known) is None
     first.close() if leaves else list(first)

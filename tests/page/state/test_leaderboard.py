@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from tiny_page import options_of
 
 from components import make_leaderboard
 from components.frame.handlers import memory
@@ -18,6 +19,7 @@ CELL = Cell(
     *("default", "Q4_1", 106_202_880, "intraslice", "pca", "none", 32, 0, 0.3, "wikipedia"),
     *(15.3, 24.8, 1.62, 0.05, 0.59, 0.03, 0.3, 0.0, None, None, None, None, "2026-11-29", "abc1234"),
 )
+TIMED = CELL._replace(prefill=1.3, decode=1.2, loops=0.2, answer_tokens=60.1)
 
 
 def test_what_the_page_ships_is_complete_and_at_about_equal_parameters() -> None:
@@ -35,12 +37,7 @@ def test_what_the_page_ships_is_complete_and_at_about_equal_parameters() -> None
 
 
 def test_a_file_that_is_written_is_read_as_it_was(tmp_path) -> None:
-    written = (
-        CELL,
-        CELL._replace(
-            method="flap", ratios="", prefill=1.3, decode=1.2, loops=0.2, answer_tokens=60.1, commit="1234567"
-        ),
-    )
+    written = CELL, TIMED._replace(method="flap", ratios="", commit="1234567")
     write(written, tmp_path / "cells.csv")
     assert read_rows(Cell, tmp_path / "cells.csv") == written
     assert read_rows(Cell, tmp_path / "missing.csv") == ()
@@ -55,9 +52,8 @@ def test_a_cell_measured_anew_replaces_the_old_one_and_one_read_from_the_cache_k
     assert merged((CELL,), (searched,)) == (CELL, searched)
     longer, recovered = CELL._replace(samples=16), CELL._replace(recovery="distill")
     assert tuple(cell.stage for cell in (CELL, longer, searched, recovered)) == leaderboard.STAGES
-    timed = CELL._replace(prefill=1.3, decode=1.2, loops=0.2, answer_tokens=60.1)
-    assert merged((timed,), (CELL,)) == (timed,)  # a run without speeds keeps those of the same slice
-    assert merged((timed,), (anew,)) == (anew,)
+    assert merged((TIMED,), (CELL,)) == (TIMED,)  # a run without speeds keeps those of the same slice
+    assert merged((TIMED,), (anew,)) == (anew,)
 
 
 @pytest.fixture
@@ -68,8 +64,7 @@ def command(tiny, tmp_path, monkeypatch):
     (tmp_path / "source.jsonl").write_text('{"text": "' + "w4 w5 w6 w7 w8 w9 " * 90 + '"}\n')
     for name, value in (("FILE", tmp_path / "cells.csv"), ("TOKENS", 64), ("DTYPE", "float32")):
         monkeypatch.setattr(make_leaderboard, name, value)
-    here = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8", "--length", "32"]
-    here += ["--device", "cpu", "--passes", "3"]
+    here = [*options_of(tiny), "--device", "cpu", "--passes", "3"]
     run, results = make_leaderboard.run, []
     monkeypatch.setattr(make_leaderboard, "run", lambda words: results.append(run([*words, *here])) or results[-1])
 
@@ -124,9 +119,7 @@ def test_the_command_searches_and_recovers(command) -> None:
 
 def test_the_command_searches_for_modules_to_remove(command) -> None:
     written, (search, swept) = command("--methods", "shortgpt", "--sparsities", "0.5", "--stages", "searched")
-    assert {(cell.method, cell.stage, cell.sequences, cell.samples) for cell in written} == {
-        ("shortgpt", "searched", 32, 0)
-    }
+    assert {(one.method, one.stage, one.sequences, one.samples) for one in written} == {("shortgpt", "searched", 32, 0)}
     assert all(cell.passes == pytest.approx(search["plans"][0]["passes"], rel=1e-4) for cell in written)
     (row,) = swept["rows"]
     assert row["removed_fraction"] == pytest.approx(0.5, abs=0.02)
@@ -171,22 +164,16 @@ def test_stages_and_estimators_of_a_method_differ_and_digits_are_as_many_as_the_
     ]
     assert len({trace["marker"]["symbol"] for trace in traces}) == len({trace["legendgroup"] for trace in traces}) == 2
     assert [len(trace["x"]) for trace in charts.size_chart(shown).data] == [1, 1]
-    cell = CELL._replace(
-        perplexity_ratio=1479.10, perplexity_ratio_error=292.74, divergence_error=0.0037, commit="b-dirty"
-    )
-    row = charts.sparsity_chart([cell]).rows[0]
+    errors = {"perplexity_ratio_error": 292.74, "divergence_error": 0.0037}
+    row = charts.sparsity_chart([CELL._replace(perplexity_ratio=1479.10, commit="b-dirty", **errors)]).rows[0]
     assert row[4:6] == ["1,480 ± 290", "0.5900 ± 0.0037"]
     assert row[-1].replace(charts.NO_BREAK, "-") == "2026-11-29"
 
 
-@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-Coder-0.5B-Instruct"])
-def test_the_model_list_says_what_slicing_costs_a_measured_model(session, model) -> None:
-    (cell,) = (
-        cell
-        for cell in cells()
-        if (cell.model, cell.method, cell.stage) == (model, "intraslice", "training-free")
-        and (cell.text, cell.sparsity) == ("wikipedia", 0.3)
-    )
+def test_the_model_list_says_what_slicing_costs_a_measured_model(session) -> None:
+    of_model = [cell for cell in cells() if cell.model == (model := "Qwen/Qwen2.5-Coder-0.5B-Instruct")]
+    wanted = "intraslice", "training-free", "wikipedia", 0.3
+    (cell,) = (cell for cell in of_model if (cell.method, cell.stage, cell.text, cell.sparsity) == wanted)
     assert f"from {cell.dense_perplexity:.1f} to {cell.perplexity:.1f}." in memory(session, model)
     assert measured("default")  # the headline has it, on other windows
     assert "Measured" not in memory(session, "default")

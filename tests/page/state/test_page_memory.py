@@ -35,11 +35,9 @@ def megabytes(count: int) -> torch.Tensor:
 
 def test_the_least_recently_used_goes_from_whatever_cache(budget) -> None:
     one, other = BoundedCache(), BoundedCache()
-    one.put("a", megabytes(1))
-    other.put("b", megabytes(1))
-    one.put("c", megabytes(1))
-    one.get("a")
-    other.put("d", megabytes(1))
+    for cache, key in ((one, "a"), (other, "b"), (one, "c"), (other, "d")):
+        one.get("a")
+        cache.put(key, megabytes(1))
     assert [key for cache in (one, other) for key in "abcd" if cache.get(key) is not None] == ["a", "c", "d"]
     assert 3 * 2**20 <= BUDGET.held_bytes() <= BUDGET.max_bytes
 
@@ -116,11 +114,6 @@ def test_memory_that_is_needed_is_taken_from_the_caches_but_not_from_what_is_in_
     assert cache.get("model") is in_use
 
 
-@pytest.fixture
-def fresh() -> Session:
-    return stepwise(Session(evaluation_tokens=256))
-
-
 @pytest.mark.parametrize("kind", ["models", "uploads"])
 def test_a_model_is_loaded_and_an_upload_read_once_those_before_leave_memory(kind, tiny, monkeypatch) -> None:
     session, key, begun = Session(evaluation_tokens=256), tiny.calibration, []
@@ -157,7 +150,8 @@ def test_a_model_is_loaded_and_an_upload_read_once_those_before_leave_memory(kin
             ends()
 
 
-def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway(fresh, tiny, monkeypatch) -> None:
+def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway(tiny, monkeypatch) -> None:
+    fresh = stepwise(Session(evaluation_tokens=256))
     total, budget = 2 * memory.OVERHEAD, calibrations.BUDGET
     monkeypatch.setattr(budget, "caches", type(budget.caches)([fresh._caches.models]))
     monkeypatch.setattr(budget, "max_bytes", total)
@@ -176,7 +170,8 @@ def test_caches_give_way_to_a_model_that_is_loaded_unless_it_is_too_large_anyway
 
 
 @pytest.mark.parametrize(("hosted", "stay"), [("1", {"models--a--two"}), ("0", {"models--a--one", "models--a--two"})])
-def test_a_hosted_page_bounds_the_models_that_it_fetches(hosted, stay, fresh, tiny, monkeypatch, tmp_path) -> None:
+def test_a_hosted_page_bounds_the_models_that_it_fetches(hosted, stay, tiny, monkeypatch, tmp_path) -> None:
+    fresh = stepwise(Session(evaluation_tokens=256))
     monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
     monkeypatch.setenv(limits.HUB_BYTES.variable, "10")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -190,9 +185,8 @@ def test_a_hosted_page_bounds_the_models_that_it_fetches(hosted, stay, fresh, ti
     monkeypatch.setattr(calibrations, "load_model", fetch)
     monkeypatch.setattr(calibrations, "estimate_memory", lambda *_: MemoryEstimate(0, 0, 2**40))
     for name in ("a/one", "a/two"):
-        key = tiny.calibration._replace(model=name)
         with pytest.raises(UserError, match="cannot be sliced"):
-            in_job(fresh, fresh.calibrations.load, key)
+            in_job(fresh, fresh.calibrations.load, tiny.calibration._replace(model=name))
         for marker in (tmp_path / "hub").glob(f"*/{hub.FETCHED}"):
             os.utime(marker, (0, 0))
     assert {path.name for path in (tmp_path / "hub").iterdir()} == stay

@@ -3,30 +3,14 @@
 import pytest
 
 from components.state.precomputed import Precomputed
-from components.state.request import DENSE, Request, parse
+from components.state.request import DENSE, parse
 from components.state.settings import CONTROLS, Settings
-from components.ui.handlers import spread_settings
 from intraslice.core.config import BUDGETS, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.errors import UserError
 
-OTHER = Settings(
-    model="somebody/model",
-    text="wikitext2",
-    sequences=4,
-    length=64,
-    seed=7,
-    sparsity=45,
-    estimator="fisher",
-    bias=1,
-    cap=70,
-    order="sequential",
-    iterative=True,
-    locked="7 attention 25, 3 mlp neurons 400, 3 attention head 5 keep",
-    dtype="bfloat16",
-    shapes="runtime",
-    recovery="distill",
-    samples=3,
-)
+OTHER = Settings(model="somebody/model", text="wikitext2", sequences=4, length=64, samples=3, seed=7, dtype="bfloat16")
+OTHER = OTHER._replace(sparsity=45, estimator="fisher", bias=1, cap=70, order="sequential", iterative=True)
+LOCKED = "7 attention 25, 3 mlp neurons 400, 3 attention head 5 keep"
+OTHER = OTHER._replace(locked=LOCKED, shapes="runtime", recovery="distill")
 
 
 def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() -> None:
@@ -58,10 +42,8 @@ def test_the_budgets_are_calibrations_of_the_page_and_the_default_one_has_no_sam
 def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
     precomputed = Precomputed()
     assert precomputed.source(parse(Settings()).calibration)
+    changes = {field: getattr(OTHER, field)} | ({"order": "sequential"} if field == "iterative" else {})
     for dtype in ("float32", "bfloat16"):
-        changes = {field: getattr(OTHER, field)}
-        if field == "iterative":
-            changes["order"] = "sequential"
         other = parse(Settings(dtype=dtype)).with_settings(**changes)
         assert (precomputed.source(other.calibration) is not None) == (not CONTROLS[field].calibrates)
 
@@ -79,30 +61,14 @@ def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them(
         assert plain.slice_key(method) != trained.slice_key(method)
     assert plain.slice_key("intraslice+") == trained.slice_key("intraslice+")  # it always recovers
     assert plain.slice_key(DENSE) == trained.slice_key(DENSE)
-    for method, looked_at in (
-        ("intraslice", [True, True, True]),
-        ("crossmodule", [True, False, False]),
-        ("magnitude", [False, False, True]),
-    ):
-        others = [plain.with_settings(**{name: getattr(OTHER, name)}) for name in ("order", "estimator", "shapes")]
-        assert [plain.slice_key(method) != other.slice_key(method) for other in others] == looked_at
+    settings = ("order", "estimator", "shapes")
+    for method, looked_at in {"intraslice": settings, "crossmodule": ("order",), "magnitude": ("shapes",)}.items():
+        others = {name: plain.with_settings(**{name: getattr(OTHER, name)}) for name in settings}
+        assert looked_at == tuple(s for s in settings if plain.slice_key(method) != others[s].slice_key(method))
 
 
 def test_only_what_is_fast_follows_the_slider_and_the_refinement_goes_with_its_order() -> None:
-    usual = parse(Settings())
-    assert usual.is_live
-    assert not usual.with_settings(order="sequential").is_live
-    assert not usual.with_settings(recovery="distill").is_live
+    for changes, is_live in (({}, True), ({"order": "sequential"}, False), ({"recovery": "distill"}, False)):
+        assert parse(Settings()).with_settings(**changes).is_live == is_live
     assert parse(OTHER).slicing.iterative
     assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
-
-
-def test_a_handler_answers_to_impossible_settings_as_it_is_told_or_they_raise() -> None:
-    def percent(request: Request) -> float:
-        return request.settings.sparsity
-
-    values = Settings()._replace(sparsity=75, cap=60)
-    with pytest.raises(UserError, match="raise the cap"):
-        spread_settings(percent)(*values)
-    assert spread_settings(percent, refuse=lambda error: f"no: {error}")(*values).startswith("no: sparsity")
-    assert spread_settings(percent, refuse=lambda error: "no")(*Settings()) == 20

@@ -6,6 +6,7 @@ import math
 
 import numpy
 import pytest
+from tiny_page import options_of
 
 from components import make_leaderboard
 from components.state import leaderboard
@@ -54,14 +55,14 @@ def command(tiny, tmp_path, monkeypatch):
         metrics = {"local_winogrande": ["acc"]}
         return {task: dict.fromkeys(metrics.get(task, ["acc", "acc_norm"]), drawn.tolist()) for task in config.tasks}
 
-    here = ["--calibration", tiny.settings.text, "--eval", tiny.settings.text, "--sequences", "8", "--length", "32"]
+    here = [*options_of(tiny), "--device", "cpu"]
     commands = make_leaderboard.commands
     file = tmp_path / "tasks.csv"
     for name, value in (
         ("SCORES", file),
         ("DTYPE", "float32"),
         ("TOKENS", 64),
-        ("commands", lambda *of: (lambda words, *rest: ([*words, *here, "--device", "cpu"], *rest))(*commands(*of))),
+        ("commands", lambda *of: (lambda words, *rest: ([*words, *here], *rest))(*commands(*of))),
         ("require_tasks", lambda config: None),
         ("measure_hits", measure_hits),
     ):
@@ -100,11 +101,8 @@ def test_means_over_tasks_are_paired_and_over_the_tasks_that_all_have() -> None:
         columns = {"model": "m", "method": method, "task": task}
         return scored({"acc": [hit == "1" for hit in hits]}, None, columns)
 
-    dense = [
-        score("dense", "piqa", "1110"),
-        score("dense", "arc_easy", "1" * 9 + "0"),
-        score("dense", "winogrande", "10"),
-    ]
+    hits = {"piqa": "1110", "arc_easy": "1" * 9 + "0", "winogrande": "10"}
+    dense = [score("dense", *one) for one in hits.items()]
     other = [score("flap", "arc_easy", "1" * 8 + "00"), score("flap", "piqa", "1010")]
     groups = comparable([*dense, *other, score("flap", "hellaswag", "10")._replace(model="n")], "m")
     assert [[row.task for row in rows] for rows in groups.values()] == [["piqa", "arc_easy"], ["arc_easy", "piqa"]]

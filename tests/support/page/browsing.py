@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from subprocess import Popen
+from typing import IO, Any
 
 from playwright import sync_api as playwright
 
@@ -20,14 +20,8 @@ ROOT = Path(__file__).parents[3]
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
 ]
 PATIENCE = 120_000  # ms, the default timeout: a busy machine takes its time
 # What every tab shows last when it is opened.
@@ -210,8 +204,8 @@ class Opened:
         self.page.evaluate("document.querySelectorAll('.isx-fold').forEach((one) => (one.open = true))")
         self.page.add_style_tag(content=".main-svg { display: none !important }")
 
-    def found_by_axe(self, include: str) -> list[str]:
-        """Serious violations within an element, once axe is prepared."""
+    def found_by_axe(self, include: str, minor: bool = False) -> list[str]:
+        """Serious violations within an element, once axe is there; where minor ones count, all."""
         violations = self.page.evaluate(
             "([include, exclude]) => axe.run({ include, exclude }, { resultTypes: ['violations'] })",
             [[include], NOT_OURS],
@@ -219,7 +213,7 @@ class Opened:
         return [
             f"{violation['id']}: {[(node['target'], node['failureSummary'][:200]) for node in violation['nodes'][:5]]}"
             for violation in violations
-            if violation["impact"] in ("serious", "critical")
+            if minor or violation["impact"] in ("serious", "critical")
         ]
 
 
@@ -227,22 +221,44 @@ def _is_foreign(url: str) -> bool:
     return not url.startswith(("http://127.0.0.1", "http://localhost", "data:", "blob:"))
 
 
-@contextlib.contextmanager
-def running_app(folder: Path = ROOT, output: IO | None = None) -> Iterator[str]:
-    """The address of `python app.py` of a folder while it runs; what it says goes to `output`, else to the screen."""
+def copy_app(folder: Path, *others: str) -> None:
+    """Copy what `python app.py` needs, and other files of the repository, to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("app.py", "assets", "components", "intraslice", "README.md", "requirements.txt", *others):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
+
+
+def free_port() -> int:
+    """A port that nothing listens at."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "GRADIO_SERVER_PORT": str(port)}
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=folder, env=environment, stdout=output, stderr=output)
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(words: Sequence[str | Path], environment: Mapping[str, str], **options: Any) -> Iterator[tuple[str, Popen]]:
+    """The address of a page, which these words start, from when it takes connections; and its process."""
+    port = free_port()
+    app = Popen(words, env={**environment, "GRADIO_SERVER_PORT": str(port)}, **options)
     try:
-        for _ in range(120):
+        for _ in range(1200):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
-            time.sleep(1)
+            assert app.poll() is None, "it ended by itself"
+            time.sleep(0.1)
         else:
-            raise TimeoutError(f"app.py opened no port within two minutes (exit code so far: {app.poll()})")
-        yield f"http://127.0.0.1:{port}"
+            raise TimeoutError("the page opened no port within two minutes")
+        yield f"http://127.0.0.1:{port}", app
     finally:
         app.terminate()
         app.wait()
+
+
+@contextlib.contextmanager
+def running_app(folder: Path = ROOT, output: IO | None = None) -> Iterator[str]:
+    """The address of `python app.py` of a folder while it runs; what it says goes to `output`, else to the screen."""
+    with serving([sys.executable, "app.py"], os.environ, cwd=folder, stdout=output, stderr=output) as (address, _):
+        yield address

@@ -3,12 +3,15 @@
 import base64
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import date
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from stepping import OnlyWhileAwaited
 
 from components import limits
@@ -23,6 +26,8 @@ from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import ImportanceCurve, LayerView, PlanView
 from components.ui import palette
+from intraslice.calibration import driver
+from intraslice.evaluation import perplexity
 from intraslice.pretrained.sources import DEFAULT
 
 SOMEBODY = "somebody"  # the id of an open page
@@ -89,9 +94,45 @@ def session(tiny) -> Session:
     return session
 
 
+@pytest.fixture
+def fresh(own_cache) -> Session:
+    """A session that knows nothing, with an empty cache."""
+    return stepwise(Session(evaluation_tokens=256))
+
+
+@pytest.fixture
+def one_by_one(monkeypatch) -> None:
+    """A sequence and a window at a time."""
+    for module in (driver, perplexity):
+        monkeypatch.setattr(module, "TOKENS_PER_BATCH", 1)
+
+
+def kept_rows(dense: torch.Tensor, sliced: torch.Tensor) -> list[bool]:
+    """Of each row of a dense matrix, whether the sliced one has it."""
+    rows = {tuple(row) for row in sliced.flatten(0, -2).tolist()}
+    return [tuple(row) in rows for row in dense.flatten(0, -2).tolist()]
+
+
 def publisher(session: Session) -> Publisher:
     """As the Export tab has it."""
     return Publisher(SpectraViews(session), ShiftViews(session), FactsCache(Columns(session)))
+
+
+def options_of(request: Request) -> list[str]:
+    """The options of a command that say the model, the texts and their sizes."""
+    own = request.settings
+    texts = ["--calibration", own.text, "--eval", own.text]
+    return ["--model", own.model, *texts, "--sequences", str(own.sequences), "--length", str(own.length)]
+
+
+def answer_text(column: str) -> str:
+    """The text of an answer in its column (HTML)."""
+    return unescape(re.sub("<[^>]*>", "", re.search('<p class="isx-text[^"]*">(.*?)</p>', column, re.DOTALL)[1]))
+
+
+def content_of(page: str) -> Any:
+    """What a published page (HTML) holds."""
+    return unpacked(re.search(r'<script id="content"[^>]*>(.*?)</script>', page, re.DOTALL)[1])
 
 
 def unpacked(text: str) -> Any:
@@ -104,19 +145,11 @@ def unpacked(text: str) -> Any:
 
 def plan_view(layers: int = 4, estimator: str = "pca") -> PlanView:
     ratios = [(0.1 * index, 0.5 - 0.1 * index) for index in range(layers)]
-    return PlanView(
-        estimator=estimator,
-        target_sparsity=0.3,
-        removed=0.298,
-        bias=1.1,
-        cap=0.8,
-        layers=tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios),
-        others={"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)},
-        parameters_dense=1000,
-        parameters_sliced=700,
-        decoder=(900, 600),
-        kv=(400.0, 300.0),
-    )
+    sizes = {"parameters_dense": 1000, "parameters_sliced": 700, "decoder": (900, 600)}
+    sizes |= {"kv": (400.0, 300.0), "target_sparsity": 0.3, "removed": 0.298, "bias": 1.1, "cap": 0.8}
+    kept = tuple(LayerView(a, m, 5, 9, 48, 64, 1000, 1536) for a, m in ratios)
+    others = {"uniform": ((0.3, 0.3),) * layers, "fisher": tuple(ratios)}
+    return PlanView(estimator=estimator, layers=kept, others=others, **sizes)
 
 
 def curves(threshold: float | None = 0.5) -> dict[str, ImportanceCurve]:
