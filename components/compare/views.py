@@ -51,6 +51,11 @@ class Answer:
     loops: bool = False  # four tokens in a row come three times
     identical: bool = False  # to its end, with the dense answer
 
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        return self.shared + self.token + self.rest
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -12,15 +12,12 @@ MAX_POINTS = 120  # of a curve; a screen does not resolve more
 
 @dataclass(frozen=True)
 class Curve:
-    """Explained variance of one place: the first `ranks[i]` of its `size` principal axes explain `explained[i]` of it.
-
-    `effective_rank` is the number of axes that explain 95 %. Ranks ascend and end at `size`; `at` interpolates.
-    """
+    """Explained variance of a place: the first `ranks[i]` of its `size` principal axes explain `explained[i]` of it."""
 
     size: int
-    ranks: Sequence[int]
+    ranks: Sequence[int]  # ascending, up to `size`
     explained: Sequence[float]
-    effective_rank: int
+    effective_rank: int  # number of axes that explain 95 %
 
     def at(self, rank: int) -> float:
         """The fraction that the first `rank` axes explain, for a rank from 0 to `size`."""
@@ -46,15 +43,12 @@ class LayerCurves:
 
 @dataclass(frozen=True)
 class PairsView:
-    """Rotary pairs of one layer, fastest first: their energy and whether they are kept, one row per key head.
-
-    `angles` is the rotation of a pair per token, in radians. `unrotated` counts channels without rotation (kept, all).
-    """
+    """Rotary pairs of one layer, fastest first: their energy and whether they are kept, one row per key head."""
 
     energy: Sequence[Sequence[float]]
     kept: Sequence[Sequence[bool]]
-    angles: Sequence[float]
-    unrotated: tuple[int, int] = (0, 0)
+    angles: Sequence[float]  # rotation of a pair per token, in radians
+    unrotated: tuple[int, int] = (0, 0)  # channels without rotation: kept, all
 
 
 @dataclass(frozen=True)

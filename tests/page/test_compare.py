@@ -29,7 +29,6 @@ from intraslice.evaluation.perplexity import DenseStates, measure_losses, perple
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 
 PROMPT = "w10 w20 w30"
-parts = attrgetter("shared", "token", "rest")  # of an answer
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +96,7 @@ def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny
 def test_the_mark_stands_where_the_answers_part(columns, session, tiny, temperature) -> None:
     answers = asked(columns, tiny.with_settings(bias=0.7), temperature=temperature, sample_seed=3)
     tokenizer = session.calibrated(tiny).loaded.tokenizer
-    tokens = {name: tokenizer("".join(parts(one))).input_ids for name, one in answers.items()}
+    tokens = {name: tokenizer(one.text).input_ids for name, one in answers.items()}
     for name in ("intraslice", "crossmodule"):
         dense, own = tokens["dense"], tokens[name]
         at = next(place for place, pair in enumerate(zip(dense, own, strict=False)) if len({*pair}) == 2)
@@ -118,12 +117,12 @@ def test_a_seed_gives_each_column_its_own_answer_again_and_models_that_agree_the
     )
     assert first == again
     for name in COLUMNS:
-        assert parts(first[name]) != parts(other[name])
+        assert first[name].text != other[name].text
         assert (first[name].count, first[name].state) == (12, "cut")
     before = len(begun)
     agreeing = asked(columns, tiny.with_settings(sparsity=0), temperature=2.0)
     assert len(begun) == before + 1  # without sparsity all columns share the dense answer
-    assert len({parts(answer) for answer in agreeing.values()}) == 1
+    assert len({answer.text for answer in agreeing.values()}) == 1
     assert agreeing["intraslice"].diverges_at is None
     assert "Identical to the dense answer." in compare_words.answer("intraslice", agreeing["intraslice"])
     assert torch.equal(torch.get_rng_state(), state)  # torch's own are left alone
@@ -242,7 +241,7 @@ def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_g
     tokenizer = session.calibrated(request).loaded.tokenizer
     for name in ("intraslice", "crossmodule"):
         alone = list(stream_tokens(in_job(session, session.slice, request, name), tokenizer, prompt, Sampling(12)))
-        assert "".join(parts(first[name])) == tokenizer.decode(alone, skip_special_tokens=True)
+        assert first[name].text == tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, session, tiny) -> None:
