@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from stopping import Stopped
+from stopping import Stopped, stop_at
 from tiny_models import losses_at_once
 
 from intraslice.evaluation import facts
@@ -26,7 +26,7 @@ def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, 
     monkeypatch.setattr(facts, "BATCH", 50)
     questions = [question for language in LANGUAGES for question in fact_questions(language)]
     assert [len(fact_questions(language)) for language in LANGUAGES] == [96, 32]
-    model, original, encode = family_case.loaded.model, family_case.original, all_bytes_tokenizer.encode
+    model, original, encode = family_case.dense, family_case.original, all_bytes_tokenizer.encode
     encoded, events = encode_questions(all_bytes_tokenizer, questions), []
     found = measure_facts(model, all_bytes_tokenizer, encoded, progress=events.append)
     for index, (question, log_probs, fact) in enumerate(
@@ -46,16 +46,12 @@ def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, 
     assert [(event.done, event.total) for event in (events[0], events[-1])] == [(0, 128), (128, 128)]
 
 
-def test_a_model_says_what_its_completion_begins_with_as_whole_words(tiny_case):
-    loaded = tiny_case("llama-gqa").loaded
+def test_a_model_says_what_its_completion_begins_with_as_whole_words(case):
+    loaded = case.loaded
 
     def ask(*answers: str) -> Fact:
-        (fact,) = measure_facts(
-            loaded.model,
-            loaded.tokenizer,
-            encode_questions(loaded.tokenizer, [Question("", "w20 w30", answers)]),
-            progress=False,
-        )
+        questions = encode_questions(loaded.tokenizer, [Question("", "w20 w30", answers)])
+        (fact,) = measure_facts(loaded.model, loaded.tokenizer, questions, progress=False)
         return fact
 
     first, second, *_ = ask("w4 w5", "w6", "w7").completion.split()
@@ -74,12 +70,9 @@ def test_a_model_without_numbers_selects_nothing_and_a_cancelled_one_is_as_befor
     broken.lm_head.weight.data[:] = math.nan
     assert measure_facts(broken, loaded.tokenizer, encoded, progress=False)[0].level == "neither"
 
-    def stop(event) -> None:
-        raise Stopped
-
     before = measure_facts(loaded.model, loaded.tokenizer, encoded, progress=False)
     with pytest.raises(Stopped):
-        measure_facts(loaded.model, loaded.tokenizer, encoded, progress=stop)
+        measure_facts(loaded.model, loaded.tokenizer, encoded, progress=stop_at(1))
     assert measure_facts(loaded.model, loaded.tokenizer, encoded, progress=False) == before
 
 

@@ -14,20 +14,15 @@ from intraslice.search.choice import PASSES, choose_estimator
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def worst():
-    """An estimator that removes first what `pca` removes last."""
-
-    def importances(layer) -> Importances:
-        own = ESTIMATORS["pca"].importance(layer)
-        return Importances(1 / own.attention, 1 / own.mlp)
-
-    yield ESTIMATORS.register(Estimator("worst", "", "", importances)).name
-    del ESTIMATORS["worst"]
+def reversed_importances(layer) -> Importances:
+    """With which first goes what goes last with `pca`."""
+    own = ESTIMATORS["pca"].importance(layer)
+    return Importances(1 / own.attention, 1 / own.mlp)
 
 
-def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(tiny_case, worst, monkeypatch):
-    case, measured = tiny_case("llama-gqa"), []
+def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(case, own_estimators, monkeypatch):
+    worst = ESTIMATORS.register(Estimator("worst", "", "", reversed_importances)).name
+    measured = []
     measure = module.measure_losses
 
     def measure_losses(model, windows, *others, **options):
@@ -39,7 +34,7 @@ def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_o
     calibrated, text = tokens[:32], tokens[32:]
     stats = calibrate(case.loaded, calibrated, progress=False)
     runs: list[int] = []
-    embedding = case.loaded.model.model.embed_tokens
+    embedding = case.dense.model.embed_tokens
     handle = embedding.register_forward_hook(lambda _, inputs, output: runs.append(inputs[0].numel()))
     candidates = (worst, "fisher", "pca")
     choice = choose_estimator(case.loaded, stats, text, 3, candidates, progress=False)
@@ -50,7 +45,7 @@ def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_o
     assert [windows.equal(first) for windows in measured] == [True] * 3 + [False] * 2
     assert choice.passes * stats.tokens == sum(runs) + 3  # the last token of a sample is not run
     assert choice.passes <= PASSES
-    samples = kept_samples(case.loaded.model, (64, 48), TEMPERATURE, 3, ignore_progress)
+    samples = kept_samples(case.dense, (64, 48), TEMPERATURE, 3, ignore_progress)
     rows, unread, *read = (
         {*map(tuple, part.tolist())} for part in (torch.cat([first, second]), text, calibrated, samples)
     )
