@@ -201,8 +201,7 @@ def test_chunked_prefill_fills_the_cache_alike(sliced, cache_class):
 
 def test_slicing_leaves_the_dense_model_alone(sliced):
     dense = sliced.case.dense
-    after = dense.state_dict()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in sliced.before.items())
+    torch.testing.assert_close(dense.state_dict(), sliced.before, rtol=0, atol=0)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in dense.modules())
     for sliced_layer, dense_layer in zip(sliced.model.model.layers, dense.model.layers, strict=True):
         assert sliced_layer is not dense_layer

@@ -103,8 +103,7 @@ def test_a_low_precision_is_what_transformers_loads(folder):
     canonicalise(theirs)
     for kind in ("named_parameters", "named_buffers"):
         one, other = (dict(getattr(model, kind)()) for model in (ours.model, theirs))
-        assert one.keys() == other.keys()
-        assert all(one[name].dtype == tensor.dtype and one[name].equal(tensor) for name, tensor in other.items())
+        torch.testing.assert_close(one, other, rtol=0, atol=0)  # their types as well
 
 
 def test_a_fingerprint_knows_weights_from_places_and_an_identity_the_tokenizer(folder, tmp_path):

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -110,9 +111,9 @@ def test_a_damaged_file_is_made_anew(case, own_cache, damage):
 
 @pytest.mark.parametrize("name", ["distill", "distill-own", pytest.param("distill-ce", marks=pytest.mark.slow)])
 def test_the_cost_is_that_of_the_counted_products_with_weights(case, name, monkeypatch):
-    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
+    monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 8 sequences
     monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 160)  # so that the head is sampled
-    dense = case.dense
+    dense, tokens = case.dense, case.tokens[:8]
     sliced = copy.deepcopy(case.sliced(order="sequential"))  # modules shared with `dense` are not trained
 
     def flops(run) -> int:
@@ -120,16 +121,13 @@ def test_the_cost_is_that_of_the_counted_products_with_weights(case, name, monke
             run()
         return counter.get_flop_counts()["Global"][torch.ops.aten.mm]  # products with weights
 
-    dense_pass = flops(lambda: dense(case.tokens))
+    dense_pass = flops(lambda: dense(tokens))
     more = {"own_texts": 1.0} if name == "distill-own" else {}
     entry = replace(RECOVERIES[name], rank=1, **more)  # the products with the head are a larger part
     monkeypatch.setitem(RECOVERIES, name, entry)
-    cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
-
-    def train(epochs: int) -> int:
-        return flops(lambda: entry.recover(dense, sliced, case.tokens, epochs, progress=False))
-
-    sampling_and_training = train(2)  # the samples and states are kept now
-    training = train(2)
+    cost = cost_of(dense, sliced, tokens, name, 2, tokens.numel())
+    train = partial(entry.recover, dense, sliced, tokens, 2, progress=False)
+    sampling_and_training = flops(train)  # the samples and states are kept now
+    training = flops(train)
     assert training / dense_pass == pytest.approx(cost.training, rel=0.05)  # the first layer's input has no gradient
     assert (sampling_and_training - training) / dense_pass == pytest.approx(cost.sampling, rel=0.05)

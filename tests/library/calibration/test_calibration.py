@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from transformers import PreTrainedModel
 
 from intraslice.calibration import driver
-from intraslice.calibration.driver import CalibrationStats, LayerStats, calibrate, sample_tokens
+from intraslice.calibration.driver import CalibrationStats, calibrate, sample_tokens
 from intraslice.core.cache import MAX_BYTES_VARIABLE, set_max_cache_bytes
 from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Progress
@@ -24,8 +24,6 @@ from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
 from intraslice.modeling.hidden_states import embed
-
-FIELDS = tuple(LayerStats.__dataclass_fields__)
 
 
 @pytest.fixture(autouse=True)
@@ -44,19 +42,13 @@ TOKENS = torch.randint(3, 256, (3, 10), generator=torch.Generator().manual_seed(
 
 def assert_same(actual: CalibrationStats, expected: CalibrationStats, **tolerance: float) -> None:
     for layer, expected_layer in zip(actual.layers, expected.layers, strict=True):
-        for name in FIELDS:
-            assert_close(getattr(layer, name), getattr(expected_layer, name), **tolerance)
+        assert_close(vars(layer), vars(expected_layer), **tolerance)
 
 
 def output_maps(model: PreTrainedModel) -> list[tuple[torch.nn.Linear, torch.nn.Linear]]:
     """`o_proj` and `down_proj` of each layer, under transformers' own names."""
-    return [
-        (
-            layer.self_attn.dense if hasattr(layer.self_attn, "dense") else layer.self_attn.o_proj,
-            layer.mlp.fc2 if hasattr(layer.mlp, "fc2") else layer.mlp.down_proj,
-        )
-        for layer in model.model.layers
-    ]
+    names = ("dense", "fc2") if model.config.model_type == "phi" else ("o_proj", "down_proj")
+    return [(getattr(layer.self_attn, names[0]), getattr(layer.mlp, names[1])) for layer in model.model.layers]
 
 
 def by_hand(model: PreTrainedModel, tokens: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:

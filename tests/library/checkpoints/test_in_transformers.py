@@ -80,13 +80,9 @@ print(type(model).__name__, said[0]["generated_text"])
 def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, case, imports):
     """Without the library it is refused, rather than filled with random numbers, unless its own code may run."""
     sliced = save_slice(case, "intraslice", tmp_path / "sliced")
-    run = subprocess.run(
-        [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "sliced", imports],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path)},
-    )
+    command, root = [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "sliced", imports], Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root), "HF_HOME": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     assert run.returncode == 0, run.stderr
     assert "not supported" not in run.stderr
     tokenizer = case.loaded.tokenizer
@@ -103,9 +99,8 @@ def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes
     saved = json.loads((tmp_path / "sliced" / "config.json").read_text())
     entries, dense = saved["transformers"]["per_layer_config"], case.original.config
     heads = {"num_attention_heads": dense.num_attention_heads, "num_key_value_heads": dense.num_key_value_heads}
-    assert [entries[str(layer)] for layer in range(3)] == [
-        heads | {"head_dim": dense.head_dim, "intermediate_size": width} for width in (24, 40, 40)
-    ]
+    sizes = [{"head_dim": dense.head_dim, "intermediate_size": width} for width in (24, 40, 40)]
+    assert [entries[str(layer)] for layer in range(3)] == [heads | size for size in sizes]
     assert AutoConfig.from_pretrained(tmp_path / "sliced").to_dict()["transformers"] == saved["transformers"]
     # What transformers falls back to for the tokenizer where the library is not imported.
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]

@@ -115,10 +115,8 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "evaluate" not in card
     assert f"| {losses['dense'].perplexity().value:.2f} ± " in card
     assert "On 16,384 held-out tokens of wikitext2 in windows of 512, in float32" in card
-    config.record |= {
-        "perplexity": {"dense": None, "sliced": 20.0},
-        "perplexity_error": {"dense": None, "sliced": None},
-    }
+    config.record["perplexity"] = {"dense": None, "sliced": 20.0}
+    config.record["perplexity_error"] = {"dense": None, "sliced": None}
     assert "| unknown | 20.00 |" in model_card(config, "mine")
 
 

@@ -108,9 +108,8 @@ def test_the_file_says_the_shapes_and_holds_every_parameter(name, tiny_case, tmp
     assert fields["general.architecture"] == "deci"
     assert fields["general.name"] == "Tiny-1"
     assert fields["deci.attention.head_count_kv"] == [a.kv_heads for a in attentions]
-    assert fields["deci.attention.head_count"] == [
-        a.kv_heads * group for a, group in zip(attentions, groups, strict=True)
-    ]
+    queries = [a.kv_heads * group for a, group in zip(attentions, groups, strict=True)]
+    assert fields["deci.attention.head_count"] == queries
     assert fields["deci.feed_forward_length"] == [-(-layer.mlp.neurons // 32) * 32 for layer in model.model.layers]
     assert fields["deci.attention.key_length"] == fields["deci.rope.dimension_count"] == 8
     assert fields["deci.context_length"] == report.context_length == config.max_position_embeddings
@@ -252,9 +251,8 @@ def test_the_default_model_s_tokenizer_comes_whole(default_model):
     read = read_tokenizer(tokenizer, rows)
     assert (read["tokenizer_model"], read["add_bos_token"], read["add_eos_token"]) == ("gpt2", False, False)
     # The default from the Hub splits off digits; by way of a GGUF file transformers loses that step.
-    assert read["tokenizer_pre"] == (
-        "smollm" if "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer) else "gpt-2"
-    )
+    has_digits = "Digits" in str(tokenizer.backend_tokenizer.pre_tokenizer)
+    assert read["tokenizer_pre"] == ("smollm" if has_digits else "gpt-2")
     assert [read["token_list"][token] for token in (1, 2, 504)] == tokenizer.convert_ids_to_tokens([1, 2, 504])
     assert len(read["token_list"]) == len(read["token_types"]) == rows
     assert read["token_types"][2] is TokenType.CONTROL

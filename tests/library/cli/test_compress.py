@@ -121,13 +121,7 @@ def test_an_estimator_may_be_a_function_in_a_file(home, options):
 
 
 def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, options, run, capsys, monkeypatch):
-    choose, unread = pipeline.choose_estimator, []
-
-    def choose_estimator(loaded, stats, text, *others, **options):
-        unread.append(text)
-        return choose(loaded, stats, text, *others, **options)
-
-    monkeypatch.setattr(pipeline, "choose_estimator", choose_estimator)
+    monkeypatch.setattr(pipeline, "choose_estimator", choose := Mock(wraps=pipeline.choose_estimator))
     chosen = compress("tiny", 0.4, estimator="auto", **options)
     name = chosen.record["requested"]["estimator"]
     assert name == chosen.plan.config.estimator == chosen.recipe.slicing.estimator
@@ -139,9 +133,9 @@ def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, optio
     assert f"\nestimator: {name}; KL at 30 % with " in messages
     assert run(f"ratios --sparsity 0.4 --estimator {name}")["ratios"] == chosen.record["ratios"]
     read = calibration_tokens(chosen.tokenizer, options["calibration"], str(options["evaluation"].text))
-    windows = (unread[0], read, chosen.recipe.windows(chosen.tokenizer))
+    windows = (choose.call_args_list[0].args[2], read, chosen.recipe.windows(chosen.tokenizer))
     rows, *others = ({*map(tuple, part.tolist())} for part in windows)
-    assert len(unread) == 2
+    assert choose.call_count == 2
     assert rows
     assert not rows & (others[0] | others[1])
     assert "estimator must be one of" in refused(SliceConfig, estimator="auto")

@@ -91,5 +91,4 @@ def test_layers_that_are_sliced_at_once_are_those_sliced_alone(family_case, four
     torch.set_num_threads(1)
     alone = family_case.sliced()
     assert threading.get_ident() in threads
-    for name, weight in alone.state_dict().items():
-        torch.testing.assert_close(several.state_dict()[name], weight, rtol=0, atol=0)
+    torch.testing.assert_close(several.state_dict(), alone.state_dict(), rtol=0, atol=0)

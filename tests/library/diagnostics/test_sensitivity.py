@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas
 import pytest
@@ -98,40 +99,34 @@ def test_no_forward_starts_before_its_own_layer(case):
 
 
 @pytest.fixture
-def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    done: list[tuple[int, str]] = []
-    slice_alone = sensitivity.slice_alone
-
-    def counted(model, stats, layer, module, ratio):
-        done.append((layer, module))
-        return slice_alone(model, stats, layer, module, ratio)
-
-    monkeypatch.setattr(sensitivity, "slice_alone", counted)
-    return done
+def slice_alone(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Notes the modules that are measured."""
+    monkeypatch.setattr(sensitivity, "slice_alone", noted := Mock(wraps=sensitivity.slice_alone))
+    return noted
 
 
 @pytest.mark.parametrize("stop", [2, 6])
-def test_a_stopped_run_goes_on_where_it_was(case, count_measurements, stop):
+def test_a_stopped_run_goes_on_where_it_was(case, slice_alone, stop):
     unbroken = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
     for file in (Path(os.environ["INTRASLICE_CACHE"]) / "sensitivity").iterdir():
         file.unlink()
-    count_measurements.clear()
+    slice_alone.reset_mock()
     stopping = stop_when(lambda event: event.done == stop)
     with pytest.raises(Stopped):
         measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=stopping)
-    first = len(count_measurements)
+    first = slice_alone.call_count
     events: list[Progress] = []
     resumed = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=events.append)
     assert events[0] == Progress("sensitivity", stop, 6)
     assert first == stop
-    assert count_measurements == MODULES
+    assert [call.args[2:4] for call in slice_alone.call_args_list] == MODULES
     for ours, theirs in zip(resumed.modules, unbroken.modules, strict=True):
         assert ours.removed == theirs.removed
         assert ours.divergences == pytest.approx(theirs.divergences)
     assert resumed.base_loss == unbroken.base_loss
 
 
-def test_another_run_starts_anew(case, count_measurements):
+def test_another_run_starts_anew(case, slice_alone):
     loaded, stats, tokens = case.loaded, case.stats, evaluation(case)
     layers = [replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers]
     for count, run in enumerate(
@@ -146,7 +141,7 @@ def test_another_run_starts_anew(case, count_measurements):
     ):
         for _ in range(2):
             measure_sensitivity(*run, progress=False)
-            assert len(count_measurements) == 6 * count
+            assert slice_alone.call_count == 6 * count
 
 
 def test_fallen_importance_sums_the_least_important_units_and_too_little_has_no_ceiling():

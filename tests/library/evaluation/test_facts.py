@@ -24,14 +24,14 @@ from intraslice.evaluation.facts import (
 
 def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, all_bytes_tokenizer, monkeypatch):
     monkeypatch.setattr(facts, "BATCH", 50)
-    questions = [question for language in LANGUAGES for question in fact_questions(language)]
+    every = 1 if family_case.name == "phi" else 8  # all by one family, some by the others
+    questions = [question for language in LANGUAGES for question in fact_questions(language)][::every]
     assert [len(fact_questions(language)) for language in LANGUAGES] == [96, 32]
     model, original, encode = family_case.dense, family_case.original, all_bytes_tokenizer.encode
     encoded, events = encode_questions(all_bytes_tokenizer, questions), []
     found = measure_facts(model, all_bytes_tokenizer, encoded, progress=events.append)
-    for index, (question, log_probs, fact) in enumerate(
-        zip(questions, answer_log_probs(model, encoded), found, strict=True)
-    ):
+    answers = zip(questions, answer_log_probs(model, encoded), found, strict=True)
+    for index, (question, log_probs, fact) in enumerate(answers):
         length = len(encode(question.prompt))
         rows = [torch.tensor([encode(f"{question.prompt} {answer}")]) for answer in question.answers]
         expected = [-losses_at_once(original, row)[0, length - 1 :].sum().item() for row in rows]
@@ -43,7 +43,8 @@ def test_answers_are_those_of_plain_transformers_for_all_questions(family_case, 
             written = original.generate(rows[0][:, :length], do_sample=False, max_new_tokens=6)[0, length:]
             text = all_bytes_tokenizer.decode(written, skip_special_tokens=True)
             assert fact.completion.startswith(text.rstrip("\ufffd").strip())  # the end may be half a character
-    assert [(event.done, event.total) for event in (events[0], events[-1])] == [(0, 128), (128, 128)]
+    total = len(questions)
+    assert [(event.done, event.total) for event in (events[0], events[-1])] == [(0, total), (total, total)]
 
 
 def test_a_model_says_what_its_completion_begins_with_as_whole_words(case):

@@ -55,13 +55,10 @@ def test_parameters_are_those_of_the_tensors(pair, slicing: float):
     assert plan.parameters.dense_total == parameter_count(dense)
     stored = {id(tensor): tensor.numel() for tensor in model.state_dict(keep_vars=True).values()}
     assert sum(stored.values()) == plan.parameters.sliced_total
-    untied = parameter_count(model.model.layers) + parameter_count(model.model.get_submodule(final_norm(model)))
+    norm = model.model.final_layernorm if model.config.model_type == "phi" else model.model.norm
+    untied = parameter_count(model.model.layers) + parameter_count(norm)
     untied += model.config.vocab_size * (plan.width + plan.hidden) + (0 if model.lm_head.bias is None else 256)
     assert plan.untied_total == untied
-
-
-def final_norm(model: PreTrainedModel) -> str:
-    return "final_layernorm" if model.config.model_type == "phi" else "norm"
 
 
 def test_widths_are_multiples_of_eight_and_the_config_keeps_the_dense_width(pair):

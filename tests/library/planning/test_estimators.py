@@ -135,9 +135,7 @@ def test_principal_channels_come_heads_first_then_by_variance():
     assert_close(pca_importance(gradient.flatten(1), own, HEADS), expected)
 
 
-def ranking() -> Ranking:
-    """Two layers of two and four units, the weakest first."""
-    return Ranking(np.arange(6.0), np.array([1, 0, 1, 1, 0, 1]), (2, 4))
+RANKING = Ranking(np.arange(6.0), np.array([1, 0, 1, 1, 0, 1]), (2, 4))  # two layers of two and four units
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def ranking() -> Ranking:
     ],
 )
 def test_a_layers_ratio_is_the_share_of_its_fallen_units(fraction, ratios, threshold):
-    found, cut = ranking().ratios(fraction)
+    found, cut = RANKING.ratios(fraction)
     assert found == pytest.approx(ratios)
     assert cut == threshold
 

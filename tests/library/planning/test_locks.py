@@ -18,11 +18,6 @@ from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, head_rules, make_plan
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
-def profile(request) -> Profile:
-    return profile_of(*request.param)
-
-
 def other_units(plan: SlicePlan, profile: Profile) -> list[Lock]:
     """Locks that contradict a plan: of a head that it removes, one that it keeps, and a number of neurons."""
     locks: list[Lock] = []
@@ -129,9 +124,8 @@ def test_slices_of_every_family_have_the_locked_units(tiny_case: Callable[[str],
             assert block.mlp.neurons == layer.neurons
             groups = dense.attention.kv_head[list(layer.heads)].unique(return_inverse=True)[1]
             assert block.attention.kv_head.tolist() == groups.tolist()
-    assert "method wanda has no locks of heads or neurons" in refused(
-        case.plan, **options, method="wanda", locked=locks
-    )
+    message = refused(case.plan, **options, method="wanda", locked=locks)
+    assert "method wanda has no locks of heads or neurons" in message
 
 
 @pytest.mark.parametrize(

@@ -60,11 +60,6 @@ MODELS = {
 KINDS = ("free", "runtime")  # of shapes
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
-def profile(request) -> Profile:
-    return profile_of(*request.param)
-
-
 def counted(profile: Profile, plan: SlicePlan) -> int:
     """Decoder parameters, weight by weight and bias by bias, independently of `LayerSizes.parameters`."""
     total = 0

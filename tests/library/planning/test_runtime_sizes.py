@@ -16,11 +16,6 @@ from intraslice.planning.sizes import BLOCK, LayerSizes, block_widths
 TINY = LayerSizes(4, heads=4, kv_heads=2, dim=2, neurons=64, gated=True, attention_bias=False, mlp_bias=False, fixed=8)
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
-def profile(request) -> Profile:
-    return profile_of(*request.param)
-
-
 def runtime(profile: Profile, sparsity: float = 0.3, **config) -> SlicePlan:
     return make_plan(profile, SliceConfig(sparsity, shapes="runtime", **config))
 

@@ -96,10 +96,8 @@ def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     counted = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert estimate_memory(str(path)).parameters == counted == sum(int(tensor.n_elements) for tensor in reader.tensors)
     assert fields["llama.block_count"] == 2
-    own, whole = (
-        read_config(Weights(tmp_path, "", path.name)),
-        AutoConfig.from_pretrained(tmp_path, gguf_file=path.name),
-    )
+    own = read_config(Weights(tmp_path, "", path.name))
+    whole = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name)
     assert own.to_dict() | {"_name_or_path": ""} == whole.to_dict() | {"_name_or_path": ""}
     assert capfd.readouterr().err == ""  # transformers would show a bar
 

@@ -1,5 +1,7 @@
 """The choice of an estimator: the best is chosen, within its cost, on windows that nothing else reads, and once."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -22,14 +24,7 @@ def reversed_importances(layer) -> Importances:
 
 def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(case, own_estimators, monkeypatch):
     worst = ESTIMATORS.register(Estimator("worst", "", "", reversed_importances)).name
-    measured = []
-    measure = module.measure_losses
-
-    def measure_losses(model, windows, *others, **options):
-        measured.append(windows)
-        return measure(model, windows, *others, **options)
-
-    monkeypatch.setattr(module, "measure_losses", measure_losses)
+    monkeypatch.setattr(module, "measure_losses", measure_losses := Mock(wraps=module.measure_losses))
     tokens = torch.randint(3, 256, (40, 48), generator=torch.Generator().manual_seed(1))
     calibrated, text = tokens[:32], tokens[32:]
     stats = calibrate(case.loaded, calibrated, progress=False)
@@ -41,6 +36,7 @@ def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_o
     handle.remove()
     assert choice.name in ("fisher", "pca")
     assert choice.excess[worst][0] > 2 * choice.excess[worst][1] > 0
+    measured = [call.args[1] for call in measure_losses.call_args_list]
     first, second = measured[0], measured[-1]
     assert [windows.equal(first) for windows in measured] == [True] * 3 + [False] * 2
     assert choice.passes * stats.tokens == sum(runs) + 3  # the last token of a sample is not run

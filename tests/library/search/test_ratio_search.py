@@ -271,7 +271,6 @@ def test_the_result_is_a_model_of_the_required_size(case) -> None:
 
 
 def test_a_stopped_search_goes_on_and_one_with_more_passes_continues_a_shorter_one(case, own_cache) -> None:
-
     def run(passes: float, progress=False) -> SearchResult:
         search = SearchConfig(passes, windows=1, seed=int(passes) % 2)
         return search_depth(case.loaded, case.stats, case.tokens, 0.4, search, progress=progress)
