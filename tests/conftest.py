@@ -69,18 +69,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.is_relative_to(BROWSER):
             item.add_marker(pytest.mark.browser)
             item.add_marker(pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"))
-            item.add_marker(pytest.mark.xdist_group(f"browser {1 + _is_in_second(item)}"))
+            item.add_marker(pytest.mark.xdist_group(f"browser {1 + (item.path.stem in SECOND)}"))
         else:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if _is_of_plain_gradio(item):
             item.add_marker(pytest.mark.gradio)
             item.add_marker(pytest.mark.skipif(is_known_gradio, reason=f"how gradio {GRADIO} behaves is known"))
-    items.sort(key=lambda item: (not item.path.is_relative_to(BROWSER), _is_in_second(item)))
-
-
-def _is_in_second(item: pytest.Item) -> bool:
-    """Whether it is a browser test for the second of the two processes."""
-    return item.path.stem in SECOND
+    items.sort(key=lambda item: (not item.path.is_relative_to(BROWSER), item.path.stem in SECOND))
 
 
 def _is_of_plain_gradio(item: pytest.Item) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy
+import pandas
 import pytest
 from test_documents import ROOT, text_of
 
@@ -244,16 +244,17 @@ class Accuracies:
     def agreement(self) -> str:
         """How well KL and perplexity order the slices as their mean accuracy does, and where KL does worst."""
         cells = list(self.rows)
-        accuracy = ranks([-mean_accuracy(rows)[0] for rows in self.rows.values()])
-        kl, perplexity = (ranks([getattr(cell, name) for cell in cells]) for name in (KL, PERPLEXITY))
-        rho = [float(numpy.corrcoef(accuracy, other)[0, 1]) for other in (kl, perplexity)]
-        worst = max(range(len(cells)), key=lambda index: abs(kl[index] - accuracy[index]))
-        places = f"number {kl[worst]:.0f} by KL, number {accuracy[worst]:.0f} by mean accuracy"
+        table = pandas.DataFrame({name: [getattr(cell, name) for cell in cells] for name in (KL, PERPLEXITY)})
+        table["accuracy"] = [-mean_accuracy(rows)[0] for rows in self.rows.values()]
+        ranks = table.rank()  # from 1, for the smallest; equal values share their mean rank
+        rho = ranks.corr()["accuracy"]
+        worst = (ranks[KL] - ranks["accuracy"]).abs().idxmax()
+        places = f"number {ranks[KL][worst]:.0f} by KL, number {ranks.accuracy[worst]:.0f} by mean accuracy"
         differ = f"They disagree most on {label(cells[worst])}: {places}."
         return (
             f"Over the {len(cells)} slices of {self.size}, the rank correlation (Spearman) of mean accuracy is "
-            f"{rho[0]:.2f} with KL on Wikipedia and {rho[1]:.2f} with perplexity. "
-            f"{'Both order them alike.' if kl == accuracy else differ}"
+            f"{rho[KL]:.2f} with KL on Wikipedia and {rho[PERPLEXITY]:.2f} with perplexity. "
+            f"{'Both order them alike.' if ranks[KL].equals(ranks['accuracy']) else differ}"
         )
 
 
@@ -265,11 +266,6 @@ def label(cell: Cell) -> str:
 def plus_minus(value: tuple[float, float], code: str = ".1f") -> str:
     """In percentage points."""
     return f"{100 * value[0]:{code}} ± {100 * value[1]:.1f}"
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """From 1, for the smallest; equal values share their mean rank."""
-    return [sum(other < value for other in values) + (1 + values.count(value)) / 2 for value in values]
 
 
 def accuracies(board: Board) -> list[Accuracies]:
@@ -344,18 +340,12 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def missing(board: Board, name: str) -> list[str]:
-    document = words(text_of(ROOT / name))
-    return [text for text in CLAIMS[name](board) if words(text) not in document]
-
-
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_document_says_what_the_measurements_say_and_compares_nothing_else(name) -> None:
-    board = Board(cells())
-    texts = missing(board, name)
-    assert not texts, "\n\n".join([f"{name} has to say:", *texts])
-    rest = words(text_of(ROOT / name))
-    for text in CLAIMS[name](board):
+    texts, rest = [*CLAIMS[name](Board(cells()))], words(text_of(ROOT / name))
+    missing = [text for text in texts if words(text) not in rest]
+    assert not missing, "\n\n".join([f"{name} has to say:", *missing])
+    for text in texts:
         rest = rest.replace(words(text), "")
     assert COMPARISON.findall(rest) == []
     assert name == "README.md" or "|---" not in rest, "a table that no file has"

@@ -35,11 +35,8 @@ def files(*folders: str) -> list[Path]:
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     """The result of `lint-imports` there. The width keeps it from breaking lines."""
-    command, environment = (
-        [Path(sys.executable).with_name("lint-imports"), "--no-cache"],
-        {**os.environ, "COLUMNS": "300"},
-    )
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    command = [Path(sys.executable).with_name("lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=folder, env=os.environ | {"COLUMNS": "300"}, capture_output=True, text=True)
 
 
 def copy_packages(folder: Path) -> None:
@@ -133,20 +130,14 @@ def test_no_file_is_too_long_and_the_entry_small():
     assert len((ROOT / "app.py").read_text(encoding="utf-8").splitlines()) <= 81
 
 
-def parameters(function: Function) -> list[str]:
-    """Names of what is given to a function, `self` aside."""
-    arguments = function.args
-    names = [one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
-    return [name for name in names if name not in ("self", "cls")]
-
-
 def test_no_function_is_too_long_or_takes_too_much():
     found = []
     for path in files(*PACKAGES):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(node, Function):
                 continue
-            place, names = f"{path.relative_to(ROOT)}: {node.name}", parameters(node)
+            given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            place, names = f"{path.relative_to(ROOT)}: {node.name}", {one.arg for one in given} - {"self", "cls"}
             called_by_gradio = "request" in names and "components" in (path.parent.name, path.parent.parent.name)
             if len(names) > MAX_PARAMETERS and node.name not in FOREIGN and not called_by_gradio:
                 found.append(f"{place} takes {len(names)}")

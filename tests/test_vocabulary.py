@@ -41,18 +41,12 @@ def retired_names(source: str) -> set[str]:
     return {name for name in names if name and (name.strip("_") in NAMES or PATTERN.fullmatch(name))}
 
 
-def retired_phrases(text: str) -> list[str]:
-    """The phrases of a text that have no ordinary meaning."""
-    return PHRASES.findall(COMPATIBLE.sub("", text))
-
-
 def test_no_name_is_retired() -> None:
     found = {path.relative_to(ROOT).as_posix(): retired_names(path.read_text(encoding="utf-8")) for path in CODE}
     assert {path: names for path, names in found.items() if names} == {}
 
 
 def test_no_phrase_is_retired() -> None:
-    found = {
-        path.relative_to(ROOT).as_posix(): retired_phrases(path.read_text(encoding="utf-8")) for path in CODE + TEXTS
-    }
+    texts = {path: COMPATIBLE.sub("", path.read_text(encoding="utf-8")) for path in CODE + TEXTS}
+    found = {path.relative_to(ROOT).as_posix(): PHRASES.findall(text) for path, text in texts.items()}
     assert {path: phrases for path, phrases in found.items() if phrases} == {}

@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel, StaticCache
 import intraslice
 from intraslice.checkpoints.format import WEIGHTS
 from intraslice.core.config import SliceConfig
-from intraslice.methods.registry import Plan, plan_by, slice_by
+from intraslice.methods.registry import Plan
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.hidden_states import cache_keyword
@@ -49,10 +49,9 @@ class Sliced(NamedTuple):
 def sliced(request, tiny_case) -> Sliced:
     family, kind = request.param
     case, method = tiny_case(family), "intraslice" if kind == "hollow" else kind
-    config = SliceConfig(**{"sparsity": 0.4, "bias": 1.0, "order": "sequential"} | (HOLLOW if kind == "hollow" else {}))
-    before = {name: tensor.clone() for name, tensor in case.loaded.model.state_dict().items()}
-    plan = plan_by(method, case.loaded.model, case.stats, config)
-    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    before = {name: tensor.clone() for name, tensor in case.dense.state_dict().items()}
+    plan = case.plan(method=method, **{"bias": 1.0, "order": "sequential"} | (HOLLOW if kind == "hollow" else {}))
+    model = case.cut(plan, method)
     return Sliced(case, kind, plan, model, before)
 
 
@@ -70,7 +69,6 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-@torch.no_grad()
 def greedy_without_cache(model: PreTrainedModel, tokens: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         following = model(tokens, use_cache=False).logits[:, -1:].argmax(-1)
@@ -80,23 +78,20 @@ def greedy_without_cache(model: PreTrainedModel, tokens: Tensor, steps: int) -> 
 
 def generate(model: PreTrainedModel, tokens: Tensor, mask: Tensor, steps: int = 8) -> Tensor:
     """Greedy, with the cache that transformers takes by itself; never stopped early."""
-    return model.generate(
-        tokens, attention_mask=mask, max_new_tokens=steps, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    return model.generate(tokens, attention_mask=mask, max_new_tokens=steps, **options)
 
 
 def close(actual: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=1e-4 if tolerance else 0)
 
 
-@torch.no_grad()
 def test_full_rank_is_transformers_own_model(every_family_case):
-    canonical, original = every_family_case.loaded.model, every_family_case.original
+    canonical, original = every_family_case.dense, every_family_case.original
     for side in ("left", "right"):
         tokens, mask = padded_batch(every_family_case, side)
-        logits, expected = (
-            model(tokens, attention_mask=mask, position_ids=positions(mask)).logits for model in (canonical, original)
-        )
+        given = {"attention_mask": mask, "position_ids": positions(mask)}
+        logits, expected = (model(tokens, **given).logits for model in (canonical, original))
         assert expected.std() > 0.1  # far from trivial
         close(logits[mask.bool()], expected[mask.bool()])
     tokens, mask = padded_batch(every_family_case, "left")
@@ -106,16 +101,14 @@ def test_full_rank_is_transformers_own_model(every_family_case):
         assert sum(p.numel() for p in model.parameters()) == profile.dense_decoder + others
 
 
-@torch.no_grad()
 @pytest.mark.parametrize(
     ("method", "order"),
     [*(("intraslice", order) for order in ORDERS), *((name, "one-shot") for name in ("wanda", "modegpt", "flatllm"))],
 )
 def test_sparsity_zero_is_exact(every_family_case, method, order):
     case, tokens = every_family_case, every_family_case.tokens[:2]
-    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.0, order=order))
-    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
-    close(model(tokens).logits, case.loaded.model(tokens).logits, 0.0 if method == "intraslice" else 1e-4)
+    plan = case.plan(0.0, method, order=order)
+    close(case.cut(plan, method)(tokens).logits, case.dense(tokens).logits, 0.0 if method == "intraslice" else 1e-4)
     assert plan.removed_fraction == 0
     assert plan.kv_bytes_per_token[0] == plan.kv_bytes_per_token[1]
 
@@ -135,10 +128,10 @@ def test_tensors_are_those_of_the_plan(sliced):
     assert plan.parameters.dense_total == sum(p.numel() for p in case.original.parameters())
     if sliced.kind == "crossmodule":
         return
-    for name, owner in (("dense", case.loaded.model), ("sliced", model)):
+    for name, owner in (("dense", case.dense), ("sliced", model)):
         expected = {f"{name}_total", f"{name}_decoder"}
         assert parameters_of(owner, name) == {key: getattr(plan.parameters, key) for key in expected}
-    assert (kv_bytes_per_token(case.loaded.model), kv_bytes_per_token(model)) == plan.kv_bytes_per_token
+    assert (kv_bytes_per_token(case.dense), kv_bytes_per_token(model)) == plan.kv_bytes_per_token
     assert plan.removed_fraction == pytest.approx(plan.config.sparsity, abs=0.05)
     for layer, sliced_layer, size in zip(plan.layers, model.model.layers, case.stats.sizes, strict=True):
         attention, mlp = sliced_layer.self_attn, sliced_layer.mlp
@@ -179,7 +172,6 @@ def test_cached_generation_is_uncached_generation(sliced):
     assert torch.equal(cached, greedy_without_cache(sliced.model, prompt, 8))
 
 
-@torch.no_grad()
 def test_a_padded_batch_gives_each_text_its_own_result(sliced):
     rows = [sliced.case.tokens[row : row + 1, :length] for row, length in enumerate(LENGTHS)]
     logits = [sliced.model(row).logits[0] for row in rows]
@@ -194,7 +186,6 @@ def test_a_padded_batch_gives_each_text_its_own_result(sliced):
         assert torch.equal(answers[row, LENGTHS[0] :], answer[0, alone.shape[1] :])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
 def test_chunked_prefill_fills_the_cache_alike(sliced, cache_class):
     tokens = sliced.case.tokens[:2, :20]
@@ -209,9 +200,8 @@ def test_chunked_prefill_fills_the_cache_alike(sliced, cache_class):
 
 
 def test_slicing_leaves_the_dense_model_alone(sliced):
-    dense = sliced.case.loaded.model
-    after = dense.state_dict()
-    assert all(torch.equal(tensor, after[name]) for name, tensor in sliced.before.items())
+    dense = sliced.case.dense
+    torch.testing.assert_close(dense.state_dict(), sliced.before, rtol=0, atol=0)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in dense.modules())
     for sliced_layer, dense_layer in zip(sliced.model.model.layers, dense.model.layers, strict=True):
         assert sliced_layer is not dense_layer
@@ -222,7 +212,6 @@ def test_slicing_leaves_the_dense_model_alone(sliced):
         assert sliced.model.lm_head.weight is dense.lm_head.weight
 
 
-@torch.no_grad()
 def test_what_is_saved_is_what_the_plan_counts_and_loads_as_the_same_model(sliced, tmp_path):
     case, folder, counts = sliced.case, tmp_path / "sliced", sliced.plan.parameters
     intraslice.save(sliced.model, case.loaded.tokenizer, folder, MADE)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -32,31 +33,25 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def slicing(method: str, **config: Any) -> Job:
-    def run(case, progress: ProgressCallback) -> PreTrainedModel:
-        model = case.loaded.model
-        plan = plan_by(method, model, case.stats, SliceConfig(0.4, **config))
-        return slice_by(method, model, plan, case.stats, case.tokens, progress=progress)
-
-    return run
+    return lambda case, progress: case.cut(case.plan(method=method, **config), method, progress=progress)
 
 
 def shift(case, progress: ProgressCallback) -> ShiftReport:
-    sliced = slicing("crossmodule", order="one-shot")(case, ignore_progress)
-    methods = {"itself": case.loaded.model, "sliced": sliced}
-    return measure_shift(case.loaded.model, methods, case.tokens[:3], progress=progress)
+    methods = {"itself": case.dense, "sliced": case.sliced(method="crossmodule")}
+    return measure_shift(case.dense, methods, case.tokens[:3], progress=progress)
 
 
 def axes(case, progress: ProgressCallback) -> dict[int, list]:
-    find_axes(case.loaded.model, case.stats, progress=progress)
+    find_axes(case.dense, case.stats, progress=progress)
     return {read: found.tolist() for read, found in case.stats.residual_axes.items()}
 
 
 JOBS: dict[str, Job] = {
     "calibration": lambda case, progress: calibrate(case.loaded, case.tokens[:4], progress=progress),
-    "one-shot": slicing("intraslice", order="one-shot"),
+    "one-shot": slicing("intraslice"),
     "sequential": slicing("intraslice", order="sequential"),
     "refined": slicing("intraslice", order="sequential", iterative=True, iterative_above=0.0),
-    "cross-module one-shot": slicing("crossmodule", order="one-shot"),
+    "cross-module one-shot": slicing("crossmodule"),
     "cross-module sequential": slicing("crossmodule", order="sequential"),
     "axes": axes,
     "plus": slicing("intraslice+", epochs=1),
@@ -64,15 +59,10 @@ JOBS: dict[str, Job] = {
     "modegpt": slicing("modegpt"),
     "shift": shift,
     "sensitivity": lambda case, progress: measure_sensitivity(
-        case.loaded, case.stats, case.tokens[:4], 0.4, progress=progress
+        case.loaded, case.stats, case.tokens[:4], progress=progress
     ),
-    "perplexity": lambda case, progress: perplexity(case.loaded.model, case.tokens, progress=progress),
+    "perplexity": lambda case, progress: perplexity(case.dense, case.tokens, progress=progress),
 }
-
-
-def slow_unless(name: str, quick: set[str]) -> Any:
-    """The name as a parameter of the default tests, or of the slow ones."""
-    return name if name in quick else pytest.param(name, marks=pytest.mark.slow)
 
 
 def with_own_stats(case):
@@ -95,64 +85,43 @@ def left_behind(model: PreTrainedModel) -> list[str]:
     return hooked + [name for name, p in model.named_parameters() if p.requires_grad or p.grad is not None]
 
 
-class Turns:
-    """Runs jobs in threads, of which one runs at a time: each hands on the turn at every call of its callback."""
-
-    def __init__(self, jobs: dict[str, Callable[[ProgressCallback], Any]], check: Callable[[str], None]) -> None:
-        self._jobs, self._check = jobs, check
-        self._waiting, self._turn = list(jobs), threading.Condition()
-        self._outcomes: dict[str, Any] = {}
-
-    def run(self) -> dict[str, Any]:
-        """Each job's value. Raises what any of them, or the check, raised."""
-        threads = [threading.Thread(target=self._run, args=(name,)) for name in self._jobs]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for outcome in self._outcomes.values():
-            if isinstance(outcome, BaseException):
-                raise outcome
-        return self._outcomes
-
-    def _run(self, name: str) -> None:
-        self._await(name)
-        try:
-            self._outcomes[name] = contents(self._jobs[name](lambda _: self._hand_on(name)))
-            self._check(name)
-        except BaseException as error:
-            self._outcomes[name] = error
-        with self._turn:
-            self._waiting.remove(name)
-            self._turn.notify_all()
-
-    def _hand_on(self, name: str) -> None:
-        self._check(name)
-        with self._turn:
-            self._waiting.append(self._waiting.pop(0))
-            self._turn.notify_all()
-        self._await(name)
-
-    def _await(self, name: str) -> None:
-        with self._turn:
-            self._turn.wait_for(lambda: self._waiting[0] == name)
-
-
 def in_turns(case, jobs: dict[str, Job]) -> dict[str, Any]:
-    """Every job's result. Asserts at each turn that nothing is left on the dense model, and no random number drawn."""
-    random = torch.get_rng_state()
+    """Every job's result, in threads of which one runs at a time: each hands on the turn at every call of its callback.
+
+    Asserts at each turn that nothing is left on the dense model, and no random number drawn.
+    """
+    random, waiting, turn = torch.get_rng_state(), list(jobs), threading.Condition()
 
     def check(name: str) -> None:
-        assert not left_behind(case.loaded.model), name
+        assert not left_behind(case.dense), name
         assert torch.equal(torch.get_rng_state(), random), name
 
-    def bound(job: Job) -> Callable[[ProgressCallback], Any]:
-        return lambda progress: job(case, progress)
+    def run(name: str) -> Any:
+        def hand_on(_: Progress) -> None:
+            check(name)
+            with turn:
+                waiting.append(waiting.pop(0))
+                turn.notify_all()
+                turn.wait_for(lambda: waiting[0] == name)
 
-    return Turns({name: bound(job) for name, job in jobs.items()}, check).run()
+        with turn:
+            turn.wait_for(lambda: waiting[0] == name)
+        try:
+            result = contents(jobs[name](case, hand_on))
+            check(name)
+            return result
+        finally:
+            with turn:
+                waiting.remove(name)
+                turn.notify_all()
+
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return dict(zip(jobs, pool.map(run, jobs), strict=True))
 
 
-@pytest.mark.parametrize("name", [slow_unless(name, {"llama-gqa"}) for name in FAMILIES])
+@pytest.mark.parametrize(
+    "name", ["llama-gqa", *(pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "llama-gqa")]
+)
 def test_jobs_that_take_turns_give_what_each_gives_alone(tiny_case, monkeypatch, tmp_path, name):
     case = tiny_case(name)
     refused = {"cross-module one-shot", "cross-module sequential", "shift"} if name == "gemma3" else set()
@@ -175,13 +144,13 @@ def anatomy(model: PreTrainedModel) -> dict[str, Any]:
 @pytest.mark.parametrize("gradients", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypatch, tmp_path, name, gradients):
     case = with_own_stats(tiny_case("phi"))
-    before = anatomy(case.loaded.model)
+    before = anatomy(case.dense)
     with torch.set_grad_enabled(gradients):
         for call in (1, 4, 19):
             with suppress(Stopped):  # some end before that call
                 JOBS[name](case, stop_at(call))
-            assert not left_behind(case.loaded.model)
-            assert anatomy(case.loaded.model) == before
+            assert not left_behind(case.dense)
+            assert anatomy(case.dense) == before
             assert torch.is_grad_enabled() == gradients
         again = contents(JOBS[name](case, ignore_progress))
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "another"))
@@ -189,10 +158,10 @@ def test_a_job_that_is_cancelled_leaves_the_model_as_it_was(tiny_case, monkeypat
 
 
 @pytest.mark.parametrize("name", ["sequential", "cross-module sequential", "shift", "sensitivity"])
-def test_between_two_progress_calls_no_more_than_one_layer_is_passed(tiny_case, monkeypatch, name):
+def test_between_two_progress_calls_no_more_than_one_layer_is_passed(case, monkeypatch, name):
     """So the time between two calls does not grow with the model's depth."""
     monkeypatch.setattr("intraslice.modeling.hidden_states.TOKENS_PER_BATCH", 96)  # of 48 a sequence
-    case, seen = tiny_case("llama-gqa"), {"reads": 0, "writes": 0}
+    seen = {"reads": 0, "writes": 0}
     counts = []
 
     def note(_: Progress) -> None:
@@ -206,8 +175,8 @@ def test_between_two_progress_calls_no_more_than_one_layer_is_passed(tiny_case, 
         return count
 
     maps = {
-        "reads": [(layer.attention.qkv_proj, layer.mlp.gate_up_proj) for layer in blocks(case.loaded.model)],
-        "writes": [(layer.attention.o_proj, layer.mlp.down_proj) for layer in blocks(case.loaded.model)],
+        "reads": [(layer.attention.qkv_proj, layer.mlp.gate_up_proj) for layer in blocks(case.dense)],
+        "writes": [(layer.attention.o_proj, layer.mlp.down_proj) for layer in blocks(case.dense)],
     }
     hooks = [part.register_forward_pre_hook(counting(kind)) for kind, layers in maps.items() for part in chain(*layers)]
     try:
@@ -218,8 +187,7 @@ def test_between_two_progress_calls_no_more_than_one_layer_is_passed(tiny_case, 
     assert 0 < max(counts) <= 2 * 2  # a batch through attention and MLP
 
 
-def test_weights_on_disk_are_there_again_once_a_job_is_cancelled(folder, tiny_case):
-    case = tiny_case("llama-gqa")
+def test_weights_on_disk_are_there_again_once_a_job_is_cancelled(folder, case):
     model = load_model(str(folder), device_map="disk").model
     plan = plan_by("intraslice", model, case.stats, SliceConfig(0.4))
     were_in_memory = []

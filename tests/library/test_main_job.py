@@ -27,15 +27,10 @@ def answer(capsys: pytest.CaptureFixture, *words: str) -> dict:
 
 def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_path):
     folder = str(tmp_path / "sliced")
-    compressed = compress(
-        "default",
-        sparsity=0.2,
-        calibration=CalibrationConfig(sequences=8, length=128),
-        evaluation=EvaluationConfig(tokens=256, window=128),
-        progress=False,
-    )
-    evaluation = compressed.evaluate(progress=False)
-    dense, sliced = evaluation.dense_perplexity.value, evaluation.perplexity.value
+    calibration, evaluation = CalibrationConfig(sequences=8, length=128), EvaluationConfig(tokens=256, window=128)
+    compressed = compress("default", 0.2, calibration=calibration, evaluation=evaluation, progress=False)
+    found = compressed.evaluate(progress=False)
+    dense, sliced = found.dense_perplexity.value, found.perplexity.value
     assert 10 < dense < 30
     assert dense < sliced < 4 * dense
     assert compressed.plan.removed_fraction == pytest.approx(0.2, abs=0.01)
@@ -75,12 +70,9 @@ def test_a_whole_run_keeps_within_its_memory(default_model, tmp_path):
     for name in ("models", "wheels"):
         (tmp_path / name).symlink_to(cache_folder() / name)  # only calibrations are new
     options = ["--sequences", "2", "--eval-tokens", "1024", "--json"]  # more sequences need no more
-    result = subprocess.run(
-        [sys.executable, "-m", "intraslice", "evaluate", *options],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "INTRASLICE_CACHE": str(tmp_path)},
-    )
+    command = [sys.executable, "-m", "intraslice", "evaluate", *options]
+    environment = os.environ | {"INTRASLICE_CACHE": str(tmp_path)}
+    result = subprocess.run(command, check=True, capture_output=True, env=environment)
     assert list((tmp_path / "calibration").iterdir())
     assert json.loads(result.stdout)["peak_rss_bytes"] < 3.4 * 2**30
 

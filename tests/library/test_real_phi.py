@@ -24,9 +24,7 @@ pytestmark = [pytest.mark.hub, pytest.mark.slow, pytest.mark.timeout(3600)]
 @pytest.fixture(scope="module")
 def phi() -> LoadedModel:
     if find_weights(PHI) is None and not hub_is_reachable():
-        pytest.skip(
-            "phi-1_5 is not in the local Hugging Face cache and no Hub answers; HF_HUB_OFFLINE=0 lets it be asked"
-        )
+        pytest.skip("phi-1_5 is not in the local cache and no Hub answers; HF_HUB_OFFLINE=0 lets it be asked")
     return load_model(PHI)
 
 

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -10,25 +11,15 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from intraslice import samples as samples_module
-from intraslice.core.config import CalibrationConfig, SliceConfig
+from intraslice.core.config import CalibrationConfig
 from intraslice.core.progress import ignore_progress
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.recovery import RECOVERIES
 from intraslice.recovery.registry import cost_of
 from intraslice.samples import _sample, calibration_sequences, kept_samples, kept_states, sample_texts
 from intraslice.search.ratio_search import search_windows
 from intraslice.texts import calibration_tokens
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
-    return tmp_path
-
-
-def sliced_by(case, method="intraslice"):
-    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4))
-    return slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def test_tokens_are_sampled_with_the_probabilities_of_the_logits():
@@ -38,51 +29,49 @@ def test_tokens_are_sampled_with_the_probabilities_of_the_logits():
     assert not (tokens == 1).any()
 
 
-def test_samples_depend_on_seed_and_temperature_and_continue_what_the_model_wrote(tiny_case):
-    model = tiny_case("llama-gqa").loaded.model
+def test_samples_depend_on_seed_and_temperature_and_continue_what_the_model_wrote(case):
+    model = case.dense
     samples = [
         sample_texts(model, (5, 12), temperature, torch.Generator().manual_seed(seed))
         for temperature, seed in ((1.0, 0), (1.0, 0), (1.0, 1), (1e-4, 0))
     ]
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
-    with torch.no_grad():  # near temperature 0 each token is the likeliest after those before it
-        assert torch.equal(model(samples[3]).logits[:, :-1].argmax(-1), samples[3][:, 1:])
+    # Near temperature 0 each token is the likeliest after those before it.
+    assert torch.equal(model(samples[3]).logits[:, :-1].argmax(-1), samples[3][:, 1:])
 
 
-def test_samples_and_states_are_made_once_for_all_slices(tiny_case, cache):
-    case = tiny_case("llama-gqa")
-    dense = case.loaded.model
+def test_samples_and_states_are_made_once_for_all_slices(case, own_cache):
+    dense = case.dense
     counts = []
     for method in ("intraslice", "wanda"):
         events = []
-        RECOVERIES["distill"].recover(dense, sliced_by(case, method), case.tokens, 1, progress=events.append)
+        sliced = case.sliced(method=method, order="sequential")
+        RECOVERIES["distill"].recover(dense, sliced, case.tokens, 1, progress=events.append)
         counts.append(Counter(event.stage for event in events))
     assert counts[0]["samples"] == case.tokens.shape[1] - 1
     assert counts[0]["dense states"]
     assert set(counts[1]) == {"distill"}
-    assert {path.parent.name for path in cache.glob("*/*.npz")} >= {"samples", "states"}
+    assert {path.parent.name for path in own_cache.glob("*/*.npz")} >= {"samples", "states"}
     samples = kept_samples(dense, (8, case.tokens.shape[1]), 1.0, 0, ignore_progress)
-    with torch.no_grad():
-        expected = dense.model(samples).last_hidden_state
+    expected = dense.model(samples).last_hidden_state
     assert_close(kept_states(dense, samples, ignore_progress).hidden, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_likely_tokens_are_those_of_the_sequence_and_those_that_the_model_expects(tiny_case, monkeypatch):
+def test_likely_tokens_are_those_of_the_sequence_and_those_that_the_model_expects(case, monkeypatch):
     monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 10)
     monkeypatch.setattr(samples_module, "STATES_PER_FILE", 2)
-    model, tokens = tiny_case("llama-gqa").loaded.model, tiny_case("llama-gqa").tokens[:3, :5]
+    model, tokens = case.dense, case.tokens[:3, :5]
     likely = kept_states(model, tokens, ignore_progress).likely
-    with torch.no_grad():
-        expected = model(tokens).logits.softmax(-1).sum(1)
+    expected = model(tokens).logits.softmax(-1).sum(1)
     for sequence, found, probabilities in zip(tokens, likely, expected, strict=True):
         own = set(sequence.tolist())
         others = [token for token in probabilities.argsort(descending=True).tolist() if token not in own]
         assert found.tolist() == sorted(own | set(others[: 10 - len(own)]))
 
 
-def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(tiny_case, monkeypatch):
-    model = tiny_case("llama-gqa").loaded.model
+def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(case, monkeypatch):
+    model = case.dense
     monkeypatch.setattr(samples_module, "SAMPLE_TOKENS", 6)
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 4)
     samples = kept_samples(model, (5, 11), 1.0, 0, ignore_progress)  # two texts of six tokens each, one token cut
@@ -93,8 +82,8 @@ def test_texts_are_joined_to_sequences_and_more_begin_with_those_of_fewer(tiny_c
     assert len(samples.unique(dim=0)) == 5
 
 
-def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tiny_case, tmp_path):
-    loaded = tiny_case("llama-gqa").loaded
+def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(case, tmp_path):
+    loaded = case.loaded
     (tmp_path / "text.txt").write_text("\n\n".join(f"w{n} w{n + 1} w{2 * n}" for n in range(4, 90)))
     config = CalibrationConfig(str(tmp_path / "text.txt"), 4, 8, samples=3)
     tokens = calibration_sequences(loaded, config, progress=False)
@@ -105,11 +94,11 @@ def test_a_calibration_reads_text_and_then_samples_which_a_search_leaves_out(tin
 
 
 @pytest.mark.parametrize("damage", ["cut off", "one bit"])
-def test_a_damaged_file_is_made_anew(tiny_case, cache, damage):
-    model = tiny_case("llama-gqa").loaded.model
+def test_a_damaged_file_is_made_anew(case, own_cache, damage):
+    model = case.dense
     samples = kept_samples(model, (3, 12), 1.0, 0, ignore_progress)
     states = kept_states(model, samples, ignore_progress)
-    files = [*cache.glob("samples/*.npz"), *cache.glob("states/*.npz")]
+    files = [*own_cache.glob("samples/*.npz"), *own_cache.glob("states/*.npz")]
     assert len(files) == 2
     for file in files:
         content = bytearray(file.read_bytes())
@@ -117,32 +106,28 @@ def test_a_damaged_file_is_made_anew(tiny_case, cache, damage):
         file.write_bytes(content if damage == "one bit" else file.read_bytes()[:-40])
     assert torch.equal(kept_samples(model, (3, 12), 1.0, 0, ignore_progress), samples)
     assert all(map(torch.equal, kept_states(model, samples, ignore_progress), states))
-    assert len([*cache.glob("s*/*.damaged")]) == 2
+    assert len([*own_cache.glob("s*/*.damaged")]) == 2
 
 
 @pytest.mark.parametrize("name", ["distill", "distill-own", pytest.param("distill-ce", marks=pytest.mark.slow)])
-def test_the_cost_is_that_of_the_counted_products_with_weights(tiny_case, name, monkeypatch):
-    case = tiny_case("llama-gqa")
+def test_the_cost_is_that_of_the_counted_products_with_weights(case, name, monkeypatch):
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
     monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 160)  # so that the head is sampled
-    dense, sliced = case.loaded.model, copy.deepcopy(sliced_by(case))  # modules shared with `dense` are not trained
+    dense, tokens = case.dense, case.tokens
+    sliced = copy.deepcopy(case.sliced(order="sequential"))  # modules shared with `dense` are not trained
 
     def flops(run) -> int:
         with FlopCounterMode(display=False) as counter:
             run()
         return counter.get_flop_counts()["Global"][torch.ops.aten.mm]  # products with weights
 
-    with torch.no_grad():
-        dense_pass = flops(lambda: dense(case.tokens))
+    dense_pass = flops(lambda: dense(tokens))
     more = {"own_texts": 1.0} if name == "distill-own" else {}
     entry = replace(RECOVERIES[name], rank=1, **more)  # the products with the head are a larger part
     monkeypatch.setitem(RECOVERIES, name, entry)
-    cost = cost_of(dense, sliced, case.tokens, name, 2, case.tokens.numel())
-
-    def train(epochs: int) -> int:
-        return flops(lambda: entry.recover(dense, sliced, case.tokens, epochs, progress=False))
-
-    sampling_and_training = train(2)  # the samples and states are kept now
-    training = train(2)
+    cost = cost_of(dense, sliced, tokens, name, 2, tokens.numel())
+    train = partial(entry.recover, dense, sliced, tokens, 2, progress=False)
+    sampling_and_training = flops(train)  # the samples and states are kept now
+    training = flops(train)
     assert training / dense_pass == pytest.approx(cost.training, rel=0.05)  # the first layer's input has no gradient
     assert (sampling_and_training - training) / dense_pass == pytest.approx(cost.sampling, rel=0.05)

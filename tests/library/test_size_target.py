@@ -11,6 +11,7 @@ import pytest
 import torch
 from gguf_files import byte_tokenizer
 from models import TinyCase
+from refusing import refused
 from tiny_models import llama
 from transformers import StaticCache
 
@@ -18,12 +19,9 @@ from intraslice.calibration.driver import calibrate
 from intraslice.checkpoints.format import WEIGHTS, save
 from intraslice.checkpoints.to_gguf import write_gguf
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.core.errors import UserError
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.records import Recipe, slice_record
 from intraslice.size_target import ENOUGH, SizeTarget, parse_size, plan_recipe, planned_folder
-from intraslice.slicing.driver import slice_model
 
 RECIPE = Recipe("tiny", SliceConfig(order="one-shot"), CalibrationConfig(), EvaluationConfig())
 CONTEXT = 200  # tokens
@@ -45,7 +43,7 @@ def test_written_and_allocated_bytes_are_just_below_the_target(case, kind, tmp_p
     def made(size: int, context: int) -> tuple[int, float]:
         """The bytes that are written and allocated for a target, and the sparsity."""
         plan, recipe = plan_recipe(RECIPE, case.loaded, case.stats, size=SizeTarget(size, kind, context))
-        model = slice_model(case.loaded.model, plan, case.stats, progress=False)
+        model = case.cut(plan)
         file, record = tmp_path / f"{size}", slice_record(recipe, case.loaded, plan)
         if kind == "bfloat16":
             model = copy.deepcopy(model).bfloat16()
@@ -58,9 +56,9 @@ def test_written_and_allocated_bytes_are_just_below_the_target(case, kind, tmp_p
         return written + cache, recipe.slicing.sparsity
 
     for context in (0, CONTEXT):
-        with pytest.raises(UserError, match="cannot be reached: the smallest that these settings reach is") as refused:
-            made(1000, context)
-        smallest = int(1e6 * float(re.findall(r"([\d.]+) MB", str(refused.value))[1]))
+        message = refused(made, 1000, context)
+        assert "cannot be reached: the smallest that these settings reach is" in message
+        smallest = int(1e6 * float(re.findall(r"([\d.]+) MB", message)[1]))
         dense, sparsity = made(10**9 + context, context)
         assert sparsity == 0
         assert smallest < 0.7 * dense
@@ -75,8 +73,7 @@ def test_written_and_allocated_bytes_are_just_below_the_target(case, kind, tmp_p
 
 def allocated(model: torch.nn.Module, context: int) -> int:
     cache = StaticCache(config=model.config, max_cache_len=context)
-    with torch.no_grad():
-        model(torch.full((1, 4), 5), **{cache_keyword(model): cache}, use_cache=True)
+    model(torch.full((1, 4), 5), **{cache_keyword(model): cache}, use_cache=True)
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
@@ -84,16 +81,14 @@ def allocated(model: torch.nn.Module, context: int) -> int:
 @pytest.mark.parametrize("method", ["intraslice", "flatllm"])
 def test_the_planned_cache_is_what_transformers_allocates(tiny_case, family, method):
     case, locked = tiny_case(family), ((1, "attention", 1.0),)
-    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.3, order="one-shot", locked=locked))
-    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
-    alone, cached = (planned_folder(case.loaded.model, "float32", method == "intraslice", size) for size in (0, 20))
-    assert cached(plan) - alone(plan) == allocated(model, 20)
+    plan = case.plan(0.3, method, locked=locked)
+    alone, cached = (planned_folder(case.dense, "float32", method == "intraslice", size) for size in (0, 20))
+    assert cached(plan) - alone(plan) == allocated(case.cut(plan, method), 20)
 
 
 @pytest.mark.parametrize("text", ["200", "much", "-1 MB", "1e3 MB", "200 MB q8_0 q4_0", "200 MB q9_9", ""])
 def test_other_sizes_are_refused(text):
-    with pytest.raises(UserError, match=r"200 MB q8_0, got|type of the weights must be one of"):
-        parse_size(text)
+    assert re.search("200 MB q8_0, got|type of the weights must be one of", refused(parse_size, text))
 
 
 def test_sizes_are_parsed():

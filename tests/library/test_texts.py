@@ -1,20 +1,22 @@
 """Text to windows, against text whose every word is one known token."""
 
-import json
 import random
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas
 import pytest
 import torch
+from file_formats import write_documents, write_table
+from refusing import refused
 
 from intraslice import texts
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.core.errors import UserError
 from intraslice.texts import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
 
 # 20 documents of 10 words, no word twice: a token says which document it comes from.
 DOCUMENTS = [" ".join(f"d{document}w{word}" for word in range(10)) for document in range(20)]
+FILES = ("own.txt", "own.jsonl", "own.csv", "own.parquet")
 
 
 @pytest.fixture
@@ -23,15 +25,7 @@ def tokenizer(word_tokenizer):
 
 
 def write(folder: Path, name: str, documents: list[str] = DOCUMENTS) -> Path:
-    path = folder / name
-    if path.suffix == ".txt":
-        path.write_text("\n\n".join(documents), encoding="utf-8")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"id": i, "text": d}) + "\n" for i, d in enumerate(documents)))
-    else:
-        frame = pandas.DataFrame({"id": range(len(documents)), "text": documents})
-        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
-    return path
+    return write_documents(folder / name, documents)
 
 
 def text_of(tokenizer, tokens: torch.Tensor) -> list[str]:
@@ -39,29 +33,25 @@ def text_of(tokenizer, tokens: torch.Tensor) -> list[str]:
 
 
 def refusal(text: str | Path, **options: str) -> str:
-    with pytest.raises(UserError) as caught:
-        read_documents(str(text), "calibration", **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(read_documents, str(text), "calibration", **options)
 
 
-@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
-def test_evaluation_reads_in_order_and_whole_windows(name, tmp_path, tokenizer):
+@pytest.mark.parametrize("name", FILES)
+def test_evaluation_reads_in_order_calibration_by_the_seed_and_both_apart(name, tmp_path, tokenizer, monkeypatch):
     path = str(write(tmp_path, name))
     tokens = evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=100, window=15))
-    assert tokens.shape == (6, 15)
-    assert tokens.dtype == torch.int64
+    assert (tokens.shape, tokens.dtype) == ((6, 15), torch.int64)
     assert text_of(tokenizer, tokens) == " ".join(DOCUMENTS).split()[:90]
-
-
-@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
-def test_calibration_shuffles_documents_by_the_seed(name, tmp_path, tokenizer):
-    path = str(write(tmp_path, name))
     tokens = calibration_tokens(tokenizer, CalibrationConfig(path, sequences=7, length=25, seed=3))
     shuffled = list(DOCUMENTS)
     random.Random(3).shuffle(shuffled)
     assert tokens.shape == (7, 25)
     assert text_of(tokenizer, tokens) == " ".join(shuffled).split()[:175]
+    monkeypatch.chdir(tmp_path)  # one file for both is split into disjoint documents
+    seen = calibration_tokens(tokenizer, CalibrationConfig(path, sequences=16, length=10), name)
+    unseen = evaluation_tokens(tokenizer, EvaluationConfig(name, tokens=40, window=10), path)
+    assert set(text_of(tokenizer, seen)) == set(" ".join(DOCUMENTS[:16]).split())
+    assert text_of(tokenizer, unseen) == " ".join(DOCUMENTS[16:]).split()
 
 
 @pytest.mark.parametrize(("sequences", "read"), [(1, 5), (3, 8), (8, 8)])
@@ -70,16 +60,6 @@ def test_training_reads_on_where_calibration_ends_as_far_as_the_text_goes(tmp_pa
     tokens = texts.training_tokens(tokenizer, config)
     assert tokens.shape == (read, 25)
     assert torch.equal(tokens[:sequences], calibration_tokens(tokenizer, config))
-
-
-@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
-def test_one_file_for_both_is_split_into_disjoint_documents(name, tmp_path, tokenizer, monkeypatch):
-    path = write(tmp_path, name)
-    monkeypatch.chdir(tmp_path)
-    seen = calibration_tokens(tokenizer, CalibrationConfig(str(path), sequences=16, length=10), name)
-    unseen = evaluation_tokens(tokenizer, EvaluationConfig(name, tokens=40, window=10), str(path))
-    assert set(text_of(tokenizer, seen)) == set(" ".join(DOCUMENTS[:16]).split())
-    assert text_of(tokenizer, unseen) == " ".join(DOCUMENTS[16:]).split()
 
 
 def test_two_files_are_each_used_whole(tmp_path, tokenizer):
@@ -131,23 +111,23 @@ def test_a_long_text_is_not_tokenised_whole(tmp_path, tokenizer, taken):
 
 def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, tokenizer, taken):
     path = str(write(tmp_path, "own.txt", ["d0w0" + " " * 500_000 + "d0w1", "d0w2"]))
-    with pytest.raises(UserError, match="has 1 tokens for evaluation, expected 60"):
-        evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=60, window=60))
+    message = refused(evaluation_tokens, tokenizer, EvaluationConfig(path, tokens=60, window=60))
+    assert "has 1 tokens for evaluation, expected 60" in message
     assert max(taken) < 2 * texts.CHARACTERS_PER_TOKEN * 76
 
 
 def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
     path = str(write(tmp_path, "own.txt"))
-    with pytest.raises(UserError, match=r"has 200 tokens for calibration, expected 5 x 64 = 320; lower sequences to 3"):
-        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=5, length=64))
-    with pytest.raises(UserError, match=r"expected 1 x 512 = 512; lower sequences and length, or choose"):
-        calibration_tokens(tokenizer, CalibrationConfig(path, sequences=1))
-    with pytest.raises(UserError, match=r"expected 16384 in windows of 512; choose a longer"):
-        evaluation_tokens(tokenizer, EvaluationConfig(path))
-    with pytest.raises(UserError, match=r"expected 640 in windows of 64; lower the number of tokens to 200"):
-        evaluation_tokens(tokenizer, EvaluationConfig(path, tokens=640, window=64))
-    with pytest.raises(UserError, match=r"^'own.txt' has 40 tokens"):  # where it lies is nobody's business
-        evaluation_tokens(tokenizer, EvaluationConfig(path), path)
+    for config, words in (
+        (CalibrationConfig(path, 5, 64), "has 200 tokens for calibration, expected 5 x 64 = 320; lower sequences to 3"),
+        (CalibrationConfig(path, 1), "expected 1 x 512 = 512; lower sequences and length, or choose"),
+        (EvaluationConfig(path), "expected 16384 in windows of 512; choose a longer"),
+        (EvaluationConfig(path, 640, 64), "expected 640 in windows of 64; lower the number of tokens to 200"),
+    ):
+        read = calibration_tokens if isinstance(config, CalibrationConfig) else evaluation_tokens
+        assert words in refused(read, tokenizer, config)
+    message = refused(evaluation_tokens, tokenizer, EvaluationConfig(path), path)
+    assert message.startswith("'own.txt' has 40 tokens")  # where it lies is nobody's business
 
 
 @pytest.mark.parametrize("text", ["nothing", "wiki text", "", "absent.txt", "a\0b", "~nobody/own.txt", "x" * 100_000])
@@ -165,15 +145,7 @@ def test_text_that_is_not_utf8(name, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def frame_in(path: Path, **columns: list) -> None:
-    frame = pandas.DataFrame(columns)
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    else:
-        frame.to_csv(path, index=False) if path.suffix == ".csv" else frame.to_parquet(path)
-
-
-@pytest.mark.parametrize("name", ["own.txt", "own.jsonl", "own.csv", "own.parquet"])
+@pytest.mark.parametrize("name", FILES)
 def test_files_without_text_are_refused(name, tmp_path, capfd):
     """`untrusted/test_text_files.py` has those that are broken."""
     path = tmp_path / name
@@ -181,9 +153,9 @@ def test_files_without_text_are_refused(name, tmp_path, capfd):
     assert "is empty" in refusal(path)
     assert "no text in it" in refusal(write(tmp_path, name, ["  ", "\n"]))
     if path.suffix != ".txt":
-        frame_in(path, body=["words"], year=[1990])
+        write_table(path, body=["words"], year=[1990])
         assert refusal(path) == f"{name} has no column called text (columns: 2); rename one to text"
-        frame_in(path, text=[5, 6])
+        write_table(path, text=[5, 6])
         kind = {".csv": "numbers", ".jsonl": "int", ".parquet": "int64"}[path.suffix]
         assert refusal(path) == f"{name} has {kind} in its column 'text'; expected strings"
     (tmp_path / "own.pdf").write_text("text")
@@ -214,27 +186,20 @@ def test_the_default_gives_the_windows_it_always_gave(default_model):
 
 
 def test_wikitext_without_the_hub_is_one_clear_line(tmp_path, monkeypatch):
-    def absent(*given: object, **options: object) -> str:
-        raise texts.LocalEntryNotFoundError("not cached")
-
-    monkeypatch.setattr(texts, "hf_hub_download", absent)
+    monkeypatch.setattr(texts, "hf_hub_download", Mock(side_effect=texts.LocalEntryNotFoundError("not cached")))
     assert "use 'default'" in refusal("wikitext2")
 
 
 def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
     rows = ["", " = One = \n", "", " text = of one \n", " = = Section = = \n", "", " = Two = \n", " text \n"]
-    requested: list[str] = []
     pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "part.parquet")
-
-    def served(repository: str, file: str, **options: object) -> str:
-        requested.append(file)
-        return str(tmp_path / "part.parquet")
-
+    served = Mock(return_value=str(tmp_path / "part.parquet"))
     monkeypatch.setattr(texts, "hf_hub_download", served)
     articles = read_documents("wikitext2", "evaluation")
     assert [article.strip().splitlines()[0].strip() for article in articles] == ["= One =", "= Two ="]
     assert "\n\n".join(articles) == "\n\n".join(rows)
     read_documents("wikitext2", "calibration")
+    requested = [call.args[1] for call in served.call_args_list]
     assert ["test" in requested[0], "train" in requested[1]] == [True, True]
 
 

@@ -7,17 +7,18 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from opened import MADE, save_slice
+from refusing import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import intraslice
 from intraslice.checkpoints import format as checkpoint_format
 from intraslice.checkpoints.auto_class import plain_model
-from intraslice.core.errors import UserError
 
 # Written by an earlier commit in the format that `save` still writes, with the logits of that day.
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
@@ -61,37 +62,26 @@ def test_a_folder_without_a_record_is_read_but_must_be_whole(saved_folder, file)
     else:
         del tensors["model.layers.1.mlp.down_proj.weight"]
         save_file(tensors, saved_folder / checkpoint_format.WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="not a complete sliced checkpoint"):
-        intraslice.load(saved_folder)
+    assert "not a complete sliced checkpoint" in refused(intraslice.load, saved_folder)
 
 
-def _truncate(folder):
-    path = folder / checkpoint_format.WEIGHTS
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _flip_a_byte(folder):
-    path = folder / checkpoint_format.WEIGHTS
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(bytes(data))
+def _rewrite(change, file=checkpoint_format.WEIGHTS):
+    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes()))
 
 
 def _edit(change, file=checkpoint_format.CONFIG):
-    def tamper(folder):
-        path = folder / file
-        record = json.loads(path.read_text())
-        change(record)
-        path.write_text(json.dumps(record))
+    def changed(content):
+        change(record := json.loads(content))
+        return json.dumps(record).encode()
 
-    return tamper
+    return _rewrite(changed, file)
 
 
 @pytest.mark.parametrize(
     "tamper",
     [
-        _truncate,
-        _flip_a_byte,
+        _rewrite(lambda content: content[:-100]),
+        _rewrite(lambda content: content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]),
         lambda folder: (folder / checkpoint_format.WEIGHTS).unlink(),
         lambda folder: (folder / checkpoint_format.RECORD).write_text("{"),
         lambda folder: (folder / checkpoint_format.CONFIG).unlink(),
@@ -109,22 +99,14 @@ def _edit(change, file=checkpoint_format.CONFIG):
 )
 def test_a_broken_folder_is_refused_with_one_line(saved_folder, tamper):
     tamper(saved_folder)
-    with pytest.raises(UserError) as refused:
-        intraslice.load(saved_folder)
-    assert "\n" not in str(refused.value)
+    refused(intraslice.load, saved_folder)
 
 
 def test_nothing_is_overwritten_and_a_full_disk_leaves_nothing(saved_folder, monkeypatch, tmp_path):
     model, tokenizer, _ = intraslice.load(saved_folder)
-    with pytest.raises(UserError, match="not empty"):
-        checkpoint_format.save(model, tokenizer, saved_folder, {})
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(checkpoint_format, "save_file", full)
-    with pytest.raises(UserError, match="No space left"):
-        checkpoint_format.save(model, tokenizer, tmp_path / "other", {})
+    assert "not empty" in refused(checkpoint_format.save, model, tokenizer, saved_folder, {})
+    monkeypatch.setattr(checkpoint_format, "save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    assert "No space left" in refused(checkpoint_format.save, model, tokenizer, tmp_path / "other", {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sliced"]
 
 
@@ -137,18 +119,15 @@ def test_all_may_read_the_files_generation_configs_stay_and_no_link_is_replaced(
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for folder in (tmp_path / "link", Path("/proc")):
-        with pytest.raises(UserError, match="name a new folder inside it"):
-            checkpoint_format.require_free(folder)
+        assert "name a new folder inside it" in refused(checkpoint_format.require_free, folder)
 
 
 def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
-    model, _ = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
-    with pytest.raises(UserError, match="shortcut"):
-        plain_model(model)
+    model = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
+    assert "shortcut" in refused(plain_model, model)
 
 
-def test_a_head_of_its_own_is_saved_whatever_the_configuration_says(tiny_case, tmp_path):
-    case = tiny_case("llama-gqa")
+def test_a_head_of_its_own_is_saved_whatever_the_configuration_says(case, tmp_path):
     original = copy.deepcopy(case.original)
     original.lm_head.weight = torch.nn.Parameter(torch.randn_like(original.lm_head.weight))
     original.config.tie_word_embeddings = True

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from gguf_files import TEXTS, ask_llama_cpp, ask_llama_cpp_of, byte_tokenizer, piece_tokenizer
+from models import TinyCase
 from tiny_models import losses_at_once
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -15,8 +16,7 @@ from intraslice.checkpoints import gguf_tokenizer
 from intraslice.checkpoints.format import load
 from intraslice.checkpoints.gguf_tokenizer import PRE_TOKENIZERS
 from intraslice.checkpoints.to_gguf import rounded_model, write_gguf
-from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig, SliceConfig
-from intraslice.methods.registry import plan_by, slice_by
+from intraslice.core.config import SHAPES, CalibrationConfig, EvaluationConfig
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
@@ -69,9 +69,7 @@ def test_a_slice_of_every_family_answers_as_ours(tiny_case, tmp_path):
     models = {}
     names = ("llama-mha", "llama-gqa", "llama-biased", "llama-3.2", "phi3", "phi-4-mini", "mistral", "qwen2")
     for name, shapes in [*((name, "free") for name in names), ("llama-biased", "runtime")]:
-        case, config = tiny_case(name), SliceConfig(0.4, bias=0.7, order="one-shot", shapes=shapes)
-        plan = plan_by("intraslice", case.loaded.model, case.stats, config)
-        model = slice_by("intraslice", case.loaded.model, plan, case.stats, case.tokens, progress=False)
+        model = tiny_case(name).sliced(bias=0.7, shapes=shapes)
         models[_written(model, byte_tokenizer(), tmp_path / f"{name}-{shapes}.gguf")] = model, 2e-3
     _require_all_alike(models)
 
@@ -151,10 +149,7 @@ def _steps(names):
 
 
 def test_byte_level_tokens_are_those_of_transformers(default_model, tmp_path):
-    made = [
-        byte_tokenizer(list(_steps(names)), rows=1000, ignore_merges=ignore_merges)
-        for names, ignore_merges in PRE_TOKENIZERS
-    ]
+    made = [byte_tokenizer(list(_steps(names)), rows=1000, ignore_merges=whole) for names, whole in PRE_TOKENIZERS]
     _require_same_tokens([*made, default_model.tokenizer], tmp_path)
 
 
@@ -189,19 +184,18 @@ def test_the_command_line_exports_what_it_sliced(tiny_llama_gqa, tmp_path, capsy
 
 
 @pytest.fixture(scope="module")
-def calibrated(default_model):
-    """Calibration tokens of the default model, and what they left behind."""
+def case(default_model) -> TinyCase:
+    """The default model, calibrated; not tiny."""
     tokens = calibration_tokens(default_model.tokenizer, CalibrationConfig())
-    return tokens, calibrate(default_model, tokens, progress=False)
+    return TinyCase("default", None, default_model, tokens, calibrate(default_model, tokens, progress=False))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shapes", SHAPES)
-def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibrated, tmp_path):
+def test_the_default_model_sliced_answers_as_ours(shapes, case, tmp_path):
     """Greedy tokens, log-probabilities and perplexity; for a runtime, the file is smaller by what was removed."""
-    dense, tokenizer, (tokens, stats) = default_model.model, default_model.tokenizer, calibrated
-    plan = plan_by("intraslice", dense, stats, SliceConfig(0.3, order="one-shot", shapes=shapes))
-    model = slice_by("intraslice", dense, plan, stats, tokens, progress=False)
+    plan, tokenizer = case.plan(0.3, shapes=shapes), case.loaded.tokenizer
+    model = case.cut(plan)
     exact, small = (_written(model, tokenizer, tmp_path / f"{kind}.gguf", kind) for kind in ("f32", "q8_0"))
     _require_alike(model, exact, 0.02, tokenizer(QUESTIONS).input_ids, steps=32)
     windows = evaluation_tokens(tokenizer, EvaluationConfig(tokens=2048, window=256))[::2]
@@ -210,6 +204,6 @@ def test_the_default_model_sliced_answers_as_ours(shapes, default_model, calibra
         scores = ask_llama_cpp(file, scores=windows.tolist())["scores"]
         assert (-torch.tensor(scores).mean() - own).exp() == pytest.approx(1, abs=tolerance)
     if shapes == "runtime":
-        whole = _written(dense, tokenizer, tmp_path / "dense.gguf")
+        whole = _written(case.dense, tokenizer, tmp_path / "dense.gguf")
         removed = plan.parameters.dense_total - plan.parameters.sliced_total
         assert whole.stat().st_size - exact.stat().st_size == pytest.approx(4 * removed, rel=0.01)

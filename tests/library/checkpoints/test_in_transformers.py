@@ -3,14 +3,16 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from opened import MADE, narrowed, save_slice
+from refusing import refused
 from tiny_models import FAMILIES
 from torch import Tensor, nn
 from transformers import (
@@ -24,7 +26,6 @@ from transformers import (
 
 import intraslice
 from intraslice.checkpoints.auto_class import IntraSliceConfig, IntraSliceForCausalLM, plain_model
-from intraslice.core.errors import UserError
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.hidden_states import cache_keyword
 from intraslice.modeling.mlp import SlicedMLP
@@ -32,14 +33,14 @@ from intraslice.slicing.attention import cut_queries_and_keys
 
 
 def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
+    config = AutoConfig.from_pretrained(opened.folder)
     assert isinstance(opened.model, IntraSliceForCausalLM)
     assert isinstance(opened.model, type(opened.case.original))
-    assert isinstance(AutoConfig.from_pretrained(opened.folder), IntraSliceConfig)
+    assert isinstance(config, IntraSliceConfig)
     assert opened.model.record == MADE
     assert opened.agrees(opened.model)
     assert all(parameter.requires_grad for parameter in opened.model.parameters())
     assert not opened.model.training
-    config = AutoConfig.from_pretrained(opened.folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     expected = {name: tensor.shape for name, tensor in opened.sliced.state_dict().items()}
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == expected
@@ -76,17 +77,12 @@ print(type(model).__name__, said[0]["generated_text"])
 
 
 @pytest.mark.parametrize("imports", [pytest.param("yes", marks=pytest.mark.slow), "no"])
-def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, tiny_case, imports):
+def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, case, imports):
     """Without the library it is refused, rather than filled with random numbers, unless its own code may run."""
-    case = tiny_case("llama-gqa")
-    sliced, _ = save_slice(case, "intraslice", tmp_path / "sliced")
-    run = subprocess.run(
-        [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "sliced", imports],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3]), "HF_HOME": str(tmp_path)},
-    )
+    sliced = save_slice(case, "intraslice", tmp_path / "sliced")
+    command, root = [sys.executable, "-c", IN_A_NEW_PROCESS, tmp_path / "sliced", imports], Path(__file__).parents[3]
+    environment = os.environ | {"PYTHONPATH": str(root), "HF_HOME": str(tmp_path)}
+    run = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment)
     assert run.returncode == 0, run.stderr
     assert "not supported" not in run.stderr
     tokenizer = case.loaded.tokenizer
@@ -96,17 +92,15 @@ def test_a_process_with_only_transformers_and_the_library_opens_it(tmp_path, tin
     assert run.stdout.strip().replace(" ", "") == f"IntraSliceForCausalLMw7w8w9{said}".replace(" ", "")
 
 
-def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes(tmp_path, tiny_case, opened):
+def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes(tmp_path, case, opened):
     assert "transformers" not in json.loads((opened.folder / "config.json").read_text())  # heads of other widths
-    case = tiny_case("llama-gqa")
     model = narrowed(copy.deepcopy(case.original), [24, 40, 40])
     intraslice.save(model, case.loaded.tokenizer, tmp_path / "sliced", MADE)
     saved = json.loads((tmp_path / "sliced" / "config.json").read_text())
     entries, dense = saved["transformers"]["per_layer_config"], case.original.config
     heads = {"num_attention_heads": dense.num_attention_heads, "num_key_value_heads": dense.num_key_value_heads}
-    assert [entries[str(layer)] for layer in range(3)] == [
-        heads | {"head_dim": dense.head_dim, "intermediate_size": width} for width in (24, 40, 40)
-    ]
+    sizes = [{"head_dim": dense.head_dim, "intermediate_size": width} for width in (24, 40, 40)]
+    assert [entries[str(layer)] for layer in range(3)] == [heads | size for size in sizes]
     assert AutoConfig.from_pretrained(tmp_path / "sliced").to_dict()["transformers"] == saved["transformers"]
     # What transformers falls back to for the tokenizer where the library is not imported.
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
@@ -124,8 +118,7 @@ def test_layers_on_disk_are_fetched_but_not_shortcuts(opened, tmp_path):
     names = ("model.embed_tokens", f"model.{final}", "model.rotary_emb", "model.layers.0", "model.layers.2", "lm_head")
     options = {"device_map": dict.fromkeys(names, "cpu") | {"model.layers.1": "disk"}, "offload_folder": tmp_path}
     if opened.is_crossmodule:
-        with pytest.raises(UserError, match="shortcut matrices"):
-            AutoModelForCausalLM.from_pretrained(opened.folder, **options)
+        assert "shortcut matrices" in refused(AutoModelForCausalLM.from_pretrained, opened.folder, **options)
     else:
         model = AutoModelForCausalLM.from_pretrained(opened.folder, **options)
         assert any(parameter.is_meta for parameter in model.parameters())
@@ -155,33 +148,19 @@ def test_it_is_saved_again_and_reopened(opened, tmp_path, shard):
 
 
 def test_what_is_pushed_opens_after_the_download(opened, tmp_path, monkeypatch):
-    pushed = {}
+    def commit(repo_id: str, operations: list, **_: object) -> None:
+        for one in operations:
+            shutil.copy(one.path_or_fileobj, tmp_path / one.path_in_repo)
 
-    class Hub:
-        """The network calls alone."""
-
-        def create_repo(self, repo_id: str, **_: object) -> SimpleNamespace:
-            return SimpleNamespace(repo_id=repo_id)
-
-        def create_commit(self, repo_id: str, operations: list, **_: object) -> None:
-            pushed[repo_id] = {one.path_in_repo: Path(one.path_or_fileobj).read_bytes() for one in operations}
-
-        def create_branch(self, *_: object, **__: object) -> None:
-            pass
-
+    hub = Mock(create_commit=Mock(side_effect=commit))
     for module in ("transformers.utils.hub", "transformers.modeling_utils"):
-        monkeypatch.setattr(f"{module}.hf_api", Hub)
-    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
-    for module in ("transformers.utils.hub", "transformers.modeling_utils"):
-        monkeypatch.setattr(f"{module}.create_and_tag_model_card", lambda *_, **__: card)
-    model = AutoModelForCausalLM.from_pretrained(opened.folder)
-    model.push_to_hub("someone/sliced")
-    files = pushed["someone/sliced"]
-    assert {"config.json", "model.safetensors", "modeling_intraslice.py", "generation_config.json"} <= files.keys()
-    (tmp_path / "downloaded").mkdir()
-    for name, content in files.items():
-        (tmp_path / "downloaded" / name).write_bytes(content)
-    assert opened.agrees(AutoModelForCausalLM.from_pretrained(tmp_path / "downloaded"))
+        monkeypatch.setattr(f"{module}.hf_api", lambda: hub)
+        monkeypatch.setattr(f"{module}.create_and_tag_model_card", Mock())
+    AutoModelForCausalLM.from_pretrained(opened.folder).push_to_hub("someone/sliced")
+    assert hub.create_repo.call_args.args == ("someone/sliced",)
+    names = {"config.json", "model.safetensors", "modeling_intraslice.py", "generation_config.json"}
+    assert names <= {file.name for file in tmp_path.iterdir()}
+    assert opened.agrees(AutoModelForCausalLM.from_pretrained(tmp_path))
 
 
 def test_it_trains_whole_and_with_activations_recomputed_and_its_linear_maps_are_found_by_name(opened):
@@ -202,7 +181,7 @@ STEPS = 8
 
 
 def greedy(model: PreTrainedModel, prompt: Tensor, **options: object) -> Tensor:
-    options = {"attention_mask": torch.ones_like(prompt), "pad_token_id": 0, "max_new_tokens": STEPS} | options
+    options = {"pad_token_id": 0, "max_new_tokens": STEPS} | options
     return model.generate(prompt, do_sample=False, eos_token_id=None, **options)
 
 
@@ -232,9 +211,7 @@ def test_generation_goes_on_from_a_cache_from_embeddings_and_with_a_draft(opened
     assert torch.equal(begun, expected[:, : prompt.shape[1] + 3])
     assert torch.equal(greedy(opened.model, begun, **cache, max_new_tokens=STEPS - 3), expected)
     embedded = opened.model.get_input_embeddings()(prompt).detach()
-    answer = opened.model.generate(
-        inputs_embeds=embedded, max_new_tokens=STEPS, do_sample=False, eos_token_id=None, pad_token_id=0
-    )
+    answer = greedy(opened.model, None, inputs_embeds=embedded)
     assert torch.equal(answer, expected[:, prompt.shape[1] :])
     prompt, dense = opened.case.tokens[:1, :11], opened.case.original
     assert torch.equal(greedy(dense, prompt, assistant_model=opened.model), greedy(dense, prompt))
@@ -264,5 +241,5 @@ def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
 
 
 def test_layers_that_differ_are_refused_by_name(tiny_llama_gqa):
-    with pytest.raises(UserError, match="layer 2 has a different shape from layer 0"):
-        plain_model(narrowed(tiny_llama_gqa(), [40, 40, 48]))
+    model = narrowed(tiny_llama_gqa(), [40, 40, 48])
+    assert "layer 2 has a different shape from layer 0" in refused(plain_model, model)

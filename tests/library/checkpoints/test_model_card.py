@@ -1,6 +1,7 @@
 """The model card: front matter that the Hub reads, and what is said of a slice, known and unknown."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -11,7 +12,6 @@ from intraslice.checkpoints.model_card import Origin, model_card
 from intraslice.cli.parser import parser
 from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.evaluation.perplexity import Losses
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.pretrained.sources import DEFAULT_HUB_ID, SUGGESTED_MODELS
 from intraslice.records import Recipe, evaluation_statistics, slice_record
@@ -32,17 +32,14 @@ def commands(card: str) -> list[str]:
 
 
 @pytest.fixture
-def sliced(tiny_case, tmp_path):
+def sliced(case):
     """The configuration of a slice by a method, with the record that `slice` makes and the losses of `evaluate`."""
 
     def make(method: str, source: str = WHEEL, model: str = "default", **options: object) -> IntraSliceConfig:
-        case = tiny_case("llama-gqa")
-        config = SliceConfig(0.3, order="one-shot", **options)
+        config, plan = SliceConfig(0.3, order="one-shot", **options), case.plan(0.3, method, **options)
         recipe = Recipe(model, config, CalibrationConfig("/home/me/mine.txt"), EvaluationConfig("wikitext2"), method)
-        plan = plan_by(method, case.loaded.model, case.stats, config)
-        result = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
-        loaded = type(case.loaded)(**vars(case.loaded) | {"source": source, "name": model})
-        return IntraSliceConfig.of(result, slice_record(recipe, loaded, plan))
+        loaded = replace(case.loaded, source=source, name=model)
+        return IntraSliceConfig.of(case.cut(plan, method), slice_record(recipe, loaded, plan))
 
     return make
 
@@ -118,10 +115,8 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "evaluate" not in card
     assert f"| {losses['dense'].perplexity().value:.2f} ± " in card
     assert "On 16,384 held-out tokens of wikitext2 in windows of 512, in float32" in card
-    config.record |= {
-        "perplexity": {"dense": None, "sliced": 20.0},
-        "perplexity_error": {"dense": None, "sliced": None},
-    }
+    config.record["perplexity"] = {"dense": None, "sliced": 20.0}
+    config.record["perplexity_error"] = {"dense": None, "sliced": None}
     assert "| unknown | 20.00 |" in model_card(config, "mine")
 
 

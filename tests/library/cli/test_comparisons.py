@@ -1,4 +1,4 @@
-"""The commands sweep, paper and tasks on a tiny model."""
+"""The commands sweep, paper, tasks and benchmark on a tiny model."""
 
 import json
 import os
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pandas
 import pytest
+import torch
 from datasets import arrow_writer
 from harness import CHOICE
+from refusing import refused
+from tiny_models import WORDS
 
 from intraslice import texts
-from intraslice.__main__ import main
 from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
@@ -97,9 +99,7 @@ def test_the_papers_table_has_what_a_sweep_finds_beside_the_published(run, print
     assert found["protocol"]["eval_tokens"] == 360  # all windows of the held-out fifth
     swept = run(f"sweep {chosen} --estimators pca --no-speed")["rows"]
     for row, point in zip(found["rows"], swept, strict=True):
-        assert {name: row[name] for name in ("method", "sparsity", "perplexity", "removed_fraction")}.items() <= (
-            point.items()
-        )
+        assert all(row[name] == point[name] for name in ("method", "sparsity", "perplexity", "removed_fraction"))
         assert row["times_dense"] == point["perplexity"] / point["dense_perplexity"]
     published = {(row["method"], row["sparsity"]): row["published_times_dense"] for row in found["rows"]}
     assert published[("intraslice", 0.3)] == pytest.approx(7.11 / 5.47)
@@ -133,8 +133,7 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
         assert chosen.recipe.calibration.text == chosen.recipe.evaluation.text == "default"
         assert len(comparisons._differences(chosen.recipe.protocol(), 200_000)) == 4
         for words in (["--model", "meta-llama/Llama-2-7b-hf"], ["--sequences", "16"]):
-            with pytest.raises(UserError, match="wikitext2 is not here"):
-                comparisons.paper(start(*words))
+            assert "wikitext2 is not here" in refused(comparisons.paper, start(*words))
     else:
         assert chosen is run
         calibration = run.recipe.calibration
@@ -153,13 +152,9 @@ def test_what_is_out_of_reach_is_said_in_its_cell():
 @pytest.fixture
 def task(home) -> str:
     """The line of a command on a task over a local file."""
-    draw, vocabulary = random.Random(0), [f"w{index}" for index in range(4, 256)]
+    draw = random.Random(0)
     rows = [
-        {
-            "question": " ".join(draw.choices(vocabulary, k=5)),
-            "choices": draw.sample(vocabulary, 3),
-            "answer": index % 3,
-        }
+        {"question": " ".join(draw.choices(WORDS, k=5)), "choices": draw.sample(WORDS, 3), "answer": index % 3}
         for index in range(20)
     ]
     (home / "questions.json").write_text("\n".join(map(json.dumps, rows)))
@@ -227,18 +222,32 @@ def test_fetched_questions_are_asked_by_lm_evals_own_definitions(home, harness, 
     assert set(run("tasks --fetch fetched")["licences"]) == {f"local_{name}" for name in tasks.SETS}
     assert "local_sciq (CC BY-NC 3.0)" in printed("tasks --fetch fetched").splitlines()
     result = run("tasks --include-path fetched --tasks local_piqa --methods intraslice")
-    assert {(row["task"], row["metric"]) for row in result["rows"]} == {
-        ("local_piqa", "acc"),
-        ("local_piqa", "acc_norm"),
-    }
+    assert {row["task"] for row in result["rows"]} == {"local_piqa"}
+    assert {row["metric"] for row in result["rows"]} == {"acc", "acc_norm"}
 
 
-def test_without_a_folder_of_tasks_one_line_names_it(task, words, harness, capsys):
-    assert main([*task.split(), *words, "--include-path", "nowhere"]) == 2
-    assert "nowhere is not a folder" in capsys.readouterr().err.splitlines()[-1]
+def test_without_a_folder_of_tasks_one_line_names_it(task, error_of, harness):
+    assert "nowhere is not a folder" in error_of(f"{task} --include-path nowhere")
 
 
-def test_without_lm_eval_one_line_says_what_to_install(task, words, monkeypatch, capsys):
+def test_without_lm_eval_one_line_says_what_to_install(task, error_of, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main([*task.split(), *words]) == 2
-    assert 'pip install "lm-eval[hf]"' in capsys.readouterr().err.splitlines()[-1]
+    assert 'pip install "lm-eval[hf]"' in error_of(task)
+
+
+def test_benchmark_answers_for_every_precision(run, own_cache):
+    answer = run("benchmark --dtype bfloat16 --speed")
+    assert {"ratios", "plan_ms", "peak_rss_bytes", "by_dtype", "dense_ms_per_token", "protocol"} < set(answer)
+    assert set(answer["by_dtype"]) == {"float32", "bfloat16"}
+    assert answer["ratios"] == answer["by_dtype"]["bfloat16"]
+    slices = {f"{job}_{order}" for job in ("slice", "slice_crossmodule") for order in ("sequential", "one_shot")}
+    for ratios in answer["by_dtype"].values():
+        assert set(ratios) == {"calibrate", *slices, "perplexity", "prefill", "decode"}
+        assert all(value > 0 for value in ratios.values())
+    assert answer["protocol"]["calibration_tokens"] == 16 * 24
+    assert answer["protocol"]["usual_tokens"] == 32 * 512
+    assert (answer["protocol"]["threads"], answer["protocol"]["cpu"]) == (1, torch.backends.cpu.get_cpu_capability())
+    assert answer["plan_ms"] > 0
+    assert {"free", "llama.cpp"} <= set(answer["shapes"]) <= {"free", "cpu", "cuda", "llama.cpp"}
+    assert all(value > 0 for cost in answer["shapes"].values() for value in cost.values())
+    assert not list(own_cache.rglob("*.safetensors"))

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,9 @@ import pytest
 from intraslice.__main__ import main
 
 COMMANDS = [
-    ["evaluate", "--order", "one-shot", "--sparsity", "0.3"],
-    ["sweep", "--methods", "intraslice", "--estimators", "pca", "--sparsities", "0.2", "--no-speed"],
-    ["sensitivity", "--ratio", "0.5"],
+    "evaluate --order one-shot --sparsity 0.3",
+    "sweep --methods intraslice --estimators pca --sparsities 0.2 --no-speed",
+    "sensitivity --ratio 0.5",
 ]
 CHANGING = {"seconds", "peak_rss_bytes"}
 
@@ -23,21 +22,6 @@ def numbers(answer: object) -> object:
     if isinstance(answer, dict):
         return {key: numbers(value) for key, value in answer.items() if key not in CHANGING}
     return [numbers(value) for value in answer] if isinstance(answer, list) else answer
-
-
-@pytest.fixture
-def answers(words, own_cache, capsys) -> Callable[[], list[object]]:
-    """Runs all commands on a tiny model; each answer is numbers, or what stands on stderr."""
-
-    def run_all() -> list[object]:
-        found = []
-        for command in COMMANDS:
-            status = main([*command, *words, "--json"])
-            printed = capsys.readouterr()
-            found.append(numbers(json.loads(printed.out)) if status == 0 else printed.err.strip())
-        return found
-
-    return run_all
 
 
 def damage(file: Path, dice: random.Random) -> str:
@@ -54,7 +38,16 @@ def damage(file: Path, dice: random.Random) -> str:
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(280, marks=pytest.mark.slow)])
-def test_a_damaged_file_of_the_cache_heals(times, answers, own_cache, tmp_path) -> None:
+def test_a_damaged_file_of_the_cache_heals(times, words, own_cache, tmp_path, capsys) -> None:
+    def answers() -> list[object]:
+        """Numbers of each command, or what stands on stderr."""
+        found = []
+        for line in COMMANDS:
+            command, *more = line.split()
+            status, printed = main([command, *words, "--json", *more]), capsys.readouterr()
+            found.append(numbers(json.loads(printed.out)) if status == 0 else printed.err.strip())
+        return found
+
     expected = answers()
     assert all(isinstance(answer, dict) for answer in expected), expected
     shutil.copytree(own_cache, tmp_path / "whole")

@@ -3,14 +3,11 @@
 import jaxtyping
 import pytest
 import torch
+from random_weights import random64 as random
 from torch.testing import assert_close
 
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import BLOCK, add_moment_, cholesky, damp, damp_by_channel, principal_axes, solve
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_moments_add_up_over_batches_and_leading_axes_in_the_totals_precision():

@@ -9,11 +9,8 @@ from functools import partial
 import pytest
 import torch
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.threads import map_in_threads, set_threads
-from intraslice.methods.registry import plan_by
 from intraslice.slicing import mlp, one_shot
-from intraslice.slicing.driver import slice_model
 
 PATIENCE = 30.0  # seconds after which a test fails that would wait for ever
 
@@ -82,8 +79,6 @@ def test_an_error_comes_in_the_place_of_its_result() -> None:
 
 
 def test_layers_that_are_sliced_at_once_are_those_sliced_alone(family_case, four_threads, monkeypatch) -> None:
-    config = SliceConfig(0.4, order="one-shot")
-    plan = plan_by("intraslice", family_case.loaded.model, family_case.stats, config)
     threads: set[int] = set()
 
     def keep_best(*arguments):
@@ -91,10 +86,9 @@ def test_layers_that_are_sliced_at_once_are_those_sliced_alone(family_case, four
         return mlp.keep_best(*arguments)
 
     monkeypatch.setattr(one_shot, "keep_best", keep_best)
-    several = slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+    several = family_case.sliced()
     assert threading.get_ident() not in threads
     torch.set_num_threads(1)
-    alone = slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+    alone = family_case.sliced()
     assert threading.get_ident() in threads
-    for name, weight in alone.state_dict().items():
-        torch.testing.assert_close(several.state_dict()[name], weight, rtol=0, atol=0)
+    torch.testing.assert_close(several.state_dict(), alone.state_dict(), rtol=0, atol=0)

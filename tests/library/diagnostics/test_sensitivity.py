@@ -3,15 +3,14 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pandas
 import pytest
 import torch
 from stopping import Stopped, stop_when
-from tiny_models import losses_at_once
-from torch.nn import functional
+from tiny_models import divergences_at_once, losses_at_once
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.diagnostics import sensitivity
 from intraslice.diagnostics.sensitivity import (
@@ -25,43 +24,33 @@ from intraslice.diagnostics.sensitivity import (
     removed_importance,
 )
 from intraslice.planning.estimators import Importances
-from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
+from intraslice.planning.ratios import LayerPlan, SlicePlan
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+MODULES = [(layer, module) for layer in range(3) for module in ("attention", "mlp")]
 
 
 def evaluation(case):
     return case.tokens[:4, :20]
 
 
-@torch.no_grad()
-def divergences_at_once(dense, other, tokens: torch.Tensor) -> torch.Tensor:
-    """KL of every scored place (windows, window - 1), by torch's own."""
-    tables = [
-        model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1) for model in (dense, other)
-    ]
-    return functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
+def with_layer(plan: SlicePlan, index: int, layer: LayerPlan) -> SlicePlan:
+    return replace(plan, layers=(*plan.layers[:index], layer, *plan.layers[index + 1 :]))
 
 
 def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_case):
-    model, tokens = family_case.loaded.model, evaluation(family_case)
+    model, tokens, layers = family_case.dense, evaluation(family_case), family_case.stats.profile.layers
     events: list[Progress] = []
     measured = measure_sensitivity(family_case.loaded, family_case.stats, tokens, 0.4, progress=events.append)
     dense = losses_at_once(model, tokens)
     assert measured.base_loss == pytest.approx(dense.mean().item(), rel=1e-5)
     assert measured.tokens == dense.numel()
-    assert [(damage.layer, damage.module) for damage in measured.modules] == [
-        (i, m) for i in range(3) for m in ("attention", "mlp")
-    ]
+    assert [(damage.layer, damage.module) for damage in measured.modules] == MODULES
     assert list(dict.fromkeys(event.done for event in events)) == list(range(7))
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
+    plan = family_case.plan(0.0)
     for damage in measured.modules:
-        layers = list(plan.layers)
-        layers[damage.layer] = cut_alone(
-            layers[damage.layer], family_case.stats.profile.layers[damage.layer], damage.module, 0.4
-        )
-        sliced = slice_model(model, replace(plan, layers=tuple(layers)), family_case.stats, progress=False)
+        cut = cut_alone(plan.layers[damage.layer], layers[damage.layer], damage.module, 0.4)
+        sliced = family_case.cut(with_layer(plan, damage.layer, cut))
         increases = (losses_at_once(sliced, tokens) - dense).mean(1)
         assert damage.increases == pytest.approx(increases.tolist(), abs=1e-5)
         divergences = divergences_at_once(model, sliced, tokens).mean(1)
@@ -76,22 +65,18 @@ def test_each_module_s_damage_is_that_of_a_model_with_it_alone_sliced(family_cas
 
 def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
     loaded, stats, tokens = family_case.loaded, family_case.stats, evaluation(family_case)
-    plan = make_plan(stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = slice_model(loaded.model, plan, stats, progress=False)
+    plan = family_case.plan()
+    sliced = family_case.cut(plan)
     measured = measure_in_context(loaded, stats, sliced, plan, tokens, progress=False)
     whole = divergences_at_once(loaded.model, sliced, tokens)
     assert measured.context.value == pytest.approx(whole.mean().item(), rel=1e-3)
     assert measured.ratio is None
-    dense = make_plan(stats.profile, SliceConfig(0.0, order="one-shot")).layers
+    dense = vars(family_case.plan(0.0).layers[0])
     for damage in measured.modules:
-        layers, given = list(plan.layers), plan.layers[damage.layer]
-        kept = (
-            {"heads": dense[0].heads, "kv_heads": dense[0].kv_heads, "dim": dense[0].dim}
-            if damage.module == "attention"
-            else {"neurons": dense[0].neurons}
-        )
-        layers[damage.layer] = replace(given, **kept)
-        healed = slice_model(loaded.model, replace(plan, layers=tuple(layers)), stats, progress=False)
+        given = plan.layers[damage.layer]
+        sizes = ("heads", "kv_heads", "dim") if damage.module == "attention" else ("neurons",)
+        kept = replace(given, **{name: dense[name] for name in sizes})
+        healed = family_case.cut(with_layer(plan, damage.layer, kept))
         heals = (whole - divergences_at_once(loaded.model, healed, tokens)).mean().item()
         assert damage.damage("kl").value == pytest.approx(heals, rel=1e-2, abs=1e-5)
         assert damage.ratio == (given.attention_ratio if damage.module == "attention" else given.mlp_ratio)
@@ -99,12 +84,11 @@ def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
         assert damage.removed == counts[0] - counts[1]
 
 
-def test_no_forward_starts_before_its_own_layer(tiny_case):
-    case = tiny_case("llama-gqa")
+def test_no_forward_starts_before_its_own_layer(case):
     calls = []
     hooks = [
         layer.register_forward_hook(lambda *_, index=index: calls.append(index))
-        for index, layer in enumerate(case.loaded.model.model.layers)
+        for index, layer in enumerate(case.dense.model.layers)
     ]
     measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
     for hook in hooks:
@@ -115,57 +99,49 @@ def test_no_forward_starts_before_its_own_layer(tiny_case):
 
 
 @pytest.fixture
-def count_measurements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
-    done: list[tuple[int, str]] = []
-    slice_alone = sensitivity.slice_alone
-
-    def counted(model, stats, layer, module, ratio):
-        done.append((layer, module))
-        return slice_alone(model, stats, layer, module, ratio)
-
-    monkeypatch.setattr(sensitivity, "slice_alone", counted)
-    return done
+def slice_alone(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Notes the modules that are measured."""
+    monkeypatch.setattr(sensitivity, "slice_alone", noted := Mock(wraps=sensitivity.slice_alone))
+    return noted
 
 
 @pytest.mark.parametrize("stop", [2, 6])
-def test_a_stopped_run_goes_on_where_it_was(tiny_case, count_measurements, stop):
-    case = tiny_case("llama-gqa")
+def test_a_stopped_run_goes_on_where_it_was(case, slice_alone, stop):
     unbroken = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=False)
     for file in (Path(os.environ["INTRASLICE_CACHE"]) / "sensitivity").iterdir():
         file.unlink()
-    count_measurements.clear()
+    slice_alone.reset_mock()
     stopping = stop_when(lambda event: event.done == stop)
     with pytest.raises(Stopped):
         measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=stopping)
-    first = len(count_measurements)
+    first = slice_alone.call_count
     events: list[Progress] = []
     resumed = measure_sensitivity(case.loaded, case.stats, evaluation(case), 0.3, progress=events.append)
     assert events[0] == Progress("sensitivity", stop, 6)
     assert first == stop
-    assert count_measurements == [(i, m) for i in range(3) for m in ("attention", "mlp")]
+    assert [call.args[2:4] for call in slice_alone.call_args_list] == MODULES
     for ours, theirs in zip(resumed.modules, unbroken.modules, strict=True):
         assert ours.removed == theirs.removed
         assert ours.divergences == pytest.approx(theirs.divergences)
     assert resumed.base_loss == unbroken.base_loss
 
 
-@pytest.mark.parametrize("change", ["ratio", "tokens", "weights", "calibration"])
-def test_another_run_starts_anew(tiny_case, count_measurements, change):
-    case = tiny_case("llama-gqa")
-    loaded, stats, tokens, ratio = case.loaded, case.stats, evaluation(case), 0.3
-    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
-    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
-    assert len(count_measurements) == 6
-    if change == "ratio":
-        ratio = 0.4
-    elif change == "tokens":
-        tokens = tokens - 1
-    elif change == "weights":
-        loaded = replace(loaded, fingerprint="other")
-    else:
-        stats = replace(stats, layers=[replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers])
-    measure_sensitivity(loaded, stats, tokens, ratio, progress=False)
-    assert len(count_measurements) == 12
+def test_another_run_starts_anew(case, slice_alone):
+    loaded, stats, tokens = case.loaded, case.stats, evaluation(case)
+    layers = [replace(layer, attention_sum=layer.attention_sum + 1) for layer in stats.layers]
+    for count, run in enumerate(
+        [
+            (loaded, stats, tokens, 0.3),
+            (loaded, stats, tokens, 0.4),
+            (loaded, stats, tokens - 1, 0.3),
+            (replace(loaded, fingerprint="other"), stats, tokens, 0.3),
+            (loaded, replace(stats, layers=layers), tokens, 0.3),
+        ],
+        1,
+    ):
+        for _ in range(2):
+            measure_sensitivity(*run, progress=False)
+            assert slice_alone.call_count == 6 * count
 
 
 def test_fallen_importance_sums_the_least_important_units_and_too_little_has_no_ceiling():
@@ -179,13 +155,13 @@ def test_fallen_importance_sums_the_least_important_units_and_too_little_has_no_
     assert noise_ceiling(torch.ones(30, 16)) is None
 
 
-def known_profile(case, values: list[float]):
-    """Layer i's neurons, principal channels and heads all have importance `values[i]`, its heads the negative."""
+def known_profile(case):
+    """Layer i's neurons, principal channels and heads all have importance `i + 1`, its heads the negative."""
     profile = case.stats.profile
     layers = []
-    for layer, value in zip(profile.layers, values, strict=True):
-        neurons = torch.full_like(layer.importances["pca"].mlp, value)
-        channels = torch.full_like(layer.importances["pca"].attention, value)
+    for value, layer in enumerate(profile.layers, 1):
+        pca = layer.importances["pca"]
+        channels, neurons = torch.full_like(pca.attention, value), torch.full_like(pca.mlp, value)
         heads = torch.full_like(layer.importances["fisher"].attention, 10 - value)
         importances = {"pca": Importances(channels, neurons), "fisher": Importances(heads, neurons)}
         layers.append(replace(layer, importances=importances))
@@ -202,10 +178,8 @@ def losses(attention: list[float], mlp: list[float]) -> Sensitivity:
     return Sensitivity(0.5, 2.0, 100, tuple(modules))
 
 
-def test_ranks_and_rho_by_hand(tiny_case):
-    agreement = compare_ranks(
-        losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
-    )
+def test_ranks_and_rho_by_hand(case):
+    agreement = compare_ranks(losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2]), known_profile(case))
     assert agreement.rho["pca"]["attention"] == pytest.approx(1.0)
     assert agreement.rho["fisher"]["attention"] == pytest.approx(-1.0)
     assert agreement.rho["pca"]["mlp"] == pytest.approx(-0.5)
@@ -216,19 +190,15 @@ def test_ranks_and_rho_by_hand(tiny_case):
     assert frame.loc["attention", "place_fisher"].tolist() == [1, 2, 3]
     # Off by more than one rank of three: MLP 0 under both, attention 0 and 2 under fisher.
     misjudged = {(module.estimator, module.module, module.layer) for module in agreement.misjudged}
-    assert misjudged == {
-        ("pca", "mlp", 0),
-        ("fisher", "mlp", 0),
-        ("fisher", "attention", 0),
-        ("fisher", "attention", 2),
-    }
+    of_fisher = {("fisher", *place) for place in (("mlp", 0), ("attention", 0), ("attention", 2))}
+    assert misjudged == {("pca", "mlp", 0)} | of_fisher
     worst = next(module for module in agreement.misjudged if module.module == "mlp")
     assert str(worst).startswith("layer 0 mlp does more damage than")
     assert str(worst).endswith("predicts: measured rank 1 of 3, predicted rank 3")
 
 
-def test_the_loss_may_be_the_measure_and_what_noise_may_explain_is_not_misjudged(tiny_case):
-    profile = known_profile(tiny_case("llama-gqa"), [1.0, 2.0, 3.0])
+def test_the_loss_may_be_the_measure_and_what_noise_may_explain_is_not_misjudged(case):
+    profile = known_profile(case)
     measured = losses([0.1, 0.2, 0.3], [0.3, 0.1, 0.2])
     assert compare_ranks(measured, profile, "loss").rho["pca"] == pytest.approx(
         {kind: -rho for kind, rho in compare_ranks(measured, profile, "kl").rho["pca"].items()}

@@ -6,11 +6,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
 from intraslice.diagnostics.spectra import LayerSpectra, effective_rank, pair_energies, spectra_frame, spectrum
-from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
 
 
 def known(case):
@@ -32,8 +29,8 @@ def known(case):
     return replace(stats, layers=[layer, *stats.layers[1:]])
 
 
-def test_known_moments_give_known_ranks_and_the_frame_says_what_a_plan_keeps(tiny_case):
-    stats = known(tiny_case("llama-gqa"))
+def test_known_moments_give_known_ranks_and_the_frame_says_what_a_plan_keeps(case):
+    stats = known(case)
     spectra = LayerSpectra(stats, 0)
     assert effective_rank(spectra.heads, 0.99).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 1]
     assert_close(spectra.heads[3], torch.tensor([0.25, 0.5, 0.75, 1, 1, 1, 1, 1]))
@@ -42,8 +39,7 @@ def test_known_moments_give_known_ranks_and_the_frame_says_what_a_plan_keeps(tin
     assert_close(spectra.mlp[:3], torch.tensor([0.5, 0.75, 0.875]))
     assert effective_rank(spectra.residual, 0.9) == 1
     assert effective_rank(spectra.directions, 0.9) == 49  # 0.9 * 54 = 48.6
-    case = tiny_case("llama-gqa")
-    plan = make_plan(case.stats.profile, SliceConfig(0.4))
+    plan = case.plan()
     frame = spectra_frame(known(case), plan).query("layer == 0").set_index("part")
     assert list(frame["width"]) == [8] * 12 + [132, 54, 54]
     assert frame.loc["mlp", "kept"] == plan.layers[0].neurons
@@ -64,19 +60,18 @@ def test_a_spectrum_is_the_cumulated_share_of_the_variance_and_its_rank_the_axes
     assert effective_rank(explained, 1.0).tolist() == [4, 1, 4]
 
 
-def test_broken_moments_are_named(tiny_case):
-    stats = tiny_case("llama-gqa").stats
+def test_broken_moments_are_named(case):
+    stats = case.stats
     broken = replace(stats.layers[0], mlp_moment=stats.layers[0].mlp_moment * float("nan"))
     with pytest.raises(NumericalError, match="not finite"):
         _ = LayerSpectra(replace(stats, layers=[broken]), 0).mlp
 
 
-def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
-    case = tiny_case("llama-gqa")
+def test_pair_energies_sum_over_a_group_s_queries(case):
     products = torch.zeros(9, 8)
     products[3:6, 2], products[4, 6] = 1.0, 5.0  # pair 2 of the second group: channels 2 and 6
     stats = replace(case.stats, layers=[replace(case.stats.layers[0], channel_products=products)])
-    pairs = pair_energies(case.loaded.model, stats, 0, None)
+    pairs = pair_energies(case.dense, stats, 0, None)
     assert pairs.energy.shape == (3, 4)
     assert_close(pairs.energy[1], torch.tensor([0, 0, 8.0, 0]) / stats.tokens)
     assert_close(pairs.angle, 1e4 ** -(torch.arange(4) / 4))
@@ -85,9 +80,8 @@ def test_pair_energies_sum_over_a_group_s_queries(tiny_case):
 
 
 def test_kept_pairs_are_those_of_the_one_shot_slice(family_case):
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.5, order="one-shot"))
-    model = family_case.loaded.model
-    sliced = slice_model(model, plan, family_case.stats, progress=False)
+    plan, model = family_case.plan(0.5), family_case.dense
+    sliced = family_case.cut(plan)
     for index, (layer, sliced_layer) in enumerate(zip(plan.layers, sliced.model.layers, strict=True)):
         pairs = pair_energies(model, family_case.stats, index, layer)
         dense = model.model.layers[index].self_attn

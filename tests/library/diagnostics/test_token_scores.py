@@ -4,22 +4,16 @@ import copy
 
 import pandas
 import pytest
-import torch
-from tiny_models import losses_at_once
-from torch.testing import assert_close
+from tiny_models import divergences_at_once, losses_at_once
 
-from intraslice.core.config import SliceConfig
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
-from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
 
 TEXT = " ".join(f"w{index}" for index in (7, 8, 200, 31, 7, 99, 42, 4, 4, 17))
 
 
 @pytest.fixture
 def pair(family_case):
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return family_case.loaded, slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+    return family_case.loaded, family_case.sliced()
 
 
 @pytest.mark.parametrize("chunk", [2, 512])
@@ -31,10 +25,10 @@ def test_scores_are_the_models_own(pair, chunk, monkeypatch):
     frame = pandas.DataFrame(map(vars, passage.tokens))
     for name, model in (("dense", loaded.model), ("sliced", sliced)):
         assert frame[name].tolist() == pytest.approx((-losses_at_once(model, ids)[0]).tolist(), abs=1e-5)
-    tables = [model(ids).logits[0, :-1].log_softmax(-1) for model in (loaded.model, sliced)]
-    divergence = torch.nn.functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
-    assert_close(torch.tensor(frame["divergence"].tolist()), divergence, atol=1e-5, rtol=1e-4)
-    assert frame["agree"].tolist() == (tables[0].argmax(-1) == tables[1].argmax(-1)).tolist()
+    divergences = divergences_at_once(loaded.model, sliced, ids)[0]
+    assert frame["divergence"].tolist() == pytest.approx(divergences.tolist(), abs=1e-5, rel=1e-4)
+    best = [model(ids).logits[0, :-1].argmax(-1) for model in (loaded.model, sliced)]
+    assert frame["agree"].tolist() == (best[0] == best[1]).tolist()
     assert frame["token"].tolist() == ids[0, 1:].tolist()
     assert [token.extra_loss for token in passage.tokens] == pytest.approx((frame["dense"] - frame["sliced"]).tolist())
     assert passage.agreement == pytest.approx(frame["agree"].mean())

@@ -1,9 +1,7 @@
 """Several processes together find what one finds alone, answer once, and none waits for one that stopped."""
 
 import json
-import multiprocessing
 import os
-import random
 import re
 import subprocess
 import sys
@@ -15,7 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import FORK
+from refusing import refused
 from safetensors.torch import load_file
+from tiny_models import FAMILIES, WORDS, write_words
 from torch import Tensor
 from torch import distributed as torch_distributed
 from torch.testing import assert_close
@@ -28,23 +29,17 @@ from intraslice.calibration.stats import CalibrationStats
 from intraslice.cli import commands
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
-from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
 from intraslice.distributed import all_gather, all_reduce_, process_group, rank, shard_of, single_process, size
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.evaluation.sweep import Texts, points, sweep
-from intraslice.methods.registry import plan_by
 from intraslice.modeling import hidden_states
 from intraslice.modeling.families import blocks
 from intraslice.modeling.offload import offload_
 from intraslice.slicing import sequential
-from intraslice.slicing.driver import slice_model
 
-
-@pytest.fixture(autouse=True)
-def cache(own_cache) -> None:
-    """Nothing is found that another test kept."""
+pytestmark = pytest.mark.usefixtures("own_cache")  # nothing is found that another test kept
 
 
 def test_outside_a_group_of_torchrun_a_process_has_all_the_work(monkeypatch):
@@ -107,7 +102,7 @@ def test_nobody_waits_for_one_that_stopped(together, culprit, waits_in):
 
 def test_nobody_waits_for_ever_for_one_that_hangs(together, monkeypatch):
     monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=8))  # they have to meet within it, too
-    stopped = multiprocessing.get_context("fork").Event()
+    stopped = FORK.Event()
 
     def work() -> None:
         if rank() == 1:
@@ -134,10 +129,7 @@ def test_what_torchrun_would_not_do_is_named(environment, device, named, monkeyp
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError) as caught, process_group(device):
-        pass
-    assert named in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert named in refused(process_group(device).__enter__)
 
 
 def assert_same(together: CalibrationStats, alone: CalibrationStats) -> None:
@@ -163,8 +155,8 @@ def test_a_calibration_is_the_same(family_case, together, monkeypatch, tokens_pe
         assert {event.total for event in events} <= {4, 5, 6}
 
 
-def test_layers_that_are_kept_away_are_calibrated_alike(tiny_case, tiny_llama_gqa, as_loaded, together):
-    case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa())
+def test_layers_that_are_kept_away_are_calibrated_alike(case, tiny_llama_gqa, as_loaded, together):
+    loaded = as_loaded(tiny_llama_gqa())
     for block in blocks(loaded.model):
         offload_(block.mlp, "cpu", on_disk=False)
     loaded = replace(loaded, fingerprint="kept away")
@@ -172,9 +164,7 @@ def test_layers_that_are_kept_away_are_calibrated_alike(tiny_case, tiny_llama_gq
         assert_same(stats, case.stats)
 
 
-def test_the_first_process_alone_keeps_and_reads_a_calibration(tiny_case, together, monkeypatch, tmp_path):
-    case = tiny_case("llama-mha")
-
+def test_the_first_process_alone_keeps_and_reads_a_calibration(case, together, monkeypatch, tmp_path):
     def work() -> CalibrationStats:
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
         return calibrate(case.loaded, case.tokens, progress=False)
@@ -183,28 +173,24 @@ def test_the_first_process_alone_keeps_and_reads_a_calibration(tiny_case, togeth
     assert [path.name for path in tmp_path.glob("disk *")] == ["disk 0"]
     monkeypatch.setattr(driver, "_calibrate_batch", None)  # no further calibration works
     for ours, theirs in zip(together(2, work), first, strict=True):
-        for name, value in vars(ours.layers[1]).items():
-            assert torch.equal(value, getattr(theirs.layers[1], name))
+        assert_close(vars(ours.layers[1]), vars(theirs.layers[1]), rtol=0, atol=0)
 
 
-def test_processes_with_other_text_are_refused_in_all(tiny_case, together):
-    case = tiny_case("llama-mha")
+def test_processes_with_other_text_are_refused_in_all(case, together):
     answers = together(3, lambda: calibrate(case.loaded, case.tokens[rank() // 2 :], progress=False))
     assert all("the same model and calibration text" in str(answer) for answer in answers)
 
 
 def test_a_model_sliced_in_sequence_is_the_same(family_case, together, monkeypatch):
     case, counts = family_case, []
-    plan = plan_by("intraslice", case.loaded.model, case.stats, SliceConfig(0.4, "uniform"))
+    plan = case.plan(estimator="uniform", order="sequential")
 
     def embed(model, tokens):
         counts.append(len(tokens))
         return hidden_states.embed(model, tokens)
 
-    @torch.no_grad()
     def work() -> tuple[Tensor, int]:
-        model = slice_model(case.loaded.model, plan, case.stats, case.tokens, progress=False)
-        return model(case.tokens[:4], use_cache=False).logits, counts.pop()
+        return case.cut(plan)(case.tokens[:4], use_cache=False).logits, counts.pop()
 
     monkeypatch.setattr(sequential, "embed", embed)
     answers = together(3, work)
@@ -215,10 +201,9 @@ def test_a_model_sliced_in_sequence_is_the_same(family_case, together, monkeypat
 
 
 @pytest.mark.parametrize("windows", [2, 16])  # for one process none, or other shares than batches
-def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
-    case = tiny_case("llama-mha")
-    expected = measure_losses(case.loaded.model, case.tokens[:windows], progress=False)
-    for found in together(3, lambda: measure_losses(case.loaded.model, case.tokens[:windows], progress=False)):
+def test_losses_are_the_same_in_their_order(case, together, windows):
+    expected = measure_losses(case.dense, case.tokens[:windows], progress=False)
+    for found in together(3, lambda: measure_losses(case.dense, case.tokens[:windows], progress=False)):
         assert (found.done, found.total, found.sizes) == (windows, windows, expected.sizes)
         assert_close(torch.tensor(found.sums), torch.tensor(expected.sums), rtol=1e-6, atol=1e-5)
 
@@ -227,21 +212,19 @@ def test_losses_are_the_same_in_their_order(tiny_case, together, windows):
     ("methods", "kept"),  # points and the dense model's perplexity, where there are points
     [(("intraslice", "intraslice+", "crossmodule"), [2, 3, 2, 3]), (("magnitude",), [0, 2, 0, 2])],
 )
-def test_a_sweep_has_the_same_rows_whatever_the_methods(tiny_case, together, monkeypatch, tmp_path, methods, kept):
-    case = tiny_case("llama-mha")
+def test_a_sweep_has_the_same_rows_whatever_the_methods(case, together, monkeypatch, tmp_path, methods, kept):
     texts = Texts(case.stats, case.tokens, case.tokens[:4])
     wanted = points(methods, ("pca",), (0.2, 0.4))
 
     def work():
-        monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / f"disk {rank()}"))
-        rows = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
-        return rows, len(list((tmp_path / f"disk {rank()}" / "sweep").glob("*.json")))
+        disk = tmp_path / f"disk {rank()}"
+        monkeypatch.setenv("INTRASLICE_CACHE", str(disk))
+        return sweep(case.loaded, texts, wanted, progress=False), len(list((disk / "sweep").glob("*.json")))
 
     answers = together(4, work)
-    expected = sweep(case.loaded, texts, wanted, progress=False).drop(columns="seconds")
+    expected = sweep(case.loaded, texts, wanted, progress=False)
     for rows, _ in answers:
-        assert rows.method.tolist() == expected.method.tolist()
-        assert rows.sliced_total.tolist() == expected.sliced_total.tolist()
+        assert rows[["method", "sliced_total"]].equals(expected[["method", "sliced_total"]])
         for column in ("perplexity", "dense_perplexity"):
             assert rows[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
     assert [count for _, count in answers] == kept
@@ -254,14 +237,12 @@ BOTH_MODULES = ["--bias", "0.6", "--sparsity", "0.4"]  # left alone, the importa
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory, tiny_llama_mha, word_tokenizer) -> Path:
+def home(tmp_path_factory, word_tokenizer) -> Path:
     """A tiny model with its text; one process and two keep their results apart."""
     home = tmp_path_factory.mktemp("processes")
-    tiny_llama_mha().save_pretrained(home / "tiny")
-    vocabulary = [f"w{index}" for index in range(4, 256)]
-    word_tokenizer(vocabulary).save_pretrained(home / "tiny")
-    draw = random.Random(0)
-    (home / "text.txt").write_text("\n\n".join(" ".join(draw.choices(vocabulary, k=30)) for _ in range(60)))
+    FAMILIES["llama-mha"]().save_pretrained(home / "tiny")
+    word_tokenizer(WORDS).save_pretrained(home / "tiny")
+    write_words(home / "text.txt")
     return home
 
 
@@ -270,23 +251,6 @@ def words(home) -> list[str]:
     files = ["--model", str(home / "tiny"), "--calibration", str(home / "text.txt"), "--eval", str(home / "text.txt")]
     amounts = ["--sequences", "17", "--length", "24", "--eval-tokens", "120"]  # halves of neither are whole
     return [*files, *amounts, "--device", "cpu", "--dtype", "float32", "--json"]
-
-
-@pytest.fixture
-def answers(home, words, capsys, monkeypatch):
-    """What one process answers, what two do, and what these say on stderr."""
-
-    def both(command: str, *more: str) -> tuple[dict, dict, str]:
-        monkeypatch.setenv("INTRASLICE_CACHE", str(home / "one"))
-        assert main([command, *words, *more]) == 0
-        one = json.loads(capsys.readouterr().out)
-        environment = {**os.environ, "INTRASLICE_CACHE": str(home / "two"), "OMP_NUM_THREADS": "1"}
-        line = [*TORCHRUN, command, *words, *more]
-        result = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=600, check=False)
-        assert result.returncode == 0, result.stderr
-        return one, json.loads(result.stdout), result.stderr  # one object, or it is no JSON
-
-    return both
 
 
 @pytest.fixture
@@ -317,9 +281,8 @@ def without(result: dict, *keys: str) -> dict:
 
 def assert_same_evaluation(one: dict, two: dict) -> None:
     perplexities = ("perplexity", "perplexity_error", "perplexity_ratio", "divergence")
-    assert without(two, "seconds", "peak_rss_bytes", *perplexities) == without(
-        one, "seconds", "peak_rss_bytes", *perplexities
-    )
+    apart = ("seconds", "peak_rss_bytes", *perplexities)
+    assert without(two, *apart) == without(one, *apart)
     assert min(two["ratios"][0]) > 0
     for name in ("dense", "sliced"):
         assert two["perplexity"][name] == pytest.approx(one["perplexity"][name], rel=1e-4)
@@ -345,11 +308,17 @@ def test_an_evaluation_in_two_processes_is_that_of_one(in_processes, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["one-shot", "sequential"])
-def test_evaluate_by_torchrun_answers_as_one_process_does(answers, order):
-    one, two, stderr = answers("evaluate", "--order", order, *BOTH_MODULES)
-    assert_same_evaluation(one, two)
-    assert told(stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
-    assert_shares(stderr)
+def test_evaluate_by_torchrun_answers_as_one_process_does(home, words, capsys, monkeypatch, order):
+    command = ["evaluate", *words, "--order", order, *BOTH_MODULES]
+    monkeypatch.setenv("INTRASLICE_CACHE", str(home / "one"))
+    assert main(command) == 0
+    one = json.loads(capsys.readouterr().out)
+    environment = {**os.environ, "INTRASLICE_CACHE": str(home / "two"), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*TORCHRUN, *command], capture_output=True, text=True, env=environment, timeout=600)
+    assert result.returncode == 0, result.stderr
+    assert_same_evaluation(one, json.loads(result.stdout))  # one object, or it is no JSON
+    assert told(result.stderr, "calibrate") <= {"8"}  # of 17 sequences; none where another test's calibration was found
+    assert_shares(result.stderr)
 
 
 def test_slice_is_written_once_with_the_same_plan(in_processes, tmp_path):
@@ -398,16 +367,14 @@ def test_what_one_process_must_do_alone_is_refused_before_any_work(monkeypatch, 
     if what is None:
         assert Run(arguments).seconds == {}
         return
-    with pytest.raises(UserError) as caught:
-        Run(arguments)
-    assert str(caught.value).startswith(what)
-    assert "one process" in str(caught.value) or "start fewer processes" in str(caught.value)
+    message = refused(Run, arguments)
+    assert message.startswith(what)
+    assert "one process" in message or "start fewer processes" in message
 
 
 def test_a_slice_is_not_streamed_by_some_of_the_processes(monkeypatch):
-    arguments = parser().parse_args(["slice", "--order", "one-shot", "--out", "folder"])
     monkeypatch.setattr(commands, "memory_is_short", lambda *_: True)
-    run = Run(arguments)
+    run = Run(parser().parse_args(["slice", "--order", "one-shot", "--out", "folder"]))
     assert commands._should_stream(run)
     run.is_alone = False
     assert not commands._should_stream(run)

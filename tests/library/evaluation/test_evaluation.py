@@ -4,11 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import losses_at_once
-from torch.nn import functional
+from tiny_models import divergences_at_once, losses_at_once
 from torch.testing import assert_close
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.evaluation.perplexity import (
@@ -19,44 +17,27 @@ from intraslice.evaluation.perplexity import (
     measure_losses,
     perplexity,
 )
-from intraslice.planning.ratios import make_plan
-from intraslice.slicing.driver import slice_model
 
 
-@pytest.fixture(scope="module")
-def case(tiny_case):
-    return tiny_case("llama-gqa")
-
-
-@pytest.fixture(scope="module")
-def sliced(case):
-    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return plan, slice_model(case.loaded.model, plan, case.stats, progress=False)
-
-
-@torch.no_grad()
 def test_perplexity_is_transformers_own_loss(family_case):
     losses = [family_case.original(row[None], labels=row[None]).loss.item() for row in family_case.tokens]
-    assert perplexity(family_case.loaded.model, family_case.tokens, progress=False) == pytest.approx(
-        math.exp(sum(losses) / len(losses)), rel=1e-4
-    )
+    found = perplexity(family_case.dense, family_case.tokens, progress=False)
+    assert found == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
 
 
 def test_losses_are_by_window_and_token(case, monkeypatch):
     monkeypatch.setattr(perplexity_module, "BLOCK", 1)
-    losses = torch.tensor(measure_losses(case.loaded.model, case.tokens[:2], progress=False).sums)
-    log_probabilities = case.original(case.tokens[:2]).logits.log_softmax(-1)
-    expected = -log_probabilities[:, :-1].gather(2, case.tokens[:2, 1:, None])[..., 0]
-    assert_close(losses, expected, atol=1e-4, rtol=1e-4)
+    losses = torch.tensor(measure_losses(case.dense, case.tokens[:2], progress=False).sums)
+    assert_close(losses, losses_at_once(case.original, case.tokens[:2]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [3, 100])
 def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
-    expected = perplexity(case.loaded.model, case.tokens, progress=False)
+    expected = perplexity(case.dense, case.tokens, progress=False)
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
     events: list[Progress] = []
-    assert perplexity(case.loaded.model, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
+    assert perplexity(case.dense, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
     assert (events[0].stage, events[0].done, events[0].total) == ("evaluate", 0, 16)
     assert (events[-1].done, events[-1].total) == (16, 16)
 
@@ -84,40 +65,40 @@ def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkey
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 1)
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
     events: list[Progress] = []
-    losses = measure_losses(case.loaded.model, case.tokens, progress=events.append)
+    losses = measure_losses(case.dense, case.tokens, progress=events.append)
     known = [event.partial() for event in events]
     assert sorted({len(part.sums) for part in known}) == [*range(len(case.tokens) + 1)]
     assert [event.done for event in events] == [part.done for part in known] == sorted(len(part.sums) for part in known)
     assert known[-1] == losses
     for part in known[:: len(known) // 3]:
-        assert measure_losses(case.loaded.model, case.tokens, so_far=part, progress=False) == losses
+        assert measure_losses(case.dense, case.tokens, so_far=part, progress=False) == losses
     assert sum(losses.sizes) == case.tokens.shape[1] - 1
-    by_token = losses_at_once(case.loaded.model, case.tokens)
+    by_token = losses_at_once(case.dense, case.tokens)
     assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
-    half = losses_at_once(case.loaded.model, case.tokens[:8])
+    half = losses_at_once(case.dense, case.tokens[:8])
     middle = next(part for part in known if part.done == 8)
     assert middle.perplexity().value == pytest.approx(half.mean().exp().item(), rel=1e-5)
     assert losses.ratio(losses) == (1.0, 0.0)
 
 
-def test_half_a_window_has_the_first_blocks_of_the_first(case, sliced, monkeypatch):
+def test_half_a_window_has_the_first_blocks_of_the_first(case, monkeypatch):
     monkeypatch.setattr(perplexity_module, "BLOCK", 7)
-    model = sliced[1]
+    model = case.sliced()
     half, whole = measure_half_window(model, case.tokens, progress=False), measure_losses(model, case.tokens)
     blocks = len(whole.sizes) // 2
     assert half.sizes == whole.sizes[:blocks]
     assert half.sums == (pytest.approx(whole.sums[0][:blocks], rel=1e-5),)
     assert (half.done, half.windows, half.total) == (0, 0.5, len(case.tokens))
-    dense = measure_losses(case.loaded.model, case.tokens)
+    dense = measure_losses(case.dense, case.tokens)
     pairs = zip(half.sums[0], dense.sums[0][:blocks], strict=True)
     expected = math.exp(sum(this - other for this, other in pairs) / sum(half.sizes))
     assert half.ratio(dense).value == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match="expected windows with the same blocks"):
-        half.ratio(measure_losses(case.loaded.model, case.tokens[:, 16:]))
+        half.ratio(measure_losses(case.dense, case.tokens[:, 16:]))
 
 
-def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
-    model = tiny_llama_mha()
+def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_gqa):
+    model = tiny_llama_gqa()
     model.lm_head.weight.data *= 1e5
     assert perplexity(model, torch.arange(3, 23).view(2, 10), progress=False) == math.inf
 
@@ -125,9 +106,7 @@ def test_a_hopeless_model_has_infinite_perplexity(tiny_llama_mha):
 def test_divergence_is_measured_in_the_same_pass(family_case, monkeypatch):
     monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", 5 * family_case.tokens.shape[1])
     monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    dense = family_case.loaded.model
-    cut = slice_model(dense, plan, family_case.stats, progress=False)
+    dense, cut = family_case.dense, family_case.sliced()
     states, passes = DenseStates(dense), []
     hook = dense.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
     own = measure_losses(dense, family_case.tokens, dense=states, progress=False)
@@ -135,8 +114,7 @@ def test_divergence_is_measured_in_the_same_pass(family_case, monkeypatch):
     losses = measure_losses(cut, family_case.tokens, dense=states, progress=False)
     hook.remove()
     assert len(passes) == count  # the dense layers have run once
-    tables = [model(input_ids=family_case.tokens).logits[:, :-1].double().log_softmax(-1) for model in (dense, cut)]
-    expected = functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1).mean(1)
+    expected = divergences_at_once(dense, cut, family_case.tokens).mean(1)
     value, error = losses.divergence()
     assert value == pytest.approx(expected.mean().item(), rel=1e-3)
     assert error == pytest.approx((expected.std() / len(expected) ** 0.5).item(), rel=1e-2)

@@ -1,6 +1,7 @@
 """The sweep against plain slicing, its points on disk, and what cannot be reached."""
 
 import datetime
+from unittest.mock import Mock
 
 import pandas
 import pytest
@@ -12,11 +13,12 @@ from intraslice.checkpoints.to_gguf import gguf_bytes, rounded_model
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NoRoomError, NumericalError
 from intraslice.core.progress import Progress
+from intraslice.evaluation import speed
 from intraslice.evaluation import sweep as module
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.evaluation.sweep import Point, Texts, cached_points, points, sweep
-from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.methods.registry import METHODS
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -27,8 +29,7 @@ def texts(case) -> Texts:
 
 @pytest.fixture
 def count_measurements(monkeypatch):
-    done = []
-    measure = module._Sweep.measure
+    done, measure = [], module._Sweep.measure
 
     def counted(slices, point, *others):
         done.append((point.method, point.sparsity))
@@ -55,59 +56,49 @@ def test_each_row_is_what_plain_slicing_gives(name, tiny_case):
     frame = sweep(case.loaded, texts(case), wanted, progress=False)
     count = len(methods) + sum(METHODS[name].uses_estimator for name in methods)
     assert len(frame) == count
-    dense = case.loaded.model
+    dense = case.dense
     windows = texts(case).evaluation
     assert frame["dense_perplexity"].tolist() == pytest.approx([perplexity(dense, windows, progress=False)] * count)
     for row in frame.itertuples():
-        config = SliceConfig(row.sparsity, "pca" if pandas.isna(row.estimator) else row.estimator)
-        plan = plan_by(row.method, dense, case.stats, config)
-        model = slice_by(row.method, dense, plan, case.stats, case.tokens, progress=False)
+        estimator = "pca" if pandas.isna(row.estimator) else row.estimator
+        plan = case.plan(row.sparsity, row.method, estimator=estimator, order="sequential")
+        model = case.cut(plan, row.method)
         assert row.perplexity == pytest.approx(perplexity(model, windows, progress=False), rel=1e-4)
         losses = measure_losses(model, windows, dense=DenseStates(dense), progress=False)
-        value, error = losses.divergence()
-        assert row.divergence == pytest.approx(value, rel=1e-4)
-        assert row.divergence_error == pytest.approx(error, rel=1e-3)
-        value, error = losses.ratio(measure_losses(dense, windows, progress=False))
-        assert row.perplexity_ratio == pytest.approx(value, rel=1e-4)
-        assert row.perplexity_ratio_error == pytest.approx(error, rel=1e-3)
+        ratio = losses.ratio(measure_losses(dense, windows, progress=False))
+        assert (row.divergence, row.perplexity_ratio) == pytest.approx((losses.divergence()[0], ratio[0]), rel=1e-4)
+        errors = row.divergence_error, row.perplexity_ratio_error
+        assert errors == pytest.approx((losses.divergence()[1], ratio[1]), rel=1e-3)
         assert datetime.date.fromisoformat(row.date) <= datetime.date.today()
         assert row.sliced_total == sum(p.numel() for p in model.parameters())
         assert row.removed_fraction == pytest.approx(plan.removed_fraction, abs=1e-9)
 
 
-def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(tiny_case, count_measurements):
-    case, wanted = tiny_case("llama-gqa"), points(["intraslice", "crossmodule"], ["pca"], [0.3])
+def test_further_texts_add_columns_that_are_what_a_sweep_on_them_gives(case, count_measurements):
+    wanted = points(["intraslice", "crossmodule"], ["pca"], [0.3])
     own, news = texts(case), case.tokens[4:6, :12]
     both = sweep(case.loaded, module.replace(own, others={"news": news}), wanted, progress=False)
     assert count_measurements == [("intraslice", 0.3), ("crossmodule", 0.3)]  # one model a point, for all texts
-    plain, alone = (
-        sweep(case.loaded, module.replace(own, evaluation=part), wanted, progress=False)
-        for part in (own.evaluation, news)
-    )
+    parts = [module.replace(own, evaluation=part) for part in (own.evaluation, news)]
+    plain, alone = (sweep(case.loaded, part, wanted, progress=False) for part in parts)
     for column in ("dense_perplexity", "perplexity", "perplexity_ratio_error", "divergence_error"):
         assert both[column].tolist() == plain[column].tolist()
         assert both[f"{column} news"].tolist() == alone[column].tolist()
 
 
-def test_the_dense_model_runs_once_over_each_text(tiny_case):
-    case, modules = tiny_case("llama-gqa"), []
-    layer = case.loaded.model.model.layers[0]
+def test_the_dense_model_runs_once_over_each_text(case):
+    modules = []
+    layer = case.dense.model.layers[0]
     both = module.replace(texts(case), others={"news": case.tokens[4:6, :12]})
     handle = layer.register_forward_hook(lambda module, *_: modules.append(module))  # copied to sliced layers
-    try:
-        sweep(case.loaded, both, points(["magnitude"], [], [0.2, 0.4]), progress=False)
-    finally:
-        handle.remove()
+    sweep(case.loaded, both, points(["magnitude"], [], [0.2, 0.4]), progress=False)
+    handle.remove()
     assert sum(module is layer for module in modules) == 2
 
 
-def _with_llama_tokenizer(case):
-    return module.replace(case.loaded, tokenizer=byte_tokenizer())
-
-
-def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_among_them(tiny_case, monkeypatch):
-    case, config = tiny_case("llama-gqa"), SliceConfig(order="one-shot")
-    loaded, own, dense = _with_llama_tokenizer(case), texts(case), case.loaded.model
+def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_among_them(case, monkeypatch):
+    config = SliceConfig(order="one-shot")
+    loaded, own, dense = module.replace(case.loaded, tokenizer=byte_tokenizer()), texts(case), case.dense
     sliced, slice_once = [], module.slice_by
     monkeypatch.setattr(module, "slice_by", lambda *a, **k: sliced.append(a[0]) or slice_once(*a, **k))
     grid = points(["intraslice", "crossmodule"], ["pca"], [0.3], ["none", "q4_0"])
@@ -116,8 +107,7 @@ def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_a
     methods = ["dense", "dense", "intraslice", "intraslice", "crossmodule", "crossmodule"]
     assert frame["method"].tolist() == methods
     assert frame["quantise"].tolist() == ["none", "q4_0"] * 3
-    plan = plan_by("intraslice", dense, case.stats, SliceConfig(0.3, order="one-shot"))
-    model = slice_by("intraslice", dense, plan, case.stats, case.tokens, progress=False)
+    model = case.sliced(0.3)
     for index, (original, kind) in enumerate([(dense, "none"), (dense, "q4_0"), (model, "none"), (model, "q4_0")]):
         row, evaluated = frame.iloc[index], original
         if kind != "none":
@@ -131,19 +121,19 @@ def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_a
     assert "shortcut" in frame["note"].iloc[-1]  # which no GGUF file can hold
 
 
-def test_a_type_is_another_point_and_needs_no_speed(tiny_case, count_measurements):
-    loaded, own = _with_llama_tokenizer(case := tiny_case("llama-gqa")), texts(case)
+def test_a_type_is_another_point_and_needs_no_speed(case, count_measurements):
+    own = texts(case)
+    loaded = module.replace(case.loaded, tokenizer=byte_tokenizer())
     wanted = points(["intraslice"], ["pca"], [0.3], ["q8_0", "q4_0"])
-    for speed in (None, SpeedConfig(prompt=8, new=2, repeats=1)):
-        frame = sweep(loaded, own, wanted, SliceConfig(order="one-shot"), speed, progress=False)
+    for config in (None, SpeedConfig(prompt=8, new=2, repeats=1)):
+        frame = sweep(loaded, own, wanted, SliceConfig(order="one-shot"), config, progress=False)
     assert count_measurements == [("dense", 0.0)] * 2 + [("intraslice", 0.3)] * 2
     assert frame["perplexity"].nunique() == 4
     assert "prefill_ratio" not in frame
     assert cached_points(loaded, own, wanted, SliceConfig(order="one-shot")) == wanted
 
 
-def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_measurements):
-    case = tiny_case("llama-gqa")
+def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(case, count_measurements):
     wanted = points(["intraslice"], ["pca"], [0.2, 0.3, 0.4])
     with pytest.raises(Stopped):
         sweep(case.loaded, texts(case), wanted, progress=stop_when(lambda event: event == Progress("sweep", 2, 3)))
@@ -159,9 +149,9 @@ def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(tiny_case, count_mea
     assert again["perplexity"].tolist()[::2] == frame["perplexity"].tolist()[::2]
 
 
-def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measurements):
+def test_a_method_that_trains_reads_more_and_no_other(case, count_measurements):
     """And so it is another point with more of the text, where the others' stay."""
-    case, wanted = tiny_case("llama-gqa"), points(["intraslice", "intraslice+"], ["pca"], [0.3])
+    wanted = points(["intraslice", "intraslice+"], ["pca"], [0.3])
     own = texts(case)
     more = module.replace(own, training=torch.cat([own.calibration, own.calibration.flip(1)]))
     assert [more.tokens_for(point.method, SliceConfig()) is more.training for point in wanted] == [False, True]
@@ -171,34 +161,32 @@ def test_a_method_that_trains_reads_more_and_no_other(tiny_case, count_measureme
     assert first["perplexity"][1] != second["perplexity"][1]
 
 
-@pytest.mark.parametrize("change", ["calibration", "evaluation", "config", "estimator", "weights"])
-def test_another_setting_is_another_point(tiny_case, count_measurements, change):
-    case = tiny_case("llama-gqa")
-    loaded, own, base, estimator = case.loaded, texts(case), SliceConfig(), "pca"
-    sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base, progress=False)
-    if change == "calibration":
-        own = Texts(own.stats, own.calibration - 1, own.evaluation)
-    elif change == "evaluation":
-        own = Texts(own.stats, own.calibration, own.evaluation - 1)
-    elif change == "config":
-        base = SliceConfig(bias=1.1)
-    elif change == "estimator":
-        estimator = "fisher"
-    else:
-        loaded = module.replace(loaded, fingerprint="other")
-    sweep(loaded, own, points(["intraslice"], [estimator], [0.3]), base, progress=False)
-    assert len(count_measurements) == 2
+def test_another_setting_is_another_point(case, count_measurements):
+    loaded, own = case.loaded, texts(case)
+    other = module.replace(loaded, fingerprint="other")
+    for count, (model, text, config, estimator) in enumerate(
+        [
+            (loaded, own, SliceConfig(), "pca"),
+            (loaded, module.replace(own, calibration=own.calibration - 1), SliceConfig(), "pca"),
+            (loaded, module.replace(own, evaluation=own.evaluation - 1), SliceConfig(), "pca"),
+            (loaded, own, SliceConfig(bias=1.1), "pca"),
+            (loaded, own, SliceConfig(), "fisher"),
+            (other, own, SliceConfig(), "pca"),
+        ],
+        1,
+    ):
+        sweep(model, text, points(["intraslice"], [estimator], [0.3]), config, progress=False)
+        assert len(count_measurements) == count
 
 
-def test_shapes_make_other_points_of_the_methods_that_they_bind(tiny_case, count_measurements):
-    case = tiny_case("llama-gqa")
+def test_shapes_make_other_points_of_the_methods_that_they_bind(case, count_measurements):
     wanted = points(["intraslice", "crossmodule"], ["pca"], [0.3])
     for shapes in ("free", "runtime"):
         sweep(case.loaded, texts(case), wanted, SliceConfig(order="one-shot", shapes=shapes), progress=False)
     assert [method for method, _ in count_measurements] == ["intraslice", "crossmodule", "intraslice"]
 
 
-def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(tiny_case, monkeypatch):
+def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(case, monkeypatch):
     def slice_by(method: str, *values, **options):
         if method == "modegpt":
             raise NumericalError("a 64 x 64 second-moment matrix is singular")
@@ -206,26 +194,16 @@ def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(t
 
     real = module.slice_by
     monkeypatch.setattr(module, "slice_by", slice_by)
-    case = tiny_case("llama-gqa")
     frame = sweep(case.loaded, texts(case), points(["modegpt", "magnitude"], [], [0.3]), progress=False)
     assert frame["note"].tolist() == ["a 64 x 64 second-moment matrix is singular", ""]
     assert frame["perplexity"].isna().tolist() == [True, False]
-    frame = sweep(
-        case.loaded,
-        texts(case),
-        points(["intraslice"], ["uniform"], [0.2, 0.5]),
-        SliceConfig(0.3, cap=0.5, bias=0.2),
-        progress=False,
-    )
+    wanted = points(["intraslice"], ["uniform"], [0.2, 0.5])
+    frame = sweep(case.loaded, texts(case), wanted, SliceConfig(0.3, cap=0.5, bias=0.2), progress=False)
     assert "cannot be reached" in frame["note"].iloc[-1]
     assert pandas.isna(frame["perplexity"].iloc[-1])
-    case, wanted = tiny_case("llama-gqa"), points(["intraslice"], ["pca"], [0.2])
-
-    def fails(*_, **__):
-        raise NoRoomError("only 1 GiB is free")
-
+    wanted = points(["intraslice"], ["pca"], [0.2])
     with monkeypatch.context() as patch:
-        patch.setattr(module, "slice_by", fails)
+        patch.setattr(module, "slice_by", Mock(side_effect=NoRoomError("only 1 GiB is free")))
         assert sweep(case.loaded, texts(case), wanted, progress=False)["note"].tolist() == ["only 1 GiB is free"]
     assert sweep(case.loaded, texts(case), wanted, progress=False)["perplexity"].iloc[0] > 1
     monkeypatch.setattr(module, "measure_losses", None)
@@ -234,16 +212,14 @@ def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(t
 
 def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
     case = tiny_case("phi")
-    speed = SpeedConfig(prompt=8, new=2, repeats=2)
-    row = sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=speed, progress=False).iloc[0]
+    config = SpeedConfig(prompt=8, new=2, repeats=2)
+    row = sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=config, progress=False).iloc[0]
     for kind in ("prefill", "decode"):
         assert row[f"{kind}_ratio"] == pytest.approx(row[f"{kind}_sliced"] / row[f"{kind}_dense"])
         assert row[f"{kind}_dense"] > 0
 
 
 def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
-    from intraslice.evaluation import speed
-
     times = iter([(9.0, 9.0), (1.0, 2.0), (4.0, 2.0), (2.0, 8.0)])
 
     def timed(model, config, pause):

@@ -2,28 +2,27 @@
 
 import copy
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from refusing import refused
+from tiny_models import entering
+from torch import nn
 from torch.testing import assert_close
 
 from intraslice.calibration.driver import calibrate
-from intraslice.core.config import SliceConfig
-from intraslice.core.errors import UserError
 from intraslice.core.linalg import damp, damp_by_channel
 from intraslice.methods.baselines import magnitude_scores
 from intraslice.methods.flatllm import proportional_fractions
 from intraslice.methods.layer_ratios import leverage_scores
 from intraslice.methods.modegpt import entropic_ratios, narrow_values, pair_norms
-from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.methods.registry import METHODS
 from intraslice.modeling.families import blocks, canonicalise
 
 
 def made(method: str, case, sparsity: float, **config):
-    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(sparsity, **config))
-    return plan, slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    plan = case.plan(sparsity, method, **config)
+    return plan, case.cut(plan, method)
 
 
 def test_shares_leverage_and_cr_scores_by_hand():
@@ -44,11 +43,10 @@ def test_shares_leverage_and_cr_scores_by_hand():
     assert_close(scores, torch.tensor([[turned, singles[0], turned, singles[1]]]).expand(2, -1))
 
 
-@torch.no_grad()
-def test_values_are_the_singular_vectors_of_the_whitened_product(tiny_case):
+def test_values_are_the_singular_vectors_of_the_whitened_product(case):
     """Head group by head group, against torch's own SVD of `W_o W_v C^1/2`, whose tail is the error."""
-    case, dim = tiny_case("llama-gqa"), 4
-    block, stats = blocks(case.loaded.model)[1], case.stats.layers[1]
+    dim = 4
+    block, stats = blocks(case.dense)[1], case.stats.layers[1]
     weights = block.attention.weights()
     value, bias, output = narrow_values(weights, stats.value_moment, dim)
     assert bias is None
@@ -63,23 +61,20 @@ def test_values_are_the_singular_vectors_of_the_whitened_product(tiny_case):
         assert_close(((dense - narrow) @ root).square().sum(), wanted, rtol=1e-3, atol=0)
 
 
-@torch.no_grad()
 def test_what_it_ranks_by_is_what_passes(family_case):
     """Values, rotated queries and keys, and the cosine of a layer's input and output, from the layer's own tensors."""
     case, tokens, seen = family_case, family_case.tokens[:5], []
     stats = calibrate(case.loaded, tokens, progress=False).layers[1]
-    block = blocks(case.loaded.model)[1]
+    block = blocks(case.dense)[1]
 
     def hook(_: torch.nn.Module, inputs: tuple, keywords: dict) -> None:
         hidden = keywords["hidden_states"] if "hidden_states" in keywords else inputs[0]
         seen.append(block.attention.project(hidden, keywords["position_embeddings"]))
 
     handle = block.attention.register_forward_pre_hook(hook, with_kwargs=True)
-    case.loaded.model(tokens)
+    case.dense(tokens)
     handle.remove()
-    states = case.original(
-        tokens, output_hidden_states=True
-    ).hidden_states  # which leaves hooks of transformers' behind
+    states = case.original(tokens, output_hidden_states=True).hidden_states
     query, key, value = seen[0]
     assert_close(stats.query_energy, query.square().sum((0, 2)), atol=1e-3, rtol=1e-4)
     assert_close(stats.key_energy, key.square().sum((0, 2)), atol=1e-3, rtol=1e-4)
@@ -89,23 +84,22 @@ def test_what_it_ranks_by_is_what_passes(family_case):
     assert_close(stats.influence, (1 - cosines).sum(), atol=1e-2, rtol=1e-4)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("module", ["attention", "mlp"])
 def test_whole_modules_are_exact(family_case, module: str):
     """Where only the other kind is cut, this kind's modules are the dense ones."""
     locked = tuple((layer, module, 0.0) for layer in range(3))
     plan, model = made("modegpt", family_case, 0.1, locked=locked)
     name = {"attention": "self_attn", "mlp": "mlp"}[module]
-    for layer, dense in zip(model.model.layers, family_case.loaded.model.model.layers, strict=True):
+    for layer, dense in zip(model.model.layers, family_case.dense.model.layers, strict=True):
         for own, other in zip(getattr(layer, name).parameters(), getattr(dense, name).parameters(), strict=True):
             assert own is other
     step = max(size.parameters(size.heads, size.kv_heads, 2, 0) - size.fixed for size in family_case.stats.sizes)
     assert abs(plan.parameters.sliced_decoder - 0.9 * plan.parameters.dense_decoder) <= step / 2 + 1
 
 
-def test_what_is_out_of_reach_is_refused(tiny_case):
-    with pytest.raises(UserError, match="the sparsity cannot be reached"):
-        made("modegpt", tiny_case("llama-gqa"), 0.5, locked=tuple((layer, "mlp", 0.0) for layer in range(3)))
+def test_what_is_out_of_reach_is_refused(case):
+    locked = tuple((layer, "mlp", 0.0) for layer in range(3))
+    assert "the sparsity cannot be reached" in refused(made, "modegpt", case, 0.5, locked=locked)
 
 
 def test_fractions_ratios_and_comparable_scores_by_hand():
@@ -127,14 +121,11 @@ def test_fractions_ratios_and_comparable_scores_by_hand():
     assert METHODS["flap"].comparable(torch.ones(3)).tolist() == [0, 0, 0]
 
 
-@torch.no_grad()
-def test_values_lose_their_last_principal_axes(tiny_case):
+def test_values_lose_their_last_principal_axes(case):
     """`W_o W_v` becomes `W_o Q Q^T W_v`; the lost energy of the values is the sum of the last eigenvalues."""
-    case = tiny_case("llama-gqa")
     plan, model = made("flatllm", case, 0.3)
-    for block, layer, kept, stats in zip(
-        blocks(case.loaded.model), model.model.layers, plan.layers, case.stats.layers, strict=True
-    ):
+    parts = zip(blocks(case.dense), model.model.layers, plan.layers, case.stats.layers, strict=True)
+    for block, layer, kept, stats in parts:
         dense, sliced = block.attention.weights(), layer.self_attn.weights()
         assert torch.equal(sliced.query, dense.query)
         assert torch.equal(sliced.key, dense.key)
@@ -148,10 +139,8 @@ def test_values_lose_their_last_principal_axes(tiny_case):
         assert_close(lost.diagonal(dim1=-2, dim2=-1).sum(-1), values[..., : -kept.dim].sum(-1), atol=1e-3, rtol=1e-3)
 
 
-@torch.no_grad()
-def test_the_model_is_the_one_without_these_layers(tiny_case):
-    case = tiny_case("llama-gqa")
-    dense = case.loaded.model
+def test_the_model_is_the_one_without_these_layers(case):
+    dense = case.dense
     count = len(dense.model.layers)
     plan, model = made("shortgpt", case, 1 / count)
     (gone,) = (index for index, layer in enumerate(plan.layers) if layer.attention_ratio == 1)
@@ -165,7 +154,6 @@ def test_the_model_is_the_one_without_these_layers(tiny_case):
     assert sum(p.numel() for p in model.model.layers[gone].parameters()) < 0.01 * plan.parameters.dense_decoder
 
 
-@torch.no_grad()
 def test_after_a_removed_layer_hidden_states_keep_their_norm(every_family_case):
     """As if the embedding and the layers before the gap wrote more, which is how Prune&Comp says it."""
     case, tokens = every_family_case, every_family_case.tokens
@@ -182,28 +170,23 @@ def test_after_a_removed_layer_hidden_states_keep_their_norm(every_family_case):
     ]
     growth = (energies[1].median() / energies[0].median()).sqrt()
     assert growth == pytest.approx(norms[1].mean() / norms[0].mean(), rel=0.1)
-
-    def scale(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return output * growth
-
-    handle = plain.model.layers[1].register_forward_hook(scale)
+    handle = plain.model.layers[1].register_forward_hook(lambda module, inputs, output: output * growth)
     expected = plain(tokens).logits
     handle.remove()
     assert_close(rescaled(tokens).logits, expected, atol=1e-3, rtol=1e-3)
-    assert rescaled.lm_head.weight is case.loaded.model.lm_head.weight
+    assert rescaled.lm_head.weight is case.dense.lm_head.weight
 
 
-def test_without_a_bias_rivals_take_as_much_of_either_kind(tiny_case):
-    plan, _ = made("magnitude", tiny_case("llama-gqa"), 0.4)
+def test_without_a_bias_rivals_take_as_much_of_either_kind(case):
+    plan, _ = made("magnitude", case, 0.4)
     assert plan.reasons.bias == 1
     ratios = [sum(kind) for kind in zip(*((own.attention_ratio, own.mlp_ratio) for own in plan.layers), strict=True)]
     assert ratios[0] == pytest.approx(ratios[1], rel=0.1)
 
 
-@torch.no_grad()
 def test_magnitude_without_repair_is_the_dense_model_with_the_rest_zeroed(family_case):
     plan, model = made("magnitude", family_case, 0.4)
-    zeroed = copy.deepcopy(family_case.loaded.model)
+    zeroed = copy.deepcopy(family_case.dense)
     for block, layer in zip(blocks(zeroed), plan.layers, strict=True):
         heads, neurons = magnitude_scores(block)
         output = block.attention.o_proj.weight.unflatten(1, (block.attention.heads, -1))
@@ -213,36 +196,24 @@ def test_magnitude_without_repair_is_the_dense_model_with_the_rest_zeroed(family
     assert_close(model(family_case.tokens).logits, zeroed(family_case.tokens).logits, atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize(
-    ("method", "damped"), [("wanda", damp_by_channel), ("flap", damp_by_channel), ("modegpt", damp)]
-)
-def test_mlps_are_refitted_with_the_ridge_of_their_method(tiny_case, method: str, damped: Callable[[Tensor], Tensor]):
+@pytest.mark.parametrize("method", ["wanda", "flap", "modegpt"])
+def test_mlps_are_refitted_with_the_ridge_of_their_method(case, method: str):
     """`W_down[:, kept] + W_down[:, cut] (S_kk^-1 S_kc)^T`; baselines have the ridge of `intraslice`."""
-    case = tiny_case("llama-gqa")
     _, model = made(method, case, 0.4)
-    dense, sliced = (blocks(each)[0].mlp.weights() for each in (case.loaded.model, model))
+    dense, sliced = (blocks(each)[0].mlp.weights() for each in (case.dense, model))
     is_kept = (dense.up[:, None] == sliced.up).all(-1).any(1)
-    moment = damped(case.stats.layers[0].mlp_moment).double()
+    moment = (damp if method == "modegpt" else damp_by_channel)(case.stats.layers[0].mlp_moment).double()
     repair = torch.linalg.solve(moment[is_kept][:, is_kept], moment[is_kept][:, ~is_kept])
     expected = dense.down[:, is_kept].double() + dense.down[:, ~is_kept].double() @ repair.T
     assert_close(sliced.down.double(), expected, atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
 def test_activation_scores_are_those_of_the_rows(tiny_case):
     """Both scores, from the rows that enter the output maps of a layer."""
     case = tiny_case("phi3")
-    block, stats = blocks(case.loaded.model)[1], case.stats.layers[1]
-    rows: dict[str, Tensor] = {}
+    block, stats = blocks(case.dense)[1], case.stats.layers[1]
     linears = {"attention": block.attention.o_proj, "mlp": block.mlp.down_proj}
-    handles = [
-        linear.register_forward_pre_hook(lambda *call, name=name: rows.update({name: call[1][0].flatten(0, 1)}))
-        for name, linear in linears.items()
-    ]
-    case.loaded.model(case.tokens)
-    for handle in handles:
-        handle.remove()
+    rows = dict(zip(linears, entering(case.dense, [*linears.values()], case.tokens), strict=True))
     wanda = {name: linears[name].weight.abs().sum(0) * rows[name].norm(dim=0) for name in rows}
     flap = {name: linears[name].weight.square().sum(0) * rows[name].var(0, correction=0) for name in rows}
     for name, wanted in (("wanda", wanda), ("flap", flap)):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusing import refused
 from torch.testing import assert_close
 from transformers import (
     Gemma3Config,
@@ -13,7 +14,6 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from intraslice.core.errors import UserError
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import FAMILIES, blocks, canonicalise, family_of
@@ -33,21 +33,15 @@ TINY = {
 
 
 def test_what_is_no_family_or_computes_something_else_is_told_why():
-    with pytest.raises(UserError) as caught:
-        family_of(GPT2Config())
-    message = str(caught.value)
+    message = refused(family_of, GPT2Config())
     assert "'gpt2'" in message
     assert all(name in message for name in FAMILIES)
     assert "intraslice/modeling/families.py" in message
-    with pytest.raises(UserError, match=r"'gemma3' cannot be sliced: this model also reads images") as caught:
-        family_of(Gemma3Config())
-    assert "\n" not in str(caught.value)
+    assert "'gemma3' cannot be sliced: this model also reads images" in refused(family_of, Gemma3Config())
     for field in ("attn_logit_softcapping", "final_logit_softcapping"):
-        with pytest.raises(UserError, match=f"{field} 30.0"):
-            family_of(Gemma3TextConfig(**{field: 30.0}))
+        assert f"{field} 30.0" in refused(family_of, Gemma3TextConfig(**{field: 30.0}))
     model = PhiForCausalLM(PhiConfig(qk_layernorm=True, **TINY))
-    with pytest.raises(UserError, match="qk_layernorm"):
-        canonicalise(model)
+    assert "qk_layernorm" in refused(canonicalise, model)
     assert not any(isinstance(layer.self_attn, SlicedAttention) for layer in model.model.layers)
 
 

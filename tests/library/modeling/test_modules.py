@@ -4,44 +4,18 @@ import cmath
 
 import pytest
 import torch
+from random_weights import attention_weights, mlp_weights, random
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 from transformers import DynamicCache
 
-from intraslice.core.weights import UNROTATED, AttentionWeights, MLPWeights
+from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.mlp import SlicedMLP
 
 HIDDEN = 10
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def attention_weights(
-    kv_head: tuple[int, ...], frequency: list[list[int]], value_dim: int, bias: bool = True
-) -> AttentionWeights:
-    heads, kv_heads, dim = len(kv_head), len(frequency), 2 * len(frequency[0])
-
-    def optional(*shape: int, seed: int) -> Tensor | None:
-        return random(*shape, seed=seed) if bias else None
-
-    return AttentionWeights(
-        query=random(heads, dim, HIDDEN, seed=1),
-        key=random(kv_heads, dim, HIDDEN, seed=2),
-        value=random(kv_heads, value_dim, HIDDEN, seed=3),
-        output=random(HIDDEN, heads, value_dim, seed=4),
-        query_bias=optional(heads, dim, seed=5),
-        key_bias=optional(kv_heads, dim, seed=6),
-        value_bias=optional(kv_heads, value_dim, seed=7),
-        output_bias=optional(HIDDEN, seed=8),
-        kv_head=torch.tensor(kv_head),
-        frequency=torch.tensor(frequency),
-        scale=0.3,
-    )
 
 
 def tables(tokens: int, start: int = 0) -> tuple[Tensor, Tensor]:
@@ -96,7 +70,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_attention_is_the_plain_loop(layout, bias):
-    weights = attention_weights(*layout, bias=bias)
+    weights = attention_weights(HIDDEN, *layout, bias=bias)
     hidden = random(2, 7, HIDDEN, seed=9)
     result, _ = SlicedAttention(weights, 0)(hidden, position_embeddings=tables(7))
     assert_close(result, torch.stack([plain_attention(weights, rows) for rows in hidden]), atol=1e-5, rtol=1e-4)
@@ -105,7 +79,7 @@ def test_attention_is_the_plain_loop(layout, bias):
 @pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_token_by_token_with_a_cache_is_all_at_once(layout, keyword):
-    attention = SlicedAttention(attention_weights(*layout), 0)
+    attention = SlicedAttention(attention_weights(HIDDEN, *layout), 0)
     hidden, cache = random(1, 6, HIDDEN, seed=9), DynamicCache()
     steps = [attention(hidden[:, t : t + 1], position_embeddings=tables(1, t), **{keyword: cache})[0] for t in range(6)]
     assert_close(torch.cat(steps, 1), attention(hidden, position_embeddings=tables(6))[0], atol=1e-5, rtol=1e-4)
@@ -113,25 +87,11 @@ def test_token_by_token_with_a_cache_is_all_at_once(layout, keyword):
     assert cache.layers[0].values.shape == (1, attention.kv_heads, 6, attention.value_dim)
 
 
-def mlp_weights(gated: bool, bias: bool) -> MLPWeights:
-    def optional(present: bool, *shape: int, seed: int) -> Tensor | None:
-        return random(*shape, seed=seed) if present else None
-
-    return MLPWeights(
-        gate=optional(gated, 12, HIDDEN, seed=1),
-        up=random(12, HIDDEN, seed=2),
-        down=random(HIDDEN, 12, seed=3),
-        gate_bias=optional(gated and bias, 12, seed=4),
-        up_bias=optional(bias, 12, seed=5),
-        down_bias=optional(bias, HIDDEN, seed=6),
-        activation="silu" if gated else "gelu_new",
-    )
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("gated", [True, False])
 def test_mlp_is_its_formula(gated, bias):
-    weights, hidden = mlp_weights(gated, bias), random(2, 5, HIDDEN, seed=9)
+    activation = "silu" if gated else "gelu_new"
+    weights, hidden = mlp_weights(HIDDEN, 12, gated, bias, activation), random(2, 5, HIDDEN, seed=9)
     up = functional.linear(hidden, weights.up, weights.up_bias)
     if gated:
         inner = functional.silu(functional.linear(hidden, weights.gate, weights.gate_bias)) * up

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
 from models import TinyCase
+from refusing import refused
 from test_plans import KINDS, MODELS, counted, profile_of
 from tiny_models import FAMILIES
 
 from intraslice.core.config import Lock, SliceConfig, lock_words, parse_lock
-from intraslice.core.errors import UserError
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.planning.head_table import RULES
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, head_rules, make_plan
-
-
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
-def profile(request) -> Profile:
-    return profile_of(*request.param)
 
 
 def other_units(plan: SlicePlan, profile: Profile) -> list[Lock]:
@@ -74,32 +69,27 @@ def head(unit: int, state: str, layer: int = 0) -> Lock:
     return layer, "attention", "head", unit, state
 
 
+KEPT = [head(unit, "keep") for unit in range(4)]
+
+
 @pytest.mark.parametrize(
     ("locks", "shapes", "message"),
     [
         ([head(9, "keep")], "free", "layer 0 has no head 9; its heads are 0 to 8"),
         ([head(0, "keep", 30)], "free", "layer 30 does not exist"),
-        (
-            [(0, "attention", 1.0), head(2, "keep")],
-            "free",
-            "head 2 of layer 0 cannot be kept, as 100% of its attention",
-        ),
+        ([(0, "attention", 1.0), head(2, "keep")], "free", "head 2 of layer 0 cannot be kept, as 100%"),
         ([head(unit, "remove") for unit in range(9)], "free", "all heads of layer 0 are locked as removed"),
         ([(0, "mlp", "neurons", 1537)], "free", "layer 0 cannot keep 1,537 neurons; .* at most 1,536"),
         ([(0, "mlp", "neurons", 400)], "runtime", "cannot keep 400 neurons; in these shapes it keeps multiples of 32"),
         ([(0, "mlp", "neurons", 400)], "mlp=64", "multiples of 64"),
-        (
-            [*(head(unit, "keep") for unit in range(4)), head(4, "remove")],
-            "runtime",
-            "heads 0, 1, 2, 3 .* without heads 4",
-        ),
+        ([*KEPT, head(4, "remove")], "runtime", "heads 0, 1, 2, 3 .* without heads 4"),
         # 10.4 %: more than a head above the sparsity
         ([head(unit, "remove", layer) for layer in range(30) for unit in range(4)], "free", "more than the sparsity"),
     ],
 )
 def test_impossible_units_are_refused(locks, shapes, message) -> None:
-    with pytest.raises(UserError, match=message):
-        make_plan(profile_of(*MODELS["smollm2"]), SliceConfig(0.1, shapes=shapes, locked=tuple(locks)))
+    config = SliceConfig(0.1, shapes=shapes, locked=tuple(locks))
+    assert re.search(message, refused(make_plan, profile_of(*MODELS["smollm2"]), config))
 
 
 def test_the_rule_that_decides_a_head_is_named(profile) -> None:
@@ -123,20 +113,19 @@ def test_the_rule_that_decides_a_head_is_named(profile) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_slices_of_every_family_have_the_locked_units(tiny_case: Callable[[str], TinyCase], family) -> None:
     case = tiny_case(family)
-    model, stats, profile = case.loaded.model, case.stats, case.stats.profile
+    profile = case.stats.profile
     options = {"sparsity": 0.45, "cap": 0.9}
     for order in ("one-shot", "sequential"):
         locks = tuple(other_units(make_plan(profile, SliceConfig(**options, order=order)), profile))
-        plan = plan_by("intraslice", model, stats, SliceConfig(**options, order=order, locked=locks))
+        plan = case.plan(**options, order=order, locked=locks)
         require_locked(plan, profile, locks)
-        sliced = slice_by("intraslice", model, plan, stats, case.tokens, progress=False)
-        for block, layer, dense in zip(blocks(sliced), plan.layers, blocks(model), strict=True):
+        for block, layer, dense in zip(blocks(case.cut(plan)), plan.layers, blocks(case.dense), strict=True):
             assert (block.attention.heads, block.attention.kv_heads) == (len(layer.heads), layer.kv_heads)
             assert block.mlp.neurons == layer.neurons
             groups = dense.attention.kv_head[list(layer.heads)].unique(return_inverse=True)[1]
             assert block.attention.kv_head.tolist() == groups.tolist()
-    with pytest.raises(UserError, match="method wanda has no locks of heads or neurons"):
-        plan_by("wanda", model, stats, SliceConfig(**options, locked=locks))
+    message = refused(case.plan, **options, method="wanda", locked=locks)
+    assert "method wanda has no locks of heads or neurons" in message
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import random
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -20,10 +21,6 @@ from intraslice.planning.estimators.output_error import (
 from intraslice.planning.sizes import LayerSizes
 
 HEADS, KV_HEADS, DIM, HIDDEN, TOKENS = 4, 2, 6, 10, 4000
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

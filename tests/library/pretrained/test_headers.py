@@ -1,7 +1,6 @@
 """Weight files and configurations that lie: refused by their headers, in little memory and time, with nothing built."""
 
 import json
-import multiprocessing
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,12 @@ from pathlib import Path
 import gguf
 import numpy
 import pytest
+from file_formats import configure
+from forked import answers_of
+from refusing import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from intraslice.core.errors import UserError
 from intraslice.loading import load_model
 from intraslice.pretrained import reader
 from intraslice.pretrained.memory import estimate_memory
@@ -28,35 +29,16 @@ HIDDEN, NEURONS, VOCABULARY = 16, 24, 300
 def refusal(work: Callable[[], object]) -> str:
     """The one line in which `work` is refused, found in a bounded process: unrefused, it would take the machine."""
 
-    def bounded(answer) -> None:
+    def bounded() -> str:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
         resource.setrlimit(resource.RLIMIT_AS, (size + GROWTH,) * 2)
         resource.setrlimit(resource.RLIMIT_CPU, (int(spent) + SECONDS,) * 2)
-        try:
-            answer.send(f"not refused: {work()}"[:200])
-        except UserError as error:
-            answer.send(str(error))
+        return refused(work)
 
-    receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=bounded, args=(sender,), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        message = receiver.recv()
-    except EOFError:
-        pytest.fail("took too much memory or time")
-    finally:
-        process.join()
-    assert "not refused" not in message
-    assert "\n" not in message
+    (message,) = answers_of([bounded])
     assert len(message) < 400
     return message
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def write_gguf(path: Path, layers: int = 2, **changes: int) -> Path:
@@ -79,17 +61,11 @@ def write_gguf(path: Path, layers: int = 2, **changes: int) -> Path:
     tensor("token_embd", VOCABULARY, HIDDEN)
     tensor("output_norm", HIDDEN)
     for layer in range(layers):
-        for name, shape in {
-            "attn_norm": (HIDDEN,),
-            "ffn_norm": (HIDDEN,),
-            "attn_q": (HIDDEN, HIDDEN),
-            "attn_k": (HIDDEN // 2, HIDDEN),
-            "attn_v": (HIDDEN // 2, HIDDEN),
-            "attn_output": (HIDDEN, HIDDEN),
-            "ffn_gate": (NEURONS, HIDDEN),
-            "ffn_up": (NEURONS, HIDDEN),
-            "ffn_down": (HIDDEN, NEURONS),
-        }.items():
+        shapes = dict.fromkeys(("attn_norm", "ffn_norm"), (HIDDEN,))
+        shapes |= dict.fromkeys(("attn_q", "attn_output"), (HIDDEN, HIDDEN))
+        shapes |= dict.fromkeys(("attn_k", "attn_v"), (HIDDEN // 2, HIDDEN))
+        shapes |= dict.fromkeys(("ffn_gate", "ffn_up"), (NEURONS, HIDDEN)) | {"ffn_down": (HIDDEN, NEURONS)}
+        for name, shape in shapes.items():
             tensor(f"blk.{layer}.{name}", *shape)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -120,10 +96,8 @@ def test_a_gguf_file_is_counted_and_loaded(tmp_path, capfd):
     counted = sum(parameter.numel() for parameter in loaded.model.parameters())
     assert estimate_memory(str(path)).parameters == counted == sum(int(tensor.n_elements) for tensor in reader.tensors)
     assert fields["llama.block_count"] == 2
-    own, whole = (
-        read_config(Weights(tmp_path, "", path.name)),
-        AutoConfig.from_pretrained(tmp_path, gguf_file=path.name),
-    )
+    own = read_config(Weights(tmp_path, "", path.name))
+    whole = AutoConfig.from_pretrained(tmp_path, gguf_file=path.name)
     assert own.to_dict() | {"_name_or_path": ""} == whole.to_dict() | {"_name_or_path": ""}
     assert capfd.readouterr().err == ""  # transformers would show a bar
 
@@ -226,7 +200,7 @@ def test_a_gguf_file_of_another_family_is_refused_by_its_header(tmp_path, monkey
     ids=lambda value: ",".join(value)[:40] if isinstance(value, dict) else "",
 )
 def test_a_configuration_must_agree_with_the_weights(changes, words, folder):
-    edit_config(folder, **changes)
+    configure(**changes)(folder)
     assert words in refusal(lambda: load_model(str(folder)))
 
 
@@ -235,33 +209,29 @@ def test_a_configuration_that_nests_without_end(folder):
     assert "config.json is not a JSON object" in refusal(lambda: reader.read_config(reader.Weights(folder, "it")))
 
 
-def write_safetensors(path: Path, header: object, data: bytes = b"") -> None:
-    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
+def safetensors(header: object, data: bytes = b"") -> bytes:
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+ENTRIES = (  # of a header, which lie
+    {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**62]},
+    {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": 7, "data_offsets": [0, 4]},
+    {"dtype": "F32", "shape": [1]},
+    {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+    ["F32"],
+)
+NO_HEADERS = (b"", b"short", struct.pack("<Q", 2**62), struct.pack("<Q", 10**9) + b"{}")
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "F32", "shape": [2**31, 2**31], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**62]},
-        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": 7, "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
-        ["F32"],
-    ],
+    "content", [*NO_HEADERS, *(safetensors({"model.norm.weight": entry}, bytes(4)) for entry in ENTRIES)]
 )
-def test_a_safetensors_header_is_not_believed(entry, folder):
-    write_safetensors(folder / "model.safetensors", {"model.norm.weight": entry}, bytes(4))
-    for work in (estimate_memory, load_model):
-        assert "model.safetensors" in refusal(lambda work=work: work(str(folder)))
-
-
-@pytest.mark.parametrize("content", [b"", b"short", struct.pack("<Q", 2**62), struct.pack("<Q", 10**9) + b"{}"])
-def test_a_safetensors_file_without_a_header(content, folder):
+def test_a_safetensors_header_is_not_believed(content, folder):
     (folder / "model.safetensors").write_bytes(content)
     for work in (estimate_memory, load_model):
         assert "model.safetensors" in refusal(lambda work=work: work(str(folder)))
@@ -271,9 +241,8 @@ def test_all_headers_of_a_model_together_are_bounded(folder):
     (folder / "model.safetensors").unlink()
     names = [f"model-{number}.safetensors" for number in range(5)]
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: name for name in names}}))
-    header = json.dumps({"__metadata__": {"a": "x" * (MAX_JSON // 5)}}).encode()
     for name in names:
-        (folder / name).write_bytes(len(header).to_bytes(8, "little") + header)
+        (folder / name).write_bytes(safetensors({"__metadata__": {"a": "x" * (MAX_JSON // 5)}}))
     message = refusal(lambda: estimate_memory(str(folder)))
     assert "model-4.safetensors is truncated, or the headers of the model have more than 1,048,576 bytes" in message
 

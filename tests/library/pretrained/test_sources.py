@@ -1,45 +1,44 @@
 """Names, and the Hub: what it gives and what it refuses."""
 
 import hashlib
-import json
-import multiprocessing
 import os
 import random
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import huggingface_hub
 import pytest
 import torch
+from file_formats import configure
+from forked import fork
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import filter_repo_objects
+from refusing import refused
 from safetensors.torch import save
 
 from intraslice.check import check_model
 from intraslice.core import cache
 from intraslice.core.config import CalibrationConfig
-from intraslice.core.errors import UserError
 from intraslice.loading import load_model
 from intraslice.pretrained import memory, sources
 from intraslice.pretrained.hub import fetched_for_others
-from intraslice.pretrained.reader import Weights
 from intraslice.pretrained.sources import DEFAULT, find_weights, obtain_weights
 
-
-@pytest.mark.parametrize("name", ["no/such/thing", "./nothing", "", "some one/model", "notamodel.txt"])
-def test_names_that_are_nothing(name, own_cache, refusal):
-    assert "default" in refusal(name)
+NO_NAMES = ("no/such/thing", "./nothing", "", "some one/model", "missing.gguf")
 
 
-def test_a_hub_id_without_the_hub(own_cache, refusal):
-    message = refusal("someone/some-model")
-    assert "the Hub is not reachable" in message
-    assert "default" in message
+@pytest.mark.parametrize("name", [*NO_NAMES, "notamodel.txt", "someone/some-model"])
+def test_names_that_are_nothing_and_a_hub_id_without_the_hub(name, own_cache):
+    for work in (load_model, partial(check_model, calibration=CalibrationConfig())):
+        message = refused(work, name)
+        assert "'default'" in message
+        assert ("the Hub is not reachable" in message) == (name not in NO_NAMES)
 
 
 @pytest.fixture
@@ -53,11 +52,8 @@ def converting(own_cache, tiny_llama_gqa, word_tokenizer, monkeypatch) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def test_the_default_is_converted_once(converting, monkeypatch):
@@ -95,22 +91,15 @@ def test_another_letter_in_a_small_file_is_seen(converting):
     assert find_weights(DEFAULT) is None
 
 
-def damage(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[-100] ^= 255
-    file.write_bytes(content)
-
-
-def test_other_values_in_weights_too_large_for_every_use_are_seen_if_written_later_or_when_verified(
-    converting, monkeypatch
-):
+def test_other_values_in_weights_too_large_for_every_use_are_seen_if_newer_or_when_verified(converting, monkeypatch):
     monkeypatch.setattr(sources, "MAX_VERIFIED_BYTES", 1000)
     obtain_weights(DEFAULT)
     file = converting / "model.safetensors"
     sources.verify_weights(DEFAULT)
     assert find_weights(DEFAULT) is not None
     written = file.stat().st_mtime_ns
-    damage(file)
+    content = file.read_bytes()
+    file.write_bytes(content[:-100] + bytes([content[-100] ^ 255]) + content[-99:])
     assert find_weights(DEFAULT) is None
     os.utime(file, ns=(written, written))  # as old as the weights
     assert find_weights(DEFAULT) is not None
@@ -125,8 +114,7 @@ def test_whatever_moment_a_conversion_is_killed_at_the_next_start_has_it_whole(c
         (converting / "model.safetensors").write_bytes(b"")  # a swap of folders is the harder case
         if turn % 2:
             shutil.rmtree(converting)
-        process = multiprocessing.get_context("fork").Process(target=obtain_weights, args=(DEFAULT,), daemon=True)
-        process.start()
+        process = fork(partial(obtain_weights, DEFAULT))
         while turn % 2 == 0 and process.is_alive() and not any((own_cache / "temporary").iterdir()):
             time.sleep(0.001)  # every second is killed while it writes, however fast the machine
         time.sleep(moments.uniform(0.0, 0.1) if turn % 2 else 0.0)
@@ -187,43 +175,43 @@ def on_hub(folder: Path, parameters: int | None = 1000) -> SimpleNamespace:
     return SimpleNamespace(sha=folder.name, siblings=files, safetensors=counted)
 
 
-@pytest.fixture
-def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
-    """A Hub that answers, and has one model, `someone/tiny`; a function makes it fail instead."""
-    failure: list[Exception] = []
+class Hub:
+    """A Hub that answers, and has one model, `someone/tiny`, unless it has a `failure`."""
 
-    def serve(path: str, local_files_only: bool) -> str:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.failure = folder, None
+        self.fetched: list[list[str]] = []  # patterns of names
+
+    def download(self, hub_id: str, file: str, **options: Any) -> str:
+        if self.failure:
+            raise self.failure
+        return str(self.folder / file)
+
+    def download_all(self, hub_id: str, local_files_only: bool = False, **options: Any) -> str:
         if local_files_only:
             raise LocalEntryNotFoundError("not cached")
-        if failure:
-            raise failure[0]
-        return path
+        self.fetched.append(options["allow_patterns"])
+        return self.download(hub_id, "")
 
+
+@pytest.fixture
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(folder)
     monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder))
-    monkeypatch.setattr(sources, "hf_hub_download", lambda hub_id, file, **options: serve(str(folder / file), False))
-    monkeypatch.setattr(
-        sources,
-        "snapshot_download",
-        lambda hub_id, local_files_only=False, **options: serve(str(folder), local_files_only),
-    )
-    return failure.append
+    monkeypatch.setattr(sources, "hf_hub_download", made.download)
+    monkeypatch.setattr(sources, "snapshot_download", made.download_all)
+    return made
 
 
 def test_a_load_looks_for_the_weights_once_and_names_their_commit(hub, folder, monkeypatch):
-    names: list[str] = []
-    find_weights = sources.find_weights
-
-    def counting(name: str) -> Weights | None:
-        names.append(name)
-        return find_weights(name)
-
+    counting = Mock(wraps=sources.find_weights)
     for module in (memory, sources):
         monkeypatch.setattr(module, "find_weights", counting)
     load_model(str(folder))  # on this disk
     load_model("someone/tiny")  # fetched
     load_model(str(folder), device_map="disk")
-    assert names == [str(folder), "someone/tiny", str(folder)]
+    assert [call.args for call in counting.call_args_list] == [(str(folder),), ("someone/tiny",), (str(folder),)]
     assert load_model("someone/tiny").source.startswith("someone/tiny from the Hugging Face Hub, commit ")
 
 
@@ -236,13 +224,12 @@ def test_a_load_looks_for_the_weights_once_and_names_their_commit(hub, folder, m
     ],
 )
 def test_what_the_hub_refuses_lacks_or_breaks_off(hub, refusal, error, name, words):
-    hub(error)
+    hub.failure = error
     assert words in refusal(name)
 
 
 def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    configure(model_type="gpt2")(folder)
     monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
     monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     assert "gpt2" in refusal("someone/tiny")
@@ -258,44 +245,24 @@ def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     needed = {file.name for file in folder.iterdir()}
     for name in ("model.fp16.safetensors", "model-9-of-2.safetensors", "tokenizer.model", "vocab.json", "any.json"):
         (folder / name).write_bytes(bytes(10**6))
-    fetched: list[set[str]] = []
-
-    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
-        if local_files_only:
-            raise LocalEntryNotFoundError("not cached")
-        names = {file.name for file in folder.iterdir()}
-        fetched.append(set(filter_repo_objects(names, allow_patterns=options["allow_patterns"])))
-        return str(folder)
-
-    monkeypatch.setattr(sources, "snapshot_download", download)
     needed_bytes = sum((folder / name).stat().st_size for name in needed)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder.parent / "hub"))
     with fetched_for_others("someone/tiny", needed_bytes - 1):
         assert f"someone/tiny takes {needed_bytes / 1e6:,.0f} MB of disk" in refusal("someone/tiny")
-    assert fetched == []
+    assert hub.fetched == []
     with fetched_for_others("someone/tiny", needed_bytes):
         sources.fetch_weights("someone/tiny")
-    assert fetched == [needed]
+    (patterns,) = hub.fetched
+    assert set(filter_repo_objects([file.name for file in folder.iterdir()], allow_patterns=patterns)) == needed
 
 
-def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(
-    hub, folder, monkeypatch, refusal
-):
-    fetched: list[list[str]] = []
-
-    def download(hub_id: str, local_files_only: bool = False, **options: Any) -> str:
-        if local_files_only:
-            raise LocalEntryNotFoundError("not cached")
-        fetched.append(options["allow_patterns"])
-        return str(folder)
-
-    monkeypatch.setattr(sources, "snapshot_download", download)
+def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(hub, folder, refusal):
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     assert "vocab.json and merges.txt" in refusal("someone/tiny")
-    assert fetched == []
+    assert hub.fetched == []
     (folder / "merges.txt").write_text("#version: 0.2\n")  # an older form, from which transformers makes one
     sources.fetch_weights("someone/tiny")
-    assert {"vocab.json", "merges.txt"} <= set(fetched[0])
+    assert {"vocab.json", "merges.txt"} <= set(hub.fetched[0])
     assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
 
 
@@ -306,8 +273,7 @@ def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch
     monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id, files_metadata: on_hub(folder, None))
     assert memory.estimate_memory("someone/tiny").parameters == weights.stat().st_size // 2
     weights.unlink()
-    with pytest.raises(UserError, match="has no safetensors weights"):
-        memory.estimate_memory("someone/tiny")
+    assert "has no safetensors weights" in refused(memory.estimate_memory, "someone/tiny")
 
 
 def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, monkeypatch):
@@ -319,9 +285,8 @@ def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, m
     found = check_model("someone/tiny", CalibrationConfig())
     assert (found.sizes, found.layer, found.download_bytes) == (here.sizes, here.layer, size)
     for error, words in ((GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no model 'someone/tiny'")):
-        hub.__self__[:] = [error("refused", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))]
-        with pytest.raises(UserError, match=words):
-            check_model("someone/tiny", CalibrationConfig())
+        hub.failure = error("refused", response=REFUSED)
+        assert words in refused(check_model, "someone/tiny", CalibrationConfig())
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import importlib.util
+import re
 import shutil
 import subprocess
 import zipfile
@@ -10,12 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from refusing import refused
 
-from intraslice.core.errors import UserError
 from intraslice.pretrained.wheels import PinnedWheel, fetch, wheels_folder
 
 PAYLOAD = b"a model, or a text\n" * 1000
-
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -50,11 +50,9 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
 
 
-def no_pip(*args: object, **options: object) -> None:
-    raise AssertionError("pip was run")
-
-
 def test_pip_brings_the_wheel_once_for_all_its_members_and_says_so(wheel, shelf, own_cache, monkeypatch, caplog):
+    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR", "PIP_CACHE_DIR"):
+        monkeypatch.setenv(name, "/dev/null")  # nothing is written outside of the cache
     pinned, path = wheel
     shutil.copy(path, shelf)
     with caplog.at_level("INFO"):
@@ -64,17 +62,9 @@ def test_pip_brings_the_wheel_once_for_all_its_members_and_says_so(wheel, shelf,
     assert files_in(own_cache) == ["data.bin"]  # not the wheel, nothing else of it
     assert fetch(pinned, again, replace(again, name="more.bin")) == target
     assert again.target.read_bytes() == PAYLOAD
-    monkeypatch.setattr(subprocess, "run", no_pip)
+    monkeypatch.setattr(subprocess, "run", None)  # pip
     assert fetch(again, pinned) == again.target
     assert files_in(own_cache) == ["again.bin", "data.bin", "more.bin"]
-
-
-def test_pip_writes_nothing_outside_of_the_cache(wheel, shelf, monkeypatch):
-    pinned, path = wheel
-    shutil.copy(path, shelf)
-    for name in ("HOME", "XDG_CACHE_HOME", "TMPDIR", "PIP_CACHE_DIR"):
-        monkeypatch.setenv(name, "/dev/null")
-    assert fetch(pinned).read_bytes() == PAYLOAD
 
 
 @pytest.mark.parametrize("damaged", [b"", PAYLOAD[:-1], PAYLOAD + b"x", bytes(len(PAYLOAD))])
@@ -94,15 +84,14 @@ def test_a_damaged_member_that_cannot_be_had_again_is_not_used(wheel, shelf):
     shutil.copy(path, shelf)
     fetch(pinned).write_bytes(PAYLOAD[:-1])
     (shelf / path.name).unlink()
-    with pytest.raises(UserError, match=f"pip could not fetch .* put the file {path.name}"):
-        fetch(pinned)
+    assert re.search(f"pip could not fetch .* put the file {path.name}", refused(fetch, pinned))
 
 
 def test_a_wheel_put_there_by_hand_needs_no_pip(wheel, monkeypatch):
     pinned, path = wheel
     wheels_folder().mkdir(parents=True)
     shutil.copy(path, wheels_folder())
-    monkeypatch.setattr(subprocess, "run", no_pip)
+    monkeypatch.setattr(subprocess, "run", None)  # pip
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert fetch(pinned).read_bytes() == PAYLOAD
 
@@ -115,24 +104,17 @@ def test_another_hash_is_refused(wheel, shelf, own_cache, by_hand):
     place = wheels_folder() if by_hand else shelf
     place.mkdir(parents=True, exist_ok=True)
     shutil.copy(path, place)
-    with pytest.raises(UserError, match=f"expected {pinned.sha256}"):
-        fetch(pinned)
+    assert f"expected {pinned.sha256}" in refused(fetch, pinned)
     assert files_in(own_cache) == ([path.name] if by_hand else [])
 
 
 def test_when_pip_fails_or_is_not_there_the_error_says_what_to_put_where(wheel, shelf, own_cache, monkeypatch):
     pinned, path = wheel
-    with pytest.raises(UserError) as caught:
-        fetch(pinned)
-    message = str(caught.value)
-    assert path.name in message
-    assert pinned.sha256 in message
-    assert str(wheels_folder()) in message
-    assert "\n" not in message
+    message = refused(fetch, pinned)
+    assert all(part in message for part in (path.name, pinned.sha256, str(wheels_folder())))
     assert files_in(own_cache) == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"has no pip .* put the file tiny_payload-1\.0-py3-none-any\.whl"):
-        fetch(wheel[0])
+    assert re.search(f"has no pip .* put the file {path.name}", refused(fetch, pinned))
 
 
 def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypatch):
@@ -145,7 +127,6 @@ def test_a_full_disk_leaves_nothing_half_done(wheel, shelf, own_cache, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfileobj", fill_the_disk)
-        with pytest.raises(UserError, match=r"No space left on device.*INTRASLICE_CACHE"):
-            fetch(pinned)
+        assert re.search("No space left on device.*INTRASLICE_CACHE", refused(fetch, pinned))
     assert files_in(own_cache) == []
     assert fetch(pinned).read_bytes() == PAYLOAD

@@ -1,44 +1,45 @@
 """Recovery after every slicing method: what is trained, towards what, what it leaves alone, and where it is refused."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import VOCABULARY
+from refusing import refused
+from tiny_models import VOCABULARY, divergences_at_once
 from torch import nn
 from torch.testing import assert_close
 
-from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
-from intraslice.core.errors import NumericalError, UserError
+from intraslice.core.errors import NumericalError
 from intraslice.core.progress import Progress
 from intraslice.core.registry import RECOVERIES
-from intraslice.loading import load_model
-from intraslice.methods.registry import METHODS, plan_by, slice_by
-from intraslice.planning.ratios import make_plan
+from intraslice.methods.registry import METHODS
 from intraslice.recovery import distill as distilling
 from intraslice.recovery import recover
 from intraslice.recovery.distill import Distillation, Lesson, low_rank_updates, sampled_head
-from intraslice.slicing.driver import slice_model
 
 
-@torch.no_grad()
 def divergence(dense, sliced, tokens) -> float:
-    tables = [model(tokens).logits.log_softmax(-1) for model in (dense, sliced)]
-    return float((tables[0].exp() * (tables[0] - tables[1])).sum(-1).mean())
+    return float(divergences_at_once(dense, sliced, tokens).mean())
 
 
 @pytest.fixture
-def family_case(tiny_case):
-    """One is enough; what is trained in others has tests below."""
+def phi(tiny_case):
     return tiny_case("phi")
 
 
 @pytest.fixture
-def sliced(family_case):
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    return slice_model(family_case.loaded.model, plan, family_case.stats, progress=False)
+def sliced(phi):
+    """One is enough; what is trained in others has tests below."""
+    return phi.sliced()
+
+
+def values(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def are_as(model, before: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(5, 7), (7, 5), (1, 1)])
@@ -56,27 +57,19 @@ def test_a_merged_update_is_what_was_trained(rows, columns) -> None:
     assert not module._forward_hooks
 
 
-def test_weights_that_require_gradients_get_none(tiny_case) -> None:
-    case = tiny_case("llama-gqa")
-    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = copy.deepcopy(slice_model(case.loaded.model, plan, case.stats, progress=False)).requires_grad_(True)
-    Distillation().recover(case.loaded.model, sliced, case.tokens, 1, progress=False)
+def test_weights_that_require_gradients_get_none(case) -> None:
+    sliced = copy.deepcopy(case.sliced()).requires_grad_(True)
+    Distillation().recover(case.dense, sliced, case.tokens, 1, progress=False)
     assert all(weight.requires_grad and weight.grad is None for weight in sliced.parameters())
 
 
 @pytest.mark.parametrize("size", [60, VOCABULARY])
 @pytest.mark.parametrize("recovery", ["distill", "distill-ce"])
-def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_the_text(
-    tiny_case, recovery, size
-) -> None:
+def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_text(case, recovery, size) -> None:
     """Against autograd over all logits at once, with a part of the vocabulary or all of it as likely tokens."""
-    case = tiny_case("llama-gqa")
-    dense, sequence = case.loaded.model, case.tokens[0]
-    plan = make_plan(case.stats.profile, SliceConfig(0.4, order="one-shot"))
-    sliced = slice_model(dense, plan, case.stats, progress=False)
+    dense, sliced, sequence = case.dense, case.sliced(), case.tokens[0]
     weight = sliced.model.layers[0].mlp.down_proj.weight
-    with torch.no_grad():
-        hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
+    hidden = dense.model(sequence[None], use_cache=False).last_hidden_state[0]
     weight.requires_grad_(True)
     others = torch.tensor([token for token in range(VOCABULARY) if token not in sequence])
     likely = torch.cat([sequence.unique(), others])[:size].sort().values
@@ -99,33 +92,27 @@ def test_a_gradient_is_that_of_the_divergence_and_with_ce_of_half_the_loss_on_th
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_what_does_not_fit_into_memory_is_not_begun(family_case, sliced, monkeypatch) -> None:
+def test_what_does_not_fit_into_memory_is_not_begun(phi, sliced, monkeypatch) -> None:
     monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
-    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
-    with pytest.raises(UserError, match="free on cpu; slice without recovery"):
-        Distillation().recover(family_case.loaded.model, sliced, family_case.tokens, 1, progress=False)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+    before = values(sliced)
+    assert "free on cpu; slice without recovery" in refused(Distillation().recover, phi.dense, sliced, phi.tokens, 1)
+    assert are_as(sliced, before)
 
 
-def test_weights_that_are_not_finite_are_an_error(family_case, sliced) -> None:
+def test_weights_that_are_not_finite_are_an_error(phi, sliced) -> None:
     with pytest.raises(NumericalError, match="diverged"):
-        Distillation(learning_rate=float("nan")).recover(
-            family_case.loaded.model, sliced, family_case.tokens, 1, progress=False
-        )
+        Distillation(learning_rate=float("nan")).recover(phi.dense, sliced, phi.tokens, 1, progress=False)
 
 
-def test_modules_shared_with_the_dense_model_are_left_alone(family_case) -> None:
-    dense = family_case.loaded.model
-    plan = make_plan(family_case.stats.profile, SliceConfig(0.0, order="one-shot"))
-    uncut = slice_model(dense, plan, family_case.stats, progress=False)
+def test_modules_shared_with_the_dense_model_are_left_alone(phi) -> None:
+    uncut = phi.sliced(0.0)
     events: list[Progress] = []
-    assert Distillation().recover(dense, uncut, family_case.tokens, 3, progress=events.append) is uncut
+    assert Distillation().recover(phi.dense, uncut, phi.tokens, 3, progress=events.append) is uncut
     assert events == []
 
 
-def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) -> None:
-    dense, tokens = family_case.loaded.model, family_case.tokens
-    before = {name: tensor.clone() for name, tensor in sliced.state_dict().items()}
+def test_after_a_cancellation_the_weights_are_those_before(phi, sliced) -> None:
+    dense, tokens, before = phi.dense, phi.tokens, values(sliced)
     untrained = divergence(dense, sliced, tokens)
 
     def cancel(event: Progress) -> None:
@@ -135,7 +122,7 @@ def test_after_a_cancellation_the_weights_are_those_before(family_case, sliced) 
 
     with pytest.raises(InterruptedError):
         Distillation().recover(dense, sliced, tokens, 3, progress=cancel)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in sliced.state_dict().items())
+    assert are_as(sliced, before)
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
@@ -176,12 +163,7 @@ UNTRAINED = [name for name, method in METHODS.items() if method.recovery(SliceCo
 
 
 def sliced_by(name: str, case, tokens=None, **config):
-    plan = plan_by(name, case.loaded.model, case.stats, SliceConfig(0.4, **config))
-    return slice_by(name, case.loaded.model, plan, case.stats, case.tokens, tokens, progress=False)
-
-
-def same_weights(first, second) -> bool:
-    return all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    return case.cut(case.plan(method=name, **{"order": "sequential"} | config), name, tokens)
 
 
 # What is trained differs between the methods only where the residual stream is sliced.
@@ -194,7 +176,7 @@ OTHERS = [(name, "llama-gqa") for name in UNTRAINED if name not in ("intraslice"
 )
 def test_every_method_gets_nearer_to_the_dense_model_and_nothing_else_changes(tiny_case, name, family):
     case = tiny_case(family)
-    dense, sliced = case.loaded.model, sliced_by(name, case)
+    dense, sliced = case.dense, sliced_by(name, case)
     shared = {id(parameter) for parameter in dense.parameters()}
     maps = {
         key
@@ -205,57 +187,42 @@ def test_every_method_gets_nearer_to_the_dense_model_and_nothing_else_changes(ti
     assert any(not key.endswith(("o_proj.weight", "down_proj.weight")) for key in maps)  # what reads, as well
     for key in maps:  # slicing fits random tokens as well as it can be done
         sliced.get_parameter(key).mul_(0.5)
-    before = [{key: tensor.clone() for key, tensor in model.state_dict().items()} for model in (dense, sliced)]
+    before, dense_before = values(sliced), values(dense)
     far = divergence(dense, sliced, case.tokens)
     strong = Distillation(learning_rate=0.03)  # the steps are few
     assert strong.recover(dense, sliced, case.tokens, 3, progress=False) is sliced
     assert divergence(dense, sliced, case.tokens) < far
-    assert all(torch.equal(tensor, before[0][key]) for key, tensor in dense.state_dict().items())
+    assert are_as(dense, dense_before)
     for key, tensor in sliced.state_dict().items():
-        assert torch.equal(tensor, before[1][key]) == (key not in maps), key
+        assert torch.equal(tensor, before[key]) == (key not in maps), key
     assert not any(parameter.requires_grad for parameter in sliced.parameters())
 
 
 @pytest.mark.parametrize("name", ["wanda", pytest.param("crossmodule", marks=pytest.mark.slow)])
-def test_the_config_names_the_recovery_that_follows_slicing(tiny_case, name):
-    case = tiny_case("llama-gqa")
+def test_the_config_names_the_recovery_that_follows_slicing(case, name):
     more = case.tokens[:4].flip(1)
     by_config = sliced_by(name, case, more, recovery="distill", epochs=2)
-    by_hand = recover(case.loaded.model, sliced_by(name, case), more, "distill", epochs=2, progress=False)
-    assert same_weights(by_config, by_hand)
-    assert not same_weights(by_config, sliced_by(name, case))
-    assert same_weights(sliced_by(name, case, more, recovery="distill", epochs=0), sliced_by(name, case))
+    by_hand = recover(case.dense, sliced_by(name, case), more, "distill", epochs=2, progress=False)
+    assert are_as(by_config, values(by_hand))
+    assert not are_as(by_config, values(sliced_by(name, case)))
+    assert are_as(sliced_by(name, case, more, recovery="distill", epochs=0), values(sliced_by(name, case)))
 
 
-def test_intraslice_plus_is_another_name(tiny_case):
-    case = tiny_case("llama-mha")
+def test_intraslice_plus_is_another_name(case):
     alias = sliced_by("intraslice+", case, iterative=True, recovery="distill", epochs=1)  # the first is ignored
-    assert same_weights(alias, sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1))
+    assert are_as(alias, values(sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1)))
 
 
-def test_offloaded_weights_are_refused_before_anything_is_sliced(folder):
-    offloaded, tokens = load_model(str(folder), device_map="disk"), torch.arange(96).view(4, 24) + 3
-    stats = calibrate(offloaded, tokens, progress=False)
-    with pytest.raises(UserError, match="in memory; load the model without a device map"):
-        plan_by("intraslice", offloaded.model, stats, SliceConfig(0.3, recovery="distill"))
-    with pytest.raises(UserError, match="in memory"):
-        recover(offloaded.model, offloaded.model, tokens)
-
-
-def test_quantised_weights_are_refused(tiny_case):
-    case = tiny_case("llama-gqa")
+def test_quantised_weights_are_refused(case):
     sliced = sliced_by("wanda", case)
     down = sliced.model.layers[0].mlp.down_proj
     down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
-    with pytest.raises(UserError, match="floating-point"):
-        recover(case.loaded.model, sliced, case.tokens)
+    assert "floating-point" in refused(recover, case.dense, sliced, case.tokens)
 
 
-def test_a_plan_says_which_recovery_follows(tiny_case):
-    case = tiny_case("llama-gqa")
-    config = SliceConfig(0.3, recovery="distill", epochs=3)
+def test_a_plan_says_which_recovery_follows(case):
     for name in METHODS:
-        plan = plan_by(name, case.loaded.model, case.stats, config)
+        plan = case.plan(0.3, name, recovery="distill", epochs=3)
         assert (plan.recovery, plan.epochs) == ("distill", 3)
         expected = "distill" if name == "intraslice+" else "none"
-        assert plan_by(name, case.loaded.model, case.stats, replace(config, recovery="none")).recovery == expected
+        assert case.plan(0.3, name).recovery == expected

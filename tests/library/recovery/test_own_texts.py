@@ -36,7 +36,7 @@ def test_every_time_that_a_run_of_four_tokens_comes_is_counted_at_its_last_token
     assert occurrences(text) == times
 
 
-def test_what_was_written_is_scored_until_it_loops(tiny_case, monkeypatch) -> None:
+def test_what_was_written_is_scored_until_it_loops(case, monkeypatch) -> None:
     """The first text loops from its last token but one on; the second repeats nothing: the beginning does not count."""
     written = torch.tensor([[1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 7], [9, 8, 7, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13]])
 
@@ -46,7 +46,7 @@ def test_what_was_written_is_scored_until_it_loops(tiny_case, monkeypatch) -> No
 
     monkeypatch.setattr(own_texts, "next_token_logits", logits_of)
     prefixes = torch.tensor([[1, 2, 3, 4], [9, 8, 7, 1]])
-    texts = write_texts(tiny_case("llama-gqa").loaded.model, prefixes, 13)
+    texts = write_texts(case.dense, prefixes, 13)
     assert torch.equal(texts.tokens, torch.cat([prefixes, written], dim=1))
     # A position stands for the token after it: those of the beginning are 0 to 2, that of the last token is 16.
     assert texts.scored[0].nonzero().flatten().tolist() == list(range(3, 14))
@@ -70,9 +70,9 @@ def test_a_repetition_costs_what_another_plausible_token_lacks() -> None:
     assert_close(log_probs.grad, expected)
 
 
-def test_the_gradient_on_own_texts_is_that_of_the_scored_tokens(tiny_case) -> None:
+def test_the_gradient_on_own_texts_is_that_of_the_scored_tokens(case) -> None:
     """Against autograd over all logits at once."""
-    dense = tiny_case("llama-gqa").loaded.model
+    dense = case.dense
     tokens = torch.tensor([[3, 4, 5, 6, 7, 8], [9, 9, 9, 9, 9, 9]])
     scored, repeated = torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(0)) > 0.4
     scored[:, -1] = repeated[:, -1] = False
@@ -109,10 +109,8 @@ def test_own_texts_have_their_turns_among_the_others() -> None:
     assert [step for step in steps if step] == Distillation().steps(50, 512, 1)
 
 
-@torch.no_grad()
-def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_model(tiny_case) -> None:
-    case = tiny_case("llama-gqa")
-    dense, tokens = case.loaded.model, case.tokens[:4]
+def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_model(case) -> None:
+    dense, tokens = case.dense, case.tokens[:4]
     sliced = copy.deepcopy(dense)
     sliced.model.layers[0].mlp.down_proj.weight.mul_(-1)
     states = KeptStates(torch.zeros(4, 48, dense.config.hidden_size), torch.zeros(4, 48, dtype=torch.int32))

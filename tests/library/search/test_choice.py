@@ -1,5 +1,7 @@
 """The choice of an estimator: the best is chosen, within its cost, on windows that nothing else reads, and once."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -14,43 +16,32 @@ from intraslice.search.choice import PASSES, choose_estimator
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-@pytest.fixture
-def worst():
-    """An estimator that removes first what `pca` removes last."""
-
-    def importances(layer) -> Importances:
-        own = ESTIMATORS["pca"].importance(layer)
-        return Importances(1 / own.attention, 1 / own.mlp)
-
-    yield ESTIMATORS.register(Estimator("worst", "", "", importances)).name
-    del ESTIMATORS["worst"]
+def reversed_importances(layer) -> Importances:
+    """With which first goes what goes last with `pca`."""
+    own = ESTIMATORS["pca"].importance(layer)
+    return Importances(1 / own.attention, 1 / own.mlp)
 
 
-def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(tiny_case, worst, monkeypatch):
-    case, measured = tiny_case("llama-gqa"), []
-    measure = module.measure_losses
-
-    def measure_losses(model, windows, *others, **options):
-        measured.append(windows)
-        return measure(model, windows, *others, **options)
-
-    monkeypatch.setattr(module, "measure_losses", measure_losses)
+def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(case, own_estimators, monkeypatch):
+    worst = ESTIMATORS.register(Estimator("worst", "", "", reversed_importances)).name
+    monkeypatch.setattr(module, "measure_losses", measure_losses := Mock(wraps=module.measure_losses))
     tokens = torch.randint(3, 256, (40, 48), generator=torch.Generator().manual_seed(1))
     calibrated, text = tokens[:32], tokens[32:]
     stats = calibrate(case.loaded, calibrated, progress=False)
     runs: list[int] = []
-    embedding = case.loaded.model.model.embed_tokens
+    embedding = case.dense.model.embed_tokens
     handle = embedding.register_forward_hook(lambda _, inputs, output: runs.append(inputs[0].numel()))
     candidates = (worst, "fisher", "pca")
     choice = choose_estimator(case.loaded, stats, text, 3, candidates, progress=False)
     handle.remove()
     assert choice.name in ("fisher", "pca")
     assert choice.excess[worst][0] > 2 * choice.excess[worst][1] > 0
+    measured = [call.args[1] for call in measure_losses.call_args_list]
     first, second = measured[0], measured[-1]
     assert [windows.equal(first) for windows in measured] == [True] * 3 + [False] * 2
     assert choice.passes * stats.tokens == sum(runs) + 3  # the last token of a sample is not run
     assert choice.passes <= PASSES
-    samples = kept_samples(case.loaded.model, (64, 48), TEMPERATURE, 3, ignore_progress)
+    samples = kept_samples(case.dense, (64, 48), TEMPERATURE, 3, ignore_progress)
     rows, unread, *read = (
         {*map(tuple, part.tolist())} for part in (torch.cat([first, second]), text, calibrated, samples)
     )

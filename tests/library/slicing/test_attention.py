@@ -1,9 +1,12 @@
 """Which rotary pairs, which value basis, which output map: small cases by hand, masked dense layers, least squares."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
+from random_weights import attention_weights
+from random_weights import random64 as random
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -15,27 +18,10 @@ from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
 HIDDEN = 12
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make_weights(
-    kv_head: tuple[int, ...] = (0, 0, 1, 1), frequency: tuple[int, ...] = (0, 1, 2, 3), bias: bool = True
-) -> AttentionWeights:
-    heads, kv_heads, dim = len(kv_head), max(kv_head) + 1, 2 * len(frequency)
-    return AttentionWeights(
-        query=random(heads, dim, HIDDEN, seed=1),
-        key=random(kv_heads, dim, HIDDEN, seed=2),
-        value=random(kv_heads, dim, HIDDEN, seed=3),
-        output=random(HIDDEN, heads, dim, seed=4),
-        query_bias=random(heads, dim, seed=5) if bias else None,
-        key_bias=random(kv_heads, dim, seed=6) if bias else None,
-        value_bias=random(kv_heads, dim, seed=7) if bias else None,
-        output_bias=random(HIDDEN, seed=8) if bias else None,
-        kv_head=torch.tensor(kv_head),
-        frequency=torch.tensor([frequency] * kv_heads),
-        scale=dim**-0.5,
-    )
+def make_weights(kv_head: Sequence[int] = (0, 0, 1, 1), frequency: Sequence[int] = (0, 1, 2, 3)) -> AttentionWeights:
+    """Whose key/value heads rotate alike."""
+    frequencies = [frequency] * (max(kv_head) + 1)
+    return attention_weights(HIDDEN, kv_head, frequencies, 2 * len(frequency), dtype=torch.float64)
 
 
 def test_rotary_pairs_singles_and_axes_by_hand():

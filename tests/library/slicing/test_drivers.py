@@ -7,16 +7,16 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from tiny_models import entering
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import PreTrainedModel
 
-from intraslice.calibration.driver import CalibrationStats, calibrate
+from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
 from intraslice.core.linalg import diagonal_blocks
 from intraslice.core.progress import Progress
-from intraslice.methods.registry import METHODS, slice_by
 from intraslice.modeling.residual import writer_of
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing import one_shot
@@ -28,11 +28,7 @@ ORDERS = ("sequential", "one-shot")
 
 def plan_for(case, sparsity: float = 0.4, order: str = "sequential") -> SlicePlan:
     """Uniform, so that every module of every layer is cut."""
-    return make_plan(case.stats.profile, SliceConfig(sparsity, "uniform", order=order))
-
-
-def run(case, plan: SlicePlan, stats: CalibrationStats | None = None) -> PreTrainedModel:
-    return slice_model(case.loaded.model, plan, stats or case.stats, case.tokens, progress=False)
+    return case.plan(sparsity, estimator="uniform", order=order)
 
 
 def with_first_layer(case, order: str, **sizes) -> SlicePlan:
@@ -41,7 +37,6 @@ def with_first_layer(case, order: str, **sizes) -> SlicePlan:
     return replace(plan, layers=(replace(plan.layers[0], **sizes), *plan.layers[1:]))
 
 
-@torch.no_grad()
 def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Tensor) -> tuple[Tensor, dict]:
     """What enters an output map (tokens, channels), and how the module around it was called."""
     module, call = getattr(model.model.layers[layer], part), {}
@@ -49,17 +44,10 @@ def watch(model: PreTrainedModel, layer: int, part: str, linear: str, tokens: Te
     def at_module(_: nn.Module, inputs: tuple, keywords: dict) -> None:
         call.update(keywords if keywords else {"hidden_states": inputs[0]})
 
-    def at_linear(_: nn.Module, inputs: tuple) -> None:
-        call["rows"] = inputs[0].flatten(0, 1)
-
-    handles = [
-        module.register_forward_pre_hook(at_module, with_kwargs=True),
-        getattr(module, linear).register_forward_pre_hook(at_linear),
-    ]
-    model(tokens, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return call.pop("rows"), call
+    handle = module.register_forward_pre_hook(at_module, with_kwargs=True)
+    (rows,) = entering(model, [getattr(module, linear)], tokens)
+    handle.remove()
+    return rows, call
 
 
 def ridge(
@@ -79,9 +67,9 @@ def ridge(
 def test_attention_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
     """Ridge of the dense layer's output, for the very states that the finished sliced model feeds this layer."""
     plan = plan_for(family_case)
-    model = run(family_case, plan)
+    model = family_case.cut(plan)
     rows, call = watch(model, layer, "self_attn", "o_proj", family_case.tokens)
-    sliced, dense = model.model.layers[layer].self_attn, family_case.loaded.model.model.layers[layer].self_attn
+    sliced, dense = model.model.layers[layer].self_attn, family_case.dense.model.layers[layer].self_attn
     assert sliced is not dense
     target = dense(**call)[0].flatten(0, 1)
     kept, weights, values = torch.tensor(plan.layers[layer].heads), dense.weights(), sliced.weights().value.double()
@@ -95,9 +83,9 @@ def test_attention_is_fitted_on_what_the_sliced_layers_before_it_give(family_cas
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, layer):
-    model = run(family_case, plan_for(family_case))
+    model = family_case.cut(plan_for(family_case))
     rows, call = watch(model, layer, "mlp", "down_proj", family_case.tokens)
-    sliced, dense = model.model.layers[layer].mlp, family_case.loaded.model.model.layers[layer].mlp
+    sliced, dense = model.model.layers[layer].mlp, family_case.dense.model.layers[layer].mlp
     assert sliced is not dense
     inner = dense.inner(call["hidden_states"]).flatten(0, 1)
     dense_weights, weights = dense.weights(), sliced.weights()
@@ -112,12 +100,11 @@ def test_mlp_is_fitted_on_what_the_sliced_layers_before_it_give(family_case, lay
         assert_close(weights.down_bias, bias, atol=2e-3, rtol=2e-3)
 
 
-@torch.no_grad()
 def test_value_axes_are_those_of_the_kept_heads_moments_and_output_maps(family_case):
     plan = plan_for(family_case, order="one-shot")
     layer, kept = plan.layers[1], torch.tensor(plan.layers[1].heads)
-    weights = family_case.loaded.model.model.layers[1].self_attn.weights()
-    values = run(family_case, plan).model.layers[1].self_attn.weights().value.double()
+    weights = family_case.dense.model.layers[1].self_attn.weights()
+    values = family_case.cut(plan).model.layers[1].self_attn.weights().value.double()
     moments = diagonal_blocks(family_case.stats.layers[1].attention_moment.double(), len(weights.kv_head))[kept]
     output = weights.output[:, kept].double()
     energies = torch.einsum("oha,ohb->hab", output, output)
@@ -129,13 +116,12 @@ def test_value_axes_are_those_of_the_kept_heads_moments_and_output_maps(family_c
         assert_close(axes.T @ axes, first @ first.T, atol=1e-3, rtol=1e-3)
 
 
-@torch.no_grad()
 def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_case):
     """Then the dense moments are those of the sliced layer, and only rounding differs."""
-    dense = family_case.loaded.model.model.layers
+    dense = family_case.dense.model.layers
     kv_head = dense[0].self_attn.kv_head[:-1]
     sizes = {"heads": tuple(range(len(kv_head))), "kv_heads": len(kv_head.unique())}
-    models = [run(family_case, with_first_layer(family_case, order, **sizes)) for order in ORDERS]
+    models = [family_case.cut(with_first_layer(family_case, order, **sizes)) for order in ORDERS]
     _, call = watch(models[0], 0, "self_attn", "o_proj", family_case.tokens)
     assert models[0].model.layers[0].self_attn.heads == len(kv_head)
     sequential, one_shot = (model.model.layers[0].self_attn(**call)[0] for model in models)
@@ -145,22 +131,21 @@ def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_c
 
 def test_the_sequential_order_wants_tokens(family_case):
     with pytest.raises(ValueError, match="tokens"):
-        slice_model(family_case.loaded.model, plan_for(family_case), family_case.stats, progress=False)
+        slice_model(family_case.dense, plan_for(family_case), family_case.stats, progress=False)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_progress_counts_layers_and_leaves_the_gradient_mode_alone(tiny_case, order):
-    case = tiny_case("llama-gqa")
+def test_progress_counts_layers_and_leaves_the_gradient_mode_alone(case, order):
     events: list[Progress] = []
-    slice_model(case.loaded.model, plan_for(case, order=order), case.stats, case.tokens, progress=events.append)
+    slice_model(case.dense, plan_for(case, order=order), case.stats, case.tokens, progress=events.append)
     assert torch.is_grad_enabled()
     assert list(dict.fromkeys(events)) == [Progress("slice", done, 3) for done in range(4)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("part", ["self_attn", "mlp"])
-def test_values_that_are_not_finite_are_named(tiny_case, as_loaded, tiny_llama_gqa, order, part):
-    case, broken = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa())
+def test_values_that_are_not_finite_are_named(case, as_loaded, tiny_llama_gqa, order, part):
+    broken = as_loaded(tiny_llama_gqa())
     stats = case.stats
     if order == "sequential":
         layer = broken.model.model.layers[1]
@@ -174,11 +159,9 @@ def test_values_that_are_not_finite_are_named(tiny_case, as_loaded, tiny_llama_g
         slice_model(broken.model, plan_for(case, order=order), stats, case.tokens, progress=False)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("order", ORDERS)
-def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded, order, tmp_path, monkeypatch):
+def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded, order, own_cache):
     """Ten tokens leave every moment singular, and one layer says nothing at all: damping sees to both."""
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
     loaded = as_loaded(tiny_llama_gqa())
     dense = loaded.model.model.layers[1]
     dense.self_attn.qkv_proj.weight[:] = 0
@@ -190,29 +173,26 @@ def test_a_silent_layer_and_few_tokens_are_no_trouble(tiny_llama_gqa, as_loaded,
     assert model(tokens).logits.isfinite().all()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("order", ORDERS)
-def test_bfloat16_weights_are_sliced_in_float32(tiny_llama_gqa, as_loaded, tiny_case, order, tmp_path, monkeypatch):
-    monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path))
-    case, loaded = tiny_case("llama-gqa"), as_loaded(tiny_llama_gqa().bfloat16())
+def test_bfloat16_weights_are_sliced_in_float32(tiny_llama_gqa, as_loaded, case, order, own_cache):
+    loaded = as_loaded(tiny_llama_gqa().bfloat16())
     stats = calibrate(loaded, case.tokens, progress=False)
     assert stats.layers[0].mlp_moment.dtype == torch.float32
     plan = plan_for(case, 0.3, order)
     model = slice_model(loaded.model, plan, stats, case.tokens, progress=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    logits, expected = model(case.tokens).logits.float(), run(case, plan)(case.tokens).logits
+    logits, expected = model(case.tokens).logits.float(), case.cut(plan)(case.tokens).logits
     assert ((logits - expected).norm() / expected.norm()).item() < 0.25
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@torch.no_grad()
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-2), (torch.bfloat16, 0.1)])
 def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
-    tiny_llama_gqa, as_loaded, tiny_case, order, dtype, tolerance, tmp_path, monkeypatch
+    tiny_llama_gqa, as_loaded, case, order, dtype, tolerance, tmp_path, monkeypatch
 ):
-    case, results = tiny_case("llama-gqa"), {}
+    results = {}
     for device in ("cpu", "cuda"):
         monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / device))  # else one calibration serves both
         loaded = as_loaded(tiny_llama_gqa().to(device, dtype))
@@ -229,44 +209,19 @@ def test_a_gpu_calibrates_and_slices_as_the_cpu_does(
     assert (results["cuda"][1] - results["cpu"][1]).norm() / results["cpu"][1].norm() < 2.5 * tolerance
 
 
-GONE = {"attention": (0, 2), "mlp": (1, 2)}  # layer 2 is but its residual stream
-
-
-def plan_of(case, order: str = "one-shot") -> SlicePlan:
-    """All else stays."""
-    plan = make_plan(case.stats.profile, SliceConfig(0.0, order=order, iterative=order == "sequential"))
-    layers = list(plan.layers)
-    for index in GONE["attention"]:
-        layers[index] = replace(layers[index], attention_ratio=1.0, heads=(), kv_heads=0)
-    for index in GONE["mlp"]:
-        layers[index] = replace(layers[index], mlp_ratio=1.0, neurons=0)
-    return replace(plan, layers=tuple(layers))
-
-
-def constants(model: PreTrainedModel) -> dict[tuple[str, int], Tensor | None]:
-    modules = {"attention": "self_attn", "mlp": "mlp"}
-    found = {}
-    for kind, indices in GONE.items():
-        for index in indices:
-            module = getattr(model.model.layers[index], modules[kind])
-            writer = writer_of(module)
-            assert writer.in_features == 0
-            found[kind, index] = writer.bias
-    return found
-
-
-@torch.no_grad()
 def test_a_constant_is_the_mean_of_what_the_module_wrote(tiny_case):
-    """In the first layer, whose input no slicing changes."""
-    case = tiny_case("llama-biased")
-    hollow = slice_model(case.loaded.model, plan_of(case), case.stats, progress=False)
-    written = []
-    attention = case.loaded.model.model.layers[0].self_attn
+    """In the first layer, whose input no slicing changes. Layer 2 is but its residual stream."""
+    case, written = tiny_case("llama-biased"), []
+    kinds = ((0, "attention"), (1, "mlp"), (2, "attention"), (2, "mlp"))
+    layers = case.sliced(0.75, cap=1.0, locked=tuple((*kind, 1.0) for kind in kinds)).model.layers
+    attention = case.dense.model.layers[0].self_attn
     handle = attention.register_forward_hook(lambda module, inputs, outputs: written.append(outputs[0]))
-    case.loaded.model(case.tokens)
+    case.dense(case.tokens)
     handle.remove()
     mean = torch.cat(written).flatten(0, 1).mean(0)
-    torch.testing.assert_close(constants(hollow)["attention", 0], mean, atol=1e-5, rtol=1e-4)
+    gone = [layers[0].self_attn, layers[1].mlp, layers[2].self_attn, layers[2].mlp]
+    assert_close(writer_of(gone[0]).bias, mean, atol=1e-5, rtol=1e-4)
+    assert {writer_of(module).in_features for module in gone} == {0}
 
 
 @pytest.mark.parametrize(
@@ -279,10 +234,9 @@ def test_a_constant_is_the_mean_of_what_the_module_wrote(tiny_case):
 def test_locked_modules_go_whole_by_every_method(tiny_case, method, shapes):
     case = tiny_case("llama-biased")
     locked = ((0, "attention", 1.0), (1, "mlp", 1.0))
-    config = SliceConfig(0.4, order="one-shot", cap=1.0, locked=locked, shapes=shapes, epochs=1)
-    plan = METHODS[method].plan(case.loaded.model, case.stats, config)
+    plan = case.plan(0.4, method, cap=1.0, locked=locked, shapes=shapes)
     assert (plan.layers[0].heads, plan.layers[0].kv_heads, plan.layers[1].neurons) == ((), 0, 0)
-    model = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+    model = case.cut(plan, method)
     decoder = sum(p.numel() for p in model.model.layers.parameters())
     assert decoder == plan.parameters.sliced_decoder
     assert torch.isfinite(model(case.tokens).logits).all()
@@ -301,17 +255,17 @@ def test_what_is_equal_is_shared_as_long_as_it_is_used_and_the_numbers_are_those
 ):
     case, cache, ranked = family_case, SliceCache(), Mock(wraps=one_shot.rank_neurons)
     monkeypatch.setattr(one_shot, "rank_neurons", ranked)
-    plans = [make_plan(case.stats.profile, SliceConfig(s, "pca", order="one-shot")) for s in (0.3, 0.35, 0.5, 0.3)]
-    made = [slice_model(case.loaded.model, plan, case.stats, cache=cache, progress=False) for plan in plans]
+    plans = [case.plan(sparsity) for sparsity in (0.3, 0.35, 0.5, 0.3)]
+    made = [slice_model(case.dense, plan, case.stats, cache=cache, progress=False) for plan in plans]
     assert ranked.call_count == len(cache.rankings) <= len(plans[0].layers)
     equal = [first == second for first, second in zip(sizes(plans[0]), sizes(plans[1]), strict=True)]
     assert [a is b for a, b in zip(modules(made[0]), modules(made[1]), strict=True)] == equal
     assert modules(made[0]) == modules(made[3])
     for model, plan in zip(made[:3], plans, strict=False):
-        alone = slice_model(case.loaded.model, plan, case.stats, progress=False)
+        alone = case.cut(plan)
         assert torch.equal(model(case.tokens).logits, alone(case.tokens).logits)
-        assert not {*modules(alone)} & {*modules(model)} - {*modules(case.loaded.model)}
+        assert not {*modules(alone)} & {*modules(model)} - {*modules(case.dense)}
     made.clear()
     del model
     gc.collect()
-    assert {*cache.attentions.values(), *cache.mlps.values()} <= {*modules(case.loaded.model)}
+    assert {*cache.attentions.values(), *cache.mlps.values()} <= {*modules(case.dense)}

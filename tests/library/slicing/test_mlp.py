@@ -1,7 +1,11 @@
 """Which neurons stay and how the output map makes up for the rest: by hand, and against least squares."""
 
+from functools import partial
+
 import pytest
 import torch
+from random_weights import mlp_weights
+from random_weights import random64 as random
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -11,32 +15,13 @@ from intraslice.planning.sizes import neurons_kept
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
 HIDDEN, NEURONS = 10, 24
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def make_weights(bias: bool, gated: bool = True) -> MLPWeights:
-    return MLPWeights(
-        gate=random(NEURONS, HIDDEN, seed=1) if gated else None,
-        up=random(NEURONS, HIDDEN, seed=2),
-        down=random(HIDDEN, NEURONS, seed=3),
-        gate_bias=random(NEURONS, seed=4) if gated and bias else None,
-        up_bias=random(NEURONS, seed=5) if bias else None,
-        down_bias=random(HIDDEN, seed=6) if bias else None,
-        activation="silu",
-    )
+make_weights = partial(mlp_weights, HIDDEN, NEURONS, dtype=torch.float64)
 
 
 def sliced_on(weights: MLPWeights, rows: Tensor, width: int, **options) -> MLPWeights:
-    return keep_best_of(weights, rows.T @ rows, rows.mean(0), len(rows), width, **options)
-
-
-def keep_best_of(weights: MLPWeights, moment: Tensor, mean: Tensor, tokens: int, width: int, **options) -> MLPWeights:
-    options = {"fisher": torch.ones_like(mean)} | options
-    ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, tokens), **options)
-    return keep_best(weights, ranked, mean, width)
+    moment = fitted_moment(weights, rows.T @ rows, rows.mean(0), len(rows))
+    options = {"fisher": torch.ones_like(rows.mean(0))} | options
+    return keep_best(weights, rank_neurons(weights, moment, **options), rows.mean(0), width)
 
 
 def kept_neurons(sliced: MLPWeights, weights: MLPWeights) -> list[int]:
@@ -57,13 +42,11 @@ def test_neurons_go_in_eights_rounded_down(neurons, ratio, kept):
 def test_the_neurons_that_carry_most_stay_in_order_but_for_those_that_the_loss_does_not_feel():
     weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7) * torch.linspace(0.1, 2, NEURONS).roll(5)
-    moment = rows.T @ rows
-    scores = damp_by_channel(moment).diagonal() * weights.down.square().sum(0)
+    scores = damp_by_channel(rows.T @ rows).diagonal() * weights.down.square().sum(0)
     kept = scores.topk(16).indices.sort().values
     sliced = sliced_on(weights, rows, 16)
     assert kept_neurons(sliced, weights) == kept.tolist()
     assert torch.equal(sliced.gate, weights.gate[kept])
-    weights = make_weights(bias=False)
     rows = random(300, NEURONS, seed=7)
     scores = damp_by_channel(rows.T @ rows).diagonal() * weights.down.square().sum(0)
     fisher = torch.ones(NEURONS, dtype=torch.float64)

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from random_weights import mlp_weights, random
 from test_mlp import sliced_on
 from torch import Tensor
 from torch.testing import assert_close
@@ -18,30 +19,17 @@ TOKENS = 4096
 LONG = RefineConfig(passes=20, batch=128, rate=0.05, noise=0.2, patience=20)
 
 
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def make_weights(neurons: int, gated: bool = True, bias: bool = False, activation: str = "silu") -> MLPWeights:
-    scale = HIDDEN**-0.5
-    return MLPWeights(
-        gate=random(neurons, HIDDEN, seed=1) * scale if gated else None,
-        up=random(neurons, HIDDEN, seed=2) * scale,
-        down=random(HIDDEN, neurons, seed=3) * neurons**-0.5,
-        gate_bias=random(neurons, seed=4) if gated and bias else None,
-        up_bias=random(neurons, seed=5) if bias else None,
-        down_bias=random(HIDDEN, seed=6) if bias else None,
-        activation=activation,
-    )
+def make_weights(neurons: int = 32, **options) -> MLPWeights:
+    """As large as those of a trained MLP."""
+    weights = mlp_weights(HIDDEN, neurons, **{"bias": False} | options)
+    inner = {name: value * HIDDEN**-0.5 for name in ("gate", "up") if (value := getattr(weights, name)) is not None}
+    return replace(weights, **inner, down=weights.down * neurons**-0.5)
 
 
 def hidden_states(tokens: int = TOKENS, seed: int = 7) -> Tensor:
     """Tokens whose channels are correlated and of unequal size."""
-    return (
-        random(tokens, HIDDEN, seed=seed)
-        * torch.linspace(0.5, 1.5, HIDDEN)
-        @ (torch.eye(HIDDEN) + 0.2 * random(HIDDEN, HIDDEN, seed=8))
-    )
+    mixed = torch.eye(HIDDEN) + 0.2 * random(HIDDEN, HIDDEN, seed=8)
+    return random(tokens, HIDDEN, seed=seed) * torch.linspace(0.5, 1.5, HIDDEN) @ mixed
 
 
 def select(weights: MLPWeights, tokens: Tensor, width: int = KEPT) -> MLPWeights:
@@ -57,11 +45,6 @@ def error(sliced: MLPWeights, dense: MLPWeights, tokens: Tensor) -> float:
 
 def refined(weights: MLPWeights, selected: MLPWeights, tokens: Tensor, config: RefineConfig = LONG) -> MLPWeights:
     return refine_mlp(weights, selected, [tokens], config)
-
-
-def same(first: MLPWeights, second: MLPWeights) -> bool:
-    pairs = [(getattr(first, field.name), getattr(second, field.name)) for field in fields(MLPWeights)]
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
 def test_comes_close_to_reduced_rank_regression_where_the_mlp_is_linear():
@@ -85,7 +68,7 @@ def test_comes_close_to_reduced_rank_regression_where_the_mlp_is_linear():
     ],
 )
 def test_better_than_the_selection_on_fresh_tokens(gated, bias, dtype, largest):
-    weights = make_weights(32, gated, bias)
+    weights = make_weights(gated=gated, bias=bias)
     tensors = {f.name: v for f in fields(weights) if isinstance(v := getattr(weights, f.name), Tensor)}
     weights = replace(weights, **{name: tensor.to(dtype) for name, tensor in tensors.items()})
     tokens, fresh = hidden_states(), hidden_states(seed=10)
@@ -99,14 +82,14 @@ def test_better_than_the_selection_on_fresh_tokens(gated, bias, dtype, largest):
 
 @pytest.mark.parametrize("rate", [30.0, 1e30])
 def test_a_run_that_goes_astray_is_not_kept(rate):
-    weights, tokens = make_weights(32), hidden_states()
+    weights, tokens = make_weights(), hidden_states()
     selected = select(weights, tokens)
     assert refined(weights, selected, tokens, RefineConfig(rate=rate)) is selected
 
 
 def test_what_only_fits_the_training_tokens_is_not_kept():
     """Held-out tokens unlike the others, by far."""
-    weights = make_weights(32)
+    weights = make_weights()
     tokens = hidden_states(512)
     tokens[:-64] = tokens[:1] + 0.01 * random(448, HIDDEN, seed=11)
     selected = select(weights, tokens)
@@ -115,7 +98,7 @@ def test_what_only_fits_the_training_tokens_is_not_kept():
 
 
 def test_stops_when_nothing_gets_better():
-    weights, tokens = make_weights(32), hidden_states()
+    weights, tokens = make_weights(), hidden_states()
     config = RefineConfig(passes=10, batch=TOKENS, rate=30.0, patience=3)
     events: list[Progress] = []
     refine_mlp(weights, select(weights, tokens), [tokens], config, events.append)
@@ -123,15 +106,17 @@ def test_stops_when_nothing_gets_better():
 
 
 def test_the_same_seed_gives_the_same_weights():
-    weights, tokens = make_weights(32), hidden_states()
+    weights, tokens = make_weights(), hidden_states()
     selected = select(weights, tokens)
     config = RefineConfig(passes=2, batch=128)
     first, again = (refined(weights, selected, tokens, config) for _ in range(2))
-    assert same(first, again)
-    assert not same(first, refined(weights, selected, tokens, replace(config, seed=1)))
+    other = refined(weights, selected, tokens, replace(config, seed=1))
+    for name in ("gate", "up", "down"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+        assert not torch.equal(getattr(first, name), getattr(other, name))
 
 
 def test_a_layer_whose_mlp_is_silent_is_left_alone():
-    weights, tokens = replace(make_weights(32), down=torch.zeros(HIDDEN, 32)), hidden_states(256)
+    weights, tokens = replace(make_weights(), down=torch.zeros(HIDDEN, 32)), hidden_states(256)
     selected = select(weights, tokens)
     assert_close(refined(weights, selected, tokens, RefineConfig()).down, torch.zeros(HIDDEN, KEPT))

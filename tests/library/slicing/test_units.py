@@ -4,8 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from intraslice.core.config import SliceConfig
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import blocks
 from intraslice.slicing.units import kept_units, layer_units
 
@@ -21,18 +19,18 @@ def rows(matrix: Tensor) -> list[list[float]]:
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("intraslice", {"order": "one-shot"}),
+        ("intraslice", {}),
         ("intraslice", {"order": "sequential", "iterative": True}),
-        ("intraslice", {"order": "one-shot", "shapes": "runtime"}),
-        ("intraslice", {"order": "one-shot", "sparsity": 0.75, "cap": 1.0, "locked": HOLLOW}),
+        ("intraslice", {"shapes": "runtime"}),
+        ("intraslice", {"sparsity": 0.75, "cap": 1.0, "locked": HOLLOW}),
         ("shortgpt", {}),
     ],
     ids=["one-shot", "sequential", "runtime", "hollow", "shortgpt"],
 )
 def test_the_units_that_are_named_are_the_slices(every_family_case, method, options) -> None:
-    dense, stats, tokens = every_family_case.loaded.model, every_family_case.stats, every_family_case.tokens
-    plan = plan_by(method, dense, stats, SliceConfig(**{"sparsity": 0.4} | options))
-    sliced = slice_by(method, dense, plan, stats, tokens, progress=False)
+    dense, stats = every_family_case.dense, every_family_case.stats
+    plan = every_family_case.plan(method=method, **options)
+    sliced = every_family_case.cut(plan, method)
     order = plan.config.order if method == "intraslice" else "one-shot"
     narrower = 0
     for index, (block, layer) in enumerate(zip(blocks(dense), plan.layers, strict=True)):

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy
 import pyarrow
 import pytest
+from file_formats import write_documents
 from pyarrow.parquet import write_table
+from refusing import refused
 
-from intraslice.core.errors import UserError
 from intraslice.untrusted import process, text_files
 from intraslice.untrusted.process import Bounds, run_in_subprocess
 from intraslice.untrusted.text_files import MAX_CHARACTERS, MAX_LINE, read_text_file
@@ -21,27 +22,13 @@ SECRET = "root:x:0:0:correct-horse"
 KINDS = [".txt", ".jsonl", ".csv", ".parquet"]
 
 
-def written(folder: Path, suffix: str, documents: list[str]) -> Path:
-    path = folder / f"own{suffix}"
-    if suffix == ".parquet":
-        write_table(pyarrow.table({"text": documents}), path)
-    elif suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    else:
-        path.write_text("\n\n".join(documents) if suffix == ".txt" else "\n".join(["text", *documents]))
-    return path
-
-
 def repeated(value: str, times: int) -> pyarrow.Table:
     """A column that is one entry of a dictionary, over and over: a few bytes on disk."""
     return pyarrow.table({"text": pyarrow.DictionaryArray.from_arrays(numpy.zeros(times, numpy.int32), [value])})
 
 
 def refusal(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        read_text_file(path)
-    message = str(caught.value)
-    assert "\n" not in message
+    message = refused(read_text_file, path)
     assert len(message) < 300
     assert str(path.parent) not in message
     assert SECRET not in message
@@ -51,7 +38,7 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize("suffix", KINDS)
 def test_a_beginning_counts_the_same_for_every_caller(suffix, tmp_path, monkeypatch):
     documents = [f"{index:03} " + "words " * 16 for index in range(100)]  # of 100 characters
-    path = written(tmp_path, suffix, documents)
+    path = write_documents(tmp_path / f"own{suffix}", documents)
     assert read_text_file(path) == documents
     monkeypatch.setattr(text_files, "MAX_CHARACTERS", 5_000)
     beginning = read_text_file(path)
@@ -123,7 +110,7 @@ def test_what_is_refused_is_not_quoted(name, content, words, tmp_path):
 @pytest.mark.parametrize("suffix", KINDS)
 def test_other_threads_get_their_turns_meanwhile(tmp_path, suffix):
     """In a loop of small reads a thread that waits for the interpreter lock gets none for a second."""
-    path = written(tmp_path, suffix, ["a few words and no more"] * 200_000)
+    path = write_documents(tmp_path / f"own{suffix}", ["a few words and no more"] * 200_000)
     ended, turns = threading.Event(), 0
 
     def take_turns() -> None:
@@ -158,10 +145,8 @@ def script(tmp_path, monkeypatch):
 
 def test_answers_and_errors_come_back_of_another_process_with_the_same_packages_and_no_secrets(script, monkeypatch):
     script("return given | {'answer': 'half a pair \\ud800, é'}")
-    assert run_in_subprocess("script", BOUNDS, value=[1, None, "é"]) == {
-        "value": [1, None, "é"],
-        "answer": "half a pair \ud800, é",
-    }
+    given = {"value": [1, None, "é"]}
+    assert run_in_subprocess("script", BOUNDS, **given) == given | {"answer": "half a pair \ud800, é"}
     monkeypatch.setenv("HF_TOKEN", "correct-horse")
     script("return [os.getpid(), sys.path, sys.flags.isolated, dict(os.environ)]")
     pid, path, isolated, environment = run_in_subprocess("script", BOUNDS)
@@ -178,10 +163,10 @@ def test_answers_and_errors_come_back_of_another_process_with_the_same_packages_
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        pytest.param("return len('x' * 10**9)", "it takes more than 400 MiB", id="memory"),
-        pytest.param("os._exit(3)", "crashes the library that reads it", id="end"),
-        pytest.param("while True: pass", "it takes more than 1 s", id="work"),
-        pytest.param("time.sleep(60)", "it takes more than 1 s", id="sleep"),
+        ("return len('x' * 10**9)", "it takes more than 400 MiB"),
+        ("os._exit(3)", "crashes the library that reads it"),
+        ("while True: pass", "it takes more than 1 s"),
+        ("time.sleep(60)", "it takes more than 1 s"),
     ],
 )
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no memory")

@@ -1,11 +1,11 @@
-"""Processes that share their work, forked from this one, so that each has its fixtures at hand."""
+"""Work in processes that are forked from this one, so that each has its fixtures at hand."""
 
 import multiprocessing
 import os
 import pickle
 import socket
-from collections.abc import Callable
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import pytest
@@ -14,40 +14,50 @@ from intraslice.core.errors import UserError
 from intraslice.distributed import process_group
 
 Work = Callable[[], Any]
+FORK = multiprocessing.get_context("fork")
 
 
-def _work(work: Work, rank: int, size: int, port: int, answer: Connection) -> None:
+def fork(work: Work) -> BaseProcess:
+    """A process that runs work, and ends with this one."""
+    process = FORK.Process(target=work, daemon=True)
+    process.start()
+    return process
+
+
+def answers_of(works: Sequence[Work]) -> list:
+    """What each work returns in a process of its own, all at once. Raises EOFError where one dies."""
+    pipes = [FORK.Pipe(duplex=False) for _ in works]
+    # As bytes: torch would share a tensor's memory, which is gone with the process.
+    processes = [
+        fork(lambda work=work, sender=sender: sender.send_bytes(pickle.dumps(work())))
+        for work, (_, sender) in zip(works, pipes, strict=True)
+    ]
+    for _, sender in pipes:
+        sender.close()  # so that a process that dies ends its pipe
+    try:
+        return [pickle.loads(receiver.recv_bytes()) for receiver, _ in pipes]
+    finally:
+        for process in processes:
+            process.join()
+
+
+def _in_group(work: Work, rank: int, size: int, port: int) -> Any:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         with process_group("cpu"):
-            found = work()
+            return work()
     except UserError as error:
-        found = error
-    # As bytes: torch would share a tensor's memory, which is gone with this process.
-    answer.send_bytes(pickle.dumps(found))
+        return error
 
 
 @pytest.fixture(scope="session")
 def together() -> Callable[[int, Work], list]:
-    """Runs work in so many processes at once; what each of them returns, or its UserError, in the order of ranks."""
+    """Runs work in so many processes that share it; what each of them returns, or its UserError, by ranks."""
 
     def run(size: int, work: Work) -> list:
-        context = multiprocessing.get_context("fork")
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        pipes = [context.Pipe(duplex=False) for _ in range(size)]
-        processes = [
-            context.Process(target=_work, args=(work, rank, size, port, sender), daemon=True)
-            for rank, (_, sender) in enumerate(pipes)
-        ]
-        for process in processes:
-            process.start()
-        for _, sender in pipes:
-            sender.close()  # so that a process that dies ends its pipe
-        answers = [pickle.loads(receiver.recv_bytes()) for receiver, _ in pipes]
-        for process in processes:
-            process.join()
-        return answers
+        return answers_of([lambda rank=rank: _in_group(work, rank, size, port) for rank in range(size)])
 
     return run

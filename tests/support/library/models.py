@@ -1,12 +1,14 @@
 """Tiny models of every family, calibrated without any download, and the real default model, loaded once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, VOCABULARY, ModelFactory, llama_gqa, llama_mha, phi, phi3
+from refusing import refused
+from tiny_models import FAMILIES, VOCABULARY, WORDS, ModelFactory
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE, WordLevel
@@ -14,8 +16,11 @@ from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from intraslice.calibration.driver import CalibrationStats, calibrate
-from intraslice.core.errors import UserError
+from intraslice.core.config import SliceConfig
+from intraslice.core.progress import ProgressOption
+from intraslice.core.registry import ESTIMATORS
 from intraslice.loading import LoadedModel, fingerprint, load_model
+from intraslice.methods.registry import Plan, plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 
 # Together: grouped and single key/value heads, all biases and none, heads rotated whole, in part and not at all,
@@ -42,13 +47,34 @@ class TinyCase:
     tokens: torch.Tensor  # (16, 48)
     stats: CalibrationStats
 
+    @property
+    def dense(self) -> PreTrainedModel:
+        """The canonical model."""
+        return self.loaded.model
+
+    def plan(self, sparsity: float = 0.4, method: str = "intraslice", **config: Any) -> Plan:
+        """A method's plan; in one shot, unless told otherwise."""
+        return plan_by(method, self.dense, self.stats, SliceConfig(sparsity, **{"order": "one-shot"} | config))
+
+    def cut(
+        self,
+        plan: Plan,
+        method: str = "intraslice",
+        training: torch.Tensor | None = None,
+        progress: ProgressOption = False,
+    ) -> PreTrainedModel:
+        """The model of a method's plan."""
+        return slice_by(method, self.dense, plan, self.stats, self.tokens, training, progress=progress)
+
+    def sliced(self, sparsity: float = 0.4, method: str = "intraslice", **config: Any) -> PreTrainedModel:
+        """The model of the plan of these settings."""
+        return self.cut(self.plan(sparsity, method, **config), method)
+
 
 def _loaded(model: PreTrainedModel, name: str = "tiny") -> LoadedModel:
     digest = fingerprint(model)
     canonicalise(model)
-    return LoadedModel(
-        model, _word_tokenizer([f"w{index}" for index in range(4, VOCABULARY)]), name, "random weights", digest
-    )
+    return LoadedModel(model, _word_tokenizer(WORDS), name, "random weights", digest)
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +101,12 @@ def tiny_case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TinyC
     return make
 
 
+@pytest.fixture(scope="session")
+def case(tiny_case: Callable[[str], TinyCase]) -> TinyCase:
+    """That of Llama with grouped heads, where one family is enough."""
+    return tiny_case("llama-gqa")
+
+
 @pytest.fixture(
     scope="session",
     params=[name if name in TELLING else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
@@ -99,27 +131,9 @@ def every_family_case(request: pytest.FixtureRequest, tiny_case: Callable[[str],
 
 
 @pytest.fixture(scope="session")
-def tiny_llama_mha() -> ModelFactory:
-    """7 heads of dim 8, hidden size 56, untied."""
-    return llama_mha
-
-
-@pytest.fixture(scope="session")
 def tiny_llama_gqa() -> ModelFactory:
     """9 query heads on 3 key/value heads of dim 8, hidden size 54, tied embeddings."""
-    return llama_gqa
-
-
-@pytest.fixture(scope="session")
-def tiny_phi3() -> ModelFactory:
-    """6 query heads on 2 key/value heads of dim 8, fused projections."""
-    return phi3
-
-
-@pytest.fixture(scope="session")
-def tiny_phi() -> ModelFactory:
-    """3 heads of dim 16, 8 channels rotated, parallel attention and MLP with biases."""
-    return phi
+    return FAMILIES["llama-gqa"]
 
 
 @pytest.fixture(scope="session")
@@ -156,21 +170,23 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def own_estimators() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = set(ESTIMATORS)
+    yield
+    for name in set(ESTIMATORS) - before:
+        del ESTIMATORS[name]
+
+
+@pytest.fixture
 def folder(tmp_path: Path, tiny_llama_gqa: ModelFactory, word_tokenizer: Callable) -> Path:
     """A tiny Llama and its tokenizer in transformers format."""
     tiny_llama_gqa().save_pretrained(tmp_path / "tiny")
-    word_tokenizer().save_pretrained(tmp_path / "tiny")
+    word_tokenizer(WORDS).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
 @pytest.fixture
 def refusal() -> Callable[..., str]:
     """Loads what cannot be loaded and returns the one line that says why."""
-
-    def load(name: str | Path, **options: object) -> str:
-        with pytest.raises(UserError) as caught:
-            load_model(str(name), **options)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
-
-    return load
+    return lambda name, **options: refused(load_model, str(name), **options)

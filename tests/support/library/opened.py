@@ -8,8 +8,6 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import intraslice
-from intraslice.core.config import SliceConfig
-from intraslice.methods.registry import plan_by, slice_by
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.mlp import keep_best, rank_neurons
@@ -50,12 +48,11 @@ def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
     return model
 
 
-def save_slice(case, method: str, folder: Path) -> tuple[PreTrainedModel, object]:
-    """Slice a tiny case by so much that every size changes, and save it; the slice and its plan."""
-    plan = plan_by(method, case.loaded.model, case.stats, SliceConfig(0.4, bias=1.0, order="one-shot"))
-    sliced = slice_by(method, case.loaded.model, plan, case.stats, case.tokens, progress=False)
+def save_slice(case, method: str, folder: Path) -> PreTrainedModel:
+    """Slice a tiny case by so much that every size changes, and save it."""
+    sliced = case.sliced(method=method, bias=1.0)
     intraslice.save(sliced, case.loaded.tokenizer, folder, MADE)
-    return sliced, plan
+    return sliced
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=["-".join(names) for names in KINDS])
@@ -63,5 +60,5 @@ def opened(request: pytest.FixtureRequest, tiny_case, tmp_path_factory: pytest.T
     """Every kind in turn."""
     family, method = request.param
     folder = tmp_path_factory.mktemp("saved") / "sliced"
-    sliced, _ = save_slice(case := tiny_case(family), method, folder)
+    sliced = save_slice(case := tiny_case(family), method, folder)
     return Opened(case, sliced, folder, AutoModelForCausalLM.from_pretrained(folder))

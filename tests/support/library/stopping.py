@@ -1,6 +1,7 @@
 """Cancelling a stage, for tests: its callback raises."""
 
 from collections.abc import Callable
+from itertools import count
 
 from intraslice.core.progress import Progress, ProgressCallback
 
@@ -21,12 +22,5 @@ def stop_when(condition: Callable[[Progress], bool]) -> ProgressCallback:
 
 def stop_at(call: int) -> ProgressCallback:
     """A callback that cancels the stage when it is called for the `call`-th time."""
-    calls = 0
-
-    def progress(_: Progress) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise Stopped
-
-    return progress
+    calls = count(1)
+    return stop_when(lambda _: next(calls) == call)

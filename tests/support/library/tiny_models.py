@@ -1,11 +1,15 @@
 """Tiny models of every family, of transformers' own classes and with random weights: a factory each."""
 
 import copy
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -28,6 +32,7 @@ from transformers import (
 )
 
 VOCABULARY = 256
+WORDS = [f"w{index}" for index in range(4, VOCABULARY)]  # that of each token
 SHARED = {
     "vocab_size": VOCABULARY,
     "num_hidden_layers": 3,
@@ -57,6 +62,36 @@ def losses_at_once(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor
     return -logits.log_softmax(-1).gather(2, tokens[:, 1:, None])[..., 0]
 
 
+@torch.no_grad()
+def divergences_at_once(dense: PreTrainedModel, other: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    """KL of every scored place (windows, window - 1), by torch's own."""
+    tables = [
+        model(input_ids=tokens, use_cache=False).logits[:, :-1].double().log_softmax(-1) for model in (dense, other)
+    ]
+    return functional.kl_div(tables[1], tables[0], log_target=True, reduction="none").sum(-1)
+
+
+@torch.no_grad()
+def entering(model: PreTrainedModel, modules: Sequence[torch.nn.Module], tokens: torch.Tensor) -> list[torch.Tensor]:
+    """What enters each of the model's modules on the tokens (tokens, channels)."""
+    entered: dict[torch.nn.Module, torch.Tensor] = {}
+    with ExitStack() as hooks:
+        for module in modules:
+            hook = module.register_forward_pre_hook(
+                lambda part, inputs: entered.update({part: inputs[0].flatten(0, 1)})
+            )
+            hooks.callback(hook.remove)
+        model(tokens, use_cache=False)
+    return [entered[module] for module in modules]
+
+
+def write_words(file: Path, documents: int = 60) -> Path:
+    """Write documents of 30 words each, drawn at random, with a blank line between them."""
+    draw = random.Random(0)
+    file.write_text("\n\n".join(" ".join(draw.choices(WORDS, k=30)) for _ in range(documents)))
+    return file
+
+
 def factory(
     seed: int,
     model: type[PreTrainedModel],
@@ -78,19 +113,15 @@ def scaled(factor: float, original: int) -> dict[str, Any]:
 
 
 llama = partial(factory, model=LlamaForCausalLM, config=LlamaConfig)
-llama_mha = llama(1, sizes=(56, 100, 7, 7))
-# Heads times head dim (72) is not the hidden size (54).
-llama_gqa = llama(2, sizes=(54, 132, 9, 3), head_dim=8, tie_word_embeddings=True)
-phi3 = factory(3, Phi3ForCausalLM, Phi3Config, (48, 108, 6, 2), sliding_window=None)
-# Half of each head is rotated; every linear map, and the head, has a bias.
-phi = factory(4, PhiForCausalLM, PhiConfig, (48, 116, 3, 3), partial_rotary_factor=0.5)
 biases = {"attention_bias": True, "mlp_bias": True}
 FAMILIES: dict[str, ModelFactory] = {
-    "llama-mha": llama_mha,
-    "llama-gqa": llama_gqa,
+    "llama-mha": llama(1, sizes=(56, 100, 7, 7)),
+    # Heads times head dim (72) is not the hidden size (54).
+    "llama-gqa": llama(2, sizes=(54, 132, 9, 3), head_dim=8, tie_word_embeddings=True),
     "llama-biased": llama(5, sizes=(64, 112, 8, 4), rope_parameters=scaled(4.0, 128), **biases),
-    "phi3": phi3,
-    "phi": phi,
+    "phi3": factory(3, Phi3ForCausalLM, Phi3Config, (48, 108, 6, 2), sliding_window=None),
+    # Half of each head is rotated; every linear map, and the head, has a bias.
+    "phi": factory(4, PhiForCausalLM, PhiConfig, (48, 116, 3, 3), partial_rotary_factor=0.5),
     # A token sees the seven before it; heads times head dim (80) is not the hidden size (48).
     "mistral": factory(8, MistralForCausalLM, MistralConfig, (48, 104, 5, 5), head_dim=16, sliding_window=8),
     # Queries, keys and values have biases, the output map has none.
