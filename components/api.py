@@ -43,8 +43,8 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     Percentages (sparsity, cap) are out of 100. `locked` sets ratios manually, such as "7 mlp 25, 3 attention 0",
     and units: "3 attention head 5 keep" (or "remove") a query head, "7 mlp neurons 400" how many neurons are kept.
     `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
-    training the sliced model to match the dense one, which takes minutes, "distill-ce": with cross-entropy as well, or
-    "distill-own": on its own texts as well, against loops.
+    training the sliced model to match the dense one, which takes minutes, or "distill-own": on its own
+    texts as well, against loops.
     `samples` is the number of sequences that the dense model samples for the calibration, beside `sequences` of the
     text; the thorough budget has 16 and 128: better slices, in five times the time.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.

@@ -81,8 +81,8 @@ def write_result(path: Path, write: Callable[[Path], object], what: str, size: i
         # One warning for each cause: where one result cannot be written, no other can.
         if (cause := (cache_folder(), error.errno)) not in _warned:
             _warned.add(cause)
-            message = "cannot write %s to %s: %s; free some space or point INTRASLICE_CACHE elsewhere"
-            log.warning(message, what, cause[0], error.strerror or error)
+            line = "cannot write %s to %s: %s; free some space or point INTRASLICE_CACHE elsewhere"
+            log.warning(line, what, cause[0], error.strerror or error)
 
 
 def read_result(path: Path, read: Callable[[Path], Value]) -> Value | None:

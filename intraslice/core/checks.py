@@ -15,6 +15,7 @@ from intraslice.core.errors import Message, UserError
 MAX_INTEGER = 2**31 - 1
 # Removed commands, endpoints, options and methods, each with what replaces it.
 RETIRED = {
+    "distill-ce": "distill-ce was removed; use distill, after which KL is lower on every text",
     "exchange": "exchange was removed; use search, with --passes instead of --exchanges",
     "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
     "decreases",

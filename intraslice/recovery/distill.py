@@ -2,9 +2,9 @@
 
 Slicing fits each layer to its own output; this trains all layers together, with Adam, for the next-token distribution
 (Hinton et al., arXiv 1503.02531), on the calibration's text and on text that the dense model samples itself, which
-carries over better to other texts. The loss is the KL divergence from the dense model, on a sample of the vocabulary;
-the cross-entropy of the text's next tokens can be added. What is trained is a low-rank update of each linear map,
-which is added to its matrix in the end. Sizes, and tensors that the two models share, do not change.
+carries over better to other texts. The loss is the KL divergence from the dense model, on a sample of the vocabulary.
+What is trained is a low-rank update of each linear map, which is added to its matrix in the end. Sizes, and tensors
+that the two models share, do not change.
 """
 
 from __future__ import annotations
@@ -156,7 +156,6 @@ class Distillation(Recovery):
     rank: int = 64  # of the updates
     learning_rate: float = 0.002  # change of a matrix per step, relative to it; falls to 0 linearly
     warm_up: int = 6  # steps
-    ce_weight: float = 0.0  # weight of the cross-entropy; that of the KL divergence is 1
     tokens_per_step: int = 512
     samples: float = 0.375  # fraction of the training tokens that the dense model samples
     temperature: float = 1.0  # of the samples
@@ -250,11 +249,7 @@ class Distillation(Recovery):
 
         `IGNORE_INDEX` stands for none. `weights` are those of the lesson.
         """
-        losses = functional.kl_div(log_probs, target, log_target=True, reduction="none").sum(-1)
-        if self.ce_weight:
-            nll = functional.nll_loss(log_probs, following, ignore_index=IGNORE_INDEX, reduction="none")
-            losses = losses + self.ce_weight * nll
-        return losses
+        return functional.kl_div(log_probs, target, log_target=True, reduction="none").sum(-1)
 
     def _train_(
         self,
@@ -311,21 +306,4 @@ def _linear_maps(model: PreTrainedModel) -> list[nn.Linear]:
     return [module for module in linear_maps if module.weight.numel()]
 
 
-@dataclass(frozen=True)
-class DistillationWithCrossEntropy(Distillation):
-    """As `Distillation`, on the text alone, plus 0.5 times the cross-entropy loss on its next tokens."""
-
-    name = "distill-ce"
-    label = "Distillation with cross-entropy"
-    explanation = (
-        "the same on the calibration text alone, plus 0.5 times the cross-entropy loss on its next tokens, so that "
-        "the model also fits that text"
-    )
-
-    ce_weight: float = 0.5
-    tokens_per_step: int = 1024
-    samples: float = 0.0
-
-
 RECOVERIES.register(Distillation())
-RECOVERIES.register(DistillationWithCrossEntropy())

@@ -46,7 +46,7 @@ REFUSED: list[tuple[Any, str, list[Any], str]] = [
     (SliceConfig, "order", ["parallel", 1], "one of sequential, one-shot"),
     (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "dim=-8"], MULTIPLES),
     (SliceConfig, "shapes", ["mlp", "mlp=0", "mlp=5000", "width=8", ""], MULTIPLES),
-    (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-ce, distill-own"),
+    (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-own"),
     (SliceConfig, "iterative", ["no", 1], "true or false"),
     (SliceConfig, "iterative_above", [-0.1], "a number from 0 to 1"),
     (SliceConfig, "head_fraction", [0.0, 1.5], "a number from 0.001 to 1 (1 is a whole head)"),
@@ -143,7 +143,7 @@ def test_values_that_a_model_cannot_have(case, tmp_path):
     for call, message in (
         (partial(write_gguf, model, tokenizer, tmp_path / "a.gguf", "q2_k"), "the GGUF type must be one of f32, f16"),
         (partial(intraslice.recover, model, model, tokens, epochs=0.5), "epochs must be a whole number from 0"),
-        (partial(intraslice.recover, model, model, tokens, "magic"), "recovery must be one of distill, distill-ce,"),
+        (partial(intraslice.recover, model, model, tokens, "magic"), "recovery must be one of distill, distill-own,"),
         (partial(ablated_model, model, "reads", 0, tokens), "width must be a whole number from 1 to"),
         (partial(ablated_model, model, "nothing", 4, tokens), "ablation must be one of"),
         *((partial(score_passage, model, model, tokenizer, "w7 " * n), "expected 2 to 512") for n in (0, 1, 513)),

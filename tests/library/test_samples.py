@@ -109,7 +109,7 @@ def test_a_damaged_file_is_made_anew(case, own_cache, damage):
     assert len([*own_cache.glob("s*/*.damaged")]) == 2
 
 
-@pytest.mark.parametrize("name", ["distill", "distill-own", pytest.param("distill-ce", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["distill", "distill-own"])
 def test_the_cost_is_that_of_the_counted_products_with_weights(case, name, monkeypatch):
     monkeypatch.setattr(samples_module, "SAMPLES_PER_BATCH", 10)  # all that are sampled beside 16 sequences
     monkeypatch.setattr(samples_module, "LIKELY_TOKENS", 160)  # so that the head is sampled

@@ -348,7 +348,7 @@ def test_rows_are_written_by_the_first_alone(in_processes, tmp_path, options):
     [
         *((words, words.split()[0]) for words in ALONE),
         ("evaluate --method intraslice+", "recovery distill"),
-        ("ratios --recover distill-ce", "recovery distill-ce"),
+        ("ratios --recover distill-own", "recovery distill-own"),
         ("slice --iterative --out folder", "--iterative"),
         ("slice --order one-shot --stream --out folder", "--stream"),
         ("evaluate --ratios search", "--ratios search"),
