@@ -17,10 +17,8 @@ from ..state.session import Session
 from ..state.settings import Settings
 from ..state.views import View
 from ..ui import formatting, screen
-from ..ui.handlers import LiveOutput, initial_values, status_line
+from ..ui.handlers import LiveOutput, Updates, initial_values, status_line
 from .controls import BUDGET_INFO
-
-Answers = Iterator[dict[str, Any]]  # of a handler, while its job runs
 
 
 def preview(
@@ -95,7 +93,7 @@ def initial_texts(session: Session, request: Request) -> Callable[[str], Any]:
     return initial_values(lambda: moved(session, session.view(request, "")))
 
 
-def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def measure(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """Slice and measure perplexity; yields status, readout, headline, target and actual sparsity, perplexity (HTML).
 
     A live request is measured after every release of the slider. Any other is measured by a button and continues when
@@ -104,20 +102,20 @@ def measure(session: Session, request: Request, layer: int, pinned: Request | No
     yield from _drawn(session.measure(request, client), session, request, pinned, client)
 
 
-def on_release(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def on_release(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure_live`; the charts follow a calibration that it makes itself, such as after a cancelled `prepare`."""
     answers = measure_live(session, request, layer, pinned, client)
     yield from followed(answers, session, request, lambda: session.jobs.is_running(client, "prepare"))
     yield {"released": str(time.time())}
 
 
-def measure_again(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def measure_again(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`on_release` where a measurement is missing although the setting is the same, unless it runs."""
     if not session.jobs.is_running(client, "measure", request=request):
         yield from on_release(session, request, layer, pinned, client)
 
 
-def followed(answers: Answers, session: Session, request: Request, is_told: Callable[[], bool]) -> Answers:
+def followed(answers: Updates, session: Session, request: Request, is_told: Callable[[], bool]) -> Updates:
     """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told."""
     before = session.sequences(request)
     for answer in answers:
@@ -126,7 +124,7 @@ def followed(answers: Answers, session: Session, request: Request, is_told: Call
         yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_grown else {})
 
 
-def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
     jobs, is_wanted = session.jobs, request.is_live and session.perplexities(request).source.kind != "before"
     while is_wanted:
@@ -141,14 +139,14 @@ def measure_live(session: Session, request: Request, layer: int, pinned: Request
             is_wanted = not jobs.is_running(client, "measure", request=request)
 
 
-def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     if request.is_live and session.is_calibrated(request):
         yield from measure(session, request, layer, pinned, client)
     yield {"measured": str(time.time())}
 
 
-def measure_pinned(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Answers:
+def measure_pinned(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """Measure the pinned setting's perplexity if it is not cached, for example after opening a link."""
     if pinned is None or not session.is_calibrated(request) or session.perplexities(pinned).source.kind == "here":
         return
@@ -232,7 +230,7 @@ def prepare(session: Session, request: Request, client: str) -> Iterator[dict[st
     yield from followed(answers, session, request, lambda: session.is_calibrated(request))
 
 
-def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Answers:
+def fit_size(session: Session, request: Request, size: str, context: int, client: str) -> Updates:
     """Set the sparsity to the smallest whose weights, and KV cache of `context` tokens, fit into a size: "200 MB q8_0".
 
     Yields the status line (HTML), then the sparsity in per cent and a new value of `Context.refresh`. Weights are
