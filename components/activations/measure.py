@@ -129,9 +129,11 @@ def _summary(report: ShiftReport, method: str, dense: PreTrainedModel, sliced: P
     for shift in report.shifts:
         if shift.method == method:
             numbers = shift.error, shift.massive_error, shift.cosine, shift.massive_cosine, shift.distance
-            own, other = (report.distributions[name, shift.layer, shift.place] for name in (method, "dense"))
-            places[shift.place].append(PlaceShift(*numbers, _histogram(own)))
-            before[shift.place].append(_histogram(other))
+            sliced_values, dense_values = (
+                report.distributions[name, shift.layer, shift.place] for name in (method, "dense")
+            )
+            places[shift.place].append(PlaceShift(*numbers, _histogram(sliced_values)))
+            before[shift.place].append(_histogram(dense_values))
     return MethodShift(1 - counts["sliced_decoder"] / counts["dense_decoder"], places, before)
 
 
