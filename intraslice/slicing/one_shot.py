@@ -58,7 +58,8 @@ def attention_from_moments(dense: SlicedAttention, plan: LayerPlan, stats: Layer
     weights = dense.weights()
     cut = cut_queries_and_keys(weights, stats.query_fisher, plan.heads, plan.dim)
     mean = stats.attention_sum / tokens
-    kept = torch.arange(len(mean), device=mean.device).view(dense.heads, -1)[list(plan.heads)].flatten()
+    heads = torch.tensor(plan.heads, dtype=torch.long, device=mean.device)
+    kept = torch.arange(len(mean), device=mean.device).view(dense.heads, -1)[heads].flatten()
     rows = stats.attention_moment.index_select(0, kept)
     moments = OutputMoments(rows.index_select(1, kept), rows, mean[kept], mean, tokens)
     return fit_attention(weights, cut, moments, plan.dim, dense.layer_idx)[0]

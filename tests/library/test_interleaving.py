@@ -59,7 +59,7 @@ JOBS: dict[str, Job] = {
     "modegpt": slicing("modegpt"),
     "shift": shift,
     "sensitivity": lambda case, progress: measure_sensitivity(
-        case.loaded, case.stats, case.tokens[:4], progress=progress
+        case.loaded, case.stats, case.tokens[:4], 0.3, progress=progress
     ),
     "perplexity": lambda case, progress: perplexity(case.dense, case.tokens, progress=progress),
 }

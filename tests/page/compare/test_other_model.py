@@ -12,7 +12,7 @@ from components.compare import panel
 from components.compare.models import Columns
 from components.compare.views import Question
 from components.ui.handlers import spread_settings
-from intraslice import checkpoints
+from intraslice.checkpoints import format as checkpoints
 from intraslice.core.errors import UserError
 from intraslice.evaluation.generation import generate_text
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
