@@ -11,8 +11,10 @@ let coming = null; // another look at a tab that is being built
 const presents = () => document.body.classList.contains("isx-present");
 const opened = () => tabs.findIndex((id) => isx.tab(id)?.getAttribute("aria-selected") === "true");
 const panel = () => [...document.querySelectorAll('#tabs [role="tabpanel"]')].find((one) => one.checkVisibility?.() ?? one.offsetParent);
+const cards = () => [...(panel()?.querySelectorAll(STOPS) ?? [])];
 // A chart without an answer yet has no title.
-const stops = () => [...(panel()?.querySelectorAll(STOPS) ?? [])].filter((one) => one.matches(".isx-stop") || one.querySelector(".isx-title")?.textContent);
+const isFilled = (one) => one.matches(".isx-stop") || one.querySelector(".isx-title")?.textContent;
+const stops = () => cards().filter(isFilled);
 
 function show(stop) {
   clearTimeout(coming);
@@ -38,11 +40,13 @@ function open(index, step, from, tries = LOOKS) {
   else open(index + step, step, from);
 }
 
-function go(step) {
+// The last chart of a tab may still wait for its answer: it is not passed over at once.
+function go(step, tries = LOOKS) {
   clearTimeout(coming);
   const all = stops();
   const next = all[all.indexOf(stage) + step];
   if (next) show(next);
+  else if (step > 0 && tries && !isFilled(cards().at(-1) ?? stage)) coming = setTimeout(go, 50, step, tries - 1);
   else if (tabs[opened() + step]) open(opened() + step, step, opened());
 }
 
