@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from components import limits
 from components.state.settings import Settings
 from intraslice.core import checks
-from tests.support.library.tiny_models import VOCABULARY, llama_gqa
+from tests.support.library.tiny_models import FAMILIES, VOCABULARY
 
 GOOD: dict[str, Sequence[Any]] = {
     "sequences": (1, 2, 4),
@@ -220,7 +220,7 @@ def write_models(hub: Path, count: int) -> dict[str, bool]:
     """Write so many models into a Hub cache; whether each is to be taken, by its id. The first of them is."""
     made: dict[str, bool] = {}
     good = hub.parent / "good"
-    llama_gqa().save_pretrained(good)
+    FAMILIES["llama-gqa"]().save_pretrained(good)
     tokenizer = Tokenizer(WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w3"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w3", eos_token="w2").save_pretrained(good)
