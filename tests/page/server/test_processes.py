@@ -264,7 +264,8 @@ def test_a_space_paints_measures_and_ends(space, home) -> None:
     assert "gradio" in httpx.get(address).text
     assert httpx.get(f"{address}/healthz").json()["ok"]
     api = f"{address}/gradio_api"
-    asked = inputs_of(Settings(dtype="float32"), 0, "")  # and the layer, and that nothing is pinned
+    # A calibration whose numbers are not stored; and the layer, and that nothing is pinned.
+    asked = inputs_of(Settings(dtype="float32", sequences=4, length=128), 0, "")
     event = httpx.post(f"{api}/call/measure_live", json={"data": asked}).json()["event_id"]
     with httpx.stream("GET", f"{api}/call/measure_live/{event}", timeout=300) as stream:
         for line in stream.iter_lines():
