@@ -30,13 +30,14 @@ def main() -> None:
     stats = intraslice.calibrate(loaded, tokens)
     config = SliceConfig(0.3, order="one-shot")
     configs = {f"`{name}`": (name, config) for name in METHODS}
-    configs["`intraslice --align cpu`"] = "intraslice", SliceConfig(0.3, order="one-shot", shapes=PRESETS["cpu"])
+    for name, shapes in PRESETS.items():
+        configs[f"`intraslice --align {name}`"] = "intraslice", SliceConfig(0.3, order="one-shot", shapes=shapes)
     models = {"dense": loaded.model}
     for label, (method, of_method) in configs.items():
         plan = plan_by(method, loaded.model, stats, of_method)
         models[label] = slice_by(method, loaded.model, plan, stats, tokens)
     windows, states = evaluation_tokens(loaded.tokenizer, EvaluationConfig(tokens=TOKENS)), DenseStates(loaded.model)
-    speeds = {batch: measure_speed(models, SpeedConfig(batch=batch)) for batch in BATCHES}
+    speeds = {batch: measure_speed(models, SpeedConfig(repeats=3, batch=batch)) for batch in BATCHES}
     accuracies = {
         (method, sparsity): mean_accuracy(rows)[0]
         for (method, _, recovery, _, _, sparsity), rows in comparable(scores(), "default").items()

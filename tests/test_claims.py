@@ -284,8 +284,8 @@ def readme(board: Board) -> Iterator[str]:
     duels = [duel for group in accuracies(board) for duel in group.duels]
     better = [f"{name} by {plus_minus(change)} points" for name, change in duels if change[0] > 2 * change[1]]
     yield (
-        f"At equal parameters, {len(better)} of {len(duels)} other methods answer multiple-choice questions without "
-        "examples (*zero-shot*) more accurately than `intraslice`, by more than two standard errors of the difference"
+        f"At equal parameters, {len(better)} of {len(duels)} slices by other methods answer multiple-choice questions "
+        "without examples (*zero-shot*) more accurately than that by `intraslice`, by more than two standard errors"
         f"{': ' * bool(better)}{'; '.join(better)}."
     )
 
