@@ -130,16 +130,19 @@ def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> l
 
 
 class _Candidate(NamedTuple):
-    """The layers for one nominal sparsity, and the parameters by which they exceed the target."""
+    """Ratios and sizes for one nominal sparsity, and the parameters by which they exceed the target."""
 
-    layers: list[LayerPlan]
+    attention: list[float]
+    mlp: list[float]
+    shapes: list[tuple[int, int, int]]  # heads, key/value heads, dim
+    neurons: list[int]
     reasons: Reasons
     excess: float
 
 
 def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candidate:
-    """Ratios and sizes for the budget of the sparsity `nominal`."""
-    sizes, multiples = [layer.sizes for layer in profile.layers], config.alignment
+    """The candidate for the budget of the sparsity `nominal`. Plans try several at every move of a slider."""
+    sizes = [layer.sizes for layer in profile.layers]
     if config.bias is None and _uses_importances(config):
         neurons_removed = profile.neuron_fraction(config.estimator, nominal * profile.dense_decoder)
     else:
@@ -152,24 +155,23 @@ def _candidate(profile: Profile, config: SliceConfig, nominal: float) -> _Candid
     channels = [s.channels for s in sizes]
     attention, attention_threshold, capped_attention = _ratios(profile, config, "attention", fraction, channels)
 
+    shapes = [
+        layer.shapes[_channels(layer, ratio)] if ratio < 1 or layer.kept else (0, 0, layer.sizes.dim)
+        for layer, ratio in zip(profile.layers, attention, strict=True)
+    ]
     widths = [neurons_kept(s.neurons, ratio) for s, ratio in zip(sizes, mlp, strict=True)]
-    widths = all_aligned(widths, neurons, multiples.mlp)
+    if config.shapes != FREE:
+        multiples, pairs = config.alignment, zip(sizes, shapes, strict=True)
+        shapes = [(count, kv_heads, aligned(dim, s.dim, multiples.dim)) for s, (count, kv_heads, dim) in pairs]
+        widths = all_aligned(widths, neurons, multiples.mlp)
     for index, *_, width in config.neuron_locks:
         widths[index] = width
-    layers = []
-    for layer, ratio, mlp_ratio, width in zip(profile.layers, attention, mlp, widths, strict=True):
-        budget = _channels(layer, ratio)
-        heads, (_, kv_heads, dim) = layer.heads(budget), layer.shapes[budget]
-        if ratio >= 1 and not layer.kept:
-            heads, kv_heads, dim = (), 0, layer.sizes.dim
-        dim = aligned(dim, layer.sizes.dim, multiples.dim)
-        if config.shapes != FREE or layer.kept or layer.removed:  # ratios of the sizes
-            ratio, mlp_ratio = 1 - len(heads) * dim / layer.sizes.channels, 1 - width / layer.sizes.neurons
-        layers.append(LayerPlan(ratio, mlp_ratio, heads, kv_heads, dim, width))
     bias = neurons_removed / nominal if nominal else config.bias or 1.0
     reasons = Reasons(nominal, bias, attention_threshold, mlp_threshold, capped_attention, capped_mlp)
-    parameters = sum(plan.parameters(s) for plan, s in zip(layers, sizes, strict=True))
-    return _Candidate(layers, reasons, parameters - (1 - config.sparsity) * profile.dense_decoder)
+    parameters = sum(s.parameters(*shape, width) for s, shape, width in zip(sizes, shapes, widths, strict=True))
+    return _Candidate(
+        attention, mlp, shapes, widths, reasons, parameters - (1 - config.sparsity) * profile.dense_decoder
+    )
 
 
 def _channels(layer: LayerProfile, ratio: float) -> int:
@@ -329,4 +331,10 @@ def _free_layers(profile: Profile, config: SliceConfig) -> tuple[list[LayerPlan]
             low, above, below = candidate, current, below * above / (above + current)
         else:
             high, above, below = candidate, above * below / (below + current), current
-    return best.layers, best.reasons
+    layers, places = [], zip(profile.layers, best.attention, best.mlp, best.shapes, best.neurons, strict=True)
+    for layer, attention, mlp, (count, kv_heads, dim), neurons in places:
+        heads = layer.heads(_channels(layer, attention)) if count else ()
+        if config.shapes != FREE or layer.kept or layer.removed:  # ratios of the sizes
+            attention, mlp = 1 - count * dim / layer.sizes.channels, 1 - neurons / layer.sizes.neurons
+        layers.append(LayerPlan(attention, mlp, heads, kv_heads, dim, neurons))
+    return layers, best.reasons
