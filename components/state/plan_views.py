@@ -1,9 +1,11 @@
 """Cached plans of a calibration, and their views for the page: ratios, sorted importances, the map, one layer."""
 
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -66,6 +68,8 @@ class Plans:
 
     def __init__(self) -> None:
         self._shown: BoundedCache[Hashable, Any] = BoundedCache(4_000)  # of 30 kB at most
+        self._lock = threading.Lock()
+        self._computing: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
 
     def plan(self, source: Source, config: SliceConfig) -> SlicePlan:
         """What is removed from each layer. Raises UserError if the model does not allow it."""
@@ -87,10 +91,19 @@ class Plans:
         return simpler if sizes[0] == sizes[1] else config
 
     def shown(self, source: Source, config: SliceConfig, about: Hashable, show: Callable[[], Value]) -> Value:
-        """What `show` returns for a plan and `about`, such as a chart: made once in each language for all clients."""
+        """What `show` returns for a plan and `about`, such as a chart: made once in each language for all clients.
+
+        The others wait meanwhile: thirty who were given the same file ask at once, and would all slow the slider down.
+        """
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
         cached: Value | None = self._shown.get(key)
-        return self._shown.put(key, show()) if cached is None else cached
+        if cached is not None:
+            return cached
+        with self._lock:
+            computing = self._computing.setdefault(key, threading.Lock())
+        with computing:
+            cached = self._shown.get(key)
+            return self._shown.put(key, show()) if cached is None else cached
 
     def view(self, source: Source, config: SliceConfig) -> PlanView:
         """The plan as plain numbers, with the ratios of the other estimators. Raises UserError as `plan` does."""

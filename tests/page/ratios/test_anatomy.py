@@ -1,11 +1,14 @@
 """What the map says of every family's layers, opened, is what its slices are, by both methods."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from tiny_page import kept_rows
 
 from components.ratios.anatomy_charts import across, inside
-from components.state.plan_views import Source, map_view, opened_view
+from components.state.plan_views import Plans, Source, map_view, opened_view
 from components.state.units import units_of
 from intraslice.core.config import SliceConfig
 from intraslice.methods.crossmodule import plan_crossmodule, slice_crossmodule
@@ -62,3 +65,16 @@ def test_the_opened_layers_are_cross_module_slices(every_family_case) -> None:
         added = [matrix.kept for matrix in matrices if matrix.is_added]
         assert added == [tuple(shortcut.shape) for shortcut in layer.shortcuts]
         assert {matrix.name: matrix.kept for matrix in matrices if not matrix.is_added} == sizes_of(layer)
+
+
+def test_many_who_ask_for_the_same_plan_at_once_let_it_be_made_once(case) -> None:
+    plans, source, made = Plans(), Source(case.stats.profile, 0), []
+
+    def show(number: int) -> object:
+        made.append(number)
+        time.sleep(0.05)
+        return object()
+
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda n: plans.shown(source, SliceConfig(0.3), "x", lambda: show(n)), range(8)))
+    assert len(found) == len(made) == 1
