@@ -101,7 +101,11 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
 
 def _charts(page: playwright.Page, folder: Path) -> None:
     """The charts of docs/results.md: damage against model size, and accuracy in tasks."""
-    for name, chart_id in (("sizes", "leaderboard-size-chart"), ("accuracy", "leaderboard-accuracy-chart")):
+    for name, chart_id in (
+        ("sizes", "leaderboard-size-chart"),
+        ("accuracy", "leaderboard-accuracy-chart"),
+        ("speeds", "leaderboard-speed-chart"),
+    ):
         chart = page.locator(f"#{chart_id} .isx-plot")
         chart.scroll_into_view_if_needed()
         page.wait_for_timeout(1000)

@@ -19,11 +19,20 @@ from components.compare.charts import facts_chart
 from components.compare.measure import FactsCache
 from components.compare.models import Columns
 from components.estimator.measure import EstimatorCheckCache
-from components.state.leaderboard import SEARCH, STAGES, Cell, cells
+from components.state.leaderboard import SEARCH, STAGES, Cell, cells, timings
 from components.state.request import parse
 from components.state.session import Session
 from components.state.settings import Settings
-from components.state.task_scores import DENSE, Score, comparable, mean_accuracy, mean_difference, scores, slice_of
+from components.state.task_scores import (
+    DENSE,
+    Score,
+    comparable,
+    mean_accuracy,
+    mean_difference,
+    scores,
+    slice_of,
+    untrained,
+)
 
 QWEN = "Qwen/Qwen2.5-Coder-{}-Instruct"
 MODELS = {"default": "135M", QWEN.format("0.5B"): "0.5B", QWEN.format("1.5B"): "1.5B"}
@@ -313,6 +322,7 @@ def results(board: Board) -> Iterator[str]:
         yield group.table
         if len(group.rows) > 2:
             yield group.agreement
+    yield timed()
     yield forgotten()
     check = EstimatorCheckCache(Session()).cached(parse(Settings())).agreement
     rho = [check.rho[name]["attention"] for name in ("pca", "fisher", "output-error")]
@@ -320,6 +330,17 @@ def results(board: Board) -> Iterator[str]:
     for file in sorted((ROOT / "docs" / "results").glob("*.csv")):
         first = [["Wikipedia", *(f"{value:.2f}" for value in rho)]] if file.stem == "rank_correlation" else []
         yield measured(file.stem, *first)
+
+
+def timed() -> str:
+    """The table of `assets/speeds.csv`, with the accuracies of `assets/tasks.csv`."""
+    times = [f"{phase}, batch {batch}" for batch in (1, 8) for phase in ("prefill", "decode")]
+    accuracies, lines = untrained(comparable(scores(), "default"), 0.3), []
+    for method, shapes, divergence, *values in timings("default"):
+        name = f"`{method} --align {shapes}`" if shapes else method if method == "dense" else f"`{method}`"
+        accuracy = "" if shapes else f"{100 * accuracies[method]:.1f}"
+        lines.append([name, f"{divergence:.2f}", accuracy, *(f"{value:.2f}" for value in values)])
+    return markdown(["slice", "KL", "mean accuracy", *times], lines)
 
 
 def forgotten() -> str:

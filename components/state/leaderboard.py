@@ -19,8 +19,10 @@ from ..i18n.language import LazyString, day, lazy_gettext
 from .choices import NO_RECOVERY
 
 FILE = ASSETS / "leaderboard.csv"
+TIMINGS = ASSETS / "speeds.csv"
 WIKIPEDIA = "wikipedia"  # the text of the readings on the page
 SEARCH = "search"  # in place of an estimator: ratios that a search found
+SPARSITY = 0.3  # of the chart against model size, and of the speeds
 TOKENS, DTYPE = 2048, "bfloat16"  # of every cell; the tokens are four windows of 512
 STAGES = ("training-free", "longer calibration", "searched", "recovered")
 Row = TypeVar("Row", bound=NamedTuple)
@@ -81,6 +83,18 @@ class Cell(NamedTuple):
         return day(datetime.date.fromisoformat(self.date))
 
 
+class Timing(NamedTuple):
+    """The dense default model, or a slice of `SPARSITY`: times per token relative to dense, measured in turns."""
+
+    method: str  # or "dense"
+    shapes: str  # a preset, or "" for free sizes
+    divergence: float  # on Wikipedia
+    prefill_1: float  # of one sequence
+    decode_1: float
+    prefill_8: float  # of eight sequences at once
+    decode_8: float
+
+
 OPTIONAL = ("prefill", "decode", "loops", "answer_tokens")  # None if only losses were measured
 KEY = ("model", "method", "ratios", "recovery", "sequences", "samples", "sparsity", "text")
 
@@ -128,7 +142,13 @@ def cells() -> tuple[Cell, ...]:
     return read_rows(Cell, FILE)
 
 
-def measured(model: str, sparsity: float = 0.3) -> LazyString | None:
+@cache
+def timings(model: str) -> tuple[Timing, ...]:
+    """The speeds that the page ships with, from `python -m tests.speeds`; none of other models than the default one."""
+    return read_rows(Timing, TIMINGS) if model == DEFAULT else ()
+
+
+def measured(model: str, sparsity: float = SPARSITY) -> LazyString | None:
     """What slicing a model by the defaults costs, in a sentence; None for a model that is not on the leaderboard."""
     for cell in cells():
         asked = cell.method, cell.stage, cell.other_estimator, cell.text, cell.sparsity

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..assets import ASSETS
+from .choices import NO_RECOVERY
 from .leaderboard import Cell, read_rows
 
 SCORES = ASSETS / "tasks.csv"
@@ -98,6 +99,15 @@ def comparable(scores: Iterable[Score], model: str) -> dict[Slice, list[Score]]:
             found.setdefault(slice_of(score), []).append(score)
     shared = set(TASKS).intersection(*({score.task for score in group} for group in found.values()))
     return {key: [score for score in group if score.task in shared] for key, group in found.items()}
+
+
+def untrained(scores: Mapping[Slice, Sequence[Score]], sparsity: float) -> dict[str, float]:
+    """The mean accuracy by method of what `comparable` returned: of the dense model, and of slices of this sparsity."""
+    return {
+        method: mean_accuracy(group)[0]
+        for (method, _, recovery, _, _, target), group in scores.items()
+        if recovery == NO_RECOVERY and target in (0.0, sparsity)
+    }
 
 
 @cache

@@ -7,7 +7,7 @@ STOPS = [
     *("#anatomy-chart", "#layer-chart", "#ratio-chart", "#importance-chart", "#estimator-check-chart"),
     *("#search-chart", "#convergence-chart", "#variance-chart", "#rank-chart", "#pair-chart", "#shift-chart"),
     *("#histogram-chart", "#answers", "#next-tokens", "#passage", "#facts-chart", "#leaderboard-chart"),
-    *("#leaderboard-accuracy-chart", "#leaderboard-size-chart"),
+    *("#leaderboard-accuracy-chart", "#leaderboard-speed-chart", "#leaderboard-size-chart"),
 ]
 LATE = """(selector) => {
     const element = document.querySelector(selector), text = element.textContent;

@@ -26,7 +26,7 @@ from components.ratios.anatomy_charts import map_chart, opened_chart, packed
 from components.ratios.charts import importance_chart, ratio_chart
 from components.spectra.charts import pair_chart, rank_chart, variance_chart
 from components.spectra.views import Curve, LayerCurves, PairsView, SpectraView, curve_ranks
-from components.state.leaderboard import cells
+from components.state.leaderboard import cells, timings
 from components.state.plan_views import MapRow, MapView, OpenedView
 from components.state.task_scores import comparable, scores
 from components.state.units import Width
@@ -111,6 +111,7 @@ EVERY: list[tuple[Callable[..., Chart], list[tuple[Any, ...]]]] = [
     *((make, [(SWEEP,)]) for make in (removed_chart, speed_chart, size_chart)),
     (leaderboard.sparsity_chart, [(OF_DEFAULT,)]),
     (leaderboard.accuracy_chart, [(OF_DEFAULT, comparable(scores(), "default"))]),
+    (leaderboard.speed_chart, [(timings("default"), comparable(scores(), "default"))]),
     (leaderboard.size_chart, [(ON_WIKIPEDIA,)]),
     (facts_chart, [(None,), (FACTS,), (replace(FACTS, columns={"dense": FACTS.columns["dense"]}, lost=()),)]),
     (figure.waiting, [("Effective rank per head", "It follows.")]),

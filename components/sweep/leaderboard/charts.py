@@ -1,12 +1,12 @@
-"""Charts of the leaderboard: damage and accuracy in tasks against sparsity, and damage against model size. Pure."""
+"""Charts of the leaderboard: damage and accuracy in tasks against sparsity, and damage against speed and size. Pure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
 from ...i18n.language import gettext, lazy_gettext, number
-from ...state.leaderboard import DTYPE, STAGES, TOKENS, Cell
-from ...state.task_scores import DENSE, Score, Slice, mean_accuracy, mean_difference, slice_of
+from ...state.leaderboard import DTYPE, SPARSITY, STAGES, TOKENS, Cell, Timing
+from ...state.task_scores import DENSE, Score, Slice, mean_accuracy, mean_difference, slice_of, untrained
 from ...ui import figure
 from ...ui.figure import Chart, Figure
 from ...ui.labels import ESTIMATORS, METHOD_COLOURS, METHODS, SYMBOLS, Terms
@@ -30,7 +30,7 @@ DASHES = {"longer calibration": "dashdot", "searched": "dot", "recovered": "long
 STAGE_SYMBOLS = {"longer calibration": "triangle-right", "searched": "triangle-down"}  # likewise
 OTHER_ESTIMATOR_SYMBOL = "pentagon"  # else the method's
 NO_BREAK = "\u2011"  # a hyphen at which a line of the table does not break
-SPARSITY = 0.3  # of the chart against model size
+BATCHES = 1, 8  # sequences of the chart against speed
 TICKS = [step * 10**power for power in range(-2, 5) for step in (1, 2, 5)]  # of both logarithmic axes
 
 
@@ -141,6 +141,72 @@ def accuracy_chart(cells: Sequence[Cell], scores: Mapping[Slice, Sequence[Score]
             count=sum(score.questions for score in dense),
         ),
     )
+
+
+def speed_chart(timings: Sequence[Timing], scores: Mapping[Slice, Sequence[Score]]) -> Chart | None:
+    """KL against the time of a token, in prefill and in decoding; `scores` as above. None without timings."""
+    if not timings:
+        return None
+    accuracies = untrained(scores, SPARSITY)
+    accuracy = [math.nan if timing.shapes else accuracies.get(timing.method, math.nan) for timing in timings]
+    fig = Figure(2, "speeds", side_by_side=True, hovermode="closest")
+    slices = [timing for timing in timings if timing.method != DENSE]
+    phases = (
+        gettext("time per token of the prompt, relative to dense"),
+        gettext("time per new token, relative to dense"),
+    )
+    for panel, phase, title in ((1, "prefill", phases[0]), (2, "decode", phases[1])):
+        for timing in slices:
+            name, line = _timed(timing), figure.line(METHOD_COLOURS.get(timing.method, "baseline"), 1.6)
+            fig.curve(
+                panel,
+                name,
+                [timing.divergence] * 2,
+                f"<b>{name}</b><br>%{{text}}<br>%{{x:.2f}}, KL %{{y:.2f}}",
+                [getattr(timing, f"{phase}_{batch}") for batch in BATCHES],
+                mode="lines+markers",
+                legendgroup=name,
+                text=[gettext("batch size {count}", count=batch) for batch in BATCHES],
+                line=line,
+                marker={
+                    "size": [7, 12],
+                    "color": line["color"],
+                    "symbol": f"{SYMBOLS.get(timing.method, 'circle')}{'-open' if timing.shapes else ''}",
+                },
+            )
+        fig.y_axis(panel, gettext("KL from dense, log scale"), type="log", tickvals=TICKS, ticktext=_ticktext())
+        fig.x_axis(panel, title, tickformat=".2f", range=[0.7, 1.02])
+        fig.shapes.append(figure.upright(panel, 1.0, figure.line("dense", 1.2)))
+    columns = {
+        gettext("Method"): map(_timed, timings),
+        gettext("KL from dense, nats per token"): [number(timing.divergence, ".2f") for timing in timings],
+        gettext("Mean accuracy, %"): [figure.cell(100 * value, ".1f") for value in accuracy],
+    }
+    for batch in BATCHES:
+        for phase, title in (
+            ("prefill", gettext("Prefill time, batch {count}", count=batch)),
+            ("decode", gettext("Decode time, batch {count}", count=batch)),
+        ):
+            columns[title] = [number(getattr(timing, f"{phase}_{batch}"), ".2f") for timing in timings]
+    return fig.chart(
+        gettext("Leaderboard: damage against speed"),
+        gettext(
+            "Who is faster at what damage? Farther left is faster, farther down closer to the dense model. Removing "
+            "whole layers (ShortGPT) saves the most time, at great damage; sizes that suit the device (open symbols) "
+            "save some time without more damage."
+        ),
+        columns,
+        protocol=gettext(
+            "The default model at {sparsity:.0%}, bfloat16, one CPU thread, all models in turns; small symbols: one "
+            "sequence, large ones: eight at once. Accuracy is the mean in zero-shot tasks.",
+            sparsity=SPARSITY,
+        ),
+    )
+
+
+def _timed(timing: Timing) -> str:
+    name = METHODS.get(timing.method, timing.method)
+    return f"{name}, {timing.shapes}" if timing.shapes else name
 
 
 def _damage_panels(cells: Sequence[Cell], revision: str, x_of: Callable[[Cell], float], hover: str) -> Figure:

@@ -30,9 +30,11 @@ def build() -> dict[str, Any]:
         )
     by_sparsity = chart(height=440, elem_id="leaderboard-chart", table=True)
     by_accuracy = chart(height=440, elem_id="leaderboard-accuracy-chart", table=True)
+    by_speed = chart(height=400, elem_id="leaderboard-speed-chart", table=True)
     by_size = chart(height=400, elem_id="leaderboard-size-chart")
     fold("leaderboard")
-    return {"model": model, "text": text, "by_sparsity": by_sparsity, "by_accuracy": by_accuracy, "by_size": by_size}
+    drawn = {"by_sparsity": by_sparsity, "by_accuracy": by_accuracy, "by_speed": by_speed, "by_size": by_size}
+    return {"model": model, "text": text, **drawn}
 
 
 def show(model: str, text: str) -> dict[str, str]:
@@ -43,6 +45,7 @@ def show(model: str, text: str) -> dict[str, str]:
     drawn = {
         "by_sparsity": charts.sparsity_chart(of_model) if of_model else None,
         "by_accuracy": charts.accuracy_chart(of_model, scores),
+        "by_speed": charts.speed_chart(leaderboard.timings(model), scores),
         "by_size": charts.size_chart(on_text),
     }
     return {name: chart.to_json() if chart else "" for name, chart in drawn.items()}
