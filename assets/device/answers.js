@@ -2,7 +2,7 @@
 const { say, make, fixed } = isx;
 const signed = (number) => isx.signed(number, 2);
 const speed = (number) => fixed(number, number >= 20 ? 0 : 1);
-const percentage = (logprob) => isx.percent((100 * Math.exp(logprob)).toFixed(1));
+const percentage = (logprob) => isx.percentage(Math.exp(logprob));
 const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎") || "∅";
 
 // The position of the first token that differs, or -1. An answer that has ended differs where the other goes on.

@@ -20,7 +20,6 @@ function unsupported() {
   } catch {
     return say("This browser does not support 64-bit WebAssembly memory, which the models need. Use a newer browser.");
   }
-  if (typeof Worker !== "function") return say("This browser does not support web workers, which the models need. Use a newer browser.");
   return "";
 }
 
@@ -36,8 +35,7 @@ async function start(engine, blob) {
     throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page.", { problem: reason(error) }));
   });
   // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
-  let fail;
-  const failure = new Promise((_, reject) => (fail = reject));
+  const { promise: failure, reject: fail } = Promise.withResolvers();
   failure.catch(() => {});
   const listen = (...words) => words.join(" ").includes("Aborted(") && fail(new Error(words.join(" ")));
   const logger = { debug: listen, log: listen, warn: listen, error: listen };
@@ -66,7 +64,7 @@ async function restart(model) {
 
 // A model that is ready to answer: {wllama, engine, blob}; those that are neither it nor in `beside` are closed first.
 async function open(engine, url, blob, beside = []) {
-  for (const other of [...running.keys()]) if (other !== url && !beside.includes(other)) await close(other);
+  await close([...running.keys()].filter((other) => other !== url && !beside.includes(other)));
   if (!running.has(url)) running.set(url, start(engine, blob).then((wllama) => ({ wllama, engine, blob })));
   return running.get(url).catch((problem) => {
     running.delete(url);
@@ -74,11 +72,11 @@ async function open(engine, url, blob, beside = []) {
   });
 }
 
-async function close(url = undefined) {
-  for (const [name, model] of [...running]) {
-    if (url !== undefined && url !== name) continue;
-    running.delete(name);
-    await model.then(({ wllama }) => end(wllama), () => {});
+async function close(urls = [...running.keys()]) {
+  for (const url of urls) {
+    const model = running.get(url);
+    running.delete(url);
+    await model?.then(({ wllama }) => end(wllama), () => {});
   }
 }
 

@@ -33,23 +33,12 @@ function build() {
       <div class="isx-lesson-notes" data-part="notes" id="isx-lesson-notes"></div><div class="isx-lesson-class" data-part="class"></div>
     </div>
     <div class="isx-lesson-bottom"><button type="button" data-go="notes" data-part="more" aria-controls="isx-lesson-notes">${words.notes}</button>
-      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`);
-  panel.addEventListener("click", clicked);
+      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`, { close, back, on: () => forward(), notes: toggleNotes });
   panel.addEventListener("keydown", (event) => event.key === "Enter" && !event.repeat && event.target.matches("input[type=number]") && forward());
   document.querySelector(".gradio-container").append(panel);
-  document.body.classList.add("isx-lesson-open");
   addEventListener("keydown", pressedKey);
   looking = setInterval(look, LOOK);
   lesson.fillClass(parts);
-}
-
-function clicked(event) {
-  const go = event.target.closest("[data-go], a");
-  if (!go || event.ctrlKey || event.metaKey || event.shiftKey) return; // a step's link opens in a tab of its own, too
-  if (go.matches("a")) {
-    event.preventDefault();
-    show(Number(go.dataset.step));
-  } else ({ close, back, on: forward, notes: toggleNotes })[go.dataset.go]();
 }
 
 function close() {
@@ -57,7 +46,6 @@ function close() {
   removeEventListener("keydown", pressedKey);
   panel.remove();
   at = -1;
-  document.body.classList.remove("isx-lesson-open");
   veil([]);
   isx.address((wanted) => wanted.delete("lesson"));
   document.querySelector("#lesson")?.focus();
@@ -126,7 +114,8 @@ function link({ id, title }, index) {
   wanted.set("lesson", index + 1);
   const label = fill(words.step, { step: index + 1, steps: steps.length, title });
   const current = index === at ? { "aria-current": "step" } : {};
-  return make("li", {}, make("a", { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "", "data-step": index, "aria-label": label, ...current }));
+  const properties = { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "", "aria-label": label, ...current };
+  return make("li", {}, isx.link(properties, () => show(index)));
 }
 
 function tell() {

@@ -7,18 +7,14 @@ const sources = { here: say("here"), before: say("precomputed"), imported: say("
 
 const title = (entry) => entry.title ?? entry.name;
 const isHere = ({ key }) => key === tried.current().key;
-const group = ({ model, text, tokens, window, dtype }) => say("Model {model}, text {text}: {tokens} tokens in windows of {window}, {dtype}", { model, text, tokens: isx.written(tokens.toLocaleString("en")), window, dtype });
+const group = ({ model, text, tokens, window, dtype }) => say("Model {model}, text {text}: {tokens} tokens in windows of {window}, {dtype}", { model, text, tokens: isx.count(tokens), window, dtype });
 
 function link(entry) {
   const setting = [...new URLSearchParams(entry.setting)].filter(([name]) => isx.undone.includes(name) || name === "upload");
   if (!isHere(entry) && setting.some(([name]) => name === "upload")) return make("span", { textContent: title(entry) }); // the file is not there
   const href = `?${new URLSearchParams([...setting, ["tab", "sweep"], ["lang", isx.language.code]])}`;
-  const onclick = (event) => {
-    if (!isHere(entry) || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    trigger("select", { pick: entry.setting });
-  };
-  return make("a", { className: "isx-pick", href, onclick, textContent: title(entry), "data-at": `go ${tried.id(entry)}` });
+  const properties = { className: "isx-pick", href, textContent: title(entry), "data-at": `go ${tried.id(entry)}` };
+  return isHere(entry) ? isx.link(properties, () => trigger("select", { pick: entry.setting })) : make("a", properties);
 }
 
 function rename(entry, cell) {
@@ -43,7 +39,7 @@ function rename(entry, cell) {
 function row(entry, fronts) {
   const act = (name, sign, label, onclick) => make("button", { type: "button", className: "isx-sign", textContent: sign, title: label, onclick, "aria-label": `${label}: ${title(entry)}`, "data-at": `${name} ${tried.id(entry)}` });
   const name = make("th", { scope: "row" }, link(entry), act("rename", "✎", say("Rename"), () => rename(entry, name)), act("remove", "×", say("Remove"), () => tried.remove(entry)));
-  const numbers = [isx.percent((100 * entry.removed).toFixed(1)), isx.fixed(entry.parameters / 1e6, 1), isx.fixed(entry.perplexity, 2), entry.kl === null ? "–" : isx.fixed(entry.kl, 3)];
+  const numbers = [isx.percentage(entry.removed), isx.fixed(entry.parameters / 1e6, 1), isx.fixed(entry.perplexity, 2), entry.kl === null ? "–" : isx.fixed(entry.kl, 3)];
   const best = Object.keys(fronts).filter((value) => fronts[value].includes(entry)).join(", ");
   const words = [best, [sources[entry.source], entry.day].filter(Boolean).join(", ")];
   const cells = [...numbers, ...words].map((textContent, column) => make("td", { className: column < numbers.length ? "isx-number" : "", textContent }));
@@ -59,7 +55,6 @@ function show(focused = document.activeElement?.dataset.at) {
     return [make("tr", {}, make("th", { scope: "colgroup", colSpan: 7, textContent: group(entries[0]) })), ...entries.map((entry) => row(entry, fronts))];
   });
   find("tbody").replaceChildren(...lines);
-  find("section").classList.toggle("isx-empty", !lines.length);
   if (focused) [...element.querySelectorAll("[data-at]")].find((one) => one.dataset.at === focused)?.focus({ preventScroll: true });
   draw();
 }
