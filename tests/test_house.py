@@ -15,8 +15,12 @@ PURE = ("core.linalg", "planning", "slicing.attention", "slicing.mlp")
 ALLOWED_IN_PURE = {"__future__", "collections", "dataclasses", "functools", "typing", "numpy", "torch", "jaxtyping"}
 PACKAGES = ("intraslice", "components")
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_IMPORTS = 500, 60, 7, 15
-# What imports from everywhere by its nature: the public names, and the options of all commands.
-ENTRIES = ("intraslice/__init__.py", "intraslice/cli/parser.py")
+# What imports from everywhere by its nature: the public names, the options of all commands, and the whole page.
+ENTRIES = (
+    "intraslice/__init__.py",
+    "intraslice/cli/parser.py",
+    *(f"components/{name}.py" for name in ("api", "page", "tabs")),
+)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 # Functions of the page above the limit, and their lines now: to be divided, and never to grow.
 LONG = {
@@ -24,6 +28,19 @@ LONG = {
     "connect": 138,
     "routes": 81,
     "write_answers": 64,
+}
+# Files of the page that import more of our modules than the limit, and how many now: to be divided, and never to grow.
+WIDE = {
+    "components/compare/panel.py": 24,
+    "components/export/pages.py": 19,
+    "components/export/panel.py": 20,
+    "components/make_snapshots.py": 23,
+    "components/state/calibrations.py": 23,
+    "components/state/precomputed.py": 16,
+    "components/state/readings.py": 16,
+    "components/state/session.py": 29,
+    "components/sweep/measure.py": 22,
+    "components/sweep/panel.py": 22,
 }
 # Signatures that are transformers' own, and the handlers that gradio calls with a value an input.
 FOREIGN = {"forward", "from_pretrained"}
@@ -173,6 +190,7 @@ def imported(path: Path) -> dict[str, str]:
 
 
 def test_no_file_depends_on_too_many_others():
-    counts = {str(path.relative_to(ROOT)): len({*imported(path).values()}) for path in files("intraslice")}
-    found = {path: count for path, count in counts.items() if count > MAX_IMPORTS and path not in ENTRIES}
-    assert found == {}
+    counts = {str(path.relative_to(ROOT)): len({*imported(path).values()}) for path in files(*PACKAGES)}
+    assert counts.keys() >= WIDE.keys()
+    found = {path: count for path, count in counts.items() if count > WIDE.get(path, MAX_IMPORTS)}
+    assert found.keys() <= {*ENTRIES}, found
