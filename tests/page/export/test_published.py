@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from tiny_page import SOMEBODY, content_of, in_job, options_of, publisher, unpacked
 
-from components.compare import measure as compare_measure
 from components.device import files as device_files
 from components.device import wllama
 from components.export import files, pages, panel, site
@@ -174,7 +173,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     assert any("step 1 of 3" in event["progress"] for event in told if "progress" in event)
     assert Path(last["file"]).name == "tiny.html"
     assert f"{Path(last['file']).stat().st_size / 1e6:.1f} MB" in last["status"]
-    monkeypatch.setattr(compare_measure, "write_answers", None)
+    monkeypatch.setattr("components.compare.measure.write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again["file"]).read_bytes() == Path(last["file"]).read_bytes()
     shown = panel.preview(session, tiny, 0, "w9", SOMEBODY)
