@@ -308,41 +308,25 @@ function layer(plot, chart) {
   plot.setAttribute("role", "group");
   plot.classList.add("isx-matrices");
   plot.classList.toggle("isx-wide-matrices", isWide);
-  plot.replaceChildren(...panels.map((panel) => side(panel, scale, isx.colours(plot))));
+  plot.replaceChildren(...panels.map((panel) => side(panel, scale)));
 }
 
-function side({ title, colour, weights, rows, text }, scale, ink) {
+function side({ title, colour, weights, rows, text }, scale) {
   const shades = colour === "cross" ? ["cross", "cross", "crimson"] : ["attention", "mlp"];
-  const lines = rows.map((row, index) => make("div", { className: "isx-matrix-row" }, ...row.map((one) => matrix(one, ink(shades[index]), scale, ink))));
+  const lines = rows.map((row, index) => make("div", { className: "isx-matrix-row" }, ...row.map((one, place) => matrix(one, scale, shades[index], place))));
   return make("section", {}, make("h4", {}, title, " ", make("span", { className: "isx-quiet" }, weights)), ...lines, make("p", {}, text));
 }
 
-function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scale, ink) {
-  const canvas = make("canvas", { "aria-hidden": "true" });
-  const [width, height] = [dense[1] * scale, dense[0] * scale];
-  const pen = set(paper(canvas, width, height), { fillStyle: shade });
-  const pixel = 1 / (window.devicePixelRatio || 1); // whole ones: two that share one would both fade
-  covered(columns, dense[1], canvas.width).forEach((part, x) => set(pen, { globalAlpha: part }).fillRect(x * pixel, 0, pixel, rows * scale));
-  set(pen, { globalAlpha: 0.45, globalCompositeOperation: "source-atop", strokeStyle: ink("page") }); // on what is kept alone
-  for (let x = -height; isNew && x < width; x += 5) {
-    pen.beginPath();
-    pen.moveTo(x, height);
-    pen.lineTo(x + height, 0);
-    pen.stroke();
-  }
-  set(pen, { globalAlpha: 1, globalCompositeOperation: "destination-over", fillStyle: ink("grid") }).fillRect(0, 0, width, height);
-  set(pen, { globalCompositeOperation: "source-over", strokeStyle: ink("rule") }).strokeRect(0.5, 0.5, width - 1, height - 1);
+// What is kept is a shape in a drawing of columns and rows, striped where its values are new.
+function matrix({ name, size, change, dense: [height, width], rows, columns, isNew }, scale, shade, place) {
+  const bits = [...columns].map((digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("").slice(0, width);
+  const kept = [...bits.matchAll(/1+/g)].map(({ 0: run, index }) => `M${index} 0h${run.length}v${rows}h${-run.length}z`).join("");
+  const stripes = `isx-stripes-${shade}-${place}`;
+  const tile = `<pattern id="${stripes}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="scale(${1 / scale})"><path d="M-1 1L1 -1M0 5L5 0M4 6L6 4"/></pattern>`;
+  const shapes = [`var(--isx-${shade})`, ...(isNew ? [`url(#${stripes})`] : [])].map((fill) => `<path d="${kept}" style="fill:${fill}"/>`);
+  const innerHTML = `<svg viewBox="0 0 ${width} ${height}" width="${width * scale}" height="${height * scale}" preserveAspectRatio="none" aria-hidden="true">${shapes.join("")}${tile}</svg>`;
   const texts = [make("b", {}, name), " ", size.replaceAll(" × ", "\u00a0×\u00a0"), make("small", {}, change)];
-  return make("figure", {}, canvas, make("figcaption", {}, ...texts));
-}
-
-// Of each of so many columns of pixels, how much of it the kept columns of a matrix cover: hexadecimal digits, a bit each.
-function covered(digits, columns, pixels) {
-  const before = [0];
-  for (let column = 0; column < columns; column++) before.push(before[column] + ((parseInt(digits[column >> 2], 16) >> (3 - (column & 3))) & 1));
-  const until = (end) => before[Math.floor(end)] + (end % 1) * ((before[Math.floor(end) + 1] ?? 0) - before[Math.floor(end)]);
-  const ends = Array.from({ length: pixels + 1 }, (_, pixel) => until((pixel * columns) / pixels));
-  return ends.slice(1).map((end, pixel) => Math.min(1, ((end - ends[pixel]) * pixels) / columns));
+  return make("figure", { innerHTML }, make("figcaption", {}, ...texts));
 }
 
 isx.drawings = { map, layer };

@@ -234,11 +234,10 @@ window.addEventListener("isx-layer", ({ detail }) => {
   chart.selected = detail;
   show();
 });
-const sight = new IntersectionObserver((entries) => {
+new IntersectionObserver((entries) => {
   inSight = entries.at(-1).isIntersecting;
   if (inSight && later) drawNow();
-}, { rootMargin: "120px" });
-sight.observe(plot);
+}, { rootMargin: "120px" }).observe(plot);
 window.addEventListener("beforeprint", drawNow); // on paper everything is in sight
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });

@@ -91,14 +91,13 @@ function choose(plot, row, index) {
   return plot.querySelector(`[data-at="${chosen}"]`);
 }
 
-const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 const move = (plot, step) => choose(plot, ...plot.isxFacts.at.map((place, axis) => Math.max(0, place + step[axis]))).focus();
 
 function begin(plot) {
   plot.style.height = "auto";
   plot.setAttribute("role", "group");
   plot.classList.add("isx-facts");
-  isx.onKeys(plot, steps, (step, { target }) => target.matches("[data-at]") && move(plot, step));
+  isx.onKeys(plot, { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }, (step, { target }) => target.matches("[data-at]") && move(plot, step));
   plot.addEventListener("click", ({ target }) => {
     const { at, pick } = target.closest("button")?.dataset ?? {};
     if (at) choose(plot, ...at.split(" ").map(Number)).focus({ preventScroll: true });

@@ -68,12 +68,11 @@ function leave() {
 
 // The arrows of a slider or a field are its own, as long as it has the focus: one that was dragged gives it back.
 addEventListener("pointerup", ({ target, isTrusted }) => isTrusted && presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
-function pressed(event) {
+addEventListener("keydown", (event) => {
   if (!presents() || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], .isx-tour")) return;
   if (event.key === "Escape") leave();
   else if (on[event.key] && !isx.types(event.target, true)) go(on[event.key]);
   else return;
   event.preventDefault();
   event.stopPropagation();
-}
-addEventListener("keydown", pressed, true);
+}, true);

@@ -27,11 +27,6 @@ const panel = isx.devicePanel(element.querySelector("div"), {
   toServer: () => option("server").click(),
 });
 
-function parsed(text) {
-  const { sparsity, dense, sliced, ...rest } = JSON.parse(text);
-  return isx.device.setting({ ...rest, files: [dense, ...(sliced ? [{ ...sliced, percent: sparsity }] : [])] });
-}
-
 const addresses = ({ files }) => files.map(({ url }) => url).join();
 
 // An answer to `prepare`; one of another setting ends the wait.
@@ -51,8 +46,7 @@ function claim(event) {
   if (!isOn() || !(isSent || isStopped)) return;
   event.stopImmediatePropagation();
   event.preventDefault();
-  if (isSent) panel.generate();
-  else panel.stop();
+  panel[isSent ? "generate" : "stop"]();
 }
 for (const type of ["click", "keydown"]) document.addEventListener(type, claim, true);
 document.addEventListener("change", (event) => {
@@ -61,7 +55,8 @@ document.addEventListener("change", (event) => {
 
 watch("value", () => {
   if (!props.value) return;
-  const setting = parsed(props.value);
+  const { sparsity, dense, sliced, ...rest } = JSON.parse(props.value);
+  const setting = isx.device.setting({ ...rest, files: [dense, ...(sliced ? [{ ...sliced, percent: sparsity }] : [])] });
   if (setting.isAnswer) waiting && answered(setting);
   else if (isOn()) panel.set(setting);
 });

@@ -149,17 +149,16 @@ async function score(model, { prompt, chat = false, signal }, tokens, told = () 
 
 // Prefill and decode in tokens per second, by model, the models alternating.
 async function speeds(models, signal) {
-  const times = Object.keys(models).map((name) => [name, { prefill: [], decode: [] }]);
+  const times = Object.keys(models).map((name) => [name, []]);
   for (let turn = 0; turn < TURNS; turn++) {
-    for (const [name, { prefill, decode }] of times) {
+    for (const [name, found] of times) {
       const { timings } = await complete(models[name], { prompt: SPEED_PROMPT, maxTokens: 24, top: 1, signal });
       if (!timings) return null;
-      prefill.push(timings.prompt_per_second);
-      decode.push(timings.predicted_per_second);
+      found.push(timings);
     }
   }
-  const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
-  return Object.fromEntries(times.map(([name, { prefill, decode }]) => [name, { prefill: median(prefill), decode: median(decode) }]));
+  const median = (found, kind) => found.map((timings) => timings[kind]).sort((one, other) => one - other)[TURNS >> 1];
+  return Object.fromEntries(times.map(([name, found]) => [name, { prefill: median(found, "prompt_per_second"), decode: median(found, "predicted_per_second") }]));
 }
 
 const stopped = (problem) => new Problem(say("The model stopped ({problem}). Try a shorter prompt.", { problem: reason(problem) }));

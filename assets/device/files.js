@@ -21,12 +21,8 @@ async function isCurrent(url, kept) {
 // The file as a Blob, or null.
 async function stored(url) {
   if (memory.has(url)) return memory.get(url);
-  try {
-    const kept = await (await storage())?.match(url);
-    return kept && (await isCurrent(url, kept)) ? await kept.blob() : null;
-  } catch {
-    return null;
-  }
+  const kept = await (await storage())?.match(url).catch(() => null);
+  return kept && (await isCurrent(url, kept)) ? kept.blob().catch(() => null) : null;
 }
 
 // Whether the browser keeps it: other files than the `needed` give way where there is no room.

@@ -25,7 +25,7 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
   const buttons = {
     stop: button("stop", say("Stop"), () => stop()),
     download: button("download", "", () => run(fetchAll)),
-    generate: button("generate", say("Generate"), () => generate()),
+    generate: button("generate", say("Generate"), () => run(answer)),
     speed: button("speed", say("Measure speed"), () => run(measure)),
     server: button("server", say("Run on the server"), () => toServer()),
     free: button("free", "", () => run(forget)),
@@ -191,7 +191,6 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
   }
 
   const stop = () => busy?.abort();
-  const generate = () => run(answer);
 
   function set(next) {
     setting = next;
@@ -207,5 +206,5 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     await device.close();
   }
 
-  return { set, generate, stop, leave, exclusive, fetchAll, start };
+  return { set, generate: () => run(answer), stop, leave, exclusive, fetchAll, start };
 };

@@ -29,7 +29,6 @@ function readout() {
 const bars = (module) => chart("ratio-chart")?.data.find((trace) => trace.type === "bar" && trace.meta?.module === module)?.y;
 
 // Layers in groups of about one size: first and last of each. Their number is known once the ratios are drawn.
-const hasLayers = () => Boolean(bars("mlp"));
 function groups(count) {
   const layers = bars("mlp")?.length ?? count;
   const many = Math.min(count, layers);
@@ -192,5 +191,5 @@ function measured({ kind }, found) {
 const pooled = ({ kind }, said) => (kind === "answers" ? MODELS.indexOf(models[said]) : said);
 const unpooled = ({ kind }, value) => (kind === "answers" ? models.indexOf(MODELS[value]) : value);
 
-Object.assign(lesson, { fill, groups, hasLayers, measured, pooled, readout, settled, slider, unpooled, written });
+Object.assign(lesson, { fill, groups, hasLayers: () => Boolean(bars("mlp")), measured, pooled, readout, settled, slider, unpooled, written });
 lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens, facts };

@@ -76,8 +76,7 @@ function pressedKey(event) {
   const inside = panel.contains(target);
   const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
   if (!ours && !(inside && key === "Escape")) return;
-  if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
-  else if (along[key]) along[key] > 0 ? forward(true) : back();
+  if (along[key]) event.repeat || (along[key] > 0 ? forward(true) : back()); // of a key that is held only the first press counts
   else if (key.toLowerCase() === "n") toggleNotes();
   else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? lesson.toggleWide() : close();
   else return;
@@ -261,8 +260,7 @@ document.addEventListener("click", ({ target }) => target.closest?.("#lesson") &
 const linked = Number(new URLSearchParams(location.search).get("lesson")) - 1;
 const isClass = new URLSearchParams(location.search).has("room"); // whose question is the step
 // A step of several states starts with the first, which a later one may have replaced before a reload.
-const isHeld = ({ states }) => states.length === 1 || holds(states[0]);
-if (steps[linked] && !isClass) isx.ready.then(() => show(linked, !isHeld(steps[linked])));
+if (steps[linked] && !isClass) isx.ready.then(() => show(linked, steps[linked].states.length > 1 && !holds(steps[linked].states[0])));
 
 // What a class needs: `use` changes to its progress, or back.
 Object.assign(lesson, {

@@ -50,10 +50,7 @@ const changed = () => {
 };
 const passes = ({ status, wait }) => status === 0 || status >= 500 || (wait > 0 && wait <= SHORT); // it is worth another try
 
-async function start() {
-  const { code, lead } = await call("", {});
-  enter({ code, lead });
-}
+const start = () => call("", {}).then(({ code, lead }) => enter({ code, lead }));
 
 async function join(text) {
   const code = codeOf(text);
@@ -203,11 +200,7 @@ const hooks = {
   // question takes the focus, and with it what was meant for the slider of the last one.
   forward(at, shown, byKey) {
     if (over) return false;
-    if (room.lead) {
-      if (shown) return false;
-      lead("reveal", { step: at + 1, truth: lesson.truth() });
-      return true;
-    }
+    if (room.lead) return !shown && (lead("reveal", { step: at + 1, truth: lesson.truth() }), true);
     const { disabled } = hooks.button(at, shown);
     if (disabled) return true;
     if (at + 1 !== state.step) lesson.show(state.step - 1);
@@ -240,13 +233,10 @@ isx.room = {
   },
 };
 
-async function attempt() {
-  try {
-    await join(linked);
-  } catch (error) {
+const attempt = () =>
+  join(linked).catch((error) => {
     if (passes(error)) setTimeout(attempt, PAUSE.away);
     else isx.address((wanted) => wanted.delete("room"));
     dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
-  }
-}
+  });
 if (linked) isx.ready.then(() => lesson.show(lesson.kept().at)).then(attempt);

@@ -25,11 +25,7 @@ function rename(entry, cell) {
     if (isWanted && field.value !== title(entry)) tried.rename(entry, field.value);
     show(`rename ${tried.id(entry)}`);
   };
-  field.onkeydown = (event) => {
-    if (!["Enter", "Escape"].includes(event.key)) return;
-    event.preventDefault(); // it would press the button that gets the focus
-    end(event.key === "Enter");
-  };
+  isx.onKeys(field, { Enter: true, Escape: false }, end); // by itself, the key would press the button that gets the focus
   field.onblur = () => end(true);
   cell.replaceChildren(field);
   field.focus();
@@ -75,11 +71,8 @@ function draw() {
 }
 
 async function bring([file]) {
-  try {
-    find("[role=status]").textContent = say("{imported} imported, {refused} refused.", tried.bring(await file.slice(0, 4e6).text()));
-  } catch {
-    find("[role=status]").textContent = say("This file cannot be read. Expected a CSV or JSON file that was saved here.");
-  }
+  const told = new Response(file?.slice(0, 4e6)).text().then((text) => say("{imported} imported, {refused} refused.", tried.bring(text)));
+  find("[role=status]").textContent = await told.catch(() => say("This file cannot be read. Expected a CSV or JSON file that was saved here."));
 }
 
 element.addEventListener("click", ({ target, target: { dataset } }) => {
