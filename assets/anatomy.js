@@ -1,6 +1,6 @@
 // Drawings that are not plotly's (components/ratios/anatomy_charts.py): the model as a map on a canvas, and the matrices of one
 // layer. chart.js calls isx.drawings[kind](plot, chart, pinned, choose) whenever one is to be drawn; `pinned` is A's drawing.
-const { say, make, written } = isx;
+const { say, make, count, percentage, written } = isx;
 const TYPE = 12; // px; the other lengths of a map grow with it in presenter mode
 const GAP = 14; // px between attention and MLP
 const HEIGHT = 460; // of a map of many layers
@@ -9,14 +9,7 @@ const font = (size, weight = "") => `${weight} ${size}px system-ui, -apple-syste
 const MATRIX = { most: 3, gap: 16 }; // px per row or column; px between matrices
 const OPENED = "isx-opened"; // of the body, while the matrices of the chosen layer are shown
 const EDGE = 8; // px beside the edge of the kept neurons, where it can be dragged
-const count = (number) => written(number.toLocaleString("en"));
-const fraction = (number) => isx.percent((100 * number).toFixed(1));
 const short = (number) => written(number >= 100 ? Math.round(number) : Number(number.toPrecision(2)));
-const colour = (element) => {
-  const styles = getComputedStyle(element);
-  return (name) => styles.getPropertyValue(`--isx-${name}`).trim();
-};
-
 const set = Object.assign; // of a pen's style: set(pen, { fillStyle }).fill()
 
 // A canvas of this size in px of the page, and what draws on it.
@@ -35,8 +28,7 @@ function paper(canvas, width, height) {
 function place(view) {
   const { plot, rows, pinned } = view;
   const width = plot.clientWidth;
-  const presented = document.body.classList.contains("isx-present");
-  const type = presented ? TYPE * Math.min(Math.max(innerWidth / 1000, 1.2), 2) : TYPE;
+  const [presented, type] = [isx.presents(), TYPE * isx.enlargement()];
   const [left, top] = [2.5 * type, 1.7 * type]; // beside and above the rows, for words
   const each = ((presented ? plot.clientHeight : HEIGHT) - top) / rows.length;
   const row = Math.min(Math.max(Math.floor(each), ROW.least), presented ? 4 * type : ROW.most);
@@ -61,7 +53,7 @@ function drawMap(view) {
   const { width, height, row, type, left, top, parts, start } = placed;
   plot.style.height = `${height}px`;
   const pen = paper(canvas, width, height);
-  const ink = colour(plot);
+  const ink = isx.colours(plot);
   const margin = row > 9 ? 2 : 1;
   set(pen, { fillStyle: ink("band") }).fillRect(0, top + row * chart.selected, width, row);
   const paths = { pale: new Path2D(), attention: new Path2D(), mlp: new Path2D(), pinned: new Path2D(), locked: new Path2D(), instead: new Path2D() };
@@ -110,7 +102,7 @@ function words(view, { layer, part, along }) {
   if (part === one.kv.length) {
     const [dense, kept] = one.neurons;
     const lines = [say("Layer {layer}, MLP", { layer }), say("{dense} → {kept} neurons", { dense: count(dense), kept: count(kept) })];
-    if (one.held !== undefined) lines.push(say("they hold {held} of the score of all", { held: fraction(one.held) }));
+    if (one.held !== undefined) lines.push(say("they hold {held} of the score of all", { held: percentage(one.held) }));
     if (before && before.neurons[1] !== kept) lines.push(say("pinned A: {kept} neurons", { kept: count(before.neurons[1]) }));
     if (canLock(view, layer)) lines.push(say("drag the edge of what is kept to lock its number"));
     if (along === undefined || !one.curve.length) return lines;
@@ -126,8 +118,8 @@ function words(view, { layer, part, along }) {
   if (one.scores.length) {
     const score = one.scores[part];
     const rank = 1 + one.scores.filter((other) => other > score).length;
-    lines.push(say("explained variance kept: {explained}", { explained: fraction(isKept ? one.explained[part] : 0) }));
-    lines.push(say("score: {score} of the layer's, rank {rank} of {count}", { score: fraction(score), rank, count: one.kv.length }));
+    lines.push(say("explained variance kept: {explained}", { explained: percentage(isKept ? one.explained[part] : 0) }));
+    lines.push(say("score: {score} of the layer's, rank {rank} of {count}", { score: percentage(score), rank, count: one.kv.length }));
   }
   const other = before && (before.kept.includes(part) ? before.dims[1] : 0);
   if (before && other !== (isKept ? dim : 0)) lines.push(say("pinned A: {kept} channels", { kept: other }));
@@ -297,7 +289,7 @@ isx.picture = (plot, title) => {
   const sharp = window.devicePixelRatio || 1;
   const picture = make("canvas", { width: canvas.width + 40 * sharp, height: canvas.height + 64 * sharp });
   const pen = picture.getContext("2d");
-  const ink = colour(plot);
+  const ink = isx.colours(plot);
   set(pen, { fillStyle: ink("page") }).fillRect(0, 0, picture.width, picture.height);
   pen.drawImage(canvas, 20 * sharp, 44 * sharp);
   set(pen, { fillStyle: ink("ink"), font: font(17 * sharp) }).fillText(title, 20 * sharp, 28 * sharp);
@@ -316,41 +308,25 @@ function layer(plot, chart) {
   plot.setAttribute("role", "group");
   plot.classList.add("isx-matrices");
   plot.classList.toggle("isx-wide-matrices", isWide);
-  plot.replaceChildren(...panels.map((panel) => side(panel, scale, colour(plot))));
+  plot.replaceChildren(...panels.map((panel) => side(panel, scale)));
 }
 
-function side({ title, colour, weights, rows, text }, scale, ink) {
+function side({ title, colour, weights, rows, text }, scale) {
   const shades = colour === "cross" ? ["cross", "cross", "crimson"] : ["attention", "mlp"];
-  const lines = rows.map((row, index) => make("div", { className: "isx-matrix-row" }, ...row.map((one) => matrix(one, ink(shades[index]), scale, ink))));
+  const lines = rows.map((row, index) => make("div", { className: "isx-matrix-row" }, ...row.map((one, place) => matrix(one, scale, shades[index], place))));
   return make("section", {}, make("h4", {}, title, " ", make("span", { className: "isx-quiet" }, weights)), ...lines, make("p", {}, text));
 }
 
-function matrix({ name, size, change, dense, rows, columns, isNew }, shade, scale, ink) {
-  const canvas = make("canvas", { "aria-hidden": "true" });
-  const [width, height] = [dense[1] * scale, dense[0] * scale];
-  const pen = set(paper(canvas, width, height), { fillStyle: shade });
-  const pixel = 1 / (window.devicePixelRatio || 1); // whole ones: two that share one would both fade
-  covered(columns, dense[1], canvas.width).forEach((part, x) => set(pen, { globalAlpha: part }).fillRect(x * pixel, 0, pixel, rows * scale));
-  set(pen, { globalAlpha: 0.45, globalCompositeOperation: "source-atop", strokeStyle: ink("page") }); // on what is kept alone
-  for (let x = -height; isNew && x < width; x += 5) {
-    pen.beginPath();
-    pen.moveTo(x, height);
-    pen.lineTo(x + height, 0);
-    pen.stroke();
-  }
-  set(pen, { globalAlpha: 1, globalCompositeOperation: "destination-over", fillStyle: ink("grid") }).fillRect(0, 0, width, height);
-  set(pen, { globalCompositeOperation: "source-over", strokeStyle: ink("rule") }).strokeRect(0.5, 0.5, width - 1, height - 1);
+// What is kept is a shape in a drawing of columns and rows, striped where its values are new.
+function matrix({ name, size, change, dense: [height, width], rows, columns, isNew }, scale, shade, place) {
+  const bits = [...columns].map((digit) => parseInt(digit, 16).toString(2).padStart(4, "0")).join("").slice(0, width);
+  const kept = [...bits.matchAll(/1+/g)].map(({ 0: run, index }) => `M${index} 0h${run.length}v${rows}h${-run.length}z`).join("");
+  const stripes = `isx-stripes-${shade}-${place}`;
+  const tile = `<pattern id="${stripes}" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="scale(${1 / scale})"><path d="M-1 1L1 -1M0 5L5 0M4 6L6 4"/></pattern>`;
+  const shapes = [`var(--isx-${shade})`, ...(isNew ? [`url(#${stripes})`] : [])].map((fill) => `<path d="${kept}" style="fill:${fill}"/>`);
+  const innerHTML = `<svg viewBox="0 0 ${width} ${height}" width="${width * scale}" height="${height * scale}" preserveAspectRatio="none" aria-hidden="true">${shapes.join("")}${tile}</svg>`;
   const texts = [make("b", {}, name), " ", size.replaceAll(" × ", "\u00a0×\u00a0"), make("small", {}, change)];
-  return make("figure", {}, canvas, make("figcaption", {}, ...texts));
-}
-
-// Of each of so many columns of pixels, how much of it the kept columns of a matrix cover: hexadecimal digits, a bit each.
-function covered(digits, columns, pixels) {
-  const before = [0];
-  for (let column = 0; column < columns; column++) before.push(before[column] + ((parseInt(digits[column >> 2], 16) >> (3 - (column & 3))) & 1));
-  const until = (end) => before[Math.floor(end)] + (end % 1) * ((before[Math.floor(end) + 1] ?? 0) - before[Math.floor(end)]);
-  const ends = Array.from({ length: pixels + 1 }, (_, pixel) => until((pixel * columns) / pixels));
-  return ends.slice(1).map((end, pixel) => Math.min(1, ((end - ends[pixel]) * pixels) / columns));
+  return make("figure", { innerHTML }, make("figcaption", {}, ...texts));
 }
 
 isx.drawings = { map, layer };

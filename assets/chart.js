@@ -18,8 +18,9 @@ let inSight = false;
 let later = null;
 
 // "@name" is a colour of components/ui/palette.py; its value differs between the light and the dark page.
-function coloured(figure, styles) {
-  const shade = (_, name) => JSON.stringify(styles.getPropertyValue(`--isx-${name}`).trim());
+function coloured(figure) {
+  const colour = isx.colours(plot);
+  const shade = (_, name) => JSON.stringify(colour(name));
   return JSON.parse(JSON.stringify(figure).replace(/"@([\w-]+)"/g, shade));
 }
 
@@ -71,9 +72,8 @@ function caption() {
 }
 
 function figure() {
-  const presented = document.body.classList.contains("isx-present");
-  const colours = coloured(whole(), getComputedStyle(plot));
-  const { data, layout } = presented ? enlarged(colours, Math.min(Math.max(innerWidth / 1000, 1.2), 2)) : colours;
+  const colours = coloured(whole());
+  const { data, layout } = isx.presents() ? enlarged(colours, isx.enlargement()) : colours;
   const sized = { ...layout, width: plot.clientWidth, height: plot.clientHeight };
   if (plot.clientWidth < 560) stack(sized);
   for (const shape of sized.shapes || [])
@@ -217,22 +217,16 @@ async function save() {
   if (chart?.drawing) return load(isx.picture(plot, chart.title));
   if (!chart || !window.Plotly) return; // the page is still being opened
   const { data, layout } = figure();
-  const styles = getComputedStyle(plot);
   const titled = {
     ...layout,
-    paper_bgcolor: styles.getPropertyValue("--isx-page").trim(),
+    paper_bgcolor: isx.colours(plot)("page"),
     title: { text: chart.title, x: 0.02, y: 0.97, font: { size: 17 } },
     margin: { ...layout.margin, t: layout.margin.t + 44 },
   };
   load(await Plotly.toImage({ data, layout: titled }, { format: "png", scale: 2, width: 1000, height: 560 }));
 }
 
-const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
-plot.addEventListener("keydown", (event) => {
-  if (!(event.key in step) || !chart?.layers || chart.drawing) return;
-  event.preventDefault();
-  choose(chart.selected + step[event.key]);
-});
+isx.onKeys(plot, { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }, (step) => chart?.layers > 0 && !chart.drawing && choose(chart.selected + step));
 find("png").addEventListener("click", save);
 find("twin").addEventListener("toggle", () => find("twin").open && chart && fillTable());
 window.addEventListener("isx-layer", ({ detail }) => {
@@ -240,11 +234,10 @@ window.addEventListener("isx-layer", ({ detail }) => {
   chart.selected = detail;
   show();
 });
-const sight = new IntersectionObserver((entries) => {
+new IntersectionObserver((entries) => {
   inSight = entries.at(-1).isIntersecting;
   if (inSight && later) drawNow();
-}, { rootMargin: "120px" });
-sight.observe(plot);
+}, { rootMargin: "120px" }).observe(plot);
 window.addEventListener("beforeprint", drawNow); // on paper everything is in sight
 new ResizeObserver(draw).observe(plot);
 new MutationObserver(draw).observe(document.body, { attributes: true, attributeFilter: ["class"] });

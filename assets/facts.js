@@ -1,11 +1,10 @@
 // The grid of facts (components/compare/charts.py), drawn as chart.js draws isx.drawings: a square for each question and
 // model, equal questions one above the other; the chosen question's answers; what slicing loses and gains. The squares are
 // one stop of the tab key, arrow keys go from one to another.
-const { say, make } = isx;
+const { say, make, visible } = isx;
 const SAYS = 2;
 const words = [say("neither"), say("only selects it"), say("says it")]; // by level
-const probability = (value) => isx.percent(isx.fixed(100 * value, value < 0.1 ? 1 : 0));
-const shown = (text) => text.replaceAll("\n", "⏎");
+const probability = (value) => isx.percentage(value, value < 0.1 ? 1 : 0);
 const firstLine = (text) => `${text.split("\n")[0]} …`; // of what a model writes
 
 // The columns, and that of the pinned setting if it has answers to the same questions.
@@ -39,7 +38,7 @@ function square({ questions, columns }, row, index) {
   const [, prompt, answer] = questions[index];
   const level = columns[row].levels[index];
   const gained = row && level > columns[0].levels[index];
-  const label = `${shown(prompt)} … ${answer}. ${columns[row].name}: ${words[level]}`;
+  const label = `${visible(prompt)} … ${answer}. ${columns[row].name}: ${words[level]}`;
   const properties = { "data-level": level, "data-at": `${row} ${index}`, "aria-label": label, title: label };
   return make("button", { type: "button", className: gained ? "isx-square isx-gained" : "isx-square", ...properties });
 }
@@ -61,7 +60,7 @@ function list(view, title, indices) {
   const sliced = columns.find(({ colour }) => colour === "intraslice");
   const item = (index) => {
     const [, prompt, answer] = questions[index];
-    const pick = make("button", { type: "button", className: "isx-pick", "data-pick": index }, `${shown(prompt)} `, make("b", {}, answer));
+    const pick = make("button", { type: "button", className: "isx-pick", "data-pick": index }, `${visible(prompt)} `, make("b", {}, answer));
     const now = make("span", { className: "isx-quiet" }, ` ${probability(certainty[index])}; ${say("now writes “{text}”", { text: firstLine(sliced.says[index]) })}`);
     return make("li", { className: "isx-of-intraslice" }, make("i", { className: "isx-square", "data-level": sliced.levels[index] }), make("div", {}, pick, now));
   };
@@ -92,19 +91,13 @@ function choose(plot, row, index) {
   return plot.querySelector(`[data-at="${chosen}"]`);
 }
 
-const steps = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
-function press(plot, event) {
-  if (!event.target.dataset.at || !(event.key in steps)) return;
-  event.preventDefault();
-  const [row, index] = plot.isxFacts.at.map((place, axis) => Math.max(0, place + steps[event.key][axis]));
-  choose(plot, row, index).focus();
-}
+const move = (plot, step) => choose(plot, ...plot.isxFacts.at.map((place, axis) => Math.max(0, place + step[axis]))).focus();
 
 function begin(plot) {
   plot.style.height = "auto";
   plot.setAttribute("role", "group");
   plot.classList.add("isx-facts");
-  plot.addEventListener("keydown", (event) => press(plot, event));
+  isx.onKeys(plot, { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }, (step, { target }) => target.matches("[data-at]") && move(plot, step));
   plot.addEventListener("click", ({ target }) => {
     const { at, pick } = target.closest("button")?.dataset ?? {};
     if (at) choose(plot, ...at.split(" ").map(Number)).focus({ preventScroll: true });

@@ -12,10 +12,8 @@ isx.ready = new Promise((resolve) => (begun = resolve)); // once the link has se
 const named = (values) => JSON.stringify(isx.undone.map((name) => values[all.indexOf(name)] ?? null));
 
 function show() {
-  for (const [id, able] of [["undo", at > 0 || seen !== steps[at]], ["redo", at < steps.length - 1]]) {
-    const button = document.querySelector(`#${id}`);
-    if (button) button.disabled = !able;
-  }
+  const able = { undo: at > 0 || seen !== steps[at], redo: at < steps.length - 1 };
+  for (const id of Object.keys(able)) document.querySelector(`#${id}`)?.toggleAttribute("disabled", !able[id]);
 }
 
 function keep() {

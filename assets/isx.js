@@ -11,6 +11,9 @@ isx.written = (number) => String(number).replace(/^-/, "−").replace(/[.,%]/g, 
 isx.fixed = (number, digits = 0) => isx.written(number.toFixed(digits));
 isx.signed = (number, digits) => (number < 0 ? "" : "+") + isx.fixed(number, digits);
 isx.percent = (number) => isx.written(number) + percent;
+isx.percentage = (share, digits = 1) => isx.percent((100 * share).toFixed(digits));
+isx.count = (number) => isx.written(number.toLocaleString("en"));
+isx.visible = (token) => token.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
 
 // An element with properties, or attributes where the name has a dash, and children.
 isx.make = (tag, properties = {}, ...children) => {
@@ -23,11 +26,31 @@ isx.make = (tag, properties = {}, ...children) => {
   return element;
 };
 
-// Fill an element with HTML; gives its elements with the attribute data-part, by that name.
-isx.parts = (element, html) => {
+// Fill an element with HTML; gives its elements with the attribute data-part, by that name. A press on one with data-go
+// does the act of that name.
+isx.parts = (element, html, acts = {}) => {
   element.innerHTML = html;
+  element.onclick = ({ target }) => acts[target.closest("[data-go]")?.dataset.go]?.();
   return Object.fromEntries([...element.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
 };
+
+// Keys that do something in an element: `act` gets what `keys` has for the one that is pressed, and gives false for one that it leaves.
+isx.onKeys = (element, keys, act) =>
+  element.addEventListener("keydown", (event) => event.key in keys && act(keys[event.key], event) !== false && event.preventDefault());
+
+// A link that changes this page, unless it is opened in a tab of its own.
+isx.link = (properties, act) => {
+  const onclick = (event) => event.ctrlKey || event.metaKey || event.shiftKey || (event.preventDefault(), act());
+  return isx.make("a", { ...properties, onclick });
+};
+
+// The page's colours by name, as they are where an element is; and how much larger things are in presenter mode.
+isx.colours = (element) => {
+  const styles = getComputedStyle(element);
+  return (name) => styles.getPropertyValue(`--isx-${name}`).trim();
+};
+isx.presents = () => document.body.classList.contains("isx-present");
+isx.enlargement = () => (isx.presents() ? Math.min(Math.max(innerWidth / 1000, 1.2), 2) : 1);
 
 // Let the user save a Blob as a file.
 isx.save = (blob, name) => {

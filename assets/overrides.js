@@ -83,7 +83,6 @@ function paint(field) {
     const percent = Number(locked ?? NaN); // NaN also for a number of neurons
     if (document.activeElement !== ratio || ratio === field) ratio.value = (percent >= 0 ? percent : 100 * ratios[module][layer]).toFixed(1);
     lock.checked = locked !== undefined;
-    ratio.classList.toggle("isx-locked", lock.checked);
   });
 }
 

@@ -1,7 +1,7 @@
 // A scored passage: pointing at a token, or moving to it with the arrow keys, tells its numbers below. The passage is
 // one stop of the tab key. A table has the tokens at which the models diverge most, ten at a time. Runs once, with
 // gradio's `element` in scope; tokens come and go inside it.
-const { say, make } = isx;
+const { say, make, visible } = isx;
 const ROWS = 10; // of the table at a time
 const CONTEXT = 3; // tokens before that of a row
 let first = 0; // row of those that the table shows
@@ -17,7 +17,6 @@ const tell = (token) => {
   token.classList.add("isx-told");
 };
 const of = (event) => event.target.closest?.(".isx-token");
-const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
 
 function enter(token, block = "nearest") {
   for (const other of tokens()) other.tabIndex = other === token ? 0 : -1;
@@ -25,13 +24,11 @@ function enter(token, block = "nearest") {
   token.scrollIntoView({ block });
 }
 
-const visible = (text) => text.replaceAll("\n", "⏎").replace(/^ +$/, "␣");
-
 function row(token) {
   const before = [];
-  for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent.replaceAll("\n", "⏎"));
+  for (let other = token.previousElementSibling; other && before.length < CONTEXT; other = other.previousElementSibling) before.unshift(other.textContent);
   const onclick = () => enter(token, "center");
-  const place = make("button", { type: "button", className: "isx-pick", onclick }, before.join("").trimStart(), make("b", { textContent: visible(token.textContent) }));
+  const place = make("button", { type: "button", className: "isx-pick", onclick }, visible(before.join("").trimStart()), make("b", { textContent: visible(token.textContent) }));
   const { kl, said, dense, sliced } = token.dataset;
   const [, ...heads] = [...listed.querySelectorAll("thead th")].map((head) => head.textContent);
   const cells = [isx.fixed(Number(kl), 3), said, dense, sliced].map((textContent, column) => make("td", { textContent, "data-head": heads[column] }));
@@ -59,12 +56,11 @@ const place = ({ screenX, screenY }) => `${screenX} ${screenY}`;
 document.addEventListener("mousemove", (event) => (pointer = place(event)));
 element.addEventListener("mouseover", (event) => place(event) !== pointer && tell(of(event)));
 element.addEventListener("focusin", (event) => tell(of(event)));
-element.addEventListener("keydown", (event) => {
-  const token = of(event);
-  if (!token || !(event.key in step)) return;
-  event.preventDefault();
-  const next = tokens()[tokens().indexOf(token) + step[event.key]];
+isx.onKeys(element, { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }, (step, event) => {
+  const [token, all] = [of(event), tokens()];
+  const next = token && all[all.indexOf(token) + step];
   if (next) enter(next);
+  return Boolean(token);
 });
 element.addEventListener("click", ({ target }) => {
   if (!target.dataset.step) return;

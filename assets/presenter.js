@@ -8,7 +8,7 @@ let stage = null;
 let line = null;
 let coming = null; // another look at a tab that is being built
 
-const presents = () => document.body.classList.contains("isx-present");
+const { presents } = isx;
 const opened = () => tabs.findIndex((id) => isx.tab(id)?.getAttribute("aria-selected") === "true");
 const panel = () => [...document.querySelectorAll('#tabs [role="tabpanel"]')].find((one) => one.checkVisibility?.() ?? one.offsetParent);
 const cards = () => [...(panel()?.querySelectorAll(STOPS) ?? [])];
@@ -28,26 +28,21 @@ function show(stop) {
   line.textContent = all.length > 1 ? `${where}, ${isx.say("{step} of {steps}", { step: all.indexOf(stage) + 1, steps: all.length })}` : where;
 }
 
-// Tabs without anything to show, such as Export's downloads, are passed over; at either end it stays where it is.
-function open(index, step, from, tries = LOOKS) {
+// On to the next stop, of this tab or of those after it. Charts that may still come are waited for. Tabs without anything
+// to show, such as Export's downloads, are passed over; at either end it stays where it is.
+function go(step, index = Math.max(opened(), 0), from = index, tries = LOOKS) {
+  clearTimeout(coming);
   if (!presents()) return;
-  if (!tabs[index]) return open(from, -step, 0);
+  if (!tabs[index]) return isx.openTab(tabs[from]);
   if (opened() !== index) isx.openTab(tabs[index]);
   const built = opened() === index && panel()?.querySelector(".block, button");
-  const found = built ? stops() : [];
-  if (found.length) show(step > 0 ? found[0] : found.at(-1));
-  else if (tries) coming = setTimeout(open, 50, index, step, from, tries - Boolean(built));
-  else open(index + step, step, from);
-}
-
-// The last chart of a tab may still wait for its answer: it is not passed over at once.
-function go(step, tries = LOOKS) {
-  clearTimeout(coming);
-  const all = stops();
-  const next = all[all.indexOf(stage) + step];
+  const all = built ? stops() : [];
+  const place = all.indexOf(stage);
+  const next = place < 0 ? all.at(step > 0 ? 0 : -1) : all[place + step];
+  const mayCome = place < 0 || (step > 0 && !isFilled(cards().at(-1)));
   if (next) show(next);
-  else if (step > 0 && tries && !isFilled(cards().at(-1) ?? stage)) coming = setTimeout(go, 50, step, tries - 1);
-  else if (tabs[opened() + step]) open(opened() + step, step, opened());
+  else if (tries && mayCome) coming = setTimeout(go, 50, step, index, from, tries - Boolean(built));
+  else go(step, index + step, from);
 }
 
 isx.present = () => {
@@ -60,7 +55,7 @@ isx.present = () => {
   document.body.classList.add("isx-present");
   scrollTo(0, 0);
   if (all.length) show(inView ?? all[0]);
-  else open(0, 1, 0);
+  else go(1, 0);
 };
 
 function leave() {
@@ -73,12 +68,11 @@ function leave() {
 
 // The arrows of a slider or a field are its own, as long as it has the focus: one that was dragged gives it back.
 addEventListener("pointerup", ({ target, isTrusted }) => isTrusted && presents() && target.matches?.("#sparsity input[type=range]") && target.blur());
-function pressed(event) {
+addEventListener("keydown", (event) => {
   if (!presents() || event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open], .isx-tour")) return;
   if (event.key === "Escape") leave();
   else if (on[event.key] && !isx.types(event.target, true)) go(on[event.key]);
   else return;
   event.preventDefault();
   event.stopPropagation();
-}
-addEventListener("keydown", pressed, true);
+}, true);

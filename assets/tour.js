@@ -10,16 +10,15 @@ function build() {
   parts = isx.parts(card, `
     <h3 id="isx-tour-title" tabindex="-1" data-part="title"></h3><p id="isx-tour-text" data-part="text"></p>
     <div class="isx-tour-buttons"><span data-part="count"></span><button type="button" data-go="close" data-part="close">${say("Close")}</button>
-      <button type="button" data-go="back" data-part="back">${say("Previous")}</button><button type="button" data-go="on" data-part="on"></button></div>`);
-  card.addEventListener("click", ({ target: { dataset } }) => {
-    if (dataset.go === "close" || (dataset.go === "on" && at === steps.length - 1)) close();
-    else if (dataset.go) show(at + (dataset.go === "on" ? 1 : -1));
-  });
+      <button type="button" data-go="back" data-part="back">${say("Previous")}</button><button type="button" data-go="on" data-part="on"></button></div>`, { close, back, on });
   spot = make("div", { className: "isx-spot" });
   document.querySelector(".gradio-container").append(spot, card);
   addEventListener("keydown", keys);
   follow();
 }
+
+const back = () => show(at - 1);
+const on = () => (at === steps.length - 1 ? close() : show(at + 1));
 
 function close() {
   cancelAnimationFrame(frame);
@@ -51,11 +50,10 @@ function show(step) {
 }
 
 function slide(percent) {
-  const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
   clearInterval(moving);
   moving = setInterval(() => {
     const value = Number(range().value);
-    set.call(range(), isx.calm.matches ? percent : value + Math.sign(percent - value));
+    range().value = isx.calm.matches ? percent : value + Math.sign(percent - value);
     range().dispatchEvent(new Event("input", { bubbles: true }));
     if (Number(range().value) === percent) release();
   }, 60);

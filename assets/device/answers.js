@@ -2,7 +2,7 @@
 const { say, make, fixed } = isx;
 const signed = (number) => isx.signed(number, 2);
 const speed = (number) => fixed(number, number >= 20 ? 0 : 1);
-const percentage = (logprob) => isx.percent((100 * Math.exp(logprob)).toFixed(1));
+const percentage = (logprob) => isx.percentage(Math.exp(logprob));
 const visible = (text) => text.replaceAll(" ", "␣").replaceAll("\n", "⏎") || "∅";
 
 // The position of the first token that differs, or -1. An answer that has ended differs where the other goes on.
@@ -47,9 +47,8 @@ function costs(titles, sizes, measured) {
   };
   const body = make("tbody", {}, row(say("File"), ...sizes), row(say("Prefill on your device"), ...both("prefill")), row(say("Decode on your device"), ...both("decode")));
   const table = make("table", { className: "isx-device-costs" }, heading("", ...titles), body);
-  for (const kind of ["prefill", "decode"]) {
-    for (const name of ["dense", "sliced"]) if (measured[name]) table.dataset[`${name}${kind}`] = measured[name][kind].toFixed(3);
-  }
+  for (const [name, speeds] of Object.entries(measured))
+    for (const kind of ["prefill", "decode"]) table.dataset[`${name}${kind}`] = speeds[kind].toFixed(3);
   return table;
 }
 
@@ -72,23 +71,20 @@ function losses(dense, scored) {
   const increases = scored.map((sliced, at) => (sliced === undefined ? undefined : dense.tokens[at].logprob - sliced));
   const found = increases.filter((increase) => increase !== undefined);
   const mean = found.reduce((sum, increase) => sum + increase, 0) / Math.max(found.length, 1);
-  const spans = increases.map((increase, at) => {
+  const [spans, rows] = [[], []];
+  increases.forEach((increase, at) => {
     const { text, logprob } = dense.tokens[at];
     const strength = Math.round(45 * Math.min(Math.max(increase ?? 2, 0) / 2, 1));
     const numbers = { dense: percentage(logprob), sliced: percentage(scored[at]), increase: signed(increase ?? 0) };
     const title = increase === undefined ? say("not among the sliced model's likeliest tokens") : say("{dense} → {sliced}, {increase} nats", numbers);
-    return make("span", { className: "isx-token", title, style: strength ? `--isx-strength:${strength}%` : "" }, text);
+    spans.push(make("span", { className: "isx-token", title, style: strength ? `--isx-strength:${strength}%` : "" }, text));
+    rows.push(row(visible(text), percentage(logprob), ...(increase === undefined ? ["–", "–"] : [percentage(scored[at]), signed(increase)])));
   });
   const counts = { mean: signed(mean), count: found.length, all: dense.tokens.length };
   const lacksSome = scored.length === dense.tokens.length && found.length < scored.length;
   const note = lacksSome
     ? say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens. The others could not be scored, for example because the sliced model finds them too unlikely; with them, the mean would probably be higher.", counts)
     : say("The dense answer, scored by both models: mean loss increase {mean} nats per token over {count} of {all} tokens.", counts);
-  const rows = increases.map((increase, at) => {
-    const { text, logprob } = dense.tokens[at];
-    const cells = increase === undefined ? ["–", "–"] : [percentage(scored[at]), signed(increase)];
-    return row(visible(text), percentage(logprob), ...cells);
-  });
   const table = make("table", {}, heading(say("Token"), say("Dense"), "IntraSlice", say("Loss increase, nats")), make("tbody", {}, ...rows));
   const fold = make("details", { className: "isx-fold" }, make("summary", {}, say("Data table")), make("div", { className: "isx-scroll" }, table));
   return make("div", {}, make("p", { className: "isx-note" }, note), make("p", { className: "isx-passage" }, ...spans), fold);

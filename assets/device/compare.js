@@ -4,17 +4,15 @@ const { say } = isx;
 const option = (value) => document.querySelector(`#run-on input[value="${value}"]`);
 const isOn = () => Boolean(option("device")?.checked);
 const field = (id, kind) => document.querySelector(`#${id} ${kind}`);
-const whole = (path) => new URL(path, document.baseURI).href;
-let waiting = null; // for files that the server writes: {setting, resolve, reject}
+let waiting = null; // for files that the server writes: {setting, promise, resolve, reject}
 
 // The server writes the files, unless somebody has asked for the same before.
 function prepare(setting, signal, tell) {
   tell(say("The server is writing the models for your device."));
-  return new Promise((resolve, reject) => {
-    waiting = { setting, resolve, reject };
-    signal.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
-    document.querySelector("#device-prepare").click();
-  });
+  const { promise, reject } = (waiting = { setting, ...Promise.withResolvers() });
+  signal.addEventListener("abort", () => reject(new DOMException("stopped", "AbortError")));
+  document.querySelector("#device-prepare").click();
+  return promise;
 }
 
 const panel = isx.devicePanel(element.querySelector("div"), {
@@ -28,13 +26,6 @@ const panel = isx.devicePanel(element.querySelector("div"), {
   }),
   toServer: () => option("server").click(),
 });
-
-function parsed(text) {
-  const { sparsity, engine, dense, sliced, ...rest } = JSON.parse(text);
-  const percent = isx.percent(sparsity);
-  const files = [{ name: "dense", title: say("Dense"), ...dense }, sliced && { name: "sliced", title: say("IntraSlice, {percent} removed", { percent }), ...sliced }];
-  return { ...rest, engine: whole(engine), files: files.filter(Boolean).map((file) => ({ ...file, url: whole(file.url) })) };
-}
 
 const addresses = ({ files }) => files.map(({ url }) => url).join();
 
@@ -55,19 +46,17 @@ function claim(event) {
   if (!isOn() || !(isSent || isStopped)) return;
   event.stopImmediatePropagation();
   event.preventDefault();
-  if (isSent) panel.generate();
-  else panel.stop();
+  panel[isSent ? "generate" : "stop"]();
 }
 for (const type of ["click", "keydown"]) document.addEventListener(type, claim, true);
 document.addEventListener("change", (event) => {
-  if (!event.target.closest?.("#run-on")) return;
-  document.body.classList.toggle("isx-on-device", isOn());
-  if (!isOn()) panel.leave();
+  if (event.target.closest?.("#run-on") && !isOn()) panel.leave();
 });
 
 watch("value", () => {
   if (!props.value) return;
-  const setting = parsed(props.value);
+  const { sparsity, dense, sliced, ...rest } = JSON.parse(props.value);
+  const setting = isx.device.setting({ ...rest, files: [dense, ...(sliced ? [{ ...sliced, percent: sparsity }] : [])] });
   if (setting.isAnswer) waiting && answered(setting);
   else if (isOn()) panel.set(setting);
 });

@@ -20,7 +20,6 @@ function unsupported() {
   } catch {
     return say("This browser does not support 64-bit WebAssembly memory, which the models need. Use a newer browser.");
   }
-  if (typeof Worker !== "function") return say("This browser does not support web workers, which the models need. Use a newer browser.");
   return "";
 }
 
@@ -36,8 +35,7 @@ async function start(engine, blob) {
     throw new Problem(say("The WebAssembly files could not be loaded ({problem}). Reload the page.", { problem: reason(error) }));
   });
   // wllama 3.13 does not tell when WebAssembly ends before it has begun, such as for lack of memory; its log does.
-  let fail;
-  const failure = new Promise((_, reject) => (fail = reject));
+  const { promise: failure, reject: fail } = Promise.withResolvers();
   failure.catch(() => {});
   const listen = (...words) => words.join(" ").includes("Aborted(") && fail(new Error(words.join(" ")));
   const logger = { debug: listen, log: listen, warn: listen, error: listen };
@@ -66,7 +64,7 @@ async function restart(model) {
 
 // A model that is ready to answer: {wllama, engine, blob}; those that are neither it nor in `beside` are closed first.
 async function open(engine, url, blob, beside = []) {
-  for (const other of [...running.keys()]) if (other !== url && !beside.includes(other)) await close(other);
+  await close([...running.keys()].filter((other) => other !== url && !beside.includes(other)));
   if (!running.has(url)) running.set(url, start(engine, blob).then((wllama) => ({ wllama, engine, blob })));
   return running.get(url).catch((problem) => {
     running.delete(url);
@@ -74,11 +72,11 @@ async function open(engine, url, blob, beside = []) {
   });
 }
 
-async function close(url = undefined) {
-  for (const [name, model] of [...running]) {
-    if (url !== undefined && url !== name) continue;
-    running.delete(name);
-    await model.then(({ wllama }) => end(wllama), () => {});
+async function close(urls = [...running.keys()]) {
+  for (const url of urls) {
+    const model = running.get(url);
+    running.delete(url);
+    await model?.then(({ wllama }) => end(wllama), () => {});
   }
 }
 
@@ -151,17 +149,16 @@ async function score(model, { prompt, chat = false, signal }, tokens, told = () 
 
 // Prefill and decode in tokens per second, by model, the models alternating.
 async function speeds(models, signal) {
-  const times = Object.keys(models).map((name) => [name, { prefill: [], decode: [] }]);
+  const times = Object.keys(models).map((name) => [name, []]);
   for (let turn = 0; turn < TURNS; turn++) {
-    for (const [name, { prefill, decode }] of times) {
+    for (const [name, found] of times) {
       const { timings } = await complete(models[name], { prompt: SPEED_PROMPT, maxTokens: 24, top: 1, signal });
       if (!timings) return null;
-      prefill.push(timings.prompt_per_second);
-      decode.push(timings.predicted_per_second);
+      found.push(timings);
     }
   }
-  const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
-  return Object.fromEntries(times.map(([name, { prefill, decode }]) => [name, { prefill: median(prefill), decode: median(decode) }]));
+  const median = (found, kind) => found.map((timings) => timings[kind]).sort((one, other) => one - other)[TURNS >> 1];
+  return Object.fromEntries(times.map(([name, found]) => [name, { prefill: median(found, "prompt_per_second"), decode: median(found, "predicted_per_second") }]));
 }
 
 const stopped = (problem) => new Problem(say("The model stopped ({problem}). Try a shorter prompt.", { problem: reason(problem) }));

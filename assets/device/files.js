@@ -21,12 +21,8 @@ async function isCurrent(url, kept) {
 // The file as a Blob, or null.
 async function stored(url) {
   if (memory.has(url)) return memory.get(url);
-  try {
-    const kept = await (await storage())?.match(url);
-    return kept && (await isCurrent(url, kept)) ? await kept.blob() : null;
-  } catch {
-    return null;
-  }
+  const kept = await (await storage())?.match(url).catch(() => null);
+  return kept && (await isCurrent(url, kept)) ? kept.blob().catch(() => null) : null;
 }
 
 // Whether the browser keeps it: other files than the `needed` give way where there is no room.
@@ -50,8 +46,7 @@ async function keep(url, blob, headers, needed) {
 // The bytes of all kept files.
 async function total() {
   const open = await storage();
-  const kept = await Promise.all(((await open?.keys()) ?? []).map((request) => open.match(request)));
-  const sizes = kept.map((response) => Number(response?.headers.get("content-length") ?? 0));
+  const sizes = ((await open?.matchAll()) ?? []).map(({ headers }) => Number(headers.get("content-length")));
   return [...memory.values()].reduce((sum, blob) => sum + blob.size, 0) + sizes.reduce((sum, size) => sum + size, 0);
 }
 
@@ -64,20 +59,14 @@ async function free() {
 // A file of the `needed` ones, {url, bytes}, as a Blob, and whether the browser keeps it. `progress` hears how many
 // bytes have come so far.
 async function download({ url, bytes }, needed, progress, signal) {
-  const parts = [];
   let loaded = 0;
-  let headers;
+  let headers, blob;
   try {
     const answer = await fetch(url, { cache: "no-store", signal });
     if (!answer.ok) throw new Error((await answer.text()).slice(0, 200) || `HTTP ${answer.status}`);
     headers = answer.headers;
-    const reader = answer.body.getReader();
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      parts.push(value);
-      progress((loaded += value.length));
-    }
+    const counted = new TransformStream({ transform: (part, next) => (next.enqueue(part), progress((loaded += part.length))) });
+    blob = await new Response(answer.body.pipeThrough(counted)).blob();
     const whole = headers.has("content-encoding") ? bytes : Number(headers.get("content-length")) || bytes;
     if (loaded !== whole) throw new Error(say("the connection closed"));
   } catch (problem) {
@@ -85,7 +74,6 @@ async function download({ url, bytes }, needed, progress, signal) {
     const values = { done: megabytes(loaded), total: megabytes(bytes), problem: problem?.message || String(problem) };
     throw new isx.device.Problem(say("The download stopped after {done} of {total} MB ({problem}). Try again.", values));
   }
-  const blob = new Blob(parts, { type: "application/octet-stream" });
   return { blob, isKept: await keep(url, blob, headers, needed.map((file) => file.url)) };
 }
 

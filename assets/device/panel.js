@@ -1,3 +1,15 @@
+const { say, make, device, files } = isx;
+const whole = (path) => new URL(path, document.baseURI).href;
+
+// A setting (see below) of one whose addresses are relative, and whose files have a percentage, 0 for the dense model.
+device.setting = ({ engine, files, ...rest }) => {
+  const described = ({ percent, url, bytes }) => {
+    const title = percent ? say("IntraSlice, {percent} removed", { percent: isx.percent(percent) }) : say("Dense");
+    return { name: percent ? "sliced" : "dense", title, url: whole(url), bytes };
+  };
+  return { ...rest, engine: whole(engine), files: files.map(described) };
+};
+
 // What a page shows of models on this device, and does with them one thing at a time: download, answer, measure. Returns
 // `set` (the setting's files, or null), `generate`, `stop`, `leave`, and `exclusive`. Used by compare.js and site.js.
 //
@@ -5,7 +17,6 @@
 // `options`: `prepare(setting, signal)` resolves when the files can be downloaded, to the setting with their true sizes;
 // `question()` is the prompt and how to answer it; `toServer`, where there is a server, runs the models there.
 isx.devicePanel = (root, { prepare, question, toServer }) => {
-  const { say, make, device, files } = isx;
   const { status, bar, row, results, about } = isx.parts(root, `
     <p class="isx-status" role="status" data-part="status"></p><progress max="1" hidden aria-label="${say("Download")}" data-part="bar"></progress>
     <p class="isx-device-buttons" data-part="row"></p><div aria-live="polite" data-part="results"></div><p class="isx-quiet" data-part="about"></p>`);
@@ -14,7 +25,7 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
   const buttons = {
     stop: button("stop", say("Stop"), () => stop()),
     download: button("download", "", () => run(fetchAll)),
-    generate: button("generate", say("Generate"), () => generate()),
+    generate: button("generate", say("Generate"), () => run(answer)),
     speed: button("speed", say("Measure speed"), () => run(measure)),
     server: button("server", say("Run on the server"), () => toServer()),
     free: button("free", "", () => run(forget)),
@@ -180,7 +191,6 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
   }
 
   const stop = () => busy?.abort();
-  const generate = () => run(answer);
 
   function set(next) {
     setting = next;
@@ -196,5 +206,5 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     await device.close();
   }
 
-  return { set, generate, stop, leave, exclusive, fetchAll, start };
+  return { set, generate: () => run(answer), stop, leave, exclusive, fetchAll, start };
 };

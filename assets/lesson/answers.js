@@ -1,11 +1,10 @@
 // The lesson's answers, read from what the page shows: null until the page has it, else the values for the sentence, the truth
 // that the control shows, whether a prediction comes close, and the weights of what was measured before.
-const { lesson, say, fixed, signed } = isx;
+const { lesson, say, fixed, signed, percentage } = isx;
 const { words } = lesson;
 const find = (selector) => document.querySelector(selector);
 const chart = (id) => find(`#${id} .isx-chart`)?.isxChart;
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
-const percent = (share) => isx.percent((100 * share).toFixed(0));
 const gap = (whole, value) => (typeof value === "number" ? isx.written(value) : (value ?? whole));
 const fill = (text, values) => text.replace(/\{(\w+)\}/g, (whole, name) => gap(whole, values[name])).replace(/(\d) %/g, "$1\u00a0%").replace(/(\p{L})\.\.(?!\.)/gu, "$1."); // "Mio." ends a sentence
 const slider = () => Number(find("#sparsity input[type=range]")?.value);
@@ -30,7 +29,6 @@ function readout() {
 const bars = (module) => chart("ratio-chart")?.data.find((trace) => trace.type === "bar" && trace.meta?.module === module)?.y;
 
 // Layers in groups of about one size: first and last of each. Their number is known once the ratios are drawn.
-const hasLayers = () => Boolean(bars("mlp"));
 function groups(count) {
   const layers = bars("mlp")?.length ?? count;
   const many = Math.min(count, layers);
@@ -65,7 +63,7 @@ function budget(said) {
   const most = truth.indexOf(Math.max(...truth));
   const least = truth.indexOf(Math.min(...truth));
   const rho = said ? rankCorrelation(said, truth) : NaN;
-  const values = { most: named(parts[most]), mostShare: percent(truth[most]), least: named(parts[least]), leastShare: percent(truth[least]), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2) }) };
+  const values = { most: named(parts[most]), mostShare: percentage(truth[most], 0), least: named(parts[least]), leastShare: percentage(truth[least], 0), order: Number.isNaN(rho) ? "" : fill(words.order, { rho: fixed(rho, 2) }) };
   return { values, truth, close: rho > 0.6, source: chart("ratio-chart").protocol };
 }
 
@@ -121,8 +119,8 @@ function across(said) {
   const [own, other] = [mean(intra[0]), mean(cross[0])];
   const truth = Math.abs(own / other - 1) < 0.1 ? 2 : own < other ? 0 : 1;
   const wins = intra[0].filter((error, layer) => error < cross[0][layer]).length;
-  const last = { lastIntra: percent(intra[0].at(-1)), lastCross: percent(cross[0].at(-1)), spreadIntra: fixed(intra[2].at(-1), 3), spreadCross: fixed(cross[2].at(-1), 3) };
-  const values = { intra: percent(own), cross: percent(other), wins, layers: intra[0].length, ...last };
+  const last = { lastIntra: percentage(intra[0].at(-1), 0), lastCross: percentage(cross[0].at(-1), 0), spreadIntra: fixed(intra[2].at(-1), 3), spreadCross: fixed(cross[2].at(-1), 3) };
+  const values = { intra: percentage(own, 0), cross: percentage(other, 0), wins, layers: intra[0].length, ...last };
   return { values, truth, close: said === truth, source: find("#shift-words [data-source]")?.dataset.source };
 }
 
@@ -193,5 +191,5 @@ function measured({ kind }, found) {
 const pooled = ({ kind }, said) => (kind === "answers" ? MODELS.indexOf(models[said]) : said);
 const unpooled = ({ kind }, value) => (kind === "answers" ? models.indexOf(MODELS[value]) : value);
 
-Object.assign(lesson, { fill, groups, hasLayers, measured, pooled, readout, settled, slider, unpooled, written });
+Object.assign(lesson, { fill, groups, hasLayers: () => Boolean(bars("mlp")), measured, pooled, readout, settled, slider, unpooled, written });
 lesson.answers = { cost, budget, hurts, directions, choosing, doubling, across, who, speed, words: tokens, facts };

@@ -33,23 +33,12 @@ function build() {
       <div class="isx-lesson-notes" data-part="notes" id="isx-lesson-notes"></div><div class="isx-lesson-class" data-part="class"></div>
     </div>
     <div class="isx-lesson-bottom"><button type="button" data-go="notes" data-part="more" aria-controls="isx-lesson-notes">${words.notes}</button>
-      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`);
-  panel.addEventListener("click", clicked);
+      <button type="button" data-go="back" data-part="back">${words.back}</button><button type="button" data-go="on" data-part="on" class="isx-on"></button></div>`, { close, back, on: () => forward(), notes: toggleNotes });
   panel.addEventListener("keydown", (event) => event.key === "Enter" && !event.repeat && event.target.matches("input[type=number]") && forward());
   document.querySelector(".gradio-container").append(panel);
-  document.body.classList.add("isx-lesson-open");
   addEventListener("keydown", pressedKey);
   looking = setInterval(look, LOOK);
   lesson.fillClass(parts);
-}
-
-function clicked(event) {
-  const go = event.target.closest("[data-go], a");
-  if (!go || event.ctrlKey || event.metaKey || event.shiftKey) return; // a step's link opens in a tab of its own, too
-  if (go.matches("a")) {
-    event.preventDefault();
-    show(Number(go.dataset.step));
-  } else ({ close, back, on: forward, notes: toggleNotes })[go.dataset.go]();
 }
 
 function close() {
@@ -57,7 +46,6 @@ function close() {
   removeEventListener("keydown", pressedKey);
   panel.remove();
   at = -1;
-  document.body.classList.remove("isx-lesson-open");
   veil([]);
   isx.address((wanted) => wanted.delete("lesson"));
   document.querySelector("#lesson")?.focus();
@@ -88,8 +76,7 @@ function pressedKey(event) {
   const inside = panel.contains(target);
   const ours = key.startsWith("Page") ? !types && (inside || !slides) : inside && !types && !(slides && key in along);
   if (!ours && !(inside && key === "Escape")) return;
-  if (along[key] && event.repeat) event.preventDefault(); // of a key that is held only the first press counts
-  else if (along[key]) along[key] > 0 ? forward(true) : back();
+  if (along[key]) event.repeat || (along[key] > 0 ? forward(true) : back()); // of a key that is held only the first press counts
   else if (key.toLowerCase() === "n") toggleNotes();
   else if (key === "Escape") panel.classList.contains("isx-lesson-wide") ? lesson.toggleWide() : close();
   else return;
@@ -126,7 +113,8 @@ function link({ id, title }, index) {
   wanted.set("lesson", index + 1);
   const label = fill(words.step, { step: index + 1, steps: steps.length, title });
   const current = index === at ? { "aria-current": "step" } : {};
-  return make("li", {}, make("a", { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "", "data-step": index, "aria-label": label, ...current }));
+  const properties = { href: `?${wanted}`, textContent: index + 1, title, className: kept.shown[id] ? "isx-done" : "", "aria-label": label, ...current };
+  return make("li", {}, isx.link(properties, () => show(index)));
 }
 
 function tell() {
@@ -272,8 +260,7 @@ document.addEventListener("click", ({ target }) => target.closest?.("#lesson") &
 const linked = Number(new URLSearchParams(location.search).get("lesson")) - 1;
 const isClass = new URLSearchParams(location.search).has("room"); // whose question is the step
 // A step of several states starts with the first, which a later one may have replaced before a reload.
-const isHeld = ({ states }) => states.length === 1 || holds(states[0]);
-if (steps[linked] && !isClass) isx.ready.then(() => show(linked, !isHeld(steps[linked])));
+if (steps[linked] && !isClass) isx.ready.then(() => show(linked, steps[linked].states.length > 1 && !holds(steps[linked].states[0])));
 
 // What a class needs: `use` changes to its progress, or back.
 Object.assign(lesson, {

@@ -2,7 +2,6 @@
 // window.intraslice.generate({sparsity, prompt, maxTokens, chat}), which resolves to {text, tokensPerSecond}.
 isx.site = ({ steps, models, engine, about }) => {
   const { say } = isx;
-  const whole = (path) => new URL(path, document.baseURI).href;
   const fromDisk = location.protocol === "file:" ? say("Browsers cannot run models in a page that was opened from disk. Serve its folder, for example with “python -m http.server”, and open it from there.") : "";
 
   const panel = isx.devicePanel(at("device-panel"), {
@@ -10,11 +9,7 @@ isx.site = ({ steps, models, engine, about }) => {
     question: () => ({ prompt: at("own").value, maxTokens: 64, chat: true }),
   });
 
-  const file = ({ percent, url, bytes }) => {
-    const title = percent ? say("IntraSlice, {percent} removed", { percent: isx.percent(percent) }) : say("Dense");
-    return { name: percent ? "sliced" : "dense", title, url: whole(url), bytes };
-  };
-  const setting = (...chosen) => ({ engine: whole(engine), about, problem: fromDisk, files: chosen.map(file) });
+  const setting = (...files) => isx.device.setting({ engine, about, problem: fromDisk, files });
   const follow = () => panel.set(setting(...new Set([nearest(models, 0), nearest(models, steps[slider.value].percent)])));
 
   window.intraslice = {

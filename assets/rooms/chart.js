@@ -68,8 +68,7 @@ function choices(control, shape, truth, mine) {
 // Bars: the class's median of each group of layers with its quartiles, the measured value, and one's own.
 function bars(control, shape, truth, mine) {
   const count = shape?.bars.length || truth?.length || mine?.length || control.groups;
-  const [top, height] = [24, 120];
-  const base = top + height;
+  const [height, base] = [120, 144];
   const y = (value) => base - (height * Math.min(value, control.max)) / control.max;
   const width = (RIGHT - LEFT) / count;
   const groups = lesson.groups(count);

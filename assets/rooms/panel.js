@@ -28,17 +28,16 @@ lesson.fillClass = (found) => {
     event.preventDefault();
     enter(() => isx.room.join(parts.code.value));
   });
-  parts.body.addEventListener("click", clicked);
+  parts.body.addEventListener("click", ({ target }) => {
+    const pressed = target.closest("[data-room]");
+    if (pressed) attempt(acts[pressed.dataset.room]);
+  });
   render();
 };
 
 async function attempt(act) {
   error = "";
-  try {
-    await act();
-  } catch (refused) {
-    error = refused.message;
-  }
+  await Promise.resolve().then(act).catch((refused) => (error = refused.message));
   render();
 }
 
@@ -62,15 +61,8 @@ const acts = {
   record: () => save(isx.record.own(), "html"),
   remove: () => isx.room.lead("remove", {}),
   delete: () => (view.sure.hidden = !view.sure.hidden),
-  sure: async () => {
-    if (await isx.room.lead("delete", {})) isx.room.leave();
-  },
+  sure: () => isx.room.lead("delete", {}).then((deleted) => deleted && isx.room.leave()),
 };
-
-function clicked(event) {
-  const pressed = event.target.closest("[data-room]");
-  if (pressed) attempt(acts[pressed.dataset.room]);
-}
 
 const save = (blob, ending) => isx.save(blob, `intraslice-${isx.room.now ? `class-${isx.room.now.code}` : "lesson"}.${ending}`);
 
@@ -194,8 +186,7 @@ function render() {
   set(parts.refused, "textContent", now.problem || error);
   if (ended || !now.state || at() < 0) return;
   if (view?.isLead !== now.isLead) view = { isLead: now.isLead, ...(now.isLead ? buildLead(now) : buildStudent()) };
-  if (now.isLead) renderLead(now);
-  else renderStudent(now);
+  (now.isLead ? renderLead : renderStudent)(now);
 }
 
 lesson.renderClass = render;

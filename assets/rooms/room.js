@@ -26,8 +26,8 @@ if (linked && fragment.get("lead")) {
 }
 
 // Throws an Error with the server's sentence, its status, and the seconds to wait; status 0 where there was no answer.
-async function call(path, body, parse = "json") {
-  const headers = room?.lead ? { "x-room-lead": room.lead } : room ? { "x-room-student": room.student } : {};
+async function call(path, body, { parse = "json", as = room } = {}) {
+  const headers = as?.lead ? { "x-room-lead": as.lead } : as ? { "x-room-student": as.student } : {};
   const address = new URL(`${window.gradio_config?.root ?? location.origin}/rooms${path}`);
   address.searchParams.set("lang", isx.language.code);
   const options = body ? { method: "POST", headers: { ...headers, "content-type": "application/json" }, body: JSON.stringify(body) } : { headers };
@@ -50,23 +50,14 @@ const changed = () => {
 };
 const passes = ({ status, wait }) => status === 0 || status >= 500 || (wait > 0 && wait <= SHORT); // it is worth another try
 
-async function start() {
-  const made = await call("", {});
-  enter({ code: made.code, lead: made.lead });
-}
+const start = () => call("", {}).then(({ code, lead }) => enter({ code, lead }));
 
 async function join(text) {
   const code = codeOf(text);
-  const before = kept(code);
-  const student = before.student ?? id(16);
-  room = { code, student };
-  try {
-    const joined = before.lead ? { code } : await call(path("join"), {});
-    enter({ ...before, ...(before.lead ? {} : { student }), code: joined.code });
-  } catch (error) {
-    room = null;
-    throw error;
-  }
+  const found = kept(code);
+  if (!found.lead) found.student ??= id(16);
+  const joined = found.lead ? { code } : await call(`/${code}/join`, {}, { as: found });
+  enter({ ...found, code: joined.code });
 }
 
 function enter(found) {
@@ -209,11 +200,7 @@ const hooks = {
   // question takes the focus, and with it what was meant for the slider of the last one.
   forward(at, shown, byKey) {
     if (over) return false;
-    if (room.lead) {
-      if (shown) return false;
-      lead("reveal", { step: at + 1, truth: lesson.truth() });
-      return true;
-    }
+    if (room.lead) return !shown && (lead("reveal", { step: at + 1, truth: lesson.truth() }), true);
     const { disabled } = hooks.button(at, shown);
     if (disabled) return true;
     if (at + 1 !== state.step) lesson.show(state.step - 1);
@@ -240,19 +227,16 @@ isx.room = {
   join,
   leave,
   lead,
-  file: (action) => call(path(action), null, "blob"),
+  file: (action) => call(path(action), null, { parse: "blob" }),
   get now() {
     return room && { ...room, isLead: Boolean(room.lead), state, problem: problem || offline, over };
   },
 };
 
-async function attempt() {
-  try {
-    await join(linked);
-  } catch (error) {
+const attempt = () =>
+  join(linked).catch((error) => {
     if (passes(error)) setTimeout(attempt, PAUSE.away);
     else isx.address((wanted) => wanted.delete("room"));
     dispatchEvent(new CustomEvent("isx-room", { detail: error.message }));
-  }
-}
+  });
 if (linked) isx.ready.then(() => lesson.show(lesson.kept().at)).then(attempt);

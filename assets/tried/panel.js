@@ -7,18 +7,14 @@ const sources = { here: say("here"), before: say("precomputed"), imported: say("
 
 const title = (entry) => entry.title ?? entry.name;
 const isHere = ({ key }) => key === tried.current().key;
-const group = ({ model, text, tokens, window, dtype }) => say("Model {model}, text {text}: {tokens} tokens in windows of {window}, {dtype}", { model, text, tokens: isx.written(tokens.toLocaleString("en")), window, dtype });
+const group = ({ model, text, tokens, window, dtype }) => say("Model {model}, text {text}: {tokens} tokens in windows of {window}, {dtype}", { model, text, tokens: isx.count(tokens), window, dtype });
 
 function link(entry) {
   const setting = [...new URLSearchParams(entry.setting)].filter(([name]) => isx.undone.includes(name) || name === "upload");
   if (!isHere(entry) && setting.some(([name]) => name === "upload")) return make("span", { textContent: title(entry) }); // the file is not there
   const href = `?${new URLSearchParams([...setting, ["tab", "sweep"], ["lang", isx.language.code]])}`;
-  const onclick = (event) => {
-    if (!isHere(entry) || event.ctrlKey || event.metaKey || event.shiftKey) return;
-    event.preventDefault();
-    trigger("select", { pick: entry.setting });
-  };
-  return make("a", { className: "isx-pick", href, onclick, textContent: title(entry), "data-at": `go ${tried.id(entry)}` });
+  const properties = { className: "isx-pick", href, textContent: title(entry), "data-at": `go ${tried.id(entry)}` };
+  return isHere(entry) ? isx.link(properties, () => trigger("select", { pick: entry.setting })) : make("a", properties);
 }
 
 function rename(entry, cell) {
@@ -29,11 +25,7 @@ function rename(entry, cell) {
     if (isWanted && field.value !== title(entry)) tried.rename(entry, field.value);
     show(`rename ${tried.id(entry)}`);
   };
-  field.onkeydown = (event) => {
-    if (!["Enter", "Escape"].includes(event.key)) return;
-    event.preventDefault(); // it would press the button that gets the focus
-    end(event.key === "Enter");
-  };
+  isx.onKeys(field, { Enter: true, Escape: false }, end); // by itself, the key would press the button that gets the focus
   field.onblur = () => end(true);
   cell.replaceChildren(field);
   field.focus();
@@ -43,7 +35,7 @@ function rename(entry, cell) {
 function row(entry, fronts) {
   const act = (name, sign, label, onclick) => make("button", { type: "button", className: "isx-sign", textContent: sign, title: label, onclick, "aria-label": `${label}: ${title(entry)}`, "data-at": `${name} ${tried.id(entry)}` });
   const name = make("th", { scope: "row" }, link(entry), act("rename", "✎", say("Rename"), () => rename(entry, name)), act("remove", "×", say("Remove"), () => tried.remove(entry)));
-  const numbers = [isx.percent((100 * entry.removed).toFixed(1)), isx.fixed(entry.parameters / 1e6, 1), isx.fixed(entry.perplexity, 2), entry.kl === null ? "–" : isx.fixed(entry.kl, 3)];
+  const numbers = [isx.percentage(entry.removed), isx.fixed(entry.parameters / 1e6, 1), isx.fixed(entry.perplexity, 2), entry.kl === null ? "–" : isx.fixed(entry.kl, 3)];
   const best = Object.keys(fronts).filter((value) => fronts[value].includes(entry)).join(", ");
   const words = [best, [sources[entry.source], entry.day].filter(Boolean).join(", ")];
   const cells = [...numbers, ...words].map((textContent, column) => make("td", { className: column < numbers.length ? "isx-number" : "", textContent }));
@@ -59,7 +51,6 @@ function show(focused = document.activeElement?.dataset.at) {
     return [make("tr", {}, make("th", { scope: "colgroup", colSpan: 7, textContent: group(entries[0]) })), ...entries.map((entry) => row(entry, fronts))];
   });
   find("tbody").replaceChildren(...lines);
-  find("section").classList.toggle("isx-empty", !lines.length);
   if (focused) [...element.querySelectorAll("[data-at]")].find((one) => one.dataset.at === focused)?.focus({ preventScroll: true });
   draw();
 }
@@ -80,11 +71,8 @@ function draw() {
 }
 
 async function bring([file]) {
-  try {
-    find("[role=status]").textContent = say("{imported} imported, {refused} refused.", tried.bring(await file.slice(0, 4e6).text()));
-  } catch {
-    find("[role=status]").textContent = say("This file cannot be read. Expected a CSV or JSON file that was saved here.");
-  }
+  const told = new Response(file?.slice(0, 4e6)).text().then((text) => say("{imported} imported, {refused} refused.", tried.bring(text)));
+  find("[role=status]").textContent = await told.catch(() => say("This file cannot be read. Expected a CSV or JSON file that was saved here."));
 }
 
 element.addEventListener("click", ({ target, target: { dataset } }) => {

@@ -1,4 +1,4 @@
-"""The models answer a prompt in turn; answers are compared with the dense one, and shared (`TokenStream`)."""
+"""The models answer a prompt in turn, compared with the dense one, and shared (`TokenStream`); next tokens; scores."""
 
 import math
 from collections import defaultdict
@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 
 from intraslice.core import checks
 from intraslice.core.errors import UserError
+from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation.answers import common_tokens, has_loop
 from intraslice.evaluation.generation import REPLACEMENT_CHARACTER, Sampling, answer_text, prompt_tokens
 from intraslice.loading import LoadedModel
+from intraslice.pretrained.tokenizer import encode
 
 from .. import limits
 from ..i18n.language import lazy_gettext
@@ -21,9 +23,10 @@ from ..jobs.status import Status
 from ..jobs.waiting import JobSemaphore
 from ..state.request import Request
 from .models import CANNOT_ANSWER, Columns, TokenStream, columns_of, encode_off_turn, stream_key
-from .views import COLUMNS, OTHER, Answer, Question
+from .views import COLUMNS, MAX_GUESSES, OTHER, Answer, NextToken, Passage, Question
 
 Answers = Mapping[str, Answer]
+MAX_CANDIDATES = 8  # next tokens of either model
 # Each keeps its sliced models in memory until it ends; the dense columns of the others go on meanwhile.
 SLICED_ANSWERS = JobSemaphore(limits.MAX_SLICED_ANSWERS, lazy_gettext("Waiting for other answers to end"))
 
@@ -77,6 +80,29 @@ def write_answers(
                     decoder.show(name, Answer(state="refused", problem=str(problem)))
             decoder.step()
     return dict(decoder.answers)
+
+
+def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[NextToken, ...]:
+    """The most likely first tokens of the answer, inside a job. Raises UserError for an empty prompt."""
+    checks.require_words("the prompt", prompt)
+    loaded, sliced = columns.dense(job, request), columns.session.slice(job, request)
+    job.emit(Status(lazy_gettext("Reading the prompt")))
+    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, prompt, not raw))
+    models, tokenizer, pause = (loaded.model, sliced), loaded.tokenizer, job.checkpoint
+    return compare_next_tokens(*models, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
+
+
+def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Passage:
+    """The scores of a text's tokens, inside a job. Raises UserError for a text that is too short or too long."""
+    loaded, sliced, text = columns.dense(job, request), columns.session.slice(job, request), text.strip()
+    encode_off_turn(job, loaded.tokenizer, lambda: encode(loaded.tokenizer, text))
+    count = len(encode(loaded.tokenizer, text))
+    if not 2 <= count <= limits.MAX_PASSAGE_TOKENS:  # the first has no score
+        raise UserError(
+            "The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limits.MAX_PASSAGE_TOKENS
+        )
+    job.emit(Status(lazy_gettext("Scoring the passage")))
+    return score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)
 
 
 class InterleavedDecoder:

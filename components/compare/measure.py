@@ -1,13 +1,11 @@
-"""What the Compare tab measures beside answers and costs: next tokens, scores of a passage, and short questions."""
+"""The short questions of the Compare tab, and all that a published page shows of the tab."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
-from intraslice.core import checks
 from intraslice.core.errors import UserError
-from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation.facts import (
     Fact,
     encode_questions,
@@ -16,46 +14,22 @@ from intraslice.evaluation.facts import (
     facts_record,
     measure_facts,
 )
-from intraslice.evaluation.generation import prompt_tokens
-from intraslice.pretrained.tokenizer import encode, encodes_in_child
+from intraslice.pretrained.tokenizer import encodes_in_child
 
-from .. import limits
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..state.caches import BoundedCache
+from ..state.choices import FACT_LANGUAGES
 from ..state.precomputed import FACTS, StoredFacts
 from ..state.request import DENSE, Request, SliceKey
-from ..state.views import HERE
-from .models import Column, Columns, columns_of, encode_off_turn
-from .views import MAX_GUESSES, FactsColumn, FactsView, NextToken, Passage
+from ..state.views import HERE, Reading
+from .answers import score_tokens, write_answers
+from .models import Column, Columns, columns_of
+from .views import COLUMNS, FactsColumn, FactsView, Question
 
 JOB = "facts"
-MAX_CANDIDATES = 8  # of either model
-
-
-def next_tokens(job: Job, columns: Columns, request: Request, prompt: str, raw: bool) -> tuple[NextToken, ...]:
-    """The most likely first tokens of the answer, inside a job. Raises UserError for an empty prompt."""
-    checks.require_words("the prompt", prompt)
-    loaded, sliced = columns.dense(job, request), columns.session.slice(job, request)
-    job.emit(Status(lazy_gettext("Reading the prompt")))
-    encode_off_turn(job, loaded.tokenizer, lambda: prompt_tokens(loaded.tokenizer, prompt, not raw))
-    models, tokenizer, pause = (loaded.model, sliced), loaded.tokenizer, job.checkpoint
-    return compare_next_tokens(*models, tokenizer, prompt, MAX_CANDIDATES, chat=not raw, pause=pause)
-
-
-def score_tokens(job: Job, columns: Columns, request: Request, text: str) -> Passage:
-    """The scores of a text's tokens, inside a job. Raises UserError for a text that is too short or too long."""
-    loaded, sliced, text = columns.dense(job, request), columns.session.slice(job, request), text.strip()
-    encode_off_turn(job, loaded.tokenizer, lambda: encode(loaded.tokenizer, text))
-    count = len(encode(loaded.tokenizer, text))
-    if not 2 <= count <= limits.MAX_PASSAGE_TOKENS:  # the first has no score
-        raise UserError(
-            "The passage must have 2 to {limit} tokens, got {count:,}.", count=count, limit=limits.MAX_PASSAGE_TOKENS
-        )
-    job.emit(Status(lazy_gettext("Scoring the passage")))
-    return score_passage(loaded.model, sliced, loaded.tokenizer, text, MAX_GUESSES)
 
 
 class FactsCache:
@@ -122,3 +96,27 @@ class FactsCache:
             return self._facts.put(key, measure_facts(model, tokenizer, questions, progress=report))
 
         return job.share((JOB, key), measure)
+
+
+def measure_all(
+    job: Job, cache: FactsCache, request: Request, prompts: Sequence[str], tokens: int, passage: str
+) -> dict[str, Any]:
+    """What a published page shows of the tab, by the names of its `Step`. Raises UserError for an invalid text.
+
+    The cross-module numbers are None if that cannot reach the sparsity. Short questions are asked now unless those of
+    this percentage are stored.
+    """
+    columns, session = cache.columns, cache.columns.session
+    dense, _ = session.losses(job, request, session.calibrations.calibrate(job, request.calibration))
+    cross, facts = columns.cross_losses(job, request), cache.view(request, FACT_LANGUAGES[0])
+    if facts is None or not facts.is_exact or len(facts.columns) < len(COLUMNS):
+        facts = cache.complete(job, request, None, FACT_LANGUAGES[0])
+    answers = [write_answers(job, columns, request, Question(prompt, tokens)) for prompt in prompts]
+    return {
+        "costs": columns.cached_costs(request),
+        "cross": None if cross is None else Reading(*cross.perplexity(), cross.done, cross.total),
+        "cross_ratio": None if cross is None else Reading(*cross.ratio(dense), cross.done, cross.total),
+        "answers": tuple(answers),
+        "facts": facts,
+        "passage": score_tokens(job, columns, request, passage) if passage else None,
+    }

@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError, UserError
 from intraslice.evaluation.generation import Sampling, end_tokens, stream_tokens
 from intraslice.evaluation.perplexity import Losses, measure_losses
 from intraslice.evaluation.speed import Speed, SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
 from intraslice.modeling.counts import kv_bytes_per_token
-from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.pretrained.tokenizer import encodes_in_child
 
 from ..i18n.language import lazy_gettext
@@ -25,7 +23,7 @@ from ..jobs.jobs import job_progress
 from ..state.caches import BoundedCache
 from ..state.request import DENSE, CalibrationKey, Request, SliceKey
 from ..state.session import Session
-from ..state.units import nearest_plan
+from ..state.units import incomparable, nearest_plan
 from .views import COLUMNS, OTHER, PINNED, Cost, Costs, Question
 
 CANNOT_ANSWER = (UserError, NumericalError, OSError)  # problems of one column, which the others do not share
@@ -101,7 +99,7 @@ class Columns:
         self.session = session
         self.streams: BoundedCache[str, TokenStream] = BoundedCache(1000)  # answers of a few kB, also finished ones
         self.has_stopped: BoundedCache[str, bool] = BoundedCache(1000)  # by client: their last answer
-        self._speeds: BoundedCache[tuple[CalibrationKey, SliceConfig, Other], dict[str, Speed]] = BoundedCache(1000)
+        self._speeds: BoundedCache[tuple[SliceKey, Other], dict[str, Speed]] = BoundedCache(1000)
         self._others: BoundedCache[tuple[CalibrationKey, Other], Cost] = BoundedCache(1000)  # without speeds
 
     def dense(self, job: Job, request: Request) -> LoadedModel:
@@ -116,7 +114,7 @@ class Columns:
         if name == "crossmodule":
             plan, is_close = nearest_plan(loaded.model, request.slicing.sparsity)
             if not is_close:
-                raise UserError(_unreachable(request, plan))
+                raise UserError(incomparable(plan))
         return self.session.slice(job, request, name, full_calibration or not request.is_live)
 
     def other(self, job: Job, request: Request, other: str) -> LoadedModel:
@@ -163,10 +161,10 @@ class Columns:
                 # Cross-module slicing cuts the inputs and outputs of the heads, not their keys and values.
                 columns["crossmodule"] = Cost(cross.parameters.sliced_total, cross.removed_fraction, kv_bytes, value)
             else:
-                problems["crossmodule"] = _unreachable(request, cross)
+                problems["crossmodule"] = incomparable(cross)
         if cost := self._others.get((request.calibration, _other_key(request, other))):
             columns[OTHER] = cost
-        keys = [(request.calibration, request.slicing, _other_key(request, named)) for named in (other, "")]
+        keys = [(request.slice_key("intraslice"), _other_key(request, named)) for named in (other, "")]
         speeds = next(filter(None, map(self._speeds.get, keys)), {})
         for name, cost in columns.items():
             if speed := speeds.get(name):
@@ -182,6 +180,15 @@ class Columns:
         self._measure(job, request, ["intraslice", "crossmodule"], other)
         if pinned is not None and pinned.slicing.sparsity:
             self._measure(job, pinned, ["intraslice"])
+
+    def cross_losses(self, job: Job, request: Request) -> Losses | None:
+        """The cross-module model's losses, None if it cannot reach the sparsity; the costs then have the reason."""
+        calibrated = self.session.calibrations.calibrate(job, request.calibration)
+        try:
+            self.model(job, request, "crossmodule")
+        except (UserError, NumericalError):
+            return None
+        return self.session.readings.losses(job, request.slice_key("crossmodule"), calibrated)
 
     def _measure(self, job: Job, request: Request, methods: Sequence[str], other: str = "") -> None:
         self.session.measure_perplexities(job, request)
@@ -222,13 +229,13 @@ class Columns:
     def _measure_speed(self, job: Job, request: Request, models: dict[str, PreTrainedModel], other: str) -> None:
         """Measure the speeds of a setting's models, unless they are cached; one that is the dense model has none."""
         models = {name: model for name, model in models.items() if name == DENSE or model is not models[DENSE]}
-        key, named = (request.calibration, request.slicing), _other_key(request, other if OTHER in models else "")
-        cached = self._speeds.get((*key, named)) or {}
+        key, named = request.slice_key("intraslice"), _other_key(request, other if OTHER in models else "")
+        cached = self._speeds.get((key, named)) or {}
         if len(models) > 1 and not models.keys() <= cached.keys():
             progress = job_progress(job, lazy_gettext("Measuring speed, alternating between models: round"))
             speeds = measure_speed(models, SPEED, progress=progress)
-            self._speeds.put((*key, named), speeds)
-            self._speeds.put((*key, None), {name: speed for name, speed in speeds.items() if name != OTHER})
+            self._speeds.put((key, named), speeds)
+            self._speeds.put((key, None), {name: speed for name, speed in speeds.items() if name != OTHER})
 
     def _speed_protocol(self) -> str:
         return lazy_gettext(
@@ -246,19 +253,6 @@ def encode_off_turn(job: Job, tokenizer: PreTrainedTokenizerBase, encode: Callab
     if encodes_in_child(tokenizer):
         with job.waiting():
             encode()
-
-
-def _unreachable(request: Request, plan: CrossModulePlan) -> str:
-    """Why there is no cross-module model to compare with: the nearest plan is too far."""
-    return lazy_gettext(
-        "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest width, "
-        "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity "
-        "to compare.",
-        target=request.slicing.sparsity,
-        width=plan.width,
-        hidden=plan.hidden,
-        removed=plan.removed_fraction,
-    )
 
 
 def _other_key(request: Request, other: str) -> Other:

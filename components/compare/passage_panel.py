@@ -17,7 +17,7 @@ from ..ui import formatting
 from ..ui.explainers import fold, heading, note
 from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
-from . import html, measure
+from . import answers, html
 from .models import Columns
 
 SAMPLE = (
@@ -74,7 +74,7 @@ def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, clie
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Updates:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
-    work = partial(measure.score_tokens, columns=columns, request=request, text=passage)
+    work = partial(answers.score_tokens, columns=columns, request=request, text=passage)
     yield from _results(columns.session, request, client, "passage", work, "scored", html.passage)
 
 
@@ -86,7 +86,7 @@ def after_slice(columns: Columns, request: Request, prompt: str, raw: bool, samp
 
 
 def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Updates:
-    work = partial(measure.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
+    work = partial(answers.next_tokens, columns=columns, request=request, prompt=prompt, raw=raw)
     draw = partial(html.candidates, prompt=prompt)
     yield from _results(columns.session, request, client, "next tokens", work, "candidates", draw)
 

@@ -1,7 +1,8 @@
-"""The charts of the Estimator tab: estimator check, ratio search, convergence with the calibration. Pure."""
+"""The charts of the Estimator tab, and summaries of them: estimator check, ratio search, convergence. Pure."""
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 from ..i18n.language import gettext, lazy_gettext, number, translate
@@ -10,8 +11,8 @@ from ..state import choices
 from ..state.views import ConvergenceView, Provenance
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Figure, Json
-from ..ui.labels import ESTIMATORS, MODULES
-from .views import EstimatorCheckView, RatioSearchView
+from ..ui.labels import ESTIMATORS, MODULES, MODULES_IN_WORDS
+from .views import EstimatorCheckView, Misjudged, RatioSearchView, SearchResult
 
 NO_SEARCH = lazy_gettext(
     "Do better ratios exist? Move parameters between modules of the sliced model, at equal size, and keep the moves "
@@ -211,3 +212,68 @@ def _conclusion(view: ConvergenceView) -> str:
         latest=view.sequences[-1],
         points=points,
     )
+
+
+def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
+    """The rank correlations, and the misjudged modules (HTML)."""
+    if view is None:
+        return ""
+    correlations = {ESTIMATORS[name]: rhos for name, rhos in view.agreement.rho.items()}
+    correlations[gettext("highest possible")] = view.agreement.ceiling
+    rows = [
+        (name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS))
+        for name, rhos in correlations.items()
+    ]
+    table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
+    predictor = shown_estimator(view, estimator)
+    misjudged = [module for module in view.agreement.misjudged if module.estimator == predictor]
+    name = ESTIMATORS[predictor]
+    lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
+    if misjudged:
+        heading = gettext(
+            "Modules whose predicted and measured ranks differ by more than a third of the number of layers, even "
+            "allowing for noise (rank 1: most damage):"
+        )
+    else:
+        heading = gettext(
+            "Allowing for noise, no module's predicted rank ({name}) differs from its measured rank by more than a "
+            "third of the number of layers.",
+            name=escape(name),
+        )
+    return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'
+
+
+def _misjudged(module: Misjudged, name: str) -> str:
+    more = gettext("more" if module.measured < module.predicted else "less")
+    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name, "more": more}
+    return gettext(
+        "Slicing layer {layer}'s {module} does {more} damage than {name} predicts: measured rank {measured} of {of}, "
+        "predicted rank {predicted}.",
+        **values,
+    )
+
+
+def search_summary(view: RatioSearchView | None, estimator: str) -> str:
+    """How far the search is, and what it gained (HTML)."""
+    if view is None:
+        return ""
+    text = gettext(
+        "{better} of {generations} generations found a better allocation; {done:.0%} of the search is done.",
+        generations=len(view.found.changes),
+        done=min(1.0, view.found.passes / view.budget),
+        better=sum(change != 0 for change in view.found.changes),
+    )
+    if isinstance(view.found, SearchResult):
+        text += " " + gettext(
+            "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
+            "<b>{after:.3f}</b> nats per token.",
+            before=view.found.before,
+            after=view.found.after,
+        )
+    elif view.found.changes:
+        text += " " + gettext(
+            "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
+            "When the search ends, KL is measured on other text.",
+            change=math.prod(1 + change for change in view.found.changes) - 1,
+        )
+    return f'<div class="isx-words"><p>{text}</p></div>'

@@ -9,9 +9,7 @@ from collections.abc import Iterator
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress
-from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, compare_ranks, measure_sensitivity
-from intraslice.planning.profile import Profile
-from intraslice.pretrained.precision import Precision
+from intraslice.diagnostics.sensitivity import Sensitivity, cached_sensitivity, measure_sensitivity
 from intraslice.search.evolution import SearchConfig
 from intraslice.search.ratio_search import SearchProgress, search_bytes, search_ratios, search_windows
 
@@ -19,13 +17,11 @@ from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Urgency
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from ..ratios.ratio_files import locked_text
 from ..state.caches import BoundedCache
 from ..state.precomputed import SENSITIVITY
 from ..state.request import CalibrationKey, Request
 from ..state.session import Session
-from ..state.views import HERE, Provenance
-from .views import EstimatorCheckView, RatioSearchView
+from .views import EstimatorCheckView, RatioSearchView, estimator_check_view
 
 CHECK_JOB, SEARCH_JOB = "sensitivity", "search"  # the jobs' kinds, which are also the endpoints' names
 RATIO = 0.3
@@ -69,17 +65,6 @@ class EstimatorCheckCache:
         yield from self.session.jobs.run(client, CHECK_JOB, work, urgency=Urgency.BACKGROUND)
 
 
-def estimator_check_view(
-    sensitivity: Sensitivity, profile: Profile, dtype: Precision, source: Provenance = HERE
-) -> EstimatorCheckView:
-    """Measured and predicted damage, as plain numbers."""
-    assert sensitivity.ratio is not None  # measured alone, not in context
-    note = lazy_gettext(" in {dtype}, whose rounding alone adds about {nats:.3f} nats", dtype=dtype, nats=0.002)
-    rounding = "" if dtype == "float32" else note
-    measured_on = lazy_gettext("{tokens:,} held-out tokens{rounding}", tokens=sensitivity.tokens, rounding=rounding)
-    return EstimatorCheckView(sensitivity.ratio, compare_ranks(sensitivity, profile), measured_on, source)
-
-
 class RatioSearches:
     """Searches by calibration, sparsity, estimator and cap; other settings do not matter to them."""
 
@@ -96,10 +81,7 @@ class RatioSearches:
         view = self.cached(request)
         if view is None:
             raise UserError("No ratio search has run for this setting yet. Press “Search for better ratios” first.")
-        ratios = view.found.ratios
-        # The MLP that loses least makes up what the found size differs from the target.
-        unlocked = min((place for place in sorted(ratios) if place[1] == "mlp"), key=ratios.__getitem__)
-        return locked_text((*place, ratio) for place, ratio in sorted(ratios.items()) if place != unlocked)
+        return view.locked()
 
     def measure(self, request: Request, client: str) -> Iterator[Status | RatioSearchView]:
         """Search; yields a view after every generation. A search that was stopped continues where it was."""

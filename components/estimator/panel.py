@@ -1,8 +1,6 @@
 """The Estimator tab: estimator check, ratio search, and convergence of the ratios with the calibration."""
 
 from collections.abc import Callable, Mapping
-from html import escape
-from math import prod
 from typing import Any
 
 import gradio as gr
@@ -10,19 +8,17 @@ import gradio as gr
 from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.signatures import partial_handler
-from ..i18n.language import gettext, lazy_gettext, translate
+from ..i18n.language import lazy_gettext, translate
 from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
-from ..ui import figure, formatting
+from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.explainers import fold
 from ..ui.figure import Chart
 from ..ui.handlers import LiveOutput, Updates
-from ..ui.labels import ESTIMATORS, MODULES_IN_WORDS
-from .charts import convergence_chart, estimator_check_chart, search_chart, shown_estimator
+from .charts import check_summary, convergence_chart, estimator_check_chart, search_chart, search_summary
 from .measure import CHECK_JOB, SEARCH_JOB, EstimatorCheckCache, RatioSearches
-from .views import EstimatorCheckView, Misjudged, RatioSearchView, SearchResult
 
 NOTICE = lazy_gettext(
     "This runs in the background: answers and the slider's measurements come first. Finished parts are kept when you "
@@ -147,68 +143,3 @@ def connect(panel: EstimatorPanel, context: Context) -> None:
 def _by_section(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Outputs or values of several sections, each under the name of its section and its own."""
     return {f"{section} {name}": value for section, values in parts.items() for name, value in values.items()}
-
-
-def check_summary(view: EstimatorCheckView | None, estimator: str) -> str:
-    """The rank correlations, and the misjudged modules (HTML)."""
-    if view is None:
-        return ""
-    correlations = {ESTIMATORS[name]: rhos for name, rhos in view.agreement.rho.items()}
-    correlations[gettext("highest possible")] = view.agreement.ceiling
-    rows = [
-        (name, *(figure.cell(rhos[module], ".2f") for module in MODULES_IN_WORDS))
-        for name, rhos in correlations.items()
-    ]
-    table = formatting.table([f"ρ, {name}" for name in MODULES_IN_WORDS.values()], rows, "isx-wide")
-    predictor = shown_estimator(view, estimator)
-    misjudged = [module for module in view.agreement.misjudged if module.estimator == predictor]
-    name = ESTIMATORS[predictor]
-    lines = "".join(f"<li>{_misjudged(module, escape(name))}</li>" for module in misjudged)
-    if misjudged:
-        heading = gettext(
-            "Modules whose predicted and measured ranks differ by more than a third of the number of layers, even "
-            "allowing for noise (rank 1: most damage):"
-        )
-    else:
-        heading = gettext(
-            "Allowing for noise, no module's predicted rank ({name}) differs from its measured rank by more than a "
-            "third of the number of layers.",
-            name=escape(name),
-        )
-    return f'{table}<div class="isx-words"><p>{heading}</p>{f"<ul>{lines}</ul>" if misjudged else ""}</div>'
-
-
-def _misjudged(module: Misjudged, name: str) -> str:
-    more = gettext("more" if module.measured < module.predicted else "less")
-    values = vars(module) | {"module": MODULES_IN_WORDS[module.module], "name": name, "more": more}
-    return gettext(
-        "Slicing layer {layer}'s {module} does {more} damage than {name} predicts: measured rank {measured} of {of}, "
-        "predicted rank {predicted}.",
-        **values,
-    )
-
-
-def search_summary(view: RatioSearchView | None, estimator: str) -> str:
-    """How far the search is, and what it gained (HTML)."""
-    if view is None:
-        return ""
-    text = gettext(
-        "{better} of {generations} generations found a better allocation; {done:.0%} of the search is done.",
-        generations=len(view.found.changes),
-        done=min(1.0, view.found.passes / view.budget),
-        better=sum(change != 0 for change in view.found.changes),
-    )
-    if isinstance(view.found, SearchResult):
-        text += " " + gettext(
-            "On text that the search did not read, KL from the dense model changed from {before:.3f} to "
-            "<b>{after:.3f}</b> nats per token.",
-            before=view.found.before,
-            after=view.found.after,
-        )
-    elif view.found.changes:
-        text += " " + gettext(
-            "On the text used for selection, KL changed by <b>{change:+.0%}</b>, which is an optimistic estimate. "
-            "When the search ends, KL is measured on other text.",
-            change=prod(1 + change for change in view.found.changes) - 1,
-        )
-    return f'<div class="isx-words"><p>{text}</p></div>'

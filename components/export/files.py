@@ -5,8 +5,9 @@ import shlex
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -27,6 +28,7 @@ from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
 from ..ui.downloads import WRITERS, Downloads
+from .views import PROMPTS
 
 GGUF_CHOICES = tuple(name for name in GGUF_TYPES if name != "f32")
 
@@ -66,6 +68,24 @@ def command_lines(session: Session, request: Request, prompt: str) -> str:
         command_arguments(recipe, device, "generate", "--prompt", prompt),
     ]
     return "\n".join(shlex.join(["python", "-m", "intraslice", *arguments]) for arguments in commands)
+
+
+def without_folders(recipe: Recipe) -> Recipe:
+    """The recipe with local paths reduced to their names: the published file must not disclose folders."""
+    names = recipe.model, recipe.calibration.text
+    model, text = (Path(name).name if Path(name).exists() else name for name in names)
+    calibration, evaluation = replace(recipe.calibration, text=text), replace(recipe.evaluation, text=text)
+    return replace(recipe, model=model, calibration=calibration, evaluation=evaluation)
+
+
+def command(
+    recipe: Recipe, device: str, place: Sequence[str], percents: Sequence[float], prompts: Sequence[str]
+) -> str:
+    """The shell command for a page or a site, which the option `place` names; `percents` may be the default: empty."""
+    options = [*place]
+    options += ["--sparsities", *(f"{percent / 100:g}" for percent in percents)] if percents else []
+    options += [] if tuple(prompts) == PROMPTS else ["--prompts", *prompts]
+    return shlex.join(["python", "-m", "intraslice", *command_arguments(recipe, device, "publish", *options)])
 
 
 def checkpoint_name(request: Request) -> str:

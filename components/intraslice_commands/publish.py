@@ -51,8 +51,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def run(run: Run) -> CommandResult:
     """Measure all steps of the slider, unless they are cached, and write the file or the site atomically."""
     # Imported here, since the page takes a second to import, which would slow down all other commands.
-    from ..export import measure
     from ..i18n.language import LANGUAGES
+    from ..state.request import from_recipe
     from ..state.session import Session
 
     arguments = run.arguments
@@ -61,7 +61,7 @@ def run(run: Run) -> CommandResult:
     if arguments.language not in LANGUAGES:
         raise UserError(f"language must be one of {', '.join(LANGUAGES)}, got {arguments.language!r}")
     session = Session(run.device, run.recipe.evaluation.tokens)
-    request = measure.request_from_recipe(run.recipe)
+    request = from_recipe(run.recipe)
     _require_same(run.recipe, request.recipe(session.evaluation_tokens))
     percents = [round(100 * value, 9) for value in arguments.sparsities or ()]
     write = _write_page if arguments.site is None else _write_site
@@ -94,7 +94,7 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
     """Measure the slider's steps and those of the models, and write the site's folder."""
     from ..compare.passage_panel import SAMPLE
     from ..device import wllama
-    from ..export import measure, site
+    from ..export import files, measure, site
     from ..export.views import PROMPTS, Choice
 
     arguments = run.arguments
@@ -104,11 +104,11 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
     percents = sorted({0.0, *(percents or SITE_PERCENTS)})
     steps = sorted({*Choice().percents, *percents})
     choice = Choice(steps, arguments.prompts or PROMPTS, passage=SAMPLE)
-    recipe = measure.without_folders(request.recipe(session.evaluation_tokens))
+    recipe = files.without_folders(request.recipe(session.evaluation_tokens))
     with run.timed("measure"):
         published = measure.publish_now(session, request, choice, _report)
     place = ["--site", folder.name, *(["--docs", arguments.docs] if arguments.docs else [])]
-    published = replace(published, command=measure.command(recipe, session.device, place, percents, choice.prompts))
+    published = replace(published, command=files.command(recipe, session.device, place, percents, choice.prompts))
     try:
         with temporary_sibling(folder) as temporary:
             made = temporary / folder.name

@@ -6,7 +6,7 @@ are checked when the plan is computed (`Session`), that a path is an upload befo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,13 @@ def parse(settings: Settings) -> Request:
         )
     model, dtype = CONTROLS["model"].check(settings.model), choose_dtype(settings.dtype, choose_device())
     return Request(settings, CalibrationKey(model, dtype, config), _slicing(settings))
+
+
+def from_recipe(recipe: Recipe) -> Request:
+    """The request of a recipe, as far as the page has controls for it. Raises UserError for invalid values."""
+    values = asdict(recipe.slicing) | asdict(recipe.calibration) | {"model": recipe.model, "dtype": recipe.dtype}
+    values |= {name: round(100 * values[name], 9) for name in ("sparsity", "cap")} | {"locked": ""}
+    return parse(Settings(**{name: values[name] for name in Settings._fields if name in values}))
 
 
 def default_slicing() -> SliceConfig:

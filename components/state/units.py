@@ -123,6 +123,19 @@ def nearest_plan(model: PreTrainedModel, sparsity: float) -> tuple[CrossModulePl
     return plan, abs(plan.removed_fraction - sparsity) <= TOLERANCE
 
 
+def incomparable(plan: CrossModulePlan) -> LazyString:
+    """Why there is no cross-module model to compare with: the nearest plan is too far."""
+    return lazy_gettext(
+        "Cross-module slicing cannot remove {target:.0%} of this model's layer parameters: the nearest width, "
+        "{width} of {hidden}, removes {removed:.1%}, too different for a fair comparison. Choose another sparsity "
+        "to compare.",
+        target=plan.requested,
+        width=plan.width,
+        hidden=plan.hidden,
+        removed=plan.removed_fraction,
+    )
+
+
 def note_of(plan: CrossModulePlan) -> LazyString:
     """The reason why the plan misses its target sparsity."""
     if plan.removed_fraction < 0:

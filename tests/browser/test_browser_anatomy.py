@@ -27,18 +27,18 @@ CELLS = """() => {
     press('Escape');
     return said;
 }"""
-# Of every matrix of the first panel by its name, which of its columns have a dark pixel in their middle.
+# Of every matrix of the first panel by its name, which of its columns are within what is drawn as kept, in its colour.
 COLUMNS = """() => {
     const figures = [...document.querySelector('#layer-chart section').querySelectorAll('figure')];
     return Object.fromEntries(figures.map((figure) => {
     const name = figure.querySelector('b').textContent;
     const { rows } = document.querySelector('#layer-chart .isx-chart').isxChart.drawing.panels[0];
     const columns = rows.flat().find((matrix) => matrix.name === name).dense[1];
-    const canvas = figure.querySelector('canvas');
-    const { data, width, height } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-    const reds = (x) => Array.from({ length: height - 4 }, (_, y) => data[4 * ((y + 2) * width + x)]);
-    const middles = Array.from({ length: columns }, (_, column) => Math.floor(((column + 0.5) * width) / columns));
-    return [name, middles.map((x) => Math.min(...reds(x)) < 128)];
+    const kept = figure.querySelector('svg path');
+    const isDark = Number(getComputedStyle(kept).fill.match(/\\d+/)[0]) < 128 && kept.getBBox().height > 0;
+    const isDrawn = isDark && kept.ownerSVGElement.viewBox.baseVal.width === columns;
+    const covers = (column) => isDrawn && kept.isPointInFill(new DOMPoint(column + 0.5, 0.5));
+    return [name, Array.from({ length: columns }, (_, column) => covers(column))];
     }));
 }"""
 OPENED = "layer => document.querySelector('#layer-chart .isx-title').textContent === `Layer ${layer}, opened`"
@@ -73,7 +73,7 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
         else:  # a click on a row
             page.click("#anatomy-chart canvas", position={"x": 60, "y": 20.4 + 20 * (index + 0.5)})
         page.wait_for_function(OPENED, arg=index)
-        page.wait_for_selector("#layer-chart canvas")
+        page.wait_for_selector("#layer-chart svg path")
         columns = page.evaluate(COLUMNS)
         assert columns["q"] == flat
         assert columns["k"] == kept_rows(before.key, after.key)

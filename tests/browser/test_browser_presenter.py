@@ -28,7 +28,7 @@ INSIDE = """(selector) => {
     const bar = document.querySelector('#slider-bar');
     const headline = document.querySelector('#headline');
     return inside(shown) && inside(bar) && inside(headline) && (!plot || (inside(plot) && plot.clientHeight > 200))
-        && (!plot || plot.querySelector('canvas, table')
+        && (!plot || plot.querySelector('canvas, table, figure')
             || (plot._fullLayout?.width === plot.clientWidth && plot._fullLayout.height === plot.clientHeight))
         && headline.scrollHeight <= headline.clientHeight + 1
         && shown.getBoundingClientRect().bottom <= bar.getBoundingClientRect().top + 1

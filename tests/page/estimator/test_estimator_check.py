@@ -7,9 +7,8 @@ import pytest
 from tiny_page import SOMEBODY, precomputed_for
 
 from components.estimator import measure as check
-from components.estimator.charts import estimator_check_chart
+from components.estimator.charts import check_summary, estimator_check_chart
 from components.estimator.measure import EstimatorCheckCache
-from components.estimator.panel import check_summary
 from components.estimator.views import EstimatorCheckView, Misjudged
 
 

@@ -8,9 +8,9 @@ import gradio as gr
 import pytest
 from tiny_page import SOMEBODY
 
-from components.estimator.charts import search_chart
+from components.estimator.charts import search_chart, search_summary
 from components.estimator.measure import RatioSearches
-from components.estimator.panel import Section, search_summary, use
+from components.estimator.panel import Section, use
 from components.estimator.views import RatioSearchView
 from components.state.request import Request
 from intraslice.search.evolution import SearchConfig

@@ -12,9 +12,10 @@ from tiny_page import SOMEBODY, content_of, in_job, options_of, publisher, unpac
 
 from components.device import files as device_files
 from components.device import wllama
-from components.export import measure, pages, panel, site
+from components.export import files, pages, panel, site
 from components.export.views import Choice, Published
 from components.i18n.language import LANGUAGES, use_language
+from components.state.request import from_recipe
 from components.ui.downloads import Downloads
 from intraslice.__main__ import main
 from intraslice.cli.parser import parser
@@ -139,12 +140,12 @@ OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential
 def test_the_command_in_the_file_makes_the_same(session, tiny, published, changed) -> None:
     tiny = tiny.with_settings(**changed)
     recipe, place = tiny.recipe(session.evaluation_tokens), ["--out", "tiny.html"]
-    line = measure.command(recipe, session.device, place, CHOICE.percents, CHOICE.prompts)
+    line = files.command(recipe, session.device, place, CHOICE.percents, CHOICE.prompts)
     python, minus_m, module, *words = shlex.split(line)
     assert (python, minus_m, module) == ("python", "-m", "intraslice")
     a = parser().parse_args(words)
     assert recipe_of(a) == recipe
-    assert measure.request_from_recipe(recipe_of(a)).with_settings(dtype="auto") == tiny
+    assert from_recipe(recipe_of(a)).with_settings(dtype="auto") == tiny
     assert (a.sparsities, tuple(a.prompts)) == ([0, 0.3, 0.6], CHOICE.prompts)
 
 
@@ -172,7 +173,7 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     assert any("step 1 of 3" in event["progress"] for event in told if "progress" in event)
     assert Path(last["file"]).name == "tiny.html"
     assert f"{Path(last['file']).stat().st_size / 1e6:.1f} MB" in last["status"]
-    monkeypatch.setattr(measure, "write_answers", None)
+    monkeypatch.setattr("components.compare.measure.write_answers", None)
     *_, again = panel.published(session, downloads, own, tiny, SOMEBODY)
     assert Path(again["file"]).read_bytes() == Path(last["file"]).read_bytes()
     shown = panel.preview(session, tiny, 0, "w9", SOMEBODY)
