@@ -47,7 +47,7 @@ class LayerStats:
     query_energy: Float[Tensor, "heads dim"]  # sum of q_j^2 after the rotary embedding
     key_energy: Float[Tensor, "kv_heads dim"]
     value_moment: Float[Tensor, "kv_heads value_dim value_dim"]  # of each head's values, uncentred
-    query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `rotary_pair_scores.query_fisher`
+    query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `query_fisher`
     mlp_moment: Float[Tensor, "mlp mlp"]  # I x I: A^T A of the input of down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
@@ -312,7 +312,7 @@ def layer_sizes(block: Block) -> LayerSizes:
         attention_bias=attention.qkv_proj.bias is not None,
         mlp_bias=(mlp.gate_up_proj if mlp.gated else mlp.up_proj).bias is not None,
         fixed=norm_parameters + sum(b.numel() for b in output_biases),
-        whole_queries=attention.norms is not None,
+        whole_queries=attention.norms is not None,  # as `choose_channels` keeps them
     )
 
 

@@ -5,7 +5,7 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,18 +14,8 @@ from torch import Tensor
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
-
-class HeadLayout(Protocol):
-    """What decides which query/key channels may be cut, as in `AttentionWeights`; the modules have it too."""
-
-    @property
-    def kv_head(self) -> Int[Tensor, " heads"]: ...
-
-    @property
-    def frequency(self) -> Int[Tensor, "kv_heads pairs"]: ...
-
-    @property
-    def norms(self) -> object: ...  # None unless queries and keys are normalised
+# Has `kv_head`, `frequency` and `norms`, which decide what may be cut: `AttentionWeights`, an attention module, units.
+HeadLayout = Any
 
 
 def choose_channels(
