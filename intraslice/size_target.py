@@ -143,8 +143,7 @@ def planned_folder(model: PreTrainedModel, dtype: str, narrows_queries: bool, co
     heads two values count them. `narrows_queries`: as the method's.
     """
     dense, size = [layer_sizes(block) for block in blocks(model)], DTYPES[dtype]
-    if not narrows_queries:
-        dense = [replace(sizes, whole_queries=True) for sizes in dense]
+    dense = [replace(sizes, whole_queries=sizes.whole_queries or not narrows_queries) for sizes in dense]
     offsets = 2 * [size * sum(parameter.numel() for parameter in model.parameters())]
     tensors = {
         name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}

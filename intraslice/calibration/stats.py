@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -175,11 +175,10 @@ class LayerStats:
         ]
         if not block.parallel:
             handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
-        try:
-            yield
-        finally:
+        with ExitStack() as hooks:
             for handle in handles:
-                handle.remove()
+                hooks.enter_context(handle)
+            yield
 
     @contextmanager
     def collecting_gradients(self, block: Block, sequences: slice) -> Iterator[None]:
@@ -220,11 +219,10 @@ class LayerStats:
             block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_gradients, self.mlp_fisher)),
             attention.qkv_proj.register_forward_hook(at_queries),
         ]
-        try:
-            yield
-        finally:
+        with ExitStack() as hooks:
             for handle in handles:
-                handle.remove()
+                hooks.enter_context(handle)
+            yield
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS) -> LayerStats:

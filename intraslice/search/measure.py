@@ -210,19 +210,19 @@ class Candidates:
     @torch.no_grad()
     def _module(self, module: int, level: int) -> SlicedModule:
         """A sliced module; the dense one at its largest level."""
-        if (module, level) not in self._modules:
-            if len(self._modules) >= KEPT_LEVELS * len(self.levels.modules):
-                self._modules.pop(next(iter(self._modules)))  # the oldest
-            self._modules[module, level] = self._slice(module, level)
-        return self._modules[module, level]
-
-    def _slice(self, module: int, level: int) -> SlicedModule:
+        if (sliced := self._modules.get((module, level))) is not None:
+            return sliced
+        if len(self._modules) >= KEPT_LEVELS * len(self.levels.modules):
+            self._modules.pop(next(iter(self._modules)))  # the oldest
         (layer, kind), size = self.levels.modules[module], self.levels[module, level]
         block, moments, tokens = self._blocks[layer], self.stats.layers[layer], self.stats.tokens
         if kind == "mlp":
-            return mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
-        plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
-        return attention_from_moments(block.attention, plan, moments, tokens)
+            sliced = mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
+        else:
+            plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
+            sliced = attention_from_moments(block.attention, plan, moments, tokens)
+        self._modules[module, level] = sliced
+        return sliced
 
 
 def _chunks(count: int) -> list[slice]:

@@ -16,12 +16,14 @@ from intraslice.core.weights import UNROTATED, AttentionWeights
 
 # Has `kv_head`, `frequency` and `norms`, which decide what may be cut: `AttentionWeights`, an attention module, units.
 HeadLayout = Any
+# Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
+Chosen = tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]
 
 
 def choose_channels(
     scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Int[Tensor, " kept"], dim: int
-) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]:
-    """Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
+) -> Chosen:
+    """Choose the query/key channels of the kept heads.
 
     `scores[h, j]` is the score of channel j of query head h. Rotated channels are kept in pairs, by the sum over the
     group's kept queries; unrotated ones are single, and pair up in the order of their scores. At full width nothing
@@ -63,17 +65,12 @@ def cut_queries_and_keys(
 ) -> AttentionWeights:
     """Keep these heads, their key/value heads and the channels of `choose_channels`; values keep their width."""
     kept = torch.tensor(heads, dtype=torch.long, device=weights.query.device)
-    return keep_channels(weights, kept, *choose_channels(scores, weights, kept, dim))
+    return keep_channels(weights, kept, choose_channels(scores, weights, kept, dim))
 
 
-def keep_channels(
-    weights: AttentionWeights,
-    kept: Int[Tensor, " kept"],
-    channels: Int[Tensor, "kv_kept dim"],
-    frequency: Int[Tensor, "kv_kept kept_pairs"],
-) -> AttentionWeights:
-    """Keep these heads, their key/value heads and the results of `choose_channels`; values keep their width."""
-    groups, kv_head = weights.kv_head[kept].unique(return_inverse=True)
+def keep_channels(weights: AttentionWeights, kept: Int[Tensor, " kept"], chosen: Chosen) -> AttentionWeights:
+    """Keep these heads, their key/value heads and the chosen channels; values keep their width."""
+    (channels, frequency), (groups, kv_head) = chosen, weights.kv_head[kept].unique(return_inverse=True)
     query_channels = channels[kv_head]
 
     def rows(tensor: Tensor, owners: Tensor, columns: Tensor) -> Tensor:

@@ -82,8 +82,8 @@ class _SequentialFit:
             return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        channels, frequency = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
-        cut, owners = keep_channels(weights, heads, channels, frequency), weights.kv_head[heads]
+        channels, _ = chosen = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
+        cut, owners = keep_channels(weights, heads, chosen), weights.kv_head[heads]
         is_kept = torch.zeros(len(heads), dense.dim, dtype=torch.bool, device=heads.device)
         is_kept.scatter_(1, channels[cut.kv_head], True)
 
