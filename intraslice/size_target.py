@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from gguf import GGUFWriter
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
-from intraslice.calibration.stats import CalibrationStats
+from intraslice.calibration.stats import CalibrationStats, layer_sizes
 from intraslice.checkpoints import to_gguf
 from intraslice.checkpoints.gguf_tensors import stored_neurons
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType
@@ -140,11 +140,10 @@ def planned_folder(model: PreTrainedModel, dtype: str, narrows_queries: bool, co
     """Counts, for a plan, its model.safetensors and the static cache of transformers for `context` tokens, in `dtype`.
 
     The file never has more bytes, and at most some fewer. The cache has fewer tokens in a sliding window, and without
-    heads two values count them. `narrows_queries`: queries and keys become as narrow as the values, except where they
-    are normalised.
+    heads two values count them. `narrows_queries`: as the method's.
     """
-    attentions, size = [block.attention for block in blocks(model)], DTYPES[dtype]
-    query_dims = [a.dim if a.norms is not None or not narrows_queries else None for a in attentions]
+    dense, size = [layer_sizes(block) for block in blocks(model)], DTYPES[dtype]
+    dense = [replace(sizes, whole_queries=sizes.whole_queries or not narrows_queries) for sizes in dense]
     offsets = 2 * [size * sum(parameter.numel() for parameter in model.parameters())]
     tensors = {
         name: {"dtype": "BF16", "shape": [*tensor.shape], "data_offsets": offsets}
@@ -155,8 +154,8 @@ def planned_folder(model: PreTrainedModel, dtype: str, narrows_queries: bool, co
 
     def count(plan: SlicePlan) -> int:
         values = plan.parameters.sliced_total
-        for layer, query_dim, slot in zip(plan.layers, query_dims, slots, strict=False):
-            values += max(layer.kv_heads * ((query_dim or layer.dim) + layer.dim), 2) * slot.max_cache_len
+        for layer, sizes, slot in zip(plan.layers, dense, slots, strict=False):
+            values += max(sizes.cached_values(layer.kv_heads, layer.dim), 2) * slot.max_cache_len
         return header + size * values
 
     return count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -47,7 +47,7 @@ class LayerStats:
     query_energy: Float[Tensor, "heads dim"]  # sum of q_j^2 after the rotary embedding
     key_energy: Float[Tensor, "kv_heads dim"]
     value_moment: Float[Tensor, "kv_heads value_dim value_dim"]  # of each head's values, uncentred
-    query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `rotary_pair_scores.query_fisher`
+    query_fisher: Float[Tensor, "heads dim"]  # sum over tokens, as in `query_fisher`
     mlp_moment: Float[Tensor, "mlp mlp"]  # I x I: A^T A of the input of down_proj
     mlp_sum: Float[Tensor, " I"]
     attention_gradients: Float[Tensor, "B C"]
@@ -175,11 +175,10 @@ class LayerStats:
         ]
         if not block.parallel:
             handles.append(block.mlp_norm.register_forward_pre_hook(at_middle))
-        try:
-            yield
-        finally:
+        with ExitStack() as hooks:
             for handle in handles:
-                handle.remove()
+                hooks.enter_context(handle)
+            yield
 
     @contextmanager
     def collecting_gradients(self, block: Block, sequences: slice) -> Iterator[None]:
@@ -220,11 +219,10 @@ class LayerStats:
             block.mlp.down_proj.register_forward_pre_hook(at_output_map(self.mlp_gradients, self.mlp_fisher)),
             attention.qkv_proj.register_forward_hook(at_queries),
         ]
-        try:
-            yield
-        finally:
+        with ExitStack() as hooks:
             for handle in handles:
-                handle.remove()
+                hooks.enter_context(handle)
+            yield
 
 
 def empty_stats(block: Block, sequences: int, device: torch.device, moments: Collection[str] = MOMENTS) -> LayerStats:
@@ -312,7 +310,7 @@ def layer_sizes(block: Block) -> LayerSizes:
         attention_bias=attention.qkv_proj.bias is not None,
         mlp_bias=(mlp.gate_up_proj if mlp.gated else mlp.up_proj).bias is not None,
         fixed=norm_parameters + sum(b.numel() for b in output_biases),
-        whole_queries=attention.norms is not None,
+        whole_queries=attention.norms is not None,  # as `choose_channels` keeps them
     )
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from uuid import uuid4
@@ -251,11 +250,10 @@ def _used(folder: Path) -> int:
     return kept + sum(max(reserved, folder_bytes(other)) for other, reserved in others)
 
 
-def _reserved_folders(*parents: str) -> Iterator[tuple[Path, int]]:
+def _reserved_folders(*parents: str) -> list[tuple[Path, int]]:
     """The existing folders with a reservation, in these folders of the cache, and the bytes reserved for each."""
-    for folder in chain.from_iterable((cache_folder() / parent).glob("*") for parent in parents):
-        if name := _TEMPORARY_NAME.fullmatch(folder.name):
-            yield folder, int(name[1])
+    folders = [folder for parent in parents for folder in (cache_folder() / parent).glob("*")]
+    return [(folder, int(name[1])) for folder in folders if (name := _TEMPORARY_NAME.fullmatch(folder.name))]
 
 
 def _results() -> list[tuple[Path, os.stat_result]]:

@@ -145,10 +145,8 @@ def modules_of(model: PreTrainedModel) -> list[tuple[int, ModuleKind]]:
 
 def _path(loaded: LoadedModel, stats: CalibrationStats, tokens: Tensor, *what: object) -> Path:
     """Cache path for measurements of this model, calibration and text; `what` distinguishes them."""
-    attention_sum = stats.layers[-1].attention_sum  # identifies the calibration
-    calibration = stats.tokens, stats.targets, attention_sum
-    parts = (FORMAT, loaded.fingerprint, loaded.model.dtype, *calibration, tokens, *what)
-    return cache_path("sensitivity", ".json", *parts)
+    inputs = stats.tokens, stats.targets, stats.layers[-1].attention_sum, tokens, *what
+    return cache_path("sensitivity", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs)
 
 
 def require_ratio(ratio: float) -> None:

@@ -97,8 +97,7 @@ def pair_energies(model: PreTrainedModel, stats: CalibrationStats, layer: int, p
     energies = by_kv_head(products, attention.kv_head).cpu().unflatten(-1, (2, -1))
     kept = torch.ones(attention.kv_heads, attention.dim, dtype=torch.bool)
     if plan is not None:
-        dim, layout = plan.dim if attention.norms is None else attention.dim, (attention.kv_head, attention.frequency)
-        kept = kept_channels(layer_stats.query_fisher, layout, plan.heads, dim).cpu()
+        kept = kept_channels(layer_stats.query_fisher, attention, plan.heads, plan.dim).cpu()
     kept = kept.unflatten(-1, (2, -1))
     frequency = attention.frequency[0].cpu()  # a dense layer has the same pairs in every head
     rotated = frequency != UNROTATED

@@ -8,7 +8,7 @@ questions, in groups that the dense default model mostly answers; no single ques
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -106,17 +106,18 @@ def measure_facts(
 
 def _ask(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[EncodedQuestion], pause: Pause
-) -> Iterator[Fact]:
+) -> list[Fact]:
     log_probs = answer_log_probs(model, questions, pause)
     tokens = EXTRA_TOKENS + max(len(question.answers[0]) for question in questions)
     prompts = [question.prompt for question in questions]
-    written = greedy_answers(model, prompts, tokens, progress=lambda _: pause())
+    written, facts = greedy_answers(model, prompts, tokens, progress=lambda _: pause()), []
     for (question, *_), values, answer_tokens in zip(questions, log_probs, written, strict=True):
         completion = answer_text(tokenizer, answer_tokens).strip()
         scores = [value / len(answer.encode()) for value, answer in zip(values, question.answers, strict=True)]
         chosen = max(reversed(range(len(scores))), key=scores.__getitem__)  # not the right one if two are equal, or NaN
         says = re.match(rf"{re.escape(question.answers[0])}(?!\w)", completion) is not None
-        yield Fact(chosen, math.exp(values[0]), completion, says)
+        facts.append(Fact(chosen, math.exp(values[0]), completion, says))
+    return facts
 
 
 @torch.no_grad()

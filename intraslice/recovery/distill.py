@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -73,12 +73,10 @@ def low_rank_updates(modules: Sequence[nn.Linear], rank: int, seed: int) -> Iter
     """
     generator = torch.Generator().manual_seed(seed)
     updates = [LowRankUpdate(module, rank, generator) for module in modules]
-    handles = [module.register_forward_hook(update.hook) for module, update in zip(modules, updates, strict=True)]
-    try:
+    with ExitStack() as hooks:
+        for module, update in zip(modules, updates, strict=True):
+            hooks.enter_context(module.register_forward_hook(update.hook))
         yield [factor for update in updates for factor in (update.left, update.right)]
-    finally:
-        for handle in handles:
-            handle.remove()
     for module, update in zip(modules, updates, strict=True):
         update.merge_(module)
 

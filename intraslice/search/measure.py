@@ -7,6 +7,7 @@ entries and the probability of the rest, so that a candidate costs one sliced fo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -60,6 +61,39 @@ def _largest(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 _Batch = tuple[Tensor, LayerArguments, Distributions]
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer with modules of some size."""
+
+    block: Block
+    attention: SlicedModule
+    mlp: SlicedModule
+
+    def run(self, hidden: Tensor, arguments: LayerArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The layer's output, the inputs of both modules, and their outputs."""
+        block = self.block
+        read = block.attention_norm(hidden)
+        attended = output_of(self.attention, read, arguments)
+        after = hidden + _through(block.attention_output_norm, attended)
+        mlp_read = read if block.parallel else block.mlp_norm(after)
+        output = output_of(self.mlp, mlp_read, arguments)
+        return after + _through(block.mlp_output_norm, output), [read, mlp_read], [attended, output]
+
+    def backward(
+        self, hidden: Tensor, arguments: LayerArguments, gradient: Tensor
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """Inputs and outputs of both modules, the gradients of these outputs, and that of the layer's input."""
+        with torch.enable_grad():
+            hidden = hidden.detach().requires_grad_()
+            result, reads, outputs = self.run(hidden, arguments)
+            *gradients, before = torch.autograd.grad(result, [*outputs, hidden], gradient)
+        return [read.detach() for read in reads], [output.detach() for output in outputs], gradients, before
+
+
+def _through(norm: nn.Module | None, output: Tensor) -> Tensor:
+    return output if norm is None else norm(output)
+
+
 @dataclass
 class Candidates:
     """Measures allocations of one dense model.
@@ -79,10 +113,10 @@ class Candidates:
     @torch.no_grad()
     def divergence(self, allocation: Allocation, windows: range) -> list[float]:
         """KL divergence of a candidate from the dense model in each of these windows, in nats per token."""
-        modules, results = [self._module(*place) for place in enumerate(allocation)], []
+        layers, results = self._layers(allocation), []
         for first in windows[:: self._batch_size]:
             hidden, arguments, dense = self._batch(first, windows)
-            for layer in map(_Layer, blocks(self.model), modules[::2], modules[1::2]):
+            for layer in layers:
                 hidden, *_ = layer.run(hidden, arguments)
                 self.pause()
             states = final_norm(self.model)(hidden)[:, :-1].flatten(0, 1)
@@ -101,11 +135,10 @@ class Candidates:
         The gradient of KL with respect to the output of a module inside the candidate, times the change of this output.
         One backward pass serves all modules.
         """
-        modules = [self._module(*place) for place in enumerate(allocation)]
+        layers = self._layers(allocation)
         costs = {(module, level): 0.0 for module, levels in alternatives.items() for level in levels}
         for first in windows[:: self._batch_size]:
             hidden, arguments, dense = self._batch(first, windows)
-            layers = list(map(_Layer, blocks(self.model), modules[::2], modules[1::2]))
             inputs = [hidden]
             with torch.no_grad():
                 for layer in layers:
@@ -158,6 +191,15 @@ class Candidates:
             self._batches[first] = torch.cat(embedded.hidden), embedded.arguments[0], dense
         return self._batches[first]
 
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        return blocks(self.model)
+
+    def _layers(self, allocation: Allocation) -> list[_Layer]:
+        """The layers of a candidate."""
+        modules = [self._module(*place) for place in enumerate(allocation)]
+        return list(map(_Layer, self._blocks, modules[::2], modules[1::2]))
+
     @property
     def _batch_size(self) -> int:
         return max(1, min(WINDOWS_PER_BATCH, TOKENS_PER_BATCH // self.windows.shape[1]))
@@ -168,52 +210,19 @@ class Candidates:
     @torch.no_grad()
     def _module(self, module: int, level: int) -> SlicedModule:
         """A sliced module; the dense one at its largest level."""
-        if (module, level) not in self._modules:
-            if len(self._modules) >= KEPT_LEVELS * len(self.levels.modules):
-                self._modules.pop(next(iter(self._modules)))  # the oldest
-            self._modules[module, level] = self._slice(module, level)
-        return self._modules[module, level]
-
-    def _slice(self, module: int, level: int) -> SlicedModule:
+        if (sliced := self._modules.get((module, level))) is not None:
+            return sliced
+        if len(self._modules) >= KEPT_LEVELS * len(self.levels.modules):
+            self._modules.pop(next(iter(self._modules)))  # the oldest
         (layer, kind), size = self.levels.modules[module], self.levels[module, level]
-        block, moments, tokens = blocks(self.model)[layer], self.stats.layers[layer], self.stats.tokens
+        block, moments, tokens = self._blocks[layer], self.stats.layers[layer], self.stats.tokens
         if kind == "mlp":
-            return mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
-        plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
-        return attention_from_moments(block.attention, plan, moments, tokens)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A decoder layer with modules of some size."""
-
-    block: Block
-    attention: SlicedModule
-    mlp: SlicedModule
-
-    def run(self, hidden: Tensor, arguments: LayerArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The layer's output, the inputs of both modules, and their outputs."""
-        block = self.block
-        read = block.attention_norm(hidden)
-        attended = output_of(self.attention, read, arguments)
-        after = hidden + _through(block.attention_output_norm, attended)
-        mlp_read = read if block.parallel else block.mlp_norm(after)
-        output = output_of(self.mlp, mlp_read, arguments)
-        return after + _through(block.mlp_output_norm, output), [read, mlp_read], [attended, output]
-
-    def backward(
-        self, hidden: Tensor, arguments: LayerArguments, gradient: Tensor
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-        """Inputs and outputs of both modules, the gradients of these outputs, and that of the layer's input."""
-        with torch.enable_grad():
-            hidden = hidden.detach().requires_grad_()
-            result, reads, outputs = self.run(hidden, arguments)
-            *gradients, before = torch.autograd.grad(result, [*outputs, hidden], gradient)
-        return [read.detach() for read in reads], [output.detach() for output in outputs], gradients, before
-
-
-def _through(norm: nn.Module | None, output: Tensor) -> Tensor:
-    return output if norm is None else norm(output)
+            sliced = mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
+        else:
+            plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
+            sliced = attention_from_moments(block.attention, plan, moments, tokens)
+        self._modules[module, level] = sliced
+        return sliced
 
 
 def _chunks(count: int) -> list[slice]:

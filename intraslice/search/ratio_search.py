@@ -7,7 +7,6 @@ starts from the estimator's plan and never changes the number of parameters.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -75,14 +74,16 @@ def evolve(
     start: Allocation,
     step: Callable[[State, Measures], State],
     sparsity: float,
-    passes: float,
-    path: Path,
+    search: SearchConfig,
+    key: Sequence[object],
     report: ProgressCallback,
 ) -> SearchResult:
-    """Run generations of a search, each by `step`, from the allocation `start` on, within a budget of dense passes.
+    """Run generations of a search, each by `step`, from the allocation `start` on, within its budget of dense passes.
 
-    Every generation is recorded in the file `path`, from which an interrupted search continues.
+    Every generation is recorded in the cache, in a file for `key` and all settings but the budget, from which an
+    interrupted search continues.
     """
+    path, passes = cache_path("search", ".json", *key, asdict(replace(search, passes=0.0))), search.passes
     ratios, passes_per_window = candidates.levels.ratios, candidates.windows.shape[1] / candidates.stats.tokens
     journal: list[State] = []
     for recorded in read_record(path).get("states", []):  # those of a larger budget may follow
@@ -138,14 +139,9 @@ def search_ratios(
     problem, start = problem_of(stats.profile_for(config), config, others)
     candidates = Candidates(loaded.model, stats, problem.levels, windows)
     calibrated = stats.tokens, stats.targets, stats.layers[-1].attention_sum
-    settings = asdict(replace(search, passes=0.0))
-    path = cache_path(
-        "search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config, start,
-        problem.bounds, settings,
-    )  # fmt: skip
-
+    key = FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, config, start, problem.bounds
     step = partial(evolution.next_state, problem, config=search, groups=groups)
-    return evolve(candidates, start, step, config.sparsity, search.passes, path, report)
+    return evolve(candidates, start, step, config.sparsity, search, key, report)
 
 
 def search_bytes(model: PreTrainedModel) -> int:
@@ -290,11 +286,7 @@ def search_depth(
     start = tuple(evolution.REMOVED if layer in removed else evolution.KEPT for layer, _ in candidates.levels.modules)
     # Output biases include the means of what is removed.
     calibrated = stats.tokens, stats.layers[-1].attention_sum
-    settings = asdict(replace(search, passes=0.0))
-    path = cache_path(
-        "search", ".json", DEPTH_FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start, settings
-    )
-
+    key = DEPTH_FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, windows, start
     step = partial(evolution.next_depth, config=search, groups=groups)
-    result = evolve(candidates, start, step, sparsity, search.passes, path, report)
+    result = evolve(candidates, start, step, sparsity, search, key, report)
     return replace(result, ratios={**result.ratios, **dict.fromkeys(evolution.narrowed(result.ratios, order), rest)})

@@ -5,6 +5,7 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,21 +14,24 @@ from torch import Tensor
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
-Layout = tuple[Int[Tensor, " heads"], Int[Tensor, "kv_heads pairs"]]  # `kv_head` and `frequency` of `AttentionWeights`
+# Has `kv_head`, `frequency` and `norms`, which decide what may be cut: `AttentionWeights`, an attention module, units.
+HeadLayout = Any
+# Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
+Chosen = tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]
 
 
 def choose_channels(
-    scores: Float[Tensor, "heads d"], layout: Layout, heads: Int[Tensor, " kept"], dim: int
-) -> tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]:
-    """Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
+    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Int[Tensor, " kept"], dim: int
+) -> Chosen:
+    """Choose the query/key channels of the kept heads.
 
     `scores[h, j]` is the score of channel j of query head h. Rotated channels are kept in pairs, by the sum over the
     group's kept queries; unrotated ones are single, and pair up in the order of their scores. At full width nothing
-    changes.
+    changes, nor where heads are normalised, which needs all of their channels (see `HeadNorms`).
     """
-    half, (kv_head, frequency) = scores.shape[1] // 2, layout
+    half, kv_head, frequency = scores.shape[1] // 2, layout.kv_head, layout.frequency
     groups = kv_head[heads].unique()
-    if dim == scores.shape[1]:
+    if dim == scores.shape[1] or layout.norms is not None:
         return torch.arange(2 * half, device=heads.device).expand(len(groups), -1), frequency[groups]
     channels, frequencies = [], []
     for group in groups:
@@ -46,27 +50,27 @@ def choose_channels(
 
 
 def kept_channels(
-    scores: Float[Tensor, "heads d"], layout: Layout, heads: Sequence[int], dim: int
+    scores: Float[Tensor, "heads d"], layout: HeadLayout, heads: Sequence[int], dim: int
 ) -> Bool[Tensor, "kv_heads d"]:
     """Which query/key channels of every key/value head `choose_channels` keeps; none of one without kept queries."""
-    indices, (kv_head, frequency) = torch.tensor(heads, dtype=torch.long, device=scores.device), layout
-    kept = torch.zeros(len(frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
+    indices = torch.tensor(heads, dtype=torch.long, device=scores.device)
+    kept = torch.zeros(len(layout.frequency), scores.shape[1], dtype=torch.bool, device=scores.device)
     channels, _ = choose_channels(scores, layout, indices, dim)
-    kept[kv_head[indices].unique()[:, None], channels] = True
+    kept[layout.kv_head[indices].unique()[:, None], channels] = True
     return kept
 
 
 def cut_queries_and_keys(
     weights: AttentionWeights, scores: Float[Tensor, "heads d"], heads: Sequence[int], dim: int
 ) -> AttentionWeights:
-    """Keep these heads, their key/value heads and the channels of `choose_channels`; values keep their width.
-
-    Where heads are normalised, which needs all of their channels, queries and keys keep their width too.
-    """
+    """Keep these heads, their key/value heads and the channels of `choose_channels`; values keep their width."""
     kept = torch.tensor(heads, dtype=torch.long, device=weights.query.device)
-    dim = dim if weights.norms is None else weights.query.shape[1]
-    channels, frequency = choose_channels(scores, (weights.kv_head, weights.frequency), kept, dim)
-    groups, kv_head = weights.kv_head[kept].unique(return_inverse=True)
+    return keep_channels(weights, kept, choose_channels(scores, weights, kept, dim))
+
+
+def keep_channels(weights: AttentionWeights, kept: Int[Tensor, " kept"], chosen: Chosen) -> AttentionWeights:
+    """Keep these heads, their key/value heads and the chosen channels; values keep their width."""
+    (channels, frequency), (groups, kv_head) = chosen, weights.kv_head[kept].unique(return_inverse=True)
     query_channels = channels[kv_head]
 
     def rows(tensor: Tensor, owners: Tensor, columns: Tensor) -> Tensor:

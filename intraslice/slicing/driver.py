@@ -4,8 +4,9 @@
 *One-shot*: all moments come from the dense model's calibration, so that only linear algebra is left.
 """
 
+from itertools import chain
+
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.layerwise import LayerwiseCalibration
@@ -63,10 +64,8 @@ def slice_model(
     layers = blocks(model)
     arguments = zip(layers, plan.layers, range(total), strict=True)
     sliced = map_in_threads(slice_layer, arguments, workers, lambda done: report(Progress("slice", done, total)))
-    parts: dict[nn.Module, nn.Module] = {}
-    for block, modules in zip(layers, sliced, strict=True):
-        parts.update(zip((block.attention, block.mlp), modules, strict=True))
-    return replace_modules(model, parts)
+    dense = [(block.attention, block.mlp) for block in layers]
+    return replace_modules(model, dict(zip(chain(*dense), chain(*sliced), strict=True)))
 
 
 @torch.no_grad()

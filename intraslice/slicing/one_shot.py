@@ -35,17 +35,15 @@ class SliceCache:
 
 def one_shot(stats: CalibrationStats, cache: SliceCache | None = None) -> SliceModules:
     """Slices a layer: takes the modules of the cache that have the same sizes, and adds new ones to it."""
+    kept, rankings = (SliceCache(), None) if cache is None else (cache, cache.rankings)
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
         moments, heads, width = stats.layers[index], (index, layer.dim, *layer.heads), (index, layer.neurons)
-        attention = None if cache is None else cache.attentions.get(heads)
-        if attention is None:
+        if (attention := kept.attentions.get(heads)) is None:
             attention = attention_from_moments(block.attention, layer, moments, stats.tokens)
-        mlp, rankings = (None, None) if cache is None else (cache.mlps.get(width), cache.rankings)
-        if mlp is None:
+        if (mlp := kept.mlps.get(width)) is None:
             mlp = mlp_from_moments(block.mlp, layer.neurons, moments, stats.tokens, rankings)
-        if cache is not None:
-            cache.attentions[heads], cache.mlps[width] = attention, mlp
+        kept.attentions[heads], kept.mlps[width] = attention, mlp
         return attention, mlp
 
     return slice_modules

@@ -19,7 +19,7 @@ from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import SlicePlan
 from intraslice.planning.sizes import LayerPlan
-from intraslice.slicing.attention import OutputMoments, cut_queries_and_keys, kept_channels
+from intraslice.slicing.attention import OutputMoments, choose_channels, keep_channels
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged
 from intraslice.slicing.refine import refine_mlp
@@ -82,10 +82,10 @@ class _SequentialFit:
             return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        cut = cut_queries_and_keys(weights, self.stats.query_fisher, plan.heads, plan.dim)
-        owners = weights.kv_head[heads]
-        layout, width = (weights.kv_head, weights.frequency), cut.query.shape[1]
-        channels = kept_channels(self.stats.query_fisher, layout, plan.heads, width)[owners, None]
+        channels, _ = chosen = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
+        cut, owners = keep_channels(weights, heads, chosen), weights.kv_head[heads]
+        is_kept = torch.zeros(len(heads), dense.dim, dtype=torch.bool, device=heads.device)
+        is_kept.scatter_(1, channels[cut.kv_head], True)
 
         kept_size, dense_size = len(heads) * dense.value_dim, dense.heads * dense.value_dim
         moments = [torch.zeros(kept_size, size, device=heads.device) for size in (kept_size, dense_size)]
@@ -96,10 +96,10 @@ class _SequentialFit:
             query, key, value = dense.project(norm(hidden), arguments["position_embeddings"])
             mask = arguments["attention_mask"]
             dense_outputs = dense.attend(query, key, value, mask)
-            if width == dense.dim:
+            if channels.shape[1] == dense.dim:
                 kept_outputs = dense_outputs.unflatten(-1, (dense.heads, -1))[..., heads, :].flatten(-2)
             else:  # masking channels of the query suffices for scores without them
-                narrow = query[:, heads] * channels
+                narrow = query[:, heads] * is_kept[:, None]
                 attended = attend(narrow, key[:, owners], value[:, owners], dense.scale, mask)
                 kept_outputs = attended.transpose(1, 2).flatten(2)
             add_moment_(moments[0], kept_outputs)

@@ -57,8 +57,7 @@ def kept_units(
 
     Neurons are None in the sequential order, which ranks them while it slices.
     """
-    dim = plan.dim if units.norms is None else units.channels.shape[1]
-    channels = kept_channels(units.channels, (units.kv_head, units.frequency), plan.heads, dim)
+    channels = kept_channels(units.channels, units, plan.heads, plan.dim)
     neurons = None
     if order == "one-shot" or plan.neurons in (0, len(units.neurons)):
         neurons = torch.zeros(len(units.neurons), dtype=torch.bool)

@@ -1,6 +1,5 @@
 """Reads the column `text` of a parquet file, row by row up to a limit. Runs in a separate process."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow
@@ -27,7 +26,7 @@ def run(path: str, characters: int, rows: int) -> dict[str, Any]:
         # Dictionary-encoded columns stay encoded: decoded, a few bytes could become gigabytes.
         dictionaries = ["text"] if types.is_string(kind) else None
         file = ParquetFile(path, buffer_size=BUFFER, read_dictionary=dictionaries)
-        return {"documents": list(_texts(file, characters, rows))}
+        return {"documents": _texts(file, characters, rows)}
     except MemoryError:
         raise
     except UnicodeDecodeError:
@@ -36,16 +35,16 @@ def run(path: str, characters: int, rows: int) -> dict[str, Any]:
         raise ValueError(f"it is not a valid parquet file: {type(error).__name__}") from error
 
 
-def _texts(file: ParquetFile, characters: int, rows: int) -> Iterator[str]:
-    metadata = file.metadata
+def _texts(file: ParquetFile, characters: int, rows: int) -> list[str]:
+    metadata, texts = file.metadata, list[str]()
     column = metadata.schema.names.index("text")
     groups = [metadata.row_group(index).column(column) for index in range(metadata.num_row_groups)]
     size = max(1, sum(group.total_uncompressed_size for group in groups))
     batch_rows = min(max(1, BATCH * metadata.num_rows // size), 2**14)
     for batch in file.iter_batches(batch_rows, columns=["text"], use_threads=False):
         for value in batch.column(0):
-            if rows <= 0 or characters <= 0:
-                return
-            text = (value.as_py() or "")[:characters]
-            rows, characters = rows - 1, characters - len(text)
-            yield text
+            if len(texts) >= rows or characters <= 0:
+                return texts
+            texts.append((value.as_py() or "")[:characters])
+            characters -= len(texts[-1])
+    return texts

@@ -27,7 +27,7 @@ class LayerCalibration:
     mlp_gradients: Float[Tensor, "groups neurons"]  # of masks on the input of down_proj
     attention_moment: Float[Tensor, "channels channels"]  # of the input of o_proj
     mlp_moment: Float[Tensor, "neurons neurons"]  # of the input of down_proj
-    query_fisher: Float[Tensor, "heads dim"]  # as in `rotary_pair_scores.query_fisher`, summed over tokens
+    query_fisher: Float[Tensor, "heads dim"]  # as in `LayerStats`
     output_map: Float[Tensor, "hidden heads dim"]  # weights of o_proj, in the model's precision
     kv_head: Int[Tensor, " heads"]  # the key/value head of every query head
     head_fraction: float | None = None  # as in SliceConfig

@@ -36,11 +36,11 @@ def test_rotary_pairs_singles_and_axes_by_hand():
         (separate, both, [[0, 2], [1, 3]], [[3], [5]]),
         (separate, second, [[1, 3]], [[5]]),
     ):
-        chosen = choose_channels(scores, (weights.kv_head, weights.frequency), heads, 2)
+        chosen = choose_channels(scores, weights, heads, 2)
         assert [part.tolist() for part in chosen] == [channels, frequencies]
     weights = make_weights(kv_head=(0,), frequency=(0, UNROTATED, UNROTATED))
     scores = torch.tensor([[3.0, 1.0, 6.0, 3.0, 7.0, 2.0]])
-    channels, frequency = choose_channels(scores, (weights.kv_head, weights.frequency), torch.tensor([0]), 4)
+    channels, frequency = choose_channels(scores, weights, torch.tensor([0]), 4)
     assert sorted(channels.flatten().tolist()) == [0, 2, 3, 4]
     assert frequency.tolist() == [[0, UNROTATED]]
     assert {channels[0, 0].item(), channels[0, 2].item()} == {0, 3}  # the rotated pair is half a head apart
@@ -60,7 +60,7 @@ def rope(tokens: int, frequencies: int = 4) -> tuple[Tensor, Tensor]:
 def test_cut_attention_is_dense_attention_with_the_rest_zeroed(heads, frequency):
     weights, kept = make_weights(frequency=frequency), torch.tensor(heads)
     scores = random(4, 8).abs()
-    channels, _ = choose_channels(scores, (weights.kv_head, weights.frequency), kept, 4)
+    channels, _ = choose_channels(scores, weights, kept, 4)
     groups = weights.kv_head[kept].unique()
     of_key, of_head = torch.zeros(2, 8), torch.zeros(4)
     of_key[groups] = torch.zeros(len(groups), 8).scatter(1, channels, 1.0)
