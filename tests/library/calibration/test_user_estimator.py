@@ -65,24 +65,22 @@ def test_another_version_of_the_file_is_another_estimator(place):
 
 
 @pytest.mark.parametrize(
-    ("text", "function", "words"),
+    ("text", "name", "words"),
     [
-        (FISHER, "tails", "does not define a function 'tails'"),
-        ("heads = 3", "heads", "does not define a function 'heads'"),
-        ("def heads(layer", "heads", "cannot be run (SyntaxError"),
-        ("import nothing_of_that_name", "heads", "cannot be run (ModuleNotFoundError"),
-        (FISHER, "no name", "path.py:function or path.json"),
+        (FISHER, "mine.py:tails", "does not define a function 'tails'"),
+        ("heads = 3", "mine.py:heads", "does not define a function 'heads'"),
+        ("def heads(layer", "mine.py:heads", "cannot be run (SyntaxError"),
+        ("import nothing_of_that_name", "mine.py:heads", "cannot be run (ModuleNotFoundError"),
+        (FISHER, "mine.py:no name", "path.py:function or path.json"),
+        (FISHER, "mine.txt:heads", "path.py:function or"),
+        (FISHER, "my own.py:heads", "spaces in its name"),
+        (None, "none.py:heads", "cannot be read"),
     ],
 )
-def test_what_is_no_estimator_is_refused_in_one_line(place, text, function, words):
-    assert words in refused(load_estimator, f"{place(text)}:{function}")
-
-
-def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place):
-    for where, words in ((tmp_path / "none.py", "cannot be read"), (tmp_path / "mine.txt", "path.py:function or")):
-        assert words in refused(load_estimator, f"{where}:heads")
-    (tmp_path / "my own.py").write_text(FISHER)
-    assert "spaces in its name" in refused(load_estimator, f"{tmp_path / 'my own.py'}:heads")
+def test_what_is_no_estimator_is_refused_in_one_line(tmp_path, text, name, words):
+    if text is not None:
+        (tmp_path / name.partition(":")[0]).write_text(text)
+    assert words in refused(load_estimator, f"{tmp_path / name}")
 
 
 @pytest.mark.parametrize(

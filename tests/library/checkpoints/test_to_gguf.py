@@ -132,12 +132,6 @@ def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     assert _held(tensors) == plan.parameters.sliced_total
 
 
-def test_a_window_of_attention_bounds_the_context(as_loaded, tmp_path):
-    model = as_loaded(FAMILIES["phi3"]()).model
-    model.config.sliding_window = 100
-    assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 100
-
-
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_weights_are_of_the_type_asked_for(kind, tiny_case, tmp_path):
     model = tiny_case("llama-mha").dense  # 56 hidden channels are no whole blocks
@@ -233,7 +227,9 @@ def test_nothing_is_half_written(tiny_llama_gqa, as_loaded, tmp_path, monkeypatc
     assert (tmp_path / "there.gguf").read_text() == "mine"
 
 
-def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_change(tiny_case, case, tmp_path):
+def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_change_as_windows_do(
+    tiny_case, case, as_loaded, tmp_path
+):
     heads = shared_heads(tiny_case("llama-biased").loaded.model)
     made = heads.base ** (-2 * torch.arange(heads.width // 2) / heads.width) / heads.factors
     torch.testing.assert_close(made, tiny_case("llama-biased").original.model.rotary_emb.inv_freq)
@@ -244,6 +240,9 @@ def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_cha
     heads = shared_heads(model)
     frequencies = heads.base ** (-2 * torch.arange(6) / heads.width) / heads.factors[:6]
     torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(6) / 6) / torch.linspace(1, 1.5, 6))
+    model = as_loaded(FAMILIES["phi3"]()).model
+    model.config.sliding_window = 100
+    assert write_gguf(model, byte_tokenizer(), tmp_path / "w.gguf", progress=False).context_length == 100
 
 
 def test_the_default_model_s_tokenizer_comes_whole(default_model):

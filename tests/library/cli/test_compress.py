@@ -110,16 +110,6 @@ def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named
     assert caplog.messages == ["estimator, order ignored: not used by method wanda"]
 
 
-def test_an_estimator_may_be_a_function_in_a_file(home, options):
-    fisher = "layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1).square().sum(0)"
-    neurons = "layer.mlp_gradients.square().sum(0)"
-    Path("mine.py").write_text(f"def importances(layer):\n    return {fisher}, {neurons}\n")
-    names = ("mine.py:importances", "fisher")
-    own, built_in = (compress("tiny", 0.3, estimator=name, **options) for name in names)
-    assert own.plan.layers == built_in.plan.layers
-    assert own.plan.config.estimator.startswith("mine.py:importances@")
-
-
 def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, options, run, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "choose_estimator", choose := Mock(wraps=pipeline.choose_estimator))
     chosen = compress("tiny", 0.4, estimator="auto", **options)

@@ -14,9 +14,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from intraslice.core.weights import UNROTATED
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.families import FAMILIES, blocks, canonicalise, family_of
+from intraslice.modeling.families import FAMILIES, canonicalise, family_of
 
 TINY = {
     "vocab_size": 64,
@@ -43,27 +42,6 @@ def test_what_is_no_family_or_computes_something_else_is_told_why():
     model = PhiForCausalLM(PhiConfig(qk_layernorm=True, **TINY))
     assert "qk_layernorm" in refused(canonicalise, model)
     assert not any(isinstance(layer.self_attn, SlicedAttention) for layer in model.model.layers)
-
-
-def test_a_layer_that_knows_no_positions_rotates_nothing(tiny_case):
-    frequencies = [block.attention.frequency for block in blocks(tiny_case("smollm3").loaded.model)]
-    assert [(frequency == UNROTATED).all().item() for frequency in frequencies] == [False, True, False]
-    attention = blocks(tiny_case("smollm3").loaded.model)[1].attention
-    hidden, angles = torch.randn(1, 5, 64), torch.rand(1, 5, 8)
-    query, key, _ = attention.project(hidden, (angles.cos(), angles.sin()))
-    bare = attention.qkv_proj(hidden)
-    assert torch.equal(query, bare[..., :64].unflatten(-1, (8, 8)).transpose(1, 2))
-    assert torch.equal(key, bare[..., 64:96].unflatten(-1, (4, 8)).transpose(1, 2))
-
-
-def test_partial_rotary_layout_puts_every_pair_half_a_head_apart():
-    """Head dim 16, 8 channels rotated: pairs (0, 4) .. (3, 7), then the unrotated (8, 9) .. (14, 15)."""
-    model = PhiForCausalLM(PhiConfig(partial_rotary_factor=0.5, **TINY))
-    rows = model.model.layers[0].self_attn.q_proj.weight.detach().view(2, 16, 32)
-    canonicalise(model)
-    weights = model.model.layers[0].self_attn.weights()
-    assert weights.frequency.tolist() == [[0, 1, 2, 3] + [UNROTATED] * 4] * 2
-    assert torch.equal(weights.query, rows[:, [0, 1, 2, 3, 8, 10, 12, 14, 4, 5, 6, 7, 9, 11, 13, 15]])
 
 
 @torch.no_grad()

@@ -58,13 +58,13 @@ def test_widths_are_whole_blocks_or_dense(neurons, widths):
 
 
 @pytest.mark.parametrize(("estimator", "bias"), [("pca", None), ("pca", 0.8), ("fisher", 1.2), ("uniform", None)])
-@pytest.mark.parametrize("sparsity", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.3, 0.6])
 def test_nothing_is_padded_and_what_is_asked_is_removed(profile, sparsity, estimator, bias):
     """To half a block of one layer."""
     plan = runtime(profile, sparsity, estimator=estimator, bias=bias)
     assert plan.parameters.sliced_decoder == counted(profile, plan)
     half = BLOCK / 2 * max(layer.sizes.neuron_cost for layer in profile.layers)
-    assert abs(plan.removed_fraction - sparsity) * profile.dense_decoder <= half + 1
+    assert abs(plan.removed_fraction - sparsity) * profile.dense_decoder <= (half + 1 if sparsity else 0)
     assert all(len(queries) == 1 for queries in queries_of(plan, profile))
     for layer, own in zip(profile.layers, plan.layers, strict=True):
         assert own.dim == layer.sizes.dim

@@ -114,36 +114,24 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         assert re.search(words, message)
 
 
-@pytest.fixture
-def processor(monkeypatch):
-    """A machine without CUDA whose CPU is able to do what is given."""
-
-    def able(**capabilities: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-
-    return able
-
-
-@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_native_bfloat16_is_used(processor, capability):
-    processor(**{capability: True})
-    assert (choose_device(), choose_dtype()) == ("cpu", "bfloat16")
-
-
-def test_elsewhere_it_is_float32_and_what_is_named_is_taken(processor):
-    processor(avx512_f=True, avx512_bf16=False)
-    assert choose_dtype() == "float32"
+@pytest.mark.parametrize(
+    ("capabilities", "cuda", "device", "dtype"),
+    [
+        *(({name: True}, None, "cpu", "bfloat16") for name in ("avx512_bf16", "amx_bf16", "bf16")),
+        ({"avx512_f": True, "avx512_bf16": False}, None, "cpu", "float32"),
+        ({}, "with bfloat16", "cuda", "bfloat16"),
+        ({"bf16": True}, "without", "cuda", "float32"),
+    ],
+)
+def test_cuda_and_native_bfloat16_are_used_where_they_are_there_and_what_is_named_is_taken(
+    monkeypatch, capabilities, cuda, device, dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda != "without")
+    assert (choose_device(), choose_dtype(device=f"{choose_device()}:0")) == (device, dtype)
+    assert (choose_device("cuda:1"), choose_dtype("float32")) == ("cuda:1", "float32")
     assert choose_dtype(device="mps") == "float32"
-    assert choose_dtype(device="cuda") == "float32"  # loading says that there is none
-    processor(avx512_bf16=True)
-    assert choose_device("cuda:1") == "cuda:1"
-    assert choose_dtype("float32") == "float32"
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_cuda_is_used_where_it_is_there(monkeypatch, supported):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert choose_device() == "cuda"
-    assert choose_dtype(device="cuda:0") == ("bfloat16" if supported else "float32")
+    if not cuda:
+        assert choose_dtype() == dtype
+        assert choose_dtype(device="cuda") == "float32"  # loading says that there is none
