@@ -37,8 +37,6 @@ from intraslice.pretrained.sources import find_weights, obtain_weights
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--sequences", "8", "--length", "128", "--eval-tokens", "256", "--json"]
-KEYS = {"model", "method", "estimator", "order", "sparsity_asked", "removed_fraction", "parameters"}
-KEYS |= {"kv_bytes_per_token", "perplexity", "ratios", "protocol", "seconds", "peak_rss_bytes"}
 
 
 def answer(capsys: pytest.CaptureFixture, *words: str) -> dict:
@@ -59,7 +57,6 @@ def test_calibrate_slice_save_reload_and_evaluate(capsys, default_model, tmp_pat
 
     compressed.save_pretrained(folder)
     reloaded = answer(capsys, "evaluate", "--model", folder)
-    assert reloaded.keys() >= KEYS
     # In bfloat16 the same weights elsewhere in memory may be multiplied by another kernel.
     assert reloaded["perplexity"]["sliced"] == pytest.approx(sliced, rel=1e-3)
     counts = reloaded["parameters"]

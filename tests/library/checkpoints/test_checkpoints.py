@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from opened import MADE, save_slice
+from opened import MADE
 from refusing import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -23,17 +23,9 @@ from intraslice.checkpoints import format as checkpoint_format
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 
-@pytest.fixture(scope="module", params=["intraslice", "crossmodule"])
-def whole_folder(request, tiny_case, tmp_path_factory):
-    """Of one family: what is broken does not depend on it."""
-    folder = tmp_path_factory.mktemp("saved") / "sliced"
-    save_slice(tiny_case("llama-biased"), request.param, folder)
-    return folder
-
-
 @pytest.fixture
-def saved_folder(whole_folder, tmp_path):
-    return Path(shutil.copytree(whole_folder, tmp_path / "sliced"))
+def saved_folder(opened, tmp_path):
+    return Path(shutil.copytree(opened.folder, tmp_path / "sliced"))
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule"])

@@ -177,16 +177,6 @@ def test_a_slider_is_answered_within_milliseconds(monkeypatch):
     assert runtime < 3 * free
 
 
-def test_locked_ratios_stay_and_the_rest_makes_up_for_them(profile) -> None:
-    free = make_plan(profile, SliceConfig(0.3))
-    locked = make_plan(profile, SliceConfig(0.3, locked=((0, "attention", 0.0), (1, "mlp", 0.125))))
-    assert locked.layers[0].attention_ratio == 0
-    assert locked.layers[0].heads == tuple(range(profile.layers[0].sizes.heads))
-    assert locked.layers[1].mlp_ratio == 0.125
-    assert abs(locked.removed_fraction - 0.3) < 0.02
-    assert locked.layers != free.layers
-
-
 @pytest.mark.parametrize("shapes", KINDS)
 def test_what_cannot_be_removed_is_refused_in_one_line(profile, shapes) -> None:
     """All ratios at 0.5 remove less than half: norms stay, and key/value heads outlive their queries."""

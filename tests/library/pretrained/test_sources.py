@@ -238,13 +238,6 @@ def test_what_the_hub_refuses_lacks_or_breaks_off(hub, refusal, error, name, wor
     assert words in refusal(name)
 
 
-def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
-    configure(model_type="gpt2")(folder)
-    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
-    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
-    assert "gpt2" in refusal("someone/tiny")
-
-
 @pytest.mark.parametrize("sharded", [False, True])
 def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     sharded, hub, folder, monkeypatch, tiny_llama_gqa, refusal
@@ -266,7 +259,7 @@ def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     assert set(filter_repo_objects([file.name for file in folder.iterdir()], allow_patterns=patterns)) == needed
 
 
-def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(hub, folder, refusal):
+def test_a_foreign_model_or_one_whose_tokenizer_is_not_read_is_refused_before_its_weights_arrive(hub, folder, refusal):
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     assert "vocab.json and merges.txt" in refusal("someone/tiny")
     assert hub.fetched == []
@@ -274,6 +267,9 @@ def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_
     sources.fetch_weights("someone/tiny")
     assert {"vocab.json", "merges.txt"} <= set(hub.fetched[0])
     assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
+    configure(model_type="gpt2")(folder)
+    assert "gpt2" in refusal("someone/tiny")
+    assert len(hub.fetched) == 1
 
 
 def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch):
@@ -286,14 +282,13 @@ def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch
     assert "has no safetensors weights" in refused(memory.estimate_memory, "someone/tiny")
 
 
-def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, monkeypatch):
+def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder):
     here = check_model(str(folder), CalibrationConfig())
-    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
-    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     size = (folder / "model.safetensors").stat().st_size
     (folder / "model.safetensors").write_bytes(bytes(size))
     found = check_model("someone/tiny", CalibrationConfig())
     assert (found.sizes, found.layer, found.download_bytes) == (here.sizes, here.layer, size)
+    assert hub.fetched == []
     for error, words in ((GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no model 'someone/tiny'")):
         hub.failure = error("refused", response=REFUSED)
         assert words in refused(check_model, "someone/tiny", CalibrationConfig())

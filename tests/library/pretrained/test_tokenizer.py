@@ -165,19 +165,3 @@ def test_what_takes_all_time_or_memory_to_load_takes_it_in_the_child(file, saved
     monkeypatch.setattr("intraslice.pretrained.reader.LOADING", Bounds(2**28, 1))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("loaded here"))
     assert "it takes more than" in refused(read, folder)
-
-
-def test_a_long_piece_of_sentencepiece_is_refused(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=60, model_type="bpe"
-    )
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    file = tmp_path / "tokenizer.model"
-    proto.ParseFromString(file.read_bytes())
-    proto.pieces[-1].piece = "x" * 2000
-    file.write_bytes(proto.SerializeToString())
-    assert "more than 1,024 characters" in refused(read, tmp_path)
