@@ -11,10 +11,9 @@ from gguf import TokenType
 from gguf_files import byte_tokenizer, piece_tokenizer
 from random_weights import attention_weights
 from refusing import refused
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, llama
 from tokenizers import pre_tokenizers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
 from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, shared_heads
@@ -182,11 +181,9 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case, case):
     ):
         assert named in refused(require_deci, model, tokenizer)
     assert "WordLevel" in refused(require_deci, case.dense, case.loaded.tokenizer)
-    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    gelu = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, hidden_act="gelu"))
     scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    dynamic = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, rope_parameters=scaled))
-    for model, named in ((gelu, "gelu"), (dynamic, "dynamic")):
+    for field, named in (({"hidden_act": "gelu"}, "gelu"), ({"rope_parameters": scaled}, "dynamic")):
+        model = llama(1, sizes=(32, 32, 2, 2), **field)()
         canonicalise(model)
         assert named in refused(require_deci, model, tokenizer)
 

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from refusing import refused
-from tiny_models import entering
+from tiny_models import entering, factory
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
@@ -106,12 +106,8 @@ def test_a_rotation_without_a_cut_changes_no_logit_and_its_orthonormal_bases_map
 
 
 def test_a_tied_layernorm_model_centres_without_touching_the_head():
-    config = PhiConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2,
-        tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    dense = PhiForCausalLM(config).eval().requires_grad_(False)
-    original = copy.deepcopy(dense)
+    make = factory(1, PhiForCausalLM, PhiConfig, (32, 64, 2, 2), tie_word_embeddings=True)
+    dense, original = make(), make()
     canonicalise(dense)
     model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
     torch.testing.assert_close(model(tokens()).logits, original(tokens()).logits, atol=1e-4, rtol=1e-4)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from refusing import refused
+from tiny_models import factory
 from torch.testing import assert_close
 from transformers import (
     Gemma3Config,
@@ -17,19 +18,6 @@ from transformers import (
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import FAMILIES, canonicalise, family_of
 
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "attn_implementation": "sdpa",
-    "initializer_range": 0.3,
-}
-
 
 def test_what_is_no_family_or_computes_something_else_is_told_why():
     message = refused(family_of, GPT2Config())
@@ -39,7 +27,7 @@ def test_what_is_no_family_or_computes_something_else_is_told_why():
     assert "'gemma3' cannot be sliced: this model also reads images" in refused(family_of, Gemma3Config())
     for field in ("attn_logit_softcapping", "final_logit_softcapping"):
         assert f"{field} 30.0" in refused(family_of, Gemma3TextConfig(**{field: 30.0}))
-    model = PhiForCausalLM(PhiConfig(qk_layernorm=True, **TINY))
+    model = factory(1, PhiForCausalLM, PhiConfig, (32, 40, 2, 2), qk_layernorm=True)()
     assert "qk_layernorm" in refused(canonicalise, model)
     assert not any(isinstance(layer.self_attn, SlicedAttention) for layer in model.model.layers)
 
@@ -49,21 +37,11 @@ def test_what_is_no_family_or_computes_something_else_is_told_why():
 @pytest.mark.parametrize("partial", [1.0, 0.75])
 def test_long_rope_is_exact_on_both_sides_of_its_switch(tokens, partial):
     pairs = int(16 * partial) // 2
-    config = Phi3Config(
-        original_max_position_embeddings=16,
-        max_position_embeddings=64,
-        partial_rotary_factor=partial,
-        sliding_window=20,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 1e4,
-            "short_factor": [1.0] * pairs,
-            "long_factor": [1.0 + 0.5 * index for index in range(pairs)],
-        },
-        **TINY,
-    )
-    torch.manual_seed(0)
-    model = Phi3ForCausalLM(config).eval()
+    factors = {"short_factor": [1.0] * pairs, "long_factor": [1.0 + 0.5 * index for index in range(pairs)]}
+    lengths = {"original_max_position_embeddings": 16, "max_position_embeddings": 64, "sliding_window": 20}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4} | factors
+    fields = {"partial_rotary_factor": partial, "rope_parameters": rope} | lengths
+    model = factory(1, Phi3ForCausalLM, Phi3Config, (32, 40, 2, 2), **fields)()
     ids = torch.randint(3, 64, (2, tokens))
     expected = model(ids).logits
     canonicalise(model)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from forked import answers_of
 from refusing import refused
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import llama
 
 from intraslice import loading
 from intraslice.calibration import driver
@@ -68,16 +68,15 @@ def test_a_process_may_have_less_than_is_free(folder, monkeypatch, refusal):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_a_calibration_takes_what_is_said(as_loaded):
-    sizes = {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
-    model = as_loaded(LlamaForCausalLM(config).eval().requires_grad_(False)).model
+    make = llama(1, sizes=(256, 768, 4, 2), num_hidden_layers=6, max_position_embeddings=4096)
+    model = as_loaded(make()).model
     tokens = torch.randint(3, 256, (1, 2048))
 
     def calibrating() -> None:
         stats = [empty_stats(block, 1, model.device) for block in blocks(model)]
         driver._calibrate_shard(model, stats, tokens, "sampled", ignore_progress)
 
-    assert 0.5 < peak_of(calibrating) / calibration_bytes(config, 1, 2048, torch.float32) < 1.2
+    assert 0.5 < peak_of(calibrating) / calibration_bytes(model.config, 1, 2048, torch.float32) < 1.2
 
 
 def test_a_long_window_costs_by_its_length(default_model):
