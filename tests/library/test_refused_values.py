@@ -140,6 +140,7 @@ def test_what_cannot_be_is_refused_in_one_line(call, message):
 
 def test_values_that_a_model_cannot_have(case, tmp_path):
     model, tokenizer, tokens = case.dense, case.loaded.tokenizer, case.tokens
+    whole = tuple((layer, "mlp", 0.0) for layer in range(3))
     for call, message in (
         (partial(write_gguf, model, tokenizer, tmp_path / "a.gguf", "q2_k"), "the GGUF type must be one of f32, f16"),
         (partial(intraslice.recover, model, model, tokens, epochs=0.5), "epochs must be a whole number from 0"),
@@ -152,6 +153,8 @@ def test_values_that_a_model_cannot_have(case, tmp_path):
         (partial(next, generate_text(model, tokenizer, "  ")), "the prompt is empty; expected some text"),
         (partial(next, generate_text(model, tokenizer, "w7 " * 512)), "512 tokens; expected at most 511"),
         (partial(plan_by, "wanda", model, case.stats, SliceConfig(), 0.25), "does not slice the residual stream"),
+        (partial(case.plan, method="wanda", locked=((*HEAD, "keep"),)), "wanda has no locks of heads or neurons"),
+        (partial(case.plan, 0.5, "modegpt", locked=whole), "the sparsity cannot be reached"),
         (partial(plan_crossmodule, model), "expected either sparsity or slicing"),
         (partial(plan_crossmodule, model, sparsity=0.2, slicing=0.2), "expected either sparsity or slicing"),
     ):

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +24,9 @@ def heads(layer):
 pytestmark = pytest.mark.usefixtures("own_estimators")
 
 
-@pytest.fixture
-def place(tmp_path) -> Callable[[str], Path]:
-    """Writes a file of one's own and gives its path."""
-
-    def write(text: str) -> Path:
-        (tmp_path / "mine.py").write_text(text, encoding="utf-8")
-        return tmp_path / "mine.py"
-
-    return write
+def written(folder: Path, text: str) -> Path:
+    (folder / "mine.py").write_text(text, encoding="utf-8")
+    return folder / "mine.py"
 
 
 def require_same_plans(profile, name: str) -> None:
@@ -42,8 +35,8 @@ def require_same_plans(profile, name: str) -> None:
         assert plans[0].layers == plans[1].layers
 
 
-def test_it_plans_and_is_judged_as_the_built_in_one_of_its_formula(place, case, own_cache):
-    own = load_estimator(f"{place(FISHER)}:heads")
+def test_it_plans_and_is_judged_as_the_built_in_one_of_its_formula(tmp_path, case, own_cache):
+    own = load_estimator(f"{written(tmp_path, FISHER)}:heads")
     stats = replace(case.stats)  # whose profile is made anew
     require_same_plans(stats.profile, own.name)
     found = measure_sensitivity(case.loaded, stats, case.tokens[:4, :20], 0.3, progress=False)
@@ -51,11 +44,11 @@ def test_it_plans_and_is_judged_as_the_built_in_one_of_its_formula(place, case, 
     assert rho[own.name] == rho["fisher"]
 
 
-def test_another_version_of_the_file_is_another_estimator(place):
-    first = load_estimator(f"{place(FISHER)}:heads")
-    assert load_estimator(f"{place(FISHER)}:heads") is first
+def test_another_version_of_the_file_is_another_estimator(tmp_path):
+    first = load_estimator(f"{written(tmp_path, FISHER)}:heads")
+    assert load_estimator(f"{written(tmp_path, FISHER)}:heads") is first
     assert first.label == "heads (mine.py)"
-    path = place(FISHER + "\n")
+    path = written(tmp_path, FISHER + "\n")
     second = load_estimator(f"{path}:heads")
     assert second.name != first.name
     assert second.name.startswith("mine.py:heads@")
@@ -65,24 +58,22 @@ def test_another_version_of_the_file_is_another_estimator(place):
 
 
 @pytest.mark.parametrize(
-    ("text", "function", "words"),
+    ("text", "name", "words"),
     [
-        (FISHER, "tails", "does not define a function 'tails'"),
-        ("heads = 3", "heads", "does not define a function 'heads'"),
-        ("def heads(layer", "heads", "cannot be run (SyntaxError"),
-        ("import nothing_of_that_name", "heads", "cannot be run (ModuleNotFoundError"),
-        (FISHER, "no name", "path.py:function or path.json"),
+        (FISHER, "mine.py:tails", "does not define a function 'tails'"),
+        ("heads = 3", "mine.py:heads", "does not define a function 'heads'"),
+        ("def heads(layer", "mine.py:heads", "cannot be run (SyntaxError"),
+        ("import nothing_of_that_name", "mine.py:heads", "cannot be run (ModuleNotFoundError"),
+        (FISHER, "mine.py:no name", "path.py:function or path.json"),
+        (FISHER, "mine.txt:heads", "path.py:function or"),
+        (FISHER, "my own.py:heads", "spaces in its name"),
+        (None, "none.py:heads", "cannot be read"),
     ],
 )
-def test_what_is_no_estimator_is_refused_in_one_line(place, text, function, words):
-    assert words in refused(load_estimator, f"{place(text)}:{function}")
-
-
-def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place):
-    for where, words in ((tmp_path / "none.py", "cannot be read"), (tmp_path / "mine.txt", "path.py:function or")):
-        assert words in refused(load_estimator, f"{where}:heads")
-    (tmp_path / "my own.py").write_text(FISHER)
-    assert "spaces in its name" in refused(load_estimator, f"{tmp_path / 'my own.py'}:heads")
+def test_what_is_no_estimator_is_refused_in_one_line(tmp_path, text, name, words):
+    if text is not None:
+        (tmp_path / name.partition(":")[0]).write_text(text)
+    assert words in refused(load_estimator, f"{tmp_path / name}")
 
 
 @pytest.mark.parametrize(
@@ -96,8 +87,8 @@ def test_a_file_that_is_not_there_or_cannot_be_named_is_refused(tmp_path, place)
         ("return abs(layer.attention_gradients[0]), layer.mlp_gradients[0] / 0", "mlp importances below 0 or not"),
     ],
 )
-def test_what_it_answers_is_looked_at(place, case, body, words):
-    own = load_estimator(f"{place(f'def heads(layer):{chr(10)}    {body}')}:heads")
+def test_what_it_answers_is_looked_at(tmp_path, case, body, words):
+    own = load_estimator(f"{written(tmp_path, f'def heads(layer):{chr(10)}    {body}')}:heads")
     message = refused(getattr, replace(case.stats), "profile")
     assert words in message
     assert own.name in message

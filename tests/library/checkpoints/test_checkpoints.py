@@ -11,30 +11,21 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from opened import MADE, save_slice
+from opened import MADE
 from refusing import refused
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import intraslice
 from intraslice.checkpoints import format as checkpoint_format
-from intraslice.checkpoints.auto_class import plain_model
 
 # Written by an earlier commit in the format that `save` still writes, with the logits of that day.
 SAVED_BEFORE = Path(__file__).parent / "saved_before"
 
 
-@pytest.fixture(scope="module", params=["intraslice", "crossmodule"])
-def whole_folder(request, tiny_case, tmp_path_factory):
-    """Of one family: what is broken does not depend on it."""
-    folder = tmp_path_factory.mktemp("saved") / "sliced"
-    save_slice(tiny_case("llama-biased"), request.param, folder)
-    return folder
-
-
 @pytest.fixture
-def saved_folder(whole_folder, tmp_path):
-    return Path(shutil.copytree(whole_folder, tmp_path / "sliced"))
+def saved_folder(opened, tmp_path):
+    return Path(shutil.copytree(opened.folder, tmp_path / "sliced"))
 
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule"])
@@ -120,11 +111,6 @@ def test_all_may_read_the_files_generation_configs_stay_and_no_link_is_replaced(
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     for folder in (tmp_path / "link", Path("/proc")):
         assert "name a new folder inside it" in refused(checkpoint_format.require_free, folder)
-
-
-def test_a_cross_module_model_is_no_plain_one(cross_module_case, tmp_path):
-    model = save_slice(cross_module_case, "crossmodule", tmp_path / "sliced")
-    assert "shortcut" in refused(plain_model, model)
 
 
 def test_a_head_of_its_own_is_saved_whatever_the_configuration_says(case, tmp_path):

@@ -32,7 +32,7 @@ from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import cut_queries_and_keys
 
 
-def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
+def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options_where_a_device_map_says(opened):
     config = AutoConfig.from_pretrained(opened.folder)
     assert isinstance(opened.model, IntraSliceForCausalLM)
     assert isinstance(opened.model, type(opened.case.original))
@@ -51,6 +51,10 @@ def test_auto_classes_open_it_as_it_was_saved_or_with_their_own_options(opened):
     eager = AutoModelForCausalLM.from_pretrained(opened.folder, attn_implementation="eager", use_cache=False)
     assert (eager.config._attn_implementation, eager.config.use_cache) == ("eager", False)
     assert opened.agrees(eager, tolerance=1e-5)
+    for device_map in ("cpu", "auto"):
+        placed = AutoModelForCausalLM.from_pretrained(opened.folder, device_map=device_map)
+        assert {parameter.device.type for parameter in placed.parameters()} == {"cpu"}
+        assert opened.agrees(placed)
     _, report = AutoModelForCausalLM.from_pretrained(opened.folder, output_loading_info=True)
     assert not any(report.values())
     with pytest.raises(ValueError, match="does not support Flash Attention"):
@@ -104,13 +108,6 @@ def test_transformers_own_entries_are_there_where_they_say_what_a_layer_computes
     assert AutoConfig.from_pretrained(tmp_path / "sliced").to_dict()["transformers"] == saved["transformers"]
     # What transformers falls back to for the tokenizer where the library is not imported.
     assert PreTrainedConfig.from_pretrained(tmp_path / "sliced").transformers == saved["transformers"]
-
-
-@pytest.mark.parametrize("device_map", ["cpu", "auto"])
-def test_a_device_map_places_it(opened, device_map):
-    model = AutoModelForCausalLM.from_pretrained(opened.folder, device_map=device_map)
-    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
-    assert opened.agrees(model)
 
 
 def test_layers_on_disk_are_fetched_but_not_shortcuts(opened, tmp_path):
@@ -185,27 +182,12 @@ def greedy(model: PreTrainedModel, prompt: Tensor, **options: object) -> Tensor:
     return model.generate(prompt, do_sample=False, eos_token_id=None, **options)
 
 
-@pytest.fixture
-def prompt(opened) -> Tensor:
-    return opened.case.tokens[:2, :11]
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_cache": False},
-        {"cache_implementation": "static", "disable_compile": True},
-        {"cache_implementation": "static", "disable_compile": True, "prefill_chunk_size": 4},
-        {"prefill_chunk_size": 4},
-    ],
-    ids=["none", "static", "static-in-chunks", "in-chunks"],
-)
-def test_every_cache_gives_the_same_answer(opened, prompt, options):
-    assert torch.equal(greedy(opened.model, prompt, **options), greedy(opened.model, prompt))
-
-
-def test_generation_goes_on_from_a_cache_from_embeddings_and_with_a_draft(opened, prompt):
+def test_every_cache_gives_the_same_answer_which_goes_on_from_a_cache_from_embeddings_and_with_a_draft(opened):
+    prompt = opened.case.tokens[:2, :11]
     expected = greedy(opened.model, prompt)
+    static, in_chunks = {"cache_implementation": "static", "disable_compile": True}, {"prefill_chunk_size": 4}
+    for options in ({"use_cache": False}, static, in_chunks, static | in_chunks):
+        assert torch.equal(greedy(opened.model, prompt, **options), expected), options
     cache = {cache_keyword(opened.model): DynamicCache(config=opened.model.config)}
     begun = greedy(opened.model, prompt, **cache, max_new_tokens=3)
     assert torch.equal(begun, expected[:, : prompt.shape[1] + 3])
@@ -240,6 +222,7 @@ def test_a_uniform_model_reloads_through_transformers_alone(family, tmp_path):
     torch.testing.assert_close(reloaded(tokens).logits, sliced(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_that_differ_are_refused_by_name(tiny_llama_gqa):
+def test_layers_that_differ_and_shortcuts_are_refused_by_name(tiny_llama_gqa, case):
     model = narrowed(tiny_llama_gqa(), [40, 40, 48])
     assert "layer 2 has a different shape from layer 0" in refused(plain_model, model)
+    assert "shortcut" in refused(plain_model, case.sliced(method="crossmodule"))

@@ -31,17 +31,12 @@ def commands(card: str) -> list[str]:
     return re.findall(r"^    (\S.+)$", card, re.MULTILINE)
 
 
-@pytest.fixture
-def sliced(case):
+def sliced(case, method: str, source: str = WHEEL, model: str = "default", **options: object) -> IntraSliceConfig:
     """The configuration of a slice by a method, with the record that `slice` makes and the losses of `evaluate`."""
-
-    def make(method: str, source: str = WHEEL, model: str = "default", **options: object) -> IntraSliceConfig:
-        config, plan = SliceConfig(0.3, order="one-shot", **options), case.plan(0.3, method, **options)
-        recipe = Recipe(model, config, CalibrationConfig("/home/me/mine.txt"), EvaluationConfig("wikitext2"), method)
-        loaded = replace(case.loaded, source=source, name=model)
-        return IntraSliceConfig.of(case.cut(plan, method), slice_record(recipe, loaded, plan))
-
-    return make
+    config, plan = SliceConfig(0.3, order="one-shot", **options), case.plan(0.3, method, **options)
+    recipe = Recipe(model, config, CalibrationConfig("/home/me/mine.txt"), EvaluationConfig("wikitext2"), method)
+    loaded = replace(case.loaded, source=source, name=model)
+    return IntraSliceConfig.of(case.cut(plan, method), slice_record(recipe, loaded, plan))
 
 
 @pytest.mark.parametrize("form", ["folder", "gguf"])
@@ -60,11 +55,11 @@ def test_a_record_of_next_to_nothing_makes_a_card_that_parses_back(form, made):
     assert "None" not in text
 
 
-def test_the_front_matter_tells_base_and_licence(sliced):
-    card = ModelCard(model_card(sliced("intraslice"), "mine"))
+def test_the_front_matter_tells_base_and_licence(case):
+    card = ModelCard(model_card(sliced(case, "intraslice"), "mine"))
     assert (card.data.base_model, card.data.license) == (DEFAULT_HUB_ID, "apache-2.0")
     assert card.data.base_model_relation in RELATIONS
-    llama = ModelCard(model_card(sliced("intraslice", LLAMA, "meta-llama/Llama-3.2-1B"), "mine.gguf", "gguf"))
+    llama = ModelCard(model_card(sliced(case, "intraslice", LLAMA, "meta-llama/Llama-3.2-1B"), "mine.gguf", "gguf"))
     assert (llama.data.base_model, llama.data.license) == ("meta-llama/Llama-3.2-1B", "llama3.2")
     assert llama.data.base_model_relation == "quantized"
     assert "commit `12345678`" in llama.text
@@ -90,8 +85,8 @@ def test_origins_are_read_off_the_words_that_sources_have(model, source, expecte
 
 
 @pytest.mark.parametrize("method", ["intraslice", "intraslice+", "crossmodule", "wanda"])
-def test_it_says_what_was_done(sliced, method):
-    config = sliced(method)
+def test_it_says_what_was_done(case, method):
+    config = sliced(case, method)
     card = model_card(config, "mine")
     made = config.record
     assert f"{100 * made['removed_fraction']:.1f} % of its decoder layers' parameters" in card
@@ -105,8 +100,8 @@ def test_it_says_what_was_done(sliced, method):
     assert "/home/me" not in card
 
 
-def test_perplexities_come_with_their_errors_and_protocol(sliced):
-    config = sliced("intraslice")
+def test_perplexities_come_with_their_errors_and_protocol(case):
+    config = sliced(case, "intraslice")
     assert "`python -m intraslice evaluate --model mine`" in model_card(config, "mine")
     sums = {"dense": ((2.5, 2.7), (2.6, 2.4)), "sliced": ((3.5, 3.7), (3.8, 3.4))}
     losses = {name: Losses(2, 2, found, (1, 1)) for name, found in sums.items()}
@@ -120,9 +115,9 @@ def test_perplexities_come_with_their_errors_and_protocol(sliced):
     assert "| unknown | 20.00 |" in model_card(config, "mine")
 
 
-def test_it_offers_the_runtimes_that_take_it_by_commands_that_can_be_given(sliced):
-    config = sliced("intraslice", bias=1.0)
-    cut, crossmodule = (model_card(one, "mine") for one in (config, sliced("crossmodule")))
+def test_it_offers_the_runtimes_that_take_it_by_commands_that_can_be_given(case):
+    config = sliced(case, "intraslice", bias=1.0)
+    cut, crossmodule = (model_card(one, "mine") for one in (config, sliced(case, "crossmodule")))
     for card in (cut, crossmodule):
         assert "AutoModelForCausalLM.from_pretrained('mine')" in card
         assert {words.split()[0] for words in commands(card)} == {"python", "lm_eval"}

@@ -11,10 +11,9 @@ from gguf import TokenType
 from gguf_files import byte_tokenizer, piece_tokenizer
 from random_weights import attention_weights
 from refusing import refused
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, llama
 from tokenizers import pre_tokenizers
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from intraslice.checkpoints import to_gguf
 from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, shared_heads
@@ -132,12 +131,6 @@ def test_nothing_is_padded_of_a_slice_for_a_runtime(tiny_case, tmp_path):
     assert _held(tensors) == plan.parameters.sliced_total
 
 
-def test_a_window_of_attention_bounds_the_context(as_loaded, tmp_path):
-    model = as_loaded(FAMILIES["phi3"]()).model
-    model.config.sliding_window = 100
-    assert write_gguf(model, byte_tokenizer(), tmp_path / "t.gguf", progress=False).context_length == 100
-
-
 @pytest.mark.parametrize("kind", GGUF_TYPES)
 def test_weights_are_of_the_type_asked_for(kind, tiny_case, tmp_path):
     model = tiny_case("llama-mha").dense  # 56 hidden channels are no whole blocks
@@ -188,11 +181,9 @@ def test_what_llama_cpp_does_not_compute_is_refused_by_name(tiny_case, case):
     ):
         assert named in refused(require_deci, model, tokenizer)
     assert "WordLevel" in refused(require_deci, case.dense, case.loaded.tokenizer)
-    shape = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
-    gelu = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, hidden_act="gelu"))
     scaled = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    dynamic = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, rope_parameters=scaled))
-    for model, named in ((gelu, "gelu"), (dynamic, "dynamic")):
+    for field, named in (({"hidden_act": "gelu"}, "gelu"), ({"rope_parameters": scaled}, "dynamic")):
+        model = llama(1, sizes=(32, 32, 2, 2), **field)()
         canonicalise(model)
         assert named in refused(require_deci, model, tokenizer)
 
@@ -233,7 +224,9 @@ def test_nothing_is_half_written(tiny_llama_gqa, as_loaded, tmp_path, monkeypatc
     assert (tmp_path / "there.gguf").read_text() == "mine"
 
 
-def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_change(tiny_case, case, tmp_path):
+def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_change_as_windows_do(
+    tiny_case, case, as_loaded, tmp_path
+):
     heads = shared_heads(tiny_case("llama-biased").loaded.model)
     made = heads.base ** (-2 * torch.arange(heads.width // 2) / heads.width) / heads.factors
     torch.testing.assert_close(made, tiny_case("llama-biased").original.model.rotary_emb.inv_freq)
@@ -244,6 +237,9 @@ def test_frequencies_are_those_of_the_model_and_bound_the_context_where_they_cha
     heads = shared_heads(model)
     frequencies = heads.base ** (-2 * torch.arange(6) / heads.width) / heads.factors[:6]
     torch.testing.assert_close(frequencies, 1e4 ** -(torch.arange(6) / 6) / torch.linspace(1, 1.5, 6))
+    model = as_loaded(FAMILIES["phi3"]()).model
+    model.config.sliding_window = 100
+    assert write_gguf(model, byte_tokenizer(), tmp_path / "w.gguf", progress=False).context_length == 100
 
 
 def test_the_default_model_s_tokenizer_comes_whole(default_model):

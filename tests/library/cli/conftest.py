@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import WORDS, write_words
 
+from intraslice import CalibrationConfig, EvaluationConfig
 from intraslice.__main__ import main
 
 OPTIONS = "--model tiny --calibration text.txt --eval text.txt --sequences 16 --length 24 --eval-tokens 96 --device cpu"
@@ -23,6 +24,19 @@ def template(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Path:
     word_tokenizer(WORDS).save_pretrained(folder / "tiny")
     write_words(folder / "text.txt")
     return folder
+
+
+@pytest.fixture(scope="session")
+def texts(template) -> dict[str, Any]:
+    """The texts of `OPTIONS` for `compress`, which prints nothing."""
+    text = str(template / "text.txt")
+    configs = {"calibration": CalibrationConfig(text, 16, 24), "evaluation": EvaluationConfig(text, 96, 24)}
+    return configs | {"progress": False}
+
+
+@pytest.fixture(scope="session")
+def options(texts) -> dict[str, Any]:
+    return texts | {"order": "one-shot", "dtype": "float32", "device": "cpu"}
 
 
 @pytest.fixture
@@ -41,15 +55,13 @@ def words(home) -> list[str]:
 
 
 @pytest.fixture
-def run(words, capsys) -> Run:
+def run(printed) -> Run:
     """The JSON result of a command, by its line."""
 
-    def answer(line: str) -> dict[str, Any]:
-        command, *more = line.split()
-        assert main([command, *words, "--json", *more]) == 0
-        return json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    def no_number(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
 
-    return answer
+    return lambda line: json.loads(printed(f"{line} --json"), parse_constant=no_number)
 
 
 @pytest.fixture

@@ -226,10 +226,6 @@ def test_fetched_questions_are_asked_by_lm_evals_own_definitions(home, harness, 
     assert {row["metric"] for row in result["rows"]} == {"acc", "acc_norm"}
 
 
-def test_without_a_folder_of_tasks_one_line_names_it(task, error_of, harness):
-    assert "nowhere is not a folder" in error_of(f"{task} --include-path nowhere")
-
-
 def test_without_lm_eval_one_line_says_what_to_install(task, error_of, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert 'pip install "lm-eval[hf]"' in error_of(task)

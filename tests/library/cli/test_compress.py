@@ -33,18 +33,6 @@ PROMPT = "w20 w30 w40 w50"
 
 
 @pytest.fixture(scope="module")
-def texts(template) -> dict[str, Any]:
-    text = str(template / "text.txt")
-    configs = {"calibration": CalibrationConfig(text, 16, 24), "evaluation": EvaluationConfig(text, 96, 24)}
-    return configs | {"progress": False}
-
-
-@pytest.fixture(scope="module")
-def options(texts) -> dict[str, Any]:
-    return texts | {"order": "one-shot", "dtype": "float32", "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
 def result(template, options) -> api.CompressedModel:
     """Shared by the module: do not change it."""
     return compress(template / "tiny", 0.3, **options)
@@ -72,6 +60,8 @@ def test_the_numbers_are_the_command_lines(home, texts, more, run):
     compressed = compress("tiny", 0.3, **arguments)
     found = compressed.evaluate(progress=False)
     assert expected["perplexity"] == {"dense": found.dense_perplexity.value, "sliced": found.perplexity.value}
+    errors = {"dense": found.dense_perplexity.standard_error, "sliced": found.perplexity.standard_error}
+    assert expected["perplexity_error"] == errors
     assert expected["perplexity_ratio"] == found.perplexity_ratio._asdict()
     assert expected["divergence"] == found.divergence._asdict()
     assert expected["removed_fraction"] == compressed.removed_fraction
@@ -108,16 +98,6 @@ def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named
     assert compress("default", 0.2, **slicing).recipe.slicing == SliceConfig(0.2, **slicing)
     compress("default", method="wanda", estimator="fisher", order="one-shot", bias=1.3)
     assert caplog.messages == ["estimator, order ignored: not used by method wanda"]
-
-
-def test_an_estimator_may_be_a_function_in_a_file(home, options):
-    fisher = "layer.attention_gradients.unflatten(-1, (layer.sizes.heads, -1)).sum(-1).square().sum(0)"
-    neurons = "layer.mlp_gradients.square().sum(0)"
-    Path("mine.py").write_text(f"def importances(layer):\n    return {fisher}, {neurons}\n")
-    names = ("mine.py:importances", "fisher")
-    own, built_in = (compress("tiny", 0.3, estimator=name, **options) for name in names)
-    assert own.plan.layers == built_in.plan.layers
-    assert own.plan.config.estimator.startswith("mine.py:importances@")
 
 
 def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, options, run, capsys, monkeypatch):
@@ -236,17 +216,15 @@ def test_it_answers_as_the_streamed_text_does_prints_its_sizes_and_draws_a_bar_f
     assert "<script" not in result._repr_html_()
 
 
-def test_a_saved_folder_opens_everywhere_and_says_what_was_measured(result, tmp_path):
+def test_a_saved_folder_is_the_model_and_says_what_was_measured(result, tmp_path):
     evaluation = result.evaluate(progress=False)
     result.save_pretrained(tmp_path / "sliced")
     loaded = load_model(str(tmp_path / "sliced"))
     values = {"dense": evaluation.dense_perplexity.value, "sliced": evaluation.perplexity.value}
     assert loaded.record["perplexity"] == values
     assert f"{evaluation.perplexity.value:.2f}" in (tmp_path / "sliced" / "README.md").read_text()
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
     tokens = torch.arange(20, 44)[None]
-    for model in (loaded.model, again):
-        assert_close(model(tokens).logits, result.model(tokens).logits, atol=1e-5, rtol=1e-5)
+    assert_close(loaded.model(tokens).logits, result.model(tokens).logits, atol=1e-5, rtol=1e-5)
     assert "exists and is not empty" in refused(result.save_pretrained, tmp_path / "sliced")
 
 

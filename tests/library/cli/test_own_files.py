@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from refusing import refused
 
 import intraslice
-from intraslice import CalibrationConfig, EvaluationConfig, compress
+from intraslice import compress
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.search.evolution import SearchConfig
@@ -28,8 +29,8 @@ def test_a_plans_ratios_go_round_by_csv_and_by_json(run, home):
 def test_a_few_ratios_stay_and_the_rest_makes_up_for_them(run, home):
     (home / "few.csv").write_text("layer,attention_ratio,mlp_ratio\n1,,0.05\n0,0.5,\n")
     given = run("ratios --ratios few.csv --lock 0 attention 25")
-    assert given["ratios"][1][1] == 0.05
-    assert given["ratios"][0][0] == 0.25  # by the word beside the file
+    assert sorted(given["locked"]) == [[0, "attention", 0.25], [1, "mlp", 0.05]]  # the word beside the file counts
+    assert (given["ratios"][1][1], given["ratios"][0][0]) == (0.05, 0.25)
     assert given["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
 
 
@@ -71,10 +72,7 @@ def test_a_depth_search_writes_ratios_that_shortgpt_slices_with(run, caplog):
     assert planned["removed_fraction"] == pytest.approx(0.4, abs=0.01)
 
 
-def test_compress_searches_for_better_ratios_at_the_same_size(home, words, monkeypatch):
-    options = {"order": "one-shot", "dtype": "float32", "device": "cpu", "progress": False}
-    options |= {"calibration": CalibrationConfig("text.txt", 16, 24)}
-    options |= {"evaluation": EvaluationConfig("text.txt", 96, 24)}
+def test_compress_searches_for_better_ratios_at_the_same_size(home, words, options, monkeypatch):
     planned = compress(home / "tiny", 0.3, **options)
     found = compress(home / "tiny", 0.3, ratios="search", passes=4, **options)
     assert found.record["requested"]["estimator"] == found.plan.config.estimator
@@ -86,7 +84,7 @@ def test_compress_searches_for_better_ratios_at_the_same_size(home, words, monke
     assert "ratios must be" in refused(compress, home / "tiny", 0.3, ratios="best", **options)
     assert "passes is the budget of a search" in refused(compress, home / "tiny", 0.3, passes=4, **options)
     monkeypatch.setattr(intraslice.api, "compress_loaded", lambda pipeline, loaded: pipeline)
-    seeded = options | {"calibration": CalibrationConfig("text.txt", 16, 24, seed=1)}
+    seeded = options | {"calibration": replace(options["calibration"], seed=1)}
     pipeline = compress(home / "tiny", 0.3, ratios="search", **seeded)
     line = Run(parser().parse_args(["evaluate", *words, "--ratios", "search", "--seed", "1"]))
     assert pipeline.ratio_search == line.ratio_search == 100.0

@@ -89,7 +89,9 @@ def test_reading_is_using(folder):
 
 
 @pytest.mark.parametrize("told", [True, False])
-def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing(folder, told, caplog):
+def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing_nor_written_where_that_is_known(
+    folder, told, caplog
+):
     paths = filled()
     with caplog.at_level(logging.WARNING):
         too_large = kept(10, 11 * SIZE, told)
@@ -97,12 +99,7 @@ def test_what_is_larger_than_the_bound_is_not_kept_and_costs_nothing(folder, tol
     assert all(path.exists() for path in paths)
     assert MAX_BYTES_VARIABLE in caplog.text
     assert temporaries(folder) == []
-
-
-def test_nothing_is_written_that_is_known_not_to_fit():
-    written: list[Path] = []
-    write_result(cache_path("sweep", ".json", "it"), written.append, "it", 11 * SIZE)
-    assert written == []
+    write_result(too_large, lambda _: pytest.fail("written"), "it", 11 * SIZE)
 
 
 def test_weights_and_texts_count_and_stay(folder):

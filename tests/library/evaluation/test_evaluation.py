@@ -25,23 +25,6 @@ def test_perplexity_is_transformers_own_loss(family_case):
     assert found == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-4)
 
 
-def test_losses_are_by_window_and_token(case, monkeypatch):
-    monkeypatch.setattr(perplexity_module, "BLOCK", 1)
-    losses = torch.tensor(measure_losses(case.dense, case.tokens[:2], progress=False).sums)
-    assert_close(losses, losses_at_once(case.original, case.tokens[:2]), atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("batch", [3, 100])
-def test_the_batch_size_changes_nothing(case, batch, monkeypatch):
-    expected = perplexity(case.dense, case.tokens, progress=False)
-    monkeypatch.setattr(perplexity_module, "TOKENS_PER_BATCH", batch * case.tokens.shape[1])
-    monkeypatch.setattr("intraslice.modeling.hidden_states.LOGIT_TOKENS", 17)
-    events: list[Progress] = []
-    assert perplexity(case.dense, case.tokens, progress=events.append) == pytest.approx(expected, rel=1e-5)
-    assert (events[0].stage, events[0].done, events[0].total) == ("evaluate", 0, 16)
-    assert (events[-1].done, events[-1].total) == (16, 16)
-
-
 def test_estimates_and_divergences_against_numbers_worked_out_by_hand():
     assert math.isnan(Losses(done=0, total=2, sizes=(3, 4)).perplexity().value)
     dense = Losses(2, 2, sums=((2.0, 6.0), (4.0, 4.0)), sizes=(2, 4))
@@ -73,7 +56,10 @@ def test_losses_grow_by_the_window_and_end_at_the_perplexity_of_all(case, monkey
     for part in known[:: len(known) // 3]:
         assert measure_losses(case.dense, case.tokens, so_far=part, progress=False) == losses
     assert sum(losses.sizes) == case.tokens.shape[1] - 1
-    by_token = losses_at_once(case.dense, case.tokens)
+    assert {(event.stage, event.total) for event in events} == {("evaluate", len(case.tokens))}
+    by_token = losses_at_once(case.original, case.tokens)
+    sums = torch.stack([block.sum(1) for block in by_token.split(losses.sizes, 1)], 1)
+    assert_close(torch.tensor(losses.sums), sums, atol=1e-4, rtol=1e-4)
     assert losses.perplexity().value == pytest.approx(by_token.mean().exp().item(), rel=1e-5)
     half = losses_at_once(case.dense, case.tokens[:8])
     middle = next(part for part in known if part.done == 8)

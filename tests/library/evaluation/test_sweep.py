@@ -119,18 +119,14 @@ def test_rounded_points_are_what_rounding_a_slice_gives_and_the_dense_model_is_a
     assert frame["divergence"][0] == 0 < frame["divergence"][1]
     assert pandas.isna(frame["perplexity"].iloc[-1])
     assert "shortcut" in frame["note"].iloc[-1]  # which no GGUF file can hold
-
-
-def test_a_type_is_another_point_and_needs_no_speed(case, count_measurements):
-    own = texts(case)
-    loaded = module.replace(case.loaded, tokenizer=byte_tokenizer())
-    wanted = points(["intraslice"], ["pca"], [0.3], ["q8_0", "q4_0"])
-    for config in (None, SpeedConfig(prompt=8, new=2, repeats=1)):
-        frame = sweep(loaded, own, wanted, SliceConfig(order="one-shot"), config, progress=False)
-    assert count_measurements == [("dense", 0.0)] * 2 + [("intraslice", 0.3)] * 2
-    assert frame["perplexity"].nunique() == 4
-    assert "prefill_ratio" not in frame
-    assert cached_points(loaded, own, wanted, SliceConfig(order="one-shot")) == wanted
+    grid = points(["intraslice"], ["pca"], [0.3], ["q4_0"])
+    again = sweep(loaded, own, grid, config, SpeedConfig(prompt=8, new=2, repeats=1), progress=False)
+    assert again["perplexity"].tolist() == frame["perplexity"][[1, 3]].tolist()
+    assert "prefill_ratio" not in again
+    assert len(sliced) == 2  # all was kept, as no type of GGUF has a speed
+    assert cached_points(loaded, own, grid, config) == grid
+    sweep(loaded, own, points(["intraslice"], ["pca"], [0.3], ["q8_0"]), config, progress=False)
+    assert len(sliced) == 3
 
 
 def test_a_stopped_sweep_goes_on_and_a_larger_one_reuses_it(case, count_measurements):

@@ -9,7 +9,6 @@ import pandas
 import pytest
 import torch
 from harness import CHOICE, TASK
-from opened import save_slice
 from refusing import refused
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -80,11 +79,10 @@ def hits(model: PreTrainedModel, questions: list[dict], by_length: bool) -> list
 
 
 @pytest.fixture(params=["llama-gqa", "phi"])
-def models(request, tiny_case, tmp_path) -> tuple[dict[str, PreTrainedModel], object]:
+def models(request, tiny_case) -> tuple[dict[str, PreTrainedModel], object]:
     """A dense model with tied or untied head, its slices, and the tokenizer."""
     case = tiny_case(request.param)
-    methods = ("intraslice", "crossmodule")
-    slices = {method: save_slice(case, method, tmp_path / method) for method in methods}
+    slices = {method: case.sliced(method=method, bias=1.0) for method in ("intraslice", "crossmodule")}
     return {"dense": case.dense, **slices}, case.loaded.tokenizer
 
 

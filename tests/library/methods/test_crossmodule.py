@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from refusing import refused
-from tiny_models import entering
+from tiny_models import entering, factory
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedModel
 
@@ -37,16 +37,8 @@ def pair(request: pytest.FixtureRequest, tiny_case) -> tuple[PreTrainedModel, Pr
     return case.original, case.dense
 
 
-def test_a_rotation_without_a_cut_changes_no_logit(pair):
-    original, dense = pair
-    model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
-    fresh = tokens(seed=1)
-    assert not torch.equal(model.model.layers[1].shortcuts[0], torch.eye(model.config.hidden_size))
-    torch.testing.assert_close(model(fresh).logits, original(fresh).logits, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize("slicing", [0.0, 0.1, 0.5])
-def test_parameters_are_those_of_the_tensors(pair, slicing: float):
+def test_parameters_are_those_of_the_tensors_and_tying_weights_again_undoes_nothing(pair, slicing: float):
     dense = pair[1]
     plan = plan_crossmodule(dense, slicing=slicing)
     model = sliced(dense, plan)
@@ -59,6 +51,13 @@ def test_parameters_are_those_of_the_tensors(pair, slicing: float):
     untied = parameter_count(model.model.layers) + parameter_count(norm)
     untied += model.config.vocab_size * (plan.width + plan.hidden) + (0 if model.lm_head.bias is None else 256)
     assert plan.untied_total == untied
+    before = model(tokens()).logits
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    assert tied == pair[0].config.tie_word_embeddings
+    model.tie_weights()
+    assert tied == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert torch.equal(model(tokens()).logits, before)
+    assert torch.equal(copy.deepcopy(model)(tokens()).logits, before)
 
 
 def test_widths_are_multiples_of_eight_and_the_config_keeps_the_dense_width(pair):
@@ -88,20 +87,12 @@ def test_sparsity_takes_the_nearest_width(pair):
     assert "adds" in uncut.note
 
 
-def test_tie_weights_undoes_nothing(pair):
-    model = sliced(pair[1], plan_crossmodule(pair[1], slicing=0.3))
-    before = model(tokens()).logits
-    tied = model.lm_head.weight is model.model.embed_tokens.weight
-    assert tied == pair[0].config.tie_word_embeddings
-    model.tie_weights()
-    assert tied == (model.lm_head.weight is model.model.embed_tokens.weight)
-    assert torch.equal(model(tokens()).logits, before)
-    assert torch.equal(copy.deepcopy(model)(tokens()).logits, before)
-
-
-def test_bases_are_orthonormal_and_map_the_state_back(pair):
+def test_a_rotation_without_a_cut_changes_no_logit_and_its_orthonormal_bases_map_the_state_back(pair):
     original, dense = pair
     model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
+    fresh = tokens(seed=1)
+    assert not torch.equal(model.model.layers[1].shortcuts[0], torch.eye(model.config.hidden_size))
+    torch.testing.assert_close(model(fresh).logits, original(fresh).logits, atol=1e-4, rtol=1e-4)
     for here, following in zip(model.model.layers, model.model.layers[1:], strict=False):
         assert torch.equal(here.bases[-1], following.bases[0])
     assert torch.equal(model.model.layers[-1].bases[-1], torch.eye(model.config.hidden_size))
@@ -115,12 +106,8 @@ def test_bases_are_orthonormal_and_map_the_state_back(pair):
 
 
 def test_a_tied_layernorm_model_centres_without_touching_the_head():
-    config = PhiConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=2,
-        tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    dense = PhiForCausalLM(config).eval().requires_grad_(False)
-    original = copy.deepcopy(dense)
+    make = factory(1, PhiForCausalLM, PhiConfig, (32, 64, 2, 2), tie_word_embeddings=True)
+    dense, original = make(), make()
     canonicalise(dense)
     model = sliced(dense, plan_crossmodule(dense, slicing=0.0))
     torch.testing.assert_close(model(tokens()).logits, original(tokens()).logits, atol=1e-4, rtol=1e-4)

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from refusing import refused
 from tiny_models import entering
 from torch import nn
 from torch.testing import assert_close
@@ -62,7 +61,7 @@ def test_values_are_the_singular_vectors_of_the_whitened_product(case):
 
 
 def test_what_it_ranks_by_is_what_passes(family_case):
-    """Values, rotated queries and keys, and the cosine of a layer's input and output, from the layer's own tensors."""
+    """Values, rotated queries and keys, their products, and a layer's cosine, from the layer's own tensors."""
     case, tokens, seen = family_case, family_case.tokens[:5], []
     stats = calibrate(case.loaded, tokens, progress=False).layers[1]
     block = blocks(case.dense)[1]
@@ -78,6 +77,8 @@ def test_what_it_ranks_by_is_what_passes(family_case):
     query, key, value = seen[0]
     assert_close(stats.query_energy, query.square().sum((0, 2)), atol=1e-3, rtol=1e-4)
     assert_close(stats.key_energy, key.square().sum((0, 2)), atol=1e-3, rtol=1e-4)
+    products = (query * key[:, block.attention.kv_head]).abs().sum((0, 2))
+    assert_close(stats.channel_products, products, atol=1e-3, rtol=1e-4)
     rows = value.transpose(0, 1).flatten(1, 2)
     assert_close(stats.value_moment, rows.mT @ rows, atol=1e-3, rtol=1e-4)
     cosines = torch.cosine_similarity(states[1], states[2], dim=-1)
@@ -95,11 +96,6 @@ def test_whole_modules_are_exact(family_case, module: str):
             assert own is other
     step = max(size.parameters(size.heads, size.kv_heads, 2, 0) - size.fixed for size in family_case.stats.sizes)
     assert abs(plan.parameters.sliced_decoder - 0.9 * plan.parameters.dense_decoder) <= step / 2 + 1
-
-
-def test_what_is_out_of_reach_is_refused(case):
-    locked = tuple((layer, "mlp", 0.0) for layer in range(3))
-    assert "the sparsity cannot be reached" in refused(made, "modegpt", case, 0.5, locked=locked)
 
 
 def test_fractions_ratios_and_comparable_scores_by_hand():

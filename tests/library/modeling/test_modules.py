@@ -4,15 +4,13 @@ import cmath
 
 import pytest
 import torch
-from random_weights import attention_weights, mlp_weights, random
+from random_weights import attention_weights, random
 from torch import Tensor
-from torch.nn import functional
 from torch.testing import assert_close
 from transformers import DynamicCache
 
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
-from intraslice.modeling.mlp import SlicedMLP
 
 HIDDEN = 10
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
@@ -85,18 +83,3 @@ def test_token_by_token_with_a_cache_is_all_at_once(layout, keyword):
     assert_close(torch.cat(steps, 1), attention(hidden, position_embeddings=tables(6))[0], atol=1e-5, rtol=1e-4)
     assert cache.layers[0].keys.shape == (1, attention.kv_heads, 6, attention.dim)
     assert cache.layers[0].values.shape == (1, attention.kv_heads, 6, attention.value_dim)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("gated", [True, False])
-def test_mlp_is_its_formula(gated, bias):
-    activation = "silu" if gated else "gelu_new"
-    weights, hidden = mlp_weights(HIDDEN, 12, gated, bias, activation), random(2, 5, HIDDEN, seed=9)
-    up = functional.linear(hidden, weights.up, weights.up_bias)
-    if gated:
-        inner = functional.silu(functional.linear(hidden, weights.gate, weights.gate_bias)) * up
-    else:
-        inner = functional.gelu(up, approximate="tanh")
-    mlp = SlicedMLP(weights)
-    assert_close(mlp.inner(hidden), inner)
-    assert_close(mlp(hidden), functional.linear(inner, weights.down, weights.down_bias))

@@ -67,7 +67,7 @@ def test_a_calibration_layer_by_layer_is_the_ordinary_one(pair, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("order", ["sequential", pytest.param("one-shot", marks=pytest.mark.slow)])
-def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
+def test_slices_are_the_same_stay_on_disk_and_are_saved_like_any_other(pair, order, monkeypatch, tmp_path):
     in_memory, offloaded, tokens = pair
     stats = calibrate(in_memory, tokens, progress=False)
     plan = make_plan(stats.profile, SliceConfig(0.4, order=order))
@@ -79,6 +79,8 @@ def test_slices_are_the_same_and_stay_on_disk(pair, order, monkeypatch):
     assert_close(actual(tokens).logits, expected(tokens).logits, rtol=1e-4, atol=1e-4)
     assert all(linear.weight.is_meta for layer in actual.model.layers for linear in linears(layer))
     assert torch.equal(offloaded.model(tokens).logits, in_memory.model(tokens).logits)
+    intraslice.save(actual, offloaded.tokenizer, tmp_path / "sliced", {})
+    assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, actual(tokens).logits)
 
 
 def watch_memory(monkeypatch, model):
@@ -91,21 +93,6 @@ def watch_memory(monkeypatch, model):
 
     monkeypatch.setattr(offload, "_values", counted)
     return lambda: max(counts)
-
-
-def test_a_slice_on_disk_is_saved_like_any_other(pair, tmp_path):
-    _, offloaded, tokens = pair
-    stats = calibrate(offloaded, tokens, progress=False)
-    model = slice_model(offloaded.model, make_plan(stats.profile, SliceConfig(0.4)), stats, tokens, progress=False)
-    intraslice.save(model, offloaded.tokenizer, tmp_path / "sliced", {})
-    assert torch.equal(intraslice.load(tmp_path / "sliced")[0](tokens).logits, model(tokens).logits)
-
-
-def test_a_search_on_disk_is_refused(pair):
-    _, offloaded, tokens = pair
-    stats = calibrate(offloaded, tokens, progress=False)
-    windows = tokens[:1].repeat(20, 1)
-    assert "fits into memory" in refused(search_ratios, offloaded, stats, windows, SliceConfig(0.3, order="one-shot"))
 
 
 def test_two_jobs_may_hold_a_module_at_a_time(pair):
@@ -127,6 +114,8 @@ def test_what_reads_all_layers_at_once_says_so(folder, method):
     config = SliceConfig(0.3, recovery="distill" if method == "intraslice" else "none")
     assert "device map" in refused(plan_by, method, offloaded.model, stats, config)
     assert "in memory" in refused(recover, offloaded.model, offloaded.model, tokens)
+    windows = tokens[:1].repeat(20, 1)
+    assert "fits into memory" in refused(search_ratios, offloaded, stats, windows, SliceConfig(0.3, order="one-shot"))
 
 
 def test_layers_are_placed_while_they_fit(tmp_path):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import pytest
-from models import TinyCase
 from refusing import refused
 from test_plans import KINDS, MODELS, counted, profile_of
-from tiny_models import FAMILIES
 
 from intraslice.core.config import Lock, SliceConfig, lock_words, parse_lock
-from intraslice.modeling.families import blocks
 from intraslice.planning.head_table import RULES
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, head_rules, make_plan
@@ -108,24 +104,6 @@ def test_the_rule_that_decides_a_head_is_named(profile) -> None:
                 named |= {*rules}
     assert named >= {*RULES[:1], *RULES[4:5], "width"}
     assert head_rules(profile, make_plan(profile, SliceConfig(0.3, shapes="runtime")), 0) == ()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_slices_of_every_family_have_the_locked_units(tiny_case: Callable[[str], TinyCase], family) -> None:
-    case = tiny_case(family)
-    profile = case.stats.profile
-    options = {"sparsity": 0.45, "cap": 0.9}
-    for order in ("one-shot", "sequential"):
-        locks = tuple(other_units(make_plan(profile, SliceConfig(**options, order=order)), profile))
-        plan = case.plan(**options, order=order, locked=locks)
-        require_locked(plan, profile, locks)
-        for block, layer, dense in zip(blocks(case.cut(plan)), plan.layers, blocks(case.dense), strict=True):
-            assert (block.attention.heads, block.attention.kv_heads) == (len(layer.heads), layer.kv_heads)
-            assert block.mlp.neurons == layer.neurons
-            groups = dense.attention.kv_head[list(layer.heads)].unique(return_inverse=True)[1]
-            assert block.attention.kv_head.tolist() == groups.tolist()
-    message = refused(case.plan, **options, method="wanda", locked=locks)
-    assert "method wanda has no locks of heads or neurons" in message
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The budget: what is asked is removed, under grouped queries too, in milliseconds, or refused in one line."""
 
+import re
 import time
 from dataclasses import replace
 from functools import cache
@@ -74,14 +75,15 @@ def counted(profile: Profile, plan: SlicePlan) -> int:
 
 @pytest.mark.parametrize("shapes", ["free", "mlp=16 dim=4"])
 @pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
-@pytest.mark.parametrize("sparsity", [0.1, 0.3, 0.5])
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.3, 0.5])
 def test_what_is_asked_is_removed_and_sizes_come_in_the_multiples_asked_for(profile, sparsity, estimator, shapes):
     plan = make_plan(profile, SliceConfig(sparsity, estimator=estimator, shapes=shapes))
     assert plan.parameters.sliced_decoder == counted(profile, plan)
     assert plan.parameters.dense_decoder == profile.dense_decoder
     assert plan.parameters.sliced_total == plan.parameters.sliced_decoder + 1000
-    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.01)
-    if shapes != "free":
+    assert plan.removed_fraction == pytest.approx(sparsity, abs=0.01 if sparsity else 0)
+    assert sparsity or all(own.attention_ratio == own.mlp_ratio == 0 for own in plan.layers)
+    if sparsity and shapes != "free":
         assert plan.layers != make_plan(profile, SliceConfig(sparsity, estimator=estimator)).layers
         for layer, own in zip(profile.layers, plan.layers, strict=True):
             dense = layer.sizes
@@ -89,15 +91,6 @@ def test_what_is_asked_is_removed_and_sizes_come_in_the_multiples_asked_for(prof
             assert own.neurons == dense.neurons or own.neurons % 16 == 0
             assert own.mlp_ratio == 1 - own.neurons / dense.neurons
             assert own.attention_ratio == 1 - len(own.heads) * own.dim / dense.channels
-
-
-@pytest.mark.parametrize("shapes", KINDS)
-@pytest.mark.parametrize("estimator", ["pca", "fisher", "uniform"])
-def test_nothing_asked_nothing_removed(profile, estimator, shapes):
-    plan = make_plan(profile, SliceConfig(0.0, estimator=estimator, shapes=shapes))
-    assert plan.removed_fraction == 0
-    assert plan.parameters.sliced_decoder == profile.dense_decoder
-    assert all(layer.attention_ratio == layer.mlp_ratio == 0 for layer in plan.layers)
 
 
 @pytest.mark.parametrize("bias", [0.7, 1.0, 1.2])
@@ -167,14 +160,6 @@ def test_more_asked_is_more_removed(profile, shapes):
     assert removed == sorted(removed)
 
 
-@pytest.mark.parametrize("shapes", KINDS)
-def test_what_cannot_be_removed_is_refused_in_one_line(shapes):
-    """All ratios at 0.5 remove less than half: norms stay, and key/value heads outlive their queries."""
-    message = refused(make_plan, profile_of(*MODELS["smollm2"]), SliceConfig(0.5, cap=0.5, shapes=shapes))
-    assert "sparsity 50% cannot be reached with cap 50%: " in message
-    assert "raise the cap" in message
-
-
 def test_a_slider_is_answered_within_milliseconds(monkeypatch):
     """The median of 20 sparsities, in CPU time. The page promises 10 ms; twice that allows for a busy machine.
 
@@ -192,18 +177,11 @@ def test_a_slider_is_answered_within_milliseconds(monkeypatch):
     assert runtime < 3 * free
 
 
-def test_locked_ratios_stay_and_the_rest_makes_up_for_them(profile) -> None:
-    free = make_plan(profile, SliceConfig(0.3))
-    locked = make_plan(profile, SliceConfig(0.3, locked=((0, "attention", 0.0), (1, "mlp", 0.125))))
-    assert locked.layers[0].attention_ratio == 0
-    assert locked.layers[0].heads == tuple(range(profile.layers[0].sizes.heads))
-    assert locked.layers[1].mlp_ratio == 0.125
-    assert abs(locked.removed_fraction - 0.3) < 0.02
-    assert locked.layers != free.layers
-
-
 @pytest.mark.parametrize("shapes", KINDS)
-def test_impossible_locks_are_refused_in_one_line(profile, shapes) -> None:
+def test_what_cannot_be_removed_is_refused_in_one_line(profile, shapes) -> None:
+    """All ratios at 0.5 remove less than half: norms stay, and key/value heads outlive their queries."""
+    message = refused(make_plan, profile_of(*MODELS["smollm2"]), SliceConfig(0.5, cap=0.5, shapes=shapes))
+    assert re.search("sparsity 50% cannot be reached with cap 50%: .*raise the cap", message)
     everything = tuple((layer, module, 0.9) for layer in range(len(profile.layers)) for module in ("attention", "mlp"))
     nothing = tuple((layer, module, 0.0) for layer, module, _ in everything)
     for sparsity, locked, words in (
@@ -212,12 +190,9 @@ def test_impossible_locks_are_refused_in_one_line(profile, shapes) -> None:
         (0.3, ((99, "mlp", 0.1),), "layer 99 does not exist, so it cannot be locked; layers are 0"),
     ):
         assert words in refused(make_plan, profile, SliceConfig(sparsity, locked=locked, shapes=shapes))
-
-
-def test_multiples_that_keep_a_plan_from_its_sparsity_are_refused(profile):
-    whole = tuple((layer, "attention", 0.0) for layer in range(len(profile.layers)))
-    config = SliceConfig(0.2, shapes="mlp=4096", locked=whole)
-    assert "sizes in multiples of mlp=4096 dim=2 cannot meet" in refused(make_plan, profile, config)
+    whole = tuple(lock for lock in nothing if lock[1] == "attention")
+    message = refused(make_plan, profile, SliceConfig(0.2, shapes="mlp=4096", locked=whole))
+    assert "sizes in multiples of mlp=4096 dim=2 cannot meet" in message
 
 
 def test_alignments_have_one_form_and_aligned_widths_keep_their_sum():

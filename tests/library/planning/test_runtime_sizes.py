@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_plans import MODELS, counted, profile_of
+from test_plans import KINDS, MODELS, counted, profile_of
 
 from intraslice.core.config import SliceConfig
 from intraslice.planning.head_table import EvenHeads, even_heads, frontier
@@ -58,13 +58,13 @@ def test_widths_are_whole_blocks_or_dense(neurons, widths):
 
 
 @pytest.mark.parametrize(("estimator", "bias"), [("pca", None), ("pca", 0.8), ("fisher", 1.2), ("uniform", None)])
-@pytest.mark.parametrize("sparsity", [0.05, 0.3, 0.6])
+@pytest.mark.parametrize("sparsity", [0.0, 0.05, 0.3, 0.6])
 def test_nothing_is_padded_and_what_is_asked_is_removed(profile, sparsity, estimator, bias):
     """To half a block of one layer."""
     plan = runtime(profile, sparsity, estimator=estimator, bias=bias)
     assert plan.parameters.sliced_decoder == counted(profile, plan)
     half = BLOCK / 2 * max(layer.sizes.neuron_cost for layer in profile.layers)
-    assert abs(plan.removed_fraction - sparsity) * profile.dense_decoder <= half + 1
+    assert abs(plan.removed_fraction - sparsity) * profile.dense_decoder <= (half + 1 if sparsity else 0)
     assert all(len(queries) == 1 for queries in queries_of(plan, profile))
     for layer, own in zip(profile.layers, plan.layers, strict=True):
         assert own.dim == layer.sizes.dim
@@ -124,15 +124,18 @@ def test_modules_go_whole_where_the_cap_lets_them():
     assert whole.removed_fraction == pytest.approx(0.7, abs=1e-3)
 
 
-def test_locked_ratios_stay_and_take_the_next_size(profile):
-    plan = runtime(profile, locked=((0, "attention", 0.0), (1, "mlp", 0.13), (2, "attention", 0.5)))
+@pytest.mark.parametrize("shapes", KINDS)
+def test_locked_ratios_stay_take_the_next_size_and_the_rest_makes_up_for_them(profile, shapes):
+    locked = ((0, "attention", 0.0), (1, "mlp", 0.13), (2, "attention", 0.5))
+    plan = make_plan(profile, SliceConfig(0.3, shapes=shapes, locked=locked))
+    assert plan.layers != make_plan(profile, SliceConfig(0.3, shapes=shapes)).layers
     assert plan.layers[0].attention_ratio == 0
     assert plan.layers[0].heads == tuple(range(profile.layers[0].sizes.heads))
     assert plan.layers[1].mlp_ratio == 0.13
     assert abs(plan.layers[1].neurons - 0.87 * profile.layers[1].sizes.neurons) <= BLOCK / 2
-    heads = profile.layers[2].sizes.heads
-    assert abs(len(plan.layers[2].heads) - heads / 2) <= 1
-    assert plan.removed_fraction == pytest.approx(0.3, abs=1e-3)
+    sizes, own = profile.layers[2].sizes, plan.layers[2]
+    assert abs(len(own.heads) * own.dim - sizes.channels / 2) <= sizes.dim
+    assert plan.removed_fraction == pytest.approx(0.3, abs=1e-3 if shapes == "runtime" else 0.02)
 
 
 def test_no_size_passes_the_cap(profile):

@@ -140,6 +140,7 @@ def test_shards_are_read_together(folder, tiny_llama_gqa):
         pytest.param(gguf_bytes(tensors=text("t") + struct.pack("<IQIQ", 1, 1, 99, 0)), "unknown type 99", id="type"),
         pytest.param(b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "version 2 or 3", id="version"),
         pytest.param(b"GGUF\x03", "ends within its header", id="end"),
+        pytest.param(b"no such thing", "is not a GGUF file", id="magic"),
     ],
 )
 def test_a_gguf_header_is_not_believed(content, words, tmp_path):

@@ -11,8 +11,7 @@ import pytest
 import torch
 from forked import answers_of
 from refusing import refused
-from tiny_models import FAMILIES
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import llama
 
 from intraslice import loading
 from intraslice.calibration import driver
@@ -23,16 +22,6 @@ from intraslice.pretrained import memory, sources
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory, require_memory
 from intraslice.pretrained.precision import choose_device, choose_dtype
 from intraslice.pretrained.sources import DEFAULT
-
-
-@pytest.mark.parametrize("family", ["llama-gqa", "phi"])
-def test_the_estimate_counts_the_parameters(family, tmp_path):
-    model = FAMILIES[family]()
-    model.save_pretrained(tmp_path)
-    estimate = estimate_memory(str(tmp_path), torch.bfloat16)
-    assert estimate.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert estimate.bytes == 2 * estimate.parameters
-    assert 2**20 < estimate.available < 2**50
 
 
 def test_the_estimate_of_the_default_needs_no_weights(own_cache, default_model, monkeypatch):
@@ -79,16 +68,15 @@ def test_a_process_may_have_less_than_is_free(folder, monkeypatch, refusal):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_a_calibration_takes_what_is_said(as_loaded):
-    sizes = {"vocab_size": 256, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6}
-    config = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
-    model = as_loaded(LlamaForCausalLM(config).eval().requires_grad_(False)).model
+    make = llama(1, sizes=(256, 768, 4, 2), num_hidden_layers=6, max_position_embeddings=4096)
+    model = as_loaded(make()).model
     tokens = torch.randint(3, 256, (1, 2048))
 
     def calibrating() -> None:
         stats = [empty_stats(block, 1, model.device) for block in blocks(model)]
         driver._calibrate_shard(model, stats, tokens, "sampled", ignore_progress)
 
-    assert 0.5 < peak_of(calibrating) / calibration_bytes(config, 1, 2048, torch.float32) < 1.2
+    assert 0.5 < peak_of(calibrating) / calibration_bytes(model.config, 1, 2048, torch.float32) < 1.2
 
 
 def test_a_long_window_costs_by_its_length(default_model):
@@ -114,36 +102,24 @@ def test_a_calibration_that_does_not_fit_is_refused_with_what_would(default_mode
         assert re.search(words, message)
 
 
-@pytest.fixture
-def processor(monkeypatch):
-    """A machine without CUDA whose CPU is able to do what is given."""
-
-    def able(**capabilities: bool) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-
-    return able
-
-
-@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16", "bf16"])
-def test_native_bfloat16_is_used(processor, capability):
-    processor(**{capability: True})
-    assert (choose_device(), choose_dtype()) == ("cpu", "bfloat16")
-
-
-def test_elsewhere_it_is_float32_and_what_is_named_is_taken(processor):
-    processor(avx512_f=True, avx512_bf16=False)
-    assert choose_dtype() == "float32"
+@pytest.mark.parametrize(
+    ("capabilities", "cuda", "device", "dtype"),
+    [
+        *(({name: True}, None, "cpu", "bfloat16") for name in ("avx512_bf16", "amx_bf16", "bf16")),
+        ({"avx512_f": True, "avx512_bf16": False}, None, "cpu", "float32"),
+        ({}, "with bfloat16", "cuda", "bfloat16"),
+        ({"bf16": True}, "without", "cuda", "float32"),
+    ],
+)
+def test_cuda_and_native_bfloat16_are_used_where_they_are_there_and_what_is_named_is_taken(
+    monkeypatch, capabilities, cuda, device, dtype
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda != "without")
+    assert (choose_device(), choose_dtype(device=f"{choose_device()}:0")) == (device, dtype)
+    assert (choose_device("cuda:1"), choose_dtype("float32")) == ("cuda:1", "float32")
     assert choose_dtype(device="mps") == "float32"
-    assert choose_dtype(device="cuda") == "float32"  # loading says that there is none
-    processor(avx512_bf16=True)
-    assert choose_device("cuda:1") == "cuda:1"
-    assert choose_dtype("float32") == "float32"
-
-
-@pytest.mark.parametrize("supported", [True, False])
-def test_cuda_is_used_where_it_is_there(monkeypatch, supported):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-    assert choose_device() == "cuda"
-    assert choose_dtype(device="cuda:0") == ("bfloat16" if supported else "float32")
+    if not cuda:
+        assert choose_dtype() == dtype
+        assert choose_dtype(device="cuda") == "float32"  # loading says that there is none

@@ -2,15 +2,19 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
 from file_formats import configure
-from safetensors.torch import load_file, save_file
+from refusing import refused
+from safetensors.torch import save_file
 from tiny_models import FAMILIES
 
+from intraslice.check import check_model
+from intraslice.core.config import CalibrationConfig
 from intraslice.core.errors import first_line
 from intraslice.loading import load_model
 from intraslice.pretrained.reader import Weights, read_config, weight_files
@@ -37,7 +41,7 @@ def test_a_tokenizer_without_padding_gets_some(folder, word_tokenizer):
     assert loaded.model.generation_config.pad_token_id == 2
 
 
-def test_only_a_sentencepiece_tokenizer(folder, tmp_path):
+def test_a_tokenizer_of_sentencepiece_alone_is_enough_and_a_long_piece_of_it_refused(folder, tmp_path, refusal):
     sentencepiece = pytest.importorskip("sentencepiece")
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -49,13 +53,23 @@ def test_only_a_sentencepiece_tokenizer(folder, tmp_path):
     ids = tokenizer("the lazy fox", add_special_tokens=False).input_ids
     assert len(ids) >= 3
     assert tokenizer.decode(ids).strip() == "the lazy fox"
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    file = folder / "tokenizer.model"
+    proto.ParseFromString(file.read_bytes())
+    proto.pieces[-1].piece = "x" * 2000
+    file.write_bytes(proto.SerializeToString())
+    assert "more than 1,024 characters" in refusal(folder)
 
 
-def test_a_tokenizer_of_another_model(folder, word_tokenizer, refusal):
+def test_a_tokenizer_of_another_model_or_none(folder, word_tokenizer, refusal):
     word_tokenizer([f"word{index}" for index in range(300)]).save_pretrained(folder)
     message = refusal(folder)
     assert "303" in message
     assert "256 embeddings" in message
+    remove("tokenizer*")(folder)
+    assert "put tokenizer.json or tokenizer.model" in refusal(folder)
 
 
 def test_pickled_weights_are_not_read(folder, refusal):
@@ -76,38 +90,44 @@ def test_code_in_a_folder_is_not_run(folder):
     assert not (folder / "ran").exists()
 
 
-def without_a_tensor(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.1.mlp.up_proj.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def without_a_shard(folder: Path) -> None:
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def remove(pattern: str) -> Callable[[Path], None]:
+    return lambda folder: [file.unlink() for file in folder.glob(pattern)]
+
+
+def write(text: str, file: str = "config.json") -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_text(text)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: [file.unlink() for file in folder.iterdir()], "the folder it"),
+        (remove("*"), "has no "),
+        (remove("config.json"), "has no readable configuration"),
+        (remove("model.safetensors"), "pickled .bin files are not read"),
+        (write("x", "model.safetensors"), "truncated"),
         (lambda folder: os.truncate(folder / "model.safetensors", 100_000), "is shorter than its header says"),
-        (without_a_tensor, "lacks tensors of the model (1), such as model.layers.1.mlp.up_proj.weight"),
         (without_a_shard, ""),
-        (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "put tokenizer.json or tokenizer.model"),
-        (configure(intermediate_size=140), ""),
-        (configure(quantization_config={"quant_method": "gptq", "bits": 4}), "quantised"),
-        *(
-            (lambda folder, text=text: (folder / "config.json").write_text(text), "")
-            for text in ("", "{", "[]", '{"model_type": "nonsense"}', '{"vocab_size": 3}')
-        ),
+        (configure(model_type="gpt2"), "'gpt2' cannot be sliced: expected one of llama"),
+        (configure(model_type="gemma3"), "use a Gemma 3 for text only"),
+        (configure(num_hidden_layers=4), "has 3 layers, expected 4"),
+        (configure(hidden_size=66), "fetch it again"),
+        (configure(quantization_config={"quant_method": "gptq", "bits": 4}), "use the unquantised"),
+        *((write(text), "config.json is not a JSON object") for text in ("", "{", "[]")),
+        (write('{"model_type": "nonsense"}'), "'nonsense' cannot be sliced"),
+        (write('{"vocab_size": 3}'), "has no model_type"),
     ],
 )
-def test_what_is_broken_or_missing_is_refused_in_one_line(folder, spoil, words, refusal):
+def test_what_is_broken_or_missing_is_refused_in_one_line_when_loaded_and_when_checked(folder, spoil, words, refusal):
     spoil(folder)
-    message = refusal(folder)
-    assert words.replace("the folder it", str(folder)) in message
+    for message in (refusal(folder), refused(check_model, str(folder), CalibrationConfig())):
+        assert words in message
+        assert str(folder) in message or "cannot be sliced" in message
 
 
 def test_a_device_that_is_not_there(folder, refusal):
@@ -133,14 +153,6 @@ def test_the_index_does_not_speak_for_a_whole_file(folder):
 )
 def test_reasons_name_files_but_not_where_they_lie(message, said):
     assert first_line(OSError(message)) == said
-
-
-def test_what_only_pretends_to_be_gguf_is_refused(tmp_path, refusal):
-    (tmp_path / "model.gguf").write_bytes(b"no such thing")
-    assert "is not a GGUF file" in refusal(tmp_path / "model.gguf")
-    (tmp_path / "half.gguf").write_bytes(b"GGUF\x03\x00")
-    refusal(tmp_path / "half.gguf")
-    refusal(tmp_path / "absent.gguf")
 
 
 def test_the_configuration_of_gemma_3_is_read_from_gguf(tmp_path):

@@ -1,8 +1,10 @@
 """Names, and the Hub: what it gives and what it refuses."""
 
+import errno
 import hashlib
 import os
 import random
+import re
 import shutil
 import time
 from functools import partial
@@ -69,6 +71,7 @@ def test_the_default_is_converted_once(converting, monkeypatch):
     [
         *(("model.safetensors", 0), ("model.safetensors", -1), ("model.safetensors", None)),
         *(("tokenizer.json", 40), ("config.json", -1), ("config.json", None), ("whole.json", 5), ("whole.json", None)),
+        ("tokenizer.json", "another letter"),
     ],
 )
 def test_a_damaged_conversion_is_made_anew(converting, own_cache, name, size):
@@ -77,18 +80,13 @@ def test_a_damaged_conversion_is_made_anew(converting, own_cache, name, size):
     file = converting / name
     if size is None:
         file.unlink()
+    elif size == "another letter":
+        file.write_text(file.read_text().replace("<unk>", "<ukn>"))
     else:
         file.write_bytes(file.read_bytes()[:size])
     assert find_weights(DEFAULT) is None
     assert obtain_weights(DEFAULT).folder == converting
     assert contents(own_cache) == whole
-
-
-def test_another_letter_in_a_small_file_is_seen(converting):
-    obtain_weights(DEFAULT)
-    file = converting / "tokenizer.json"
-    file.write_text(file.read_text().replace("<unk>", "<ukn>"))
-    assert find_weights(DEFAULT) is None
 
 
 def test_other_values_in_weights_too_large_for_every_use_are_seen_if_newer_or_when_verified(converting, monkeypatch):
@@ -133,12 +131,24 @@ def test_of_many_at_once_one_converts(converting, together, monkeypatch):
     assert turns[0] == turns[1] == turns[2]
 
 
-def test_what_cannot_be_written_is_told_without_a_path(converting, own_cache, monkeypatch, refusal):
+def test_what_cannot_be_written_is_told_without_a_path_and_a_full_disk_leaves_nothing(
+    converting, own_cache, monkeypatch, refusal
+):
     own_cache.mkdir()
     (own_cache / "models").write_text("in the way")
     message = refusal(DEFAULT)
     assert "INTRASLICE_CACHE" in message
     assert str(own_cache) not in message
+    (own_cache / "models").unlink()
+
+    def full(path):
+        Path(path).mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    unsaved = SimpleNamespace(save_pretrained=full)
+    monkeypatch.setattr(sources.reader, "read_weights", lambda *given: (unsaved, unsaved))
+    assert re.search("No space left on device.*INTRASLICE_CACHE", refusal(DEFAULT))
+    assert [path.name for path in (own_cache / "models").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("is_shared", [False, True])  # in the store of all repositories, whose names are other hashes
@@ -228,13 +238,6 @@ def test_what_the_hub_refuses_lacks_or_breaks_off(hub, refusal, error, name, wor
     assert words in refusal(name)
 
 
-def test_a_foreign_model_is_refused_before_its_weights_arrive(hub, folder, monkeypatch, refusal):
-    configure(model_type="gpt2")(folder)
-    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
-    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
-    assert "gpt2" in refusal("someone/tiny")
-
-
 @pytest.mark.parametrize("sharded", [False, True])
 def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     sharded, hub, folder, monkeypatch, tiny_llama_gqa, refusal
@@ -256,7 +259,7 @@ def test_only_what_the_model_needs_is_fetched_once_there_is_room_for_it(
     assert set(filter_repo_objects([file.name for file in folder.iterdir()], allow_patterns=patterns)) == needed
 
 
-def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_arrive(hub, folder, refusal):
+def test_a_foreign_model_or_one_whose_tokenizer_is_not_read_is_refused_before_its_weights_arrive(hub, folder, refusal):
     (folder / "tokenizer.json").rename(folder / "vocab.json")
     assert "vocab.json and merges.txt" in refusal("someone/tiny")
     assert hub.fetched == []
@@ -264,6 +267,9 @@ def test_a_model_without_a_tokenizer_that_is_read_is_refused_before_its_weights_
     sources.fetch_weights("someone/tiny")
     assert {"vocab.json", "merges.txt"} <= set(hub.fetched[0])
     assert (folder.parent.parent / "refs" / "main").read_text() == folder.name
+    configure(model_type="gpt2")(folder)
+    assert "gpt2" in refusal("someone/tiny")
+    assert len(hub.fetched) == 1
 
 
 def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch):
@@ -276,14 +282,13 @@ def test_a_model_is_counted_without_reading_its_headers(hub, folder, monkeypatch
     assert "has no safetensors weights" in refused(memory.estimate_memory, "someone/tiny")
 
 
-def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder, monkeypatch):
+def test_a_model_of_the_hub_is_checked_by_its_configuration_alone(hub, folder):
     here = check_model(str(folder), CalibrationConfig())
-    monkeypatch.setattr(sources, "_cached_snapshot", lambda *given: None)
-    monkeypatch.setattr(sources, "snapshot_download", lambda *given, **options: pytest.fail("downloaded"))
     size = (folder / "model.safetensors").stat().st_size
     (folder / "model.safetensors").write_bytes(bytes(size))
     found = check_model("someone/tiny", CalibrationConfig())
     assert (found.sizes, found.layer, found.download_bytes) == (here.sizes, here.layer, size)
+    assert hub.fetched == []
     for error, words in ((GatedRepoError, "HF_TOKEN"), (RepositoryNotFoundError, "no model 'someone/tiny'")):
         hub.failure = error("refused", response=REFUSED)
         assert words in refused(check_model, "someone/tiny", CalibrationConfig())

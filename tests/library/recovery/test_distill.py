@@ -88,13 +88,16 @@ def test_a_gradient_is_that_of_the_divergence(case, size) -> None:
     assert_close(streamed, weight.grad, atol=1e-7, rtol=1e-4)
 
 
-def test_what_does_not_fit_into_memory_is_not_begun(phi, sliced, monkeypatch) -> None:
-    monkeypatch.setattr(distilling, "available_bytes", lambda device: 1000)
+def test_what_does_not_fit_into_memory_or_is_quantised_is_not_begun(phi, sliced, monkeypatch) -> None:
     before = values(sliced)
-    assert "free on cpu; slice without recovery" in refused(
-        Distillation().recover, phi.dense, sliced, phi.tokens, 1, progress=False
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(distilling, "available_bytes", lambda device: 1000)
+        assert "free on cpu; slice without recovery" in refused(recover, phi.dense, sliced, phi.tokens, progress=False)
     assert are_as(sliced, before)
+    quantised = copy.deepcopy(sliced)  # which shares no module with the dense model
+    down = quantised.model.layers[0].mlp.down_proj
+    down.weight = nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
+    assert "floating-point" in refused(recover, phi.dense, quantised, phi.tokens)
 
 
 def test_weights_that_are_not_finite_are_an_error(phi, sliced) -> None:
@@ -209,13 +212,6 @@ def test_the_config_names_the_recovery_that_follows_slicing(case, name):
 def test_intraslice_plus_is_another_name(case):
     alias = sliced_by("intraslice+", case, iterative=True, recovery="distill", epochs=1)  # the first is ignored
     assert are_as(alias, values(sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1)))
-
-
-def test_quantised_weights_are_refused(case):
-    sliced = sliced_by("wanda", case)
-    down = sliced.model.layers[0].mlp.down_proj
-    down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
-    assert "floating-point" in refused(recover, case.dense, sliced, case.tokens)
 
 
 def test_a_plan_says_which_recovery_follows(case):

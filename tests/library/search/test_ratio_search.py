@@ -1,4 +1,7 @@
-"""The searches for ratios and for modules to remove: the best is found, at equal size, and goes on where it stopped."""
+"""The searches for ratios and for modules to remove: the best is found, at equal size, and goes on where it stopped.
+
+And the choice of an estimator: the best is chosen, within its cost, on windows that nothing else reads, and once.
+"""
 
 import copy
 import itertools
@@ -6,27 +9,33 @@ import json
 import math
 from dataclasses import replace
 from statistics import fmean
+from unittest.mock import Mock
 
 import pytest
+import torch
 from refusing import refused
 from stopping import Stopped, stop_at, stop_when
 from tiny_models import divergences_at_once
 from torch.testing import assert_close
 
+from intraslice.calibration.driver import calibrate
 from intraslice.core.config import SliceConfig
-from intraslice.diagnostics.sensitivity import cut_alone
+from intraslice.core.progress import ignore_progress
+from intraslice.core.registry import ESTIMATORS
 from intraslice.modeling.families import blocks
+from intraslice.planning.estimators import Estimator, Importances
 from intraslice.planning.ratios import make_plan
-from intraslice.planning.sizes import LayerPlan
+from intraslice.samples import TEMPERATURE, kept_samples
+from intraslice.search import choice as choice_module
 from intraslice.search import measure as measure_module
 from intraslice.search import ratio_search as module
+from intraslice.search.choice import PASSES, choose_estimator
 from intraslice.search.evolution import (
     Level,
     Levels,
     Problem,
     SearchConfig,
     State,
-    levels_of,
     narrowed,
     next_depth,
     next_state,
@@ -76,15 +85,6 @@ def test_the_best_plan_of_a_rigged_table_is_found_with_and_without_hints(hints) 
     assert state.allocation == best
 
 
-def parameters_at(layer, module, ratio) -> int:
-    sizes = layer.sizes
-    dense = LayerPlan(0.0, 0.0, tuple(range(sizes.heads)), sizes.kv_heads, sizes.dim, sizes.neurons)
-    cut = cut_alone(dense, layer, module, ratio)
-    if module == "mlp":
-        return cut.neurons * sizes.neuron_cost
-    return sizes.parameters(len(cut.heads), cut.kv_heads, cut.dim, 0) - sizes.fixed
-
-
 @pytest.mark.parametrize("name", ["llama-gqa", "phi", "gemma3"])
 def test_a_candidate_measures_what_a_whole_slice_does(tiny_case, name, monkeypatch) -> None:
     """The levels are those of plans, and a plan with the ratios of a level has exactly this level."""
@@ -102,9 +102,6 @@ def test_a_candidate_measures_what_a_whole_slice_does(tiny_case, name, monkeypat
         divergences = divergences_at_once(case.dense, case.cut(plan), case.tokens[:4])
         assert fmean(candidates.divergence(allocation, range(4))) == pytest.approx(divergences.mean().item(), rel=1e-3)
         assert left == plan.parameters.sliced_decoder
-    places = problem.levels.ratios(start).items()
-    left = sum(parameters_at(profile.layers[index], kind, ratio) for (index, kind), ratio in places)
-    assert levels_of(profile, 0.8).parameters(start) == left
 
 
 def test_the_largest_entries_bound_the_divergence_from_below(case, monkeypatch) -> None:
@@ -298,3 +295,41 @@ def test_a_sparsity_that_removes_no_layer_or_all_of_them_is_refused(case) -> Non
         assert f"removes a layer or more and keeps one, got {sparsity}" in message
     larger = replace(case.stats.sizes[0], neurons=2 * case.stats.sizes[0].neurons)
     assert "layers of equal size, got 2" in refused(whole_layers, [larger, *case.stats.sizes[1:]], 0.4)
+
+
+def reversed_importances(layer) -> Importances:
+    """With which first goes what goes last with `pca`."""
+    own = ESTIMATORS["pca"].importance(layer)
+    return Importances(1 / own.attention, 1 / own.mlp)
+
+
+def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_once(case, own_estimators, monkeypatch):
+    worst = ESTIMATORS.register(Estimator("worst", "", "", reversed_importances)).name
+    monkeypatch.setattr(choice_module, "measure_losses", measure_losses := Mock(wraps=choice_module.measure_losses))
+    tokens = torch.randint(3, 256, (40, 48), generator=torch.Generator().manual_seed(1))
+    calibrated, text = tokens[:32], tokens[32:]
+    stats = calibrate(case.loaded, calibrated, progress=False)
+    runs: list[int] = []
+    embedding = case.dense.model.embed_tokens
+    handle = embedding.register_forward_hook(lambda _, inputs, output: runs.append(inputs[0].numel()))
+    candidates = (worst, "fisher", "pca")
+    choice = choose_estimator(case.loaded, stats, text, 3, candidates, progress=False)
+    handle.remove()
+    assert choice.name in ("fisher", "pca")
+    assert choice.excess[worst][0] > 2 * choice.excess[worst][1] > 0
+    measured = [call.args[1] for call in measure_losses.call_args_list]
+    first, second = measured[0], measured[-1]
+    assert [windows.equal(first) for windows in measured] == [True] * 3 + [False] * 2
+    assert choice.passes * stats.tokens == sum(runs) + 3  # the last token of a sample is not run
+    assert choice.passes <= PASSES
+    samples = kept_samples(case.dense, (64, 48), TEMPERATURE, 3, ignore_progress)
+    rows, unread, *read = (
+        {*map(tuple, part.tolist())} for part in (torch.cat([first, second]), text, calibrated, samples)
+    )
+    assert len(rows & unread) * 2 == len(rows) == len(first) + len(second)
+    assert not rows & (read[0] | read[1])
+
+    monkeypatch.setattr(choice_module, "slice_model", None)
+    assert choose_estimator(case.loaded, stats, text, 3, candidates, progress=False) == choice
+    with pytest.raises(TypeError):
+        choose_estimator(case.loaded, stats, text, 4, candidates, progress=False)

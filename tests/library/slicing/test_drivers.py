@@ -129,17 +129,14 @@ def test_both_orders_agree_on_a_first_layer_whose_queries_and_keys_stay(family_c
     assert models[0].model.layers[1].self_attn is dense[1].self_attn  # untouched layers are shared
 
 
-def test_the_sequential_order_wants_tokens(family_case):
-    with pytest.raises(ValueError, match="tokens"):
-        slice_model(family_case.dense, plan_for(family_case), family_case.stats, progress=False)
-
-
 @pytest.mark.parametrize("order", ORDERS)
-def test_progress_counts_layers_and_leaves_the_gradient_mode_alone(case, order):
+def test_progress_counts_layers_leaves_the_gradient_mode_alone_and_the_sequential_order_wants_tokens(case, order):
     events: list[Progress] = []
     slice_model(case.dense, plan_for(case, order=order), case.stats, case.tokens, progress=events.append)
     assert torch.is_grad_enabled()
     assert list(dict.fromkeys(events)) == [Progress("slice", done, 3) for done in range(4)]
+    with pytest.raises(ValueError, match="tokens"):
+        slice_model(case.dense, plan_for(case), case.stats, progress=False)
 
 
 @pytest.mark.parametrize("order", ORDERS)

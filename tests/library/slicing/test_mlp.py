@@ -59,17 +59,6 @@ def test_the_neurons_that_carry_most_stay_in_order_but_for_those_that_the_loss_d
     assert_close(even.down, sliced_on(weights, rows, 16).down)
 
 
-@pytest.mark.parametrize("gated", [True, False])
-def test_biases_go_with_their_neurons(gated):
-    weights = make_weights(bias=True, gated=gated)
-    sliced = sliced_on(weights, random(300, NEURONS, seed=7), 16)
-    kept = kept_neurons(sliced, weights)
-    assert torch.equal(sliced.up_bias, weights.up_bias[kept])
-    assert (sliced.gate is None) is (not gated)
-    if gated:
-        assert torch.equal(sliced.gate_bias, weights.gate_bias[kept])
-
-
 def test_a_neuron_that_is_constant_or_made_up_of_others_costs_nothing():
     """A neuron that always says the same costs nothing, however loudly: the bias takes it exactly."""
     weights = make_weights(bias=True)
