@@ -147,47 +147,41 @@ def speed_chart(timings: Sequence[Timing], scores: Mapping[Slice, Sequence[Score
     """KL against the time of a token, in prefill and in decoding; `scores` as above. None without timings."""
     if not timings:
         return None
-    accuracies = untrained(scores, SPARSITY)
-    accuracy = [math.nan if timing.shapes else accuracies.get(timing.method, math.nan) for timing in timings]
+    accuracies = {(method, ""): 100 * value for method, value in untrained(scores, SPARSITY).items()}
+    columns = {
+        gettext("Method"): list(map(_timed, timings)),
+        gettext("KL from dense, nats per token"): [number(timing.divergence, ".2f") for timing in timings],
+        gettext("Mean accuracy, %"): [figure.cell(accuracies.get(timing[:2]), ".1f") for timing in timings],
+    }
     fig = Figure(2, "speeds", side_by_side=True, hovermode="closest")
-    slices = [timing for timing in timings if timing.method != DENSE]
-    phases = (
-        gettext("time per token of the prompt, relative to dense"),
-        gettext("time per new token, relative to dense"),
-    )
-    for panel, phase, title in ((1, "prefill", phases[0]), (2, "decode", phases[1])):
-        for timing in slices:
+    batches = [gettext("batch size {count}", count=batch) for batch in BATCHES]
+    for panel, phase, head, title in (
+        (1, "prefill", gettext("Prefill time"), gettext("time per token of the prompt, relative to dense")),
+        (2, "decode", gettext("Decode time"), gettext("time per new token, relative to dense")),
+    ):
+        times = [[getattr(timing, f"{phase}_{batch}") for batch in BATCHES] for timing in timings]
+        for batch, column in zip(batches, zip(*times, strict=True), strict=True):
+            columns[f"{head}, {batch}"] = [number(time, ".2f") for time in column]
+        for timing, xs in zip(timings, times, strict=True):
+            if timing.method == DENSE:
+                continue
             name, line = _timed(timing), figure.line(METHOD_COLOURS.get(timing.method, "baseline"), 1.6)
+            symbol = f"{SYMBOLS.get(timing.method, 'circle')}{'-open' if timing.shapes else ''}"
             fig.curve(
                 panel,
                 name,
-                [timing.divergence] * 2,
+                [timing.divergence] * len(xs),
                 f"<b>{name}</b><br>%{{text}}<br>%{{x:.2f}}, KL %{{y:.2f}}",
-                [getattr(timing, f"{phase}_{batch}") for batch in BATCHES],
+                xs,
                 mode="lines+markers",
                 legendgroup=name,
-                text=[gettext("batch size {count}", count=batch) for batch in BATCHES],
+                text=batches,
                 line=line,
-                marker={
-                    "size": [7, 12],
-                    "color": line["color"],
-                    "symbol": f"{SYMBOLS.get(timing.method, 'circle')}{'-open' if timing.shapes else ''}",
-                },
+                marker={"size": [7, 12], "color": line["color"], "symbol": symbol},
             )
         fig.y_axis(panel, gettext("KL from dense, log scale"), type="log", tickvals=TICKS, ticktext=_ticktext())
         fig.x_axis(panel, title, tickformat=".2f", range=[0.7, 1.02])
         fig.shapes.append(figure.upright(panel, 1.0, figure.line("dense", 1.2)))
-    columns = {
-        gettext("Method"): map(_timed, timings),
-        gettext("KL from dense, nats per token"): [number(timing.divergence, ".2f") for timing in timings],
-        gettext("Mean accuracy, %"): [figure.cell(100 * value, ".1f") for value in accuracy],
-    }
-    for batch in BATCHES:
-        for phase, title in (
-            ("prefill", gettext("Prefill time, batch {count}", count=batch)),
-            ("decode", gettext("Decode time, batch {count}", count=batch)),
-        ):
-            columns[title] = [number(getattr(timing, f"{phase}_{batch}"), ".2f") for timing in timings]
     return fig.chart(
         gettext("Leaderboard: damage against speed"),
         gettext(
