@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import gradio as gr
-import httpx
 import pytest
 from gradio.state_holder import StateHolder
+from gradio_pages import Client
 from starlette.middleware import Middleware
 from stepping import until
 
@@ -163,8 +163,9 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
             await asyncio.sleep(0.01)
 
     def statuses(address: str, count: int) -> set[int]:
-        transport, headers = httpx.HTTPTransport(local_address=address), {"accept-encoding": "identity"}
-        with httpx.Client(transport=transport, headers=headers, timeout=60) as http, ThreadPoolExecutor(count) as pool:
+        http = Client(client.address, address).http
+        http.headers["accept-encoding"] = "identity"
+        with ThreadPoolExecutor(count) as pool:
             return {answer.status_code for answer in pool.map(http.get, [client.address] * count)}
 
     monkeypatch.setattr(page_config, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))

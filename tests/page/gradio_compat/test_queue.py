@@ -12,7 +12,7 @@ import httpx
 import pytest
 from gradio.queueing import Event, Queue
 from gradio.server_messages import HeartbeatMessage
-from gradio_pages import Client
+from gradio_pages import Client, page_of
 from starlette.middleware import Middleware
 from stepping import until
 
@@ -26,9 +26,7 @@ def make_page(kind: type[gr.Blocks], act: Callable[[], object] = lambda: None) -
         act()
         return 1.0
 
-    with kind() as page:
-        gr.api(work, api_name="work")
-    return page
+    return page_of(work, kind)
 
 
 def queue_of(kind: type[gr.Blocks]) -> Queue:

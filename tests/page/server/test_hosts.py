@@ -5,9 +5,9 @@ import socket
 from collections.abc import Callable
 from unittest.mock import AsyncMock
 
-import gradio as gr
 import pytest
 from gradio_client import Client
+from gradio_pages import page_of
 
 from components import limits
 from components.jobs.job import Scheduler
@@ -24,12 +24,8 @@ def ask(launch, monkeypatch) -> Callable[..., Callable[..., int]]:
     for name in ("SPACE_ID", "INTRASLICE_HOSTED", "INTRASLICE_HOSTS", "GRADIO_SERVER_NAME"):
         monkeypatch.delenv(name, raising=False)
 
-    def work(value: float) -> float:
-        return value
-
     def open_page(**options: object) -> Callable[..., int]:
-        with App(Scheduler()) as page:
-            gr.api(work, api_name="work")
+        page = page_of(kind=lambda: App(Scheduler()))
         client = launch(page, **options)
 
         def status(host: str | None = None, method: str = "GET", path: str = "", **headers: str) -> int:

@@ -5,9 +5,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import gradio as gr
-import httpx
 import pytest
+from gradio_pages import Client, page_of
 from stepping import until
 
 from components import limits
@@ -16,44 +15,29 @@ from components.server.app import App
 from components.state.calibrations import READERS
 
 
-class Caller:
-    """Plain HTTP from an address of this machine, which joins and may or may not read."""
-
-    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
-        transport = httpx.HTTPTransport(local_address=address)
-        self.url, self.api, self.http = url, f"{url}gradio_api", httpx.Client(transport=transport, timeout=60)
-
-    def join(self, seconds: float, **asked: str) -> httpx.Response:
-        return self.http.post(f"{self.api}/call/work", json={"data": [seconds]} | asked)
-
-    def ask(self, seconds: float = 0.0) -> str:
-        return self.http.get(f"{self.api}/call/work/{self.join(seconds).json()['event_id']}").text
-
-
 @pytest.fixture
-def serve(launch, monkeypatch) -> Callable[..., tuple[App, Caller]]:
+def serve(launch, monkeypatch) -> Callable[..., tuple[App, Client]]:
     """A page of one endpoint, which waits the given seconds, or until `released`; two calls run at a time."""
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "10")
     monkeypatch.setenv("INTRASLICE_MAX_CLIENT_CALLS", "3")
     monkeypatch.setattr(limits, "TIDYING_SECONDS", 0.05)
 
-    def open_page(scheduler: Scheduler | None = None, released: threading.Event | None = None) -> tuple[App, Caller]:
+    def open_page(scheduler: Scheduler | None = None, released: threading.Event | None = None) -> tuple[App, Client]:
         def work(seconds: float) -> float:
             (released or threading.Event()).wait(seconds)
             return seconds
 
-        with App(scheduler or Scheduler()) as page:
-            gr.api(work, api_name="work", concurrency_limit=2)
-        return page, Caller(launch(page).address)
+        page = page_of(work, lambda: App(scheduler or Scheduler()), concurrency_limit=2)
+        return page, launch(page)
 
     return open_page
 
 
 def test_calls_that_no_client_reads_keep_no_other_waiting(serve) -> None:
     page, caller = serve()
-    unread = [caller.join(300.0) for _ in range(60)]
+    unread = [caller.call("work", 300.0) for _ in range(60)]
     assert {answer.status_code for answer in unread} == {200}
-    assert "complete" in caller.ask()  # which would take too long for the client after two of the others
+    assert caller.ask("work", 0.0)[0] == "complete"  # which would take too long for the client after two of the others
     assert len(page.calls.event_ids_to_events) <= 10
     assert len(page.calls.pending_messages_per_session) <= 20
     assert len(page.calls.pending_event_ids_session) <= 20
@@ -64,25 +48,27 @@ def test_messages_of_those_who_wait_are_kept(serve) -> None:
     """Whatever others leave behind meanwhile."""
     page, caller = serve(released=(released := threading.Event()))
     with ThreadPoolExecutor(4) as waiting:
-        answers = [waiting.submit(caller.ask, 60.0) for _ in range(4)]
+        answers = [waiting.submit(caller.ask, "work", 60.0) for _ in range(4)]
         until(lambda: sum(box.readers for box in page.calls.pending_messages_per_session.values()) == 4)
         for _ in range(60):
-            caller.join(0.0)
+            caller.join("work", 0.0)
         released.set()
-    assert all("event: complete" in answer.result() for answer in answers)
+    assert all(answer.result()[0] == "complete" for answer in answers)
 
 
 def test_too_many_calls_are_refused_in_words(serve) -> None:
     _, caller = serve()
-    *_, refused = (caller.join(0.0, session_hash="greedy") for _ in range(4))
+    *_, refused = (caller.call("work", 0.0, session_hash="greedy") for _ in range(4))
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("This page already has 3 requests waiting.")
     with contextlib.ExitStack() as readers:
         for _ in range(8):  # the last three instead of the greedy one's, which nobody reads
-            event = caller.join(30.0).json()["event_id"]
+            event = caller.join("work", 30.0)
             readers.enter_context(caller.http.stream("GET", f"{caller.api}/call/work/{event}"))
-        refused = caller.join(0.0)
-        others = [Caller(caller.url, f"127.0.0.{number}").join(30.0) for number in (2, 3)]  # for whom a part is kept
+        refused = caller.call("work", 0.0)
+        others = [
+            Client(caller.address, f"127.0.0.{number}").call("work", 30.0) for number in (2, 3)
+        ]  # for whom a part is kept
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("The server already has 8 requests waiting.")
     assert [answer.status_code for answer in others] == [200, 200]
@@ -90,13 +76,12 @@ def test_too_many_calls_are_refused_in_words(serve) -> None:
 
 def test_a_reader_who_stops_reading_is_given_up(serve, monkeypatch) -> None:
     page, caller = serve()
-    event = page.calls.event_ids_to_events[caller.join(0.0).json()["event_id"]]
+    event = page.calls.event_ids_to_events[caller.join("work", 0.0)]
     monkeypatch.setenv("INTRASLICE_MAX_UNREAD_SECONDS", "1")
     until(lambda: not page.calls.event_ids_to_events)
     assert event.session_hash not in page.calls.pending_messages_per_session
     monkeypatch.delenv("INTRASLICE_MAX_UNREAD_SECONDS")
-    running = caller.join(30.0)
-    event = page.calls.event_ids_to_events[running.json()["event_id"]]
+    event = page.calls.event_ids_to_events[caller.join("work", 30.0)]
     box = page.calls.pending_messages_per_session[event.session_hash]
     box.readers = 1  # the call begins as if a client read
     until(lambda: any(page.calls.active_jobs))
