@@ -1,7 +1,6 @@
 """The page's handlers, called directly with a real session on a tiny model: no browser, no server."""
 
 import html
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -27,19 +26,6 @@ from components.ui.screen import headline
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
-
-
-@pytest.mark.parametrize(
-    ("estimator", "shapes"), [("uniform", "free"), ("fisher", "free"), ("pca", "free"), ("pca", "runtime")]
-)
-def test_bars_are_the_librarys_ratios(session, tiny, estimator, shapes) -> None:
-    settings = tiny.with_settings(sparsity=40, estimator=estimator, shapes=shapes)
-    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    chart = handlers.preview(session, [live_output], settings, 0, None, SOMEBODY)["ratios ratios"]
-    plan = make_plan(session.calibrated(tiny).source.profile, settings.slicing)
-    bars = [trace["y"] for trace in json.loads(chart)["data"] if trace["type"] == "bar"]
-    for module, shown in zip(("attention", "mlp"), bars, strict=True):
-        assert shown == pytest.approx([getattr(layer, f"{module}_ratio") for layer in plan.layers], rel=1e-4)
 
 
 def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:

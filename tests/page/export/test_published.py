@@ -209,7 +209,6 @@ def test_the_command_writes_one_file(publish, tmp_path) -> None:
         ("page.html", ("--targets", "text"), "does not support targets 'text' (calibration)"),
         ("page.html", ("--device-map", "disk"), "--device-map"),
         ("page.html", ("--lock", "0", "mlp", "5"), "does not support locked"),
-        ("page.html", ("--sparsities", "0", "0.9"), "Sparsity must be a number from 0 to 80, got 90"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_leaves_nothing(publish, tmp_path, name, more, words) -> None:

@@ -54,16 +54,6 @@ def test_plain_gradio_drops_a_session_that_still_waits_and_ours_none() -> None:
     assert queue.pending_messages_per_session["session 0"].qsize() == 1
 
 
-def test_a_call_that_no_client_reads_costs_no_work(launch) -> None:
-    called: list[bool] = []
-    client = launch(page := make_page(PatchedBlocks, lambda: called.append(True)))
-    client.join("work")
-    assert (page.calls.open_calls, page.calls.get_events()) == (1, None)
-    assert not any(page.calls.active_jobs)
-    assert client.ask("work") == ("complete", [1.0])
-    assert called == [True]
-
-
 MESSAGES = "queue/data?session_hash=one"
 
 

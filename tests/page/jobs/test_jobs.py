@@ -102,19 +102,27 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     own.append(begun(jobs, "c", "measure"))
 
 
-def test_an_address_with_jobs_leaves_places_for_addresses_without(jobs, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "5")
+def test_an_address_with_jobs_leaves_places_for_addresses_without_and_a_hosted_page_has_places_for_a_class_of_sixty(
+    jobs, monkeypatch
+) -> None:
+    """Each student measures a setting, has an answer written, and has its costs measured in the background."""
 
-    def begin(client: str, address: str) -> Status:
+    def begin(client: str, address: str, kind: str = "evaluate") -> str:
         jobs.caller = lambda: Caller(address)
-        events.append(jobs.run(client, "evaluate", endless))
-        return next(events[-1])
+        events.append(jobs.run(client, kind, endless))
+        return next(events[-1]).kind
 
     events: list[Iterator[Status]] = []
-    assert [begin(f"session {n}", "127.0.0.2").kind for n in range(6)] == ["busy"] * 4 + ["error"] * 2
-    assert begin("another session", "127.0.0.3").kind == "busy"
-    assert begin("a third one", "127.0.0.4").kind == "error"
-    assert begin("hidden by a proxy", "").kind == "error"
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "5")
+    assert [begin(f"session {n}", "127.0.0.2") for n in range(6)] == ["busy"] * 4 + ["error"] * 2
+    assert begin("another session", "127.0.0.3") == "busy"
+    assert begin("a third one", "127.0.0.4") == "error"
+    assert begin("hidden by a proxy", "") == "error"
+    monkeypatch.delenv("INTRASLICE_MAX_JOBS")
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    kinds = ("measure", "answer", "costs")
+    assert {begin(f"student {n}", "127.0.0.2", kind) for n in range(60) for kind in kinds} == {"busy"}
+    assert begin("another", "127.0.0.3", "measure") == "busy"
 
 
 def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
@@ -300,6 +308,7 @@ def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> 
     page = Page()
     events = page.begin("measure", request=30)
     page.end(how)
+    assert how != "moved" or page.line == READY  # even before the job ends
     last = list(events)[-1]
     is_error = isinstance(how, BaseException)
     assert (str(last.text), last.kind) == (text, "error" if is_error else "ready")
@@ -309,14 +318,6 @@ def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> 
     assert page.jobs._running == []
     page.is_connected, page.ends = True, {}
     assert page.begin("measure")  # and the line is of that
-
-
-def test_a_job_that_is_stopped_is_no_longer_in_the_line_even_before_it_ends() -> None:
-    page = Page()
-    events = page.begin("measure", request=30)
-    page.end("moved")
-    assert page.line == READY
-    events.close()
 
 
 def test_the_line_is_of_the_newest_job_that_goes_on_and_waits_for_no_other() -> None:

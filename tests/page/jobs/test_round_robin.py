@@ -1,12 +1,9 @@
-"""The order of turns, computed by hand, and what clients who wait are told of it."""
+"""What clients who wait are told of the order of turns, which `test_scheduler.py` has."""
 
-import threading
-from collections.abc import Iterable
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import pytest
-from stepping import Clock, Stepped, counting
+from stepping import Stepped, counting
 
 from components import limits
 from components.jobs import round_robin
@@ -14,103 +11,36 @@ from components.jobs.job import Caller, Job, Urgency
 from components.jobs.jobs import Jobs
 from components.jobs.status import Status
 from components.jobs.waiting import Line, Waiting
-from components.limits import BEGINNING_SECONDS, FEW, SHARE, TURN_SECONDS
+from components.limits import FEW, TURN_SECONDS
 
 CLASS, ELSEWHERE = Caller("127.0.0.2"), Caller("127.0.0.3")
 MANY = FEW + 2
 STEP = 0.125  # seconds of a step; sums of it are exact
-PER_TURN = round(TURN_SECONDS / STEP)
-
-
-class Crowd:
-    """Jobs on a scheduler that is stepped; each step takes `STEP` seconds, and is noted in the log."""
-
-    def __init__(self) -> None:
-        self.clock, self.log, self.numbers = Clock(), [], count()
-        self.scheduler = Stepped(self.clock, TURN_SECONDS)
-
-    def join(self, names: Iterable, steps: int, result: int = -1, seconds: float = STEP, **options: Any) -> None:
-        """A job for each name, of a client of its own, who sees a result after step `result`."""
-        for name in names:
-            work = counting(self.log, name, steps, self.clock, seconds, result)
-            self.scheduler.start(f"{name} {next(self.numbers)}", work, **({"caller": CLASS} | options))
-
-    def step(self, count: int) -> list:
-        """Let so many steps pass; returns whose they were."""
-        before = len(self.log)
-        while len(self.log) < before + count and self.scheduler.step():
-            pass
-        return self.log[before:]
 
 
 @pytest.fixture
-def crowd() -> Crowd:
-    return Crowd()
+def crowd(clock) -> Stepped:
+    """A scheduler on which every step of a job takes `STEP` seconds."""
+    return Stepped(clock, TURN_SECONDS)
 
 
-def test_addresses_take_short_turns_then_clients_then_jobs(crowd) -> None:
-    crowd.join("ab", 6)
-    crowd.join("e", 8, caller=ELSEWHERE)
-    assert "".join(crowd.step(5)) == "abaae"  # what has not begun has a queue of its own, which takes turns, too
-    assert "".join(crowd.step(15)) == "eebbeeaaeebbeab"
-    client = [crowd.scheduler.start("one client", counting(crowd.log, name, 5, crowd.clock, STEP)) for name in "xy"]
-    assert "".join(crowd.step(10)) == "xyxxyyxxyy"
-    crowd.scheduler.run()
-    assert all(job.ended for job in client)
+@pytest.fixture
+def join(crowd, clock) -> Callable[..., None]:
+    """Begins a job for each name, of a client of its own."""
+
+    def begin(names: Iterable, steps: int, caller: Caller = CLASS) -> None:
+        for name in names:
+            crowd.start(str(name), counting([], name, steps, clock, STEP), caller=caller)
+
+    return begin
 
 
-@pytest.mark.parametrize("second", ["seen", "background"])
-def test_the_second_queue_has_one_second_in_nine_and_another_address_its_half(crowd, second) -> None:
-    """Of a crowd at one address, jobs whose clients see a result; and background jobs."""
-    crowd.join(["alone"], 900, result=0, caller=ELSEWHERE)
-    if second == "seen":
-        crowd.join([f"seen {number}" for number in range(3)], 900, result=0)
-        crowd.join(range(MANY), 900)
-    else:
-        crowd.join(["background"], 900, urgency=Urgency.BACKGROUND)
-    log, (turns, tolerance) = crowd.step(900), (450, 12) if second == "seen" else (900, 8)
-    assert sum(str(name).startswith(second) for name in log) == pytest.approx(turns / (1 + SHARE), abs=tolerance)
-    assert second == "background" or log.count("alone") == pytest.approx(450, abs=8)
-
-
-def test_what_is_cached_and_the_first_token_of_an_answer_do_not_wait_in_line(crowd) -> None:
-    crowd.join(range(2 * MANY), 50)
-    crowd.step(5 * MANY)
-    for seconds, steps in ((BEGINNING_SECONDS / 4, 3), (BEGINNING_SECONDS * 0.9, 2)):
-        crowd.join(["new"], steps, seconds=seconds)
-        assert crowd.step(steps) == ["new"] * steps
-        crowd.step(PER_TURN)
-
-
-def test_turns_of_long_ago_are_forgotten(crowd, monkeypatch) -> None:
+def test_turns_of_long_ago_are_forgotten(crowd, join, monkeypatch) -> None:
     monkeypatch.setattr(round_robin, "REMEMBERED_TURNS", 30)
     for number in range(20):
-        crowd.join([number], 2)
-        crowd.scheduler.run()
-    assert len(crowd.scheduler._turns._turns) < 50
-
-
-def test_a_class_of_sixty_at_one_address_is_not_refused_and_another_address_has_places(monkeypatch) -> None:
-    """Each student measures a setting, has an answer written, and has its costs measured in the background."""
-    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    jobs, address, begun = Jobs(), ["127.0.0.2"], []
-    jobs.caller, done = lambda: Caller(address[0]), threading.Event()
-
-    def work(job: Job) -> None:
-        job.emit(Status("working"))
-        with job.waiting():
-            done.wait()
-
-    def begin(client: str, kind: str) -> str:
-        begun.append(jobs.run(client, kind, work))
-        return next(begun[-1]).kind
-
-    kinds = ("measure", "answer", "costs")
-    assert {begin(f"student {number}", kind) for number in range(60) for kind in kinds} == {"busy"}
-    address[0] = "127.0.0.3"
-    assert begin("another", "measure") == "busy"
-    done.set()
-    assert not any(event.kind == "error" for events in begun for event in events)
+        join([number], 2)
+        crowd.run()
+    assert len(crowd._turns._turns) < 50
 
 
 @pytest.fixture
@@ -125,30 +55,30 @@ def ended(kind: str, seconds: float, result: float | None = None) -> Job:
     return job
 
 
-def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(crowd, line) -> None:
+def test_a_job_that_waits_tells_how_many_come_before_it_and_how_long_they_take(crowd, join, line) -> None:
     """How long is estimated from the last jobs of their kind until their first result, the newest with less weight."""
-    crowd.join(range(MANY), 20)
-    crowd.join(["alone"], 20, caller=ELSEWHERE)
-    crowd.step(14)
-    scheduler = crowd.scheduler
-    for job in scheduler.jobs:
+    join(range(MANY), 20)
+    join(["alone"], 20, ELSEWHERE)
+    for _ in range(14):
+        crowd.step()
+    for job in crowd.jobs:
         job.kind = "evaluate 18"
-    order = scheduler.line()
+    order = crowd.line()
     assert "alone" in order[0].client + order[1].client  # the addresses take turns
     first, second, *_, last = order
-    assert line.status(last, scheduler) == Waiting("Waiting; jobs ahead: 6")  # nothing is known of this kind
+    assert line.status(last, crowd) == Waiting("Waiting; jobs ahead: 6")  # nothing is known of this kind
     for seconds, result in ((30.0, 3.0), (2.0, None)):
         line.note(ended("evaluate 17", seconds, result))
     stopped = ended("evaluate 3", 500.0)
     stopped.stopped = True
     line.note(stopped)
-    assert line.status(first, scheduler) is None
-    assert line.status(second, scheduler) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
-    assert line.status(last, scheduler) == Waiting("Waiting; jobs ahead: 6", seconds_left=15)
+    assert line.status(first, crowd) is None
+    assert line.status(second, crowd) == Waiting("Waiting; jobs ahead: 1", seconds_left=5)
+    assert line.status(last, crowd) == Waiting("Waiting; jobs ahead: 6", seconds_left=15)
     for job in order[:-1]:
         job.stop()
-    scheduler.run()
-    assert line.status(last, scheduler) is None
+    crowd.run()
+    assert line.status(last, crowd) is None
 
 
 def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(scheduler, clock, line) -> None:
@@ -165,21 +95,21 @@ def test_what_several_wait_for_counts_once_and_a_clients_own_jobs_do_not(schedul
     assert told.seconds_left <= 5
 
 
-def test_a_job_that_has_the_turn_or_is_away_does_not_wait(crowd, line) -> None:
-    scheduler, seen = crowd.scheduler, []
+def test_a_job_that_has_the_turn_or_is_away_does_not_wait(crowd, join, line) -> None:
+    seen = []
 
     def work(job: Job) -> None:
-        seen.append(line.status(job, scheduler))
+        seen.append(line.status(job, crowd))
         job.checkpoint()
 
-    crowd.join(range(2), 20)
-    job = scheduler.start("a", work)
+    join(range(2), 20)
+    job = crowd.start("a", work)
     while not seen:
-        scheduler.step()
+        crowd.step()
     assert seen == [None]
-    with scheduler.lock:
+    with crowd.lock:
         job.is_away = True
-    assert line.status(job, scheduler) is None
+    assert line.status(job, crowd) is None
 
 
 def test_the_page_tells_it_once_in_a_while_and_again_after_the_job_has_done_something(scheduler, monkeypatch) -> None:

@@ -76,7 +76,6 @@ def with_a_busy_session(open_folder=process.open_temporary_folder):
 process.open_temporary_folder = with_a_busy_session
 start.main()
 """
-IDLE = "from components import start; print('idle', flush=True); start.main()"
 STARTING = """
 import runpy
 from components.server import process
@@ -97,7 +96,6 @@ runpy.run_path("app.py", run_name="__main__")
         pytest.param(STARTING, 0.3, id="starting"),
         pytest.param(BUSY.format(checkpoints=False), None, id="one endless step"),
         pytest.param(BUSY.format(checkpoints=True), None, id="steps", marks=pytest.mark.slow),
-        pytest.param(IDLE, None, id="idle", marks=pytest.mark.slow),
     ],
 )
 def test_told_to_end_it_ends(script, seconds, tmp_path) -> None:

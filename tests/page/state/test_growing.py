@@ -142,11 +142,14 @@ def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) ->
     assert sorted(batches) == list(range(8))
 
 
-def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> None:
+def test_who_leaves_ends_a_calibration_that_nobody_else_wants_and_what_follows_it_does_not_begin_it_again(
+    fresh, tiny
+) -> None:
     events = fresh.prepare(tiny, "a")
     assert next(event for event in events if "Calibrating" in event.text)
     fresh.jobs.halt("a")
     assert list(events)[-1].text == "Cancelled."
+    assert [*map(list, handlers.on_prepared(fresh, tiny, 0, None, "a"))] == [["measured"]]
     assert not fresh.is_calibrated(tiny)
     assert not fresh.jobs.scheduler.jobs
 

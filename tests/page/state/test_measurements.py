@@ -166,16 +166,6 @@ def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
     assert known.perplexities(tiny).source.kind == "here"
 
 
-@pytest.mark.usefixtures("one_by_one")
-def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
-    events = fresh.prepare(tiny, "somebody")
-    next(events)
-    fresh.jobs.halt("somebody")
-    list(events)
-    assert [*map(list, handlers.on_prepared(fresh, tiny, 0, None, "somebody"))] == [["measured"]]
-    assert not fresh.is_calibrated(tiny)
-
-
 def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny, monkeypatch) -> None:
     in_job(fresh, fresh.measure_perplexities, tiny)
     measured = fresh.perplexities(tiny)

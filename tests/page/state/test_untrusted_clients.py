@@ -172,12 +172,13 @@ def test_a_link_to_a_model_off_the_list_says_so_and_keeps_its_other_settings(unr
     assert restored("microsoft/phi-2") == ("microsoft/phi-2", 45, "")
 
 
-def test_the_page_itself_tells_no_folder_of_the_server(idle) -> None:
+def test_the_page_itself_tells_no_folder_of_the_server_and_nobody_sees_who_calls_what(idle) -> None:
     for page in ("", "config", "gradio_api/info"):
         text = httpx.get(f"{idle.address}{page}").text
         folders = (Path(gr.__file__).parents[1], ASSETS.parent, idle.home)
         assert not [folder for folder in folders if str(folder) in text]
     assert "plotly.js" in httpx.get(f"{idle.address}plotly.min.js").text[:200]
+    assert [httpx.get(f"{idle.address}monitoring{page}").status_code for page in ("", "/summary")] == [404, 404]
 
 
 def test_a_visitors_own_upload_is_read(server) -> None:
@@ -204,11 +205,8 @@ def _sent(server: Server, name: str, content: str) -> dict:
     [
         ("evaluate", {"sequences": 1, "length": 8192}, "Length must be a whole number from 2 to 2,048, got 8192"),
         ("evaluate", {"sequences": 256, "length": 512}, "at most 73,728 tokens, got 131,072 (256 sequences of 512)."),
-        ("prepare", {"length": 8192}, "Length must be a whole number from 2 to 2,048, got 8192"),
         ("evaluate", {"model": [1]}, "Model must be text, got ["),
-        ("evaluate", {"model": ["a", {"b": 1}]}, "Model must be text, got ["),
         ("generate", {"tokens": 10**9}, "Maximum new tokens must be a whole number from 1 to 512, got 1000000000"),
-        ("generate", {"prompt": "w10 " * 5_000}, "Prompt may have at most 16,000 characters, got 20,000"),
         ("generate", {"prompt": " "}, "The prompt is empty; expected some text."),
         ("generate", {"temperature": 1e9}, "Temperature must be a number from 0 to 5, got 1000000000.0"),
         ("generate", {"sample_seed": 2**40}, "must be a whole number from 0 to 2,147,483,647"),
@@ -257,8 +255,3 @@ def test_bad_values_come_back_in_words_and_leave_no_traceback(idle, field, capfd
     assert re.search(EXPECTED, answer) or "is not in the list of choices" in answer
     printed = capfd.readouterr()
     assert "Traceback" not in printed.err + printed.out
-
-
-def test_nobody_sees_who_calls_what(server) -> None:
-    for page in ("monitoring/summary", "monitoring"):
-        assert httpx.get(f"{server.address}{page}").status_code == 404
