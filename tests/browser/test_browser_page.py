@@ -155,7 +155,9 @@ def test_a_control_that_has_the_focus_has_a_ring_that_nothing_cuts_off(plain) ->
     page.evaluate("document.body.classList.remove('dark')")
 
 
-def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them(plain) -> None:
+def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them_and_a_recovery_has_a_button_of_its_own(
+    plain,
+) -> None:
     plain.open_more()
     budget = plain.page.locator("#budget")
     assert budget.get_by_label("Quick").is_checked()  # the page opens with it
@@ -168,8 +170,6 @@ def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them(plain) -> No
     budget.get_by_label("Quick").check()
     plain.until("() => !/sequences|samples/.test(location.search)")
 
-
-def test_a_recovery_has_a_button_of_its_own(plain) -> None:
     page = plain.page
     assert not page.locator("#train").is_visible()
     page.locator("#recovery").get_by_label("Distillation", exact=True).check()

@@ -71,21 +71,13 @@ def test_every_step_says_what_the_session_measured(session, tiny, published, con
         assert shapes[-1]["x0"] == pytest.approx(plan.removed, rel=1e-4)
 
 
-def test_answers_are_the_models_own_and_escaped(session, tiny, published, content) -> None:
-    setting = tiny.with_settings(sparsity=60)
+def test_answers_and_facts_of_every_step_are_the_models_own(session, tiny, published, content) -> None:
     loaded = session.calibrated(tiny).loaded
-    for name, model in {"intraslice": in_job(session, session.slice, setting), "dense": loaded.model}.items():
+    models = [in_job(session, session.slice, tiny.with_settings(sparsity=percent)) for percent in CHOICE.percents]
+    for name, model in {"intraslice": models[-1], "dense": loaded.model}.items():
         words = "".join(generate_text(model, loaded.tokenizer, CHOICE.prompts[0], 6))
         assert published.steps[-1].answers[0][name].text == words
     assert len(content["steps"][-1]["answers"]) == 2
-
-
-def test_the_facts_of_every_step_are_the_models_own(session, tiny, content) -> None:
-    loaded = session.calibrated(tiny).loaded
-    models = [
-        loaded.model,
-        *(in_job(session, session.slice, tiny.with_settings(sparsity=percent)) for percent in (30, 60)),
-    ]
     for model, chart in zip(models, content["charts"]["facts"], strict=True):
         own = measure_facts(model, loaded.tokenizer, encode_questions(loaded.tokenizer), progress=False)
         column = next(column for column in chart["drawing"]["columns"] if column["colour"] == "intraslice")

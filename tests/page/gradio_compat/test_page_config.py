@@ -129,15 +129,12 @@ def test_each_has_the_address_by_which_it_asked(client, path) -> None:
     assert "inner" not in behind
 
 
-def test_what_is_known_is_not_sent_again(client) -> None:
+def test_what_is_known_is_not_sent_again_and_all_is_compressed_where_that_is_accepted(client) -> None:
     etag = ask(client).headers["etag"]
     again = ask(client, if_none_match=etag)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
     assert ask(client, if_none_match=etag, host="elsewhere").status_code == 200
     assert ask(client, "?lang=de", if_none_match=etag).status_code == 200
-
-
-def test_it_is_compressed_where_that_is_accepted(client) -> None:
     whole, zipped = ask(client, accept_encoding="identity"), ask(client, accept_encoding="gzip, br")
     assert "content-encoding" not in whole.headers
     assert zipped.headers["content-encoding"] == "gzip"

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from gradio import processing_utils
+from stepping import Panic
 
 from components.gradio_compat.blocks import PatchedBlocks, translate_errors
 from components.gradio_compat.requests import BYTES_PER_INODE, allocated_bytes, is_uploaded
@@ -165,10 +166,6 @@ def test_a_path_is_uploaded_if_it_lies_in_the_folder_whose_allocated_blocks_coun
     (folder / "sparse").open("wb").truncate(2**30)
     assert allocated_bytes(folder) < 2**22
     assert allocated_bytes(tmp_path / "gone") == 0
-
-
-class Panic(BaseException):
-    """As tokenizers raise it; its real name is `pyo3_runtime.PanicException`."""
 
 
 def make_page(kind: type[gr.Blocks]) -> gr.Blocks:

@@ -13,7 +13,7 @@ from random import Random
 
 import psutil
 import pytest
-from stepping import counting, events, until
+from stepping import Failed, counting, events, until
 
 from components import limits
 from components.jobs import threads
@@ -21,10 +21,6 @@ from components.jobs.job import Cancelled, Job, Scheduler, Urgency
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.caches import return_freed_memory
-
-
-class Failed(Exception):
-    """What jobs of these tests fail with on purpose."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")

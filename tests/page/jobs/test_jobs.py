@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from stepping import OnlyWhileAwaited, Stepped, events
+from stepping import OnlyWhileAwaited, Panic, Stepped, events
 
 from components import limits
 from components.jobs.job import Caller, Job
@@ -246,10 +246,6 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
 READY = Status("Ready", "ready")
 BUSY = Status("measure", done=1, total=2)
 INTERNAL = "An internal error occurred ({}). The server's log has the details."
-
-
-class Panic(BaseException):
-    """As tokenizers raise it."""
 
 
 class Page:

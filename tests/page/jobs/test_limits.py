@@ -142,19 +142,13 @@ def test_no_page_opens_with_a_list_of_models_that_is_none(value, monkeypatch) ->
         parse(Settings())
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        ("layer 9 does not exist; layers are 0 to 2", "Layer 9 does not exist; layers are 0 to 2."),
-        ("mine.csv, row 2: no layer", "mine.csv, row 2: no layer."),  # a file keeps its name
-        ("Stop it!", "Stop it!"),
-    ],
-)
-def test_an_error_of_the_library_is_shown_as_a_sentence(error, sentence) -> None:
-    assert limits.error_text(UserError(error)) == limits.error_text(sentence) == sentence
-
-
-def test_an_error_of_the_library_is_shown_in_the_clients_language() -> None:
+def test_an_error_of_the_library_is_shown_as_a_sentence_in_the_clients_language() -> None:
+    for text, sentence in {
+        "layer 9 does not exist; layers are 0 to 2": "Layer 9 does not exist; layers are 0 to 2.",
+        "mine.csv, row 2: no layer": "mine.csv, row 2: no layer.",  # a file keeps its name
+        "Stop it!": "Stop it!",
+    }.items():
+        assert limits.error_text(UserError(text)) == limits.error_text(sentence) == sentence
     error = too_little_removed(SliceConfig(0.5, bias=1.2, locked=((0, "mlp", 0.3),)), 0.4123)
     with use_language("de"):
         assert translate(Status(str(error), "error").text) == (

@@ -11,21 +11,12 @@ from random import Random
 from typing import Any
 
 import pytest
-from stepping import Clock, Stepped
+from stepping import Clock, Failed, Panic, Stepped
 
 from components.jobs import job as job_module
 from components.jobs import round_robin
 from components.jobs.job import Caller, Job, Urgency
 from components.limits import BEGINNING_SECONDS, SHARE
-
-
-class Failed(Exception):
-    """What jobs of these tests fail with on purpose."""
-
-
-class Panic(BaseException):
-    """As tokenizers raise it."""
-
 
 ADDRESSES = {"ada": "127.0.0.2", "bob": "127.0.0.2", "cyd": "127.0.0.2", "eve": "127.0.0.3", "hidden": ""}
 KEYS = ("model", "calibration", "slice")  # of shared work, which shares only what comes before it
