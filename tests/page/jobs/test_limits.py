@@ -3,12 +3,10 @@
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from components import limits
-from components.frame import link
 from components.gradio_compat.requests import BYTES_PER_INODE, make_room
 from components.i18n.language import translate, use_language
 from components.jobs.status import Status
@@ -156,23 +154,6 @@ def test_an_error_of_the_library_is_shown_as_a_sentence_in_the_clients_language(
             "41,2\u00a0% der Parameter der Decoderschichten lassen sich entfernen; bitte die Obergrenze heben, den "
             "Bias ändern, Quoten entsperren oder die Sparsity senken."
         )
-
-
-def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
-    def restored(**query: str) -> dict:
-        return link.restore(SimpleNamespace(query_params=query))
-
-    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    usual = restored()
-    files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
-    others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
-    others += ["square", "never", "-2", "-1", "x" * 17_000, "sparsity=1e9"]
-    hostile = dict(zip(link.default_link(), [*files, *others], strict=True))
-    found = restored(**hostile)
-    assert found | {"tabs": None, "notice": ""} == usual | {"tabs": None}
-    assert "model" in found["notice"]
-    assert "/srv" not in found["notice"]
-    assert restored(sparsity="45", unknown="x" * 20_000)["sparsity"] == usual["sparsity"]
 
 
 @pytest.mark.parametrize(("hosted", "times"), [("1", 1), ("0", 0)])

@@ -32,7 +32,7 @@ def page_of(work: Callable = same, kind: Callable[[], gr.Blocks] = gr.Blocks, **
 class Client:
     """Calls the endpoints of a page, from an address of this machine."""
 
-    def __init__(self, address: str, source: str = "127.0.0.1") -> None:
+    def __init__(self, address: str, source: str | None = None) -> None:
         self.address, self.api = address, f"{address}gradio_api"
         self.http = httpx.Client(transport=httpx.HTTPTransport(local_address=source), timeout=60)
 
