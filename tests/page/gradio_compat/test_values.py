@@ -123,14 +123,11 @@ def test_plain_values_are_converted_without_threads_and_as_gradio_does() -> None
     assert page.threads == [False] * 8
 
 
-def test_gradio_converts_what_is_not_plain() -> None:
+def test_gradio_converts_what_is_not_plain_and_refuses_a_wrong_value() -> None:
     page = Page(PatchedBlocks, lambda page: (gr.update(value="new", visible=False), 2))
     updated = page.call(VALUES)[0]
     assert (updated["value"], updated["visible"]) == ("new", False)
     assert True in page.threads
-
-
-def test_a_wrong_value_is_refused_as_gradio_refuses_it() -> None:
     wrong = [*VALUES[:2], "c", *VALUES[3:]]
     with pytest.raises(gr.Error, match="c is not in the list of choices"):
         Page(PatchedBlocks).call(wrong)

@@ -147,23 +147,16 @@ def test_the_browser_is_told_what_was_measured_and_on_what(known, tiny) -> None:
     assert len({told(other)["key"], here["key"], before["key"]}) == 3
 
 
-def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
+def test_a_release_measures_what_is_precomputed_no_more_and_nothing_worse_replaces_it(known, tiny) -> None:
     expected, shown = STORED.at(tiny.slicing), []
-    for events in (known.prepare(tiny, "somebody"), known.measure(tiny, "somebody")):
-        shown += [known.perplexities(tiny) for _ in events]
+    shown += [known.perplexities(tiny) for _ in known.prepare(tiny, "somebody")]
+    assert not list(handlers.measure_live(known, tiny, 0, None, "somebody"))
+    shown += [known.perplexities(tiny) for _ in handlers.on_prepared(known, tiny, 0, None, "somebody")]
     before, own = (next(group) for _, group in groupby(shown))
     assert (before.source.kind, before.sliced.value) == ("before", expected.perplexity)
     assert own.source == Provenance("here", 8, 8)
     assert own.sliced.value != expected.perplexity
     assert own.costs.divergence == expected.divergence  # KL and speed are not measured here
-
-
-def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
-    list(known.prepare(tiny, "somebody"))
-    assert not list(handlers.measure_live(known, tiny, 0, None, "somebody"))
-    assert known.perplexities(tiny).source.kind == "before"
-    list(handlers.on_prepared(known, tiny, 0, None, "somebody"))
-    assert known.perplexities(tiny).source.kind == "here"
 
 
 def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny, monkeypatch) -> None:
