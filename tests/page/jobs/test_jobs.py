@@ -3,12 +3,12 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from stepping import OnlyWhileAwaited, Panic, Stepped, events
+from stepping import OnlyWhileAwaited, Panic, counting, events
 
 from components import limits
 from components.jobs.job import Caller, Job
@@ -149,39 +149,19 @@ def test_the_log_has_a_line_a_job_and_nothing_that_a_client_wrote(jobs, caplog) 
     assert "secret" not in caplog.text
 
 
-def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move(monkeypatch) -> None:
-    rested, jobs, taken, now = threading.Event(), Jobs(), [], [0.0]
-    jobs.scheduler = scheduler = Stepped(clock=lambda: now[0])
-
-    def sleep(job: Job, seconds: float) -> None:
-        with job.waiting():
-            while not (job.is_cancelled or rested.wait(0.01)):
-                pass
-
-    def work(name: str) -> Callable[[Job], None]:
-        def working(job: Job) -> None:
-            while True:
-                taken.append(name)
-                job.checkpoint()
-
-        return working
-
-    def rest() -> None:
-        """Let the job that rests go on, and take a turn."""
-        rested.set()
-        scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
-        scheduler.step()
-        rested.clear()
-
-    monkeypatch.setattr(Job, "sleep", sleep)
-    jobs.prefetch("ada", work("first"), request=30)
+def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move(
+    scheduler, clock, monkeypatch
+) -> None:
+    jobs, taken = Jobs(scheduler), []
+    monkeypatch.setattr(Job, "sleep", lambda job, seconds: job.checkpoint())  # a rest takes one turn
+    jobs.prefetch("ada", counting(taken, "first", 99), request=30)
     scheduler.step()
     jobs.set_view("ada", request=31)  # moved on before the rest was over
-    scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
-    jobs.prefetch("ada", work("second"), request=31)
-    scheduler.step()  # ends the first
     scheduler.step()
-    rest()
+    assert not scheduler.jobs
+    jobs.prefetch("ada", counting(taken, "second", 99), request=31)
+    for _ in range(2):
+        scheduler.step()
     jobs.set_view("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
@@ -189,16 +169,10 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     jobs.set_view("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs
-
-    def slow(job: Job) -> None:
-        while True:
-            now[0] += 1.0
-            job.checkpoint()
-
-    scheduler.start("bob", slow)
-    jobs.prefetch("ada", work("third"), request=32)
+    scheduler.start("bob", counting(taken, "other", 99, clock, 1.0))
+    jobs.prefetch("ada", counting(taken, "third", 99), request=32)
     for _ in range(20):
-        rest()
+        scheduler.step()
     assert [job.client for job in scheduler.jobs] == ["bob"]
     assert "third" not in taken
 
