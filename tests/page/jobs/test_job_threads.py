@@ -17,7 +17,7 @@ from stepping import Failed, counting, events, until
 
 from components import limits
 from components.jobs import threads
-from components.jobs.job import Cancelled, Job, Scheduler, Urgency
+from components.jobs.job import Job, Scheduler, Urgency
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.caches import return_freed_memory
@@ -265,34 +265,24 @@ def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(sche
 
 
 def test_neither_a_stopped_job_that_is_away_nor_its_sleep_is_waited_for() -> None:
-    arrived, ended = threading.Event(), threading.Event()
+    arrived, came_back, scheduler = threading.Event(), [], Scheduler()
 
     def slow(job: Job) -> None:
-        try:
-            with job.waiting():
-                arrived.wait()
-            job.emit("never")
-        except Cancelled:
-            ended.set()
-            raise
+        with job.waiting():
+            arrived.wait()
+        job.emit("never")
+        came_back.append(job)
 
-    def stop_when_away(job: Job) -> None:
-        while not slow_job.is_away:
-            job.checkpoint()
-        slow_job.stop()
-
-    scheduler = Scheduler()
-    slow_job = scheduler.start("a", slow)
-    scheduler.start("b", stop_when_away)
-    assert events(slow_job) == []
-    assert not slow_job.ended
+    away, sleeping = (scheduler.start("a", work) for work in (slow, lambda job: job.sleep(1e6)))
+    until(lambda: away.is_away and sleeping.is_away)
+    assert scheduler.start("b", lambda job: "done").join() == "done"
+    for job in (away, sleeping):
+        job.stop()
+        assert events(job) == []
+    assert not away.ended
     arrived.set()
-    assert ended.wait(30)
-    sleeping = scheduler.start("a", lambda job: job.sleep(1e6))
-    until(lambda: sleeping.is_away)
-    sleeping.stop()
-    assert events(sleeping) == []
-    until(lambda: sleeping.ended)
+    until(lambda: away.ended and sleeping.ended)
+    assert came_back == []
 
 
 def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler) -> None:
