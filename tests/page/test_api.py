@@ -32,8 +32,8 @@ EXAMPLES = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "usage.md").read_t
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory, launch_once, tiny_llama_gqa, word_tokenizer) -> Iterator[tuple[str, Session]]:
-    """The address of a page that opens with a tiny model, and its session."""
+def session(tmp_path_factory, tiny_llama_gqa, word_tokenizer) -> Iterator[Session]:
+    """That of a page which opens with a tiny model."""
     home = tmp_path_factory.mktemp("api")
     tiny = tiny_settings(home, tiny_llama_gqa, word_tokenizer)
     with pytest.MonkeyPatch.context() as patch:
@@ -41,12 +41,12 @@ def opened(tmp_path_factory, launch_once, tiny_llama_gqa, word_tokenizer) -> Ite
         patch.setattr(Settings.__new__, "__defaults__", tuple(tiny))
         session = Session(evaluation_tokens=256)
         session.texts = (tiny.text,)
-        yield launch_once(build_app(session), **launch_options()).address, session
+        yield session
 
 
 @pytest.fixture(scope="module")
-def address(opened) -> str:
-    return opened[0]
+def address(session, launch_once) -> str:
+    return launch_once(build_app(session), **launch_options()).address
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +144,8 @@ def test_a_file_of_ratios_goes_round(client) -> None:
     assert_frame_equal(*map(pandas.read_csv, (resaved, saved)))
 
 
-def test_a_caller_who_goes_away_ends_its_job(opened, monkeypatch) -> None:
+def test_a_caller_who_goes_away_ends_its_job(address, session, monkeypatch) -> None:
     """Plain HTTP, without the heartbeat that browsers and gradio's own client keep."""
-    address, session = opened
     steps, ended = [], threading.Event()
 
     def endless(job: Job, **_: Any) -> None:
