@@ -1,4 +1,4 @@
-"""Users' ratios and estimators on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
+"""Users' ratios and estimators on the page: uploads become locks, and untrusted clients run nothing."""
 
 import json
 
