@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_models import divergences_at_once, losses_at_once
 from tiny_page import in_job, precomputed_for, stepwise
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,14 +128,14 @@ def test_the_browser_is_told_what_was_measured_and_on_what(known, tiny) -> None:
     here, calibrated = told(), known.calibrated(tiny)
     assert (here["source"], here["kl"]) == ("here", None)
     models = calibrated.loaded.model, in_job(known, known.slice, tiny)
-    dense, sliced = (model(calibrated.windows).logits[:, :-1].float().log_softmax(-1) for model in models)
-    losses = [-table.gather(2, calibrated.windows[:, 1:, None]).mean() for table in (dense, sliced)]
-    assert [here["dense"], here["perplexity"]] == pytest.approx([loss.exp().item() for loss in losses], rel=1e-3)
+    perplexities = [losses_at_once(model, calibrated.windows).mean().exp().item() for model in models]
+    assert [here["dense"], here["perplexity"]] == pytest.approx(perplexities, rel=1e-3)
     sizes = [sum(one.numel() for one in model.parameters()) for model in models]
     layers = sum(one.numel() for one in models[0].model.layers.parameters())
     assert (here["parameters"], here["removed"]) == (sizes[1], pytest.approx((sizes[0] - sizes[1]) / layers, abs=1e-3))
     in_job(known, known.readings.losses, tiny.slice_key("intraslice"), calibrated, compared=True)
-    assert told()["kl"] == pytest.approx((dense.exp() * (dense - sliced)).sum(-1).mean().item(), rel=0.03)  # bfloat16
+    kl = divergences_at_once(*models, calibrated.windows).mean().item()
+    assert told()["kl"] == pytest.approx(kl, rel=0.03)  # bfloat16
     about = tiny.settings.model, Path(tiny.settings.text).name, 256, 32, tiny.calibration.dtype
     assert tuple(here[name] for name in ("model", "text", "tokens", "window", "dtype")) == about
     picked = sweep_panel.pick(SimpleNamespace(pick=here["setting"]))
