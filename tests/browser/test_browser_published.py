@@ -71,22 +71,19 @@ def until(page, condition: str) -> None:
     pytest.fail(f"never: {condition}")
 
 
-def close(first: list[list[float]], second: list[list[float]]) -> bool:
-    return all(a == pytest.approx(b, rel=1e-4, abs=1e-6) for a, b in zip(first, second, strict=True))
-
-
-def ratios(step) -> list[list[float]]:
-    return [[getattr(layer, module) for layer in step.plan.layers] for module in ("attention", "mlp")]
+def ratios(step) -> list:
+    planned = ([getattr(layer, module) for layer in step.plan.layers] for module in ("attention", "mlp"))
+    return [pytest.approx(layers, rel=1e-4, abs=1e-6) for layers in planned]
 
 
 def test_the_slider_moves_everything_by_keyboard(open_file, published) -> None:
     page = open_file()
-    assert close(page.evaluate(BARS), ratios(published.steps[1]))
+    assert page.evaluate(BARS) == ratios(published.steps[1])
     before = {part: page.inner_text(part) for part in ("#headline", "#numbers", "#answers", "#removed")}
     page.focus("#share")
     page.keyboard.press("ArrowRight")
     until(page, f"{MARK} > 0.5")
-    assert close(page.evaluate(BARS), ratios(published.steps[2]))
+    assert page.evaluate(BARS) == ratios(published.steps[2])
     assert all(page.inner_text(part) != words for part, words in before.items())
     assert page.get_attribute("#share", "aria-valuetext").startswith("60%, perplexity")
     assert f"{published.steps[2].perplexities.sliced.value:.1f}" in page.inner_text("#headline")

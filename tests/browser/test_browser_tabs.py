@@ -142,13 +142,6 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     answered(opened, "8 tokens", "dense")
 
 
-def downloaded(page, button: str, path) -> str:
-    with page.expect_download() as download:
-        page.click(button)
-    download.value.save_as(path)
-    return download.value.suggested_filename
-
-
 def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, page_session, tiny, tmp_path) -> None:
     opened = visit(f"{tiny_query}&seed=4&tab=sweep")
     page = opened.page
@@ -179,7 +172,7 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     names = ["IntraSlice, PCA-aware", "IntraSlice, Uniform", "Cross-module", "Best front", "Measured settings"]
     assert [name for name, *_ in data] == names
 
-    assert downloaded(page, "#sweep-csv", tmp_path / "rows.csv") == "sweep.csv"
+    assert opened.download("#sweep-csv", tmp_path / "rows.csv") == "sweep.csv"
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 13
 
     # A click on uniform's second point, then by keyboard on the row of the point after it.
@@ -201,9 +194,9 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     opened.says("#export-command", "--bias 1.05", "--sparsity 0.35")
     opened.says("#export-snippet", "tiny-sliced-35")
 
-    assert downloaded(page, "#export-checkpoint", tmp_path / "model.zip") == "tiny-sliced-35.zip"
-    assert downloaded(page, "#export-plan", tmp_path / "plan.json") == "tiny-sliced-35-plan.json"
-    assert downloaded(page, "#export-report", tmp_path / "report.html") == "tiny-sliced-35.html"
+    assert opened.download("#export-checkpoint", tmp_path / "model.zip") == "tiny-sliced-35.zip"
+    assert opened.download("#export-plan", tmp_path / "plan.json") == "tiny-sliced-35-plan.json"
+    assert opened.download("#export-report", tmp_path / "report.html") == "tiny-sliced-35.html"
     plan = json.loads((tmp_path / "plan.json").read_text())
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         record = json.loads(archive.read("tiny-sliced-35/intraslice.json"))["record"]

@@ -62,10 +62,8 @@ def test_what_was_measured_is_listed_leads_back_and_travels(visit, tiny_query, p
 
     files = {}
     for ending in ("csv", "json"):
-        with page.expect_download() as download:
-            page.click(f"#tried [data-save={ending}]")
         files[ending] = tmp_path / f"settings.{ending}"
-        download.value.save_as(files[ending])
+        opened.download(f"#tried [data-save={ending}]", files[ending])
     with files["csv"].open(newline="") as file:
         rows = list(csv.DictReader(file))
     saved = json.loads(files["json"].read_text())

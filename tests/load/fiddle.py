@@ -17,7 +17,7 @@ from unittest.mock import patch
 import httpx
 from playwright.sync_api import Browser, sync_playwright
 
-from intraslice.core.cache import cache_folder
+from tests.load.host import link_cache
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, PATIENCE, Opened, running_app
 from tests.support.page.fiddling import VIEWPORT, Fiddler
 
@@ -26,10 +26,8 @@ KEPT = {"cold": ("wheels", "models"), "warm": ("wheels", "models", "calibration"
 
 def fiddle(browser: Browser, seed: int, start: str, actions: int) -> str:
     """One user on a server of their own; what went wrong, or nothing."""
-    usual = cache_folder()
     with tempfile.TemporaryDirectory() as home:
-        for folder in KEPT[start]:
-            (Path(home) / folder).symlink_to(usual / folder)
+        link_cache(Path(home), KEPT[start])
         with (
             patch.dict(os.environ, INTRASLICE_CACHE=home),
             running_app() as address,

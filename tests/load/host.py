@@ -53,16 +53,21 @@ class Host(NamedTuple):
         return [secret for secret in (*lines, *told, "Traceback (most recent", "site-packages/") if secret in text]
 
 
+def link_cache(folder: Path, kept: Iterable[str]) -> None:
+    """Make a cache folder that has of the usual one these folders, as links."""
+    folder.mkdir(exist_ok=True)
+    for name in kept:
+        (cache_folder() / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(cache_folder() / name)
+
+
 @contextmanager
 def hosted(budget: int, count: int) -> Iterator[tuple[Host, dict[str, bool]]]:
     """A page as on a Space, in a folder of its own, that may take so many MiB; with so many models it loads any."""
-    home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         copy_app(place / "server")
-        (place / "cache").mkdir()
-        for kept in ("models", "wheels"):
-            (place / "cache" / kept).symlink_to(home / kept)
+        link_cache(place / "cache", ("models", "wheels"))
         for secret in ("server/secret", "cache/secret", "cache/models-secret"):
             (place / f"{secret}.csv").write_text(f"text,{SECRET}\n{SECRET},1\n")
             (place / f"{secret}.json").write_text(json.dumps([{"layer": SECRET, "text": SECRET}]))

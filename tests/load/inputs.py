@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from components import limits
 from components.state.settings import Settings
 from intraslice.core import checks
+from tests.support.library.file_formats import configure, edit_json
 from tests.support.library.tiny_models import FAMILIES, VOCABULARY
 
 GOOD: dict[str, Sequence[Any]] = {
@@ -237,10 +238,6 @@ def write_models(hub: Path, count: int) -> dict[str, bool]:
     return made
 
 
-def _config(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: _edit(folder / "config.json", changes)
-
-
 def _instead(name: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -268,16 +265,13 @@ def _cut(folder: Path) -> None:
 
 
 def _with_code(folder: Path) -> None:
-    _config(auto_map={"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"})(folder)
+    configure(auto_map={"AutoModelForCausalLM": "code.Model", "AutoConfig": "code.Config"})(folder)
     (folder / "code.py").write_text(f"open({str(folder / MARK)!r}, 'w').close()\n")
 
 
 def _many_words(folder: Path) -> None:
-    _edit(folder / "tokenizer.json", {"model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(500_000)}}})
-
-
-def _edit(file: Path, changes: dict[str, Any]) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    vocabulary = {f"w{i}": i for i in range(500_000)}
+    edit_json(folder / "tokenizer.json", model={"type": "WordLevel", "vocab": vocabulary})
 
 
 class _Writes:
@@ -295,17 +289,17 @@ WAYS: list[tuple[str, Callable[[Path], Any]]] = [
     ("escaping", _template("{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os }}")),
     ("writing", _template("{% for i in range(99999) %}{{ 'x' * 10000 }}{% endfor %}")),
     ("coded", _with_code),
-    ("layers", _config(num_hidden_layers=10**9)),
-    ("layer500", _config(num_hidden_layers=500)),
-    ("wide", _config(hidden_size=2**40)),
-    ("neurons", _config(intermediate_size=10**9)),
-    ("vocabulary", _config(vocab_size=10**12)),
-    ("heads", _config(num_attention_heads=10**9, num_key_value_heads=10**9)),
-    ("none", _config(num_attention_heads=0)),
-    ("labels", _config(num_labels=10**10)),
-    ("family", _config(model_type="../../etc/passwd")),
-    ("named", _config(transformers_weights="/etc/passwd")),
-    ("quantised", _config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
+    ("layers", configure(num_hidden_layers=10**9)),
+    ("layer500", configure(num_hidden_layers=500)),
+    ("wide", configure(hidden_size=2**40)),
+    ("neurons", configure(intermediate_size=10**9)),
+    ("vocabulary", configure(vocab_size=10**12)),
+    ("heads", configure(num_attention_heads=10**9, num_key_value_heads=10**9)),
+    ("none", configure(num_attention_heads=0)),
+    ("labels", configure(num_labels=10**10)),
+    ("family", configure(model_type="../../etc/passwd")),
+    ("named", configure(transformers_weights="/etc/passwd")),
+    ("quantised", configure(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})),
     ("nested", _instead("config.json", b"[" * 10**6)),
     ("long", _instead("config.json", b'{"model_type": "llama", "x": "' + b"x" * 2**23 + b'"}')),
     ("cut", _cut),

@@ -1,14 +1,12 @@
 """The Compare tab's handlers, called directly with a real session on a tiny model: no browser, no server."""
 
-import json
 from dataclasses import replace
-from functools import partial, reduce
-from operator import or_
+from functools import partial
 
 import pytest
 import torch
 from stepping import Stepped
-from tiny_page import SOMEBODY, answer_text, in_job, options_of, stepwise
+from tiny_page import SOMEBODY, in_job, stepwise
 
 from components import limits
 from components.compare import answers as streaming
@@ -22,7 +20,6 @@ from components.state.request import Request
 from components.state.session import Session
 from components.state.units import TOLERANCE
 from components.state.views import PrecomputedCosts
-from intraslice.__main__ import main
 from intraslice.evaluation.answers import has_loop
 from intraslice.evaluation.generation import Sampling, stream_tokens
 from intraslice.evaluation.perplexity import DenseStates, measure_losses, perplexity
@@ -65,16 +62,6 @@ def asked(columns: Columns, settings: Request, client: str = SOMEBODY, **questio
     events = list(events_of(columns, settings, Question(**question), client))
     assert events[-1].kind == "ready", events[-1].text
     return [event for event in events if not isinstance(event, Status)][-1]
-
-
-def test_greedy_text_is_the_command_lines(columns, tiny, capsys) -> None:
-    asked = ["--sparsity", "0.3", "--order", "one-shot", "--prompt", PROMPT, "--max-new-tokens", "12", "--json"]
-    main(["generate", *options_of(tiny), *asked])
-    texts = json.loads(capsys.readouterr().out)["text"]
-    shown = reduce(or_, panel.answer(columns, tiny, Question(PROMPT, 12), None, "", SOMEBODY))
-    assert answer_text(shown["dense"]) == texts["dense"]
-    assert answer_text(shown["intraslice"]) == texts["sliced"]
-    assert "12 tokens" in shown["crossmodule"]
 
 
 def test_the_dense_column_ends_while_other_answers_hold_all_places(columns, tiny, monkeypatch) -> None:
@@ -196,20 +183,15 @@ def test_a_raw_prompt_leaves_the_template_out(columns, session, tiny, monkeypatc
     assert asked(columns, tiny)["dense"] != without["dense"]
 
 
-@pytest.mark.parametrize(
-    ("question", "words"),
-    [
-        ({"prompt": "  "}, "prompt is empty"),
-        ({"tokens": 0}, "max_new_tokens must be a whole number from 1 to "),
-        ({"temperature": -1.0}, "Temperature must be a number of at least 0, got -1.0."),
-        ({"prompt": "w10 " * 600}, "600 tokens; expected at most 511"),
-    ],
-)
-def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny, question, words) -> None:
-    *_, last = events_of(columns, tiny, Question(**{"prompt": PROMPT} | question))
-    assert last.kind == "error"
-    assert words in last.text
-    assert "\n" not in last.text
+def test_what_cannot_be_answered_is_refused_in_one_line(columns, tiny) -> None:
+    for question, words in (
+        (Question("  "), "prompt is empty"),
+        (Question(PROMPT, tokens=0), "max_new_tokens must be a whole number from 1 to "),
+        (Question(PROMPT, temperature=-1.0), "Temperature must be a number of at least 0, got -1.0."),
+        (Question("w10 " * 600), "600 tokens; expected at most 511"),
+    ):
+        *_, last = events_of(columns, tiny, question)
+        assert (last.kind, words in last.text, "\n" in last.text) == ("error", True, False), last.text
 
 
 def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, tiny) -> None:
@@ -238,10 +220,11 @@ def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_g
     assert asked(columns, request, "another", prompt=prompt) == first
     assert len(begun) == len(COLUMNS)
     monkeypatch.undo()
-    tokenizer = session.calibrated(request).loaded.tokenizer
-    for name in ("intraslice", "crossmodule"):
-        alone = list(stream_tokens(in_job(session, session.slice, request, name), tokenizer, prompt, Sampling(12)))
-        assert first[name].text == tokenizer.decode(alone, skip_special_tokens=True)
+    loaded = session.calibrated(request).loaded
+    models = {name: in_job(session, session.slice, request, name) for name in ("intraslice", "crossmodule")}
+    for name, model in (models | {"dense": loaded.model}).items():
+        alone = list(stream_tokens(model, loaded.tokenizer, prompt, Sampling(12)))
+        assert first[name].text == loaded.tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def test_an_answer_from_the_cache_is_compared_with_the_whole_dense_answer(columns, session, tiny) -> None:

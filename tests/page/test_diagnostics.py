@@ -125,7 +125,9 @@ def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tin
     assert spectra_panel.show(spectra, impossible, 0, SOMEBODY) == {}
 
 
-def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> None:
+def test_both_methods_are_measured_at_equal_parameters_and_where_cross_module_does_not_reach_it_says_so(
+    activations, reached
+) -> None:
     *_, last = activations_panel.measure(activations, settings := reached[True], 1, SOMEBODY)
     view = activations.view(settings, "somebody")
     assert "isx-ready" in last["status"]
@@ -140,9 +142,6 @@ def test_both_methods_are_measured_at_equal_parameters(activations, reached) -> 
     assert drawn["y"] == pytest.approx(errors, rel=1e-4)
     (again, *_) = activations_panel.measure(activations, settings, 1, SOMEBODY)  # and nothing is done twice
     assert again["status"].partition("-->")[2] == last["status"].partition("-->")[2]
-
-
-def test_where_cross_module_does_not_reach_it_says_so(activations, reached) -> None:
     *_, last = activations_panel.measure(activations, reached[False], 0, SOMEBODY)
     assert set(activations.view(reached[False], "somebody").methods) == {"intraslice"}
     assert "No width that is a multiple of 8" in last["summary"]

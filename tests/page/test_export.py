@@ -103,14 +103,6 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     assert (unpacked / WEIGHTS).read_bytes() == (written / WEIGHTS).read_bytes()
 
 
-def test_the_plan_is_the_one_in_the_zip(session, tiny, downloads) -> None:
-    path = Path(panel.plan(session, downloads, tiny))
-    with zipfile.ZipFile(made(session, tiny, downloads)) as archive:
-        record = json.loads(archive.read(f"{exports.checkpoint_name(tiny)}/intraslice.json"))
-    assert json.loads(path.read_text()) == record["record"] | {"asked": record["record"]["requested"]}
-    assert len(record["record"]["plan"]["layers"]) == 3
-
-
 def test_a_file_for_llama_cpp_is_of_the_pages_slice(session, tiny, downloads, monkeypatch) -> None:
     with pytest.raises(UserError, match="tokenizer"):  # words in a table are none that llama.cpp has
         in_job(session, exports.write_gguf_file, session, tiny, downloads)

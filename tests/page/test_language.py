@@ -267,7 +267,7 @@ def test_the_page_is_small_and_browsers_keep_its_script_and_styles(address) -> N
     assert all(text in german for text in ("isx.address = ", 'isx.components["chart"] = ', "Schieberegler"))
 
 
-def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) -> None:
+def test_a_german_and_an_english_visitor_at_once_get_their_own_words_and_errors(address) -> None:
     clients = {code: Client(address, headers={"Accept-Language": code}, verbose=False) for code in ("de", "en")}
 
     def asks(turn: int) -> tuple[str, str]:
@@ -281,12 +281,8 @@ def test_a_german_and_an_english_visitor_at_once_get_their_own_words(address) ->
         assert ("Welche Schichten werden beschnitten, und wie stark?" in answer) == (code == "de")
         assert ("Pruning ratio per layer" in answer) == (code == "en")
         assert ("der Parameter der Schichten entfernt" in answer) == (code == "de")
-
-
-def test_errors_of_the_page_speak_the_visitors_language(address) -> None:
-    client = Client(address, headers={"Accept-Language": "de"}, verbose=False)
     with pytest.raises(Exception, match=r"erwartet wird eine Zahl von 0 bis 60, nicht 99\.0"):
-        client.predict(*inputs_of(Settings(sparsity=99.0, dtype="float32"), 0, ""), api_name="/ratios")
+        clients["de"].predict(*inputs_of(Settings(sparsity=99.0, dtype="float32"), 0, ""), api_name="/ratios")
 
 
 def test_a_session_has_no_language_of_its_own() -> None:

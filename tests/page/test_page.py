@@ -1,56 +1,22 @@
 """The page's handlers, called directly with a real session on a tiny model: no browser, no server."""
 
 import html
-import json
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
-import gradio as gr
 import pytest
-from calling import inputs_of
 from tiny_page import SOMEBODY, in_job, plan_view
 
-from components.frame import handlers, link
-from components.gradio_compat.signatures import partial_handler
+from components.frame import handlers
 from components.i18n.language import use_language
 from components.jobs.status import Status
-from components.ratios import panel as ratios
 from components.state.caches import BoundedCache
 from components.state.precomputed import load_profile, save_profile
-from components.state.session import Session
-from components.state.settings import Settings
 from components.state.views import Perplexities
 from components.ui import formatting
-from components.ui.handlers import LiveOutput, spread_settings
 from components.ui.screen import headline
 from intraslice.core.config import SliceConfig
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
-
-
-@pytest.mark.parametrize(
-    ("estimator", "shapes"), [("uniform", "free"), ("fisher", "free"), ("pca", "free"), ("pca", "runtime")]
-)
-def test_bars_are_the_librarys_ratios(session, tiny, estimator, shapes) -> None:
-    settings = tiny.with_settings(sparsity=40, estimator=estimator, shapes=shapes)
-    live_output = LiveOutput("ratios", partial_handler(ratios.show, session), dict.fromkeys(("ratios", "importances")))
-    chart = handlers.preview(session, [live_output], settings, 0, None, SOMEBODY)["ratios ratios"]
-    plan = make_plan(session.calibrated(tiny).source.profile, settings.slicing)
-    bars = [trace["y"] for trace in json.loads(chart)["data"] if trace["type"] == "bar"]
-    for module, shown in zip(("attention", "mlp"), bars, strict=True):
-        assert shown == pytest.approx([getattr(layer, f"{module}_ratio") for layer in plan.layers], rel=1e-4)
-
-
-def test_impossible_settings_become_words_and_leave_the_charts_alone(session, tiny) -> None:
-    shown = {name: gr.HTML(render=False) for name in ("ratios", "importances")}
-    live_outputs = [LiveOutput("ratios", partial_handler(ratios.show, session), shown)]
-    move = spread_settings(handlers.move, session, live_outputs, live_outputs, refuse=handlers.refuse_move)
-    changes = ({"sparsity": 75, "cap": 60}, "raise the cap"), ({"locked": "9 mlp 5"}, "Layer 9 does not exist")
-    for change, words in changes:
-        answer = move(*inputs_of(tiny.settings._replace(**change), 0, "ratios", ""), "ada")
-        assert answer.keys() == {"headline"}
-        assert words in answer["headline"]
 
 
 def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_loaded(session, tiny, monkeypatch) -> None:
@@ -59,9 +25,6 @@ def test_a_model_that_will_not_fit_is_refused_with_the_numbers_before_it_is_load
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2**20)
     refused = handlers.memory(session, tiny.settings.model)
     assert ("isx-error" in refused, "0.0 GiB is free" in refused) == (True, True)
-    *_, last = Session().prepare(tiny, "somebody")
-    assert last.kind == "error"
-    assert "needs 0.3 GiB" in last.text
 
 
 def test_measuring_ends_with_both_perplexities_and_their_protocol_and_nought_is_the_dense_model(session, tiny) -> None:
@@ -112,31 +75,6 @@ def test_sequential_slicing_can_be_stopped_between_layers(session, tiny) -> None
             handlers.stop(session, [""], SOMEBODY)
     assert "Cancelled." in seen[-1]
     assert not any("layer 3 of" in status for status in seen)
-
-
-def restore(**query: str) -> dict:
-    return link.restore(SimpleNamespace(query_params=query))
-
-
-def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_layer(session, tiny) -> None:
-    query = {"sparsity": "45", "estimator": "fisher", "layer": "7", "prompt": "Hello", "bias": "nonsense"}
-    query |= {"shapes": "runtime", "samples": "16", "tab": "compare"}
-    restored, usual = restore(**query), restore()
-    expected = {"sparsity": 45, "estimator": "fisher", "shapes": "runtime", "samples": 16, "layer": 7}
-    assert restored | expected | {"prompt": "Hello"} == restored
-    assert (restored["tabs"].selected, usual["samples"]) == ("compare", 0)
-    assert restored["bias"] is usual["bias"] is Settings().bias is None
-    assert restore(bias="1.35")["bias"] == 1.35
-
-    def layer_of(**query: str) -> Any:
-        return link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
-
-    for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
-        assert layer_of(layer=layer) == kept
-    query = {name: str(getattr(tiny.settings, name)) for name in ("model", "text", "sequences", "length")}
-    opened, unknown = layer_of(**query, dtype=tiny.calibration.dtype, layer="3"), layer_of(model="a/b", layer="31")
-    fitted = handlers.fit_layers(session, tiny, unknown["value"])["layer"]
-    assert [(one["value"], one["maximum"]) for one in (opened, unknown, fitted)] == [(0, 2), (31, 31), (2, 2)]
 
 
 def test_a_kept_profile_gives_the_same_plans(session, tiny, tmp_path) -> None:

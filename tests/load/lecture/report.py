@@ -15,10 +15,9 @@ import psutil
 
 from components.limits import HOPS_VARIABLE, MEMORY, UNUSED_SECONDS
 from components.state.settings import PROMPT, Settings
-from intraslice.core.cache import cache_folder
 from intraslice.pretrained.precision import choose_dtype
 from tests.load.calls import Notes, Page
-from tests.load.host import Memory
+from tests.load.host import Memory, link_cache
 from tests.load.lecture.oracle import check
 from tests.load.lecture.students import EVERY, NEW_TOKENS, Lecture, Student, lead
 from tests.load.room import Class
@@ -33,12 +32,8 @@ KEPT_FOLDERS = ("models", "wheels", "calibration")  # of the cache: what a serve
 
 def hold(students: int, seconds: float, rest: float, max_settings: int) -> None:
     """Start a hosted page that is calibrated, hold the lecture, check what was shown, and tell."""
-    home = cache_folder()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "cache").mkdir()
-        for kept in KEPT_FOLDERS:
-            (home / kept).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / "cache" / kept).symlink_to(home / kept)
+        link_cache(Path(folder) / "cache", KEPT_FOLDERS)
         environment = {
             "INTRASLICE_CACHE": f"{folder}/cache",
             "INTRASLICE_ROOMS": f"{folder}/rooms",

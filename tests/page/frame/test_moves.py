@@ -46,12 +46,17 @@ def begun(answers: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     return answers
 
 
-def test_the_second_client_at_a_setting_gets_what_was_made_for_the_first(session, tiny, made) -> None:
+def test_the_second_client_gets_what_was_made_for_the_first_and_a_measurement_appears_at_once(session, tiny, made):
     request = tiny.with_settings(sparsity=21)
     first = moved(session, request)
     assert sorted(made) == ["importance_chart", "ratio_chart"]
     assert moved(session, request, "another") == first
     assert len(made) == 2
+    in_job(session, session.measure_perplexities, request)
+    measured = moved(session, request)
+    assert measured[:2] == first[:2]
+    assert ["data-sliced" in shown[2] for shown in (first, measured)] == [False, True]
+    assert made.count("ratio_chart") == 1
 
 
 def test_other_settings_have_their_own_and_so_have_another_layer_and_another_language(session, tiny) -> None:
@@ -63,17 +68,6 @@ def test_other_settings_have_their_own_and_so_have_another_layer_and_another_lan
         german = moved(session, tiny)
     assert all(one != other for one, other in zip(english[:5], german[:5], strict=True))
     assert moved(session, tiny) == english
-
-
-def test_a_measurement_appears_at_once(session, tiny, made) -> None:
-    request = tiny.with_settings(sparsity=24)
-    before = moved(session, request)
-    in_job(session, session.measure_perplexities, request)
-    after = moved(session, request)
-    assert before[:2] == after[:2]
-    assert "data-sliced" in after[2]
-    assert "data-sliced" not in before[2]
-    assert made.count("ratio_chart") == 1
 
 
 def test_a_model_without_ratios_is_never_said_to_be_loading(session, tiny) -> None:

@@ -10,6 +10,7 @@ import anyio
 import gradio as gr
 import httpx
 import pytest
+from gradio_pages import Client, page_of
 from mcp import ClientSession
 from mcp.client.streamable_http import streamablehttp_client
 from starlette.datastructures import Headers
@@ -59,12 +60,9 @@ def test_plain_gradio_has_the_address_of_the_proxy_and_ours_that_before_it(launc
         found.append((asked_by.client.host, address_of(asked_by)))
         return 1.0
 
-    with gr.Blocks() as page:
-        gr.api(work, api_name="work")
-    client = launch(page)
-    transport = httpx.HTTPTransport(local_address="127.0.0.2")  # gradio's server takes 127.0.0.1 for a proxy
-    with httpx.Client(transport=transport, headers={"x-forwarded-for": "8.8.4.4"}) as http:
-        http.post(f"{client.api}/run/work", json={"data": []}).raise_for_status()
+    client = Client(launch(page_of(work)).address, "127.0.0.2")  # gradio's server takes 127.0.0.1 for a proxy
+    client.http.headers["x-forwarded-for"] = "8.8.4.4"
+    client.http.post(f"{client.api}/run/work", json={"data": []}).raise_for_status()
     assert found == [("127.0.0.2", "8.8.4.4")]
 
 
@@ -98,9 +96,7 @@ def test_plain_gradio_tells_a_running_handler_nothing_and_ours_asks(launch) -> N
         finally:
             ended.set()
 
-    with PatchedBlocks() as page:
-        gr.api(work, api_name="work")
-    client = launch(page)
+    client = launch(page_of(work, PatchedBlocks))
     with client.http.stream("GET", f"{client.api}/call/work/{client.join('work')}") as stream:
         lines = stream.iter_lines()  # kept, since httpx closes the connection with it
         next(line for line in lines if line == "event: generating")
@@ -156,8 +152,7 @@ def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(l
         may_end.wait(60)
         return 1.0
 
-    with PatchedBlocks() as page:
-        gr.api(tool, api_name="work", concurrency_limit=4)
+    page = page_of(tool, PatchedBlocks, concurrency_limit=4)
     client = launch(page, mcp_server=True, app_kwargs={"middleware": [Middleware(callers_module.mcp_callers)]})
     threads = [
         threading.Thread(target=call_from, args=(address, client.address, may_leave.is_set), daemon=True)
@@ -188,12 +183,7 @@ def test_a_call_by_mcp_has_one_client_for_each_address_while_that_is_connected(l
 
 @pytest.mark.parametrize("kind", ["plain", "ours"])
 def test_plain_gradio_describes_tools_for_each_request_and_ours_once(kind, launch, monkeypatch) -> None:
-    def tool(value: float) -> float:
-        """Return a number."""
-        return value
-
-    with gr.Blocks() as page:
-        gr.api(tool, api_name="work")
+    page = page_of()
     client, described = launch(page, mcp_server=True), []
     server, simplify = page.mcp_server_obj, page.mcp_server_obj.simplify_filedata_schema
     monkeypatch.setattr(server, "simplify_filedata_schema", lambda schema: described.append(1) or simplify(schema))

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import gradio as gr
-import httpx
 import pytest
 from gradio.state_holder import StateHolder
+from gradio_pages import Client
 from starlette.middleware import Middleware
 from stepping import until
 
@@ -129,15 +129,12 @@ def test_each_has_the_address_by_which_it_asked(client, path) -> None:
     assert "inner" not in behind
 
 
-def test_what_is_known_is_not_sent_again(client) -> None:
+def test_what_is_known_is_not_sent_again_and_all_is_compressed_where_that_is_accepted(client) -> None:
     etag = ask(client).headers["etag"]
     again = ask(client, if_none_match=etag)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
     assert ask(client, if_none_match=etag, host="elsewhere").status_code == 200
     assert ask(client, "?lang=de", if_none_match=etag).status_code == 200
-
-
-def test_it_is_compressed_where_that_is_accepted(client) -> None:
     whole, zipped = ask(client, accept_encoding="identity"), ask(client, accept_encoding="gzip, br")
     assert "content-encoding" not in whole.headers
     assert zipped.headers["content-encoding"] == "gzip"
@@ -163,8 +160,9 @@ def test_one_address_gets_so_many_bytes_a_second_and_others_do_not_wait(client, 
             await asyncio.sleep(0.01)
 
     def statuses(address: str, count: int) -> set[int]:
-        transport, headers = httpx.HTTPTransport(local_address=address), {"accept-encoding": "identity"}
-        with httpx.Client(transport=transport, headers=headers, timeout=60) as http, ThreadPoolExecutor(count) as pool:
+        http = Client(client.address, address).http
+        http.headers["accept-encoding"] = "identity"
+        with ThreadPoolExecutor(count) as pool:
             return {answer.status_code for answer in pool.map(http.get, [client.address] * count)}
 
     monkeypatch.setattr(page_config, "asyncio", SimpleNamespace(sleep=sleep, Lock=asyncio.Lock))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from gradio.queueing import Event, Queue
 from gradio.server_messages import HeartbeatMessage
-from gradio_pages import Client
+from gradio_pages import Client, page_of
 from starlette.middleware import Middleware
 from stepping import until
 
@@ -26,9 +26,7 @@ def make_page(kind: type[gr.Blocks], act: Callable[[], object] = lambda: None) -
         act()
         return 1.0
 
-    with kind() as page:
-        gr.api(work, api_name="work")
-    return page
+    return page_of(work, kind)
 
 
 def queue_of(kind: type[gr.Blocks]) -> Queue:
@@ -54,16 +52,6 @@ def test_plain_gradio_drops_a_session_that_still_waits_and_ours_none() -> None:
         send_to_the_first_of(queue_of(gr.Blocks), 2001)
     send_to_the_first_of(queue := queue_of(PatchedBlocks), 2001)
     assert queue.pending_messages_per_session["session 0"].qsize() == 1
-
-
-def test_a_call_that_no_client_reads_costs_no_work(launch) -> None:
-    called: list[bool] = []
-    client = launch(page := make_page(PatchedBlocks, lambda: called.append(True)))
-    client.join("work")
-    assert (page.calls.open_calls, page.calls.get_events()) == (1, None)
-    assert not any(page.calls.active_jobs)
-    assert client.ask("work") == ("complete", [1.0])
-    assert called == [True]
 
 
 MESSAGES = "queue/data?session_hash=one"

@@ -5,30 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
-import gradio as gr
 import pytest
 from gradio import route_utils
 from gradio.routes import App as GradioApp
+from gradio_pages import page_of
 from starlette.middleware import Middleware
 
 from components import limits
 from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes, upload_folder
 
 
-def page_with_work() -> gr.Blocks:
-    def work(value: float) -> float:
-        return value
-
-    with gr.Blocks() as page:
-        gr.api(work, api_name="work")
-    return page
-
-
 @pytest.fixture(scope="module", params=["plain", "ours"])
 def sized(request, launch_once):
     is_plain = request.param == "plain"
     middleware = [] if is_plain else [Middleware(bounded_requests)]
-    sized = launch_once(page_with_work(), app_kwargs={"middleware": middleware}, max_file_size=2**16)
+    sized = launch_once(page_of(), app_kwargs={"middleware": middleware}, max_file_size=2**16)
     sized.is_plain = is_plain
     with pytest.MonkeyPatch.context() as patch:
         if is_plain:
@@ -138,7 +129,7 @@ def paths(routes: Any) -> Iterator[str]:
 
 
 def test_every_route_of_gradio_is_needed_or_refused() -> None:
-    found = set(map(plain, paths(GradioApp.create_app(page_with_work()).routes)))
+    found = set(map(plain, paths(GradioApp.create_app(page_of()).routes)))
     needed = set(map(plain, NEEDED))
     assert found - needed == REFUSED & found
     assert not REFUSED & needed
@@ -147,14 +138,14 @@ def test_every_route_of_gradio_is_needed_or_refused() -> None:
 @pytest.fixture(scope="module")
 def client(launch_once):
     middleware = [Middleware(needed_routes, {"/own": ("GET",)}, lambda session: session == "caller")]
-    return launch_once(page_with_work(), app_kwargs={"middleware": middleware})
+    return launch_once(page_of(), app_kwargs={"middleware": middleware})
 
 
 UNNEEDED = ["gradio_api/token", "openapi.json", "monitoring", "gradio_api/deep_link"]
 
 
 def test_plain_gradio_answers_what_no_client_needs(launch) -> None:
-    client = launch(page_with_work())
+    client = launch(page_of())
     assert "not found" not in [client.http.get(f"{client.address}{path}").text for path in UNNEEDED]
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 import gradio as gr
 import pytest
+from gradio_pages import page_of
 
 from components.gradio_compat.signatures import parameters_of, partial_handler, share_parameters, wrap_handler
 
@@ -20,16 +21,14 @@ def described(client, endpoint: str) -> dict:
 
 
 def test_plain_gradio_sees_no_types_through_a_partial() -> None:
-    with gr.Blocks(), pytest.raises(ValueError, match="type hints"):
-        gr.api(functools.partial(add, 1.0), api_name="add")
+    with pytest.raises(ValueError, match="type hints"):
+        page_of(functools.partial(add, 1.0))
 
 
 def test_gradio_sees_the_name_the_types_and_the_request_of_a_partial_handler(launch) -> None:
-    with gr.Blocks() as page:
-        gr.api(partial_handler(add, 1.0), api_name="add")
-    client = launch(page)
-    assert client.ask("add", 2.0) == ("complete", [3.0])
-    shown = described(client, "add")
+    client = launch(page_of(partial_handler(add, 1.0)))
+    assert client.ask("work", 2.0) == ("complete", [3.0])
+    shown = described(client, "work")
     assert shown["description"] == "The sum, if the request is there."
     assert [parameter["parameter_name"] for parameter in shown["parameters"]] == ["number"]
 

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 import pytest
 from gradio import processing_utils
+from stepping import Panic
 
 from components.gradio_compat.blocks import PatchedBlocks, translate_errors
 from components.gradio_compat.requests import BYTES_PER_INODE, allocated_bytes, is_uploaded
@@ -122,14 +123,11 @@ def test_plain_values_are_converted_without_threads_and_as_gradio_does() -> None
     assert page.threads == [False] * 8
 
 
-def test_gradio_converts_what_is_not_plain() -> None:
+def test_gradio_converts_what_is_not_plain_and_refuses_a_wrong_value() -> None:
     page = Page(PatchedBlocks, lambda page: (gr.update(value="new", visible=False), 2))
     updated = page.call(VALUES)[0]
     assert (updated["value"], updated["visible"]) == ("new", False)
     assert True in page.threads
-
-
-def test_a_wrong_value_is_refused_as_gradio_refuses_it() -> None:
     wrong = [*VALUES[:2], "c", *VALUES[3:]]
     with pytest.raises(gr.Error, match="c is not in the list of choices"):
         Page(PatchedBlocks).call(wrong)
@@ -165,10 +163,6 @@ def test_a_path_is_uploaded_if_it_lies_in_the_folder_whose_allocated_blocks_coun
     (folder / "sparse").open("wb").truncate(2**30)
     assert allocated_bytes(folder) < 2**22
     assert allocated_bytes(tmp_path / "gone") == 0
-
-
-class Panic(BaseException):
-    """As tokenizers raise it; its real name is `pyo3_runtime.PanicException`."""
 
 
 def make_page(kind: type[gr.Blocks]) -> gr.Blocks:

@@ -13,18 +13,14 @@ from random import Random
 
 import psutil
 import pytest
-from stepping import counting, events, until
+from stepping import Failed, counting, events, until
 
 from components import limits
 from components.jobs import threads
-from components.jobs.job import Cancelled, Job, Scheduler, Urgency
+from components.jobs.job import Job, Scheduler, Urgency
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.caches import return_freed_memory
-
-
-class Failed(Exception):
-    """What jobs of these tests fail with on purpose."""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own")
@@ -154,41 +150,32 @@ def test_whatever_jobs_do_one_runs_at_a_time_and_nothing_is_left_of_them(seed, m
     until(lambda: psutil.Process().memory_info().rss - memory < 50 * 2**20)
 
 
-def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done() -> None:
-    places, scheduler = JobSemaphore(2, "waiting for a place"), Scheduler()
-    begun, may_end = threading.Semaphore(0), threading.Semaphore(0)
-    inside, most = [], 0
+def test_two_have_a_place_and_the_third_waits_in_words_until_one_is_done(scheduler, monkeypatch) -> None:
+    monkeypatch.setattr(Job, "sleep", lambda job, seconds: job.checkpoint())  # between two attempts
+    places, inside, may_end = JobSemaphore(2, "waiting for a place"), [], set()
 
     def work(job: Job) -> None:
-        nonlocal most
-        with places.held(job), job.waiting():
+        with places.held(job):
             inside.append(job.client)
-            most = max(most, len(inside))
-            begun.release()
-            may_end.acquire(timeout=60)
+            while job.client not in may_end:
+                job.checkpoint()
             inside.remove(job.client)
             if job.client == "one":  # whose place is free again, too
                 raise Failed
 
-    first, second = (scheduler.start(name, work) for name in ("one", "two"))
-    for _ in range(2):
-        assert begun.acquire(timeout=60)
-    assert 0 < places.longest < 60
-    third, stopped = scheduler.start("three", work), scheduler.start("four", work)
-    waiting = third.events()
-    assert next(waiting)[0] == Status("waiting for a place")
-    stopped.stop()
-    assert stopped.join() is None
-    assert sorted(inside) == ["one", "two"]
-    may_end.release()
-    assert begun.acquire(timeout=60)
-    assert "three" in inside
-    may_end.release(2)
-    assert all(event == Status("waiting for a place") for events in waiting for event in events)
-    with pytest.raises(Failed):
-        first.join()
-    second.join()
-    assert (third.error, inside, most, places.longest) == (None, [], 2, 0.0)
+    first, _, third, stopped = (scheduler.start(name, work) for name in ("one", "two", "three", "four"))
+    for client, expected in (("", ["one", "two"]), ("one", ["two", "three"])):
+        may_end.add(client)
+        for _ in range(20):
+            scheduler.step()
+        assert inside == expected
+        assert 0 < places.longest < 60
+        stopped.stop()
+    may_end |= {"two", "three"}
+    scheduler.run()
+    assert set(events(third)) == {Status("waiting for a place")}
+    assert (type(first.error), third.error, stopped.ended) == (Failed, None, True)
+    assert (inside, places.longest) == ([], 0.0)
 
 
 def test_shared_work_that_is_held_waits_where_it_is_and_ends_with_the_last_job_that_holds_it(scheduler) -> None:
@@ -278,34 +265,24 @@ def test_what_tries_again_or_tidies_up_badly_ends_all_the_same_and_no_other(sche
 
 
 def test_neither_a_stopped_job_that_is_away_nor_its_sleep_is_waited_for() -> None:
-    arrived, ended = threading.Event(), threading.Event()
+    arrived, came_back, scheduler = threading.Event(), [], Scheduler()
 
     def slow(job: Job) -> None:
-        try:
-            with job.waiting():
-                arrived.wait()
-            job.emit("never")
-        except Cancelled:
-            ended.set()
-            raise
+        with job.waiting():
+            arrived.wait()
+        job.emit("never")
+        came_back.append(job)
 
-    def stop_when_away(job: Job) -> None:
-        while not slow_job.is_away:
-            job.checkpoint()
-        slow_job.stop()
-
-    scheduler = Scheduler()
-    slow_job = scheduler.start("a", slow)
-    scheduler.start("b", stop_when_away)
-    assert events(slow_job) == []
-    assert not slow_job.ended
+    away, sleeping = (scheduler.start("a", work) for work in (slow, lambda job: job.sleep(1e6)))
+    until(lambda: away.is_away and sleeping.is_away)
+    assert scheduler.start("b", lambda job: "done").join() == "done"
+    for job in (away, sleeping):
+        job.stop()
+        assert events(job) == []
+    assert not away.ended
     arrived.set()
-    assert ended.wait(30)
-    sleeping = scheduler.start("a", lambda job: job.sleep(1e6))
-    until(lambda: sleeping.is_away)
-    sleeping.stop()
-    assert events(sleeping) == []
-    until(lambda: sleeping.ended)
+    until(lambda: away.ended and sleeping.ended)
+    assert came_back == []
 
 
 def test_only_the_job_whose_turn_it_is_may_give_it_up(scheduler) -> None:

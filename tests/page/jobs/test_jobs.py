@@ -3,12 +3,12 @@
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from stepping import OnlyWhileAwaited, Stepped, events
+from stepping import OnlyWhileAwaited, Panic, counting, events
 
 from components import limits
 from components.jobs.job import Caller, Job
@@ -102,19 +102,27 @@ def test_more_than_there_is_room_for_is_refused_in_words_and_not_begun(jobs, mon
     own.append(begun(jobs, "c", "measure"))
 
 
-def test_an_address_with_jobs_leaves_places_for_addresses_without(jobs, monkeypatch) -> None:
-    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "5")
+def test_an_address_with_jobs_leaves_places_for_addresses_without_and_a_hosted_page_has_places_for_a_class_of_sixty(
+    jobs, monkeypatch
+) -> None:
+    """Each student measures a setting, has an answer written, and has its costs measured in the background."""
 
-    def begin(client: str, address: str) -> Status:
+    def begin(client: str, address: str, kind: str = "evaluate") -> str:
         jobs.caller = lambda: Caller(address)
-        events.append(jobs.run(client, "evaluate", endless))
-        return next(events[-1])
+        events.append(jobs.run(client, kind, endless))
+        return next(events[-1]).kind
 
     events: list[Iterator[Status]] = []
-    assert [begin(f"session {n}", "127.0.0.2").kind for n in range(6)] == ["busy"] * 4 + ["error"] * 2
-    assert begin("another session", "127.0.0.3").kind == "busy"
-    assert begin("a third one", "127.0.0.4").kind == "error"
-    assert begin("hidden by a proxy", "").kind == "error"
+    monkeypatch.setenv("INTRASLICE_MAX_JOBS", "5")
+    assert [begin(f"session {n}", "127.0.0.2") for n in range(6)] == ["busy"] * 4 + ["error"] * 2
+    assert begin("another session", "127.0.0.3") == "busy"
+    assert begin("a third one", "127.0.0.4") == "error"
+    assert begin("hidden by a proxy", "") == "error"
+    monkeypatch.delenv("INTRASLICE_MAX_JOBS")
+    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
+    kinds = ("measure", "answer", "costs")
+    assert {begin(f"student {n}", "127.0.0.2", kind) for n in range(60) for kind in kinds} == {"busy"}
+    assert begin("another", "127.0.0.3", "measure") == "busy"
 
 
 def test_a_job_has_so_many_seconds(jobs, monkeypatch) -> None:
@@ -141,39 +149,19 @@ def test_the_log_has_a_line_a_job_and_nothing_that_a_client_wrote(jobs, caplog) 
     assert "secret" not in caplog.text
 
 
-def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move(monkeypatch) -> None:
-    rested, jobs, taken, now = threading.Event(), Jobs(), [], [0.0]
-    jobs.scheduler = scheduler = Stepped(clock=lambda: now[0])
-
-    def sleep(job: Job, seconds: float) -> None:
-        with job.waiting():
-            while not (job.is_cancelled or rested.wait(0.01)):
-                pass
-
-    def work(name: str) -> Callable[[Job], None]:
-        def working(job: Job) -> None:
-            while True:
-                taken.append(name)
-                job.checkpoint()
-
-        return working
-
-    def rest() -> None:
-        """Let the job that rests go on, and take a turn."""
-        rested.set()
-        scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
-        scheduler.step()
-        rested.clear()
-
-    monkeypatch.setattr(Job, "sleep", sleep)
-    jobs.prefetch("ada", work("first"), request=30)
+def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_the_next_move(
+    scheduler, clock, monkeypatch
+) -> None:
+    jobs, taken = Jobs(scheduler), []
+    monkeypatch.setattr(Job, "sleep", lambda job, seconds: job.checkpoint())  # a rest takes one turn
+    jobs.prefetch("ada", counting(taken, "first", 99), request=30)
     scheduler.step()
     jobs.set_view("ada", request=31)  # moved on before the rest was over
-    scheduler.until(lambda: not any(job.is_away for job in scheduler.jobs))
-    jobs.prefetch("ada", work("second"), request=31)
-    scheduler.step()  # ends the first
     scheduler.step()
-    rest()
+    assert not scheduler.jobs
+    jobs.prefetch("ada", counting(taken, "second", 99), request=31)
+    for _ in range(2):
+        scheduler.step()
     jobs.set_view("ada", request=31)  # let go where it is
     scheduler.step()
     assert taken == ["second"] * 2
@@ -181,16 +169,10 @@ def test_prefetched_work_begins_after_a_rest_while_nothing_runs_and_ends_with_th
     jobs.set_view("ada", request=32)
     scheduler.step()
     assert not scheduler.jobs
-
-    def slow(job: Job) -> None:
-        while True:
-            now[0] += 1.0
-            job.checkpoint()
-
-    scheduler.start("bob", slow)
-    jobs.prefetch("ada", work("third"), request=32)
+    scheduler.start("bob", counting(taken, "other", 99, clock, 1.0))
+    jobs.prefetch("ada", counting(taken, "third", 99), request=32)
     for _ in range(20):
-        rest()
+        scheduler.step()
     assert [job.client for job in scheduler.jobs] == ["bob"]
     assert "third" not in taken
 
@@ -238,10 +220,6 @@ def test_progress_is_emitted_as_often_as_it_can_be_read_and_every_call_is_a_chec
 READY = Status("Ready", "ready")
 BUSY = Status("measure", done=1, total=2)
 INTERNAL = "An internal error occurred ({}). The server's log has the details."
-
-
-class Panic(BaseException):
-    """As tokenizers raise it."""
 
 
 class Page:
@@ -300,6 +278,7 @@ def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> 
     page = Page()
     events = page.begin("measure", request=30)
     page.end(how)
+    assert how != "moved" or page.line == READY  # even before the job ends
     last = list(events)[-1]
     is_error = isinstance(how, BaseException)
     assert (str(last.text), last.kind) == (text, "error" if is_error else "ready")
@@ -309,14 +288,6 @@ def test_whatever_ends_a_job_nothing_of_it_is_in_the_line(how, text, caplog) -> 
     assert page.jobs._running == []
     page.is_connected, page.ends = True, {}
     assert page.begin("measure")  # and the line is of that
-
-
-def test_a_job_that_is_stopped_is_no_longer_in_the_line_even_before_it_ends() -> None:
-    page = Page()
-    events = page.begin("measure", request=30)
-    page.end("moved")
-    assert page.line == READY
-    events.close()
 
 
 def test_the_line_is_of_the_newest_job_that_goes_on_and_waits_for_no_other() -> None:

@@ -3,12 +3,10 @@
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from components import limits
-from components.frame import link
 from components.gradio_compat.requests import BYTES_PER_INODE, make_room
 from components.i18n.language import translate, use_language
 from components.jobs.status import Status
@@ -142,19 +140,13 @@ def test_no_page_opens_with_a_list_of_models_that_is_none(value, monkeypatch) ->
         parse(Settings())
 
 
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        ("layer 9 does not exist; layers are 0 to 2", "Layer 9 does not exist; layers are 0 to 2."),
-        ("mine.csv, row 2: no layer", "mine.csv, row 2: no layer."),  # a file keeps its name
-        ("Stop it!", "Stop it!"),
-    ],
-)
-def test_an_error_of_the_library_is_shown_as_a_sentence(error, sentence) -> None:
-    assert limits.error_text(UserError(error)) == limits.error_text(sentence) == sentence
-
-
-def test_an_error_of_the_library_is_shown_in_the_clients_language() -> None:
+def test_an_error_of_the_library_is_shown_as_a_sentence_in_the_clients_language() -> None:
+    for text, sentence in {
+        "layer 9 does not exist; layers are 0 to 2": "Layer 9 does not exist; layers are 0 to 2.",
+        "mine.csv, row 2: no layer": "mine.csv, row 2: no layer.",  # a file keeps its name
+        "Stop it!": "Stop it!",
+    }.items():
+        assert limits.error_text(UserError(text)) == limits.error_text(sentence) == sentence
     error = too_little_removed(SliceConfig(0.5, bias=1.2, locked=((0, "mlp", 0.3),)), 0.4123)
     with use_language("de"):
         assert translate(Status(str(error), "error").text) == (
@@ -162,23 +154,6 @@ def test_an_error_of_the_library_is_shown_in_the_clients_language() -> None:
             "41,2\u00a0% der Parameter der Decoderschichten lassen sich entfernen; bitte die Obergrenze heben, den "
             "Bias ändern, Quoten entsperren oder die Sparsity senken."
         )
-
-
-def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
-    def restored(**query: str) -> dict:
-        return link.restore(SimpleNamespace(query_params=query))
-
-    monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    usual = restored()
-    files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
-    others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
-    others += ["square", "never", "-2", "-1", "x" * 17_000, "sparsity=1e9"]
-    hostile = dict(zip(link.default_link(), [*files, *others], strict=True))
-    found = restored(**hostile)
-    assert found | {"tabs": None, "notice": ""} == usual | {"tabs": None}
-    assert "model" in found["notice"]
-    assert "/srv" not in found["notice"]
-    assert restored(sparsity="45", unknown="x" * 20_000)["sparsity"] == usual["sparsity"]
 
 
 @pytest.mark.parametrize(("hosted", "times"), [("1", 1), ("0", 0)])

@@ -1,39 +1,15 @@
-"""Users' ratios and estimators on the page: uploads become locks, a plan goes round, untrusted clients run nothing."""
+"""Users' ratios and estimators on the page: uploads become locks, and untrusted clients run nothing."""
 
 import json
-from dataclasses import replace
 
-import pandas
 import pytest
-from pandas.testing import assert_frame_equal
 
 from components.ratios import overrides, ratio_files
 from components.state import choices
-from components.ui.downloads import Downloads
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 
 HEAD = "layer,attention_ratio,mlp_ratio\n"
-
-
-def test_a_saved_plan_is_the_plan_again(session, tiny, tmp_path, monkeypatch):
-    """Whatever the estimator is by then: all ratios are given."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
-    every = (tiny.with_settings(sparsity=percent) for percent in range(30, 60))  # sizes of a tiny model are coarse
-    settings = next(one for one in every if abs(session.plan(one).removed - one.slicing.sparsity) < 0.005)
-    downloads = Downloads()  # whose files go with it
-    file = overrides.save(session, downloads, settings)
-    loaded = overrides.load(session, settings.with_settings(estimator="uniform"), file)
-    assert loaded["problem"] == ""
-    again = settings.with_settings(estimator="uniform", locked=loaded["locked"])
-    for layer, before in zip(session.slice_plan(again).layers, session.slice_plan(settings).layers, strict=True):
-        ratios = {"attention_ratio": before.attention_ratio, "mlp_ratio": before.mlp_ratio}
-        assert (layer.attention_ratio, layer.mlp_ratio) == pytest.approx(tuple(ratios.values()), abs=1e-10)
-        assert replace(layer, **ratios) == before
-    assert session.slice_plan(again).parameters == session.slice_plan(settings).parameters
-    # In per cent, as the page has them, they keep twelve digits.
-    assert_frame_equal(pandas.read_csv(overrides.save(session, downloads, again)), pandas.read_csv(file))
-    assert session.plan(again).estimator == "manual"
 
 
 def test_a_file_takes_the_place_of_all_locks_and_the_total_holds(session, tiny, tmp_path):

@@ -1,24 +1,85 @@
-"""Classes: every answer counts once, and no client reads or leads what is another's."""
+"""Classes: every answer counts once, no client reads or leads what is another's, and what is kept survives a kill."""
 
+import contextlib
+import csv
+import io
+import itertools
 import json
 import math
+import multiprocessing
 import secrets
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import numpy
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.testclient import TestClient
 
 from components import limits
 from components.rooms import rooms
+from components.rooms.questions import questions
 from components.rooms.rooms import ALPHABET, LENGTH, MAX_REVISIONS, Refused, Rooms
+from components.rooms.routes import _cell, routes
 from components.rooms.store import FILE
+from components.server.middleware import in_language
 
 COST, BUDGET, HURTS = 1, 2, 3  # questions: a number, bars, a choice
 CAMPUS, ELSEWHERE = "192.0.2.1", "198.51.100.1"
+
+
+class Class:
+    """A class as its clients see it."""
+
+    def __init__(self, folder: Path, address: str = CAMPUS) -> None:
+        self.folder, self.rooms = folder, Rooms(folder)
+        self.http = self.client(address)
+        started = self.http.post("/rooms", json={}).json()
+        self.code, self.secret = started["code"], started["lead"]
+
+    def client(self, address: str = CAMPUS, rooms: Rooms | None = None) -> TestClient:
+        """A client with a network address, of this class's server or of another one."""
+        app = Starlette(routes=list(routes(rooms or self.rooms)), middleware=[Middleware(in_language)])
+        return TestClient(app, client=(address, 50_000))
+
+    def lead(self, action: str, secret: str | None = None, **body: object) -> httpx.Response:
+        headers = {"x-room-lead": self.secret if secret is None else secret}
+        if action in ("state", "answers.csv"):
+            return self.http.get(f"/rooms/{self.code}/{action}", headers=headers, params=body)
+        return self.http.post(f"/rooms/{self.code}/{action}", headers=headers, json=body)
+
+    def ask_to_join(self, student: str, client: TestClient | None = None, code: str = "") -> httpx.Response:
+        path = f"/rooms/{code or self.code}/join"
+        return (client or self.http).post(path, headers={"x-room-student": student}, json={})
+
+    def join(self, student: str | None = None, client: TestClient | None = None) -> str:
+        answer = self.ask_to_join(student := student or secrets.token_hex(16), client)
+        assert answer.status_code == 200, answer.text
+        return student
+
+    def answer(self, student: str, value: object, step: int = 1, id: str = "", **params: str) -> httpx.Response:
+        body = {"id": id or secrets.token_hex(8), "step": step, "value": value}
+        path, headers = f"/rooms/{self.code}/answer", {"x-room-student": student}
+        return self.http.post(path, headers=headers, json=body, params=params)
+
+    def state(self, student: str, **params: str) -> httpx.Response:
+        return self.http.get(f"/rooms/{self.code}/state", headers={"x-room-student": student}, params=params)
+
+    def counts(self, step: int = 1) -> list[int]:
+        return self.lead("state").json()["answers"][str(step)]["counts"]
+
+
+@pytest.fixture
+def klass(tmp_path):
+    made = Class(tmp_path / "rooms")
+    yield made
+    made.rooms.close()
 
 
 def test_the_class_is_pooled_revealed_and_goes_on(klass) -> None:
@@ -171,9 +232,7 @@ def test_ten_thousand_guesses_get_nowhere_and_lock_no_class_out(klass) -> None:
 
 
 @pytest.mark.parametrize("addresses", [[CAMPUS], [f"2001:db8:7:{network:x}::1" for network in range(200)]])
-def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed(
-    addresses, klass, start_class, monkeypatch
-) -> None:
+def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed(addresses, klass, monkeypatch) -> None:
     clock = SimpleNamespace(monotonic=lambda: 1000.0, time=time.time)
     monkeypatch.setattr(rooms, "time", clock)
     hall, *_ = clients = [klass.client(address) for address in addresses]
@@ -202,7 +261,7 @@ def test_a_hall_joins_at_once_and_invented_students_at_a_pace_and_can_be_removed
     table = klass.lead("answers.csv").text
     assert [row[:3] for row in table.splitlines()[1:]] == ["2,1", "1,3", "3,3"]
     klass.rooms.close()  # and so it is after a restart
-    again = start_class(klass.folder)
+    again = Class(klass.folder)
     again.code, again.secret = klass.code, klass.secret
     assert again.lead("answers.csv").text == table
     again.rooms.close()
@@ -275,3 +334,163 @@ def test_an_address_has_ten_classes_and_the_oldest_without_students_gives_way(kl
     monkeypatch.setattr(time, "time", lambda: now + 2 * limits.EMPTY_ROOM_SECONDS + 2)
     assert start("198.51.100.3") == [200]  # instead of its own oldest
     assert len(kept - codes()) == 10
+
+
+def test_the_table_is_csv_that_no_spreadsheet_computes(klass) -> None:
+    students = [klass.join() for _ in range(2)]
+    klass.answer(students[1], 1.5)
+    klass.lead("reveal", step=COST, truth=1.41)
+    klass.lead("step", step=HURTS)
+    klass.answer(students[0], 2, HURTS)
+    text = klass.lead("answers.csv").text
+    rows = list(csv.reader(io.StringIO(text.removeprefix("\ufeff"))))
+    assert rows[1:] == [
+        ["2", "1", "What does a cut cost?", "1.5", "1.41"],
+        ["1", "3", "Which layer hurts most?", "Third quarter", ""],
+    ]
+    assert "Drittes Viertel" in klass.lead("answers.csv", lang="de").text
+    assert [_cell(cell) for cell in ("=1+1", "@x", "-2", "+2", "a", -2)] == ["'=1+1", "'@x", "'-2", "'+2", "a", -2]
+
+
+def test_a_class_is_deleted_by_its_presenter_and_after_24_hours(klass, monkeypatch) -> None:
+    student = klass.join()
+    klass.answer(student, 2)
+    assert klass.lead("delete").json() == {"deleted": True}
+    assert klass.state(student).status_code == klass.answer(student, 2).status_code == 410
+    klass.rooms.close()
+    later = Class(klass.folder)
+    student = later.join()
+    later.answer(student, 2, id="first-of-them")
+    later.lead("reveal", step=COST, truth=1.4)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + limits.ROOM_SECONDS + 1)
+    assert later.state(student).status_code == 410
+    later.rooms.close()
+    Rooms(klass.folder).close()  # the next server, to which no client has come
+    assert b"first-of-them" not in b"".join(path.read_bytes() for path in klass.folder.iterdir())
+    with sqlite3.connect(klass.folder / FILE) as database:
+        for table in ("rooms", "students", "answers", "reveals"):
+            assert database.execute(f"SELECT COUNT(*) FROM {table}").fetchone() == (0,)
+
+
+def test_the_qr_code_is_of_a_link_and_an_inline_image(klass) -> None:
+    image = klass.lead("qr", link=f"https://page.example/?room={klass.code}").json()["svg"]
+    assert image.startswith("<svg")
+    assert "script" not in image
+    for link in ("javascript:alert(1)", 5, "https://" + "x" * 1000):
+        assert klass.lead("qr", link=link).status_code == 400
+
+
+def test_every_question_of_the_lesson_has_bins_and_takes_what_its_control_gives() -> None:
+    for question in questions().values():
+        if question.kind in ("range", "number"):
+            edges = question.edges()
+            assert len(edges) <= 21
+            assert (edges[0], edges[-1]) == (question.low, question.high)
+            assert question.distribution([question.low, question.high])["counts"][-1] == 1
+        else:
+            value = [0] * question.choices if question.kind == "bars" else question.choices - 1
+            assert question.is_answer(value)
+    assert {question.kind for question in questions().values()} == {"range", "number", "choice", "answers", "bars"}
+
+
+def answer_for_ever(folder: Path, acknowledge: Connection) -> None:
+    """Start a class, send its code and secret, then a number for each answer that is saved."""
+    rooms = Rooms(folder)
+    room, secret = rooms.create("")
+    acknowledge.send((room.code, secret))
+    for number in itertools.count():
+        student = f"{number:032x}"
+        rooms.join(room.code, student, "")
+        rooms.answer(room.code, student, {"id": f"answer-{number}", "step": 1, "value": 2})
+        acknowledge.send(number)
+
+
+def test_after_kill_9_every_acknowledged_answer_counts_once(tmp_path, monkeypatch) -> None:
+    for name in ("STUDENTS", "JOINS"):
+        monkeypatch.setenv(f"INTRASLICE_MAX_{name}", "100000")
+    context = multiprocessing.get_context("fork")
+    acknowledged, acknowledge = context.Pipe(duplex=False)
+    writer = context.Process(target=answer_for_ever, args=(tmp_path, acknowledge), daemon=True)
+    writer.start()
+    acknowledge.close()
+    code, secret = acknowledged.recv()
+    count = 1 + max(acknowledged.recv() for _ in range(25))
+    writer.kill()
+    writer.join()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            count = 1 + acknowledged.recv()
+    rooms = Rooms(tmp_path)
+    assert count <= sum(rooms.seen_by_lead(code, secret)["answers"][1]["counts"]) <= count + 1
+    rooms.answer(code, f"{3:032x}", {"id": "answer-3", "step": 1, "value": 2})  # sent again
+    assert sum(rooms.seen_by_lead(code, secret)["answers"][1]["counts"]) <= count + 1
+    rooms.close()
+
+
+def test_a_restart_keeps_step_reveals_answers_and_what_older_versions_stored(klass) -> None:
+    student = klass.join()
+    klass.answer(student, 2)
+    klass.lead("reveal", step=COST, truth=1.4)
+    klass.lead("step", step=BUDGET)
+    before, lead = klass.state(student).json(), klass.lead("state").json()
+    klass.rooms.close()
+    replaced = "(number, code, student, step, id, value) SELECT 0, code, student, step, 'replaced', NULL FROM answers"
+    with sqlite3.connect(klass.folder / FILE) as database:  # they set replaced answers to NULL
+        database.execute(f"INSERT INTO answers {replaced}")
+    klass.rooms = Rooms(klass.folder)
+    klass.http = klass.client()
+    assert klass.state(student).json() == before
+    assert klass.lead("state").json() | {"version": lead["version"]} == lead
+
+
+def test_a_damaged_database_is_put_aside_and_classes_can_be_started(klass) -> None:
+    klass.rooms.close()
+    for path in klass.folder.iterdir():
+        path.write_bytes(b"no database" * 1000)
+    again = Class(klass.folder)
+    assert again.lead("state").status_code == 200
+    assert (klass.folder / f"{FILE}.damaged").is_file()
+    again.rooms.close()
+
+
+def test_a_locked_or_full_disk_is_a_sentence_and_the_class_goes_on(klass, monkeypatch) -> None:
+    monkeypatch.setenv("INTRASLICE_MAX_JOINS", "200")
+    student, execute = klass.join(), klass.rooms._store.execute
+    execute("PRAGMA busy_timeout = 10")
+    other = sqlite3.connect(klass.folder / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    refused = klass.answer(student, 2, id="kept-by-client")
+    assert refused.status_code == 503
+    assert refused.json()["error"].startswith("Classes cannot be saved at the moment")
+    assert klass.lead("state").json()["answers"] == {}  # what is not committed is not shown
+    other.execute("ROLLBACK")
+    other.close()
+    execute("PRAGMA max_page_count = 1")
+    *_, last = (klass.ask_to_join(f"{number:032x}") for number in range(100))
+    assert last.status_code == 503
+    execute("PRAGMA max_page_count = 1000000")
+    assert klass.answer(student, 2, id="kept-by-client").status_code == 200
+    assert sum(klass.counts()) == 1
+
+
+def test_of_two_servers_in_one_folder_the_second_has_no_classes_and_says_so(klass, caplog) -> None:
+    second = Rooms(klass.folder)  # a page that starts
+    assert "another folder in INTRASLICE_ROOMS" in caplog.text
+    http = klass.client(rooms=second)
+    for refused in (http.post("/rooms", json={}), klass.ask_to_join("a" * 32, http)):
+        assert refused.status_code == 503
+        assert refused.json()["error"].startswith("This server has no classes, since another one uses the same folder")
+    klass.answer(klass.join(), 2)
+    klass.rooms.close()
+    assert klass.ask_to_join("a" * 32, http).status_code == 200  # the first has ended
+    state = http.get(f"/rooms/{klass.code}/state", headers={"x-room-lead": klass.secret}).json()
+    assert (state["students"], state["answers"]["1"]["count"]) == (2, 1)
+    assert klass.lead("step", step=2).status_code == 503
+    second.close()
+
+
+def test_a_page_without_classes_leaves_the_disk_alone(tmp_path) -> None:
+    rooms = Rooms(tmp_path / "rooms")
+    assert Class.client(None, rooms=rooms).get("/rooms/BCDFGH/state").status_code == 410
+    assert not (tmp_path / "rooms").exists()

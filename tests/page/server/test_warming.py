@@ -9,9 +9,7 @@ from components.server import warming
 from components.server.app import health
 from components.state import calibrations
 from components.state.caches import BUDGET
-from components.state.request import default_precision, parse
 from components.state.session import Session
-from components.state.settings import Settings
 from intraslice.core.errors import UserError
 
 
@@ -53,10 +51,6 @@ def test_the_weights_are_loaded_once_before_the_first_client_comes(fresh, tiny, 
     list(fresh.prepare(tiny, "client"))
     assert fresh.is_calibrated(tiny)
     assert len(loaded) == 1
-
-
-def test_what_is_loaded_is_what_the_page_opens_with() -> None:
-    assert parse(Settings()).calibration == parse(Settings(dtype=default_precision())).calibration
 
 
 @pytest.mark.parametrize("short", ["caches", "jobs"])

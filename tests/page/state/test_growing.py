@@ -1,14 +1,18 @@
-"""Answers that grow: calibrations that are used while they are made, and perplexities window by window."""
+"""Answers that grow: calibrations, also on samples, that are used while they are made; perplexities by window."""
 
 import math
 from functools import partial
 from itertools import groupby
 
 import pytest
+import torch
 from stepping import Clock, OnlyWhileAwaited
 from tiny_page import in_job, stepwise
 
+from components.estimator import measure
+from components.estimator.measure import RatioSearches
 from components.export import files
+from components.frame import handlers
 from components.jobs.job import Job
 from components.state import caches, calibrations, readings
 from components.state.precomputed import Precomputed
@@ -19,9 +23,13 @@ from components.state.views import Perplexities, Provenance
 from components.ui.formatting import provenance
 from components.ui.screen import headline
 from intraslice.calibration import driver
+from intraslice.core.cache import cache_path
+from intraslice.core.errors import UserError
+from intraslice.core.progress import ignore_progress
 from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
+from intraslice.samples import kept_samples
 
 pytestmark = pytest.mark.usefixtures("one_by_one")
 
@@ -134,11 +142,14 @@ def test_two_who_want_the_same_calibration_share_it(fresh, tiny, monkeypatch) ->
     assert sorted(batches) == list(range(8))
 
 
-def test_who_leaves_ends_a_calibration_that_nobody_else_wants(fresh, tiny) -> None:
+def test_who_leaves_ends_a_calibration_that_nobody_else_wants_and_what_follows_it_does_not_begin_it_again(
+    fresh, tiny
+) -> None:
     events = fresh.prepare(tiny, "a")
     assert next(event for event in events if "Calibrating" in event.text)
     fresh.jobs.halt("a")
     assert list(events)[-1].text == "Cancelled."
+    assert [*map(list, handlers.on_prepared(fresh, tiny, 0, None, "a"))] == [["measured"]]
     assert not fresh.is_calibrated(tiny)
     assert not fresh.jobs.scheduler.jobs
 
@@ -246,3 +257,48 @@ def test_a_job_goes_on_with_what_the_caches_evict_meanwhile(work, fresh, tiny, m
     monkeypatch.setenv("INTRASLICE_CACHE", str(tmp_path / "other"))  # so that nothing measured is found there
     other = stepwise(Session(evaluation_tokens=256))
     assert job.result == in_job(other, work, other, tiny)
+
+
+def test_a_calibration_reads_its_text_and_then_what_the_dense_model_samples(session, tiny, monkeypatch) -> None:
+    sampled = tiny.with_settings(samples=3)
+    statuses = [event.text for event in session.prepare(sampled, "somebody")]
+    assert any("Sampling text from the dense model, token" in text for text in statuses)
+    reads = "Calibrated on 8 x 32 tokens: text.txt, your own file, and 3 x 32 that the dense model sampled"
+    assert statuses[-1].endswith(reads)
+    plain, whole = session.calibrated(tiny), session.calibrated(sampled)
+    assert torch.equal(whole.tokens[:8], plain.tokens)
+    assert torch.equal(whole.tokens[8:], kept_samples(whole.loaded.model, (3, 32), 1.0, 0, ignore_progress))
+    assert torch.equal(whole.training, plain.training)
+    for request in (tiny, sampled):
+        *_, last = session.measure(request, "somebody")
+        assert last.kind == "ready", last.text
+    measured = [session.perplexities(request) for request in (tiny, sampled)]
+    assert measured[0].dense == measured[1].dense
+    assert measured[0].sliced != measured[1].sliced
+    for request, perplexities in zip((tiny, sampled), measured, strict=True):
+        assert ("from the same source, and 3 x 32 that" in str(perplexities.protocol)) == (request == sampled)
+
+    key = tiny.slice_key("intraslice")
+    parts = plain.loaded.fingerprint, plain.loaded.model.dtype, plain.windows, plain.training, 8, key.method, key.config
+    assert readings._path(key, plain) == cache_path("losses", ".json", readings.FORMAT, *parts)  # as before samples
+
+    asked = []
+
+    def windows(loaded, text, count, **options):
+        asked.append((text, count, options["skip"]))
+        raise UserError("enough")
+
+    monkeypatch.setattr(measure, "search_windows", windows)
+    [*RatioSearches(session).measure(sampled, "somebody")]
+    ((text, count, skip),) = asked
+    assert torch.equal(text, plain.training[8:16])  # the text after the calibration's
+    assert (count, skip) == (16, 3)
+
+
+def test_the_minutes_of_the_budgets_are_those_of_the_chosen_model(session, tiny) -> None:
+    quick, thorough = session.check(tiny.settings.model).budget_seconds.values()
+    assert 0 < quick < thorough
+    info = handlers.minutes(session, tiny.settings.model)["budget"]["info"]
+    assert info.endswith(f"about {quick:.0f} s and {thorough:.0f} s.")
+    assert "Thorough: 128 x 512, and 16 x 512 that the dense model samples" in info
+    assert "about" not in handlers.minutes(session, "no/such/model")["budget"]["info"]

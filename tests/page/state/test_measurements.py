@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tiny_models import divergences_at_once, losses_at_once
 from tiny_page import in_job, precomputed_for, stepwise
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -127,14 +128,14 @@ def test_the_browser_is_told_what_was_measured_and_on_what(known, tiny) -> None:
     here, calibrated = told(), known.calibrated(tiny)
     assert (here["source"], here["kl"]) == ("here", None)
     models = calibrated.loaded.model, in_job(known, known.slice, tiny)
-    dense, sliced = (model(calibrated.windows).logits[:, :-1].float().log_softmax(-1) for model in models)
-    losses = [-table.gather(2, calibrated.windows[:, 1:, None]).mean() for table in (dense, sliced)]
-    assert [here["dense"], here["perplexity"]] == pytest.approx([loss.exp().item() for loss in losses], rel=1e-3)
+    perplexities = [losses_at_once(model, calibrated.windows).mean().exp().item() for model in models]
+    assert [here["dense"], here["perplexity"]] == pytest.approx(perplexities, rel=1e-3)
     sizes = [sum(one.numel() for one in model.parameters()) for model in models]
     layers = sum(one.numel() for one in models[0].model.layers.parameters())
     assert (here["parameters"], here["removed"]) == (sizes[1], pytest.approx((sizes[0] - sizes[1]) / layers, abs=1e-3))
     in_job(known, known.readings.losses, tiny.slice_key("intraslice"), calibrated, compared=True)
-    assert told()["kl"] == pytest.approx((dense.exp() * (dense - sliced)).sum(-1).mean().item(), rel=0.03)  # bfloat16
+    kl = divergences_at_once(*models, calibrated.windows).mean().item()
+    assert told()["kl"] == pytest.approx(kl, rel=0.03)  # bfloat16
     about = tiny.settings.model, Path(tiny.settings.text).name, 256, 32, tiny.calibration.dtype
     assert tuple(here[name] for name in ("model", "text", "tokens", "window", "dtype")) == about
     picked = sweep_panel.pick(SimpleNamespace(pick=here["setting"]))
@@ -147,33 +148,16 @@ def test_the_browser_is_told_what_was_measured_and_on_what(known, tiny) -> None:
     assert len({told(other)["key"], here["key"], before["key"]}) == 3
 
 
-def test_nothing_worse_replaces_a_precomputed_measurement(known, tiny) -> None:
+def test_a_release_measures_what_is_precomputed_no_more_and_nothing_worse_replaces_it(known, tiny) -> None:
     expected, shown = STORED.at(tiny.slicing), []
-    for events in (known.prepare(tiny, "somebody"), known.measure(tiny, "somebody")):
-        shown += [known.perplexities(tiny) for _ in events]
+    shown += [known.perplexities(tiny) for _ in known.prepare(tiny, "somebody")]
+    assert not list(handlers.measure_live(known, tiny, 0, None, "somebody"))
+    shown += [known.perplexities(tiny) for _ in handlers.on_prepared(known, tiny, 0, None, "somebody")]
     before, own = (next(group) for _, group in groupby(shown))
     assert (before.source.kind, before.sliced.value) == ("before", expected.perplexity)
     assert own.source == Provenance("here", 8, 8)
     assert own.sliced.value != expected.perplexity
     assert own.costs.divergence == expected.divergence  # KL and speed are not measured here
-
-
-def test_a_release_measures_only_what_is_not_precomputed(known, tiny) -> None:
-    list(known.prepare(tiny, "somebody"))
-    assert not list(handlers.measure_live(known, tiny, 0, None, "somebody"))
-    assert known.perplexities(tiny).source.kind == "before"
-    list(handlers.on_prepared(known, tiny, 0, None, "somebody"))
-    assert known.perplexities(tiny).source.kind == "here"
-
-
-@pytest.mark.usefixtures("one_by_one")
-def test_a_cancelled_calibration_is_not_begun_again_by_what_follows_it(fresh, tiny) -> None:
-    events = fresh.prepare(tiny, "somebody")
-    next(events)
-    fresh.jobs.halt("somebody")
-    list(events)
-    assert [*map(list, handlers.on_prepared(fresh, tiny, 0, None, "somebody"))] == [["measured"]]
-    assert not fresh.is_calibrated(tiny)
 
 
 def test_what_was_measured_is_known_after_a_restart_without_slicing(fresh, tiny, monkeypatch) -> None:

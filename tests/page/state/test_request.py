@@ -3,7 +3,7 @@
 import pytest
 
 from components.state.precomputed import Precomputed
-from components.state.request import DENSE, parse
+from components.state.request import DENSE, default_precision, parse
 from components.state.settings import CONTROLS, Settings
 from intraslice.core.config import BUDGETS, CalibrationConfig, EvaluationConfig, SliceConfig
 
@@ -36,6 +36,7 @@ def test_the_budgets_are_calibrations_of_the_page_and_the_default_one_has_no_sam
     assert CalibrationConfig.thorough(text="wikitext2", samples=8) == CalibrationConfig("wikitext2", 128, samples=8)
     assert parse(Settings()).calibration.config == parse(Settings(*Settings()[:-1])).calibration.config == quick
     assert parse(Settings(sequences=128, samples=16)).calibration.config == thorough
+    assert parse(Settings()).calibration == parse(Settings(dtype=default_precision())).calibration  # what a host loads
 
 
 @pytest.mark.parametrize("field", [name for name in Settings._fields if name not in ("upload", "dtype")])

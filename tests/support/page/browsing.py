@@ -121,6 +121,13 @@ class Opened:
                 continue
         raise AssertionError(f"a click on {button} sends no call")
 
+    def download(self, button: str, path: Path) -> str:
+        """Save to a path what a click on a button downloads; its suggested name."""
+        with self.page.expect_download() as download:
+            self.page.click(button)
+        download.value.save_as(path)
+        return download.value.suggested_filename
+
     def bars(self) -> list[list[float]]:
         return self.page.evaluate(BARS)
 

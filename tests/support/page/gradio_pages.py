@@ -17,15 +17,32 @@ networking.url_ok = lambda _: True
 blocks.App = SimpleNamespace(create_app=lambda *_, **__: None)
 
 
-class Client:
-    """Calls the endpoints of a page."""
+def same(value: float) -> float:
+    """The value itself: what most pages of these tests answer."""
+    return value
 
-    def __init__(self, address: str) -> None:
-        self.address, self.api, self.http = address, f"{address}gradio_api", httpx.Client(timeout=60)
+
+def page_of(work: Callable = same, kind: Callable[[], gr.Blocks] = gr.Blocks, **options: Any) -> gr.Blocks:
+    """A page with one endpoint, `/work`."""
+    with kind() as page:
+        gr.api(work, api_name="work", **options)
+    return page
+
+
+class Client:
+    """Calls the endpoints of a page, from an address of this machine."""
+
+    def __init__(self, address: str, source: str | None = None) -> None:
+        self.address, self.api = address, f"{address}gradio_api"
+        self.http = httpx.Client(transport=httpx.HTTPTransport(local_address=source), timeout=60)
+
+    def call(self, endpoint: str, *values: Any, **asked: Any) -> httpx.Response:
+        """Call an endpoint; the server's receipt, whose `event_id` nobody reads yet."""
+        return self.http.post(f"{self.api}/call/{endpoint}", json={"data": values} | asked)
 
     def join(self, endpoint: str, *values: Any) -> str:
-        """Call an endpoint; the id of the call, whose answer nobody reads yet."""
-        return self.http.post(f"{self.api}/call/{endpoint}", json={"data": values}).json()["event_id"]
+        """The id of a call."""
+        return self.call(endpoint, *values).json()["event_id"]
 
     def ask(self, endpoint: str, *values: Any) -> tuple[str, Any]:
         """The last event of a call, such as "complete" or "error", and its data."""

@@ -21,6 +21,14 @@ def until(condition: Callable[[], Any], seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
+class Failed(Exception):
+    """What jobs of tests fail with on purpose."""
+
+
+class Panic(BaseException):
+    """As tokenizers raise it; its real name is `pyo3_runtime.PanicException`."""
+
+
 class Clock:
     """Stands still but while a turn says that it takes its time."""
 
