@@ -70,7 +70,7 @@ function drawMap(view) {
       paths.pinned.lineTo(part.x + part.pinned, y + tall + margin);
     });
   });
-  for (const [name, shade] of [["pale", "grid"], ["attention", "attention"], ["mlp", "mlp"]]) set(pen, { fillStyle: ink(shade) }).fill(paths[name]);
+  for (const [name, shade] of [["pale", "removed"], ["attention", "attention"], ["mlp", "mlp"]]) set(pen, { fillStyle: ink(shade) }).fill(paths[name]);
   set(pen, { strokeStyle: ink("rule"), lineWidth: 1 }).stroke(paths.pale);
   set(pen, { strokeStyle: ink("ink"), lineWidth: 1.5 }).setLineDash([3, 2]);
   pen.stroke(paths.pinned);

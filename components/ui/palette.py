@@ -40,6 +40,7 @@ FAINT: dict[str, Colour] = {
     "panel": Colour("#f7f8f9", "#171b20"),
     "rule": Colour("#e3e6e9", "#2b3138"),
     "grid": Colour("#eceef0", "#232930"),
+    "removed": Colour("#eceef0", "#232930"),  # units on the map, columns of the matrices
     "band": Colour("rgba(0,114,178,0.10)", "rgba(86,180,233,0.16)"),
 }
 
