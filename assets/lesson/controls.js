@@ -50,6 +50,8 @@ function buttons(label, texts, said, say, className) {
   return { element, reveal };
 }
 
+const choice = ({ label, choices }, said, say) => buttons(label, choices, said, say, "");
+
 // The models' answers, shuffled: their texts come when the models have written them, and again when they write anew.
 function answers({ label }, said, say) {
   const hint = make("p", { className: "isx-quiet", textContent: words.answers });
@@ -116,4 +118,4 @@ function bars({ label, groups, max, value, unit }, said, say) {
   return { element: make("div", {}, make("p", { className: "isx-quiet", textContent: isx.say("{label}, 0 to {max}{unit}", { label, max, unit }) }), plot, key), reveal, current: () => [...values] };
 }
 
-lesson.controls = { range, number, choice: ({ label, choices }, said, say) => buttons(label, choices, said, say, ""), answers, bars };
+lesson.controls = { range, number, choice, answers, bars };
