@@ -47,7 +47,7 @@ function answers({ questions, columns, certainty }, index) {
   const [, prompt, right, ...wrong] = questions[index];
   const line = ({ name, colour, levels, says, selects }, row) => {
     const sure = row ? "" : say(" (probability of the right answer: {value})", { value: probability(certainty[index]) });
-    const text = say("writes “{text}”, finds “{answer}” most likely{sure}", { text: firstLine(says[index]), answer: [right, ...wrong][selects[index]], sure });
+    const text = say("writes “{text}”, of those offered finds “{answer}” most likely{sure}", { text: firstLine(says[index]), answer: [right, ...wrong][selects[index]], sure });
     return make("p", { className: `isx-of-${colour}` }, make("i", { className: "isx-square", "data-level": levels[index] }), make("b", {}, name), ` ${text}`);
   };
   const question = make("p", { className: "isx-question" }, `${prompt} … `, make("b", {}, right), make("span", { className: "isx-quiet" }, ` ${say("offered besides:")} ${wrong.join(", ")}`));
@@ -71,7 +71,7 @@ function list(view, title, indices) {
 function draw(plot) {
   const view = plot.isxFacts;
   const lists = [list(view, say("Lost by IntraSlice"), view.lost), list(view, say("Gained by IntraSlice"), view.gained)];
-  const note = make("p", { className: "isx-note", textContent: say("Sorted by how sure the dense model was: its probability of the right answer.") });
+  const note = make("p", { className: "isx-note", textContent: say("Lost: says or selects less than the dense model. The percentage, by which both lists are sorted, is the dense model’s probability of the right answer.") });
   view.detail = make("div", { className: "isx-detail", "aria-live": "polite" });
   plot.replaceChildren(legend(), make("div", { className: "isx-groups" }, ...[...new Set(view.questions.map(([name]) => name))].map((name) => group(view, name))), view.detail, note, make("div", { className: "isx-changes" }, ...lists));
   return choose(plot, ...view.at);

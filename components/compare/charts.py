@@ -29,7 +29,8 @@ def facts_chart(view: FactsView | None) -> Chart:
     note = gettext(
         "What does each model still know? A question is a text that breaks off. A model says the right answer if it "
         "writes it next; it only selects it if it writes something else, but finds it more likely than the wrong "
-        "answers offered."
+        "answers offered, as guessing does of a quarter. The numbers count all that are said, and all that are "
+        "selected, said or not."
     )
     if view is None:
         return Chart(title, note, [], [], protocol=translate(ASK), drawing={"kind": "facts"})
