@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from intraslice.core.config import SliceConfig
+
 from ..assets import ASSETS
 from .choices import NO_RECOVERY
 from .leaderboard import Cell, read_rows
@@ -102,11 +104,13 @@ def comparable(scores: Iterable[Score], model: str) -> dict[Slice, list[Score]]:
 
 
 def untrained(scores: Mapping[Slice, Sequence[Score]], sparsity: float) -> dict[str, float]:
-    """The mean accuracy by method of what `comparable` returned: of the dense model, and of slices of this sparsity."""
+    """The mean accuracy by method of what `comparable` returned: dense, and the usual slices of this sparsity."""
     return {
         method: mean_accuracy(group)[0]
-        for (method, _, recovery, _, _, target), group in scores.items()
-        if recovery == NO_RECOVERY and target in (0.0, sparsity)
+        for (method, ratios, recovery, _, samples, target), group in scores.items()
+        if (recovery, samples) == (NO_RECOVERY, 0)
+        and ratios in ("", SliceConfig.estimator)
+        and target in (0.0, sparsity)
     }
 
 
