@@ -96,10 +96,13 @@ class Plans:
         The others wait meanwhile: thirty who were given the same file ask at once, and would all slow the slider down.
         """
         key = (source.calibration, source.provenance, tuple(ESTIMATORS), config, about, language())
+        cached: Value | None = self._shown.get(key)
+        if cached is not None:
+            return cached
         with self._lock:
             computing = self._computing.setdefault(key, threading.Lock())
         with computing:
-            cached: Value | None = self._shown.get(key)
+            cached = self._shown.get(key)
             return self._shown.put(key, show()) if cached is None else cached
 
     def view(self, source: Source, config: SliceConfig) -> PlanView:
