@@ -24,7 +24,7 @@ from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import load_model
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.texts import evaluation_tokens
+from intraslice.token_windows import evaluation_tokens
 
 from .activations.measure import ShiftViews
 from .compare.measure import FactsCache

@@ -18,7 +18,7 @@ from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.recovery import RECOVERIES, recover
 from intraslice.samples import calibration_sequences
 from intraslice.slicing.driver import slice_model
-from intraslice.texts import calibration_tokens, evaluation_tokens
+from intraslice.token_windows import calibration_tokens, evaluation_tokens
 
 __all__ = [
     "ESTIMATORS",

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
@@ -94,8 +94,8 @@ class Pipeline:
         # Only the texts of users have digests.
         text = recorded.get("calibration_digest") or recorded.get("calibration", self.recipe.calibration.text)
         evaluated = recorded.get("eval_digest") or recorded.get("eval", evaluation.text)
-        texts.require_held_out(evaluation.text, text, evaluated)
-        return texts.evaluation_tokens(loaded.tokenizer, evaluation, text)
+        token_windows.require_held_out(evaluation.text, text, evaluated)
+        return token_windows.evaluation_tokens(loaded.tokenizer, evaluation, text)
 
     def calibrate(self, loaded: LoadedModel) -> tuple[CalibrationStats, Tokens]:
         """The calibration statistics and the calibration tokens."""
@@ -165,7 +165,7 @@ class Pipeline:
 
     def training_tokens(self, loaded: LoadedModel) -> Tokens:
         """The calibration tokens and more of the calibration text, for recoveries."""
-        return texts.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
+        return token_windows.training_tokens(loaded.tokenizer, self.recipe.calibration, self.recipe.evaluation.text)
 
     def _calibration_tokens(self, loaded: LoadedModel) -> Tokens:
         require_length(self.recipe.calibration.length, loaded.model.config)

@@ -14,7 +14,7 @@ from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.modeling.hidden_states import Windows
 from intraslice.planning.baseline_plans import CrossModulePlan
-from intraslice.texts import display_name, evaluation_tokens, text_digest
+from intraslice.token_windows import display_name, evaluation_tokens, text_digest
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours

@@ -20,7 +20,7 @@ from intraslice.core.progress import Progress, ProgressCallback, ProgressOption,
 from intraslice.distributed import all_gather, rank
 from intraslice.loading import LoadedModel, fingerprint_of
 from intraslice.modeling.hidden_states import Tokens, logits_in_chunks, next_token_logits
-from intraslice.texts import calibration_tokens
+from intraslice.token_windows import calibration_tokens
 
 SAMPLES_FORMAT, STATES_FORMAT = "2", "3"
 TEMPERATURE = 1.0  # of samples to calibrate and to search on

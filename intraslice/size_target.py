@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, StaticCache
 
 from intraslice.calibration.stats import CalibrationStats, layer_sizes
 from intraslice.checkpoints import to_gguf
-from intraslice.checkpoints.gguf_tensors import stored_neurons
+from intraslice.checkpoints.deci_tensors import stored_neurons
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType
 from intraslice.core.checks import integer, one_of, quoted
 from intraslice.core.config import MAX_SPARSITY
@@ -174,7 +174,7 @@ def planned_gguf(
     kv_heads = [block.attention.kv_head.tolist() for block in blocks(model)]
 
     def count(plan: SlicePlan) -> int:
-        shapes = dict(dense.shapes)  # to become those that `gguf_tensors.deci_tensors` has for the sliced model
+        shapes = dict(dense.shapes)  # to become those that `deci_tensors` has for the sliced model
         for index, (layer, kv_head) in enumerate(zip(plan.layers, kv_heads, strict=True)):
             groups = Counter(kv_head[head] for head in layer.heads) or {0: 1}
             keys, neurons = len(groups) * width, stored_neurons(layer.neurons)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.calibration.driver import loss_gradient_after, sequences_per_batch
 from intraslice.calibration.layerwise import LayerwiseCalibration
 from intraslice.checkpoints.format import Shards, require_free
@@ -76,7 +76,7 @@ def slice_to_folder(
     require_streamable(recipe)
     require_free(folder)
     loaded = load_offloaded(recipe.model, dtype, device, progress=report)
-    tokens = texts.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
+    tokens = token_windows.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
     everything = f"{FORMAT} {recipe} {device} {loaded.fingerprint} {tokens.tolist()}"
     digest = hashlib.sha256(everything.encode()).hexdigest()[:32]
     reserved = memory.journal_bytes(loaded.model.config, recipe.calibration, dtype)

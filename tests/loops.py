@@ -25,7 +25,7 @@ from intraslice.evaluation.answers import (
 from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.recovery.registry import cost_of
 from intraslice.samples import calibration_sequences
-from intraslice.texts import TRAINING_TIMES, evaluation_tokens, training_tokens
+from intraslice.token_windows import TRAINING_TIMES, evaluation_tokens, training_tokens
 
 TEXTS = {"Wikipedia": "default", "news": "lee.txt", "help topics": "help.txt", "Python source": "source.jsonl"}
 TOKENS = 2048  # of each text

@@ -17,7 +17,7 @@ from intraslice.evaluation.perplexity import DenseStates, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.methods.registry import plan_by, slice_by
 from intraslice.samples import calibration_sequences
-from intraslice.texts import evaluation_tokens
+from intraslice.token_windows import evaluation_tokens
 
 METHODS = ("intraslice", "flap", "wanda", "shortgpt", "shortgpt-rescaled", "crossmodule")
 BATCHES = 1, 8  # sequences

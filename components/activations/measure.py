@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from intraslice.diagnostics.shift import PLACES, Distribution, ShiftReport, measure_shift
 from intraslice.modeling.counts import parameters_of
-from intraslice.texts import describe
+from intraslice.token_windows import describe
 
 from ..i18n.language import LazyString, gettext, lazy_gettext, translate
 from ..jobs.job import Job

@@ -10,7 +10,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.progress import Progress
@@ -20,7 +20,7 @@ from intraslice.pretrained.memory import calibration_bytes, estimate_memory, req
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.samples import with_samples
 from intraslice.slicing.one_shot import SliceCache
-from intraslice.texts import describe
+from intraslice.token_windows import describe
 from intraslice.untrusted.text_files import reading_bytes
 
 from .. import limits
@@ -157,8 +157,8 @@ class Calibrations:
         evaluation = key.evaluation(self._evaluation_tokens)
         needed = reading_bytes(key.config.text)
         with self._reads.reserved(job, needed, loaded) if needed else nullcontext(), READERS.held(job), job.waiting():
-            training = texts.training_tokens(loaded.tokenizer, key.config, evaluation.text)
-            windows = texts.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
+            training = token_windows.training_tokens(loaded.tokenizer, key.config, evaluation.text)
+            windows = token_windows.evaluation_tokens(loaded.tokenizer, evaluation, key.config.text)
         text, head_weights = training[: key.config.sequences], loaded.model.lm_head.weight.numel()
         tokens = with_samples(loaded, text, key.config, job_progress(job, SAMPLING))
         sources = {

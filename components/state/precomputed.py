@@ -27,7 +27,7 @@ from intraslice.evaluation.facts import Fact, Question
 from intraslice.evaluation.perplexity import Estimate
 from intraslice.loading import LoadedModel
 from intraslice.planning.estimators import Importances
-from intraslice.planning.head_table import HeadTable
+from intraslice.planning.kept_heads import HeadTable
 from intraslice.planning.profile import LayerProfile, Profile
 from intraslice.planning.sizes import LayerSizes
 from intraslice.pretrained.precision import Precision

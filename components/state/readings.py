@@ -12,7 +12,7 @@ from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation.perplexity import BLOCK, DenseStates, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
-from intraslice.texts import describe
+from intraslice.token_windows import describe
 
 from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job

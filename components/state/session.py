@@ -26,7 +26,7 @@ from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.size_target import parse_size, plan_within
 from intraslice.slicing.driver import slice_model
-from intraslice.texts import describe
+from intraslice.token_windows import describe
 
 from .. import limits
 from ..i18n.language import lazy_gettext

@@ -18,7 +18,7 @@ from intraslice.core import checks
 from intraslice.core.config import MAX_SPARSITY, RUNTIME, SHAPES, CalibrationConfig, Lock, SliceConfig, parse_lock
 from intraslice.core.errors import UserError
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS, find_weights
-from intraslice.texts import NAMED_CORPORA
+from intraslice.token_windows import NAMED_CORPORA
 
 from .. import limits
 from ..i18n.language import gettext

@@ -16,9 +16,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, LlamaFileTy
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from intraslice.checkpoints import gguf_tensors
+from intraslice.checkpoints.deci_tensors import (
+    DECI,
+    SAVE_AS_FOLDER,
+    deci_tensors,
+    shared_heads,
+    short_context,
+    stored_attention,
+    stored_mlp,
+)
 from intraslice.checkpoints.format import require_new_file, written_whole
-from intraslice.checkpoints.gguf_tensors import DECI, SAVE_AS_FOLDER, shared_heads, short_context
 from intraslice.checkpoints.gguf_tokenizer import Fields, read_tokenizer
 from intraslice.core.checks import one_of
 from intraslice.core.errors import UserError
@@ -141,7 +148,7 @@ def write_gguf(
             writer.add_description(f"{removed}; {padding_text(sizes.padding)}")
         _write_header(writer, model, sizes, gguf_type, vocabulary)
         report, total = progress_callback(progress), len(sizes.shapes)
-        for done, (tensor_name, tensor) in enumerate(gguf_tensors.deci_tensors(model)):
+        for done, (tensor_name, tensor) in enumerate(deci_tensors(model)):
             report(Progress("gguf", done, total))
             writer.write_tensor_data(stored_values(tensor_name, tensor.values, sizes.types[tensor_name]))
         report(Progress("gguf", total, total))
@@ -190,7 +197,7 @@ def head_name(model: PreTrainedModel) -> str:
 def tensor_sizes(model: PreTrainedModel, gguf_type: GGUFType) -> TensorSizes:
     """The sizes of all tensors in the file of a model."""
     shapes, types, padding, head = {}, {}, 0, head_name(model)
-    for name, tensor in gguf_tensors.deci_tensors(model):
+    for name, tensor in deci_tensors(model):
         shapes[name] = tuple(tensor.values.shape)
         types[name] = stored_type(name, shapes[name], gguf_type, head)
         block, size = GGML_QUANT_SIZES[types[name]]
@@ -273,11 +280,11 @@ def rounded_model(model: PreTrainedModel, gguf_type: GGUFType, *, progress: Prog
         with resident(block.attention):
             attention = block.attention.weights()
             if len(attention.query):
-                attention = gguf_tensors.stored_attention(attention, heads, store)
+                attention = stored_attention(attention, heads, store)
             else:  # without heads, the file has its output bias alone
                 attention = converted(attention, torch.float32)
         replacements[block.attention] = SlicedAttention(attention, index).to(model.device)
         with resident(block.mlp):
-            replacements[block.mlp] = SlicedMLP(gguf_tensors.stored_mlp(block.mlp.weights(), store)).to(model.device)
+            replacements[block.mlp] = SlicedMLP(stored_mlp(block.mlp.weights(), store)).to(model.device)
     report(Progress("round", len(layers), len(layers)))
     return replace_modules(model, replacements)

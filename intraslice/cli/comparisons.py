@@ -9,7 +9,7 @@ from typing import Any
 import pandas
 from pandas.api.types import is_numeric_dtype
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.cli.analyses import markdown
 from intraslice.cli.run import CommandResult, Run, require_writable
 from intraslice.core.errors import UserError
@@ -142,9 +142,9 @@ def paper(run: Run) -> CommandResult:
     if a.device_map is None:
         sizes = recipe.calibration.sequences, recipe.calibration.length
         require_calibration_memory(loaded.model.config, *sizes, loaded.model.dtype, run.device)
-    text_tokens = texts.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
+    text_tokens = token_windows.count_evaluation_tokens(loaded.tokenizer, a.eval, a.calibration)
     evaluation = replace(recipe.evaluation, tokens=max(a.length, min(a.eval_tokens, text_tokens)))
-    windows = texts.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
+    windows = token_windows.evaluation_tokens(loaded.tokenizer, evaluation, a.calibration)
     stats, tokens = run.calibrate(loaded)
     grid = points(a.methods, [recipe.slicing.estimator], a.sparsities)
     sweep_texts = Texts(stats, tokens, windows, run.training_tokens(loaded))
@@ -168,8 +168,8 @@ def _with_available_texts(run: Run) -> Run:
     """The run, or that of the small protocol if WikiText-2 is missing and all options are at their defaults."""
     a = run.arguments
     try:
-        texts.read_documents(a.calibration, "calibration", a.eval)
-        texts.read_documents(a.eval, "evaluation", a.calibration)
+        token_windows.read_documents(a.calibration, "calibration", a.eval)
+        token_windows.read_documents(a.eval, "evaluation", a.calibration)
     except UserError:
         if a.model != DEFAULT or any(getattr(a, name) != value for name, value in PROTOCOL.items()):
             raise
@@ -194,7 +194,7 @@ def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
     differences = []
     if {protocol["eval"], protocol["calibration"]} != {text}:
         names = dict.fromkeys((protocol["calibration"], protocol["eval"]))
-        differences.append(f"text: {'; '.join(map(texts.describe, names))}, not WikiText-2")
+        differences.append(f"text: {'; '.join(map(token_windows.describe, names))}, not WikiText-2")
     if protocol["window"] != length:
         differences.append(f"windows of {protocol['window']:,} tokens, not {length:,}")
     if protocol["calibration_tokens"] != sequences * length:

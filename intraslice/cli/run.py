@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 if sys.platform != "win32":
     import resource
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.core.checks import integer
 from intraslice.core.config import (
     BUDGETS,
@@ -164,8 +164,10 @@ class Run(Pipeline):
             raise UserError("two texts of --also-eval have the same name; rename one of them")
         calibration = self.recipe.calibration.text
         for text in self.arguments.also_eval:
-            texts.require_held_out(text, calibration, self.recipe.evaluation.text)
-        return {name: texts.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in others.items()}
+            token_windows.require_held_out(text, calibration, self.recipe.evaluation.text)
+        return {
+            name: token_windows.evaluation_tokens(loaded.tokenizer, text, calibration) for name, text in others.items()
+        }
 
     def ask_facts(self, loaded: LoadedModel, models: dict[str, PreTrainedModel]) -> CommandResult:
         """The right answers of every model to the questions, by group, and what slicing loses and gains."""

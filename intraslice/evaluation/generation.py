@@ -15,7 +15,7 @@ from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.hidden_states import next_token_logits, require_model
 from intraslice.pretrained.tokenizer import encode
-from intraslice.texts import CHARACTERS_PER_TOKEN
+from intraslice.token_windows import CHARACTERS_PER_TOKEN
 from intraslice.untrusted.process import Bounds, run_in_subprocess
 
 PREFILL_TOKENS = 128  # tokens of a prompt per forward, between which a caller can cancel

@@ -21,7 +21,7 @@ from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.planning.estimators import Importances
-from intraslice.planning.head_table import HeadTable
+from intraslice.planning.kept_heads import HeadTable
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import cut_queries_and_keys

@@ -16,7 +16,7 @@ from torch.nn import functional
 from intraslice.core.config import GRADIENT_GROUP, HEAD_STATES, MODULE_KINDS, HeadLock, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.planning.estimators import Importances
-from intraslice.planning.head_table import EvenHeads, HeadTable, even_heads, lock_heads
+from intraslice.planning.kept_heads import EvenHeads, HeadTable, even_heads, lock_heads
 from intraslice.planning.sizes import LayerSizes, block_widths
 
 Value = TypeVar("Value")

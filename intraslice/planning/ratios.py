@@ -17,7 +17,7 @@ from intraslice.core.config import FREE, KEEP, MODULE_KINDS, RUNTIME, ModuleKind
 from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Importances
-from intraslice.planning.head_table import RULES
+from intraslice.planning.kept_heads import RULES
 from intraslice.planning.profile import LayerProfile, Profile, masked_parameters
 from intraslice.planning.runtime_sizes import locked_ratios, runtime_layers
 from intraslice.planning.sizes import (

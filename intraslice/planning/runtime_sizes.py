@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.registry import ESTIMATORS
-from intraslice.planning.head_table import EvenHeads, frontier
+from intraslice.planning.kept_heads import EvenHeads, frontier
 from intraslice.planning.profile import Profile
 from intraslice.planning.sizes import LayerPlan, LayerSizes, Reasons, block_widths
 

@@ -14,7 +14,7 @@ from intraslice.calibration.stats import LayerStats
 from intraslice.core.config import Order
 from intraslice.core.linalg import damped_diagonal
 from intraslice.modeling.families import Block
-from intraslice.planning.head_table import HeadTable
+from intraslice.planning.kept_heads import HeadTable
 from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import kept_channels
 from intraslice.slicing.mlp import best_first, neuron_scores

@@ -17,7 +17,7 @@ from intraslice.recovery import RECOVERIES
 from intraslice.recovery.registry import cost_of
 from intraslice.samples import _sample, calibration_sequences, kept_samples, kept_states, sample_texts
 from intraslice.search.ratio_search import search_windows
-from intraslice.texts import calibration_tokens
+from intraslice.token_windows import calibration_tokens
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -53,7 +53,7 @@ GERMAN = {"lang": "de"}
 TRANSLATED = (
     *("core/cache.py", "core/checks.py", "core/config.py", "evaluation/generation.py", "modeling/families.py"),
     *("modeling/hidden_states.py", "pipeline.py", "planning", "pretrained/hub.py", "pretrained/memory.py"),
-    *("pretrained/sources.py", "recovery/distill.py", "size_target.py", "texts.py", "untrusted/layer_files.py"),
+    *("pretrained/sources.py", "recovery/distill.py", "size_target.py", "token_windows.py", "untrusted/layer_files.py"),
     "untrusted/text_files.py",
 )
 TEXTS, ERRORS = ("gettext", "lazy_gettext"), ("Message", "UserError", "NoRoomError", "Refused", "_refusal")

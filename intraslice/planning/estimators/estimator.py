@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intraslice.core.config import GRADIENT_GROUP
 from intraslice.core.errors import UserError
-from intraslice.planning.head_table import HeadTable, channel_scores, head_energies, head_table
+from intraslice.planning.kept_heads import HeadTable, channel_scores, head_energies, head_table
 from intraslice.planning.sizes import LayerSizes
 
 

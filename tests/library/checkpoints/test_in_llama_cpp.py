@@ -22,7 +22,7 @@ from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.attention import cut_queries_and_keys
 from intraslice.slicing.mlp import select_neurons
-from intraslice.texts import calibration_tokens, evaluation_tokens
+from intraslice.token_windows import calibration_tokens, evaluation_tokens
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is not installed")
 

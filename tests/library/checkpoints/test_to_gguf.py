@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from torch.nn import functional
 
 from intraslice.checkpoints import to_gguf
-from intraslice.checkpoints.gguf_tensors import Heads, attention_tensors, deci_tensors, shared_heads
+from intraslice.checkpoints.deci_tensors import Heads, attention_tensors, deci_tensors, shared_heads
 from intraslice.checkpoints.gguf_tokenizer import read_tokenizer
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, QUANTISED, gguf_bytes, require_deci, rounded_model, write_gguf
 from intraslice.core.weights import UNROTATED

@@ -17,7 +17,7 @@ from harness import CHOICE
 from refusing import refused
 from tiny_models import WORDS
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
@@ -125,7 +125,7 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
     def start(*words: str) -> Run:
         return Run(parser().parse_args(["paper", "--device", "cpu", *words]))
 
-    monkeypatch.setattr(texts, "read_documents", read)
+    monkeypatch.setattr(token_windows, "read_documents", read)
     run = start()
     chosen = comparisons._with_available_texts(run)
     if missing:

@@ -27,7 +27,7 @@ from intraslice.cli.run import Run, recipe_of
 from intraslice.core.progress import Progress
 from intraslice.evaluation.generation import generate_text
 from intraslice.search.choice import CANDIDATES
-from intraslice.texts import calibration_tokens
+from intraslice.token_windows import calibration_tokens
 
 PROMPT = "w20 w30 w40 w50"
 

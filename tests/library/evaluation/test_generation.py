@@ -32,7 +32,7 @@ from intraslice.evaluation.generation import (
     require_short,
     stream_tokens,
 )
-from intraslice.texts import CHARACTERS_PER_TOKEN
+from intraslice.token_windows import CHARACTERS_PER_TOKEN
 from intraslice.untrusted import process
 
 PROMPT = "w20 w30 w40 w50"

@@ -31,7 +31,7 @@ from intraslice.planning.estimators.output_error import (
     unit_importances,
 )
 from intraslice.planning.estimators.pca import pca_importance
-from intraslice.planning.head_table import MIN_HEAD_FRACTION, HeadTable, channel_scores, head_energies, head_table
+from intraslice.planning.kept_heads import MIN_HEAD_FRACTION, HeadTable, channel_scores, head_energies, head_table
 from intraslice.planning.profile import Ranking
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
 from intraslice.planning.sizes import LayerSizes

@@ -9,7 +9,7 @@ from refusing import refused
 from test_plans import KINDS, MODELS, counted, profile_of
 
 from intraslice.core.config import Lock, SliceConfig, lock_words, parse_lock
-from intraslice.planning.head_table import RULES
+from intraslice.planning.kept_heads import RULES
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, head_rules, make_plan
 

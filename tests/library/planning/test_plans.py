@@ -13,7 +13,7 @@ from refusing import refused
 
 from intraslice.core.config import MODULE_KINDS, Alignment, SliceConfig
 from intraslice.planning.estimators import Importances
-from intraslice.planning.head_table import head_energies, head_table
+from intraslice.planning.kept_heads import head_energies, head_table
 from intraslice.planning.profile import MASKED_FRACTION, LayerProfile, Profile
 from intraslice.planning.ratios import SlicePlan, importances_along, make_plan, removal_sparsities
 from intraslice.planning.sizes import LayerSizes, all_aligned

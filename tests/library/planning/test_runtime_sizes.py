@@ -8,7 +8,7 @@ import torch
 from test_plans import KINDS, MODELS, counted, profile_of
 
 from intraslice.core.config import SliceConfig
-from intraslice.planning.head_table import EvenHeads, even_heads, frontier
+from intraslice.planning.kept_heads import EvenHeads, even_heads, frontier
 from intraslice.planning.profile import Profile
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import BLOCK, LayerPlan, LayerSizes, block_widths

@@ -11,7 +11,7 @@ from refusing import refused
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
 from intraslice.diagnostics.token_scores import compare_next_tokens, score_passage
 from intraslice.evaluation.generation import prompt_tokens
@@ -121,8 +121,8 @@ def test_a_slow_tokenizer_is_stopped_wherever_text_is_encoded(folder, monkeypatc
         lambda: prompt_tokens(tokenizer, text),
         lambda: score_passage(model, model, tokenizer, text),
         lambda: compare_next_tokens(model, model, tokenizer, text),
-        lambda: texts.calibration_tokens(tokenizer, calibration),
-        lambda: texts.evaluation_tokens(tokenizer, EvaluationConfig(calibration.text, 128, 32)),
+        lambda: token_windows.calibration_tokens(tokenizer, calibration),
+        lambda: token_windows.evaluation_tokens(tokenizer, EvaluationConfig(calibration.text, 128, 32)),
     ):
         assert re.search(r"the tokenizer of this model is too slow .*\(it takes more than \d s", refused(work))
         stopped = Mock(side_effect=ValueError("it takes more than 1 s"))  # the others would take as long

@@ -39,7 +39,7 @@ from components.server.app import App
 from components.state.settings import Settings
 from intraslice.core.cache import cache_folder
 from intraslice.pretrained.sources import DEFAULT, SUGGESTED_MODELS
-from intraslice.texts import WIKITEXT
+from intraslice.token_windows import WIKITEXT
 
 
 @pytest.mark.parametrize(("display", "terminal"), [(True, True), (True, False), (False, True)])

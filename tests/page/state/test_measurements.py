@@ -44,7 +44,7 @@ from intraslice.evaluation.perplexity import DenseStates
 from intraslice.loading import LoadedModel, load_model
 from intraslice.planning.profile import LayerProfile
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.texts import calibration_tokens
+from intraslice.token_windows import calibration_tokens
 
 OPENING = parse(Settings(dtype="bfloat16"))
 FOUND = Precomputed().find(PERPLEXITY, OPENING.calibration, Measurements)

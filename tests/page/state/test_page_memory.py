@@ -136,7 +136,7 @@ def test_a_model_is_loaded_and_an_upload_read_once_those_before_leave_memory(kin
         return session.jobs.scheduler.start(name, work)
 
     monkeypatch.setattr(calibrations, "load_model", take_memory)
-    monkeypatch.setattr(calibrations.texts, "training_tokens", take_memory)
+    monkeypatch.setattr(calibrations.token_windows, "training_tokens", take_memory)
     monkeypatch.setattr(calibrations, "estimate_memory", lambda *_: MemoryEstimate(0, 0, 2**40))
     first = start("one.parquet")
     assert begins.wait(60)

@@ -10,9 +10,9 @@ import torch
 from file_formats import write_documents, write_table
 from refusing import refused
 
-from intraslice import texts
+from intraslice import token_windows
 from intraslice.core.config import CalibrationConfig, EvaluationConfig
-from intraslice.texts import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
+from intraslice.token_windows import NAMED_CORPORA, calibration_tokens, describe, evaluation_tokens, read_documents
 
 # 20 documents of 10 words, no word twice: a token says which document it comes from.
 DOCUMENTS = [" ".join(f"d{document}w{word}" for word in range(10)) for document in range(20)]
@@ -57,7 +57,7 @@ def test_evaluation_reads_in_order_calibration_by_the_seed_and_both_apart(name, 
 @pytest.mark.parametrize(("sequences", "read"), [(1, 5), (3, 8), (8, 8)])
 def test_training_reads_on_where_calibration_ends_as_far_as_the_text_goes(tmp_path, tokenizer, sequences, read):
     config = CalibrationConfig(str(write(tmp_path, "own.txt")), sequences, length=25, seed=3)
-    tokens = texts.training_tokens(tokenizer, config)
+    tokens = token_windows.training_tokens(tokenizer, config)
     assert tokens.shape == (read, 25)
     assert torch.equal(tokens[:sequences], calibration_tokens(tokenizer, config))
 
@@ -113,7 +113,7 @@ def test_a_text_of_little_else_than_blanks_is_not_tokenised_whole(tmp_path, toke
     path = str(write(tmp_path, "own.txt", ["d0w0" + " " * 500_000 + "d0w1", "d0w2"]))
     message = refused(evaluation_tokens, tokenizer, EvaluationConfig(path, tokens=60, window=60))
     assert "has 1 tokens for evaluation, expected 60" in message
-    assert max(taken) < 2 * texts.CHARACTERS_PER_TOKEN * 76
+    assert max(taken) < 2 * token_windows.CHARACTERS_PER_TOKEN * 76
 
 
 def test_too_few_tokens_says_how_many_there_are(tmp_path, tokenizer):
@@ -184,7 +184,9 @@ def test_the_default_gives_the_windows_it_always_gave(default_model):
 
 
 def test_wikitext_without_the_hub_is_one_clear_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(texts, "hf_hub_download", Mock(side_effect=texts.LocalEntryNotFoundError("not cached")))
+    monkeypatch.setattr(
+        token_windows, "hf_hub_download", Mock(side_effect=token_windows.LocalEntryNotFoundError("not cached"))
+    )
     assert "use 'default'" in refusal("wikitext2")
 
 
@@ -192,7 +194,7 @@ def test_wikitext_is_the_usual_stream_in_articles(tmp_path, monkeypatch):
     rows = ["", " = One = \n", "", " text = of one \n", " = = Section = = \n", "", " = Two = \n", " text \n"]
     pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "part.parquet")
     served = Mock(return_value=str(tmp_path / "part.parquet"))
-    monkeypatch.setattr(texts, "hf_hub_download", served)
+    monkeypatch.setattr(token_windows, "hf_hub_download", served)
     articles = read_documents("wikitext2", "evaluation")
     assert [article.strip().splitlines()[0].strip() for article in articles] == ["= One =", "= Two ="]
     assert "\n\n".join(articles) == "\n\n".join(rows)
