@@ -36,7 +36,7 @@ isx.look = async () => {
 };
 
 function perhaps() {
-  if (waiting || document.visibilityState === "hidden" || Date.now() < asked + PAUSE) return;
+  if (waiting || document.hidden || Date.now() < asked + PAUSE) return;
   asked = Date.now();
   isx.look();
 }

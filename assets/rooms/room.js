@@ -220,7 +220,7 @@ const hooks = {
   },
 };
 
-document.addEventListener("visibilitychange", () => room && !over && document.visibilityState === "visible" && poll());
+document.addEventListener("visibilitychange", () => room && !over && !document.hidden && poll());
 
 isx.room = {
   start,

@@ -15,7 +15,7 @@ DEVICE = ("device/files.js", "device/engine.js", "device/answers.js", "device/pa
 LESSON = ("lesson/controls.js", "lesson/answers.js", "lesson/lesson.js")
 ROOMS = ("rooms/chart.js", "rooms/room.js", "rooms/record.js", "rooms/panel.js")
 FRAME = (
-    *("anatomy.js", "facts.js", "page.js", "history.js", "tried/store.js"),
+    *("in_order.js", "anatomy.js", "facts.js", "page.js", "history.js", "tried/store.js"),
     *("tour.js", "awake.js", "presenter.js", "keys.js"),
 )
 COMPONENTS = ("chart", "copy", "overrides", "passage", "tried/panel", "device/compare")

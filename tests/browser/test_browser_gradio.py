@@ -1,11 +1,13 @@
 """What plain gradio does in the browser, beside what our workarounds make of it."""
 
 import time
+from collections.abc import Iterator
 
 import gradio as gr
 import pytest
 from starlette.middleware import Middleware
 
+from components.assets import ASSETS
 from components.gradio_compat.browser.on_latest import SILENT, on_latest
 from components.gradio_compat.page_config import CachedPage
 from components.server.middleware import in_language
@@ -21,6 +23,17 @@ COUNT_COPIES = """() => {
 }"""
 
 
+# Every second message is handled as in a hidden page, and timers are as late as there.
+HIDE_AND_SHOW = """() => {
+    let reads = 0;
+    Object.defineProperty(Document.prototype, "visibilityState", { get: () => (reads++ % 2 ? "hidden" : "visible") });
+    const later = window.setTimeout;
+    window.setTimeout = (call, wait, ...values) => later(call, wait || 300, ...values);
+    window.seen = new Set();
+    setInterval(() => window.seen.add(document.querySelector("#growing textarea")?.value), 5);
+}"""
+
+
 class Page:
     """A page that shows what is worked around: each twice, as plain gradio has it and as we do."""
 
@@ -32,10 +45,17 @@ class Page:
             text, *answers = (gr.Textbox(elem_id=name) for name in ("text", "first", "second"))
             for answer in answers:
                 on_latest([text.input], fn=self._answer, inputs=text, outputs=answer, queue=False)
+            growing, grow = gr.Textbox(elem_id="growing"), gr.Button("grow", elem_id="grow")
+            grow.click(self._grow, None, growing)
             large, done = gr.HTML(LARGE), gr.Textbox(elem_id="done")
             for kind, progress in (("plain", {"show_progress": "hidden"}), ("ours", SILENT)):
                 button = gr.Button(kind, elem_id=f"call-{kind}")
                 button.click(lambda kind=kind: (f"{LARGE}{kind}", kind), None, [large, done], **progress)
+
+    def _grow(self) -> Iterator[str]:
+        for length in range(1, 9):
+            time.sleep(0.03)
+            yield "a" * length
 
     def _answer(self, text: str) -> str:
         self.texts.append(text)
@@ -98,3 +118,17 @@ def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_grad
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
     tab = visit_gradio(width=400)
     tab.wait_for_selector("#sidebar.open")
+
+
+def test_plain_gradio_shows_changes_out_of_order_where_a_page_becomes_hidden_and_ours_does_not(visit_gradio) -> None:
+    shown = {}
+    for kind in ("plain", "ours"):
+        tab = visit_gradio()
+        tab.evaluate(HIDE_AND_SHOW)
+        if kind == "ours":
+            tab.evaluate(f"() => {{ {(ASSETS / 'in_order.js').read_text(encoding='utf-8')} }}")
+        tab.click("#grow")
+        tab.wait_for_timeout(2000)
+        shown[kind] = {text for text in tab.evaluate("[...window.seen]") if text.strip("a")}
+    assert shown["plain"]
+    assert not shown["ours"]

@@ -11,6 +11,7 @@ Scripts and styles in `assets/` rely on these names in gradio's page; `tests/bro
 - `.block`, the frame of a component (`presenter.js`, `page.css`), and the `input` elements in a slider and a radio;
 - `.form`, `.styler`, `.tab-like-container`, `.upload-container` and `footer`, whose looks `page.css` and `outside.css`
   change;
+- `document.visibilityState`, by which its client decides when it handles a message (`in_order.js`);
 - `window.gradio_config.root`, the page's address behind a proxy (`awake.js`);
 - `element`, `props`, `watch` and `trigger` in the scope of `gr.HTML(js_on_load=...)`, which are documented.
 """
