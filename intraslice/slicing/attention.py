@@ -5,7 +5,7 @@ H query heads, K key/value heads, d channels per head, D hidden size; primes mar
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,10 +14,22 @@ from torch import Tensor
 from intraslice.core.linalg import RIDGE, damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
-# Has `kv_head`, `frequency` and `norms`, which decide what may be cut: `AttentionWeights`, an attention module, units.
-HeadLayout = Any
 # Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
 Chosen = tuple[Int[Tensor, "kv_kept dim"], Int[Tensor, "kv_kept kept_pairs"]]
+
+
+@runtime_checkable
+class HeadLayout(Protocol):
+    """What decides which channels may be cut: of `AttentionWeights`, of an attention module, or of its units."""
+
+    @property
+    def kv_head(self) -> Int[Tensor, " heads"]: ...
+
+    @property
+    def frequency(self) -> Int[Tensor, "kv_heads pairs"]: ...
+
+    @property
+    def norms(self) -> object | None: ...
 
 
 def choose_channels(
