@@ -56,6 +56,7 @@ class Rooms:
 
     def __init__(self, folder: Path) -> None:
         self._store = Store(folder)
+        self.lock = self._store.lock  # held while the classes are read or changed
         self._creators: dict[str, str] = {}  # network addresses by code
         # By code and address: the time at which its students so far would have joined, one every `limits.JOIN_SECONDS`.
         self._paced: dict[tuple[str, str], float] = {}

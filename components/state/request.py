@@ -7,6 +7,7 @@ are checked when the plan is computed (`Session`), that a path is an upload befo
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +118,7 @@ def from_recipe(recipe: Recipe) -> Request:
     return parse(Settings(**{name: values[name] for name in Settings._fields if name in values}))
 
 
+@cache
 def default_slicing() -> SliceConfig:
     """The slicing config that the page opens with."""
     return _slicing(Settings())
