@@ -18,9 +18,9 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 DOCUMENTS.append(ROOT / "docs" / "llms.txt")
 EXAMPLES = {"energy", "random-heads"}  # which docs/extending.md adds; tests/test_extending.py runs those commands
 MAX_LINES_OF = {
-    "architecture.md": 270,
+    "architecture.md": 240,
     "README.md": 90,
-    "CONTRIBUTING.md": 80,
+    "CONTRIBUTING.md": 90,
     "CHANGELOG.md": 80,
     "results.md": 530,
     "usage.md": 260,
