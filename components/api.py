@@ -44,7 +44,7 @@ def evaluate(session: Session, request: Request, client: str) -> dict[str, Any]:
     and units: "3 attention head 5 keep" (or "remove") a query head, "7 mlp neurons 400" how many neurons are kept.
     `shapes` is "free", or "runtime": shapes that llama.cpp runs without padding. `recovery` is "none", "distill":
     training the sliced model to match the dense one, which takes minutes, or "distill-own": on its own
-    texts as well, against loops.
+    texts as well, against loops. `iterative` was removed, and can only be false.
     `samples` is the number of sequences that the dense model samples for the calibration, beside `sequences` of the
     text; the thorough budget has 16 and 128: better slices, in five times the time.
     `upload` is your own text, passed with `handle_file` of gradio_client; on a desktop its path is enough.

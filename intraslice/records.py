@@ -34,7 +34,7 @@ class Recipe:
     def slice_options(self) -> dict[str, Any]:
         """The settings of the slice, as JSON."""
         config = self.slicing
-        apart = ("sparsity", "iterative_above", "locked", "recovery")
+        apart = ("sparsity", "locked", "recovery")
         names = [field.name for field in fields(config) if field.name not in apart]
         options = {"model": self.model, "method": self.method} | {name: getattr(config, name) for name in names}
         options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}

@@ -109,7 +109,7 @@ function show(index, set = true) {
 
 function link({ id, title }, index) {
   const wanted = new URLSearchParams(location.search);
-  ["sparsity", "estimator", "bias", "cap", "order", "iterative", "locked", "tab"].forEach((name) => wanted.delete(name));
+  ["sparsity", "estimator", "bias", "cap", "order", "locked", "tab"].forEach((name) => wanted.delete(name));
   wanted.set("lesson", index + 1);
   const label = fill(words.step, { step: index + 1, steps: steps.length, title });
   const current = index === at ? { "aria-current": "step" } : {};

@@ -47,7 +47,6 @@ def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *o
     arguments += ["--estimator", slicing.estimator]
     arguments += [] if slicing.bias is None else ["--bias", _number(slicing.bias)]
     arguments += ["--cap", _number(slicing.cap), "--order", slicing.order]
-    arguments += ["--iterative"] if slicing.iterative else []
     arguments += [] if slicing.shapes == "free" else ["--shapes", slicing.shapes]
     arguments += [] if slicing.recovery == NO_RECOVERY else ["--recover", slicing.recovery]
     for lock in slicing.locked:

@@ -82,6 +82,7 @@ COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
     ),
     "seed": partial(_number, label=lazy_gettext("Seed"), minimum=0, maximum=checks.MAX_INTEGER),
     "samples": partial(_number, label=lazy_gettext("Samples"), visible=False),  # set by `Controls.budget`
+    "iterative": partial(gr.Checkbox, visible=False),
     "bias": lambda **options: gr.Number(
         label=lazy_gettext("Bias: above 1 prunes MLPs more; empty: set by the importances"),
         visible=False,
@@ -110,13 +111,6 @@ COMPONENTS: dict[str, Callable[..., gr.components.Component]] = {
             "One-shot fits every layer to the dense model, at once. Sequential, as in the paper, fits each layer to "
             "those sliced before it, which takes minutes."
         ),
-    ),
-    "iterative": partial(
-        gr.Checkbox,
-        label=lazy_gettext(
-            "Train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential only, slow)"
-        ),
-        container=False,
     ),
     "locked": partial(gr.Textbox, label=lazy_gettext("Ratios set manually"), interactive=False, max_lines=3),
 }

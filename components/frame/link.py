@@ -49,16 +49,17 @@ def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
 def restore(caller: gr.Request) -> dict[str, Any]:
     """Read the address bar: settings, pinned setting, layer, prompt and tab of a link.
 
-    Invalid values are replaced by the defaults, a model with a notice (HTML); a link that is too long is ignored.
-    A link always names the precision, so that other machines show the same numbers; without a link it is this
-    machine's default. A step of the lesson (`?lesson=3`) stands for its initial state.
+    Invalid values are replaced by the defaults, with a notice (HTML) of a model or of what was removed; a link that is
+    too long is ignored. A link always names the precision, so that other machines show the same numbers; without a link
+    it is this machine's default. A step of the lesson (`?lesson=3`) stands for its initial state.
     """
     query: Mapping[str, str] = dict(caller.query_params) if caller else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
         query = {}
     query = {**state_of(query.get("lesson")), **query}
-    linked, model = read(query), query.get("model", "")
-    notice = ""
+    refused: list[ValueError] = []
+    linked, model = read(query, refused), query.get("model", "")
+    problems = [error for error in refused if str(error) in checks.RETIRED.values()]
     if model not in ("", linked["model"]):
         text = lazy_gettext(
             "This page does not load the link's model, {model}, and shows the default model instead. To use that "
@@ -66,7 +67,8 @@ def restore(caller: gr.Request) -> dict[str, Any]:
             "of its repository) and choose it there.",
             model=checks.quoted(model),
         )
-        notice = formatting.problem(ValueError(text))
+        problems.append(ValueError(text))
+    notice = "".join(map(formatting.problem, problems))
     return linked | {"tabs": gr.Tabs(selected=query.get("tab", FIRST_TAB)), "notice": notice}
 
 
@@ -82,30 +84,30 @@ def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
     return restored | {"layer": layer if last == LAST_LAYER else gr.update(value=layer, maximum=last)}
 
 
-def read(query: Mapping[str, str]) -> dict[str, Any]:
-    """The values of a link's query, without the tab; invalid values are replaced by the defaults."""
-    linked = {
-        name: _checked(name, pinned_text.typed(query.get(name), default), default)
-        for name, default in default_link().items()
-    }
+def read(query: Mapping[str, str], refused: list[ValueError] | None = None) -> dict[str, Any]:
+    """The values of a link's query, without the tab; invalid ones are replaced by the defaults, errors in `refused`."""
+    linked = default_link()
+    for name, default in linked.items():
+        try:
+            linked[name] = _checked(name, pinned_text.typed(query.get(name), default), default)
+        except ValueError as error:
+            if refused is not None:
+                refused.append(error)
     linked["dtype"] = linked["dtype"] if linked["dtype"] in PRECISIONS else default_precision()
     linked["prompt"] = linked["prompt"] or PROMPT
     return linked
 
 
 def _checked(name: str, value: Any, default: Any) -> Any:
-    """The value if a link may set it and it is valid, or else the default."""
+    """The value if a link may set it, or else the default. Raises ValueError for an invalid one."""
     control = CONTROLS.get(name)
-    try:
-        if name in CHECKS:
-            return CHECKS[name](value)
-        if control is None:
-            return _pinned(value)
-        if control.slider:
-            checks.number(name, value, *control.slider)
-        parse(Settings()._replace(**{name: value}))
-    except ValueError:
-        return default
+    if name in CHECKS:
+        return CHECKS[name](value)
+    if control is None:
+        return _pinned(value)
+    if control.slider:
+        checks.number(name, value, *control.slider)
+    parse(Settings()._replace(**{name: value}))
     return value if control.in_link else default
 
 

@@ -78,10 +78,10 @@ class Plans:
     def simplest(self, source: Source | None, config: SliceConfig) -> SliceConfig:
         """The config without a cap and ratios set manually that change no size: the same slice, with the same numbers.
 
-        Refining depends on the ratios themselves, so a config with it is returned as it is; so is one without a source.
+        Without a source the config is returned as it is.
         """
         simpler = replace(config, cap=SliceConfig.cap, locked=())
-        if source is None or simpler == config or config.iterative:
+        if source is None or simpler == config:
             return config
         try:
             plans = [self.plan(source, each).layers for each in (config, simpler)]

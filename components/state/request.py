@@ -107,8 +107,9 @@ def parse(settings: Settings) -> Request:
             product=config.tokens,
             limit=max_tokens,
         )
+    CONTROLS["iterative"].check(settings.iterative)  # in no config
     model, dtype = CONTROLS["model"].check(settings.model), choose_dtype(settings.dtype, choose_device())
-    return Request(settings, CalibrationKey(model, dtype, config), _slicing(settings))
+    return Request(settings, CalibrationKey(model, dtype, config), SliceConfig(**_checked(settings, SliceConfig)))
 
 
 def from_recipe(recipe: Recipe) -> Request:
@@ -121,17 +122,12 @@ def from_recipe(recipe: Recipe) -> Request:
 @cache
 def default_slicing() -> SliceConfig:
     """The slicing config that the page opens with."""
-    return _slicing(Settings())
+    return SliceConfig(**_checked(Settings(), SliceConfig))
 
 
 def default_precision() -> Precision:
     """The precision that suits this machine, for when none is chosen."""
     return choose_dtype(AUTO, choose_device())
-
-
-def _slicing(settings: Settings) -> SliceConfig:
-    values = _checked(settings, SliceConfig)
-    return SliceConfig(**values | {"iterative": values["iterative"] and settings.order == "sequential"})
 
 
 def _checked(settings: Settings, config: type, without: str = "") -> dict[str, Any]:

@@ -95,6 +95,13 @@ def _locks(text: Any) -> tuple[Lock, ...]:
     return tuple(parse_lock(part) for part in text.split(",") if part.strip())
 
 
+def _not_iterative(value: Any) -> bool:
+    """Check the value of the removed option: False. Raises UserError, of True with what replaces it."""
+    if checks.flag("iterative", value):
+        checks.require_current("iterative")
+    return False
+
+
 def _integer(name: str, low: int, limit: Limit | None, describe: Callable[[int], str]) -> Control:
     def check(value: Any) -> int:
         return checks.integer(name, value, low, limit.value if limit else checks.MAX_INTEGER)
@@ -145,13 +152,8 @@ class Settings(NamedTuple):
     order: Annotated[
         str, Control(describe=lambda order: gettext("sequential") if order == "sequential" else gettext("one-shot"))
     ] = "one-shot"
-    iterative: Annotated[
-        bool,
-        Control(
-            lambda value: checks.flag("iterative", value),
-            lambda is_on: gettext("MLP neurons trained") if is_on else gettext("MLP neurons not trained"),
-        ),
-    ] = False
+    # Removed; its place stays, so that positional calls stay valid.
+    iterative: Annotated[bool, Control(_not_iterative)] = False
     locked: Annotated[str, Control(_locks)] = ""  # as in `_locks`, ratios in per cent
     dtype: Annotated[str, Control(describe=str, calibrates=True)] = "auto"
     shapes: Annotated[

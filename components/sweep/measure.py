@@ -224,8 +224,6 @@ def _flops(plan: Plan, point: Point) -> float:
         training, dense = plan.texts.tokens_for(point.method, plan.base), plan.loaded.model
         cost = cost_of(dense, dense, training, method.recovery(plan.base), plan.base.epochs, calibration_tokens)
         tokens += round(sum(cost or ()) * calibration_tokens)
-    if method.uses_order and plan.base.iterative:
-        tokens += 20 * calibration_tokens
     if plan.speed and point.quantise == "none":  # a decoded token takes as long as about ten tokens of prefill
         tokens += 2 * (plan.speed.repeats + 1) * (plan.speed.prompt + 10 * plan.speed.new)
     return forward * tokens

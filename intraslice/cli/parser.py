@@ -57,8 +57,6 @@ def _options_of(config: type) -> list[Option]:
         hint, text, flag = hints[field.name], settings.pop("help"), settings.pop("flag")
         if settings.get("registry") is ESTIMATORS:
             settings["type"] = _estimator
-        elif hint is bool:
-            settings["action"] = "store_true"
         elif get_origin(hint) is Literal:
             settings["choices"] = get_args(hint)
         elif "nargs" not in settings:
@@ -253,11 +251,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
     "benchmark": {"eval_tokens": 1024, "sequences": 4, "threads": 1},
 }
 UNUSED = {  # options, or groups of those of all commands, that a command has no use for
-    "ratios": "--order --iterative --recover --epochs --eval-tokens",
+    "ratios": "--order --recover --epochs --eval-tokens",
     "check": "slicing evaluation --verify --device-map --calibration --seed --targets",
     "export": "slicing calibration evaluation",
     "generate": "--eval-tokens",
-    "search": "--method --sparsity --slicing --order --iterative --recover --epochs --eval-tokens",
+    "search": "--method --sparsity --slicing --order --recover --epochs --eval-tokens",
     "sweep": "--method --estimator --sparsity --slicing",
     "tasks": "--method --slicing --eval-tokens",
     "paper": "--method --sparsity --slicing",
@@ -303,7 +301,7 @@ class _Retired(argparse.Action):
     """A removed option, which ends the command with what replaces it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        parser.error(RETIRED[self.option_strings[0]])
+        parser.error(RETIRED[self.dest])
 
 
 def parser() -> argparse.ArgumentParser:
@@ -342,6 +340,7 @@ def _add_command(
                 common += [] if owners else [dest]
         if title in words:
             unused += common
+    subparser.add_argument("--iterative", nargs=0, action=_Retired, help=argparse.SUPPRESS)
     subparser.set_defaults(run=run, unused=unused, **DEFAULTS.get(name, {}))
     return subparser
 

@@ -212,7 +212,6 @@ def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
             "--estimator auto": is_auto(arguments),
             "--stream": getattr(arguments, "stream", False),
             f"recovery {recovery}": recovery != NO_RECOVERY,
-            "--iterative": method.uses_order and slicing.iterative,
             f"{method.name} in the sequential order": sequential and method.name != "intraslice",
         }
     else:

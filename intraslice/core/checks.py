@@ -17,10 +17,11 @@ MAX_INTEGER = 2**31 - 1
 RETIRED = {
     "distill-ce": "distill-ce was removed; use distill, after which KL is lower on every text",
     "exchange": "exchange was removed; use search, with --passes instead of --exchanges",
+    "iterative": "iterative was removed; use order sequential, or recovery distill, which trains all layers together",
     "prices": "prices was removed; use search, which moves parameters between modules as long as the measured KL "
     "decreases",
     "svd": "svd was removed; use modegpt or flatllm, whose models can also be saved",
-    "--vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
+    "vllm": "--vllm was removed; use --gguf for llama.cpp, or open the folder with transformers",
 }
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
-from intraslice.core.checks import check_fields, flag, integer, number, one_of, quoted
+from intraslice.core.checks import check_fields, integer, number, one_of, quoted
 from intraslice.core.errors import Message, UserError
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
 
@@ -144,8 +144,8 @@ class SliceConfig:
 
     `bias` is the paper's lambda_b. `locked` ratios and units (see `parse_lock`) are fixed by the user; all else
     compensates, so that the total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free
-    ones in multiples are "mlp=64 dim=8" and the like (see `canonical_shapes`). `iterative` refines MLPs whose ratio is
-    above `iterative_above`. A `recovery` trains after slicing, for `epochs`; the rest of it is in its class.
+    ones in multiples are "mlp=64 dim=8" and the like (see `canonical_shapes`). A `recovery` trains after slicing, for
+    `epochs`; the rest of it is in its class.
     """
 
     sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")
@@ -167,10 +167,6 @@ class SliceConfig:
         "sequential",
         "sequential: fits a layer on the outputs of the sliced layers before it; one-shot: on the dense moments",
     )
-    iterative: bool = option(
-        False, "train the kept neurons of MLPs pruned by more than 35% to match the dense MLP (sequential order; slow)"
-    )
-    iterative_above: float = 0.35
     locked: tuple[Lock, ...] = option(
         (),
         "fix the ratio of one module, such as --lock 7 mlp 25, its neurons, such as --lock 7 mlp neurons 400, or a "
@@ -225,13 +221,8 @@ class SliceConfig:
         ESTIMATORS.require(self.estimator)
         check_fields(self, one_of, order=(get_args(Order),), recovery=((NO_RECOVERY, *RECOVERIES),))
         object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
-        check_fields(self, number, iterative_above=(0, 1), head_fraction=(1e-3, 1, "1 is a whole head"))
+        check_fields(self, number, head_fraction=(1e-3, 1, "1 is a whole head"))
         check_fields(self, integer, gradient_group=(1,), epochs=(0,))
-        check_fields(self, flag, iterative=())
-        if self.iterative and self.order != "sequential":
-            raise UserError(
-                "iterative requires order 'sequential', got 'one-shot'; change the order, or set iterative to False"
-            )
         if self.sparsity > self.cap:
             raise UserError(
                 "sparsity must be at most the cap, {cap:g}%, got {sparsity:g}%; raise the cap or lower the sparsity",

@@ -5,7 +5,7 @@ frequency. Channels that the model does not rotate (partial rotary) also form pa
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -61,10 +61,7 @@ class MLPWeights:
     activation: str  # a key of transformers' ACT2FN
 
 
-Weights = TypeVar("Weights", AttentionWeights, MLPWeights)
-
-
-def converted(weights: Weights, dtype: torch.dtype) -> Weights:
+def converted(weights: AttentionWeights, dtype: torch.dtype) -> AttentionWeights:
     """A copy of the weights in another precision, outside any gradient; indices stay as they are."""
     floats: dict[str, Any] = {
         name: value.detach().to(dtype, copy=True)

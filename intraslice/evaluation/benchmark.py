@@ -123,8 +123,7 @@ def measure_costs(
     ratios = {"calibrate": reference_forwards(passing - closing, algebra)}
 
     def slicing(method: str, order: Order) -> Job[PreTrainedModel]:
-        ordered = replace(config, order=order, iterative=config.iterative and order == "sequential")
-        plan = plan_by(method, model, stats, ordered)
+        plan = plan_by(method, model, stats, replace(config, order=order))
         return lambda progress: slice_by(method, model, plan, stats, tokens, progress=progress)
 
     for job, method in SLICE_JOBS.items():
@@ -163,7 +162,7 @@ def measure_shapes(
     stats = calibrate(loaded, tokens, targets, progress=report)
     models = {"dense": model}
     for name, shapes in {FREE: FREE, **PRESETS}.items():
-        aligned = replace(config, shapes=shapes, order="one-shot", iterative=False)
+        aligned = replace(config, shapes=shapes, order="one-shot")
         try:
             plan = plan_by("intraslice", model, stats, aligned)
         except UserError:

@@ -191,7 +191,7 @@ class _Sweep:
             return self.path(f"{point}")
         config, method, texts = self.config(point), METHODS.require(point.method), self.texts
         # Options that a method ignores do not change the cache key.
-        ignored: dict[str, Any] = {"estimator": "uniform", "order": "one-shot", "iterative": False, "shapes": FREE}
+        ignored: dict[str, Any] = {"estimator": "uniform", "order": "one-shot", "shapes": FREE}
         config = replace(config, **{name: value for name, value in ignored.items() if name in method.unused})
         if method.recovery(config) == NO_RECOVERY:
             config = replace(config, epochs=0)

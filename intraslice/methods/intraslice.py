@@ -40,7 +40,7 @@ class IntraSlicePlus(IntraSlice):
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
         recovery = self.recovery(config)
-        return super().plan(model, stats, replace(config, order="one-shot", iterative=False, recovery=recovery))
+        return super().plan(model, stats, replace(config, order="one-shot", recovery=recovery))
 
     def recovery(self, config: SliceConfig) -> str:
         return "distill"

@@ -39,7 +39,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
 
     uses_estimator: ClassVar[bool] = False  # ratios come from the estimator of the config
     uses_bias: ClassVar[bool] = False  # uses `bias` of the config without an estimator
-    uses_order: ClassVar[bool] = False  # uses `order` and `iterative` of the config
+    uses_order: ClassVar[bool] = False  # uses `order` of the config
     uses_shapes: ClassVar[bool] = True  # uses `shapes` of the config
     uses_cap: ClassVar[bool] = True  # the cap of the config limits its ratios
     slices_residual_stream: ClassVar[bool] = False  # instead of single modules, whose ratios can be locked
@@ -86,7 +86,7 @@ class SlicingMethod(ABC, Generic[PlanType]):
         """The fields of the config that this method does not use."""
         unused = [] if self.uses_estimator else ["estimator", "head_fraction", "gradient_group"]
         unused += [] if self.uses_estimator or self.uses_bias else ["bias"]
-        unused += [] if self.uses_order else ["order", "iterative"]
+        unused += [] if self.uses_order else ["order"]
         unused += [] if self.uses_shapes else ["shapes"]
         unused += [] if self.uses_cap else ["cap"]
         return unused + (["locked"] if self.slices_residual_stream else [])

@@ -22,7 +22,6 @@ from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import OutputMoments, choose_channels, keep_channels
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged
-from intraslice.slicing.refine import refine_mlp
 
 Outputs = list[Float[Tensor, "batch tokens hidden"]]  # of a module, to add to the hidden states, by batch
 
@@ -32,10 +31,9 @@ def sequential(
 ) -> SliceModules:
     """Slices a layer, after those before it."""
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
-    refined_above = plan.config.iterative_above if plan.config.iterative else 1.0
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), refined_above)
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel())
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -50,7 +48,6 @@ class _SequentialFit:
     stats: LayerStats
     hidden_states: HiddenStates
     tokens: int
-    refined_above: float  # ratio of MLPs that are refined
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -138,10 +135,6 @@ class _SequentialFit:
         ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), self.stats.mlp_fisher)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
-        if plan.neurons and plan.mlp_ratio > self.refined_above:
-            inputs = map(norm, self.hidden_states.hidden)
-            mlp = SlicedMLP(refine_mlp(weights, mlp.weights(), inputs, progress=lambda _: pause()))
-            return mlp, self._outputs(mlp, norm, pause)
         kept = ranked.order[: plan.neurons].sort().values
         outputs = []
         for rows in neurons:

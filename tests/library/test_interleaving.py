@@ -50,7 +50,6 @@ JOBS: dict[str, Job] = {
     "calibration": lambda case, progress: calibrate(case.loaded, case.tokens[:4], progress=progress),
     "one-shot": slicing("intraslice"),
     "sequential": slicing("intraslice", order="sequential"),
-    "refined": slicing("intraslice", order="sequential", iterative=True, iterative_above=0.0),
     "cross-module one-shot": slicing("crossmodule"),
     "cross-module sequential": slicing("crossmodule", order="sequential"),
     "axes": axes,

@@ -47,8 +47,6 @@ REFUSED: list[tuple[Any, str, list[Any], str]] = [
     (SliceConfig, "shapes", ["square", 1, "mlp=64 mlp=64", "dim=7", "dim=-8"], MULTIPLES),
     (SliceConfig, "shapes", ["mlp", "mlp=0", "mlp=5000", "width=8", ""], MULTIPLES),
     (SliceConfig, "recovery", ["magic"], "one of none, distill, distill-own"),
-    (SliceConfig, "iterative", ["no", 1], "true or false"),
-    (SliceConfig, "iterative_above", [-0.1], "a number from 0 to 1"),
     (SliceConfig, "head_fraction", [0.0, 1.5], "a number from 0.001 to 1 (1 is a whole head)"),
     (SliceConfig, "gradient_group", [0], POSITIVE),
     (SliceConfig, "epochs", [False, -1, 0.5], COUNT),
@@ -114,7 +112,6 @@ def locking(*locks: tuple) -> partial:
     ("call", "message"),
     [
         (partial(SliceConfig, 0.6, cap=0.5), "sparsity must be at most the cap, 50%, got 60%"),
-        (partial(SliceConfig, iterative=True, order="one-shot"), "iterative requires order 'sequential', got 'one"),
         *(
             (partial(SliceConfig, locked=wrong), "locked must have a layer, a module")
             for wrong in (None, 7, ((0, "mlp"),), "a", ((0, "mlp", "head", 1, "keep"),), ((0, "mlp", "neurons", 1, 2),))

@@ -109,6 +109,8 @@ def test_bad_input_beyond_the_fields_bounds_or_what_was_removed_comes_back_in_wo
         ("'much' is not a locked ratio; expected layer, module and percentage", "command_lines", {"locked": "much"}),
         ("vd was removed; use modegpt", "sweep_table", {"methods": ["svd"]}),
         ("vd was removed; use modegpt", "sweep", {"methods": ["svd"]}),
+        ("terative was removed; use order sequential", "evaluate", {"order": "sequential", "iterative": True}),
+        ("terative was removed; use order sequential", "command_lines", {"iterative": True}),
     ):
         with pytest.raises(AppError, match=words):
             client.predict(**values, api_name=f"/{endpoint}")
@@ -117,6 +119,8 @@ def test_bad_input_beyond_the_fields_bounds_or_what_was_removed_comes_back_in_wo
         assert fields[label]["maximum"] == limit.desktop
         with pytest.raises(AppError, match=f"{label} must be a whole number from .*, got {limit.desktop + 1}"):
             client.predict(**{label.lower(): limit.desktop + 1}, api_name="/evaluate")
+    with pytest.raises(AppError, match="terative was removed; use order sequential"):
+        client.predict(*Settings(order="sequential", iterative=True), api_name="/evaluate")
     with pytest.raises(AppError, match="rices was removed; use search"):
         client.predict(*Settings(), 0, api_name="/prices")
     assert "/prices" not in client.view_api(return_format="dict", print_info=False)["named_endpoints"]

@@ -35,7 +35,7 @@ SETTINGS = {
     "as it opens": {},
     "by hand": {"sparsity": 41, "estimator": "fisher", "bias": 1.05, "cap": 77, "locked": LOCKED}
     | {"dtype": "bfloat16", "samples": 2},
-    "the paper's order": {"sparsity": 50, "order": "sequential", "iterative": True, "seed": 3, "dtype": "float32"},
+    "the paper's order": {"sparsity": 50, "order": "sequential", "seed": 3, "dtype": "float32"},
     "recovered": {"sparsity": 45, "recovery": "distill", "dtype": "float32"},
     "for a runtime": {"shapes": "runtime", "cap": 100, "locked": "1 mlp 100, 0 attention head 3 remove"},
 }

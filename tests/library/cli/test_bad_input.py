@@ -77,6 +77,8 @@ BY_ARGPARSE = [
     ("evaluate --method svd", "was removed; use modegpt"),
     ("sweep --methods intraslice svd", "was removed; use modegpt"),
     ("export --vllm folder", "was removed; use --gguf"),
+    ("slice --out folder --iterative", "iterative was removed; use order sequential"),
+    ("publish --iterative --out page.html", "iterative was removed; use order sequential"),
 ]
 
 

@@ -5,13 +5,15 @@ import sys
 
 import pytest
 
+import intraslice
 from intraslice.__main__ import main
+from intraslice.checkpoints.format import save
 from intraslice.core.registry import ESTIMATORS
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.precision import choose_device, choose_dtype
 
 KEYS = """
-model method estimator head_fraction gradient_group bias cap order shapes iterative epochs locked sparsity_asked
+model method estimator head_fraction gradient_group bias cap order shapes epochs locked sparsity_asked
 removed_fraction parameters kv_bytes_per_token perplexity perplexity_error perplexity_ratio divergence ratios protocol
 seconds peak_rss_bytes
 """
@@ -58,6 +60,16 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, error_of, method, c
     for more in ("", " --stream --order one-shot"):
         message = error_of(f"slice --model sliced --out again{more}")
         assert "sliced is sliced already; expected a dense model" in message
+
+
+def test_a_folder_that_was_made_with_a_removed_option_is_evaluated(run):
+    run("slice --sparsity 0.4 --out sliced")
+    model, tokenizer, record = intraslice.load("sliced")
+    record["requested"] |= {"iterative": True, "iterative_above": 0.35}
+    save(model, tokenizer, "before", record)
+    now, before = (run(f"evaluate --model {folder}") for folder in ("sliced", "before"))
+    assert before["iterative"]
+    assert before["perplexity"] == now["perplexity"]
 
 
 @pytest.mark.parametrize(

@@ -58,11 +58,7 @@ def test_defaults_are_shown_once():
 
 
 def test_every_field_of_a_config_is_an_option():
-    for config, apart in (
-        (SliceConfig, {"iterative_above"}),
-        (CalibrationConfig, set()),
-        (EvaluationConfig, {"window"}),
-    ):
+    for config, apart in ((SliceConfig, set()), (CalibrationConfig, set()), (EvaluationConfig, {"window"})):
         assert names_of(config).keys() == {field.name for field in fields(config)} - apart
     assert {*api.OPTIONS} >= names_of(SliceConfig).keys() - {"sparsity"}
 
@@ -116,7 +112,7 @@ def test_a_file_of_an_extension_is_light() -> None:
         ("sensitivity --sparsity 0.2 --method wanda", "--method, --sparsity: sensitivity without --context"),
         ("sensitivity --context --ratio 0.2", "--ratio: --context"),
         ("sweep --sparsity 0.2 --methods wanda --shapes runtime", "--sparsity: the command sweep"),
-        ("sweep --methods wanda flap --estimators pca --iterative", "--iterative: method wanda, flap"),
+        ("sweep --methods wanda flap --estimators pca --order one-shot", "--order: method wanda, flap"),
         ("sweep --no-speed --prompt-tokens 9 --seeds 1 --seed 3", "--prompt-tokens: --no-speed; --seed: --seeds"),
         ("device --sparsity 0.3", "--device, --sparsity: the command device"),
     ],

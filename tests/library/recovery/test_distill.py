@@ -210,7 +210,7 @@ def test_the_config_names_the_recovery_that_follows_slicing(case, name):
 
 
 def test_intraslice_plus_is_another_name(case):
-    alias = sliced_by("intraslice+", case, iterative=True, recovery="distill", epochs=1)  # the first is ignored
+    alias = sliced_by("intraslice+", case, order="sequential", recovery="distill", epochs=1)  # the order is ignored
     assert are_as(alias, values(sliced_by("intraslice", case, order="one-shot", recovery="distill", epochs=1)))
 
 

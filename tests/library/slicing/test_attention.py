@@ -96,7 +96,7 @@ def rows(matrix: Tensor) -> list[list[float]]:
     ("method", "options"),
     [
         ("intraslice", {}),
-        ("intraslice", {"order": "sequential", "iterative": True}),
+        ("intraslice", {"order": "sequential"}),
         ("intraslice", {"shapes": "runtime"}),
         ("intraslice", {"sparsity": 0.75, "cap": 1.0, "locked": HOLLOW}),
         ("shortgpt", {}),

@@ -125,7 +125,7 @@ def test_a_page_or_a_site_past_its_bound_is_refused(published, measured, engine,
         site.write_pages(tmp_path, measured, [])
 
 
-OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential", "iterative": True}
+OTHERWISE = {"estimator": "fisher", "bias": 1.1, "cap": 77, "order": "sequential"}
 
 
 @pytest.mark.parametrize("changed", [{}, OTHERWISE, {"shapes": "runtime", "seed": 3}])

@@ -10,7 +10,7 @@ import pytest
 from components import tabs
 from components.assets import ASSETS
 from components.frame import handlers, link
-from components.i18n.language import ENGLISH, long_text
+from components.i18n.language import ENGLISH, long_text, use_language
 from components.state.settings import Settings
 
 STEPS = json.loads(long_text("lesson.json", ENGLISH))["steps"]
@@ -82,6 +82,23 @@ def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_l
     opened, unknown = layer_of(**query, dtype=tiny.calibration.dtype, layer="3"), layer_of(model="a/b", layer="31")
     fitted = handlers.fit_layers(session, tiny, unknown["value"])["layer"]
     assert [(one["value"], one["maximum"]) for one in (opened, unknown, fitted)] == [(0, 2), (31, 31), (2, 2)]
+
+
+def test_a_link_with_what_was_removed_opens_and_says_what_replaces_it() -> None:
+    sentence, usual = "Iterative was removed; use order sequential", restore()
+    for query in ({"iterative": "true"}, {"pinned": "sparsity=30&iterative=True"}):
+        opened = restore(sparsity="45", order="sequential", **query)
+        assert (opened["sparsity"], opened["order"], opened["pinned"]) == (45, "sequential", "")
+        assert opened["iterative"] is False
+        assert sentence in opened["notice"]
+    opened = restore(recovery="distill-ce", iterative="true", sparsity="99")
+    assert "distill-ce was removed; use distill" in opened["notice"]
+    assert sentence in opened["notice"]
+    assert (opened["recovery"], opened["sparsity"]) == (usual["recovery"], usual["sparsity"])
+    for query in ({"iterative": "false"}, {"pinned": "sparsity=30&iterative=False"}, {"order": "x"}):
+        assert restore(**query)["notice"] == ""
+    with use_language("de"):
+        assert "gibt es nicht mehr" in restore(iterative="true")["notice"]
 
 
 def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:

@@ -34,7 +34,7 @@ from components.ui.pinned_text import name_of
 from components.ui.screen import headline
 from intraslice.core.errors import UserError
 
-OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", iterative=True, seed=3)
+OTHER = Settings(sparsity=45, estimator="fisher", bias=1.2, cap=70, order="sequential", seed=3)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_setting_is_read_as_it_was_written(settings) -> None:
 NO_SETTINGS = [
     *("sparsity=99", "sparsity=61", "sparsity=30&cap=50", "sparsity=30&estimator=none", "sparsity=30&nonsense=1"),
     *("sparsity=30&locked=much", "sparsity=30&sequences=100000", "sparsity=30&dtype=int3", "x", "\0=1"),
-    "sparsity=30&upload=%2Fetc%2Fpasswd",
+    *("sparsity=30&upload=%2Fetc%2Fpasswd", "sparsity=30&order=sequential&iterative=True"),
 ]
 
 
@@ -67,6 +67,7 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
                 sweep.pick(SimpleNamespace(pick=text))
         assert link.restore(SimpleNamespace(query_params={"pinned": text}))["pinned"] == ""
     refusals = {"sparsity=99": "sparsity must be", "much=1": "must be one of model, text", 7: "must be text, got 7"}
+    refusals["sparsity=30&iterative=True"] = "iterative was removed; use order sequential"
     for text, words in refusals.items():
         for read in (pinned.read, lambda text: spread_settings(percents)(*inputs_of(Settings(), text))):
             with pytest.raises(UserError, match=words):
@@ -99,14 +100,14 @@ def test_a_setting_of_another_model_waits_for_that() -> None:
 def test_a_is_told_by_what_tells_it_from_the_current_setting() -> None:
     for pinned_setting, current, name in (
         (Settings(), Settings(sparsity=50), "20%, PCA-aware"),
-        (OTHER, Settings(cap=70, bias=1.2), "45%, Fisher, sequential, MLP neurons trained, seed 3"),
+        (OTHER, Settings(cap=70, bias=1.2), "45%, Fisher, sequential, seed 3"),
         (Settings(locked="3 mlp 0"), Settings(locked="3 mlp 0"), "20%, manual"),
         (Settings(recovery="distill"), Settings(), "20%, PCA-aware, recovery: Distillation"),
         (Settings(shapes="runtime", samples=16), Settings(), "20%, PCA-aware, runtime shapes, 16 samples"),
     ):
         assert name_of(pinned_setting, current) == name
     described = {name for name, control in CONTROLS.items() if control.describe}
-    assert described == set(Settings._fields) - {"model", "sparsity", "estimator", "locked"}
+    assert described == set(Settings._fields) - {"model", "sparsity", "estimator", "locked", "iterative"}
     signs = {-3.04: "−3.0", 2.5: "+2.5", 0.0: "0", 0.01: "0", -0.01: "0"}
     assert {change: signed(change, lambda value: f"{value:.1f}") for change in signs} == signs
 

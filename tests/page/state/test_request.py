@@ -8,7 +8,7 @@ from components.state.settings import CONTROLS, Settings
 from intraslice.core.config import BUDGETS, CalibrationConfig, EvaluationConfig, SliceConfig
 
 OTHER = Settings(model="somebody/model", text="wikitext2", sequences=4, length=64, samples=3, seed=7, dtype="bfloat16")
-OTHER = OTHER._replace(sparsity=45, estimator="fisher", bias=1, cap=70, order="sequential", iterative=True)
+OTHER = OTHER._replace(sparsity=45, estimator="fisher", bias=1, cap=70, order="sequential")
 LOCKED = "7 attention 25, 3 mlp neurons 400, 3 attention head 5 keep"
 OTHER = OTHER._replace(locked=LOCKED, shapes="runtime", recovery="distill")
 
@@ -18,7 +18,7 @@ def test_a_request_has_what_the_library_takes_and_an_upload_the_texts_place() ->
     assert request.calibration == ("somebody/model", "bfloat16", CalibrationConfig("wikitext2", 4, 64, 7, samples=3))
     locked = ((7, "attention", 0.25), (3, "mlp", "neurons", 400), (3, "attention", "head", 5, "keep"))
     others = {"locked": locked, "shapes": "runtime", "recovery": "distill"}
-    assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", True, **others)
+    assert request.slicing == SliceConfig(0.45, "fisher", 1.0, 0.7, "sequential", **others)
     assert request.calibration.evaluation(100) == EvaluationConfig("wikitext2", 100, 64)
     assert request.calibration.evaluation(10).tokens == 64  # a window at least
     recipe = request.recipe(100)
@@ -43,9 +43,8 @@ def test_the_budgets_are_calibrations_of_the_page_and_the_default_one_has_no_sam
 def test_what_the_page_opens_with_is_known_in_every_precision(field) -> None:
     precomputed = Precomputed()
     assert precomputed.source(parse(Settings()).calibration)
-    changes = {field: getattr(OTHER, field)} | ({"order": "sequential"} if field == "iterative" else {})
     for dtype in ("float32", "bfloat16"):
-        other = parse(Settings(dtype=dtype)).with_settings(**changes)
+        other = parse(Settings(dtype=dtype)).with_settings(**{field: getattr(OTHER, field)})
         assert (precomputed.source(other.calibration) is not None) == (not CONTROLS[field].calibrates)
 
 
@@ -68,8 +67,6 @@ def test_requests_and_slices_are_told_apart_by_the_settings_that_count_for_them(
         assert looked_at == tuple(s for s in settings if plain.slice_key(method) != others[s].slice_key(method))
 
 
-def test_only_what_is_fast_follows_the_slider_and_the_refinement_goes_with_its_order() -> None:
+def test_only_what_is_fast_follows_the_slider() -> None:
     for changes, is_live in (({}, True), ({"order": "sequential"}, False), ({"recovery": "distill"}, False)):
         assert parse(Settings()).with_settings(**changes).is_live == is_live
-    assert parse(OTHER).slicing.iterative
-    assert not parse(OTHER._replace(order="one-shot")).slicing.iterative
