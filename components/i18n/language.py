@@ -113,11 +113,17 @@ def term(text: str) -> str:
 
 def number(value: float | Number, code: str) -> str:
     """A number by Python's format `code`, such as ".1f", with the language's separators and a minus sign, no hyphen."""
-    formatted, current = format(value, code), LANGUAGES[language()]
+    formatted = format(value, code)
     if formatted.startswith("-"):
         formatted = f"−{formatted[1:]}"
-    marks: dict[str, str | int | None] = {",": current.thousands, ".": current.decimal, "%": current.percent}
-    return formatted.translate(str.maketrans(marks))
+    return formatted.translate(_marks(language()))
+
+
+@cache
+def _marks(code: str) -> dict[int, str]:
+    """A language's characters in place of those of Python's formats."""
+    current = LANGUAGES[code]
+    return str.maketrans({",": current.thousands, ".": current.decimal, "%": current.percent})
 
 
 def percentage(value: float) -> str:

@@ -1,9 +1,12 @@
 """The model as a map, and one layer opened: pure functions from plain numbers to a `Chart` of `assets/anatomy.js`."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from ..i18n.language import gettext, number
+import numpy as np
+
+from ..i18n.language import gettext, language, number
 from ..state.plan_views import MapRow, MapView, OpenedView
 from ..ui import figure, formatting
 from ..ui.figure import Chart, Json
@@ -40,8 +43,8 @@ class Matrix(NamedTuple):
 
 def packed(mask: Iterable[bool]) -> str:
     """A mask as hexadecimal digits of four bits each, the first one the highest."""
-    bits = "".join("1" if is_set else "0" for is_set in mask)
-    return "".join(f"{int(bits[start : start + 4].ljust(4, '0'), 2):x}" for start in range(0, len(bits), 4))
+    bits = np.fromiter(mask, bool)
+    return np.packbits(bits).tobytes().hex()[: -(-len(bits) // 4)]
 
 
 def map_chart(view: MapView, selected: int = 0) -> Chart:
@@ -96,6 +99,11 @@ def _drawn(row: MapRow) -> Json:
 
 
 def _of(kept: int, dense: int) -> str:
+    return _counted(kept, dense, language())
+
+
+@lru_cache(maxsize=10_000)
+def _counted(kept: int, dense: int, code: str) -> str:  # at every move three a layer, which mostly stay as they are
     return gettext("{kept:,} of {dense:,}", kept=kept, dense=dense)
 
 
