@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from numbers import Number
-from string import Formatter
 from typing import Any, NamedTuple
 
 from intraslice.core.errors import Message
@@ -98,7 +97,7 @@ def translate(text: str) -> str:
 
 def gettext(text: str, /, **values: Any) -> str:
     """The translation of an English text, with values in places such as `{ratio:.1%}` in the language's format."""
-    return _FORMATTER.vformat(term(text), (), values)
+    return term(text).format_map({name: _Localised(value) for name, value in values.items()})
 
 
 def lazy_gettext(text: str, /, **values: Any) -> LazyString:
@@ -162,11 +161,17 @@ def long_text(file: str, code: str = "") -> str:
     return _read(code or language(), file)
 
 
-class _Localised(Formatter):
-    def format_field(self, value: Any, code: str) -> str:
-        if isinstance(value, Number) and code:
-            return number(value, code)
-        return format(translate(value), code)
+class _Localised:
+    """A value that is formatted as the current language writes it."""
 
+    __slots__ = ("value",)
 
-_FORMATTER = _Localised()
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+    def __format__(self, code: str) -> str:
+        value = self.value
+        return number(value, code) if code and isinstance(value, Number) else format(translate(value), code)

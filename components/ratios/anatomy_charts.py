@@ -92,9 +92,7 @@ def _drawn(row: MapRow) -> Json:
         "kept": row.heads,
         "neurons": [sizes.neurons, row.neurons],
     }
-    scores = {
-        name: [float(f"{value:.3g}") for value in getattr(row, name)] for name in ("scores", "explained", "curve")
-    }
+    scores = {name: getattr(row, name) for name in ("scores", "explained", "curve")}
     return drawn | scores | ({} if row.held is None else {"held": round(row.held, 4)})
 
 

@@ -16,11 +16,11 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
     fig = Figure(2, f"ratios-{layers}")
     fig.layout["barmode"] = "overlay"  # the pinned setting's outlines are drawn over the bars
     fig.over_layers(layers, selected)
+    kept = {module: [_kept(layer, module) for layer in plan.layers] for module in MODULES}
     for row, module in enumerate(MODULES, start=1):
-        kept = [_kept(layer, module) for layer in plan.layers]
         meta = {"module": module, **figure.OVERLAY_ALWAYS}  # `assets/overrides.js` reads the module
         ratios, below = [getattr(layer, module) for layer in plan.layers], gettext("<br>kept: %{{customdata}}")
-        add_bars(fig, module, ratios, below, meta=meta, customdata=kept)
+        add_bars(fig, module, ratios, below, meta=meta, customdata=kept[module])
         for estimator, others in plan.others.items():
             name = ESTIMATORS.get(estimator, estimator)
             add_line(fig, row, [pair[row - 1] for pair in others], estimator, name, legendgroup=estimator)
@@ -39,9 +39,9 @@ def ratio_chart(plan: PlanView, selected: int = 0) -> Chart:
         {
             gettext("Layer"): map(str, range(layers)),
             gettext("Attention, planned ratio"): [number(layer.attention, ".1%") for layer in plan.layers],
-            gettext("Attention kept"): [_kept(layer, "attention") for layer in plan.layers],
+            gettext("Attention kept"): kept["attention"],
             gettext("MLP, planned ratio"): [number(layer.mlp, ".1%") for layer in plan.layers],
-            gettext("MLP kept"): [_kept(layer, "mlp") for layer in plan.layers],
+            gettext("MLP kept"): kept["mlp"],
         },
         protocol=formatting.provenance(plan.source),
     )

@@ -36,6 +36,8 @@ from .request import CalibrationKey, SliceKey
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+# Of a curve over sparsities: calibration, method, and the slicing config's fields without the sparsity.
+CurveKey = tuple[CalibrationKey, str, frozenset[tuple[str, Any]]]
 
 LARGE = 2**20  # bytes from which the budget may evict an entry; it counts smaller ones too, but never evicts them
 NUMBER_BYTES = 32  # of a number in a list
@@ -66,11 +68,11 @@ class BoundedCache(Generic[Key, Value]):
     """The `max_entries` most recently used values, as long as they fit into `BUDGET`. Thread-safe.
 
     A value is found as long as the models that its key names have the weights with which it was stored. One that
-    `grows` may take more memory later; otherwise its bytes are counted once.
+    `grows` may take more memory later; otherwise its bytes are counted once, or taken to be `entry_bytes`.
     """
 
-    def __init__(self, max_entries: float = math.inf, grows: bool = True) -> None:
-        self.max_entries, self.grows = max_entries, grows
+    def __init__(self, max_entries: float = math.inf, grows: bool = True, entry_bytes: int | None = None) -> None:
+        self.max_entries, self.grows, self.entry_bytes = max_entries, grows, entry_bytes
         self._lock = threading.Lock()
         # By key and identities, the least recently used first.
         self._entries: dict[tuple[Key, tuple[str, ...]], _Entry[Value]] = {}
@@ -89,7 +91,7 @@ class BoundedCache(Generic[Key, Value]):
 
     def put(self, key: Key, value: Value) -> Value:
         """Store `value` and return it; may evict the least recently used entry, and entries of other caches."""
-        parts = bytes_in(value)
+        parts = bytes_in(value) if self.entry_bytes is None else {id(value): self.entry_bytes}
         entry = _Entry(value, sum(parts.values()), time.monotonic(), None if self.grows else parts)
         identified = key, identities_in(key)
         with self._lock:
@@ -211,7 +213,7 @@ class Caches:
         self.calibrations: BoundedCache[CalibrationKey, Any] = BoundedCache()
         self.partial_sources: BoundedCache[CalibrationKey, dict[int, Any]] = BoundedCache(100)
         self.slices: BoundedCache[SliceKey, CachedEntry[PreTrainedModel]] = BoundedCache(grows=False)
-        self.curves: BoundedCache[SliceKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
+        self.curves: BoundedCache[CurveKey, dict[float, float]] = BoundedCache(10_000)  # perplexity by sparsity
         self.losses: BoundedCache[SliceKey, CachedEntry[Losses]] = BoundedCache(10_000)
         self.states: BoundedCache[CalibrationKey, DenseStates] = BoundedCache(20)
 

@@ -67,7 +67,7 @@ class Plans:
     """Cached plans by source and slicing config, and what the page shows of them."""
 
     def __init__(self) -> None:
-        self._shown: BoundedCache[Hashable, Any] = BoundedCache(4_000)  # of 30 kB at most
+        self._shown: BoundedCache[Hashable, Any] = BoundedCache(4_000, entry_bytes=30_000)  # at most
         self._lock = threading.Lock()
         self._computing: WeakValueDictionary[Hashable, threading.Lock] = WeakValueDictionary()
 
@@ -80,9 +80,9 @@ class Plans:
 
         Without a source the config is returned as it is.
         """
-        simpler = replace(config, cap=SliceConfig.cap, locked=())
-        if source is None or simpler == config:
+        if source is None or (config.cap == SliceConfig.cap and not config.locked):
             return config
+        simpler = replace(config, cap=SliceConfig.cap, locked=())
         try:
             plans = [self.plan(source, each).layers for each in (config, simpler)]
         except UserError:

@@ -12,7 +12,7 @@ import lzma
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -103,19 +103,21 @@ class Precomputed:
     def __init__(self, folder: Path = FOLDER) -> None:
         read = TypeAdapter(Manifest).validate_json
         self.manifests = {path.parent: read(path.read_bytes()) for path in sorted(folder.glob(f"*/{MANIFEST}"))}
-        # Asked for at every move of the slider.
-        self._read: Callable[[Path, Any], Any] = cache(
-            lambda path, form: TypeAdapter(form).validate_json(lzma.decompress(path.read_bytes()))
-        )
+        self._found: Callable[[Path, str, Any], Found[Any]] = cache(self._read)  # asked for at every move of the slider
         self._sources: dict[tuple[Path, CalibrationKey], Source] = {}  # they rank their units once
 
     def find(self, kind: str, key: CalibrationKey, form: type[Value]) -> Found[Value] | None:
         """The result of this kind, which is a `form`, for a calibration and the weights of its model, or None."""
         for folder, manifest in self.manifests.items():
             if manifest.has(kind, key) and manifest.has_weights(key):
-                value, entry = self._read(folder / f"{kind}.json.xz", form), manifest.entries[kind]
-                return Found(value, entry, manifest.provenance(kind), manifest.weights.get(entry.dtype, ""))
+                return self._found(folder, kind, form)
         return None
+
+    def _read(self, folder: Path, kind: str, form: Any) -> Found[Any]:
+        manifest, text = self.manifests[folder], lzma.decompress((folder / f"{kind}.json.xz").read_bytes())
+        entry = manifest.entries[kind]
+        value, weights = TypeAdapter(form).validate_json(text), manifest.weights.get(entry.dtype, "")
+        return Found(value, entry, manifest.provenance(kind), weights)
 
     def source(self, key: CalibrationKey) -> Source | None:
         """What plans of a calibration are computed from before it is made, preferably of the model's own weights."""
@@ -160,20 +162,27 @@ class Measurements:
 
     def at(self, slicing: SliceConfig) -> Line | None:
         """The line of a setting; None if there is none, such as for a percentage between whole ones."""
-        lines = [line for line in self._series(slicing) if math.isclose(line.percent, 100 * slicing.sparsity)]
-        return lines[0] if lines else None
+        line = self._of(slicing).get(round(100 * slicing.sparsity))
+        return line if line and math.isclose(line.percent, 100 * slicing.sparsity) else None
 
     def curve(self, slicing: SliceConfig) -> dict[float, float]:
         """Perplexity by sparsity (a fraction) of the setting's estimator and order, to interpolate between."""
-        return {line.percent / 100: line.perplexity for line in self._series(slicing)}
+        return {percent / 100: line.perplexity for percent, line in self._of(slicing).items()}
 
-    def _series(self, slicing: SliceConfig) -> list[Line]:
-        estimator, order, default = slicing.estimator, slicing.order, default_slicing()
-        if slicing != replace(default, sparsity=slicing.sparsity, estimator=estimator, order=order):
-            return []
-        lines = [line for line in self.lines if line[:2] == (estimator, order)]
+    def _of(self, slicing: SliceConfig) -> dict[int, Line]:
+        """The lines of a setting's estimator and order, by percentage; empty unless the rest is the default."""
+        series = {name: getattr(slicing, name) for name in ("sparsity", "estimator", "order")}
+        is_stored = vars(slicing) == {**vars(default_slicing()), **series}
+        return self._series.get((slicing.estimator, slicing.order), {}) if is_stored else {}
+
+    @cached_property
+    def _series(self) -> dict[tuple[str, str], dict[int, Line]]:
         value, error = self.dense
-        return [Line(estimator, order, 0, value, error, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0), *lines] if lines else []
+        series: dict[tuple[str, str], dict[int, Line]] = {}
+        for line in self.lines:
+            dense = Line(line.estimator, line.order, 0, value, error, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0)
+            series.setdefault((line.estimator, line.order), {0: dense})[line.percent] = line
+        return series
 
 
 class FactsLine(NamedTuple):

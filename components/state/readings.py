@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from intraslice.core.cache import cache_path, read_record, write_record
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import CalibrationConfig, SliceConfig
 from intraslice.core.progress import Progress
 from intraslice.evaluation.perplexity import BLOCK, DenseStates, Losses, measure_half_window, measure_losses
 from intraslice.recovery.registry import settings_of
@@ -18,7 +19,7 @@ from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job
 from ..jobs.jobs import job_progress
 from ..jobs.status import Status
-from .caches import BoundedCache, CachedEntry, Caches
+from .caches import BoundedCache, CachedEntry, Caches, CurveKey
 from .calibrations import Calibrated
 from .choices import METHODS, describe_samples, describe_slicing
 from .precomputed import PERPLEXITY, Measurements, Precomputed
@@ -40,7 +41,7 @@ class Readings:
     def perplexity(self, key: SliceKey) -> float | None:
         """A method's perplexity, or None before all windows are measured."""
         cached = self._caches.losses.get(key)
-        return cached.value.perplexity().value if cached and _is_whole(cached.value) else None
+        return _reading(cached.value).value if cached and _is_whole(cached.value) else None
 
     def losses(self, job: Job, key: SliceKey, calibrated: Calibrated, compared: bool = False) -> Losses:
         """The losses of a method's model or of the "dense" one, measured now or cached; slices first if necessary.
@@ -145,14 +146,14 @@ class Readings:
         if sliced and request.slicing.sparsity:
             sequences = sliced.sequences
         if dense and sliced:
-            ratio = Reading(*sliced.value.ratio(dense.value), sliced.value.windows, sliced.value.total)
+            ratio = _ratio(sliced.value, dense.value)
             is_whole = _is_whole(dense.value) and _is_whole(sliced.value) and sequences == len(best.tokens)
         divergence, key = self.divergence(sliced_key), request.calibration
         return Perplexities(
             dense=dense and _reading(dense.value),
             sliced=sliced and _paired(sliced.value, dense and dense.value),
             ratio=ratio,
-            protocol=_protocol(request, windows, window, request.calibration.dtype),
+            protocol=_protocol(key.config, request.slicing, windows, window, key.dtype),
             text=_text_name(request),
             source=Provenance("here" if is_whole else "so far", sequences, len(best.tokens)),
             divergence=None if divergence is None else divergence.value,
@@ -169,7 +170,7 @@ class Readings:
         protocol = lazy_gettext(
             "Precomputed on {day}. {protocol}",
             day=found.source.day,
-            protocol=_protocol(request, windows, window, found.entry.dtype),
+            protocol=_protocol(request.calibration.config, request.slicing, windows, window, found.entry.dtype),
         )
         return Perplexities(
             dense=Reading(*found.value.dense, windows, windows),
@@ -214,13 +215,13 @@ def _status_text(method: str) -> LazyString:
     return lazy_gettext("Perplexity of the {method} model, window", method=method)
 
 
-def _curve_key(key: SliceKey) -> SliceKey:
+def _curve_key(key: SliceKey) -> CurveKey:
     """The key of a curve of perplexity by sparsity: the slice's key without its sparsity."""
-    return key._replace(config=replace(key.config, sparsity=0.0))
+    return key.calibration, key.method, frozenset((vars(key.config) | {"sparsity": 0.0}).items())
 
 
-def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazyString:
-    config = request.calibration.config
+@lru_cache(1_000)
+def _protocol(config: CalibrationConfig, slicing: SliceConfig, windows: int, window: int, dtype: str) -> LazyString:
     return lazy_gettext(
         "Perplexity on {tokens:,} tokens in windows of {window} without overlap, the first "
         "token of each not scored; text: {text}. Calibrated on {sequences} x {length} "
@@ -235,7 +236,7 @@ def _protocol(request: Request, windows: int, window: int, dtype: str) -> LazySt
         length=config.length,
         sampled=describe_samples(config),
         seed=config.seed,
-        slicing=describe_slicing(request.slicing),
+        slicing=describe_slicing(slicing),
     )
 
 
@@ -248,17 +249,24 @@ def _is_whole(losses: Losses) -> bool:
     return losses.done == losses.total
 
 
+# Asked for at every move of the slider.
+@lru_cache(1_000)
 def _reading(losses: Losses) -> Reading:
     return Reading(*losses.perplexity(), losses.windows, losses.total)
+
+
+@lru_cache(1_000)
+def _ratio(sliced: Losses, dense: Losses) -> Reading:
+    return Reading(*sliced.ratio(dense), sliced.windows, sliced.total)
 
 
 def _paired(sliced: Losses, dense: Losses | None) -> Reading:
     """The sliced perplexity; before all windows are measured, its ratio on the same windows times the dense one."""
     if _is_whole(sliced) or dense is None or not _is_whole(dense):
         return _reading(sliced)
-    whole, ratio = dense.perplexity().value, sliced.ratio(dense)
-    error = None if ratio.standard_error is None else whole * ratio.standard_error
-    return Reading(whole * ratio.value, error, sliced.windows, sliced.total)
+    whole, ratio = _reading(dense).value, _ratio(sliced, dense)
+    error = None if ratio.error is None else whole * ratio.error
+    return replace(ratio, value=whole * ratio.value, error=error)
 
 
 def _path(key: SliceKey, calibrated: Calibrated) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
@@ -70,11 +71,16 @@ def _scores(units: LayerUnits) -> Scores:
     points = torch.linspace(0, len(neurons) - 1, CURVE_POINTS).round().long()
     held = neurons.cumsum(0) / neurons.sum().clamp_min(1e-300)
     return Scores(
-        (heads / heads.sum().clamp_min(1e-300)).tolist(),
-        spectra.numpy(),
-        (neurons / neurons.mean().clamp_min(1e-300))[points].tolist(),
+        _rounded(heads / heads.sum().clamp_min(1e-300)).tolist(),
+        _rounded(spectra),
+        _rounded((neurons / neurons.mean().clamp_min(1e-300))[points]).tolist(),
         held.numpy(),
     )
+
+
+def _rounded(values: Tensor) -> Float[np.ndarray, "..."]:
+    """The values with three significant digits: here, since they are drawn at every move of the slider."""
+    return np.vectorize(lambda value: float(f"{value:.3g}"))(values.numpy())
 
 
 def units_of(model: PreTrainedModel, stats: CalibrationStats, pause: Callable[[], object] = lambda: None) -> ModelUnits:

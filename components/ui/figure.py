@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ..i18n.language import ENGLISH, gettext, language, number, separators, translate
@@ -164,6 +165,7 @@ def cell(value: float | None, code: str) -> str:
     return "–" if value is None or math.isnan(value) else number(value, code)
 
 
+@lru_cache(maxsize=100_000)  # importances stay as they are when the slider moves
 def rounded(value: float) -> float:
     """Rounds to five significant digits, to keep the JSON small."""
     return float(f"{value:.5g}")

@@ -115,6 +115,8 @@ def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> l
     `weights` are the layers' sizes: the weighted total does not change unless every layer is at the cap.
     """
     capped = list(ratios)
+    if max(capped) <= cap:
+        return capped
     for _ in range(len(capped)):
         excess = sum(w * max(r - cap, 0.0) for r, w in zip(capped, weights, strict=True))
         capped = [min(r, cap) for r in capped]

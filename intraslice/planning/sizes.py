@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 
 @dataclass(frozen=True)
@@ -19,17 +20,17 @@ class LayerSizes:
     fixed: int  # parameters that slicing does not change: norms and output biases
     whole_queries: bool = False  # queries and keys keep their width, and only values are narrowed
 
-    @property
+    @cached_property
     def channels(self) -> int:
         return self.heads * self.dim
 
-    @property
+    @cached_property
     def channel_cost(self) -> float:
         """Parameters per query-head channel when whole groups are removed."""
         kv_fraction = self.kv_heads / self.heads
         return 2 * self.hidden * (1 + kv_fraction) + self.attention_bias * (1 + 2 * kv_fraction)
 
-    @property
+    @cached_property
     def neuron_cost(self) -> int:
         return self.hidden * (2 + self.gated) + self.mlp_bias * (1 + self.gated)
 
@@ -53,7 +54,7 @@ class LayerSizes:
         """Values that one token adds to the key/value cache."""
         return kv_heads * (self.query_dim(dim) + dim)
 
-    @property
+    @cached_property
     def dense_parameters(self) -> int:
         return self.parameters(self.heads, self.kv_heads, self.dim, self.neurons)
 
