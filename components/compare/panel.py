@@ -1,6 +1,7 @@
 """The Compare tab: several models answer one prompt side by side, with the costs of each."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..jobs.job import Urgency
 from ..jobs.status import Status
 from ..jobs.waiting import Waiting
-from ..state.request import Request
+from ..state.request import Request, SliceKey
 from ..state.session import Session
 from ..state.settings import PROMPT
 from ..ui import formatting, screen
@@ -26,7 +27,7 @@ from ..ui.explainers import heading, note
 from ..ui.handlers import Updates, status_line
 from . import device_panel, facts_panel, html, passage_panel
 from .answers import Answers, write_answers
-from .models import Columns
+from .models import Columns, columns_of
 from .views import COLUMNS, OTHER, PINNED, TOKENS, Costs, Question
 
 EXAMPLES = [
@@ -151,11 +152,12 @@ def answer(
     yield {}
     columns.has_stopped.put(client, False)
     session.jobs.set_view(client, other=other)
+    keys = {name: column.key() for name, column in columns_of(request, pinned, other).items()}
     for event in session.jobs.run(client, "answer", work, ready=partial(session.ready, request)):
         is_status, status = isinstance(event, Status), {}
         if is_status:
             status["status"] = status_line(_with_offer(columns, request, event))
-        latest = _with_slicing_progress(latest, event) if is_status else event
+        latest = with_slicing_progress(latest, event, keys) if is_status else event
         if is_status or _states(latest) != _states(shown) or time.monotonic() > shown_at + limits.ANSWER_UPDATE_SECONDS:
             yield status | changes()
             shown, shown_at = latest, time.monotonic()
@@ -228,16 +230,20 @@ def _with_offer(columns: Columns, request: Request, event: Status) -> Status:
     return Status(gettext("{waiting}. Choose “Run on: This device” to have the models answer there.", waiting=waiting))
 
 
-def _with_slicing_progress(answers: Answers, event: Status) -> Answers:
-    """The columns; one whose model is being sliced shows the progress of that."""
+def with_slicing_progress(answers: Answers, event: Status, keys: Mapping[str, SliceKey]) -> Answers:
+    """The columns; one whose model must be sliced shows the progress of that, by the columns' `keys`.
+
+    A slice of another column, which another client may wait for, says nothing of it; a calibration concerns all.
+    """
     progress = lazy_gettext(
         "This model must be sliced before it can answer. {what} {done} of {total}.",
         what=event.text,
         done=event.done,
         total=event.total,
     )
-    sliced = {name: column for name, column in answers.items() if column.state == "pending" and name != OTHER}
-    return {**answers, **{name: replace(column, problem=progress) for name, column in sliced.items() if event.total}}
+    waiting = {name: column for name, column in answers.items() if column.state == "pending" and name != OTHER}
+    concerned = [name for name in waiting if event.total and event.about in (None, keys[name])]
+    return {**answers, **{name: replace(waiting[name], problem=progress) for name in concerned}}
 
 
 def _states(answers: Answers) -> list[str]:

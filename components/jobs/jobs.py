@@ -4,7 +4,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -212,7 +212,7 @@ def failure(problem: BaseException) -> Status:
     return Status(text, "error")
 
 
-def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallback:
+def job_progress(job: Job, text: str, when_done: bool = False, about: Hashable = None) -> ProgressCallback:
     """A callback for the library that emits a job's progress as statuses, with the time that is left.
 
     As often as a client can read them, or else `when_done` has grown; at every other call it is a checkpoint alone.
@@ -229,6 +229,6 @@ def job_progress(job: Job, text: str, when_done: bool = False) -> ProgressCallba
         moment, done = time.monotonic(), event.done
         spent = moment - start
         left = spent / (event.done - first) * (event.total - event.done) if event.done > first else None
-        job.emit(Status(text, "busy", event.done, event.total, left))
+        job.emit(Status(text, "busy", event.done, event.total, left, about=about))
 
     return progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from .. import limits
@@ -19,7 +19,8 @@ class Status:
 
     The text of an error is what a client may read of it. A job's last status says whether the job was `stopped`, and
     whether that is since its client has moved on: `superseded`. `line` returns what the page's status line shows now,
-    if the job has a part in it; that has a `number`: of two, the one with the greater number is newer.
+    if the job has a part in it; that has a `number`: of two, the one with the greater number is newer. `about` is the
+    key of the model that is being made, if it is one.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Status:
     seconds_left: float | None = None
     stopped: bool = False
     superseded: bool = field(default=False, compare=False)
+    about: Hashable = field(default=None, compare=False)
     number: int = field(default=0, compare=False)
     line: Callable[[], Status] | None = field(default=None, compare=False)
 

@@ -276,7 +276,7 @@ class Session:
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
             tokens, training = calibrated.tokens, calibrated.training
-            report = cache(partial(job_progress, job))  # by text, since each times from its first event
+            report = cache(partial(job_progress, job, about=key))  # by text, since each times from its first event
 
             def progress(event: Progress) -> None:
                 report(RECOVERY_STAGES.get(event.stage, slicing_text))(event)

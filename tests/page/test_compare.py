@@ -12,7 +12,7 @@ from components import limits
 from components.compare import answers as streaming
 from components.compare import html as compare_words
 from components.compare import models, panel
-from components.compare.models import Columns, TokenStream, stream_key
+from components.compare.models import Columns, TokenStream, columns_of, stream_key
 from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
@@ -164,6 +164,19 @@ def test_the_dense_model_answers_while_the_others_are_calibrated_for_and_made(ti
     middle = next(event for event in states if event["intraslice"][0] == "growing")
     assert middle["crossmodule"][0] == "pending"
     assert {state for state, _ in states[-1].values()} == {"cut"}
+
+
+def test_a_column_shows_the_progress_of_its_own_slice(tiny) -> None:
+    columns, request = Columns(stepwise(Session(evaluation_tokens=256))), tiny.with_settings(seed=8)
+    keys = {name: column.key() for name, column in columns_of(request, None, "").items()}
+    pending = {name: Answer(state="pending") for name in ("intraslice", "crossmodule")}
+    told: dict[str, str] = dict.fromkeys(pending, "")
+    for event in events_of(columns, request, Question(PROMPT, 4)):
+        shown = panel.with_slicing_progress(pending, event, keys) if isinstance(event, Status) else pending
+        told = {name: told[name] + column.problem for name, column in shown.items()}
+    assert all("Calibrating" in text for text in told.values())
+    slices = [("Slicing, layer" in text, "(crossmodule)" in text) for text in told.values()]
+    assert slices == [(True, False), (False, True)]
 
 
 def test_where_cross_module_slicing_cannot_remove_as_much_it_says_so(columns, tiny) -> None:
