@@ -115,9 +115,7 @@ def cap_ratios(ratios: Sequence[float], weights: Sequence[int], cap: float) -> l
     `weights` are the layers' sizes: the weighted total does not change unless every layer is at the cap.
     """
     capped = list(ratios)
-    if max(capped) <= cap:
-        return capped
-    for _ in range(len(capped)):
+    for _ in range(len(capped) if max(capped) > cap else 0):
         excess = sum(w * max(r - cap, 0.0) for r, w in zip(capped, weights, strict=True))
         capped = [min(r, cap) for r in capped]
         uncapped = [w if r < cap else 0.0 for r, w in zip(capped, weights, strict=True)]

@@ -17,7 +17,6 @@ from intraslice.core.progress import Progress, ProgressCallback, ProgressOption,
 from intraslice.evaluation.perplexity import DenseStates, mean_over_windows, measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.modeling.hidden_states import Tokens, Windows
-from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.ratios import make_plan
 from intraslice.samples import SAMPLE_TOKENS, TEMPERATURE, sample_texts
 from intraslice.search.evolution import SearchConfig
@@ -119,7 +118,7 @@ def _halved(
     """
     logs: dict[str, list[float]] = {name: [] for name in candidates}
     left, sliced, tokens = [*candidates], dict[str, PreTrainedModel](), 0
-    cache = None if is_offloaded(model) else SliceCache()
+    cache = SliceCache.where_it_fits(model)
     for size, windows in zip(rounds, parts, strict=True):
         left = sorted(left, key=lambda name: sum(logs[name]))[:size]
         states = DenseStates(model)

@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.linalg import OrderedFactor, factor_in_order, value_axes
@@ -14,7 +15,9 @@ from intraslice.core.weights import AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import Block
 from intraslice.modeling.mlp import SlicedMLP
+from intraslice.modeling.offload import is_offloaded
 from intraslice.planning.sizes import LayerPlan
+from intraslice.pretrained.memory import available_bytes
 from intraslice.slicing.attention import OutputMoments, cut_queries_and_keys, fit_output, fuse
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 
@@ -31,6 +34,13 @@ class SliceCache:
     # Modules by layer and sizes, while a slice has them.
     attentions: WeakValueDictionary[tuple[int, ...], SlicedAttention] = field(default_factory=WeakValueDictionary)
     mlps: WeakValueDictionary[tuple[int, int], SlicedMLP] = field(default_factory=WeakValueDictionary)
+
+    @classmethod
+    def where_it_fits(cls, model: PreTrainedModel) -> "SliceCache | None":
+        """A cache, unless the model is offloaded, or its rankings (at 1.5 B 9 GB) would take half the free memory."""
+        rankings = sum(4 * layer.mlp.neurons**2 for layer in model.model.layers)
+        fits = rankings <= available_bytes(model.device.type) / 2
+        return cls() if fits and not is_offloaded(model) else None
 
 
 def one_shot(stats: CalibrationStats, cache: SliceCache | None = None) -> SliceModules:

@@ -44,6 +44,8 @@ from intraslice.search.evolution import (
 )
 from intraslice.search.measure import Candidates
 from intraslice.search.ratio_search import SearchResult, planned_ratios, problem_of, search_depth, search_ratios
+from intraslice.slicing import one_shot
+from intraslice.slicing.one_shot import SliceCache
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 CONFIG = SliceConfig(0.3, order="one-shot")
@@ -328,6 +330,10 @@ def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_o
     )
     assert len(rows & unread) * 2 == len(rows) == len(first) + len(second)
     assert not rows & (read[0] | read[1])
+
+    assert SliceCache.where_it_fits(case.dense) is not None
+    monkeypatch.setattr(one_shot, "available_bytes", lambda device: 7 * case.dense.model.layers[0].mlp.neurons ** 2)
+    assert SliceCache.where_it_fits(case.dense) is None
 
     monkeypatch.setattr(choice_module, "slice_model", None)
     assert choose_estimator(case.loaded, stats, text, 3, candidates, progress=False) == choice
