@@ -61,7 +61,7 @@ def _settings(context: Context) -> Iterator[Row]:
     session, controls, call = context.session, context.controls, context.call
     always, when_open = context.always, context.when_open
     measured = {"status": context.status, **context.texts}
-    outputs = {**_moved(context, when_open), "again": context.again}
+    outputs = {**_moved(context, when_open), "again": context.again, "estimator": controls.settings["estimator"]}
     move = call(handlers.move, session, always, when_open, outputs=outputs, refuse=handlers.refuse_move)
     followed = {**measured, "again": context.again, "released": context.released}
     on_release = call(handlers.on_release, session, outputs=followed, queue=HEAVY)

@@ -12,6 +12,7 @@ from ..i18n.language import gettext, translate
 from ..jobs.job import Urgency
 from ..jobs.status import NUMBERS, Status
 from ..state import leaderboard
+from ..state.choices import AUTO
 from ..state.request import Request
 from ..state.session import Session
 from ..state.settings import Settings
@@ -54,6 +55,7 @@ def move(
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
     It alone says what the client views, one call at a time. Where a late one ended a measurement, `again` repeats it.
+    The estimator that a measurement has chosen becomes the control's value.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
@@ -62,6 +64,9 @@ def move(
     if session.jobs.view_of(client, "lost", None) == request:
         session.jobs.set_view(client, lost=None)
         values["again"] = str(time.time())
+    if request.settings.estimator == AUTO and (choice := request.calibration.choice):
+        # From here on it is the setting: links, the pinned setting and exports name it.
+        values |= {"estimator": choice.name, "again": str(time.time())}
     return values
 
 
@@ -78,7 +83,8 @@ def _texts(session: Session, view: View) -> dict[str, str]:
     if plan is None or source is None or view.pinned is not None:
         return screen.numbered(view, screen.texts(view))
     # With the plan's numbers, since the calibration may have grown after the plan was made.
-    about = ("texts", view.perplexities, view.is_measuring, plan.layers, plan.removed, plan.source)
+    chosen = view.request.calibration.choice is None, view.request.is_undecided
+    about = ("texts", view.perplexities, view.is_measuring, plan.layers, plan.removed, plan.source, *chosen)
     shown = session.plans.shown(source, view.request.slicing, about, lambda: screen.texts(view))
     return screen.numbered(view, shown)
 
@@ -116,17 +122,21 @@ def measure_again(session: Session, request: Request, layer: int, pinned: Reques
 
 
 def followed(answers: Updates, session: Session, request: Request, is_told: Callable[[], bool]) -> Updates:
-    """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told."""
-    before = session.sequences(request)
+    """The answers; a new value of `Context.again` where the calibration has more sequences, unless that is told.
+
+    Also where the estimator has been chosen.
+    """
+    before, choice = session.sequences(request), request.calibration.choice
     for answer in answers:
-        last, before = before, session.sequences(request)
-        has_grown = before != last and not is_told()
-        yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_grown else {})
+        last, before, last_choice, choice = before, session.sequences(request), choice, request.calibration.choice
+        has_changed = choice != last_choice or (before != last and not is_told())
+        yield answer | ({"again": f"{before}, {time.time():.1f}"} if has_changed else {})
 
 
 def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
-    jobs, is_wanted = session.jobs, request.is_live and session.perplexities(request).source.kind != "before"
+    jobs, is_measured = session.jobs, session.perplexities(request).source.kind == "before"
+    is_wanted = request.is_live and (request.is_undecided or not is_measured)
     while is_wanted:
         last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
         if last is None or not last.superseded:
@@ -163,7 +173,7 @@ def _drawn(
     shown, last = None, None
     for event in events:
         last = event if isinstance(event, Status) else last
-        view = session.view(request, client, pinned)
+        view = session.view(request.now(), client, pinned)
         is_new = view.is_current and view != shown
         yield {"status": formatting.status_line(view.status), **(_texts(session, view) if is_new else {})}
         shown = view

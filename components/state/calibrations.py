@@ -17,7 +17,7 @@ from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model, require_dense
 from intraslice.pretrained.hub import fetched_for_others
 from intraslice.pretrained.memory import calibration_bytes, estimate_memory, require_calibration_memory
-from intraslice.pretrained.sources import DEFAULT
+from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.samples import with_samples
 from intraslice.slicing.one_shot import SliceCache
 from intraslice.token_windows import describe
@@ -64,6 +64,8 @@ class Calibrations:
     """Cached models and calibrations. Methods that take a `job` run in it; jobs that need the same share the work."""
 
     def __init__(self, caches: Caches, device: str, evaluation_tokens: int, precomputed: Precomputed) -> None:
+        if limits.hosted():
+            verify_weights(DEFAULT)
         self._caches, self._device, self._precomputed = caches, device, precomputed
         # No load waits for calibrations that wait.
         self._memory, self._loads, self._reads = (JobMemory(caches, device) for _ in range(3))

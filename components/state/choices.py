@@ -11,6 +11,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.registry import ESTIMATORS as ESTIMATORS
 from intraslice.evaluation.facts import LANGUAGES
 from intraslice.methods.registry import METHODS as METHODS
+from intraslice.pretrained.precision import AUTO as AUTO
 from intraslice.pretrained.precision import Precision
 from intraslice.recovery import RECOVERIES as RECOVERIES
 

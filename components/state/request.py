@@ -15,6 +15,7 @@ from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationCon
 from intraslice.core.errors import UserError
 from intraslice.pretrained.precision import AUTO, Precision, choose_device, choose_dtype
 from intraslice.records import Recipe
+from intraslice.search.choice import Choice
 
 from .. import limits
 from .choices import METHODS
@@ -22,7 +23,9 @@ from .settings import CONTROLS, Settings
 
 DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
+MAX_CHOICES = 10_000  # kept; the library keeps them on the disk
 _identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
+_choices: dict[tuple[CalibrationKey, str], Choice] = {}  # of estimators, by calibration and identity
 
 
 class CalibrationKey(NamedTuple):
@@ -40,6 +43,17 @@ class CalibrationKey(NamedTuple):
     def note_identity(self, identity: str) -> None:
         """Set `identity`. The caller guarantees that no other model of this name and precision is in use."""
         _identities[self.model, self.dtype] = identity
+
+    @property
+    def choice(self) -> Choice | None:
+        """The estimator that a measurement has chosen for this calibration, or None before."""
+        return _choices.get((self, self.identity))
+
+    def note_choice(self, choice: Choice) -> None:
+        """Set `choice`, of the weights that are loaded."""
+        _choices[self, self.identity] = choice
+        if len(_choices) > MAX_CHOICES:
+            del _choices[next(iter(_choices))]
 
     def evaluation(self, tokens: int) -> EvaluationConfig:
         """Held-out text of the same source, in windows of the calibration's length; at least one window."""
@@ -62,6 +76,20 @@ class Request:
     settings: Settings
     calibration: CalibrationKey = field(compare=False)
     slicing: SliceConfig = field(compare=False)
+
+    @property
+    def is_undecided(self) -> bool:
+        """Whether a measurement shall choose the estimator, and has not yet: until then it is the default one."""
+        return self.settings.estimator == AUTO and self.calibration.choice is None
+
+    @property
+    def named(self) -> Settings:
+        """The settings with the name of the estimator that the slice is planned with: links and records name it."""
+        return self.settings._replace(estimator=self.slicing.estimator)
+
+    def now(self) -> Request:
+        """The request with the estimator that has been chosen meanwhile, if a measurement shall choose it."""
+        return parse(self.settings) if self.settings.estimator == AUTO else self
 
     @property
     def is_live(self) -> bool:
@@ -109,7 +137,10 @@ def parse(settings: Settings) -> Request:
         )
     CONTROLS["iterative"].check(settings.iterative)  # in no config
     model, dtype = CONTROLS["model"].check(settings.model), choose_dtype(settings.dtype, choose_device())
-    return Request(settings, CalibrationKey(model, dtype, config), SliceConfig(**_checked(settings, SliceConfig)))
+    key, slicing = CalibrationKey(model, dtype, config), _checked(settings, SliceConfig)
+    if settings.estimator == AUTO:
+        slicing["estimator"] = key.choice.name if key.choice else SliceConfig.estimator
+    return Request(settings, key, SliceConfig(**slicing))
 
 
 def from_recipe(recipe: Recipe) -> Request:

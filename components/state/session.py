@@ -23,12 +23,10 @@ from intraslice.methods.registry import plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.pretrained.memory import available_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
-from intraslice.pretrained.sources import DEFAULT, verify_weights
 from intraslice.size_target import parse_size, plan_within
 from intraslice.slicing.driver import slice_model
 from intraslice.token_windows import describe
 
-from .. import limits
 from ..i18n.language import lazy_gettext
 from ..jobs.job import Job, Scheduler, Urgency
 from ..jobs.jobs import Jobs, job_progress
@@ -36,6 +34,7 @@ from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS, describe_samples
+from .estimator_choice import choose
 from .plan_views import Plans, Source, Value, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
@@ -59,8 +58,6 @@ class Session:
     def __init__(
         self, device: str = AUTO, evaluation_tokens: int = 2560, precomputed: Precomputed | None = None
     ) -> None:
-        if limits.hosted():
-            verify_weights(DEFAULT)
         self.device = choose_device(device)
         self.evaluation_tokens = evaluation_tokens
         self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
@@ -257,7 +254,9 @@ class Session:
         with self.calibrations.holding(job, request.calibration):
             while calibrated is None or not calibrated.is_whole:
                 calibrated = self.calibrations.calibrate(job, request.calibration, whole, more_than=sequences)
-                self.losses(job, request, calibrated)
+                if calibrated.is_whole and request.is_undecided:
+                    choose(job, calibrated, request.calibration, self.slice_memory)
+                self.losses(job, request.now(), calibrated)
                 sequences = calibrated.sequences
                 if not calibrated.is_whole:
                     job.urgency = Urgency.BACKGROUND

@@ -36,7 +36,9 @@ class Terms(UserDict[str, str]):
         return translate(self.data[name])
 
 
-ESTIMATORS = Labels(choices.ESTIMATORS, {"manual": lazy_gettext("Manual")})
+ESTIMATORS = Labels(
+    choices.ESTIMATORS, {"manual": lazy_gettext("Manual"), choices.AUTO: lazy_gettext("By measurement")}
+)
 METHODS = Labels(choices.METHODS, {"dense": lazy_gettext("Dense")})
 MODULES = Terms({"attention": lazy_gettext("Attention"), "mlp": lazy_gettext("MLP")})
 MODULES_IN_WORDS = Terms({"attention": lazy_gettext("attention"), "mlp": lazy_gettext("MLP")})  # inside a sentence

@@ -19,7 +19,7 @@ from .labels import ESTIMATORS
 
 def write(request: Request) -> str:
     """The text of a setting."""
-    settings, defaults = request.settings, Settings()._asdict()
+    settings, defaults = request.named, Settings()._asdict()
     values = {
         name: value for name, value in settings._asdict().items() if name == "sparsity" or value != defaults[name]
     }

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..i18n.language import gettext, lazy_gettext, number, translate
+from ..i18n.language import gettext, lazy_gettext, number, percentage, translate
 from ..state.settings import Settings
 from ..state.views import Perplexities, PinnedView, PlanView, Reading, View
 from . import formatting, pinned_text
-from .labels import MODULES_IN_WORDS
+from .labels import ESTIMATORS, MODULES_IN_WORDS
 from .pinned_text import name_of
 
 ESTIMATED = lazy_gettext(
@@ -40,11 +40,33 @@ def texts(view: View) -> dict[str, str]:
         return {"headline": formatting.problem(view.problem)}
     plan, measured, pinned = view.plan, view.perplexities, _pinned(view)
     return {
-        "readout": formatting.readout(plan, measured, pinned) + record(view),
+        "readout": formatting.readout(plan, measured, pinned) + chosen(view) + record(view),
         "headline": headline(plan, measured, _hint(view), pinned, measure_button(measured)),
         "removed": formatting.removed(plan),
         "perplexity": formatting.protocol(measured),
     }
+
+
+def chosen(view: View) -> str:
+    """How the estimator was chosen, if it was by measurement or shall be (HTML)."""
+    request, choice, text = view.request, view.request.calibration.choice, ""
+    if request.is_undecided:
+        text = gettext(
+            "Once the calibration is complete, the estimator is chosen by measurement; until then it is {estimator}.",
+            estimator=ESTIMATORS[request.slicing.estimator],
+        )
+    elif choice is not None and choice.name == request.slicing.estimator:
+        others = (
+            f"{ESTIMATORS[name]} {formatting.signed(100 * value, lambda percent: number(percent, '.1f'))} ± "
+            f"{percentage(round(100 * error, 1))}"
+            for name, (value, error) in choice.excess.items()
+        )
+        text = gettext(
+            "{estimator} was chosen by measurement. At 30% the others have a higher KL: {others}.",
+            estimator=ESTIMATORS[choice.name],
+            others=", ".join(others),
+        )
+    return f'<p class="isx-quiet" data-chosen>{escape(text)}</p>' if text else ""
 
 
 def record(view: View) -> str:
@@ -52,7 +74,7 @@ def record(view: View) -> str:
     plan, measured, request = view.plan, view.perplexities, view.request
     if plan is None or measured.basis is None:
         return ""
-    settings, basis = request.settings, measured.basis
+    settings, basis = request.named, measured.basis
     common = {name: getattr(settings, name) for name in ("model", "text", "upload", "length", "dtype")}  # in the basis
     dense, sliced = (value if value and math.isfinite(value) else None for value in measured.values)
     costs = measured.costs if measured.source.kind == "before" else None

@@ -160,6 +160,6 @@ def test_an_error_of_the_library_is_shown_as_a_sentence_in_the_clients_language(
 def test_a_hosted_page_verifies_the_default_weights_when_it_starts(hosted, times, monkeypatch) -> None:
     calls = []
     monkeypatch.setenv("INTRASLICE_HOSTED", hosted)
-    monkeypatch.setattr("components.state.session.verify_weights", calls.append)
+    monkeypatch.setattr("components.state.calibrations.verify_weights", calls.append)
     Session()
     assert len(calls) == times

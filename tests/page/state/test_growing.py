@@ -7,7 +7,7 @@ from itertools import groupby
 import pytest
 import torch
 from stepping import Clock, OnlyWhileAwaited
-from tiny_page import in_job, stepwise
+from tiny_page import SOMEBODY, in_job, stepwise
 
 from components.estimator import measure
 from components.estimator.measure import RatioSearches
@@ -20,7 +20,9 @@ from components.state.request import Request, parse
 from components.state.session import Session
 from components.state.settings import Settings
 from components.state.views import Perplexities, Provenance
+from components.ui import pinned_text
 from components.ui.formatting import provenance
+from components.ui.handlers import LiveOutput
 from components.ui.screen import headline
 from intraslice.calibration import driver
 from intraslice.core.cache import cache_path
@@ -30,6 +32,7 @@ from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 from intraslice.samples import kept_samples
+from intraslice.search.choice import choose_estimator
 
 pytestmark = pytest.mark.usefixtures("one_by_one")
 
@@ -293,6 +296,39 @@ def test_a_calibration_reads_its_text_and_then_what_the_dense_model_samples(sess
     ((text, count, skip),) = asked
     assert torch.equal(text, plain.training[8:16])  # the text after the calibration's
     assert (count, skip) == (16, 3)
+
+
+def test_the_estimator_is_chosen_by_measurement_once_and_then_is_the_setting(fresh, tiny) -> None:
+    tiny = tiny.with_settings(seed=1)  # for which it is another one than the default
+    asked, always = tiny.with_settings(estimator="auto"), list[LiveOutput]()
+    move = partial(handlers.move, fresh, always, always, layer=0, active_tab="", pinned=None, client=SOMEBODY)
+    assert asked.is_undecided
+    assert asked.slicing.estimator == "pca"
+    answers = list(handlers.on_release(fresh, asked, 0, None, SOMEBODY))
+    choice = asked.calibration.choice
+    assert any("Choosing the estimator by measurement" in str(answer.get("status")) for answer in answers)
+    before = next(answer["readout"] for answer in answers if "until then it is" in answer.get("readout", ""))
+    assert "until then it is PCA-aware." in before
+    assert sum("again" in answer for answer in answers) >= 1  # after which the page moves
+
+    calibrated = fresh.calibrated(tiny)
+    text = calibrated.training[tiny.calibration.config.sequences :]
+    assert choose_estimator(calibrated.loaded, calibrated.stats, text, 1, progress=False) == choice
+    assert choice.name == "output-error"
+    known = asked.now()
+    assert (known.is_undecided, known.slicing.estimator, known.named.estimator) == (False, choice.name, choice.name)
+    assert fresh.perplexities(known) == fresh.perplexities(tiny.with_settings(estimator=choice.name))
+    assert fresh.perplexities(known).source.kind == "here"
+    shown = move(known)
+    assert shown["estimator"] == choice.name
+    assert "chosen by measurement" in shown["readout"]
+    assert pinned_text.write(known) == pinned_text.write(tiny.with_settings(estimator=choice.name))
+    shown = move(tiny.with_settings(estimator=choice.name))
+    assert "chosen by measurement" in shown["readout"]
+    assert not {"estimator", "again"} & shown.keys()
+    others = (name for name in choice.excess)
+    assert not any("chosen by measurement" in move(tiny.with_settings(estimator=name))["readout"] for name in others)
+    assert tiny.with_settings(estimator="auto", seed=2).is_undecided  # another calibration
 
 
 def test_the_minutes_of_the_budgets_are_those_of_the_chosen_model(session, tiny) -> None:
