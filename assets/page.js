@@ -27,7 +27,7 @@ function put(search) {
 // Values that are what the page opens with anyway stay out of the link. Until the link has set the controls they are
 // not the link's, and would replace it. A link has no estimator that a measurement has still to choose.
 isx.remember = (values) => {
-  if (!document.body.classList.contains("isx-begun") || values.includes("auto")) return [];
+  if (!document.body.classList.contains("isx-begun") || values[names.indexOf("estimator")] === "auto") return [];
   isx.address((wanted) =>
     names.forEach((name, index) => {
       const value = values[index];

@@ -203,7 +203,7 @@ def report(
         translate(COMMAND_LINE): files.command_lines(session, request, prompt),
         translate(RELOAD): files.snippet(request, prompt),
     }
-    settings = request.settings  # the report must not disclose the folder of an upload
+    settings = request.named  # the report must not disclose the folder of an upload
     settings = settings._replace(upload=settings.upload and Path(settings.upload).name)
     title = files.checkpoint_name(request)
     text = pages.report(title, settings._asdict(), view, session.perplexities(request), charts, code)
