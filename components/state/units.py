@@ -80,7 +80,7 @@ def _scores(units: LayerUnits) -> Scores:
 
 def _rounded(values: Tensor) -> Float[np.ndarray, "..."]:
     """The values with three significant digits: here, since they are drawn at every move of the slider."""
-    return np.vectorize(lambda value: float(f"{value:.3g}"))(values.numpy())
+    return np.vectorize(lambda value: float(f"{value:.3g}"), otypes=[float])(values.numpy())
 
 
 def units_of(model: PreTrainedModel, stats: CalibrationStats, pause: Callable[[], object] = lambda: None) -> ModelUnits:
