@@ -67,7 +67,7 @@ def _settings(context: Context) -> Iterator[Row]:
     on_release = call(handlers.on_release, session, outputs=followed, queue=HEAVY)
     measure_again = call(handlers.measure_again, session, outputs=followed, queue=HEAVY)
     measure_live = call(handlers.measure_live, session, outputs=measured, queue=HEAVY, api_name="measure_live")
-    prepared = {**measured, "measured": context.measured}
+    prepared = {**followed, "measured": context.measured}
     on_prepared = call(handlers.on_prepared, session, outputs=prepared, queue=HEAVY)
     measure = call(handlers.measure, session, outputs=measured, queue=HEAVY, api_name="measure")
     halt = call(handlers.stop, session, [""], api_name="halt")

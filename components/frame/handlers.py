@@ -152,7 +152,7 @@ def measure_live(session: Session, request: Request, layer: int, pinned: Request
 def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests, once the model is calibrated; not where that failed or was cancelled."""
     if request.is_live and session.is_calibrated(request):
-        yield from measure(session, request, layer, pinned, client)
+        yield from followed(measure(session, request, layer, pinned, client), session, request, lambda: True)
     yield {"measured": str(time.time())}
 
 

@@ -1,8 +1,8 @@
 """The choice of the estimator by measurement, once for each calibration."""
 
-from functools import cache, partial
+from functools import cache
 
-from intraslice.core.progress import Progress
+from intraslice.core.progress import Progress, ProgressCallback
 from intraslice.search.choice import choose_estimator
 from intraslice.search.ratio_search import search_bytes
 
@@ -21,10 +21,13 @@ def choose(job: Job, calibrated: Calibrated, key: CalibrationKey, memory: JobMem
 
     def measure(job: Job) -> None:
         loaded, stats, text = calibrated.loaded, calibrated.stats, calibrated.training[key.config.sequences :]
-        report = cache(partial(job_progress, job))  # by text, since each times from its first event
+
+        @cache
+        def report(stage: str) -> ProgressCallback:  # each times from its first event
+            return job_progress(job, SAMPLING if stage == "samples" else CHOOSING)
 
         def progress(event: Progress) -> None:
-            report(SAMPLING if event.stage == "samples" else CHOOSING)(event)
+            report(event.stage)(event)
 
         with memory.reserved(job, search_bytes(loaded.model), calibrated):
             key.note_choice(choose_estimator(loaded, stats, text, key.config.seed, progress=progress))

@@ -328,7 +328,12 @@ def test_the_estimator_is_chosen_by_measurement_once_and_then_is_the_setting(fre
     assert not {"estimator", "again"} & shown.keys()
     others = (name for name in choice.excess)
     assert not any("chosen by measurement" in move(tiny.with_settings(estimator=name))["readout"] for name in others)
-    assert tiny.with_settings(estimator="auto", seed=2).is_undecided  # another calibration
+
+    other = tiny.with_settings(estimator="auto", seed=2)  # another calibration, after which the page measures by itself
+    assert other.is_undecided
+    list(fresh.prepare(other, SOMEBODY))
+    assert any("again" in answer for answer in handlers.on_prepared(fresh, other, 0, None, SOMEBODY))
+    assert not other.is_undecided
 
 
 def test_the_minutes_of_the_budgets_are_those_of_the_chosen_model(session, tiny) -> None:
