@@ -61,8 +61,8 @@ def compress(
         options: `dtype` ("auto", "float32", "bfloat16" or a torch dtype), `device` and `device_map` ("auto" or "disk")
             for loading, which are refused for a model that is loaded already; `method`, a name in `METHODS`; the fields
             of `SliceConfig`, of which `estimator` may also be a file of your own, `path.py:function` or `path.json`, as
-            `load_estimator` takes it, or "auto" (see `choose_estimator`); `ratios="search"`, which searches for better
-            ratios than the estimator's within `passes` dense passes over the calibration tokens (see `search_ratios`);
+            `load_estimator` takes it, or "auto", the default (`choose_estimator`); `ratios="search"`, which looks for
+            better ratios than the estimator's in `passes` dense passes over the calibration tokens (`search_ratios`);
             `size="200 MB"`, which replaces the sparsity: at most so many bytes of weights, in the model's dtype or in
             the type that follows, as in "200 MB q8_0" for `to_gguf`, and, with `context=4096`, of the key/value cache
             of so many tokens.
@@ -77,7 +77,7 @@ def compress(
     loaded = _loaded(model, tokenizer, options)
     device = choose_device(options.get("device", AUTO))
     slicing = {name: options[name] for name in SLICING_OPTIONS if name in options}
-    estimator = str(options.get("estimator", SliceConfig.estimator))
+    estimator = str(options.get("estimator", AUTO))
     slicing["estimator"] = SliceConfig.estimator if estimator == AUTO else load_estimator(estimator).name
     method = METHODS.require(options.get("method", Recipe.method))
     recipe = Recipe(

@@ -171,7 +171,7 @@ def _require_streamable(run: Run) -> None:
             "--stream requires --out FOLDER and does not support --gguf, --device-map, --slicing or --size; leave them "
             "out, and write the GGUF file with `export` afterwards"
         )
-    if is_auto(a):
+    if is_auto(a) and "estimator" in a.explicit:  # where it is the default, the slice has the usual estimator
         raise UserError("cannot slice one layer at a time: --estimator auto measures whole models; name an estimator")
     if searches(a):
         raise UserError(

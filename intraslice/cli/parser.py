@@ -15,7 +15,7 @@ from intraslice.calibration.user_estimator import load_estimator
 from intraslice.checkpoints.to_gguf import GGUF_TYPES
 from intraslice.cli import analyses, commands, comparisons, search
 from intraslice.cli.analyses import benchmark
-from intraslice.cli.run import CommandResult, Run
+from intraslice.cli.run import SEARCHING, CommandResult, Run
 from intraslice.core.checks import RETIRED
 from intraslice.core.config import BUDGETS, PRESETS, CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
@@ -239,6 +239,7 @@ COMMANDS: dict[str, Callable[[Run], CommandResult]] = {
 }
 COMPARED = {"methods": ["intraslice", "crossmodule"]}
 DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
+    **{name: {"estimator": AUTO} for name in SEARCHING},
     "export": {"dtype": "float32"},  # represents the values of any saved dtype
     "inspect": COMPARED | {"eval_tokens": 2048},  # enough for activations
     # Enough to rank modules by KL. bfloat16's rounding alone is 0.002 nats, as much as small modules cost.

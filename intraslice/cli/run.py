@@ -73,6 +73,10 @@ class Run(Pipeline):
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         device = choose_device(arguments.device)
+        # Several processes do not share a choice, and ratios from a file leave little to choose.
+        has_choice = size() == 1 and (not arguments.ratios or searches(arguments))
+        if is_auto(arguments) and "estimator" not in arguments.explicit and not has_choice:
+            arguments.estimator = SliceConfig.estimator
         search: float | None = arguments.passes if searches(arguments) else None
         if search is not None and arguments.command not in SEARCHING:
             raise UserError(

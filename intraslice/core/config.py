@@ -152,7 +152,7 @@ class SliceConfig:
     estimator: str = option(
         "pca",
         "ratio estimator, your own path.py:function or importances.json (see docs/extending.md), or auto: the best of "
-        "several, by KL at 30% (ratios, evaluate, slice and generate)",
+        "several, by KL at 30% (ratios, evaluate, slice and generate, where it is the default)",
         registry=ESTIMATORS,
         metavar="NAME|FILE.py:FUNCTION|FILE.json",
     )

@@ -14,6 +14,7 @@ from intraslice.calibration.user_estimator import register_importances
 from intraslice.core.cache import cache_path, read_record, write_record
 from intraslice.core.config import SliceConfig
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, progress_callback
+from intraslice.distributed import size
 from intraslice.evaluation.perplexity import DenseStates, mean_over_windows, measure_losses
 from intraslice.loading import LoadedModel
 from intraslice.modeling.hidden_states import Tokens, Windows
@@ -60,8 +61,11 @@ def choose_estimator(
     """The candidate whose slice at 30 % has the lowest KL, by successive halving; kept in the cache.
 
     The windows are the beginnings of the sequences of `text`, which the calibration must not have read, and as many
-    samples of the dense model, or more where the text is short. Raises NumericalError as `slice_model` does.
+    samples of the dense model, or more where the text is short. Several processes do not share the measurement: they
+    take the first candidate. Raises NumericalError as `slice_model` does.
     """
+    if size() > 1:
+        return Choice(candidates[0], {}, 0.0)
     report, rounds = progress_callback(progress), _rounds(len(candidates))
     length = min(SAMPLE_TOKENS, text.shape[1])
     cost = (1 + 2 * (1 + fmean(rounds))) * length  # of a window of text and a sample: that is written, and both are run
@@ -72,9 +76,9 @@ def choose_estimator(
     path = cache_path("search", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *calibrated, text, *asked)
     if not (record := read_record(path)):
         generator = torch.Generator().manual_seed(2**20 * (seed + 1) - 1)  # as of no batch of `kept_samples`
-        size = 2 * pairs - len(text), length
+        shape = 2 * pairs - len(text), length
         sampled = sample_texts(
-            loaded.model, size, TEMPERATURE, generator, lambda *done: report(Progress("samples", *done))
+            loaded.model, shape, TEMPERATURE, generator, lambda *done: report(Progress("samples", *done))
         ).to(text)
         parts = zip(text.tensor_split(len(rounds)), sampled.tensor_split(len(rounds)), strict=True)
         logs, read = _halved(loaded.model, stats, candidates, rounds, [torch.cat(part) for part in parts], report)
@@ -119,8 +123,8 @@ def _halved(
     logs: dict[str, list[float]] = {name: [] for name in candidates}
     left, sliced, tokens = [*candidates], dict[str, PreTrainedModel](), 0
     cache = SliceCache.where_it_fits(model)
-    for size, windows in zip(rounds, parts, strict=True):
-        left = sorted(left, key=lambda name: sum(logs[name]))[:size]
+    for count, windows in zip(rounds, parts, strict=True):
+        left = sorted(left, key=lambda name: sum(logs[name]))[:count]
         states = DenseStates(model)
         for name in left:
             if name not in sliced:
@@ -129,7 +133,7 @@ def _halved(
             losses = measure_losses(sliced[name], windows, f"KL {name}", states, progress=report)
             logs[name] += [log(max(divergence, SMALLEST)) for divergence in losses.divergences]
         sliced = {name: sliced[name] for name in left}
-        tokens += (1 + size) * windows.numel()
+        tokens += (1 + count) * windows.numel()
     return logs, tokens
 
 

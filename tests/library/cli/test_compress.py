@@ -102,12 +102,12 @@ def test_the_defaults_are_the_command_lines_and_an_option_without_a_use_is_named
 
 def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, options, run, capsys, monkeypatch):
     monkeypatch.setattr(pipeline, "choose_estimator", choose := Mock(wraps=pipeline.choose_estimator))
-    chosen = compress("tiny", 0.4, estimator="auto", **options)
+    chosen = compress("tiny", 0.4, **options)  # as by default
     name = chosen.record["requested"]["estimator"]
     assert name == chosen.plan.config.estimator == chosen.recipe.slicing.estimator
     assert name in CANDIDATES
     assert chosen.plan == compress("tiny", 0.4, estimator=name, **options).plan
-    assert main(["ratios", *words, "--sparsity", "0.4", "--estimator", "auto", "--json"]) == 0
+    assert main(["ratios", *words, "--sparsity", "0.4", "--json"]) == 0
     output, messages = capsys.readouterr()
     assert json.loads(output)["estimator"] == name
     assert f"\nestimator: {name}; KL at 30 % with " in messages
@@ -119,6 +119,10 @@ def test_auto_is_the_estimator_that_it_chooses_on_unread_text(home, words, optio
     assert rows
     assert not rows & (others[0] | others[1])
     assert "estimator must be one of" in refused(SliceConfig, estimator="auto")
+    lines = {"evaluate": True, "evaluate --ratios fixed.csv": False, "evaluate --estimator pca": False, "sweep": False}
+    (home / "fixed.csv").write_text("layer,attention_ratio,mlp_ratio\n0,0.1,0.2\n")
+    monkeypatch.chdir(home)
+    assert {line: Run(parser().parse_args(line.split())).is_auto for line in lines} == lines
 
 
 def test_a_loaded_model_gives_the_same_slice_and_stays_as_it_is(home, texts, result):

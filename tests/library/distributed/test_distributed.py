@@ -233,7 +233,8 @@ def test_a_sweep_has_the_same_rows_whatever_the_methods(case, together, monkeypa
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "intraslice"]
 ALONE = ("generate", "inspect", "sensitivity", "tasks --tasks any", "benchmark")
 ALONE += ("export --gguf f", "search --out f", "publish --out f")
-BOTH_MODULES = ["--bias", "0.6", "--sparsity", "0.4"]  # left alone, the importances would spare this model's attention
+# Left alone, the importances would spare this model's attention.
+BOTH_MODULES = ["--estimator", "pca", "--bias", "0.6", "--sparsity", "0.4"]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from intraslice.samples import TEMPERATURE, kept_samples
 from intraslice.search import choice as choice_module
 from intraslice.search import measure as measure_module
 from intraslice.search import ratio_search as module
-from intraslice.search.choice import PASSES, choose_estimator
+from intraslice.search.choice import PASSES, Choice, choose_estimator
 from intraslice.search.evolution import (
     Level,
     Levels,
@@ -339,3 +339,5 @@ def test_the_better_candidate_is_chosen_at_its_cost_on_unread_windows_and_only_o
     assert choose_estimator(case.loaded, stats, text, 3, candidates, progress=False) == choice
     with pytest.raises(TypeError):
         choose_estimator(case.loaded, stats, text, 4, candidates, progress=False)
+    monkeypatch.setattr(choice_module, "size", lambda: 2)  # processes, which do not share it
+    assert choose_estimator(case.loaded, stats, text, 4, progress=False) == Choice("pca", {}, 0.0)
