@@ -135,8 +135,8 @@ def followed(answers: Updates, session: Session, request: Request, is_told: Call
 
 def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
-    jobs, is_measured = session.jobs, session.perplexities(request).source.kind == "before"
-    is_wanted = request.is_live and (request.is_undecided or not is_measured)
+    jobs = session.jobs
+    is_wanted = request.is_live and (request.is_undecided or session.perplexities(request).source.kind != "before")
     while is_wanted:
         last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
         if last is None or not last.superseded:
