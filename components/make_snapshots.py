@@ -23,7 +23,6 @@ from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import load_model
 from intraslice.methods.registry import plan_by, slice_by
-from intraslice.pretrained.sources import DEFAULT
 from intraslice.token_windows import evaluation_tokens
 
 from .activations.measure import ShiftViews
@@ -36,6 +35,7 @@ from .spectra.measure import precomputed_spectra
 from .state import precomputed
 from .state.calibrations import Calibrated
 from .state.choices import ESTIMATORS, PRECISIONS
+from .state.estimator_choice import choose
 from .state.precomputed import Entry, FactsLine, Line, Manifest, Measurements, StoredFacts
 from .state.request import Request, SliceKey, parse
 from .state.session import Session
@@ -55,9 +55,9 @@ class Results:
     """The results of the default model, written one by one."""
 
     def __init__(self) -> None:
-        weights = {dtype: load_model(DEFAULT, dtype, progress=False).weights_digest for dtype in PRECISIONS}
+        weights = {dtype: load_model(Settings().model, dtype, progress=False).weights_digest for dtype in PRECISIONS}
         before = precomputed.Precomputed().manifests.get(FOLDER)
-        self.manifest = before or Manifest(DEFAULT, NAME, weights, parse(Settings()).calibration.config)
+        self.manifest = before or Manifest(Settings().model, NAME, weights, parse(Settings()).calibration.config)
         if self.manifest.weights != weights:
             sys.exit(f"{FOLDER} has results of other weights; delete it")
 
@@ -128,23 +128,25 @@ def main() -> None:
     if precomputed.PERPLEXITY in chosen:
         request = parse(Settings(dtype="bfloat16"))
         measure_perplexities(results, calibrate(request), request)
-    if chosen == {precomputed.PERPLEXITY}:
-        return
     request = parse(Settings(dtype="float32"))
     calibrated = calibrate(request)
     stats, tokens = calibrated.stats, calibrated.tokens.numel()
+    if precomputed.CHOICE in chosen:  # first: answers and activations are those of the chosen estimator
+        run_now(session, lambda job: choose(job, calibrated, request.calibration, session.slice_memory), print)
+        results.write(precomputed.CHOICE, request.calibration.choice, request, tokens)
+    opening = session.opening.with_settings(dtype=request.settings.dtype)
     if precomputed.SENSITIVITY in chosen:  # half an hour on one core
         windows = evaluation_tokens(calibrated.loaded.tokenizer, LONGER_TEXT, request.calibration.config.text)
         measured = measure_sensitivity(calibrated.loaded, stats, windows, RATIO)
         results.write(precomputed.SENSITIVITY, measured, request, measured.tokens)
     if precomputed.SHIFT in chosen:
         shifts = ShiftViews(session)
-        run_now(session, lambda job: shifts.measure_both(job, request), print)
-        view = shifts.exact_view(request)
+        run_now(session, lambda job: shifts.measure_both(job, opening), print)
+        view = shifts.exact_view(opening)
         assert view is not None  # measured just now
-        results.write(precomputed.SHIFT, view, request, view.tokens)
+        results.write(precomputed.SHIFT, view, opening, view.tokens)
     others: dict[str, Callable[[], Any]] = {
-        precomputed.FACTS: lambda: ask_facts(session, request),
+        precomputed.FACTS: lambda: ask_facts(session, opening),
         precomputed.PROFILE: lambda: calibrated.source.profile,
         precomputed.UNITS: lambda: calibrated.source.units,
         precomputed.SPECTRA: lambda: precomputed_spectra(calibrated),

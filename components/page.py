@@ -15,7 +15,7 @@ from .rooms.store import rooms_folder
 from .server import process, warming
 from .server.app import App
 from .state import choices
-from .state.request import default_precision, parse
+from .state.request import default_precision
 from .state.session import Session
 from .state.settings import Settings
 from .ui import explainers, formatting, screen
@@ -23,7 +23,7 @@ from .ui import explainers, formatting, screen
 
 def build_app(session: Session) -> App:
     """The whole page for one session, for `launch(**launch_options())`."""
-    first = parse(Settings(dtype=default_precision()))
+    first = session.opening.with_settings(dtype=default_precision())
     session.jobs.caller = current_caller
     initial = handlers.initial_texts(session, first)
     with App(session.jobs.scheduler, title="IntraSlice Explorer", analytics_enabled=False, fill_width=True) as page:
@@ -37,7 +37,8 @@ def build_app(session: Session) -> App:
             sparsity = controls.component("sparsity", first.settings)
             removed = screen.newest(initial("removed"), "removed")
         with sidebar:
-            sidebar_controls = controls.Controls(session, first.settings, sparsity, initial)
+            # The default of programs is a component's value; `link.restore` sets the estimator of who opens the page.
+            sidebar_controls = controls.Controls(session, Settings(dtype=first.settings.dtype), sparsity, initial)
         with gr.Tabs(elem_id="tabs") as tab_row:
             panels = tabs.build(session, first)
         explainers.glossary()
@@ -90,7 +91,7 @@ def serve() -> None:
     warming.load_weights(session)  # while the page is built
     app = build_app(session)
     for precision in choices.PRECISIONS:
-        session.plan(parse(Settings(dtype=precision)))  # ranks the precomputed units, before the first slider move
+        session.plan(session.opening.with_settings(dtype=precision))  # ranks its units, before the slider moves
     if warming.is_wanted():
         app.warming = warming.Warming(session)
         app.warming.start()

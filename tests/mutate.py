@@ -145,7 +145,7 @@ def failure(root: Path, tests: list[str], seconds: float) -> str:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?:@[\w ]+)?(?: - .*)?$", done.stdout, re.MULTILINE)
     return failed[1] if failed else tests[0] if done.returncode not in (0, 5) else ""  # 5: none is selected
 
 

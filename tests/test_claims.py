@@ -345,9 +345,10 @@ def timed() -> str:
 
 def forgotten() -> str:
     """A table of the right answers that the default model says, and selects, from what the page has stored."""
-    cache, entries = FactsCache(Columns(Session())), []
+    session, entries = Session(), []
+    cache = FactsCache(Columns(session))
     for percent in (20, 30, 45):
-        view, line = cache.view(parse(Settings(sparsity=percent)), "en"), f"{percent / 100:g}"
+        view, line = cache.view(session.opening.with_settings(sparsity=percent), "en"), f"{percent / 100:g}"
         for group, _, dense, sliced, *_ in facts_chart(view).rows:
             entries += [("dense", group, dense), (line, group, sliced)]
         entries += [(line, "lost", str(len(view.lost))), (line, "gained", str(len(view.gained)))]

@@ -16,7 +16,7 @@ from ..jobs.jobs import job_progress
 from ..jobs.status import Status
 from ..state.caches import BoundedCache
 from ..state.precomputed import SHIFT
-from ..state.request import Request, SliceKey, default_slicing
+from ..state.request import Request, SliceKey
 from ..state.session import Session
 from ..state.units import nearest_plan, note_of
 from .views import Histogram, MethodShift, PlaceShift, ShiftView
@@ -48,7 +48,7 @@ class ShiftViews:
         """The measurement of exactly this setting."""
         if self.is_measured(request):
             return self._view(request)
-        return self._precomputed(request) if request.slicing == default_slicing() else None
+        return self._precomputed(request) if request.slicing == self._session.opening.slicing else None
 
     def is_measured(self, request: Request) -> bool:
         """Whether exactly this setting is measured, by IntraSlice at least."""

@@ -41,11 +41,12 @@ class FactsCache:
 
     def view(self, request: Request, language: str) -> FactsView | None:
         """The answers at a setting: those measured here, else stored ones of the nearest percentage; None without."""
-        found = self.columns.session.precomputed.find(FACTS, request.calibration, StoredFacts)
+        session = self.columns.session
+        found, opening = session.precomputed.find(FACTS, request.calibration, StoredFacts), session.opening.slicing
         questions, columns = fact_questions(language), dict[str, FactsColumn]()
         for name, column in columns_of(request, None, "").items():
             key = column.key()
-            stored = found and found.value.nearest(key.method, request.slicing)
+            stored = found and found.value.nearest(key.method, request.slicing, opening)
             if here := self._facts.get((key, language)):
                 columns[name] = FactsColumn(here)
             elif found and stored and found.value.questions == questions:

@@ -173,7 +173,7 @@ class Columns:
             if is_sliced and (divergence := readings.divergence(request.slice_key(name))):
                 cost = replace(cost, divergence=(divergence.value, divergence.error))
             columns[name] = cost
-        return Costs(columns, problems, self._speed_protocol() if speeds else "")
+        return Costs(columns, problems, self.session.speed_protocol(**vars(SPEED)) if speeds else "")
 
     def measure_costs(self, job: Job, request: Request, pinned: Request | None, other: str) -> None:
         """Measure the missing perplexities and speeds of all columns."""
@@ -236,16 +236,6 @@ class Columns:
             speeds = measure_speed(models, SPEED, progress=progress)
             self._speeds.put((key, named), speeds)
             self._speeds.put((key, None), {name: speed for name, speed in speeds.items() if name != OTHER})
-
-    def _speed_protocol(self) -> str:
-        return lazy_gettext(
-            "Speed at batch size 1{threads}, the models in turn, medians of {repeats} runs: prefill of "
-            "{prompt} tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
-            threads=self.session.threads(),
-            repeats=SPEED.repeats,
-            prompt=SPEED.prompt,
-            new=SPEED.new,
-        )
 
 
 def encode_off_turn(job: Job, tokenizer: PreTrainedTokenizerBase, encode: Callable[[], object]) -> None:

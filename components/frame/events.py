@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from ..gradio_compat.browser.on_latest import on_latest
-from ..state.choices import BUDGETS
+from ..state.choices import AUTO, BUDGETS
 from ..ui.handlers import LiveOutput, leave_unchanged
 from . import handlers, link
 from .context import HEAVY, PRIVATE, Context, every, in_browser, once, signal, tell
@@ -33,7 +33,7 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     linked = {**settings, "prompt": context.prompt, "pinned": controls.pinned}
     restored = {**linked, "tabs": context.tabs, "notice": context.notice}
     begun = signal()
-    restore = call(link.restore_existing, session, outputs=restored, api_name="restore")
+    restore = call(link.restore, session, outputs=restored, api_name="restore")
     first = [live_output for live_output in context.when_open if live_output.tab == link.FIRST_TAB]
     shown, updated = _moved(context, first), [*always, *first]
     preview = call(handlers.preview, session, updated, outputs=shown, refuse=handlers.refuse_move, api_name="ratios")
@@ -52,7 +52,8 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     for events, options in (([begun.change], PRIVATE), ([controls.calibrate.click], {})):
         yield once, events, [prepare | options, fit, tell(context.prepared)]
     yield on_latest, [page.load, model.change], [memory, minutes]
-    yield every, [model.change], [in_browser("() => ''", None, context.notice)]
+    reset = [context.notice, controls.settings["estimator"]]
+    yield every, [model.input], [in_browser(f"() => ['', '{AUTO}']", None, reset)]
     yield every, [link.lesson_receiver().select], [step]
 
 

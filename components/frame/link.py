@@ -46,12 +46,13 @@ def state_of(step: Any, phase: Any = 0) -> dict[str, str]:
     return {}
 
 
-def restore(caller: gr.Request) -> dict[str, Any]:
+def restore(session: Session, caller: gr.Request) -> dict[str, Any]:
     """Read the address bar: settings, pinned setting, layer, prompt and tab of a link.
 
     Invalid values are replaced by the defaults, with a notice (HTML) of a model or of what was removed; a link that is
-    too long is ignored. A link always names the precision, so that other machines show the same numbers; without a link
-    it is this machine's default. A step of the lesson (`?lesson=3`) stands for its initial state.
+    too long is ignored. Every link of the page names the precision, so that other machines show the same numbers. One
+    without an estimator means the default of `Settings`; without any setting, the page opens with the chosen one. A
+    step of the lesson (`?lesson=3`) stands for its initial state. While a model is unknown, the layer is the link's.
     """
     query: Mapping[str, str] = dict(caller.query_params) if caller else {}
     if sum(len(name) + len(value) for name, value in query.items()) > limits.LINK.value:
@@ -59,6 +60,8 @@ def restore(caller: gr.Request) -> dict[str, Any]:
     query = {**state_of(query.get("lesson")), **query}
     refused: list[ValueError] = []
     linked, model = read(query, refused), query.get("model", "")
+    if not query.keys() & {*Settings._fields}:
+        linked["estimator"] = session.opening.settings.estimator
     problems = [error for error in refused if str(error) in checks.RETIRED.values()]
     if model not in ("", linked["model"]):
         text = lazy_gettext(
@@ -68,20 +71,15 @@ def restore(caller: gr.Request) -> dict[str, Any]:
             model=checks.quoted(model),
         )
         problems.append(ValueError(text))
-    notice = "".join(map(formatting.problem, problems))
-    return linked | {"tabs": gr.Tabs(selected=query.get("tab", FIRST_TAB)), "notice": notice}
-
-
-def restore_existing(session: Session, caller: gr.Request) -> dict[str, Any]:
-    """`restore`, without a layer that the model lacks; while that is unknown, the slider reaches as far as the link."""
-    restored = restore(caller)
     try:
-        source = session.source(parse(Settings(**{name: restored[name] for name in Settings._fields})))
+        source = session.source(parse(Settings(**{name: linked[name] for name in Settings._fields})))
     except ValueError:  # settings that are only invalid together
         source = None
-    last = len(source.profile.layers) - 1 if source else max(restored["layer"], LAST_LAYER)
-    layer = restored["layer"] if restored["layer"] <= last else default_link()["layer"]
-    return restored | {"layer": layer if last == LAST_LAYER else gr.update(value=layer, maximum=last)}
+    last = len(source.profile.layers) - 1 if source else max(linked["layer"], LAST_LAYER)
+    layer = linked["layer"] if linked["layer"] <= last else default_link()["layer"]
+    linked["layer"] = layer if last == LAST_LAYER else gr.update(value=layer, maximum=last)
+    notice = "".join(map(formatting.problem, problems))
+    return linked | {"tabs": gr.Tabs(selected=query.get("tab", FIRST_TAB)), "notice": notice}
 
 
 def read(query: Mapping[str, str], refused: list[ValueError] | None = None) -> dict[str, Any]:

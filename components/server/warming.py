@@ -72,7 +72,7 @@ class Warming:
             log.warning("warming ended: %s", problem)
 
     def _work(self, job: Job) -> None:
-        session, first = self._session, parse(Settings())
+        session, first = self._session, self._session.opening
         self._begin("calibration", job)
         calibrated = session.calibrations.calibrate(job, first.calibration)
         session.keep(first)

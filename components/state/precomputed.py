@@ -35,7 +35,7 @@ from intraslice.pretrained.precision import Precision
 from ..assets import ASSETS
 from ..i18n.language import LazyString, day, lazy_gettext
 from .plan_views import Source
-from .request import DENSE, CalibrationKey, default_slicing
+from .request import DENSE, NOTHING_REMOVED, CalibrationKey
 from .units import ModelUnits, load_units, save_units
 from .views import Provenance
 
@@ -43,8 +43,8 @@ Value = TypeVar("Value")
 
 FOLDER = ASSETS / "cache"
 MANIFEST = "manifest.json"
-KINDS = ("profile", "units", "perplexity", "spectra", "shift", "sensitivity", "facts")
-PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY, FACTS = KINDS
+KINDS = ("choice", "profile", "units", "perplexity", "spectra", "shift", "sensitivity", "facts")
+CHOICE, PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY, FACTS = KINDS
 DIGITS = 9  # significant: all of float32
 FORMAT = "2"  # of cached profiles: raise it when changed code alters them
 
@@ -82,7 +82,7 @@ class Manifest:
 
     def has_weights(self, key: CalibrationKey) -> bool:
         """Whether the model has these weights. Before it is loaded, it is assumed to: its file is pinned."""
-        return not key.identity or key.identity.partition("-")[0] in self.weights.values()
+        return not key.weights or key.weights in self.weights.values()
 
     def provenance(self, kind: str) -> Provenance:
         """Where a result comes from."""
@@ -172,7 +172,7 @@ class Measurements:
     def _of(self, slicing: SliceConfig) -> dict[int, Line]:
         """The lines of a setting's estimator and order, by percentage; empty unless the rest is the default."""
         series = {name: getattr(slicing, name) for name in ("sparsity", "estimator", "order")}
-        is_stored = vars(slicing) == {**vars(default_slicing()), **series}
+        is_stored = vars(slicing) == {**vars(NOTHING_REMOVED), **series}
         return self._series.get((slicing.estimator, slicing.order), {}) if is_stored else {}
 
     @cached_property
@@ -195,16 +195,16 @@ class FactsLine(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFacts:
-    """Answers to questions by method and percentage, with otherwise the default settings."""
+    """Answers to questions by method and percentage, with otherwise the settings that the page opens with."""
 
     questions: tuple[Question, ...]
     lines: tuple[FactsLine, ...] = ()
 
-    def nearest(self, method: str, slicing: SliceConfig) -> FactsLine | None:
+    def nearest(self, method: str, slicing: SliceConfig, opening: SliceConfig) -> FactsLine | None:
         """The line of a method whose percentage is nearest to a setting's; None if it has none."""
         lines = [line for line in self.lines if line.method == method]
-        is_default = slicing == replace(default_slicing(), sparsity=slicing.sparsity)
-        if not lines or not (is_default or method == DENSE):
+        is_stored = slicing == replace(opening, sparsity=slicing.sparsity)
+        if not lines or not (is_stored or method == DENSE):
             return None
         return min(lines, key=lambda line: abs(line.percent - 100 * slicing.sparsity))
 

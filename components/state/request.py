@@ -7,7 +7,6 @@ are checked when the plan is computed (`Session`), that a path is an upload befo
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ DENSE = "dense"  # the method in the dense model's key
 NOTHING_REMOVED = SliceConfig(0.0)
 MAX_CHOICES = 10_000  # kept; the library keeps them on the disk
 _identities: dict[tuple[str, str], str] = {}  # of the models that this process has loaded, by name and precision
-_choices: dict[tuple[CalibrationKey, str], Choice] = {}  # of estimators, by calibration and identity
+_choices: dict[tuple[CalibrationKey, str], Choice] = {}  # of estimators, by calibration and weights
 
 
 class CalibrationKey(NamedTuple):
@@ -45,13 +44,18 @@ class CalibrationKey(NamedTuple):
         _identities[self.model, self.dtype] = identity
 
     @property
+    def weights(self) -> str:
+        """The `LoadedModel.weights_digest` last loaded under this name, or ""."""
+        return self.identity.partition("-")[0]
+
+    @property
     def choice(self) -> Choice | None:
         """The estimator that a measurement has chosen for this calibration, or None before."""
-        return _choices.get((self, self.identity))
+        return _choices.get((self, self.weights))
 
-    def note_choice(self, choice: Choice) -> None:
-        """Set `choice`, of the weights that are loaded."""
-        _choices[self, self.identity] = choice
+    def note_choice(self, choice: Choice, weights: str | None = None) -> None:
+        """Set `choice` for the weights of a digest, or those that are loaded; "": before they are loaded."""
+        _choices[self, self.weights if weights is None else weights] = choice
         if len(_choices) > MAX_CHOICES:
             del _choices[next(iter(_choices))]
 
@@ -148,12 +152,6 @@ def from_recipe(recipe: Recipe) -> Request:
     values = asdict(recipe.slicing) | asdict(recipe.calibration) | {"model": recipe.model, "dtype": recipe.dtype}
     values |= {name: round(100 * values[name], 9) for name in ("sparsity", "cap")} | {"locked": ""}
     return parse(Settings(**{name: values[name] for name in Settings._fields if name in values}))
-
-
-@cache
-def default_slicing() -> SliceConfig:
-    """The slicing config that the page opens with."""
-    return SliceConfig(**_checked(Settings(), SliceConfig))
 
 
 def default_precision() -> Precision:

@@ -27,19 +27,19 @@ from intraslice.size_target import parse_size, plan_within
 from intraslice.slicing.driver import slice_model
 from intraslice.token_windows import describe
 
-from ..i18n.language import lazy_gettext
+from ..i18n.language import LazyString, lazy_gettext
 from ..jobs.job import Job, Scheduler, Urgency
 from ..jobs.jobs import Jobs, job_progress
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
 from .choices import ESTIMATORS, TEXTS, describe_samples
-from .estimator_choice import choose
+from .estimator_choice import choose, note_stored
 from .plan_views import Plans, Source, Value, convergence_view, importance_curves
 from .precomputed import Precomputed
 from .readings import Readings
-from .request import DENSE, Request, SliceKey, default_precision
-from .settings import CONTROLS, model_name
+from .request import DENSE, Request, SliceKey, default_precision, parse
+from .settings import CONTROLS, Settings, model_name
 from .views import ConvergenceView, ImportanceCurve, Perplexities, PlanView, View
 
 RECOVERY_STAGES = {  # the library's stages, and their texts in the status
@@ -63,11 +63,19 @@ class Session:
         self.jobs = Jobs(Scheduler(initialise=partial(set_threads, torch.get_num_threads())))
         self._caches = Caches(available_bytes(self.device))
         self.precomputed = precomputed or Precomputed()
+        note_stored(self.precomputed)
         self.calibrations = Calibrations(self._caches, self.device, evaluation_tokens, self.precomputed)
         self.slice_memory = JobMemory(self._caches, self.device, max_wait=WAIT_SECONDS)
         self.plans = Plans()
         self._check = lru_cache(100)(check_model)
         self.readings = Readings(self._caches, self._sliced, self.precomputed)
+
+    @property
+    def opening(self) -> Request:
+        """What the page opens with: the default settings, with the estimator that was chosen for them."""
+        first = parse(Settings())
+        choice = first.calibration.choice
+        return first.with_settings(estimator=choice.name) if choice else first
 
     # Answers in milliseconds
 
@@ -218,11 +226,15 @@ class Session:
             words = "{source}, {dtype}. Calibrated on {sequences} x {length} tokens: {text}{sampled}"
         return Status(lazy_gettext(words, **values), "ready")
 
-    def threads(self) -> str:
-        """The number of threads for protocols of CPU speeds, such as " on 2 CPU threads"; empty on other devices."""
-        count = torch.get_num_threads()
-        text = lazy_gettext(" on {count} CPU threads", count=count) if count > 1 else lazy_gettext(" on 1 CPU thread")
-        return text if self.device == "cpu" else ""
+    def speed_protocol(self, **config: int) -> LazyString:
+        """How speeds are measured, by the fields of a `SpeedConfig`."""
+        count = torch.get_num_threads() if self.device == "cpu" else 0
+        return lazy_gettext(
+            "Speed at batch size {batch}{threads}, the models in turn, medians of {repeats} runs: prefill of {prompt} "
+            "tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
+            threads=lazy_gettext(" ({count} CPU threads)", count=count) if count else "",
+            **config,
+        )
 
     def calibrated(self, request: Request) -> Calibrated:
         """The model and its whole calibration. Raises UserError before that is in memory."""

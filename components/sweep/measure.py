@@ -172,7 +172,7 @@ def _view(session: Session, request: Request, plan: Plan) -> SweepView:
         points=tuple(_point(row) for row in rows),
         total=len(plan.points),
         protocol=session.perplexities(request).protocol,
-        speed_protocol=_speed_protocol(plan.speed, session.threads()) if plan.speed else "",
+        speed_protocol=session.speed_protocol(**vars(plan.speed)) if plan.speed else "",
     )
 
 
@@ -182,17 +182,6 @@ def _point(row: Mapping[str, Any]) -> SweepPoint:
     values: dict[str, Any] = {one.name: row.get(names.get(one.name, one.name)) for one in fields(SweepPoint)}
     sizes = {name: int(values[name]) for name in ("parameters", "bytes") if values[name] is not None}
     return SweepPoint(**values | sizes | {name: values[name] or "" for name in ("estimator", "note")})
-
-
-def _speed_protocol(speed: SpeedConfig, threads: str) -> str:
-    return lazy_gettext(
-        "Speed at batch size 1{threads}, dense and sliced in turn, medians of {repeats} runs: prefill of "
-        "{prompt} tokens, then decoding of {new}, one at a time.",
-        threads=threads,
-        repeats=speed.repeats,
-        prompt=speed.prompt,
-        new=speed.new,
-    )
 
 
 def _bytes(plan: Plan, same_slice: Sequence[Point]) -> int:

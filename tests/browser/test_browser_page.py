@@ -7,9 +7,7 @@ from browsing import PATIENCE, Opened
 
 from components.activations.measure import ShiftViews
 from components.estimator.measure import EstimatorCheckCache
-from components.state.request import parse
 from components.state.session import Session
-from components.state.settings import Settings
 from components.tabs import TABS
 from intraslice.planning.ratios import make_plan
 
@@ -31,8 +29,8 @@ NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout
 
 def ratios(session: Session, **settings: object) -> list[list[float]]:
     """What the library says of the snapshot's profile."""
-    profile = session.source(parse(Settings())).profile
-    layers = make_plan(profile, parse(Settings(**settings)).slicing).layers
+    request = session.opening.with_settings(**settings)
+    layers = make_plan(session.source(request).profile, request.slicing).layers
     return [[layer.attention_ratio for layer in layers], [layer.mlp_ratio for layer in layers]]
 
 
@@ -99,11 +97,12 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     page.wait_for_selector("#estimator-check-chart .main-svg")
     opened.click_point("#estimator-check-chart", trace=0, index=27)
     opened.says("#importance-chart .isx-title", "layer 27")
-    view = EstimatorCheckCache(page_session).cached(parse(Settings()))
+    page.locator("#estimator").get_by_label("PCA-aware").check()
+    view = EstimatorCheckCache(page_session).cached(page_session.opening)
     misjudged = [module.layer for module in view.agreement.misjudged if module.estimator == "pca"]
-    shown = page.inner_text("#estimator-check-words")
     assert misjudged
-    assert all(f"layer {layer}'s" in shown for layer in misjudged)
+    opened.says("#estimator-check-words", *(f"layer {layer}'s" for layer in misjudged))
+    page.locator("#estimator").get_by_label("Output error").check()
 
 
 def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_slider(plain, page_session) -> None:
@@ -113,7 +112,7 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
     page.focus("#shift-chart .isx-plot")
     page.keyboard.press("End")
     opened.says("#histogram-chart .isx-title", "layer 29")
-    shift = ShiftViews(page_session).exact_view(parse(Settings()))
+    shift = ShiftViews(page_session).exact_view(page_session.opening)
     opened.says("#histogram-chart tbody", f"{shift.methods['crossmodule'].places['residual'][29].error:.1%}")
     cells = page.locator("#histogram-chart tbody tr").nth(2).locator("td")
     assert cells.all_inner_texts()[:2] == ["Residual stream", "Cross-module"]
@@ -122,7 +121,7 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
     page.wait_for_selector("#rank-chart .main-svg")
     for percent in (50, 20):
         opened.slide(percent)
-        plan = page_session.slice_plan(parse(Settings(sparsity=percent))).layers
+        plan = page_session.slice_plan(page_session.opening.with_settings(sparsity=percent)).layers
         gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
         page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
         page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons kept")
@@ -177,6 +176,25 @@ def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them_and_a_recove
     plain.addressed("recovery=distill")
     page.locator("#recovery").get_by_label("None").check()
     page.locator("#train").wait_for(state="hidden")
+
+
+def test_the_page_opens_with_the_estimator_that_was_chosen_and_another_model_has_its_own_chosen(
+    visit, page_session, tiny
+) -> None:
+    opened = visit()
+    page, chosen = opened.page, page_session.opening.settings.estimator
+    assert page.locator(f"#estimator input[value={chosen}]").is_checked()
+    assert "was chosen by measurement" in page.inner_text("#controls")
+    opened.addressed(f"estimator={chosen}")
+    opened.slide(25)
+    opened.addressed("sparsity=25", f"estimator={chosen}")
+    page.locator("#estimator").get_by_label("PCA-aware").check()
+    opened.until("() => !/estimator=/.test(location.search)")
+    page.locator("#model input").fill(tiny.settings.model)
+    page.locator("#model input").press("Enter")
+    page.wait_for_selector("#estimator input[value=auto]:checked")
+    opened.leave_for(page.url)
+    page.wait_for_selector("#estimator input[value=pca]:checked")
 
 
 @pytest.fixture(scope="module")

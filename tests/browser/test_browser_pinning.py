@@ -2,9 +2,7 @@
 
 from browsing import Opened
 
-from components.state.request import parse
 from components.state.session import Session
-from components.state.settings import Settings
 
 from .test_browser_page import NEURONS, ratios
 
@@ -32,7 +30,7 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
     page.on("response", lambda response: "/run/" in response.url and answers.append(response))
     opened.slide(50)
     wait_for(opened, 50)
-    neurons = page_session.slice_plan(parse(Settings(sparsity=50))).layers[0].neurons
+    neurons = page_session.slice_plan(page_session.opening.with_settings(sparsity=50)).layers[0].neurons
     page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons kept")
     moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
     assert moved
@@ -43,7 +41,7 @@ def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> Non
 
 
 def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewhere(visit, page_session) -> None:
-    opened = visit("/?sparsity=25")
+    opened = visit("/?sparsity=25&estimator=output-error")
     page, pinned = opened.page, ratios(page_session, sparsity=25)
     wait_for(opened, 25)
     page.click("#pin")
@@ -55,7 +53,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     opened.drag(50)
     commit(opened, "sparsity=50")
     opened.draws(ratios(page_session, sparsity=50), pinned)
-    opened.says("#headline", "Against A (25%, PCA-aware): 26.6 M fewer parameters")
+    opened.says("#headline", "Against A (25%, Output error): 26.6 M fewer parameters")
     opened.says("#readout", "against A")
     opened.says("#ratio-chart .isx-note", "Outlines: the pinned setting A.")
     page.click("#ratio-chart .isx-twin summary")
@@ -84,7 +82,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.addressed("sparsity=45")
     elsewhere.draws(ratios(page_session, sparsity=45), pinned)
     elsewhere.page.locator("#recovery").get_by_label("Distillation", exact=True).check()
-    elsewhere.says("#pinned", "A is 25%, PCA-aware, recovery: ")  # what is otherwise now
+    elsewhere.says("#pinned", "A is 25%, Output error, recovery: ")  # what is otherwise now
     elsewhere.page.click("#unpin")
     elsewhere.draws(ratios(page_session, sparsity=45))
     elsewhere.page.wait_for_function("!location.search.includes('pinned')")

@@ -6,10 +6,7 @@ import threading
 import pytest
 from browsing import Opened
 
-from components.state.request import parse
-from components.state.settings import Settings
 from components.tabs import TABS
-from intraslice.planning.ratios import make_plan
 
 from .test_browser_page import ratios
 
@@ -43,7 +40,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     opened.says("#removed", "40.0%")
     opened.drag(20)
     page.click("#overrides .isx-unlock")
-    opened.says(NOTE, "estimator: PCA-aware")
+    opened.says(NOTE, "estimator: Output error")
     opened.draws(before)
     page.wait_for_function("!location.search.includes('locked')")
 
@@ -90,7 +87,7 @@ def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, pa
     opened.open_more()
     before = opened.bars()
     assert auto.is_checked()
-    usual = make_plan(page_session.source(parse(Settings())).profile, parse(Settings()).slicing).reasons.bias
+    usual = page_session.slice_plan(page_session.opening).reasons.bias
     page.wait_for_function(BIAS, arg=usual)
     opened.slide(0.8, "#bias")
     opened.draws(ratios(page_session, bias=0.8))

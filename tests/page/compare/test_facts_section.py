@@ -65,6 +65,7 @@ def test_stored_answers_are_those_of_a_measurement_and_follow_the_slider_until_t
 ) -> None:
     monkeypatch.setattr("components.make_snapshots.MAX_PERCENT", 60)
     monkeypatch.setattr("components.make_snapshots.FACTS_STEP", 30)
+    tiny = tiny.with_settings(estimator=session.opening.settings.estimator)
     stored = ask_facts(session, tiny)
     weights = session.calibrated(tiny).loaded.weights_digest
     monkeypatch.setattr(session, "precomputed", precomputed_for(tmp_path, tiny, weights, facts=stored))

@@ -11,13 +11,14 @@ from components import tabs
 from components.assets import ASSETS
 from components.frame import handlers, link
 from components.i18n.language import ENGLISH, long_text, use_language
+from components.state.session import Session
 from components.state.settings import Settings
 
 STEPS = json.loads(long_text("lesson.json", ENGLISH))["steps"]
 
 
 def restore(**query: str) -> dict:
-    return link.restore(SimpleNamespace(query_params=query))
+    return link.restore(Session(), SimpleNamespace(query_params=query))
 
 
 def begun(step: object, phase: object = 0) -> dict:
@@ -47,7 +48,15 @@ def test_a_link_opens_a_step_and_what_it_says_itself_goes_first() -> None:
     assert (opened["estimator"], opened["sparsity"], opened["tabs"].selected) == ("uniform", 30, "ratios")
     opened = restore(lesson="5", sparsity="12")
     assert (opened["estimator"], opened["sparsity"]) == ("uniform", 12)
-    assert restore(lesson="99")["estimator"] == Settings().estimator
+
+
+def test_a_link_without_an_estimator_means_the_default_and_the_page_alone_opens_with_the_chosen_one() -> None:
+    chosen = Session().opening.settings.estimator
+    assert chosen != Settings().estimator
+    pages = {}, {"tab": "sweep", "lang": "de"}, {"lesson": "99"}
+    assert {restore(**query)["estimator"] for query in pages} == {chosen}
+    links = {"sparsity": "20"}, {"dtype": "float32"}, {"lesson": "1"}, {"model": "a/b", "layer": "3"}
+    assert {restore(**query)["estimator"] for query in links} == {Settings().estimator}
 
 
 def test_every_step_asks_answers_and_tells_of_large_models() -> None:
@@ -74,7 +83,7 @@ def test_a_link_restores_the_page_and_the_layer_slider_ends_at_the_models_last_l
     assert restore(bias="1.35")["bias"] == 1.35
 
     def layer_of(**query: str) -> Any:
-        return link.restore_existing(session, SimpleNamespace(query_params=query))["layer"]
+        return link.restore(session, SimpleNamespace(query_params=query))["layer"]
 
     for layer, kept in {"29": 29, "30": 0, "2.5": 0, "-1": 0, "1e400": 0}.items():  # what the model lacks is left out
         assert layer_of(layer=layer) == kept
@@ -103,7 +112,7 @@ def test_a_link_with_what_was_removed_opens_and_says_what_replaces_it() -> None:
 
 def test_a_link_brings_nothing_that_the_page_would_refuse(monkeypatch) -> None:
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
-    usual = restore()
+    usual = restore(seed="0")
     files = ["/srv/model", "/srv/secret.csv", "/srv/x.csv"]
     others = ["1e9", "8192", "-1", "nan", "<b>", "inf", "101", "any", "perhaps", "much", "int4"]
     others += ["square", "never", "-2", "-1", "x" * 17_000, "sparsity=1e9"]

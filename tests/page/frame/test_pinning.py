@@ -45,7 +45,7 @@ def test_a_setting_is_read_as_it_was_written(settings) -> None:
     request = parse(settings)
     assert pinned.read(pinned.write(request)) == settings
     query = {"pinned": pinned.write(request), "sparsity": "20"}
-    restored = link.restore(SimpleNamespace(query_params=query))
+    restored = link.restore(Session(), SimpleNamespace(query_params=query))
     assert pinned.read(restored["pinned"]) == settings._replace(dtype=request.calibration.dtype)
     assert restored["sparsity"] == 20
 
@@ -65,7 +65,7 @@ def test_what_is_no_setting_is_refused_in_words_and_a_link_does_not_pin_it() -> 
         if "=" in text and "upload" not in text:  # neither does a measured setting from a file set the controls
             with pytest.raises(UserError):
                 sweep.pick(SimpleNamespace(pick=text))
-        assert link.restore(SimpleNamespace(query_params={"pinned": text}))["pinned"] == ""
+        assert link.restore(Session(), SimpleNamespace(query_params={"pinned": text}))["pinned"] == ""
     refusals = {"sparsity=99": "sparsity must be", "much=1": "must be one of model, text", 7: "must be text, got 7"}
     refusals["sparsity=30&iterative=True"] = "iterative was removed; use order sequential"
     for text, words in refusals.items():

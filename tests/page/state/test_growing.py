@@ -7,7 +7,7 @@ from itertools import groupby
 import pytest
 import torch
 from stepping import Clock, OnlyWhileAwaited
-from tiny_page import SOMEBODY, in_job, stepwise
+from tiny_page import SOMEBODY, in_job, precomputed_for, stepwise
 
 from components.estimator import measure
 from components.estimator.measure import RatioSearches
@@ -15,6 +15,7 @@ from components.export import files
 from components.frame import handlers
 from components.jobs.job import Job
 from components.state import caches, calibrations, readings
+from components.state.estimator_choice import note_stored
 from components.state.precomputed import Precomputed
 from components.state.request import Request, parse
 from components.state.session import Session
@@ -32,7 +33,7 @@ from intraslice.evaluation import perplexity as perplexity_module
 from intraslice.planning.ratios import make_plan
 from intraslice.pretrained import memory
 from intraslice.samples import kept_samples
-from intraslice.search.choice import choose_estimator
+from intraslice.search.choice import Choice, choose_estimator
 
 pytestmark = pytest.mark.usefixtures("one_by_one")
 
@@ -334,6 +335,17 @@ def test_the_estimator_is_chosen_by_measurement_once_and_then_is_the_setting(fre
     list(fresh.prepare(other, SOMEBODY))
     assert any("again" in answer for answer in handlers.on_prepared(fresh, other, 0, None, SOMEBODY))
     assert not other.is_undecided
+
+
+def test_a_stored_choice_is_that_of_its_weights(fresh, tiny, tmp_path) -> None:
+    asked = tiny.with_settings(seed=3, estimator="auto")
+    stored = Choice("fisher", {"pca": [0.1, 0.02]}, 0.75)
+    weights = in_job(fresh, fresh.calibrations.load, asked.calibration).weights_digest
+    note_stored(precomputed_for(tmp_path, asked, "of another model", choice=stored))
+    assert asked.is_undecided
+    note_stored(precomputed_for(tmp_path, asked, weights, choice=stored))
+    assert asked.calibration.choice == stored
+    assert asked.now().slicing.estimator == "fisher"
 
 
 def test_the_minutes_of_the_budgets_are_those_of_the_chosen_model(session, tiny) -> None:

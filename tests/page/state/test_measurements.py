@@ -46,7 +46,7 @@ from intraslice.planning.profile import LayerProfile
 from intraslice.pretrained.sources import DEFAULT
 from intraslice.token_windows import calibration_tokens
 
-OPENING = parse(Settings(dtype="bfloat16"))
+OPENING = Session().opening.with_settings(dtype="bfloat16")
 FOUND = Precomputed().find(PERPLEXITY, OPENING.calibration, Measurements)
 STORED = FOUND.value
 
@@ -76,7 +76,7 @@ def test_only_the_settings_that_were_measured_have_a_measurement() -> None:
 
 
 def test_a_setting_that_changes_no_size_has_the_measurement_of_the_same_slice() -> None:
-    session, asked = Session(), OPENING.with_settings(sparsity=25)
+    session, asked = Session(), OPENING.with_settings(sparsity=25, estimator="pca")
     measured, ratio = STORED.at(asked.slicing).perplexity, session.plan(asked).layers[7].mlp
     for changes_nothing in ({"cap": 70}, {"cap": 67}, {"locked": f"7 mlp {100 * ratio}"}):
         assert session.perplexities(asked.with_settings(**changes_nothing)).sliced.value == measured
@@ -91,6 +91,7 @@ def test_all_tabs_open_with_the_default_model_before_it_is_loaded() -> None:
     assert ", precomputed on " in text("headline")
     assert 'data-press="measure-here"' in text("headline")
     assert all(number in text("readout") for number in ("134.5 M", f"{measured.divergence:.2f}"))
+    assert "Output error was chosen by measurement. At 30% the others have a higher KL: PCA-aware +" in text("readout")
     label = "Precomputed: SmolLM2-135M-Instruct (Q4_1) on 32 x 512 tokens"
     assert f'data-source="{label}' in text("readout")  # for the lesson
     shown = ratios_panel.show(session, OPENING, 12, "somebody")
