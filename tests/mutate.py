@@ -145,7 +145,8 @@ def failure(root: Path, tests: list[str], seconds: float) -> str:
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
         return ""
-    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?:@[\w ]+)?(?: - .*)?$", done.stdout, re.MULTILINE)
+    summary = done.stdout.rpartition(" summary info ")[2]
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?:@[\w ]+)?(?: - .*)?$", summary, re.MULTILINE)
     return failed[1] if failed else tests[0] if done.returncode not in (0, 5) else ""  # 5: none is selected
 
 
@@ -174,7 +175,7 @@ def main() -> None:
     faults, noticed = draw(arguments.seed, arguments.count), 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "repository"
-        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache"), symlinks=True)
+        shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"), symlinks=True)
         print("| place | fault | noticed by |\n|---|---|---|")
         for fault in faults:
             old = (ROOT / fault.file).read_bytes()[fault.start : fault.end].decode()

@@ -14,9 +14,7 @@ from ..jobs.job import Job, Urgency
 from ..jobs.jobs import EXPECTED, failure
 from ..jobs.status import Status
 from ..state.caches import BUDGET
-from ..state.request import parse
 from ..state.session import Session
-from ..state.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +35,7 @@ def load_weights(session: Session) -> Job:
 
     def work(job: Job) -> None:
         try:
-            session.calibrations.load(job, parse(Settings()).calibration)
+            session.calibrations.load(job, session.opening.calibration)
         except EXPECTED as problem:
             log.warning("the default model was not loaded: %s", problem)
 

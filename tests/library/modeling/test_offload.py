@@ -40,6 +40,7 @@ def linears(module):
 
 def test_a_model_on_disk_is_the_model_and_so_is_its_plain_one(pair):
     in_memory, offloaded, tokens = pair
+    assert not any(weight.requires_grad for loaded in pair[:2] for weight in loaded.model.parameters())
     assert is_offloaded(offloaded.model)
     assert not is_offloaded(in_memory.model)
     assert all(linear.weight.is_meta for layer in offloaded.model.model.layers for linear in linears(layer))

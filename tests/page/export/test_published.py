@@ -170,6 +170,9 @@ def test_the_export_tab_gives_the_file_and_measures_nothing_twice(session, tiny,
     assert Path(again["file"]).read_bytes() == Path(last["file"]).read_bytes()
     shown = panel.preview(session, tiny, 0, "w9", SOMEBODY)
     assert 'src="tiny.html" title="The cost of slicing tiny"' in shown["embed"]
+    refused = panel.preview(session, tiny.with_settings(locked="99 mlp 10"), 0, "w9", SOMEBODY)
+    assert [*refused] == ["about"]
+    assert "99" in refused["about"]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from intraslice.core.errors import UserError
 @pytest.fixture
 def fresh(fresh, monkeypatch, tiny) -> Session:
     """Where the tiny model is the default one."""
-    monkeypatch.setattr(warming, "parse", lambda settings: tiny)
+    monkeypatch.setattr(Session, "opening", tiny)
     return fresh
 
 
