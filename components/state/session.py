@@ -6,7 +6,7 @@ clients share work and cannot change each other's slices. All heavy work runs in
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ class Session:
         self._check = lru_cache(100)(check_model)
         self.readings = Readings(self._caches, self._sliced, self.precomputed)
 
-    @property
+    @cached_property
     def opening(self) -> Request:
         """What the page opens with: the default settings, with the estimator that was chosen for them."""
         first = parse(Settings())
@@ -232,7 +232,7 @@ class Session:
         return lazy_gettext(
             "Speed at batch size {batch}{threads}, the models in turn, medians of {repeats} runs: prefill of {prompt} "
             "tokens, then decoding of {new}, one at a time. Other machines give other numbers.",
-            threads=lazy_gettext(" ({count} CPU threads)", count=count) if count else "",
+            threads=lazy_gettext(" (CPU threads: {count})", count=count) if count else "",
             **config,
         )
 
