@@ -102,11 +102,11 @@ class Fiddler:
         Within `SECONDS` after nothing runs any more, for which it waits for up to `patience` seconds, all of the page
         has to be of one setting; a page that is opened by its link has to show the same. Raises AssertionError.
         """
+        names = self.chance.choices(list(self._actions), k=count)  # first, so that a seed alone decides what is done
         try:
             self._visit(self.chance.choice(self.models))
-            for _ in range(count):
+            for name in names:
                 self.page.wait_for_timeout(1000 * self.chance.uniform(0, self.pause))
-                name = self.chance.choice(list(self._actions))
                 self.done.append(f"{time.strftime('%X')} {name}")
                 self._actions[name]()
             self._check(patience)
