@@ -242,6 +242,16 @@ def test_a_gguf_file_comes_with_its_card(tiny_llama_gqa, tmp_path):
     assert "sliced.gguf" in (tmp_path / "sliced.md").read_text()
 
 
+def test_the_card_of_a_dense_models_file_names_the_model(tiny_llama_gqa, tmp_path):
+    tiny_llama_gqa().save_pretrained(tmp_path / "tiny")
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    loaded = load_model(str(tmp_path / "tiny"))
+    api.export_gguf(loaded, tmp_path / "dense.gguf", "f32", progress=False)
+    card = (tmp_path / "dense.md").read_text()
+    assert "`tiny`, written by IntraSlice." in card
+    assert "all limits and biases of tiny" in card
+
+
 def test_the_hub_gets_what_a_saved_folder_has(result, tmp_path, monkeypatch):
     def contents(folder: Path) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.iterdir()}

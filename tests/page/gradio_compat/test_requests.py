@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,7 +13,15 @@ from gradio_pages import page_of
 from starlette.middleware import Middleware
 
 from components import limits
-from components.gradio_compat.requests import API, NEEDED, UploadParser, bounded_requests, needed_routes, upload_folder
+from components.gradio_compat.requests import (
+    API,
+    NEEDED,
+    UploadParser,
+    allocated_bytes,
+    bounded_requests,
+    needed_routes,
+    upload_folder,
+)
 
 
 @pytest.fixture(scope="module", params=["plain", "ours"])
@@ -47,6 +56,18 @@ def test_plain_gradio_bounds_each_file_of_an_upload_and_ours_their_sum_and_numbe
     assert sized.is_plain or answer.text == f"An upload may have at most {limits.MAX_UPLOAD_FILES} files. Upload fewer."
     large = [("files", ("large.txt", bytes(2**16 + 1)))]
     assert sized.http.post(f"{sized.api}/upload", files=large).status_code == 413
+
+
+def test_all_uploads_together_take_no_more_than_their_bound_of_the_disk(sized, monkeypatch) -> None:
+    bound = 40 * 2**13
+    monkeypatch.setenv("INTRASLICE_MAX_UPLOADS", str(bound))
+    for number in range(12):
+        content = str(number).encode() * 2**15  # gradio stores equal files once
+        answer = sized.http.post(f"{sized.api}/upload", files=[("files", ("text.txt", content))])
+        assert Path(answer.json()[0]).read_bytes() == content
+        taken = sum(map(allocated_bytes, upload_folder().iterdir()))
+        assert sized.is_plain or taken <= bound, number
+    assert sized.is_plain or taken > bound / 2  # the newest stay
 
 
 def part(boundary: str, name: str = "files", file: str = "; filename=a.txt") -> bytes:
