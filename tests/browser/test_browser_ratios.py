@@ -1,12 +1,10 @@
-"""The Ratios tab in a real browser: ratios by hand, the other controls, the tour; what axe-core finds on every tab."""
+"""The Ratios tab in a real browser: ratios by hand, the other controls, links, the tour."""
 
 import json
 import threading
 
 import pytest
 from browsing import Opened
-
-from components.tabs import TABS
 
 from .test_browser_page import ratios
 
@@ -179,15 +177,6 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '25'")
     # Failed requests, and what was on its way.
     opened.forgive("net::ERR_FAILED", "AbortError", "errored out", "Failed to fetch")
-
-
-@pytest.mark.slow  # the walk through the German page has axe in dark, which has less contrast
-def test_axe_finds_nothing_serious_on_any_tab(visit, axe) -> None:
-    opened = visit("/?__theme=light")
-    opened.prepare_axe(axe)
-    for tab in TABS:
-        opened.open_tab(tab)
-        assert opened.found_by_axe("body" if tab == "ratios" else "#tabs") == [], tab
 
 
 def test_the_headline_does_not_wait_for_plotly_which_is_fetched_again_after_an_error(browser_context, address) -> None:
