@@ -23,8 +23,8 @@ TYPED = """(field, typed) => {
 }"""
 ARRIVED = """document.querySelector('#estimator-check-chart')?.getBoundingClientRect().top.toFixed()
     === (document.querySelector('#slider-bar').offsetHeight + 20).toFixed()"""
-NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout.annotations
-    .some(one => one.text.includes(words))"""
+NEURONS = """words => document.querySelector('#variance-chart .isx-plot')?.layout?.annotations
+    ?.some(one => one.text.includes(words))"""
 
 
 def ratios(session: Session, **settings: object) -> list[list[float]]:
@@ -160,7 +160,7 @@ def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them_and_a_recove
     plain.open_more()
     budget = plain.page.locator("#budget")
     assert budget.get_by_label("Quick").is_checked()  # the page opens with it
-    plain.until("() => /about [0-9]+ (s|min) and [0-9]+ (s|min)/.test(document.querySelector('#budget').innerText)")
+    plain.until("() => /about [0-9]+ (s|min) and [0-9]+ (s|min)/.test(document.querySelector('#budget')?.innerText)")
     budget.get_by_label("Thorough").check()
     plain.addressed("sequences=128", "samples=16")
     assert budget.get_by_label("Thorough").is_checked()
@@ -248,7 +248,7 @@ def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
     page.click("#tour")
     titles = []
     for step in range(1, 7):
-        page.wait_for_function(f"document.querySelector('.isx-tour span').textContent === '{step} of 6'")
+        page.wait_for_function(f"document.querySelector('.isx-tour span')?.textContent === '{step} of 6'")
         page.wait_for_selector(".isx-spot", state="visible")
         titles.append(page.inner_text(".isx-tour h3"))
         assert page.evaluate("document.activeElement.id") == "isx-tour-title"
@@ -264,7 +264,7 @@ def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
     page.wait_for_selector("#asking", state="visible")
     opened.addressed("tab=compare")
     page.click(".isx-tour [data-go=back]")
-    page.wait_for_function("document.querySelector('.isx-tour span').textContent === '5 of 6'")
+    page.wait_for_function("document.querySelector('.isx-tour span')?.textContent === '5 of 6'")
     page.keyboard.press("Escape")
     assert page.locator(".isx-tour, .isx-spot").count() == 0
     assert page.evaluate("document.activeElement.id") == "tour"

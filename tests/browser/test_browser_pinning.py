@@ -20,8 +20,8 @@ def commit(opened: Opened, words: str) -> None:
 def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> None:
     """And a move does not bring it again."""
     page = opened.page
-    rings = """() => document.querySelector('#variance-chart .isx-plot').layout.shapes
-        .filter(shape => shape.type === 'circle').length"""
+    rings = """() => document.querySelector('#variance-chart .isx-plot')?.layout?.shapes
+        ?.filter(shape => shape.type === 'circle').length"""
     page.wait_for_selector("#variance-chart .main-svg")
     page.wait_for_function(f"({rings})() === 12")  # three value heads, the MLP and two of the stream
     for chart in ("rank", "pair"):
@@ -57,7 +57,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     opened.says("#readout", "against A")
     opened.says("#ratio-chart .isx-note", "Outlines: the pinned setting A.")
     page.click("#ratio-chart .isx-twin summary")
-    page.wait_for_function("document.querySelector('#ratio-chart tbody').textContent.includes('(A: ')")
+    page.wait_for_function("document.querySelector('#ratio-chart tbody')?.textContent.includes('(A: ')")
 
     page.focus("body")
     for keys, percent in (("Control+z", 45), ("Control+z", 25), ("Control+Shift+Z", 45), ("Control+Shift+Z", 50)):
@@ -86,7 +86,7 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.page.click("#unpin")
     elsewhere.draws(ratios(page_session, sparsity=45))
     elsewhere.page.wait_for_function("!location.search.includes('pinned')")
-    elsewhere.page.wait_for_function("!document.querySelector('#headline').textContent.includes('Against')")
+    elsewhere.page.wait_for_function("document.querySelector('#headline')?.textContent.includes('Against') === false")
     elsewhere.page.evaluate("isx.step(0)")
     elsewhere.page.keyboard.press("Control+z")
     elsewhere.draws(ratios(page_session, sparsity=45), pinned)

@@ -59,7 +59,7 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(pinned, width, height) 
         if stop == STOPS[-1]:
             pinned.hurry(50, 5)  # between the looks at tabs that stay empty
         if stop == "#passage":  # the tab's last chart comes late
-            page.wait_for_function("document.querySelector('#facts-chart .isx-title').textContent")
+            page.wait_for_function("document.querySelector('#facts-chart .isx-title')?.textContent")
             page.evaluate(LATE, "#facts-chart .isx-title")
         page.keyboard.press("ArrowRight")
     # Export has nothing to show: it comes back.
@@ -93,7 +93,7 @@ def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -
     page.focus("#sparsity input[type=range]")
     before = page.inner_text("#removed")
     page.keyboard.press("ArrowRight")  # the focused slider's own
-    page.wait_for_function("before => document.querySelector('#removed').innerText !== before", arg=before)
+    page.wait_for_function("before => (document.querySelector('#removed')?.innerText ?? before) !== before", arg=before)
     page.wait_for_function(INSIDE, arg="#importance-chart")
     page.keyboard.press("Escape")
 

@@ -178,7 +178,7 @@ def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder
             before = opened.page.inner_text("#tokens")
             opened.page.focus("#share")
             opened.page.keyboard.press("Home")
-            until(opened.page, "document.querySelector('#percent').textContent.startsWith('0')")
+            until(opened.page, "document.querySelector('#percent')?.textContent.startsWith('0')")
             assert opened.page.inner_text("#tokens") != before
             assert "python -m http.server" in opened.page.inner_text("#device [role=status]")
             assert {url.rpartition("/")[2] for url in asked} == {name, "plotly.min.js"}
@@ -206,11 +206,11 @@ def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, 
             )
             if page.is_visible("#device-download"):
                 page.click("#device-download")
-                until(opened.page, "!document.querySelector('#device-generate').hidden")
+                until(opened.page, "document.querySelector('#device-generate')?.hidden === false")
             page.fill("#own", "Hello world")
             page.click("#device-generate")
             until(opened.page, f"document.querySelectorAll('#device .isx-answer').length === {columns}")
-            until(opened.page, "!document.querySelector('#device-generate').hidden")
+            until(opened.page, "document.querySelector('#device-generate')?.hidden === false")
             assert page.inner_text("#device .isx-device-answers").count(answer) == columns
         call = "window.intraslice.generate({ sparsity: 0.3, prompt: 'Hello world', maxTokens: 8 })"
         first, second = page.evaluate(call), page.evaluate(call)

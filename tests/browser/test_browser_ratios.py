@@ -52,7 +52,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     assert "locked" not in page.url
 
     # It is undone in the table, and does not spoil the next one.
-    page.wait_for_function("document.querySelector('#overrides summary').textContent === 'Lock ratios manually'")
+    page.wait_for_function("document.querySelector('#overrides summary')?.textContent === 'Lock ratios manually'")
     assert float(cell(page, 3, "MLP", "per cent removed").input_value()) == pytest.approx(100 * before[1][3], abs=0.06)
     assert not cell(page, 3, "MLP", "locked").is_checked()
     cell(page, 0, "attention", "per cent removed").fill("150")
@@ -129,7 +129,7 @@ def test_a_size_sets_the_sparsity_that_fits(visit, tiny_query) -> None:
     smallest = page.wait_for_function(reading).json_value()  # at once: another status may follow
     page.fill("#size textarea", f"{smallest} MB float32")
     page.press("#size textarea", "Enter")
-    page.wait_for_function("document.querySelector('#sparsity input[type=number]').value > 50")
+    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value > 50")
     percent = float(page.input_value("#sparsity input[type=number]"))
     opened.addressed(f"sparsity={percent:g}")
     opened.says("#removed", f"{percent:.1f}%")

@@ -56,7 +56,7 @@ def predict(student: Opened, number: int) -> None:
         page.click(MAIN)
     except TimeoutError as problem:  # say what the browser and the server had agreed on
         raise AssertionError(page.evaluate("JSON.stringify(isx.room.now)")) from problem
-    page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]').disabled")
+    page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]')?.disabled")
 
 
 def at_question(one: Opened, number: int) -> None:

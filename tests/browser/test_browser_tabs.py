@@ -156,15 +156,15 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     page.click("#leaderboard-text input")
     page.click("#leaderboard-text [role=option] >> text=Python source")
     page.wait_for_function(
-        "shown => document.querySelector('#leaderboard-chart tbody').innerText !== shown", arg=on_wikipedia
+        "shown => (document.querySelector('#leaderboard-chart tbody')?.innerText ?? shown) !== shown", arg=on_wikipedia
     )
     page.click("#sweep-run")
     page.wait_for_function(
-        "document.querySelector('#sweep-chart .isx-plot').data?.some(t => t.name === 'IntraSlice, PCA-aware')"
+        "document.querySelector('#sweep-chart .isx-plot')?.data?.some(t => t.name === 'IntraSlice, PCA-aware')"
     )
     page.click("#sweep-cancel")
     page.wait_for_function(
-        "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)"
+        "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress')?.innerText)"
     )
     opened.call("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
@@ -204,7 +204,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     shown = page_session.plan(tiny.with_settings(sparsity=35, bias=1.05))
     assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
 
-    page.wait_for_function("document.querySelector('#export-link input').value === location.href")
+    page.wait_for_function("document.querySelector('#export-link input')?.value === location.href")
     opened.hurry(1600, 600_000)  # that long stands what follows
     page.click("#export-link button")
     opened.says("#export-link", "Copied")

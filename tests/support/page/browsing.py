@@ -40,7 +40,8 @@ MOVE = """(range, value) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
-BARS = "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
+# Empty until it is drawn: a script that fails ends playwright's waiting for it.
+BARS = "(document.querySelector('#ratio-chart .isx-plot')?.data ?? []).filter(t => t.type === 'bar').map(t => [...t.y])"
 DRAWN = f"""expected => {{
     const bars = {BARS};
     return bars.length === expected.length && expected.every((layers, index) => layers.length === bars[index].length
