@@ -13,7 +13,6 @@ def test_a_user_who_fiddles_ends_with_one_setting_on_the_whole_page(
 ) -> None:
     with chromium.new_context(viewport=VIEWPORT) as context:
         context.set_default_timeout(PATIENCE)
-        # With and without a calibration.
         models = [f"{address}{tiny_query}&bias=1.0", f"{address}{tiny_query}&seed={seed}"]
         jobs = page_session.jobs.scheduler
         fiddler = Fiddler(Opened(context.new_page()), random.Random(seed), models, lambda: not jobs.jobs)
