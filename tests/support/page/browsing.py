@@ -1,7 +1,6 @@
 """Chromium, a page in it, and `python app.py`: used by the browser tests, the load tests and the screenshots."""
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -40,7 +39,7 @@ MOVE = """(range, value) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
-# Empty until it is drawn: a script that fails ends playwright's waiting for it.
+# Empty until it is drawn, since a script that fails ends playwright's wait.
 BARS = "(document.querySelector('#ratio-chart .isx-plot')?.data ?? []).filter(t => t.type === 'bar').map(t => [...t.y])"
 DRAWN = f"""expected => {{
     const bars = {BARS};
@@ -130,7 +129,7 @@ class Opened:
         return download.value.suggested_filename
 
     def bars(self) -> list[list[float]]:
-        return self.page.evaluate(BARS)
+        return self.page.wait_for_function(f"(bars => bars.length && bars)({BARS})").json_value()
 
     def draws(self, *ratios: list[list[float]]) -> None:
         """Wait until the bars are these ratios of attention and MLPs, and the outlines those of the pinned setting."""
@@ -158,7 +157,7 @@ class Opened:
         """Do something, and wait for other bars."""
         before = self.bars()
         act()
-        self.until(f"before => JSON.stringify({BARS}) !== before", arg=json.dumps(before, separators=(",", ":")))
+        self.until(f"before => (bars => bars.length && `${{bars}}` !== `${{before}}`)({BARS})", arg=before)
 
     def hurry(self, pause: int, to: int) -> None:
         """Let what the page does after or at every pause begin sooner, until it is left."""
