@@ -52,7 +52,7 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
     query = tiny_query.replace("sparsity=30", f"sparsity={percent}") + "&bias=1.0"
     opened = visit(query + "".join(f"&{name}={value}" for name, value in changes.items()), width=2560, height=1300)
     page, is_ranked = opened.page, "order" not in changes
-    page.wait_for_function("document.querySelector('#anatomy-chart .isx-chart')?.isxChart?.drawing.rows.length === 3")
+    opened.until("document.querySelector('#anatomy-chart .isx-chart').isxChart.drawing.rows.length === 3")
     page.wait_for_selector("#anatomy-chart canvas")
     said = page.evaluate(CELLS)
     for index, (block, layer) in enumerate(zip(dense, sliced.model.layers, strict=True)):
@@ -72,7 +72,7 @@ def test_the_map_and_the_opened_layers_are_the_slice(visit, tiny, tiny_query, pa
             page.click("#anatomy-chart .isx-open")
         else:  # a click on a row
             page.click("#anatomy-chart canvas", position={"x": 60, "y": 20.4 + 20 * (index + 0.5)})
-        page.wait_for_function(OPENED, arg=index)
+        opened.until(OPENED, arg=index)
         page.wait_for_selector("#layer-chart svg path")
         columns = page.evaluate(COLUMNS)
         assert columns["q"] == flat
@@ -96,30 +96,30 @@ PLACES = """head => {
     const y = placed.top + placed.row / 2;
     return [{ x: parts[head].x + parts[head].width / 2, y }, { x: parts.at(-1).x + parts.at(-1).kept, y }];
 }"""
-LOCKS = "[...isx.locks()].map((lock) => lock.join(' '))"
+LOCKED = "locks => `${[...isx.locks()].map((lock) => lock.join(' '))}` === `${locks}`"
 ROW = "document.querySelector('#anatomy-chart .isx-chart').isxChart.drawing.rows[0]"
 
 
 def test_in_the_opened_layer_a_click_locks_a_head_and_dragging_their_edge_the_neurons(visit, tiny_query) -> None:
-    page = visit(tiny_query + "&bias=1.0", width=1440, height=1300).page
-    page.wait_for_function(f"{ROW}.scores.length > 0")
-    before = page.evaluate(ROW)
+    opened = visit(tiny_query + "&bias=1.0", width=1440, height=1300)
+    page = opened.page
+    before = opened.until(f"({ROW}.scores.length > 0) && {ROW}")
     head = before["kept"][0]
     page.click("#anatomy-chart .isx-open")
     for state, is_kept in (("remove", False), ("", True)):  # the second click unlocks it
         middle, _ = page.evaluate(PLACES, head)
         page.click("#anatomy-chart canvas", position=middle)
-        page.wait_for_function(f"{ROW}.kept.includes({head}) === {str(is_kept).lower()}")
-        assert page.evaluate(LOCKS) == [f"0 attention head {head} {state}"] * bool(state)
+        opened.until(f"{ROW}.kept.includes({head}) === {str(is_kept).lower()}")
+        opened.until(LOCKED, [f"0 attention head {head} {state}"] * bool(state))
     assert page.evaluate(ROW)["kept"] == before["kept"]
     _, edge = page.evaluate(PLACES, head)
     page.hover("#anatomy-chart canvas", position=edge)
     page.mouse.down()
     page.hover("#anatomy-chart canvas", position={"x": edge["x"] - 40, "y": edge["y"]})
     page.mouse.up()
-    page.wait_for_function(f"{ROW}.neurons[1] < {before['neurons'][1]}")
-    assert page.evaluate(LOCKS) == [f"0 mlp neurons {page.evaluate(ROW)['neurons'][1]}"]
+    neurons = opened.until(f"{ROW}.neurons[1] < {before['neurons'][1]} && {ROW}.neurons[1]")
+    opened.until(LOCKED, [f"0 mlp neurons {neurons}"])
     page.click("#undo")
-    page.wait_for_function(f"{ROW}.neurons[1] === {before['neurons'][1]}")
-    assert page.evaluate(LOCKS) == []
+    opened.until(f"{ROW}.neurons[1] === {before['neurons'][1]}")
+    opened.until(LOCKED, [])
     assert page.is_visible("#layer-chart")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 import pytest
+from browsing import until
 from starlette.middleware import Middleware
 
 from components.assets import ASSETS
@@ -91,7 +92,7 @@ def test_two_listeners_of_one_text_answer_the_latest_and_end(visit_gradio, page)
     tab = visit_gradio()
     tab.locator("#text textarea").press_sequentially("abcdef")
     for name in ("first", "second"):
-        tab.wait_for_function(f"document.querySelector('#{name} textarea')?.value === 'abcdef'")
+        until(tab, f"document.querySelector('#{name} textarea').value === 'abcdef'")
     tab.wait_for_timeout(300)  # in which plain gradio calls ten times more
     assert 2 <= page.texts.count("abcdef") <= 4  # once more if it had begun
 
@@ -103,7 +104,7 @@ def test_plain_gradio_copies_outputs_where_progress_is_hidden_and_ours_does_not(
     for kind in ("ours", "plain"):
         tab.evaluate("window.copies = 0")
         tab.click(f"#call-{kind}")
-        tab.wait_for_function(f"document.querySelector('#done textarea')?.value === '{kind}'")
+        until(tab, f"document.querySelector('#done textarea').value === '{kind}'")
         copies[kind] = tab.evaluate("window.copies")
     assert copies["plain"] > copies["ours"], copies  # a new value itself is copied once
 

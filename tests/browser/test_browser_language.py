@@ -2,6 +2,8 @@
 
 import re
 
+from browsing import until
+
 from components.i18n.language import LANGUAGES
 from components.tabs import TABS
 
@@ -85,7 +87,7 @@ def test_german_has_no_english_left_axe_finds_nothing_and_the_switch_keeps_the_s
 def test_long_german_words_fit_on_a_small_screen(visit) -> None:
     page = visit("/?tab=ratios#settling-chart", width=390, height=844, language="de-DE").page  # as it was called once
     page.wait_for_selector("#convergence-chart .main-svg")
-    page.wait_for_function("document.querySelectorAll('.infolayer text[class$=title]').length > 4")
+    until(page, "document.querySelectorAll('.infolayer text[class$=title]').length > 4")
     cut = page.evaluate(
         """() => [...document.querySelectorAll('.infolayer text[class$=title]')].filter((words) => {
             const [own, plot] = [words, words.closest(".isx-plot")].map((one) => one.getBoundingClientRect());

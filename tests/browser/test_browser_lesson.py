@@ -9,9 +9,9 @@ from browsing import Opened
 from components.i18n.language import ENGLISH, long_text
 
 STEPS = json.loads(long_text("lesson.json", ENGLISH))["steps"]
-TITLE = "([number, title]) => document.querySelector('#isx-lesson-title')?.textContent === `${number}. ${title}`"
-MEASURED = """document.querySelector('#removed dd')?.dataset.percent === '30.0'
-    && /→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"""
+TITLE = "([number, title]) => document.querySelector('#isx-lesson-title').textContent === `${number}. ${title}`"
+MEASURED = """document.querySelector('#removed dd').dataset.percent === '30.0'
+    && /→ [0-9.,]+ /.test(document.querySelector('#headline').innerText)"""
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def lesson(visit, tiny_query):
     def open_page(rest: str = "", **size: int) -> Opened:
         opened = visit(f"{tiny_query}&prompt=w10%20w20{rest}", **size)
         opened.hurry(300, 100)  # between the lesson's looks at the page
-        opened.page.wait_for_function(MEASURED)
+        opened.until(MEASURED)
         return opened
 
     return open_page
@@ -58,7 +58,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
     page.focus("#lesson")
     page.keyboard.press("Enter")
     for number, step in enumerate(STEPS, start=1):
-        page.wait_for_function(TITLE, arg=[number, step["title"]])
+        opened.until(TITLE, arg=[number, step["title"]])
         assert page.evaluate("document.activeElement.id") == "isx-lesson-title"
         opened.addressed(f"lesson={number}")
         label = step["tab"].title()
@@ -72,7 +72,7 @@ def test_the_lesson_runs_by_keyboard_from_the_first_step_to_the_last_and_axe_fin
         if step["id"] == "hurts":  # which takes minutes, and waits for its button
             assert "Measure each module alone" in page.inner_text(".isx-lesson-answer")
         else:
-            opened.until("!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found')?.textContent ?? '{')")
+            opened.until("!/[{}…]/.test(document.querySelector('.isx-lesson-answer .isx-found').textContent)")
             assert page.locator(".isx-lesson-answer :is(.isx-close, .isx-far)").count() == 1
             found = page.inner_text(".isx-lesson-answer .isx-found")
             assert not any(word in found for word in ("NaN", "Infinity", "undefined")), found
@@ -119,21 +119,21 @@ def test_in_german_the_first_answers_are_found_and_predictions_judged(lesson) ->
 def test_a_steps_link_opens_its_state_and_a_prediction_is_kept(lesson) -> None:
     opened = lesson("&lesson=5")
     page = opened.page
-    page.wait_for_function(TITLE, arg=[5, STEPS[4]["title"]])
+    opened.until(TITLE, arg=[5, STEPS[4]["title"]])
     page.wait_for_selector("#estimator input[value=uniform]:checked")  # the words come before it
     page.locator(".isx-choices button").nth(2).click()
     page.focus("#isx-lesson-title")
     page.keyboard.press("n")
     assert page.is_visible("#isx-lesson-notes")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function(TITLE, arg=[4, STEPS[3]["title"]])
+    opened.until(TITLE, arg=[4, STEPS[3]["title"]])
     page.keyboard.press("Escape")
     assert page.locator(".isx-lesson, [data-isx-veil]").count() == 0
     opened.leave_for(page.url)
     page.wait_for_selector("#lesson")
-    page.wait_for_function(MEASURED)
+    opened.until(MEASURED)
     page.click("#lesson")
-    page.wait_for_function(TITLE, arg=[4, STEPS[3]["title"]])  # where it was left
+    opened.until(TITLE, arg=[4, STEPS[3]["title"]])  # where it was left
     page.click(".isx-lesson nav a >> nth=4")
     page.wait_for_selector(".isx-choices [aria-pressed=true]")
     assert page.locator(".isx-choices button").nth(2).get_attribute("aria-pressed") == "true"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from browsing import PATIENCE, Opened
+from playwright.sync_api import expect
 
 from components.activations.measure import ShiftViews
 from components.estimator.measure import EstimatorCheckCache
@@ -21,10 +22,10 @@ TYPED = """(field, typed) => {
     field.value = typed;
     for (const type of ['input', 'change']) field.dispatchEvent(new Event(type, { bubbles: true }));
 }"""
-ARRIVED = """document.querySelector('#estimator-check-chart')?.getBoundingClientRect().top.toFixed()
+ARRIVED = """document.querySelector('#estimator-check-chart').getBoundingClientRect().top.toFixed()
     === (document.querySelector('#slider-bar').offsetHeight + 20).toFixed()"""
-NEURONS = """words => document.querySelector('#variance-chart .isx-plot')?.layout?.annotations
-    ?.some(one => one.text.includes(words))"""
+NEURONS = """words => document.querySelector('#variance-chart .isx-plot').layout.annotations
+    .some(one => one.text.includes(words))"""
 
 
 def ratios(session: Session, **settings: object) -> list[list[float]]:
@@ -55,9 +56,9 @@ def test_dragging_the_slider_draws_the_librarys_ratios(plain, page_session, tmp_
 
     light = page.evaluate(COLOUR)
     page.evaluate("document.body.classList.add('dark')")
-    page.wait_for_function(f"{COLOUR} !== '{light}'")
+    opened.until(f"{COLOUR} !== '{light}'")
     page.evaluate("document.body.classList.remove('dark')")
-    page.wait_for_function(f"{COLOUR} === '{light}'")
+    opened.until(f"{COLOUR} === '{light}'")
 
 
 def test_a_number_that_a_slider_does_not_have_becomes_its_end_or_the_one_before(plain) -> None:
@@ -86,14 +87,14 @@ def test_a_layer_is_chosen_by_click_and_by_key_and_zoom_survives_the_slider(plai
     page.mouse.down()
     area.hover(position={"x": 0.6 * box["width"], "y": spot["y"]}, force=True)  # plotly covers the page while it drags
     page.mouse.up()
-    page.wait_for_function(f"before => JSON.stringify({ZOOM}) !== before", arg=json.dumps(whole, separators=(",", ":")))
+    opened.until(f"before => JSON.stringify({ZOOM}) !== before", arg=json.dumps(whole, separators=(",", ":")))
     zoomed = page.evaluate(ZOOM)
     opened.drag(50)
     assert page.evaluate(ZOOM) == zoomed
 
     page.emulate_media(reduced_motion="reduce")
     page.evaluate("location.hash = 'verdict-chart'")  # a link from before there was the tab Estimator
-    page.wait_for_function(ARRIVED)
+    opened.until(ARRIVED)
     page.wait_for_selector("#estimator-check-chart .main-svg")
     opened.click_point("#estimator-check-chart", trace=0, index=27)
     opened.says("#importance-chart .isx-title", "layer 27")
@@ -123,8 +124,8 @@ def test_a_layer_chosen_on_one_tab_is_shown_on_the_other_whose_marks_follow_the_
         opened.slide(percent)
         plan = page_session.slice_plan(page_session.opening.with_settings(sparsity=percent)).layers
         gone = [[layer, head] for layer, own in enumerate(plan) for head in range(9) if head not in own.heads]
-        page.wait_for_function(GONE, arg=json.dumps(gone, separators=(",", ":")))
-        page.wait_for_function(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons kept")
+        opened.until(GONE, arg=json.dumps(gone, separators=(",", ":")))
+        opened.until(NEURONS, arg=f"{plan[29].neurons:,} of 1,536 neurons kept")
 
 
 def test_a_control_that_has_the_focus_has_a_ring_that_nothing_cuts_off(plain) -> None:
@@ -159,18 +160,18 @@ def test_a_budget_sets_the_calibrations_sizes_and_is_chosen_by_them_and_a_recove
 ) -> None:
     plain.open_more()
     budget = plain.page.locator("#budget")
-    assert budget.get_by_label("Quick").is_checked()  # the page opens with it
-    plain.until("() => /about [0-9]+ (s|min) and [0-9]+ (s|min)/.test(document.querySelector('#budget')?.innerText)")
+    expect(budget.get_by_label("Quick")).to_be_checked()  # the page opens with it
+    plain.until("() => /about [0-9]+ (s|min) and [0-9]+ (s|min)/.test(document.querySelector('#budget').innerText)")
     budget.get_by_label("Thorough").check()
     plain.addressed("sequences=128", "samples=16")
-    assert budget.get_by_label("Thorough").is_checked()
+    expect(budget.get_by_label("Thorough")).to_be_checked()
     plain.page.locator("#sequences input").fill("64")  # neither
     plain.until("() => !document.querySelector('#budget input:checked')")
     budget.get_by_label("Quick").check()
     plain.until("() => !/sequences|samples/.test(location.search)")
 
     page = plain.page
-    assert not page.locator("#train").is_visible()
+    expect(page.locator("#train")).to_be_hidden()
     page.locator("#recovery").get_by_label("Distillation", exact=True).check()
     page.locator("#train").wait_for(state="visible")
     plain.addressed("recovery=distill")
@@ -183,8 +184,8 @@ def test_the_page_opens_with_the_estimator_that_was_chosen_and_another_model_has
 ) -> None:
     opened = visit()
     page, chosen = opened.page, page_session.opening.settings.estimator
-    assert page.locator(f"#estimator input[value={chosen}]").is_checked()
-    assert "was chosen by measurement" in page.inner_text("#controls")
+    expect(page.locator(f"#estimator input[value={chosen}]")).to_be_checked()
+    opened.says("#controls", "was chosen by measurement")
     opened.addressed(f"estimator={chosen}")
     opened.slide(25)
     opened.addressed("sparsity=25", f"estimator={chosen}")
@@ -201,7 +202,7 @@ def test_the_page_opens_with_the_estimator_that_was_chosen_and_another_model_has
 def small(visit_once) -> Opened:
     """A small screen, whose controls are folded."""
     opened = visit_once(width=390, height=844)
-    opened.page.wait_for_function("!document.querySelector('#controls.open')")
+    opened.until("!document.querySelector('#controls.open')")
     return opened
 
 
@@ -209,9 +210,7 @@ def test_a_small_screen_keeps_the_slider_and_scrolls_only_down_on_every_tab(smal
     opened, page = small, small.page
     opened.open_tab("ratios")
     page.evaluate("document.querySelector('#importance-chart').scrollIntoView()")
-    page.wait_for_function(
-        "(top => 0 <= top && top < 200)(document.querySelector('#sparsity').getBoundingClientRect().top)"
-    )
+    opened.until("(top => 0 <= top && top < 200)(document.querySelector('#sparsity').getBoundingClientRect().top)")
     for tab in TABS:
         opened.open_tab(tab)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
@@ -248,7 +247,7 @@ def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
     page.click("#tour")
     titles = []
     for step in range(1, 7):
-        page.wait_for_function(f"document.querySelector('.isx-tour span')?.textContent === '{step} of 6'")
+        opened.until(f"document.querySelector('.isx-tour span').textContent === '{step} of 6'")
         page.wait_for_selector(".isx-spot", state="visible")
         titles.append(page.inner_text(".isx-tour h3"))
         assert page.evaluate("document.activeElement.id") == "isx-tour-title"
@@ -264,7 +263,7 @@ def test_the_tour_leads_through_the_page_and_gives_it_back(small) -> None:
     page.wait_for_selector("#asking", state="visible")
     opened.addressed("tab=compare")
     page.click(".isx-tour [data-go=back]")
-    page.wait_for_function("document.querySelector('.isx-tour span')?.textContent === '5 of 6'")
+    opened.until("document.querySelector('.isx-tour span').textContent === '5 of 6'")
     page.keyboard.press("Escape")
     assert page.locator(".isx-tour, .isx-spot").count() == 0
     assert page.evaluate("document.activeElement.id") == "tour"

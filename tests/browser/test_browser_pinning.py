@@ -1,6 +1,7 @@
 """Pin and compare in a real browser: pin, change, undo, redo, share the link, open it elsewhere and see its overlay."""
 
 from browsing import Opened
+from playwright.sync_api import expect
 
 from components.state.session import Session
 
@@ -20,19 +21,19 @@ def commit(opened: Opened, words: str) -> None:
 def every_tab_shows_what_is_pinned(opened: Opened, page_session: Session) -> None:
     """And a move does not bring it again."""
     page = opened.page
-    rings = """() => document.querySelector('#variance-chart .isx-plot')?.layout?.shapes
-        ?.filter(shape => shape.type === 'circle').length"""
+    rings = """() => document.querySelector('#variance-chart .isx-plot').layout.shapes
+        .filter(shape => shape.type === 'circle').length"""
     page.wait_for_selector("#variance-chart .main-svg")
-    page.wait_for_function(f"({rings})() === 12")  # three value heads, the MLP and two of the stream
+    opened.until(f"({rings})() === 12")  # three value heads, the MLP and two of the stream
     for chart in ("rank", "pair"):
         opened.says(f"#{chart}-chart .isx-note", "Circles: the pinned setting A.")
-    answers = []
-    page.on("response", lambda response: "/run/" in response.url and answers.append(response))
+    answered = []  # whose bodies are there
+    page.on("requestfinished", lambda request: "/run/" in request.url and answered.append(request))
     opened.slide(50)
     wait_for(opened, 50)
     neurons = page_session.slice_plan(page_session.opening.with_settings(sparsity=50)).layers[0].neurons
-    page.wait_for_function(NEURONS, arg=f"{neurons:,} of 1,536 neurons kept")
-    moved = [text for text in (answer.text() for answer in answers) if "50.0%" in text]
+    opened.until(NEURONS, arg=f"{neurons:,} of 1,536 neurons kept")
+    moved = [text for text in (request.response().text() for request in answered) if "50.0%" in text]
     assert moved
     assert not any('"overlay":"{' in text for text in moved)
     page.click("#tabs button[role=tab] >> text=Compare")
@@ -57,14 +58,14 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     opened.says("#readout", "against A")
     opened.says("#ratio-chart .isx-note", "Outlines: the pinned setting A.")
     page.click("#ratio-chart .isx-twin summary")
-    page.wait_for_function("document.querySelector('#ratio-chart tbody')?.textContent.includes('(A: ')")
+    opened.until("document.querySelector('#ratio-chart tbody').textContent.includes('(A: ')")
 
     page.focus("body")
     for keys, percent in (("Control+z", 45), ("Control+z", 25), ("Control+Shift+Z", 45), ("Control+Shift+Z", 50)):
         page.keyboard.press(keys)
         wait_for(opened, percent)
         opened.addressed(f"sparsity={percent}")
-    assert page.is_disabled("#redo")
+    expect(page.locator("#redo")).to_be_disabled()
     page.focus("#sparsity input[type=number]")
     page.keyboard.press("Control+z")  # in a field it is the field's own
     page.click("#undo")
@@ -85,8 +86,8 @@ def test_a_pinned_setting_is_seen_beside_another_undone_shared_and_opened_elsewh
     elsewhere.says("#pinned", "A is 25%, Output error, recovery: ")  # what is otherwise now
     elsewhere.page.click("#unpin")
     elsewhere.draws(ratios(page_session, sparsity=45))
-    elsewhere.page.wait_for_function("!location.search.includes('pinned')")
-    elsewhere.page.wait_for_function("document.querySelector('#headline')?.textContent.includes('Against') === false")
+    elsewhere.until("!location.search.includes('pinned')")
+    elsewhere.until("!document.querySelector('#headline').textContent.includes('Against')")
     elsewhere.page.evaluate("isx.step(0)")
     elsewhere.page.keyboard.press("Control+z")
     elsewhere.draws(ratios(page_session, sparsity=45), pinned)

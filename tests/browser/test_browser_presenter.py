@@ -54,20 +54,20 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(pinned, width, height) 
     pinned.hurry(50, 150)  # a busy machine takes its time to fill a tab
     page.keyboard.press("p")
     for stop in STOPS:
-        page.wait_for_function(INSIDE, arg=stop)
+        pinned.until(INSIDE, arg=stop)
         assert page.locator(".isx-stage").count() == 1
         if stop == STOPS[-1]:
             pinned.hurry(50, 5)  # between the looks at tabs that stay empty
         if stop == "#passage":  # the tab's last chart comes late
-            page.wait_for_function("document.querySelector('#facts-chart .isx-title')?.textContent")
+            pinned.until("document.querySelector('#facts-chart .isx-title').textContent")
             page.evaluate(LATE, "#facts-chart .isx-title")
         page.keyboard.press("ArrowRight")
     # Export has nothing to show: it comes back.
     page.wait_for_selector("#export-about", state="attached")
-    page.wait_for_function(INSIDE, arg=STOPS[-1])
+    pinned.until(INSIDE, arg=STOPS[-1])
     for stop in STOPS[-2:-5:-1]:
         page.keyboard.press("PageUp")
-        page.wait_for_function(INSIDE, arg=stop)
+        pinned.until(INSIDE, arg=stop)
     assert not page.is_visible("#controls")
     page.keyboard.press("Escape")
     assert page.locator(".isx-stage").count() == 0
@@ -81,20 +81,20 @@ def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
     page.click("#present")
     for stop in STOPS[:2]:
-        page.wait_for_function(INSIDE, arg=stop)
+        opened.until(INSIDE, arg=stop)
         page.keyboard.press("ArrowRight")
-    page.wait_for_function(INSIDE, arg="#ratio-chart")
+    opened.until(INSIDE, arg="#ratio-chart")
     opened.drag(50)
     slider = page.locator("#sparsity input[type=range]")
     box = slider.bounding_box()
     opened.moved_by(lambda: slider.click(position={"x": box["width"] / 3, "y": box["height"] / 2}))
     page.keyboard.press("ArrowRight")  # the slider has given the focus back
-    page.wait_for_function(INSIDE, arg="#importance-chart")
+    opened.until(INSIDE, arg="#importance-chart")
     page.focus("#sparsity input[type=range]")
     before = page.inner_text("#removed")
     page.keyboard.press("ArrowRight")  # the focused slider's own
-    page.wait_for_function("before => (document.querySelector('#removed')?.innerText ?? before) !== before", arg=before)
-    page.wait_for_function(INSIDE, arg="#importance-chart")
+    opened.until("before => document.querySelector('#removed').innerText !== before", arg=before)
+    opened.until(INSIDE, arg="#importance-chart")
     page.keyboard.press("Escape")
 
     opened.open_tab("compare")
@@ -117,4 +117,4 @@ def test_the_slider_and_fields_keep_their_keys_and_all_keys_are_listed(pinned) -
     page.click(".isx-keys button")
     page.locator("body").evaluate("body => document.activeElement.blur()")
     page.keyboard.press("p")
-    page.wait_for_function(INSIDE, arg="#answers")
+    opened.until(INSIDE, arg="#answers")

@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from browsing import PATIENCE, Opened
+from browsing import PATIENCE, Opened, until
 from tiny_page import in_job, publisher
 
 from components.export import pages, site
@@ -19,7 +19,7 @@ from .conftest import OnDevice
 
 CHOICE = Choice((0, 30, 60), ("w10 w20 w30", "w7 w8"), 6)
 BARS = "document.querySelector('#ratios .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
-MARK = "document.querySelector('#sweep .isx-plot').layout?.shapes.at(-1).x0"
+MARK = "document.querySelector('#sweep .isx-plot').layout.shapes.at(-1).x0"
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,6 @@ def open_file(offline, file):
     for one in opened:
         one.page.close()
         assert [fault.partition("#")[0] for fault in one.faults] == [file.as_uri()]
-
-
-def until(page, condition: str) -> None:
-    """Wait for it; playwright's own waiting evaluates strings, which the file's policy forbids."""
-    for _ in range(PATIENCE // 100):
-        if page.evaluate(condition):
-            return
-        page.wait_for_timeout(100)
-    pytest.fail(f"never: {condition}")
 
 
 def ratios(step) -> list:
@@ -173,12 +164,12 @@ def test_the_article_opens_from_the_disk_without_a_network(chromium, site_folder
             asked: list[str] = []
             opened.page.on("request", lambda request, asked=asked: asked.append(request.url))
             opened.page.goto((site_folder / name).as_uri())
-            until(opened.page, "document.querySelectorAll('.main-svg').length >= 4")
+            opened.until("document.querySelectorAll('.main-svg').length >= 4")
             assert heading in opened.page.inner_text("h1")
             before = opened.page.inner_text("#tokens")
             opened.page.focus("#share")
             opened.page.keyboard.press("Home")
-            until(opened.page, "document.querySelector('#percent')?.textContent.startsWith('0')")
+            opened.until("document.querySelector('#percent').textContent.startsWith('0')")
             assert opened.page.inner_text("#tokens") != before
             assert "python -m http.server" in opened.page.inner_text("#device [role=status]")
             assert {url.rpartition("/")[2] for url in asked} == {name, "plotly.min.js"}
@@ -195,22 +186,19 @@ def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, 
         opened = Opened(context.new_page())
         page = opened.page
         page.goto(f"{site_address}/{name}")
-        until(opened.page, "document.querySelectorAll('.main-svg').length >= 4")
+        opened.until("document.querySelectorAll('.main-svg').length >= 4")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         for key, columns in {"Home": 1, "End": 2}.items():
             page.focus("#share")
             page.keyboard.press(key)
-            until(
-                opened.page,
-                "!!document.querySelector('#device-download:not([hidden]), #device-generate:not([hidden])')",
-            )
+            opened.until("document.querySelector('#device-download:not([hidden]), #device-generate:not([hidden])')")
             if page.is_visible("#device-download"):
                 page.click("#device-download")
-                until(opened.page, "document.querySelector('#device-generate')?.hidden === false")
+                opened.until("document.querySelector('#device-generate').hidden === false")
             page.fill("#own", "Hello world")
             page.click("#device-generate")
-            until(opened.page, f"document.querySelectorAll('#device .isx-answer').length === {columns}")
-            until(opened.page, "document.querySelector('#device-generate')?.hidden === false")
+            opened.until(f"document.querySelectorAll('#device .isx-answer').length === {columns}")
+            opened.until("document.querySelector('#device-generate').hidden === false")
             assert page.inner_text("#device .isx-device-answers").count(answer) == columns
         call = "window.intraslice.generate({ sparsity: 0.3, prompt: 'Hello world', maxTokens: 8 })"
         first, second = page.evaluate(call), page.evaluate(call)

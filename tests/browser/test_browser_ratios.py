@@ -5,6 +5,7 @@ import threading
 
 import pytest
 from browsing import Opened
+from playwright.sync_api import expect
 
 from .test_browser_page import ratios
 
@@ -30,7 +31,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     cell(page, 7, "attention", "per cent removed").press("Enter")
     opened.says(NOTE, "estimator: Manual")
     opened.draws(ratios(page_session, locked="7 attention 40"))
-    assert cell(page, 7, "attention", "locked").is_checked()
+    expect(cell(page, 7, "attention", "locked")).to_be_checked()
     opened.addressed("locked=7+attention+40")
     opened.says("#removed", "20.0%")
     opened.slide(40)
@@ -40,7 +41,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     page.click("#overrides .isx-unlock")
     opened.says(NOTE, "estimator: Output error")
     opened.draws(before)
-    page.wait_for_function("!location.search.includes('locked')")
+    opened.until("!location.search.includes('locked')")
 
     opened.drag(1)
     opened.says("#removed", "1.0%")
@@ -52,9 +53,9 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     assert "locked" not in page.url
 
     # It is undone in the table, and does not spoil the next one.
-    page.wait_for_function("document.querySelector('#overrides summary')?.textContent === 'Lock ratios manually'")
+    opened.until("document.querySelector('#overrides summary').textContent === 'Lock ratios manually'")
     assert float(cell(page, 3, "MLP", "per cent removed").input_value()) == pytest.approx(100 * before[1][3], abs=0.06)
-    assert not cell(page, 3, "MLP", "locked").is_checked()
+    expect(cell(page, 3, "MLP", "locked")).not_to_be_checked()
     cell(page, 0, "attention", "per cent removed").fill("150")
     cell(page, 0, "attention", "per cent removed").press("Enter")
     opened.says("#overrides-problem", "The percentage of “0 attention” must be a number from 0 to 100, got 150.")
@@ -76,7 +77,7 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     page.press("#overrides .isx-unit", "Enter")
     opened.says("#overrides .isx-units", "Layer 3: query head 5 is kept, and so is its key/value head")
     page.get_by_label("Unlock: Layer 3: query head 5 is kept").click()  # the bars are those without a lock
-    page.wait_for_function("!location.search.includes('locked')")
+    opened.until("!location.search.includes('locked')")
 
 
 def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, page_session) -> None:
@@ -84,17 +85,17 @@ def test_the_bias_is_found_until_it_is_given_and_shapes_are_a_runtimes(plain, pa
     opened.settle_at(20)
     opened.open_more()
     before = opened.bars()
-    assert auto.is_checked()
+    expect(auto).to_be_checked()
     usual = page_session.slice_plan(page_session.opening).reasons.bias
-    page.wait_for_function(BIAS, arg=usual)
+    opened.until(BIAS, arg=usual)
     opened.slide(0.8, "#bias")
     opened.draws(ratios(page_session, bias=0.8))
-    assert not auto.is_checked()
+    expect(auto).not_to_be_checked()
     opened.addressed("bias=0.8")
     auto.check()
     opened.draws(before)
-    page.wait_for_function("!location.search.includes('bias')")
-    page.wait_for_function(BIAS, arg=usual)
+    opened.until("!location.search.includes('bias')")
+    opened.until(BIAS, arg=usual)
 
     page.get_by_label("Runtime", exact=True).check()
     opened.draws(ratios(page_session, shapes="runtime"))
@@ -111,7 +112,7 @@ def test_ratios_are_searched_for_and_locked(visit, tiny_query) -> None:
     page.click("#search-measure")
     opened.says("#search-words", "On text that the search did not read, KL from the dense model changed from")
     assert page.locator("#search-chart .bars .point").count() == 6
-    assert not page.is_visible("#search-measure")
+    expect(page.locator("#search-measure")).to_be_hidden()
     page.click("#search-use")
     opened.addressed("locked=")
     opened.open_tab("ratios")
@@ -125,11 +126,11 @@ def test_a_size_sets_the_sparsity_that_fits(visit, tiny_query) -> None:
     opened.open_more()
     page.fill("#size textarea", "1 kB float32")
     page.click("#size .submit-button")
-    reading = "document.querySelector('#status').innerText.match(/cannot be reached.* reach is ([\\d.]+) MB/)?.[1]"
-    smallest = page.wait_for_function(reading).json_value()  # at once: another status may follow
+    reading = "document.querySelector('#status').innerText.match(/cannot be reached.* reach is ([\\d.]+) MB/)[1]"
+    smallest = opened.until(reading)  # at once: another status may follow
     page.fill("#size textarea", f"{smallest} MB float32")
     page.press("#size textarea", "Enter")
-    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value > 50")
+    opened.until("document.querySelector('#sparsity input[type=number]').value > 50")
     percent = float(page.input_value("#sparsity input[type=number]"))
     opened.addressed(f"sparsity={percent:g}")
     opened.says("#removed", f"{percent:.1f}%")
@@ -139,22 +140,21 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     chosen = "sparsity=44&estimator=fisher&locked=7+attention+25,+3+mlp+0&bias=1.4&shapes=runtime&recovery=distill"
     opened = visit(f"/?{chosen}&tab=compare&prompt=Hello%20there")
     page = opened.page
-    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Hello there'")
+    opened.until("document.querySelector('#prompt textarea').value === 'Hello there'")
     assert page.get_attribute("#tabs button[role=tab] >> text=Compare", "aria-selected") == "true"
     opened.open_tab("ratios")
     opened.says(NOTE, "estimator: Manual")
     opened.says("#importance-chart", "blocks of 32 neurons")
     own = {"estimator": "fisher", "locked": "7 attention 25, 3 mlp 0", "bias": 1.4, "shapes": "runtime"}
     opened.draws(ratios(page_session, sparsity=44, **own))
-    page.get_by_label("Runtime", exact=True).wait_for()  # the link opens More settings
-    assert page.get_by_label("Runtime", exact=True).is_checked()
-    assert not page.locator("#bias-auto input").is_checked()
-    assert page.locator("#bias input[type=range]").input_value() == "1.4"
-    assert page.locator("#recovery").get_by_label("Distillation", exact=True).is_checked()
+    expect(page.get_by_label("Runtime", exact=True)).to_be_checked()  # the link opens More settings
+    expect(page.locator("#bias-auto input")).not_to_be_checked()
+    expect(page.locator("#bias input[type=range]")).to_have_value("1.4")
+    expect(page.locator("#recovery").get_by_label("Distillation", exact=True)).to_be_checked()
     page.wait_for_selector("#train")
     unfold_overrides(page)
     opened.says("#overrides summary", "2 locked")
-    assert cell(page, 3, "MLP", "locked").is_checked()
+    expect(cell(page, 3, "MLP", "locked")).to_be_checked()
     opened.drag(25)
     opened.addressed("sparsity=25")
     assert "tab=" not in page.url
@@ -174,7 +174,7 @@ def test_a_link_carries_every_setting_and_the_page_goes_on_with_them_when_its_se
     with page.expect_navigation():
         page.click(".isx-awake button")
     page.unroute("**/healthz")
-    page.wait_for_function("document.querySelector('#sparsity input[type=number]')?.value === '25'")
+    opened.until("document.querySelector('#sparsity input[type=number]').value === '25'")
     # Failed requests, and what was on its way.
     opened.forgive("net::ERR_FAILED", "AbortError", "errored out", "Failed to fetch")
 
@@ -183,7 +183,7 @@ def test_the_headline_does_not_wait_for_plotly_which_is_fetched_again_after_an_e
     opened, held, passing = Opened(browser_context.new_page()), [], threading.Event()
     opened.page.route("**/plotly.min.js", lambda route: route.continue_() if passing.is_set() else held.append(route))
     opened.page.goto(address)
-    opened.until("document.querySelector('#headline')?.innerText.includes('perplexity')")
+    opened.until("document.querySelector('#headline').innerText.includes('perplexity')")
     opened.until("isx.plotlyScript")
     assert opened.page.locator(".main-svg").count() == 0
     # A drawing may fetch it again in the moment after the error: the event is waited for, not the state that it leaves.

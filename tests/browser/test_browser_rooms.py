@@ -11,7 +11,7 @@ from browsing import HURRY, PATIENCE, Opened
 from playwright.sync_api import TimeoutError
 
 PHONE, DESKTOP = {"width": 390, "height": 844}, {"width": 1440, "height": 900}
-MEASURED = "/→ [0-9.,]+ /.test(document.querySelector('#headline')?.innerText)"
+MEASURED = "/→ [0-9.,]+ /.test(document.querySelector('#headline').innerText)"
 MAIN = ".isx-lesson [data-go=on]"
 STUDENTS = [(PHONE, "en"), (PHONE, "en"), (PHONE, "de"), (DESKTOP, "en"), (DESKTOP, "en")]
 
@@ -37,7 +37,7 @@ def open_alone(chromium, address) -> Iterator[Callable[..., Opened]]:
 
 def open_form(one: Opened) -> None:
     """Open the lesson, and what begins or joins a class."""
-    one.page.wait_for_function(MEASURED)
+    one.until(MEASURED)
     one.page.click("#lesson")
     one.page.click(".isx-room-outside summary")
 
@@ -56,11 +56,11 @@ def predict(student: Opened, number: int) -> None:
         page.click(MAIN)
     except TimeoutError as problem:  # say what the browser and the server had agreed on
         raise AssertionError(page.evaluate("JSON.stringify(isx.room.now)")) from problem
-    page.wait_for_function("document.querySelector('.isx-lesson [data-go=on]')?.disabled")
+    student.until("document.querySelector('.isx-lesson [data-go=on]').disabled")
 
 
 def at_question(one: Opened, number: int) -> None:
-    one.until("number => document.querySelector('#isx-lesson-title')?.textContent.startsWith(`${number}.`)", number)
+    one.until("number => document.querySelector('#isx-lesson-title').textContent.startsWith(`${number}.`)", number)
     one.page.locator(".isx-lesson-control :is(input, button)").first.wait_for(state="attached")
 
 
@@ -72,7 +72,7 @@ def lead_elsewhere(presenter: Opened, link: str) -> None:
     presenter.leave_for(f"{link}#lead={secret}")
     page.wait_for_selector("[data-room=delete]")
     assert secret not in page.url
-    page.wait_for_function(MEASURED)
+    presenter.until(MEASURED)
 
 
 def remove_and_join_again(presenter: Opened, student: Opened, count: int) -> None:

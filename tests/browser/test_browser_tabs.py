@@ -50,11 +50,11 @@ def test_three_columns_answer_and_say_where_they_part_and_what_they_cost(compare
     assert len(dense) == 6
     assert others == [dense, dense]
     assert page.evaluate("getComputedStyle(document.querySelector('#answers')).gridTemplateColumns").count("px") == 3
-    page.wait_for_function("""() => {
+    opened.until("""() => {
         const label = document.querySelector('#sampling label span');
         scrollTo(0, label.getBoundingClientRect().top + scrollY - 20);
         const { x, y, height } = label.getBoundingClientRect();
-        return document.elementFromPoint(x + 5, y + height / 2)?.closest('#slider-bar');
+        return document.elementFromPoint(x + 5, y + height / 2).closest('#slider-bar');
     }""")
 
 
@@ -82,7 +82,7 @@ def test_stop_halts_and_a_question_sent_meanwhile_is_served_after_it(compare, mo
         }"""
     )
     page.click("#stop")
-    page.wait_for_function("window.halted")
+    opened.until("window.halted")
     monkeypatch.undo()
     answered(opened, "8 tokens, truncated", *COLUMNS)
     opened.says("#next-tokens", "w40 w50")
@@ -114,7 +114,7 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     shown.first.locator("button").press("Enter")
     visited = page.locator("#passage .isx-told:focus")
     assert visited.get_attribute("data-said") == shown.first.locator("td").nth(1).inner_text()
-    page.wait_for_function("""() => {
+    opened.until("""() => {
         const { top, bottom } = document.activeElement.getBoundingClientRect();
         return top > document.querySelector("#slider-bar").getBoundingClientRect().bottom && bottom < innerHeight;
     }""")
@@ -129,7 +129,7 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
 
     page.fill("#passage-text textarea", "w7 w8 w9 w10")
     page.click("#score")
-    page.wait_for_function("document.querySelectorAll('#passage .isx-token').length === 3")
+    opened.until("document.querySelectorAll('#passage .isx-token').length === 3")
     page.fill("#passage-text textarea", "w7")
     opened.call("#score")
     page.wait_for_selector("#passage [role=alert]")
@@ -151,21 +151,15 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
         .find((trace) => trace.name === name).opacity ?? 1"""
     assert [page.evaluate(opacity, name) < 1 for name in ("IntraSlice", "FLAP", "ShortGPT")] == [False, False, True]
     page.locator("#leaderboard-chart .traces", has_text="ShortGPT").first.locator(".legendtoggle").click()
-    page.wait_for_function(f"({opacity})('ShortGPT') === 1")  # chosen, and not hidden
+    opened.until(f"({opacity})('ShortGPT') === 1")  # chosen, and not hidden
     on_wikipedia = page.inner_text("#leaderboard-chart tbody")
     page.click("#leaderboard-text input")
     page.click("#leaderboard-text [role=option] >> text=Python source")
-    page.wait_for_function(
-        "shown => (document.querySelector('#leaderboard-chart tbody')?.innerText ?? shown) !== shown", arg=on_wikipedia
-    )
+    opened.until("shown => document.querySelector('#leaderboard-chart tbody').innerText !== shown", arg=on_wikipedia)
     page.click("#sweep-run")
-    page.wait_for_function(
-        "document.querySelector('#sweep-chart .isx-plot')?.data?.some(t => t.name === 'IntraSlice, PCA-aware')"
-    )
+    opened.until("document.querySelector('#sweep-chart .isx-plot').data.some(t => t.name === 'IntraSlice, PCA-aware')")
     page.click("#sweep-cancel")
-    page.wait_for_function(
-        "/“Run the sweep” to continue from there|All 12/.test(document.querySelector('#sweep-progress')?.innerText)"
-    )
+    opened.until("/continue from there|All 12/.test(document.querySelector('#sweep-progress').innerText)")
     opened.call("#sweep-run")
     opened.says("#sweep-progress", "All 12 points are measured")
     data = page.evaluate("document.querySelector('#sweep-chart .isx-plot').data.map(t => [t.name, t.x, t.y])")
@@ -177,14 +171,14 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
 
     # A click on uniform's second point, then by keyboard on the row of the point after it.
     opened.click_point("#sweep-chart", trace=1, index=1)
-    page.wait_for_function("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
+    opened.until("!/sparsity=/.test(location.search) && /estimator=uniform/.test(location.search)")
     own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
     assert page_session.perplexities(own).sliced.value == pytest.approx(data[1][2][1], rel=1e-4)
     page.click("#sweep-chart .isx-twin summary")
     page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
     page.keyboard.press("Enter")
-    page.wait_for_function("/sparsity=30/.test(location.search) && !/estimator=/.test(location.search)")
+    opened.until("/sparsity=30/.test(location.search) && !/estimator=/.test(location.search)")
 
 
 def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_session, tiny, tmp_path) -> None:
@@ -204,7 +198,7 @@ def test_what_is_taken_home_is_what_the_page_shows(visit, tiny_query, page_sessi
     shown = page_session.plan(tiny.with_settings(sparsity=35, bias=1.05))
     assert plan["ratios"] == [[layer.attention, layer.mlp] for layer in shown.layers]
 
-    page.wait_for_function("document.querySelector('#export-link input')?.value === location.href")
+    opened.until("document.querySelector('#export-link input').value === location.href")
     opened.hurry(1600, 600_000)  # that long stands what follows
     page.click("#export-link button")
     opened.says("#export-link", "Copied")

@@ -41,7 +41,7 @@ def test_what_was_measured_is_listed_leads_back_and_travels(visit, tiny_query, p
     # Dots of the same numbers, and a front on which nothing else is smaller and better.
     points = {page_session.plan(one).removed: page_session.perplexities(one).sliced.value for one in requests.values()}
     front = {x: y for x, y in points.items() if not any(u > x and v <= y for u, v in points.items())}
-    page.wait_for_function(f"({DOTS})()[1]?.[0].length === 3")
+    opened.until(f"({DOTS})()[1][0].length === 3")
     on_front, dots = (dict(zip(x, y, strict=True)) for x, y in page.evaluate(DOTS))
     assert {round(x, 6): round(y, 3) for x, y in dots.items()} == {round(x, 6): round(y, 3) for x, y in points.items()}
     assert {round(x, 6) for x in on_front} == {round(x, 6) for x in front}
@@ -74,7 +74,7 @@ def test_what_was_measured_is_listed_leads_back_and_travels(visit, tiny_query, p
     opened.leave_for(page.url)
     page.wait_for_selector("body.isx-begun")
     opened.says("#tried tbody", EVIL, "45%")  # kept by the browser
-    page.wait_for_function("isx.tried.current().source === 'here'")
+    opened.until("isx.tried.current().source === 'here'")
     page.click("#tried [data-clear]")
     opened.says("#tried [data-clear]", "Press again")
     page.click("#tried [data-clear]")

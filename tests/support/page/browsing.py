@@ -23,6 +23,8 @@ ARGUMENTS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 PATIENCE = 120_000  # ms, the default timeout: a busy machine takes its time
+POLL = 20  # ms
+playwright.expect.set_options(timeout=PATIENCE)
 # What every tab shows last when it is opened.
 SHOWN = {
     "ratios": "#importance-chart:has(.main-svg)",
@@ -39,8 +41,7 @@ MOVE = """(range, value) => {
     Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
     range.dispatchEvent(new Event('input', { bubbles: true }));
 }"""
-# Empty until it is drawn, since a script that fails ends playwright's wait.
-BARS = "(document.querySelector('#ratio-chart .isx-plot')?.data ?? []).filter(t => t.type === 'bar').map(t => [...t.y])"
+BARS = "document.querySelector('#ratio-chart .isx-plot').data.filter(t => t.type === 'bar').map(t => [...t.y])"
 DRAWN = f"""expected => {{
     const bars = {BARS};
     return bars.length === expected.length && expected.every((layers, index) => layers.length === bars[index].length
@@ -98,16 +99,15 @@ class Opened:
         self.faults[:] = before
         self.page.goto(address)
 
-    def until(self, script: str, arg: object = None) -> None:
-        """Wait until a script is true; what the page shows and what went wrong on it is told of a wait in vain."""
+    def until(self, script: str, arg: object = None) -> Any:
+        """As `until`; what the page shows and what went wrong on it is told of a wait in vain."""
         try:
-            self.page.wait_for_function(script, arg=arg)
-        except playwright.TimeoutError as error:
+            return until(self.page, script, arg)
+        except TimeoutError as error:
             shown = self.page.inner_text("body")
             calls = "\n".join(self.calls[-20:])
             raise AssertionError(
-                f"{error}\n{arg}\nfaults: {self.faults}\ncalls, now {time.monotonic():.2f}:\n{calls}\n"
-                f"the page: {shown[:6000]}"
+                f"{error}\nfaults: {self.faults}\ncalls, now {time.monotonic():.2f}:\n{calls}\nthe page: {shown[:6000]}"
             ) from error
 
     def call(self, button: str) -> None:
@@ -129,7 +129,7 @@ class Opened:
         return download.value.suggested_filename
 
     def bars(self) -> list[list[float]]:
-        return self.page.wait_for_function(f"(bars => bars.length && bars)({BARS})").json_value()
+        return self.until(f"(bars => bars.length && bars)({BARS})")
 
     def draws(self, *ratios: list[list[float]]) -> None:
         """Wait until the bars are these ratios of attention and MLPs, and the outlines those of the pinned setting."""
@@ -166,7 +166,7 @@ class Opened:
     def says(self, where: str, *words: str) -> None:
         self.until(
             """([where, words]) => {
-                const text = document.querySelector(where)?.textContent ?? '';
+                const text = document.querySelector(where).textContent;
                 return words.every(word => text.includes(word));
             }""",
             arg=[where, list(words)],
@@ -200,7 +200,7 @@ class Opened:
         self.until(
             """where => {
                 const shown = document.querySelector(where);
-                return shown?.checkVisibility() && shown.innerText.trim();
+                return shown.checkVisibility() && shown.innerText.trim();
             }""",
             arg=SHOWN[tab],
         )
@@ -222,6 +222,22 @@ class Opened:
             for violation in violations
             if minor or violation["impact"] in ("serious", "critical")
         ]
+
+
+def until(page: "playwright.Page", script: str, arg: object = None) -> Any:
+    """Wait until a script's value is true; the value. A script that fails is asked again: what it reads is not there
+    yet. (Playwright's own waiting ends at once then, and asks in the page, which a published one forbids.)
+    """
+    deadline = time.monotonic() + PATIENCE / 1000
+    while True:
+        try:
+            if value := page.evaluate(script, arg):
+                return value
+        except playwright.Error as error:
+            value = error
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{script}\nwith {arg} is {value}")
+        page.wait_for_timeout(POLL)
 
 
 def _is_foreign(url: str) -> bool:
