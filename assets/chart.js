@@ -130,13 +130,13 @@ function stack(layout) {
 function draw() {
   clearTimeout(later);
   if (inSight) drawNow();
-  else later = setTimeout(drawNow, 500);
+  else later = setTimeout(drawNow, 200);
 }
 
 // plotly.js takes half a second to run: not before the page is on the screen, with its headline.
 function loadPlotly() {
   const script = (isx.plotlyScript ??= document.head.appendChild(make("script", { src: "plotly.min.js" })));
-  script.addEventListener("load", draw, { once: true });
+  script.addEventListener("load", drawNow, { once: true });
   script.addEventListener("error", () => (isx.plotlyScript = null), { once: true }); // the next drawing tries again
 }
 
