@@ -117,8 +117,7 @@ def test_plain_gradio_speaks_the_browsers_language_and_ours_the_pages(visit_grad
 
 
 def test_plain_gradio_opens_a_sidebar_on_a_narrow_screen(visit_gradio) -> None:
-    tab = visit_gradio(width=400)
-    tab.wait_for_selector("#sidebar.open")
+    visit_gradio(width=400).wait_for_selector("#sidebar.open")
 
 
 def test_plain_gradio_shows_changes_out_of_order_where_a_page_becomes_hidden_and_ours_does_not(visit_gradio) -> None:
