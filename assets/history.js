@@ -1,5 +1,6 @@
 // Undo and redo of settings, and the mark of a page with a pinned setting. Values come from page.js whenever a control has
-// changed, in the order of a link; a drag, which changes one many times, is one step.
+// changed, in the order of a link; a drag, which changes one many times, is one step, and what the next press changes
+// another.
 const REST = 500; // ms without another change, after which a setting counts
 const all = Object.keys(isx.usual);
 let steps = []; // values by name, as JSON
@@ -24,6 +25,8 @@ function keep() {
   }
   show();
 }
+
+addEventListener("pointerdown", keep, true);
 
 isx.begin = (values) => {
   seen = named(values);
