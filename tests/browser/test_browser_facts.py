@@ -28,7 +28,7 @@ def test_the_grid_tells_what_each_model_says_and_is_one_stop_of_the_tab_key(visi
     if changed:
         page.locator("#facts-chart [data-pick]").first.click()
         assert drawing["questions"][changed[0]][1] in page.evaluate(DETAIL)
-    opened.call("#pin")
+    page.click("#pin")
     opened.until("document.querySelectorAll('#facts-chart [data-at]').length === 4 * 96")
     assert "A, pinned" in page.inner_text("#facts-chart .isx-groups")
     opened.prepare_axe(axe)
