@@ -1,6 +1,7 @@
 """Chromium, a page in it, and `python app.py`: used by the browser tests, the load tests and the screenshots."""
 
 import contextlib
+import itertools
 import os
 import shutil
 import socket
@@ -112,14 +113,13 @@ class Opened:
 
     def call(self, button: str) -> None:
         """Click a button until its call is sent: gradio ignores a click while the button's last call ends."""
-        for _ in range(PATIENCE // 1000):
-            try:
-                with self.page.expect_request("**/queue/join*", timeout=1000):
+        with self.page.expect_request("**/queue/join*") as sent:
+            for look in itertools.count():
+                if look % (1000 // POLL) == 0:
                     self.page.click(button)
-                return
-            except playwright.TimeoutError:
-                continue
-        raise AssertionError(f"a click on {button} sends no call")
+                if sent.is_done():
+                    break
+                self.page.wait_for_timeout(POLL)
 
     def download(self, button: str, path: Path) -> str:
         """Save to a path what a click on a button downloads; its suggested name."""
