@@ -54,16 +54,18 @@ def move(
 ) -> dict[str, Any]:
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
-    It alone says what the client views, one call at a time. Where a late one ended a measurement, `again` repeats it.
+    It alone says what the client views, one call at a time. Where the one before ended a measurement that began early,
+    `again` repeats it.
     The estimator that a measurement has chosen becomes the control's value.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
     values = preview(session, [*always, *active], request, layer, pinned, client)
     session.prefetch(request, client)
-    if session.jobs.view_of(client, "lost", None) == request:
-        session.jobs.set_view(client, lost=None)
-        values["again"] = str(time.time())
+    if session.jobs.view_of(client, "early", None) == request:
+        session.jobs.set_view(client, early=None)
+        if not session.jobs.is_running(client, "measure", request=request):
+            values["again"] = str(time.time())
     if request.settings.estimator == AUTO and (choice := request.calibration.choice):
         # From here on it is the setting: links, the pinned setting and exports name it.
         values |= {"estimator": choice.name, "again": str(time.time())}
@@ -135,18 +137,15 @@ def followed(answers: Updates, session: Session, request: Request, is_told: Call
 
 def measure_live(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:
     """`measure` for live requests that were not measured before; the others are measured by a button."""
-    jobs = session.jobs
-    is_wanted = request.is_live and (request.is_undecided or session.perplexities(request).source.kind != "before")
-    while is_wanted:
-        last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
-        if last is None or not last.superseded:
-            return
-        # A late answer to an earlier move may have superseded the job of a setting that the client views again, or soon
-        # will: `move` then lets the page measure it. A program has no view: its next call replaces the one before.
-        jobs.set_view(client, lost=request)
-        if is_wanted := jobs.view_of(client, "request", None) == request:
-            jobs.set_view(client, lost=None)
-            is_wanted = not jobs.is_running(client, "measure", request=request)
+    is_wanted = request.is_undecided or session.perplexities(request).source.kind != "before"
+    if not (request.is_live and is_wanted):
+        return
+    # Before its own move, the answer to an earlier one may still come, and end it: `move` then lets the page repeat it.
+    is_early = session.jobs.view_of(client, "request", request) != request
+    session.jobs.set_view(client, early=request if is_early else None)
+    last = yield from _drawn(session.measure(request, client), session, request, pinned, client)
+    if last is None or not last.superseded:
+        session.jobs.set_view(client, early=None)
 
 
 def on_prepared(session: Session, request: Request, layer: int, pinned: Request | None, client: str) -> Updates:

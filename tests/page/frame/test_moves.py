@@ -140,28 +140,18 @@ def test_whatever_ends_a_measurement_nothing_of_it_is_in_the_view(session, tiny,
     assert "release the slider" in last["headline"]
 
 
-def test_a_move_that_is_answered_late_does_not_end_the_measurement_of_a_later_one(session, tiny) -> None:
+@pytest.mark.parametrize("ending", ["late move", "next move", "stop"])
+def test_a_release_is_repeated_only_where_a_late_move_has_ended_it(session, tiny, ending) -> None:
     before, released = tiny.with_settings(sparsity=44), tiny.with_settings(sparsity=46)
-    session.jobs.set_view("ada", request=released)
+    session.jobs.set_view("ada", request=released if ending == "next move" else before)
     answers = begun(handlers.on_release(session, released, 0, None, "ada"))
-    session.jobs.set_view("ada", request=before)  # late
-    session.jobs.set_view("ada", request=released)
-    assert "being measured" not in [answer for answer in answers if "headline" in answer][-1]["headline"]
-    assert session.perplexities(released).source.kind == "here"
-
-
-def test_a_release_that_a_late_move_ended_is_made_again_once_the_page_views_it(session, tiny) -> None:
-    before, released = tiny.with_settings(sparsity=47), tiny.with_settings(sparsity=48)
-
-    def move(request: Request) -> bool:
-        return "again" in handlers.move(session, [], [], request, 0, "ratios", None, "ada")
-
-    assert not move(released)
-    answers = begun(handlers.on_release(session, released, 0, None, "ada"))
-    assert not move(before)  # late
+    if ending == "stop":
+        handlers.stop(session, [""], "ada")
+    else:
+        session.jobs.set_view("ada", request=before)
     list(answers)
-    assert session.perplexities(released).source.kind != "here"
-    assert [move(released), move(released)] == [True, False]
+    moves = [handlers.move(session, [], [], released, 0, "ratios", None, "ada") for _ in range(2)]
+    assert ["again" in move for move in moves] == [ending == "late move", False]
 
 
 def test_a_setting_that_is_measured_is_not_measured_again(session, tiny) -> None:
