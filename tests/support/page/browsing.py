@@ -54,6 +54,8 @@ POINT = """(plot, [trace, index]) => {
     const { xaxis, yaxis } = plot._fullLayout;
     return [xaxis.d2p(x[index]), yaxis.d2p(y[index])];
 }"""
+# Of a component, in gradio's calls.
+NUMBER = "where => gradio_config.components.find(({ props }) => `#${props.elem_id}` === where).id"
 
 # From now on, what the page does after or at every pause (both in ms) begins sooner.
 HURRY = """([pause, to]) => {
@@ -113,7 +115,8 @@ class Opened:
 
     def call(self, button: str) -> None:
         """Click a button until its call is sent: gradio ignores a click while the button's last call ends."""
-        with self.page.expect_request("**/queue/join*") as sent:
+        own = f'"trigger_id":{self.page.evaluate(NUMBER, button)},'
+        with self.page.expect_request(lambda request: "/join" in request.url and own in request.post_data) as sent:
             for look in itertools.count():
                 if look % (1000 // POLL) == 0:
                     self.page.click(button)
