@@ -202,7 +202,7 @@ def test_the_page_opens_with_the_estimator_that_was_chosen_and_another_model_has
 def small(visit_once) -> Opened:
     """A small screen, whose controls are folded."""
     opened = visit_once(width=390, height=844)
-    opened.until("!document.querySelector('#controls.open')")
+    opened.until("document.querySelector('body.isx-ready-controls:not(:has(#controls.open))')")
     return opened
 
 

@@ -51,7 +51,7 @@ def test_the_arrows_lead_through_all_charts_one_a_screen(pinned, width, height) 
     page.set_viewport_size({"width": width, "height": height})
     pinned.open_tab("ratios")
     page.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
-    pinned.hurry(50, 150)  # a busy machine takes its time to fill a tab
+    pinned.hurry(50, 1000)  # a busy machine takes its time to fill a tab
     page.keyboard.press("p")
     for stop in STOPS:
         pinned.until(INSIDE, arg=stop)

@@ -175,9 +175,9 @@ def test_a_sweep_runs_is_cancelled_goes_on_and_loads_a_point(visit, tiny_query, 
     own = tiny.with_settings(sparsity=20, estimator="uniform", seed=4, bias=None)
     opened.says("#readout", f"{data[1][2][1]:.2f}")  # the page measures by itself what the sweep found
     assert page_session.perplexities(own).sliced.value == pytest.approx(data[1][2][1], rel=1e-4)
+    opened.until("/estimator=uniform/.test(isx.tried.current().setting)")  # which draws the table again
     page.click("#sweep-chart .isx-twin summary")
-    page.focus("#sweep-chart tbody tr:nth-child(7) .isx-pick")
-    page.keyboard.press("Enter")
+    page.press("#sweep-chart tbody tr:nth-child(7) .isx-pick", "Enter")
     opened.until("/sparsity=30/.test(location.search) && !/estimator=/.test(location.search)")
 
 

@@ -145,10 +145,7 @@ def test_a_release_is_repeated_only_where_a_late_move_has_ended_it(session, tiny
     before, released = tiny.with_settings(sparsity=44), tiny.with_settings(sparsity=46)
     session.jobs.set_view("ada", request=released if ending == "next move" else before)
     answers = begun(handlers.on_release(session, released, 0, None, "ada"))
-    if ending == "stop":
-        handlers.stop(session, [""], "ada")
-    else:
-        session.jobs.set_view("ada", request=before)
+    handlers.stop(session, [""], "ada") if ending == "stop" else session.jobs.set_view("ada", request=before)
     list(answers)
     moves = [handlers.move(session, [], [], released, 0, "ratios", None, "ada") for _ in range(2)]
     assert ["again" in move for move in moves] == [ending == "late move", False]

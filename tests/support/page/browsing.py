@@ -113,13 +113,13 @@ class Opened:
                 f"{error}\nfaults: {self.faults}\ncalls, now {time.monotonic():.2f}:\n{calls}\nthe page: {shown[:6000]}"
             ) from error
 
-    def call(self, button: str) -> None:
-        """Click a button until its call is sent: gradio ignores a click while the button's last call ends."""
-        own = f'"trigger_id":{self.page.evaluate(NUMBER, button)},'
+    def call(self, element: str, act: Callable[[], object] | None = None) -> None:
+        """Click an element, or `act`, until its call is sent: gradio ignores a click while the last call ends."""
+        own = f'"trigger_id":{self.page.evaluate(NUMBER, element)},'
         with self.page.expect_request(lambda request: "/join" in request.url and own in request.post_data) as sent:
             for look in itertools.count():
                 if look % (1000 // POLL) == 0:
-                    self.page.click(button)
+                    act() if act else self.page.click(element)
                 if sent.is_done():
                     break
                 self.page.wait_for_timeout(POLL)

@@ -96,10 +96,10 @@ class Fiddler:
             "offline": self._lose_the_network,
         }
 
-    def fiddle(self, count: int, patience: float) -> None:
+    def fiddle(self, count: int, patience: float, within: float = SECONDS) -> None:
         """Open the page and do `count` things, each soon after the last, then release the slider.
 
-        Within `SECONDS` after nothing runs any more, for which it waits for up to `patience` seconds, all of the page
+        `within` seconds after nothing runs any more, for which it waits for up to `patience` seconds, all of the page
         has to be of one setting; a page that is opened by its link has to show the same. Raises AssertionError.
         """
         names = self.chance.choices(list(self._actions), k=count)  # first, so that a seed alone decides what is done
@@ -109,15 +109,15 @@ class Fiddler:
                 self.page.wait_for_timeout(1000 * self.chance.uniform(0, self.pause))
                 self.done.append(f"{time.strftime('%X')} {name}")
                 self._actions[name]()
-            self._check(patience)
+            self._check(patience, within)
         except playwright.Error as error:
             raise AssertionError(self._told(error)) from error
 
-    def _check(self, patience: float) -> None:
+    def _check(self, patience: float, within: float) -> None:
         self.page.wait_for_selector("body.isx-begun")
         self.opened.open_tab("ratios")  # a tab that is not open is not drawn
         self.page.locator(SLIDER).evaluate(RELEASE)
-        self._come_to_rest(self.opened, lambda: _contradictions(self.page.evaluate(SHOWN)), patience)
+        self._come_to_rest(self.opened, lambda: _contradictions(self.page.evaluate(SHOWN)), patience, within)
         link = type(self.opened)(self.page.context.new_page())
         link.page.goto(self.page.url)
         self._come_to_rest(link, lambda: self._differences(link.page), patience, within=patience)
@@ -130,7 +130,7 @@ class Fiddler:
         return {name: values for name, values in differences.items() if name != "status"} | _contradictions(fresh)
 
     def _come_to_rest(
-        self, opened: Opened, problems: Callable[[], dict[str, Any]], patience: float, within: float = SECONDS
+        self, opened: Opened, problems: Callable[[], dict[str, Any]], patience: float, within: float
     ) -> None:
         """Wait until nothing runs, and then at most `within` so many seconds until there is no problem."""
         opened.page.wait_for_selector(f"body.isx-begun {SLIDER}")
