@@ -55,8 +55,7 @@ def move(
     """`preview`, and the active tab's live outputs. One call for both, since two would be too slow while dragging.
 
     It alone says what the client views, one call at a time. Where the one before ended a measurement that began early,
-    `again` repeats it.
-    The estimator that a measurement has chosen becomes the control's value.
+    `again` repeats it. The estimator that a measurement has chosen becomes the control's value.
     """
     session.jobs.set_view(client, request=request)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]

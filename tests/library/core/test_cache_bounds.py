@@ -177,7 +177,7 @@ def test_processes_that_write_at_once_stay_within_the_bound(folder, monkeypatch)
         time.sleep(0.005)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     kept = len(list((folder / "sweep").iterdir()))
-    assert kept in (6, 7)  # 6 if the last two wrote at once: the room for a result is kept while it is moved
+    assert kept in (5, 6, 7)  # 5 if the last three wrote at once: the room for a result is kept while it is moved
     assert bytes_in(folder) == 7 * kept * SIZE
     assert most <= 50 * SIZE
     assert temporaries(folder) == []

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_a_log_gets_one_line_for_each_stage_that_ends_and_a_terminal_a_bar(capsy
     lines = [line.rsplit(", ", 1)[0] for line in capsys.readouterr().err.splitlines()]
     assert lines == ["calibrate 2/2", "evaluate 1/1", "calibrate 2/2"]
     times = iter(map(float, range(100)))
-    monkeypatch.setattr("intraslice.core.progress.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("intraslice.core.progress.time", SimpleNamespace(monotonic=lambda: next(times)))
     inside = [Progress("slice", 0, 1), Progress("slice", 1, 1)]
     show(Progress("sweep", 0, 2), *inside, Progress("sweep", 1, 2), *inside, Progress("sweep", 2, 2))
     assert capsys.readouterr().err.splitlines() == ["slice 1/1, 1.0 s", "slice 1/1, 1.0 s", "sweep 2/2, 5.0 s"]

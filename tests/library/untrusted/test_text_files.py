@@ -144,6 +144,7 @@ def script(tmp_path, monkeypatch):
 
 
 def test_answers_and_errors_come_back_of_another_process_with_the_same_packages_and_no_secrets(script, monkeypatch):
+    monkeypatch.setattr(process, "TIMEOUT_FACTOR", 60)  # of a busy machine
     script("return given | {'answer': 'half a pair \\ud800, é'}")
     given = {"value": [1, None, "é"]}
     assert run_in_subprocess("script", BOUNDS, **given) == given | {"answer": "half a pair \ud800, é"}

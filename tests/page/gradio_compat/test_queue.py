@@ -128,8 +128,7 @@ def test_no_table_of_all_calls_is_made_after_each(launch, monkeypatch) -> None:
     until(lambda: not page.calls.open_calls)
 
 
-def launched(launch) -> Client:
-    page = make_page(PatchedBlocks)
+def launched(launch, page: gr.Blocks) -> Client:
     mailboxes = Middleware(streams.open_streams, lambda session: page._queue.pending_messages_per_session.get(session))
     return launch(page, app_kwargs={"middleware": [mailboxes]})
 
@@ -156,7 +155,7 @@ def test_calls_that_follow_are_answered_in_the_same_stream_which_new_sessions_do
 ) -> None:
     monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_CALLS", "3")  # one more than the session's own: an answered call lingers
-    client = launched(launch)
+    client = launched(launch, make_page(PatchedBlocks))
     first = call(client)
     with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
         received = messages(stream)
@@ -172,13 +171,14 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
     monkeypatch.setattr(limits, "STREAM_IDLE_SECONDS", 0.0)
     monkeypatch.setattr(limits, "STREAM_CLOSING_SECONDS", 60.0)
     monkeypatch.setenv("INTRASLICE_MAX_VISITOR_CALLS", "3")
-    client = launched(launch)
+    client = launched(launch, page := make_page(PatchedBlocks))
     call(client)
     with ThreadPoolExecutor(12) as pool:
         with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
             received = messages(stream)  # whose end would close it
             assert next(message for message in received if message["msg"] == "close_stream")
             second: Future[str] = pool.submit(call, client)
+            until(lambda: page._queue.pending_messages_per_session["one"].calls_coming == 1)
             with pytest.raises(TimeoutError):
                 second.result(timeout=0.3)
             posts = [pool.submit(join, client) for _ in range(11)]
@@ -193,7 +193,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
 def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatch) -> None:
     for name in ("STREAM_IDLE_SECONDS", "STREAM_CLOSING_SECONDS"):
         monkeypatch.setattr(limits, name, 0.05)
-    client = launched(launch)
+    client = launched(launch, make_page(PatchedBlocks))
     for _ in range(2):
         event = call(client)
         with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
@@ -203,5 +203,5 @@ def test_a_page_that_does_not_close_its_stream_can_call_again(launch, monkeypatc
 
 
 def test_a_session_with_a_long_name_is_refused(launch) -> None:
-    answer = join(launched(launch), "x" * 101)
+    answer = join(launched(launch, make_page(PatchedBlocks)), "x" * 101)
     assert (answer.status_code, "at most 100 characters" in answer.text) == (400, True)

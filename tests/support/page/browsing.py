@@ -54,8 +54,7 @@ POINT = """(plot, [trace, index]) => {
     const { xaxis, yaxis } = plot._fullLayout;
     return [xaxis.d2p(x[index]), yaxis.d2p(y[index])];
 }"""
-# Of a component, in gradio's calls.
-NUMBER = "where => gradio_config.components.find(({ props }) => `#${props.elem_id}` === where).id"
+COMPONENT_NUMBER = "where => gradio_config.components.find(({ props }) => `#${props.elem_id}` === where).id"
 
 # From now on, what the page does after or at every pause (both in ms) begins sooner.
 HURRY = """([pause, to]) => {
@@ -115,13 +114,12 @@ class Opened:
 
     def call(self, element: str, act: Callable[[], object] | None = None) -> None:
         """Click an element, or `act`, until its call is sent: gradio ignores a click while the last call ends."""
-        own = f'"trigger_id":{self.page.evaluate(NUMBER, element)},'
+        own = f'"trigger_id":{self.page.evaluate(COMPONENT_NUMBER, element)},'
         with self.page.expect_request(lambda request: "/join" in request.url and own in request.post_data) as sent:
-            for look in itertools.count():
-                if look % (1000 // POLL) == 0:
+            looks = itertools.count()
+            while not sent.is_done():
+                if next(looks) % (1000 // POLL) == 0:
                     act() if act else self.page.click(element)
-                if sent.is_done():
-                    break
                 self.page.wait_for_timeout(POLL)
 
     def download(self, button: str, path: Path) -> str:
