@@ -75,9 +75,8 @@ class Mailbox(asyncio.Queue[Any]):
             self._called.clear()
             called = asyncio.create_task(self._called.wait())
             await asyncio.wait({called, left}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            is_called = called.done()
             called.cancel()
-            if left.done() or not (is_called or self.calls_coming):
+            if left.done() or not (self._called.is_set() or self.calls_coming):  # `called` itself ends a moment later
                 return False
         return True
 
