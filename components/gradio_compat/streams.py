@@ -5,7 +5,9 @@ page before the end of the stream does is never answered, since the page takes i
 0.1 s between the arrivals of two answers a fifth of overlapping calls are lost.
 
 Here a stream goes on for `STREAM_IDLE_SECONDS` after the last answer. Then the page is told to close it; until it has,
-no call of its session is accepted. A session's messages remain until `SteadyQueue.tidy` deletes them.
+no call of its session is accepted. A session's messages remain until `SteadyQueue.tidy` deletes them. Streams are not
+cached: Chromium, whose cache still has the closed stream, may request the next one twice, and then reads only the
+second; each gets some of the messages.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
@@ -106,7 +108,7 @@ def open_streams(app: ASGIApp, mailbox_of: Callable[[str], Mailbox | None]) -> A
             nonlocal has_begun, end
             if message["type"] != "http.response.body":
                 if not has_begun:
-                    await send(message)
+                    await send({**message, "headers": [*message["headers"], (b"cache-control", b"no-store")]})
                 has_begun = True
             elif CLOSE in message.get("body", b""):
                 end = message["body"]

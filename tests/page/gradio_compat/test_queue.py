@@ -84,11 +84,7 @@ def test_a_call_survives_the_end_of_the_stream(launch, gate, monkeypatch) -> Non
 
 def test_the_calls_of_a_session_that_does_not_come_back_end(launch, gate, monkeypatch) -> None:
     monkeypatch.setattr(limits, "GRACE_SECONDS", 0.0)
-
-    def has_ended(queue: Queue) -> bool:
-        return [event.alive for job in queue.active_jobs if job for event in job] == [False]
-
-    leave_a_call(launch, gate, has_ended)
+    leave_a_call(launch, gate, lambda queue: [one.alive for job in queue.active_jobs if job for one in job] == [False])
 
 
 @pytest.mark.parametrize(("has_read", "readers", "goes_on"), [(False, 0, False), (False, 1, True), (True, 0, True)])
@@ -171,6 +167,7 @@ def test_no_call_is_accepted_until_the_page_has_closed_its_stream(launch, monkey
         with client.http.stream("GET", f"{client.api}/{MESSAGES}") as stream:
             received = messages(stream)  # whose end would close it
             assert next(message for message in received if message["msg"] == "close_stream")
+            assert stream.headers["cache-control"] == "no-store"
             second: Future[str] = pool.submit(call, client)
             until(lambda: page._queue.pending_messages_per_session["one"].calls_coming == 1)
             with pytest.raises(TimeoutError):
