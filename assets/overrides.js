@@ -9,7 +9,7 @@ const names = { attention: say("attention"), mlp: say("MLP") };
 const locks = new Map(); // "7 attention" -> "25", "3 attention head 5" -> "keep", "7 mlp" -> "neurons 400"
 isx.locks = () => locks;
 let cells = [];
-let edited = null; // the field of the edit that is not answered yet
+let edited = null, asked = null; // of the edit that is not answered yet: its field, and the locks as text
 
 function read(field) {
   locks.clear();
@@ -86,19 +86,25 @@ function paint(field) {
   });
 }
 
+const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
+const written = () => [...locks].sort(([a], [b]) => order(a) - order(b)).map((lock) => lock.join(" ")).join(", ");
 function send(field) {
   edited = field;
-  const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
-  const parts = [...locks].sort(([a], [b]) => order(a) - order(b)).map((lock) => lock.join(" "));
   paint();
-  trigger("select", { locked: parts.join(", ") });
+  if (asked !== null) return; // it waits for the answer: two answers may come in any order
+  asked = written();
+  trigger("select", { locked: asked });
 }
 
 element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send(null)));
 typed.addEventListener("change", () => typed.value.trim() && (toggle(typed.value), (typed.value = "")));
 window.addEventListener("isx-lock-unit", (event) => toggle(event.detail));
 window.addEventListener("isx-chart", () => paint());
-window.addEventListener("isx-locks", () => read(edited));
+window.addEventListener("isx-locks", () => {
+  const act = written() === asked ? read : send;
+  asked = null;
+  act(edited);
+});
 fold.addEventListener("toggle", () => paint());
-watch("value", () => read());
+watch("value", () => asked === null && read());
 read();

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 import pytest
 from browsing import Opened
@@ -26,7 +27,7 @@ def cell(page, layer: int, module: str, what: str):
     return page.get_by_label(f"Layer {layer}, {module}: {what}", exact=True)
 
 
-def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_session) -> None:
+def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_session, monkeypatch) -> None:
     opened, page = plain, plain.page
     opened.settle_at(20)
     unfold_overrides(page)
@@ -78,9 +79,12 @@ def test_a_ratio_typed_by_hand_stays_and_the_others_make_up_for_it(plain, page_s
     page.press("#overrides .isx-unit", "Enter")
     opened.says("#overrides-problem", "Layer 3 has no head 99; its heads are 0 to 8")
     page.fill("#overrides .isx-unit", "3 attention head 5 keep")
+    plan = page_session.plan  # its answer comes after the next edit
+    monkeypatch.setattr(page_session, "plan", lambda one: time.sleep("keep" in one.settings.locked) or plan(one))
+    page.evaluate("window.answers = 0; addEventListener('isx-locks', () => answers++)")
     page.press("#overrides .isx-unit", "Enter")
-    opened.says("#overrides .isx-units", "Layer 3: query head 5 is kept, and so is its key/value head")
-    page.get_by_label("Unlock: Layer 3: query head 5 is kept").click()  # the bars are those without a lock
+    page.get_by_label("Unlock: Layer 3: query head 5 is kept, and so is its key/value head").click()
+    opened.until("answers === 2 && !isx.locks().size")
     opened.until("!location.search.includes('locked')")
 
 

@@ -124,8 +124,7 @@ def launched(launch, page: gr.Blocks) -> Client:
 
 
 def join(client: Client, session: str = "one") -> httpx.Response:
-    body = {"data": [], "fn_index": 0, "session_hash": session}
-    return client.http.post(f"{client.api}/queue/join", json=body)
+    return client.http.post(f"{client.api}/queue/join", json={"data": [], "fn_index": 0, "session_hash": session})
 
 
 def call(client: Client) -> str:
