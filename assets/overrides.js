@@ -1,7 +1,8 @@
 // The table of ratios by hand, and the list of locked units. Runs once, with gradio's `element`, `props`, `watch` and `trigger` in
 // scope. Ratios come from the bars above, so dragging the slider asks the server nothing more. The value is the locks as text
 // ("7 attention 25, 3 attention head 5 keep"); an edit goes back as `locked` of the event `select`. Once it is answered, the window's
-// event `isx-locks` comes: the table shows the value again. The event `isx-lock-unit`, whose `detail` is a lock, sets or unlocks that.
+// event `isx-locks` comes: the table shows the value again, or sends what was edited meanwhile, since two answers may come in any
+// order. The event `isx-lock-unit`, whose `detail` is a lock, sets or unlocks that.
 const [body, fold, count, units, typed] = ["tbody", "details", ".isx-count", ".isx-units", ".isx-unit"].map((selector) => element.querySelector(selector));
 const modules = ["attention", "mlp"];
 const { say, make } = isx;
@@ -88,12 +89,11 @@ function paint(field) {
 
 const order = (key) => 2 * parseInt(key) + key.endsWith("mlp");
 const written = () => [...locks].sort(([a], [b]) => order(a) - order(b)).map((lock) => lock.join(" ")).join(", ");
+
 function send(field) {
   edited = field;
   paint();
-  if (asked !== null) return; // it waits for the answer: two answers may come in any order
-  asked = written();
-  trigger("select", { locked: asked });
+  if (asked === null) trigger("select", { locked: (asked = written()) });
 }
 
 element.querySelector(".isx-unlock").addEventListener("click", () => (locks.clear(), send(null)));

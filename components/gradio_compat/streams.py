@@ -6,8 +6,7 @@ page before the end of the stream does is never answered, since the page takes i
 
 Here a stream goes on for `STREAM_IDLE_SECONDS` after the last answer. Then the page is told to close it; until it has,
 no call of its session is accepted. A session's messages remain until `SteadyQueue.tidy` deletes them. Streams are not
-cached: Chromium, whose cache still has the closed stream, may request the next one twice, and then reads only the
-second; each gets some of the messages.
+cached: Chromium may else request one twice and read one of the two, while each gets some of the messages.
 
 Tried with gradio 6.30 and 6.31. Test: `tests/page/gradio_compat/test_queue.py`.
 """
