@@ -124,7 +124,7 @@ class Machine:
 
 
 def opening(machine: Machine, browser: playwright.Browser, address: str) -> Visitor:
-    """Nothing is there but the weights; the server still loads the model, which delays its first answer."""
+    """Nothing is there but the weights; the server has just started, so its first answer is late."""
     visitor = Visitor(browser, address)
     machine.report("opened: the stored perplexity", visitor.until(STORED), 3)
     machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
