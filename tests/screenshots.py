@@ -1,7 +1,7 @@
 """Screenshots of every tab, light and dark, wide and narrow: `python -m tests.screenshots FOLDER`.
 
 With `--readme` the pictures of the README: one that moves, in which the slider is dragged and let go, and a small one
-of each tab; and the charts of docs/results.md (`python -m tests.screenshots assets/pictures --readme`).
+of each tab; and the chart of docs/results.md (`python -m tests.screenshots assets/pictures --readme`).
 
 Not a test: it is for looking. Opens the real app with the default model, which a warm cache makes a matter of seconds.
 """
@@ -21,6 +21,7 @@ from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 SIZES = {1440: 900, 390: 844}
 SETTLED = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"
 TABS = "#tabs button[role=tab], #tabs .overflow-dropdown button"
+WHOLE = "document.documentElement.scrollHeight"
 MINUTE = 60_000  # ms
 WINDOW = {"width": 1200, "height": 760}  # of the README's
 MOVING, SMALL = 960, 640  # pixels wide
@@ -44,18 +45,15 @@ def shoot(browser: playwright.Browser, address: str, folder: Path, tabs: list[st
                 page.locator(TABS, has_text=name).first.evaluate("tab => tab.click()")
                 through(page)
                 # A window as high as the page: one that playwright stretches for the picture alone moves the sidebar.
-                page.set_viewport_size(
-                    {"width": width, "height": page.evaluate("document.documentElement.scrollHeight")}
-                )
+                page.set_viewport_size({"width": width, "height": page.evaluate(WHOLE)})
                 page.wait_for_timeout(1000)
                 page.screenshot(path=folder / f"{name.lower()}-{theme}-{width}.png")
                 page.set_viewport_size({"width": width, "height": height})
-                print(name, theme, width)
             page.close()
 
 
 def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
-    """`explorer.webp`, which moves, a small picture a tab, and those of docs/results.md."""
+    """`explorer.webp`, which moves, a small picture a tab, and that of docs/results.md."""
     page = browser.new_page(viewport=WINDOW)
     page.goto(f"{address}/?__theme=light")
     for reached in (SETTLED, STORED):
@@ -96,21 +94,10 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
         seen = {"x": left, "y": 150, "width": WINDOW["width"] - left, "height": WINDOW["height"] - 150}
         _seen(page, SMALL, clip=seen).save(folder / f"{name.lower()}.webp", quality=70, method=6)
         if name == "Sweep":
-            _charts(page, folder)
-
-
-def _charts(page: playwright.Page, folder: Path) -> None:
-    """The charts of docs/results.md: damage against model size, and accuracy in tasks."""
-    for name, chart_id in (
-        ("sizes", "leaderboard-size-chart"),
-        ("accuracy", "leaderboard-accuracy-chart"),
-        ("speeds", "leaderboard-speed-chart"),
-    ):
-        chart = page.locator(f"#{chart_id} .isx-plot")
-        chart.scroll_into_view_if_needed()
-        page.wait_for_timeout(1000)
-        picture = Image.open(io.BytesIO(chart.screenshot())).convert("RGB")
-        picture.save(folder / f"{name}.webp", quality=80, method=6)
+            chart = page.locator("#leaderboard-size-chart .isx-plot")
+            chart.scroll_into_view_if_needed()
+            page.wait_for_timeout(1000)
+            Image.open(io.BytesIO(chart.screenshot())).convert("RGB").save(folder / "sizes.webp", quality=80, method=6)
 
 
 def _seen(page: playwright.Page, width: int, **part: dict) -> Image.Image:
@@ -121,7 +108,7 @@ def _seen(page: playwright.Page, width: int, **part: dict) -> Image.Image:
 def through(page: playwright.Page) -> None:
     """Scroll to the end and back, since what has not been in sight is not drawn yet."""
     page.wait_for_timeout(2000)
-    for step in range(0, page.evaluate("document.documentElement.scrollHeight"), 400):
+    for step in range(0, page.evaluate(WHOLE), 400):
         page.evaluate(f"scrollTo(0, {step})")
         page.wait_for_timeout(150)
     page.evaluate("scrollTo(0, 0)")

@@ -28,9 +28,7 @@ def sizes_of(layer: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"order": "sequential"}, {"shapes": "runtime"}],
-    ids=["one-shot", "sequential", "runtime"],
+    "options", [{}, {"order": "sequential"}, {"shapes": "runtime"}], ids=["one-shot", "sequential", "runtime"]
 )
 def test_the_map_and_the_opened_layers_are_the_slices(every_family_case, options) -> None:
     dense, stats, tokens = every_family_case.loaded.model, every_family_case.stats, every_family_case.tokens
