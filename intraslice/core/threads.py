@@ -44,8 +44,8 @@ def map_in_threads(
             take_first()
         return results
     finally:
-        torch.set_num_threads(threads)
         pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # last: a worker that begins late sets its own
 
 
 def set_threads(count: int) -> None:
@@ -53,5 +53,5 @@ def set_threads(count: int) -> None:
 
     `torch.set_num_threads` alone does not last: a thread's first operation takes the number that any thread set last.
     """
+    torch.get_num_threads()  # counts as the first operation; after the next line, another thread's number could win
     torch.set_num_threads(count)
-    torch.get_num_threads()  # counts as the first operation

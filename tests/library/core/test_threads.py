@@ -52,6 +52,22 @@ def test_other_threads_keep_their_numbers_while_work_is_paused(four_threads) -> 
         map_in_threads(lambda number: number < 2 and together.wait(PATIENCE), zip(range(3)), 2, report)
 
 
+def test_workers_have_their_number_however_late_they_begin_and_others_keep_theirs(four_threads, monkeypatch) -> None:
+    get, begun = torch.get_num_threads, threading.Barrier(2)
+
+    def get_late() -> int:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.3 * begun.wait(PATIENCE))  # the second worker's first, until the work is done
+            with ThreadPoolExecutor(1) as another:
+                another.submit(torch.set_num_threads, 3).result()
+        return get()
+
+    monkeypatch.setattr(torch, "get_num_threads", get_late)
+    assert map_in_threads(get, [(), ()], 2, lambda done: None) == [2, 2]
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(get).result() == 4
+
+
 def test_who_pauses_or_leaves_waits_only_for_what_has_begun() -> None:
     begun, ended = [], []
 
