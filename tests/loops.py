@@ -1,7 +1,7 @@
 """Prints docs/results/loops.csv: `python -m tests.loops FOLDER dense sliced distill distill-own`.
 
 `tests.texts` writes the texts to FOLDER. After a recovery's name may follow how many times the default calibration's
-text it trains on ("distill*18"); without, `TRAINING_TIMES`. With `--thorough` first, the slices of the default model at
+text it trains on ("distill*17"); without, `TRAINING_TIMES`. With `--thorough` first, the slices of the default model at
 0.3 are those of the thorough calibration and `output-error`, instead of the default one and `pca`.
 """
 
