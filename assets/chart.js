@@ -103,6 +103,17 @@ function halved(words) {
   return words.length < 10 || middle === undefined ? words : `${words.slice(0, middle)}<br>${words.slice(middle + 1)}`;
 }
 
+// Words in lines that fit a width, broken at spaces.
+function broken(words, width) {
+  const parts = halved(words).split("<br>");
+  return lengthOf(words) <= width || parts.length < 2 ? words : parts.map((part) => broken(part, width)).join("<br>");
+}
+
+// Pixels of the longest line.
+function lengthOf(words) {
+  return LETTER * Math.max(...words.split("<br>").map((line) => line.replace(/<.*?>/g, "").length));
+}
+
 // Panels that stand side by side on a wide screen stand one above the other on a narrow one, and long words have two lines.
 function stack(layout) {
   layout.margin = { ...layout.margin, l: 46, r: 6 };
@@ -120,10 +131,9 @@ function stack(layout) {
     const [start, end] = axis.domain ?? [0, 1];
     if (axis.title?.text?.length * LETTER > lengths[name[0]] * (end - start)) layout[name] = { ...axis, title: { ...axis.title, text: halved(axis.title.text) } };
   }
-  const isLong = ({ text, xanchor, yanchor }) => xanchor === "left" && yanchor === "bottom" && text.replace(/<.*?>/g, "").length * LETTER > lengths.x;
-  const headings = layout.annotations.filter(isLong);
-  for (const heading of headings) Object.assign(heading, { text: halved(heading.text), align: "left" });
-  if (headings.length) layout.margin.t += 18;
+  const long = layout.annotations.filter(({ text }) => lengthOf(text) > lengths.x);
+  for (const words of long) Object.assign(words, { text: broken(words.text, lengths.x), align: words.xanchor });
+  if (long.some(({ yanchor }) => yanchor === "bottom")) layout.margin.t += 18; // headings
 }
 
 // A chart out of sight is drawn when it comes into sight, or when the slider rests: a drag pays for what is seen alone.

@@ -89,7 +89,7 @@ def test_long_german_words_fit_on_a_small_screen(visit) -> None:
     page.wait_for_selector("#convergence-chart .main-svg")
     until(page, "document.querySelectorAll('.infolayer text[class$=title]').length > 4")
     cut = page.evaluate(
-        """() => [...document.querySelectorAll('.infolayer text[class$=title]')].filter((words) => {
+        """() => [...document.querySelectorAll(".infolayer :is([class$=title], .annotation-text)")].filter(words => {
             const [own, plot] = [words, words.closest(".isx-plot")].map((one) => one.getBoundingClientRect());
             const isOut = own.left < plot.left - 1 || own.right > plot.right + 1 || own.top < plot.top - 1;
             return own.width && (isOut || own.bottom > plot.bottom + 1);
