@@ -21,7 +21,7 @@ from intraslice.core.errors import UserError
 from intraslice.core.progress import ProgressOption
 from intraslice.evaluation.generation import Sampling, answer_text, stream_tokens
 from intraslice.evaluation.perplexity import Evaluation, evaluate
-from intraslice.loading import LoadedModel, prepare_model, require_dense
+from intraslice.loading import LoadedModel, fingerprint, prepare_model, require_dense
 from intraslice.methods.registry import METHODS, Plan
 from intraslice.modeling.counts import parameters_of
 from intraslice.pipeline import PASSES, Pipeline
@@ -134,7 +134,7 @@ class CompressedModel:
     @property
     def loaded(self) -> LoadedModel:
         """The sliced model as `load_model` would return it after saving."""
-        return replace(self.dense, model=self.model, record=self.record)
+        return replace(self.dense, model=self.model, record=self.record, fingerprint=fingerprint(self.model))
 
     def evaluate(
         self, tokens: Int[Tensor, "windows window"] | None = None, *, progress: ProgressOption = True

@@ -15,10 +15,10 @@ from 0. The function is called once per layer, when a model is calibrated or its
 """
 
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,9 +53,10 @@ def load_estimator(spec: str) -> Estimator:
             f"estimator must be one of {', '.join(ESTIMATORS)}, path.py:function or path.json, got {spec!r}"
         )
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        source = path.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); pass the path of your estimator's file") from error
+    digest = hashlib.sha256(source).hexdigest()[:8]
     if expected and expected != digest:
         raise UserError(
             f"{path.name} has the digest {digest}, expected {expected}; leave out @{expected} to use any version"
@@ -67,7 +68,7 @@ def load_estimator(spec: str) -> Estimator:
         return ESTIMATORS[name]
     neurons = None
     if function:
-        compute = _function(path, function, f"user_estimator_{digest}")
+        compute = _function(path, source, function, f"user_estimator_{digest}")
     else:
         layers = read_importances(path)
         compute, neurons = _from_file(path.name, layers), tuple(len(layer["mlp"]) for layer in layers)
@@ -93,13 +94,11 @@ def _from_file(name: str, layers: Sequence[Mapping[ModuleKind, list[float]]]) ->
     return importances
 
 
-def _function(path: Path, function: str, module_name: str) -> Callable[[LayerCalibration], Any]:
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # as for every .py file
-    assert spec.loader is not None
-    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
+def _function(path: Path, source: bytes, function: str, module_name: str) -> Callable[[LayerCalibration], Any]:
+    module = sys.modules[module_name] = ModuleType(module_name)
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(source, path, "exec"), vars(module))  # an import could take the bytecode of an older version
     except Exception as error:  # a user's file may raise anything
         raise UserError(f"{path.name} cannot be run ({_message(error)}); correct it and try again") from error
     value = getattr(module, function, None)

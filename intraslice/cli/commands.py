@@ -67,7 +67,7 @@ def evaluate(run: Run) -> CommandResult:
     line = f"perplexity {values['dense']:.3f} -> {values['sliced']:.3f}, {_with_error(ratio, 3)} times"
     line += f"; KL from the dense model {_with_error(result['divergence'], 4)} nats per token"
     line = f"{records.summary(plan, run.recipe.method)}\n{line}; {_measured_on(run.recipe.protocol())}"
-    if plan.recovery != NO_RECOVERY:
+    if plan.recovery != NO_RECOVERY and plan.epochs:
         training = run.training_tokens(loaded)
         cost = cost_of(loaded.model, model, training, plan.recovery, plan.epochs, calibration.tokens)
         assert cost is not None

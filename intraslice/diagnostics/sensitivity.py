@@ -23,7 +23,7 @@ from intraslice.core.config import MODULE_KINDS, ModuleKind, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.evaluation.perplexity import Estimate, head_losses, mean_over_windows
-from intraslice.loading import LoadedModel
+from intraslice.loading import LoadedModel, fingerprint
 from intraslice.modeling.hidden_states import Windows, embed, last_states
 from intraslice.modeling.surgery import replace_modules
 from intraslice.planning.profile import LayerProfile, Profile
@@ -124,14 +124,14 @@ def measure_in_context(
 ) -> Sensitivity:
     """Replace each module of a sliced model by the dense one, and measure the improvement on `tokens`.
 
-    `sliced` is the model of `plan` by `method`; finished modules are cached by both. `progress` counts modules.
+    `sliced` is the model of `plan` by `method`; finished modules are cached by its weights. `progress` counts modules.
     """
 
     def changed(layer: int, module: ModuleKind) -> nn.Module:
         old, new = sliced.model.layers[layer], loaded.model.model.layers[layer]
         return replace_modules(old, {getattr(old, PARTS[module]): getattr(new, PARTS[module])})
 
-    path = _path(loaded, stats, tokens, "in context", method, plan.config, plan.layers)
+    path = _path(loaded, stats, tokens, "in context", method, plan.layers, fingerprint(sliced))
     measurements = _measure(loaded.model, sliced, changed, tokens, path, "sensitivity in context", progress)
     ratios = [ratio for layer in plan.layers for ratio in (layer.attention_ratio, layer.mlp_ratio)]
     sensitivity = _sensitivity(sliced, measurements, tokens, ratios, -1)

@@ -124,7 +124,7 @@ def measure_costs(
 
     def slicing(method: str, order: Order) -> Job[PreTrainedModel]:
         plan = plan_by(method, model, stats, replace(config, order=order))
-        return lambda progress: slice_by(method, model, plan, stats, tokens, progress=progress)
+        return lambda progress: slice_by(method, model, plan, replace(stats), tokens, progress=progress)
 
     for job, method in SLICE_JOBS.items():
         algebra = timer.repeat(slicing(method, "one-shot"), report)

@@ -196,7 +196,8 @@ class _Sweep:
         if method.recovery(config) == NO_RECOVERY:
             config = replace(config, epochs=0)
         inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
-        inputs += [settings] if (settings := settings_of(method.recovery(config))) else []
+        device = self.loaded.model.device.type if self._speed(point) else ""
+        inputs += filter(None, (settings_of(method.recovery(config)), device))
         return self.path(f"{point.method} {config} {self._speed(point)} {point.quantise}", *inputs)
 
     def _speed(self, point: Point) -> SpeedConfig | None:

@@ -110,8 +110,8 @@ def training_bytes(recovery: str, dense: PreTrainedModel, weights: int, length: 
 def cost_of(
     dense: PreTrainedModel, sliced: PreTrainedModel, tokens: Tokens, recovery: str, epochs: int, calibration_tokens: int
 ) -> RecoveryCost | None:
-    """The cost of `recover` in dense forward passes over `calibration_tokens` tokens; None for "none"."""
-    if recovery == NO_RECOVERY:
+    """The cost of `recover` in dense forward passes over `calibration_tokens` tokens; None where nothing is trained."""
+    if recovery == NO_RECOVERY or epochs == 0:
         return None
     entry: Recovery = RECOVERIES.require(recovery)
     text, length, samples = len(tokens), tokens.shape[1], entry.sampled_sequences(len(tokens))

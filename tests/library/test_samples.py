@@ -125,7 +125,8 @@ def test_the_cost_is_that_of_the_counted_products_with_weights(case, name, monke
     more = {"own_texts": 1.0} if name == "distill-own" else {}
     entry = replace(RECOVERIES[name], rank=1, **more)  # the products with the head are a larger part
     monkeypatch.setitem(RECOVERIES, name, entry)
-    cost = cost_of(dense, sliced, tokens, name, 2, tokens.numel())
+    cost, none = (cost_of(dense, sliced, tokens, name, epochs, tokens.numel()) for epochs in (2, 0))
+    assert none is None
     train = partial(entry.recover, dense, sliced, tokens, 2, progress=False)
     sampling_and_training = flops(train)  # the samples and states are kept now
     training = flops(train)

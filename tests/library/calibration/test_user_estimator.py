@@ -1,11 +1,14 @@
 """An estimator from a file of one's own: named by its version, and planned by as a built-in one of its formula."""
 
 import json
+import os
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from refusing import refused
 
 from intraslice.calibration.user_estimator import load_estimator
@@ -55,6 +58,17 @@ def test_another_version_of_the_file_is_another_estimator(tmp_path):
     digest = first.name.partition("@")[2]
     assert f"expected {digest}; leave out @{digest}" in refused(load_estimator, f"{path}:heads@{digest}")
     assert load_estimator(f"{path}:heads@{second.name.partition('@')[2]}") is second
+
+
+def test_a_version_of_the_same_moment_and_length_is_not_the_bytecode_of_the_one_before(tmp_path, case, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    found = []
+    for factor in (2, 3):
+        path = written(tmp_path, FISHER.replace("square()", f"square().mul({factor})"))
+        os.utime(path, (1e9, 1e9))
+        own = load_estimator(f"{path}:heads")
+        found.append(replace(case.stats).profile.importances(own.name, "mlp")[0])
+    torch.testing.assert_close(found[1], 1.5 * found[0])
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_the_numbers_are_the_command_lines(home, texts, more, run):
     assert expected["divergence"] == found.divergence._asdict()
     assert expected["removed_fraction"] == compressed.removed_fraction
     assert expected["parameters"] == compressed.parameters
+    assert compressed.loaded.fingerprint == intraslice.loading.fingerprint(compressed.model)  # not the dense model's
     shown = [float(number) for number in re.findall(r"[\d.]+(?= ±)", str(found))]
     values = [*expected["perplexity"].values(), found.perplexity_ratio.value, found.divergence.value]
     assert shown == pytest.approx(values, abs=0.005)

@@ -82,6 +82,10 @@ def test_in_context_a_damage_is_what_a_dense_module_heals(family_case):
         assert damage.ratio == (given.attention_ratio if damage.module == "attention" else given.mlp_ratio)
         counts = [sum(p.numel() for p in counted.parameters()) for counted in (healed, sliced)]
         assert damage.removed == counts[0] - counts[1]
+    with torch.no_grad():
+        sliced.model.layers[1].mlp.down_proj.weight.mul_(1.5)  # as another training of the same plan would
+    again = measure_in_context(loaded, stats, sliced, plan, tokens, progress=False).context.value
+    assert again == pytest.approx(divergences_at_once(loaded.model, sliced, tokens).mean().item(), rel=1e-3)
 
 
 def test_no_forward_starts_before_its_own_layer(case):

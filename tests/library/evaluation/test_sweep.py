@@ -206,13 +206,16 @@ def test_what_cannot_be_measured_is_a_note_and_tried_again_where_that_may_pass(c
     assert sweep(case.loaded, texts(case), (), progress=False).empty
 
 
-def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case):
+def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case, monkeypatch):
     case = tiny_case("phi")
-    config = SpeedConfig(prompt=8, new=2, repeats=2)
-    row = sweep(case.loaded, texts(case), points(["intraslice"], ["pca"], [0.3]), speed=config, progress=False).iloc[0]
+    grid, config = points(["intraslice"], ["pca"], [0.3]), SpeedConfig(prompt=8, new=2, repeats=2)
+    row = sweep(case.loaded, texts(case), grid, speed=config, progress=False).iloc[0]
     for kind in ("prefill", "decode"):
         assert row[f"{kind}_ratio"] == pytest.approx(row[f"{kind}_sliced"] / row[f"{kind}_dense"])
         assert row[f"{kind}_dense"] > 0
+    assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == grid
+    monkeypatch.setattr(type(case.loaded.model), "device", torch.device("cuda"))
+    assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == ()  # another device's speed
 
 
 def test_the_median_turn_counts_and_the_first_does_not(tiny_case, monkeypatch):
