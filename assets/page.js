@@ -27,12 +27,12 @@ function put(search) {
 // Values that are what the page opens with anyway stay out of the link. Until the link has set the controls they are
 // not the link's, and would replace it. A link has no estimator that a measurement has still to choose.
 isx.remember = (values) => {
-  if (!document.body.classList.contains("isx-begun") || values[names.indexOf("estimator")] === "auto") return [];
+  if (!document.body.classList.contains("isx-begun")) return [];
   isx.address((wanted) =>
     names.forEach((name, index) => {
       const value = values[index];
       if (name === "upload") return;
-      if ((value ?? null) === null || String(value) === String(isx.usual[name])) wanted.delete(name);
+      if ((value ?? null) === null || value === "auto" || String(value) === String(isx.usual[name])) wanted.delete(name);
       else wanted.set(name, value);
     })
   );

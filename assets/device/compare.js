@@ -27,14 +27,12 @@ const panel = isx.devicePanel(element.querySelector("div"), {
   toServer: () => option("server").click(),
 });
 
-const addresses = ({ files }) => files.map(({ url }) => url).join();
-
 // An answer to `prepare`; one of another setting ends the wait.
 function answered(setting) {
   const { setting: asked, resolve, reject } = waiting;
   waiting = null;
   if (setting.problem) reject(new isx.device.Problem(setting.problem));
-  else if (addresses(setting) !== addresses(asked)) reject(new isx.device.Problem(say("The settings changed while the models were being prepared. Try again.")));
+  else if (setting.digest !== asked.digest) reject(new isx.device.Problem(say("The settings changed while the models were being prepared. Try again.")));
   else resolve(setting);
 }
 

@@ -153,7 +153,8 @@ function speed(said) {
 
 function tokens(said) {
   const all = [...document.querySelectorAll("#passage .isx-token")].map((token) => ({ text: token.textContent.trim(), extra: Number(token.dataset.extra) }));
-  if (!follows() || !all.length) return null;
+  const shown = Number(find("#passage [data-percent]")?.dataset.percent) === slider();
+  if (!shown || !all.length) return null;
   const better = all.filter(({ extra }) => extra < 0).length;
   const worst = all.reduce((most, token) => (token.extra > most.extra ? token : most));
   const share = (100 * better) / all.length;

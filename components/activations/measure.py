@@ -51,8 +51,8 @@ class ShiftViews:
         return self._precomputed(request) if request.slicing == self._session.opening.slicing else None
 
     def is_measured(self, request: Request) -> bool:
-        """Whether exactly this setting is measured, by IntraSlice at least."""
-        return self._shifts.get(request.slice_key("intraslice")) is not None
+        """Whether exactly this setting is measured, by IntraSlice at least; a forgotten calibration takes it along."""
+        return self._session.is_calibrated(request) and self._shifts.get(request.slice_key("intraslice")) is not None
 
     def may_measure(self, request: Request) -> bool:
         """Whether a measurement may start automatically: slow slicing runs only on request."""
@@ -60,11 +60,11 @@ class ShiftViews:
             return False
         return request.is_live or self._session.is_sliced(request)
 
-    def measure(self, request: Request, client: str) -> Iterator[Status]:
-        """`measure_both` as a job, which ends when the client changes the setting or leaves the tab."""
+    def measure(self, request: Request, client: str, viewed: Request) -> Iterator[Status]:
+        """`measure_both` as a job, which ends when the client views another setting or leaves the tab."""
         work = partial(self.measure_both, request=request)
         jobs, ready = self._session.jobs, partial(self._session.ready, request)
-        yield from jobs.run(client, "shift", work, ready=ready, request=request, tab="activations")
+        yield from jobs.run(client, "shift", work, ready=ready, request=viewed, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
         """Slice by both methods and measure each, inside a job; `view` has the partial result."""

@@ -58,7 +58,7 @@ def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Upd
     if not views.may_measure(request):
         return
     previous: dict[str, str] = {}
-    for event in views.measure(request, client):
+    for event in views.measure(request, client, request):
         current = {} if event.stopped else show(views, request, layer, client)
         yield {"status": status_line(event)} | ({} if current == previous else current)
         previous = current
@@ -68,7 +68,7 @@ def measure_pinned(views: ShiftViews, request: Request, layer: int, pinned: Requ
     """The same for the pinned setting, unless it is measured; its charts are drawn over the others."""
     if pinned is None or views.exact_view(pinned) is not None or not views.may_measure(pinned):
         return
-    for event in views.measure(pinned, client):
+    for event in views.measure(pinned, client, request):
         yield {"status": status_line(event)}
 
 

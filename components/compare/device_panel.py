@@ -94,7 +94,8 @@ def describe(
     if request.slicing.sparsity:
         parameters["sliced"] = plan.parameters_sliced if plan else 0
     sizes = {file.path.name: file.size for file in written or ()}
-    files: dict[str, Any] = {}
+    # The digest stays the same when the model is loaded, unlike the addresses.
+    files: dict[str, Any] = {"digest": str(hash((file_type, request.slice_key("intraslice"))))}
     for key, count in parameters.items():
         name = file_name(request, DENSE if key == "dense" else "intraslice", file_type)
         files[key] = {"url": MODELS + name, "bytes": sizes.get(name, approximate_bytes(count, file_type))}

@@ -61,7 +61,4 @@ def choose(cache: FactsCache, request: Request, language: str, client: str) -> d
 def measure(cache: FactsCache, request: Request, pinned: Request | None, language: str, client: str) -> Updates:
     """Ask all models of the setting, and the pinned one's; yields status (HTML) and chart (JSON)."""
     for event in cache.measure(request, pinned, language, client):
-        if isinstance(event, Status):
-            yield {"status": status_line(event)}
-        else:
-            yield {"facts": facts_chart(event).to_json()}
+        yield {"status": status_line(event)} if isinstance(event, Status) else {"facts": facts_chart(event).to_json()}

@@ -224,7 +224,7 @@ def visible(token: str) -> str:
     return escape(token).replace(" ", "␣").replace("\n", "⏎") or "∅"
 
 
-def passage(view: Passage) -> str:
+def passage(view: Passage, percent: float) -> str:
     """The passage, each token coloured by its loss increase, with its scores, which `assets/passage.js` shows."""
     caption = gettext(
         "{mean:+.2f} nats per token on average; {worse:.0%} of the tokens are predicted worse; both models "
@@ -238,7 +238,7 @@ def passage(view: Passage) -> str:
         f'<p class="isx-note">{caption}</p>'
         f'<p class="isx-scale"><span>{gettext("loss increase 0")}</span><i></i><span>{gettext("2 nats or more")}</span>'
         f"<u>{gettext('predicted better, by 0.1 nats or more')}</u></p>"
-        f'<p class="isx-passage" role="group" '
+        f'<p class="isx-passage" role="group" data-percent="{percent:g}" '
         f'aria-label="{gettext("The passage; arrow keys move from token to token")}">'
         f"<span>{escape(view.first)}</span>{text}</p>"
         f'<div class="isx-detail" aria-live="polite"><span class="isx-quiet">'

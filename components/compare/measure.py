@@ -62,9 +62,9 @@ class FactsCache:
         self, request: Request, pinned: Request | None, language: str, client: str
     ) -> Iterator[Status | FactsView]:
         """Measure all columns and the pinned setting; a view after each, or an error status. A move cancels it."""
-
         work, session = partial(self.complete, request=request, pinned=pinned, language=language), self.columns.session
-        yield from session.jobs.run(client, JOB, work, ready=partial(session.ready, request), request=request)
+        ready = partial(session.ready, request)
+        yield from session.jobs.run(client, JOB, work, ready=ready, request=request, language=language)
 
     def complete(self, job: Job, request: Request, pinned: Request | None, language: str) -> FactsView | None:
         """Measure inside a job, where nothing is cached; emits a view after each column, and returns the last."""

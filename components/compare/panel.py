@@ -140,25 +140,24 @@ def answer(
     shown_at = 0.0
 
     def changes() -> dict[str, str]:
-        is_named = session.jobs.view_of(client, "other", other) == other  # the user may name another model meanwhile
+        view_of = partial(session.jobs.view_of, client)  # the user may name or pin another model meanwhile
+        replaced = {OTHER: view_of("other", other) != other, PINNED: view_of("pinned", pinned) != pinned}
         percents = dict.fromkeys(latest, request.settings.sparsity)
         percents |= {PINNED: pinned.settings.sparsity} if pinned else {}
         return {
             name: html.answer(name, column, percents[name], other)
             for name, column in latest.items()
-            if shown.get(name) != column and (name != OTHER or is_named)
+            if shown.get(name) != column and not replaced.get(name)
         }
 
     yield {}
     columns.has_stopped.put(client, False)
-    session.jobs.set_view(client, other=other)
+    session.jobs.set_view(client, other=other, pinned=pinned)
     keys = {name: column.key() for name, column in columns_of(request, pinned, other).items()}
     for event in session.jobs.run(client, "answer", work, ready=partial(session.ready, request)):
-        is_status, status = isinstance(event, Status), {}
-        if is_status:
-            status["status"] = status_line(_with_offer(columns, request, event))
-        latest = with_slicing_progress(latest, event, keys) if is_status else event
-        if is_status or _states(latest) != _states(shown) or time.monotonic() > shown_at + limits.ANSWER_UPDATE_SECONDS:
+        status = {"status": status_line(_with_offer(columns, request, event))} if isinstance(event, Status) else {}
+        latest = with_slicing_progress(latest, event, keys) if status else event
+        if status or _states(latest) != _states(shown) or time.monotonic() > shown_at + limits.ANSWER_UPDATE_SECONDS:
             yield status | changes()
             shown, shown_at = latest, time.monotonic()
     if not latest or any(state in UNFINISHED for state in _states(latest)):
@@ -192,12 +191,9 @@ def cached_costs(columns: Columns, request: Request, pinned: Request | None, oth
 
 
 def costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> Updates:
-    """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns.
-
-    Does nothing if the client stopped its last answer.
-    """
+    """Measure the missing perplexities and speeds; yields the status and what `cached_costs` returns."""
     yield {}
-    if columns.has_stopped.get(client):
+    if columns.has_stopped.get(client):  # its last answer
         return
     jobs, ready = columns.session.jobs, partial(columns.session.ready, request)
     compared: dict[str, Any] = {"request": request, "pinned": pinned, "other": other}

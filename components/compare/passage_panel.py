@@ -14,7 +14,7 @@ from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
-from ..ui.explainers import fold, heading, note
+from ..ui.explainers import fold, heading, note, paragraph
 from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
 from . import answers, html
@@ -26,6 +26,7 @@ SAMPLE = (
     "bound to its orbit, it always shows the same side to us. The first people to walk on it were Neil Armstrong and "
     "Buzz Aldrin, in July 1969."
 )
+NOTHING = lazy_gettext("Shown as soon as the sliced model is ready.")
 Work = Callable[[Job], Any]
 
 
@@ -33,14 +34,13 @@ class PassagePanel:
     """The section's components, created inside a `gr.Tab`."""
 
     def __init__(self) -> None:
-        result = partial(note, lazy_gettext("Shown as soon as the sliced model is ready."))
         with gr.Column(elem_classes="isx-stop"):
             heading(lazy_gettext("Next-token probabilities"), elem_classes="isx-heading")
-            self.candidates = result(elem_id="next-tokens")
+            self.candidates = note(NOTHING, elem_id="next-tokens")
         fold("next")
         with gr.Column(elem_classes="isx-stop"):
             heading(lazy_gettext("Loss increase per token"), elem_classes="isx-heading")
-            self.scored = result(elem_id="passage", js_on_load=on_load("passage"))
+            self.scored = note(NOTHING, elem_id="passage", js_on_load=on_load("passage"))
         with gr.Row(elem_id="passage-text"):
             label, length = lazy_gettext("Your own passage"), limits.PASSAGE.value
             self.text = gr.Textbox(SAMPLE, label=label, lines=3, max_lines=10, max_length=length, scale=6)
@@ -59,30 +59,30 @@ def connect(
     panel.score.click(**call(passage, columns, outputs=status | scored, api_name="passage", passage=panel.text))
     outputs = status | candidates | scored
     scores = call(after_slice, columns, outputs=outputs, tab="compare", raw=raw, sample=panel.text)
-    every([context.measured.change, context.opened["compare"].change], **scores)
+    every([signal.change for signal in (context.measured, context.released, context.opened["compare"])], **scores)
 
 
 def next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Updates:
-    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML).
-
-    Does nothing if the client stopped its last answer.
-    """
+    """The most likely first tokens of an answer, dense and IntraSlice; yields status and table (HTML)."""
     yield {}
-    if not columns.has_stopped.get(client):
+    if not columns.has_stopped.get(client):  # its last answer
         yield from _next_tokens(columns, request, prompt, raw, client)
 
 
 def passage(columns: Columns, request: Request, passage: str, client: str) -> Updates:
     """Score a text: colour each token by its loss increase through slicing; yields status and passage (HTML)."""
     work = partial(answers.score_tokens, columns=columns, request=request, text=passage)
-    yield from _results(columns.session, request, client, "passage", work, "scored", html.passage)
+    draw = partial(html.passage, percent=request.settings.sparsity)
+    yield from _results(columns.session, request, client, "passage", work, "scored", draw)
 
 
 def after_slice(columns: Columns, request: Request, prompt: str, raw: bool, sample: str, client: str) -> Updates:
-    """Next tokens and passage, if the slice is ready; yields status and both (HTML)."""
+    """Next tokens and passage, if the slice is ready, else none; yields status and both (HTML)."""
     if columns.session.is_calibrated(request) and columns.session.is_sliced(request):
         yield from _next_tokens(columns, request, prompt, raw, client)
         yield from passage(columns, request, sample, client)
+    else:
+        yield dict.fromkeys(("candidates", "scored"), paragraph(NOTHING))
 
 
 def _next_tokens(columns: Columns, request: Request, prompt: str, raw: bool, client: str) -> Updates:
@@ -97,9 +97,8 @@ def _results(
     """The statuses of a job, and what it returns, drawn in `output`; an error is both."""
     ready = partial(session.ready, request)
     for event in session.jobs.run(client, kind, lambda job: job.emit(work(job)), ready=ready, request=request):
-        if not isinstance(event, Status):
-            yield {output: draw(event)}
-        elif event.kind == "error":
-            yield {"status": status_line(event), output: formatting.problem(ValueError(event.text))}
+        if isinstance(event, Status):
+            problem = {output: formatting.problem(ValueError(event.text))} if event.kind == "error" else {}
+            yield {"status": status_line(event)} | problem
         else:
-            yield {"status": status_line(event)}
+            yield {output: draw(event)}

@@ -8,13 +8,13 @@ import gradio as gr
 from ..frame.context import HEAVY, Context
 from ..frame.handlers import stop
 from ..gradio_compat.signatures import partial_handler
-from ..i18n.language import lazy_gettext, translate
+from ..i18n.language import lazy_gettext
 from ..jobs.status import Status
 from ..state.request import Request
 from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
-from ..ui.explainers import fold
+from ..ui.explainers import fold, paragraph
 from ..ui.figure import Chart
 from ..ui.handlers import LiveOutput, Updates
 from .charts import check_summary, convergence_chart, estimator_check_chart, search_chart, search_summary
@@ -50,10 +50,11 @@ class Section:
             self.start = gr.Button(button, size="md", elem_id=f"{name}-measure", min_width=210)
             self.cancel = gr.Button(lazy_gettext("Cancel"), size="md", elem_id=f"{name}-cancel", min_width=70)
         self.progress = gr.HTML(elem_id=f"{name}-progress", apply_default_css=False)
-        self.shown = {"chart": points, "summary": summary, "job": row}  # as in the answers of `show`
+        # As in the answers of `show`.
+        self.shown = {"chart": points, "summary": summary, "job": row, "progress": self.progress}
 
     def show(self, request: Request, layer: int, client: str) -> dict[str, Any]:
-        """The numbers, if they are measured: chart (JSON), summary (HTML)."""
+        """The numbers, if they are measured: chart (JSON), summary (HTML); what a job said that has ended is past."""
         try:
             view = self.source.cached(request)
         except ValueError:  # the headline shows what is wrong with the setting
@@ -61,13 +62,14 @@ class Section:
         estimator, is_unfinished = request.slicing.estimator, view is None or not view.is_complete
         points = self._draw(view, estimator, int(layer)).to_json()
         job = gr.update(visible=is_unfinished)  # the row of buttons, while there is something to measure
-        return {"chart": points, "summary": self._summarise(view, estimator), "job": job}
+        progress = {} if self.source.session.jobs.is_running(client, self._job) else {"progress": ""}
+        return {"chart": points, "summary": self._summarise(view, estimator), "job": job, **progress}
 
     def measure(self, request: Request, layer: int, client: str) -> Updates:
         """Measure the numbers, also when the settings change; yields the chart (JSON), summary and progress (HTML)."""
         for event in self.source.measure(request, client):
             if isinstance(event, Status):
-                notice = f'<p class="isx-quiet">{translate(NOTICE)}</p>' if event.kind == "busy" else ""
+                notice = paragraph(NOTICE) if event.kind == "busy" else ""
                 yield {"progress": formatting.status(event) + notice}
             else:
                 shown = self.source.session.jobs.view_of(client, "request", request)
@@ -76,8 +78,7 @@ class Section:
     def connect(self, context: Context, description: str) -> None:
         """Measure on request, by an endpoint with this description; a click on the chart chooses a layer."""
         context.choose_layer_by(self.shown["chart"])
-        outputs = {**self.shown, "progress": self.progress}
-        measure = context.call(self.measure, outputs=outputs, queue=HEAVY, api_name=self._job)
+        measure = context.call(self.measure, outputs=self.shown, queue=HEAVY, api_name=self._job)
         self.start.click(**measure, api_description=description)
         self.cancel.click(**context.call(stop, context.session, [self._job]))
 

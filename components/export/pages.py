@@ -247,7 +247,7 @@ def _texts(step: Step) -> Json:
     perplexity = formatting.with_error(step.perplexities.sliced)
     return {
         "percent": step.percent,
-        "parts": parts | ({"tokens": passage(step.passage)} if step.passage else {}),
+        "parts": parts | ({"tokens": passage(step.passage, step.percent)} if step.passage else {}),
         "answers": ["".join(answer(name, texts[name], step.percent) for name in COLUMNS) for texts in step.answers],
         "said": gettext("{percent:g}%, perplexity {perplexity}", percent=step.percent, perplexity=perplexity),
     }

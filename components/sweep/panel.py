@@ -21,7 +21,7 @@ from ..state.session import Session
 from ..ui import formatting
 from ..ui.chart_bridge import chart
 from ..ui.downloads import SAVE, Downloads
-from ..ui.explainers import fold, note
+from ..ui.explainers import fold, note, paragraph
 from ..ui.handlers import LiveOutput, Updates, status_line
 from ..ui.labels import ESTIMATORS, METHODS
 from . import measure, tried
@@ -93,14 +93,15 @@ def connect(panel: SweepPanel, context: Context) -> None:
         leaderboard.connect(context, **panel.leaderboard)
 
 
-def preview(session: Session, request: Request, choice: SweepChoice) -> dict[str, Any]:
+def preview(session: Session, request: Request, choice: SweepChoice, client: str) -> dict[str, Any]:
     """The measured points of this sweep, and the estimated time for the rest."""
+    session.jobs.set_view(client, sweep=_settings(request, choice))
     try:
         view = measure.cached_view(session, request, choice)
         seconds = measure.estimated_seconds(session, request, choice)
     except ValueError as problem:  # not calibrated yet, or an empty choice
-        return {"progress": _quiet(escape(translate(error_text(problem)))), "removed": "", "size": "", "speed": ""}
-    return {"progress": _quiet(_missing(view, seconds)), **_drawn(view)}
+        return {"progress": paragraph(escape(translate(error_text(problem)))), "removed": "", "size": "", "speed": ""}
+    return {"progress": paragraph(_missing(view, seconds)), **_drawn(view)}
 
 
 def show_pinned(session: Session, request: Request, layer: int, client: str) -> dict[str, str]:
@@ -116,18 +117,20 @@ def show_pinned(session: Session, request: Request, layer: int, client: str) -> 
 def sweep(session: Session, request: Request, choice: SweepChoice, client: str) -> Updates:
     """Measure perplexity, and optionally speed, of every method x estimator x sparsity (per cent).
 
-    `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk, so a stopped
-    sweep continues where it was. Yields two status lines (HTML) and three charts (JSON).
+    `quantise` has the GGUF types to round the weights to, or "none". Measured points are read from disk. Yields two
+    status lines (HTML) and three charts (JSON); the first alone while the client views another sweep.
     """
-    view: SweepView | None = None
+    view, settings = None, _settings(request, choice)
+    session.jobs.set_view(client, sweep=settings)
     work = partial(measure.run_sweep, session=session, request=request, choice=choice)
     for event in session.jobs.run(client, "sweep", work, Urgency.BACKGROUND, partial(session.ready, request)):
+        is_shown = session.jobs.view_of(client, "sweep", settings) == settings
         if isinstance(event, Status):
             progress = _end(view) if event.kind == "ready" and view is not None else formatting.status(event)
-            yield {"status": status_line(event), "progress": progress}
+            yield {"status": status_line(event)} | ({"progress": progress} if is_shown else {})
         else:
             view = event
-            yield _drawn(view)
+            yield _drawn(view) if is_shown else {}
 
 
 def save(session: Session, downloads: Downloads, request: Request, choice: SweepChoice) -> str:
@@ -144,12 +147,13 @@ def pick(event: gr.EventData) -> dict[str, Any]:
     return picked | ({"estimator": estimator[0]} if estimator else {})
 
 
+def _settings(request: Request, choice: SweepChoice) -> tuple[object, ...]:
+    """What a sweep is of, without what its points have of their own."""
+    return request.with_settings(sparsity=0, estimator="pca", locked=""), choice
+
+
 def _drawn(view: SweepView) -> dict[str, str]:
     return {name: points.to_json() if points else "" for name, points in measured_charts(view).items()}
-
-
-def _quiet(text: str) -> str:
-    return f'<p class="isx-quiet">{text}</p>'
 
 
 def _missing(view: SweepView, seconds: float) -> str:
@@ -172,7 +176,7 @@ def _end(view: SweepView) -> str:
         done=done,
         total=view.total,
     )
-    return _quiet(_missing(view, 0.0) if done == view.total else stopped)
+    return paragraph(_missing(view, 0.0) if done == view.total else stopped)
 
 
 def _estimators() -> str:

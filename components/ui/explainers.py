@@ -31,7 +31,12 @@ def heading(text: str, **options: Any) -> None:
 
 def note(text: str, style: str = "isx-quiet", **options: Any) -> gr.HTML:
     """A paragraph."""
-    return lazy_html(lambda: f'<p class="{style}">{translate(text)}</p>', **options)
+    return lazy_html(lambda: paragraph(text, style), **options)
+
+
+def paragraph(text: str, style: str = "isx-quiet") -> str:
+    """A paragraph in the client's language (HTML)."""
+    return f'<p class="{style}">{translate(text)}</p>'
 
 
 def lazy_html(draw: Callable[[], str], **options: Any) -> gr.HTML:

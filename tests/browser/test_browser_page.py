@@ -194,6 +194,7 @@ def test_the_page_opens_with_the_estimator_that_was_chosen_and_another_model_has
     page.locator("#model input").fill(tiny.settings.model)
     page.locator("#model input").press("Enter")
     page.wait_for_selector("#estimator input[value=auto]:checked")
+    opened.until("() => /model=/.test(location.search) && !/estimator=/.test(location.search)")
     opened.leave_for(page.url)
     page.wait_for_selector("#estimator input[value=pca]:checked")
 

@@ -130,6 +130,10 @@ def test_a_passage_is_read_token_by_token_and_bad_input_is_refused(compare) -> N
     page.fill("#passage-text textarea", "w7 w8 w9 w10")
     page.click("#score")
     opened.until("document.querySelectorAll('#passage .isx-token').length === 3")
+    for percent in (35, 30):  # a released slider has it scored anew
+        opened.slide(percent)
+        page.locator("#sparsity input[type=range]").dispatch_event("pointerup")
+        page.wait_for_selector(f"#passage [data-percent='{percent}'] .isx-token")
     page.fill("#passage-text textarea", "w7")
     opened.call("#score")
     page.wait_for_selector("#passage [role=alert]")

@@ -13,7 +13,7 @@ from components.compare import answers as streaming
 from components.compare import html as compare_words
 from components.compare import models, panel
 from components.compare.models import Columns, TokenStream, columns_of, stream_key
-from components.compare.views import COLUMNS, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
+from components.compare.views import COLUMNS, PINNED, Answer, Cost, Costs, NextToken, Passage, Question, TokenScore
 from components.jobs.status import Status
 from components.jobs.waiting import JobSemaphore
 from components.state.request import Request
@@ -141,7 +141,7 @@ def test_what_models_say_is_escaped_whole_answers_called_identical_and_slower_mo
         compare_words.answer("intraslice", Answer(evil, evil, evil, 3, "cut", 1, evil)),
         compare_words.answer("crossmodule", Answer(state="refused", problem=evil)),
         compare_words.candidates([candidate], evil),
-        compare_words.passage(Passage(evil, (token,))),
+        compare_words.passage(Passage(evil, (token,)), 30),
     ):
         assert "<script>" not in html
         assert 'alert(1)&lt;/script&gt;"' not in html
@@ -221,6 +221,13 @@ def test_stop_halts_at_the_next_token_and_the_next_question_is_served(columns, t
     assert list(panel.passage_panel.next_tokens(columns, tiny, PROMPT, False, SOMEBODY)) == [{}]
     end = [answer for answer in panel.answer(columns, tiny, Question(PROMPT, 4), None, "", SOMEBODY) if answer]
     assert "Calibrated on" in end[-1]["status"]
+
+
+def test_an_answer_leaves_the_column_of_what_is_pinned_meanwhile_empty(columns, session, tiny) -> None:
+    answers = panel.answer(columns, tiny, Question(PROMPT, 30), tiny.with_settings(sparsity=20), "", SOMEBODY)
+    assert any(PINNED in answer for answer in answers)
+    session.jobs.set_view(SOMEBODY, pinned=tiny)
+    assert not any(PINNED in answer for answer in answers)
 
 
 def test_clients_who_ask_the_same_share_the_answers_and_each_is_what_one_alone_gets(

@@ -25,6 +25,7 @@ from components.device import files as files_module
 from components.device import wllama
 from components.device.files import ModelFiles, file_name
 from components.device.routes import ENGINE, MODELS, routes
+from components.state import request
 from components.state.request import DENSE
 from intraslice.__main__ import main
 from intraslice.core.errors import UserError
@@ -137,6 +138,15 @@ def test_a_file_has_another_name_if_anything_is_different(tiny) -> None:
     assert len({file_name(request, "intraslice") for request in requests}) == 4
     assert len({file_name(request, DENSE) for request in requests}) == 1
     assert len({file_name(tiny, DENSE, file_type) for file_type in files_module.FILE_TYPES}) == 2
+
+
+def test_loading_a_model_names_its_files_anew_and_is_no_other_setting(session, tiny, monkeypatch) -> None:
+    monkeypatch.setattr(request, "_identities", {})
+    before = json.loads(device_panel.describe(session, tiny))
+    tiny.calibration.note_identity("loaded")
+    after, other = (json.loads(device_panel.describe(session, tiny.with_settings(sparsity=p))) for p in (30, 31))
+    assert before["sliced"]["url"] != after["sliced"]["url"]
+    assert before["digest"] == after["digest"] != other["digest"]
 
 
 def test_old_files_give_way_and_are_written_again(session, tiny, written, monkeypatch) -> None:

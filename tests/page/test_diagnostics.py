@@ -157,6 +157,15 @@ def test_another_setting_keeps_what_one_saw_last_and_nobody_else_sees_it(activat
     assert json.loads(activations_panel.show(activations, other, 2, ELSE)["shift"])["data"] == []
 
 
+def test_what_is_pinned_outlives_a_click_but_not_its_calibration(activations, session, tiny, monkeypatch) -> None:
+    pinned = tiny.with_settings(sparsity=61)
+    for _ in activations_panel.measure_pinned(activations, tiny, 0, pinned, SOMEBODY):
+        session.jobs.set_view(SOMEBODY, request=tiny)  # a click on a layer
+    assert set(activations_panel.show_pinned(activations, pinned, 0, SOMEBODY)) == {"shift", "histograms"}
+    monkeypatch.setattr(session, "is_calibrated", lambda _: False)
+    assert activations_panel.show_pinned(activations, pinned, 0, SOMEBODY) == {}
+
+
 def test_the_papers_order_waits_for_its_button_and_nothing_removed_for_the_slider(activations, tiny) -> None:
     sequential, nothing = tiny.with_settings(order="sequential"), tiny.with_settings(sparsity=0)
     for settings, words in ((sequential, "Slice sequentially"), (nothing, "Drag the slider.")):

@@ -12,6 +12,7 @@ from components.jobs.status import Status
 from components.state.request import Request
 from components.state.session import Session
 from components.sweep import measure as sweeps
+from components.sweep import panel
 from components.sweep.charts import measured_charts, pick_value, removed_chart, size_chart, speed_chart
 from components.sweep.views import SweepChoice, SweepPoint, SweepView
 from intraslice.__main__ import main
@@ -46,6 +47,16 @@ def test_a_sweeps_numbers_are_the_sliders(session, tiny) -> None:
         assert (view.dense, point.perplexity) == pytest.approx(measured.values)
         assert point.removed == pytest.approx(fresh.plan(own).removed)
         assert point.parameters == fresh.plan(own).parameters_sliced
+
+
+def test_a_sweep_goes_on_out_of_sight_where_the_choice_or_an_option_of_all_points_has_changed(session, tiny) -> None:
+    settings, few = tiny.with_settings(bias=1.3), SweepChoice(sparsities=(20,))
+    moved = settings.with_settings(sparsity=50)
+    for shown, choice, is_drawn in ((moved, few, True), (tiny, few, False), (settings, CHOICE, False)):
+        answers = panel.sweep(session, settings, few, "somebody")
+        next(answers)
+        panel.preview(session, shown, choice, "somebody")
+        assert any("removed" in answer or "progress" in answer for answer in answers) == is_drawn
 
 
 def test_a_sweeps_numbers_are_the_command_lines(session, tiny, capsys, tmp_path) -> None:

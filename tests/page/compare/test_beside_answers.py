@@ -100,10 +100,11 @@ def test_a_passage_too_short_or_too_long_is_refused_where_it_would_stand(columns
 
 def test_next_tokens_and_passage_follow_a_slice_that_is_there(columns, tiny) -> None:
     asked = PROMPT, False, "w10 w20", SOMEBODY
-    assert list(passage_panel.after_slice(columns, tiny.with_settings(sparsity=33), *asked)) == []
     shown = reduce(or_, passage_panel.after_slice(columns, tiny, *asked))
     assert "isx-next" in shown["candidates"]
-    assert "isx-passage" in shown["scored"]
+    assert 'data-percent="30"' in shown["scored"]
+    shown = next(passage_panel.after_slice(columns, tiny.with_settings(sparsity=33), *asked))
+    assert "Shown as soon as" in shown["candidates"] == shown["scored"]  # not those of 30 %
 
 
 LONG, SHORT = Waiting("Waiting; jobs ahead: 4", seconds_left=30), Waiting("Waiting; jobs ahead: 1", seconds_left=5)

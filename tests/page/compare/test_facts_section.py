@@ -40,6 +40,13 @@ def measured(cache: FactsCache, request: Request, language: str = "en", pinned: 
     return json.loads([answer["facts"] for answer in answers if "facts" in answer][-1])
 
 
+def test_another_language_ends_the_questions_of_this_one(cache, tiny) -> None:
+    answers = facts_panel.measure(cache, tiny, None, "en", "another")
+    next(answers)
+    facts_panel.choose(cache, tiny, "de", "another")
+    assert not any("facts" in answer for answer in answers)
+
+
 @pytest.mark.parametrize("language", ["en", "de"])
 def test_grid_endpoint_and_command_line_have_the_same_numbers(cache, session, tiny, language, capsys) -> None:
     chart = measured(cache, tiny, language)

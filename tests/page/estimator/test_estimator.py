@@ -171,3 +171,6 @@ def test_a_measurement_goes_on_out_of_sight_where_the_settings_have_changed(sear
     assert shown["summary"]
     assert {answer["summary"] for answer in hidden if "summary" in answer} == {""}  # nothing of these settings
     assert searches.cached(setting).is_complete
+    *_, last = section.measure(tiny.with_settings(sparsity=0), 0, SOMEBODY)
+    assert "Move the slider first" in last["progress"]
+    assert section.show(setting, 0, SOMEBODY)["progress"] == ""

@@ -1,7 +1,4 @@
-"""A user who fiddles: random actions on the page, at any moment, and what has to be true once it has come to rest.
-
-Used by the browser tests on a tiny model, and by `python -m tests.load.fiddle` on the default one.
-"""
+"""A user who fiddles: random actions on the page, at any moment, and what has to be true once it has come to rest."""
 
 from __future__ import annotations
 
@@ -65,19 +62,11 @@ class Fiddler:
     Args:
         models: addresses of models and calibrations, between which the user changes.
         is_idle: whether the server does nothing for a page that is open.
-        pause: seconds at most between two actions.
     """
 
-    def __init__(
-        self,
-        opened: Opened,
-        chance: random.Random,
-        models: Sequence[str],
-        is_idle: Callable[[], bool],
-        pause: float = 0.5,
-    ) -> None:
+    def __init__(self, opened: Opened, chance: random.Random, models: Sequence[str], is_idle: Callable[[], bool]):
         self.opened, self.page, self.chance, self.models = opened, opened.page, chance, models
-        self.is_idle, self.pause, self.done = is_idle, pause, list[str]()
+        self.is_idle, self.done = is_idle, list[str]()
         self._actions: dict[str, Callable[[], Any]] = {
             "move": lambda: self._slide(chance.randrange(61)),
             "drag": self._drag,
@@ -107,7 +96,7 @@ class Fiddler:
         try:
             self._visit(self.chance.choice(self.models))
             for name in names:
-                self.page.wait_for_timeout(1000 * self.chance.uniform(0, self.pause))
+                self.page.wait_for_timeout(self.chance.uniform(0, 500))
                 self.done.append(f"{time.strftime('%X')} {name}")
                 self._actions[name]()
             self._check(patience)
