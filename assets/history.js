@@ -39,6 +39,7 @@ isx.begin = (values) => {
 
 isx.note = (values) => {
   document.body.classList.toggle("isx-pinned", Boolean(values[all.indexOf("pinned")]));
+  if (values[all.indexOf("estimator")] === "auto") return; // what it chooses is the step: undone to this, it would choose again
   seen = named(values);
   clearTimeout(rest);
   if (at >= 0 && seen !== steps[at]) rest = setTimeout(keep, REST);
