@@ -32,7 +32,8 @@ isx.remember = (values) => {
     names.forEach((name, index) => {
       const value = values[index];
       if (name === "upload") return;
-      if ((value ?? null) === null || value === "auto" || String(value) === String(isx.usual[name])) wanted.delete(name);
+      const isOpen = name === "estimator" && value === "auto";
+      if (isOpen || (value ?? null) === null || String(value) === String(isx.usual[name])) wanted.delete(name);
       else wanted.set(name, value);
     })
   );
