@@ -19,14 +19,14 @@ from tests.live import RELEASE, SET, STORED
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
 
 SIZES = {1440: 900, 390: 844}
-SETTLED = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"
 TABS = "#tabs button[role=tab], #tabs .overflow-dropdown button"
+HEADLINE = "/perplexity [0-9.]+ → [0-9]/.test(document.querySelector('#headline')?.innerText)"
+SETTLED = f"{HEADLINE} && document.querySelector('{TABS}')"  # the tabs may come after the headline
 WHOLE = "document.documentElement.scrollHeight"
-MINUTE = 60_000  # ms
 WINDOW = {"width": 1200, "height": 760}  # of the README's
 MOVING, SMALL = 960, 640  # pixels wide
 BACK_AND_FORTH = [round(30 + 22 * math.sin(2 * math.pi * step / 24)) for step in range(25)]  # per cent
-FRAME, LONG = 120, 1800  # ms
+MINUTE, FRAME, LONG = 60_000, 120, 1800  # ms
 SWEPT = "/^All [0-9]+ points/.test(document.querySelector('#sweep-progress').innerText)"
 ANSWERED = """['dense', 'intraslice', 'crossmodule'].every((name) =>
     /[0-9]+ tokens?/.test(document.querySelector(`#${name}-answer`).innerText))"""
