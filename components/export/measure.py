@@ -15,7 +15,7 @@ from ..jobs.status import Status
 from ..spectra.measure import SpectraViews
 from ..state.caches import BoundedCache
 from ..state.plan_views import map_view
-from ..state.request import Request
+from ..state.request import Request, SliceKey
 from ..state.session import Session
 from ..ui import formatting
 from . import files
@@ -29,7 +29,7 @@ class Publisher:
 
     def __init__(self, spectra: SpectraViews, shifts: ShiftViews, facts: FactsCache) -> None:
         self._spectra, self._shifts, self._facts, self._session = spectra, shifts, facts, facts.columns.session
-        self._steps: BoundedCache[tuple[Request, Choice], Step] = BoundedCache(100)
+        self._steps: BoundedCache[tuple[SliceKey, Choice], Step] = BoundedCache(100)
 
     def publish(self, job: Job, request: Request, choice: Choice) -> Published:
         """Measure all of a page that opens at this setting, less manual ratios. Raises UserError before any work."""
@@ -69,7 +69,7 @@ class Publisher:
         )
 
     def _step(self, job: Job, request: Request, choice: Choice) -> Step:
-        key = request, choice._replace(percents=())
+        key = SliceKey(request.calibration, request.slicing, ""), choice._replace(percents=())  # whole, at 0 %, too
         if (cached := self._steps.get(key)) is not None:
             return cached
         session = self._session
