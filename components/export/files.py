@@ -59,7 +59,7 @@ def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *o
 
 
 def command_lines(session: Session, request: Request, prompt: str) -> str:
-    """Three shell commands that reproduce the page's numbers, its checkpoint and its greedy answer."""
+    """Three shell commands that reproduce the page's numbers, its checkpoint and a greedy answer."""
     recipe, device = request.recipe(session.evaluation_tokens), session.device
     commands = [
         command_arguments(recipe, device),

@@ -73,7 +73,7 @@ CODE = {  # by name, as in the answers of `preview`: a heading, a note, and a la
         COMMAND_LINE,
         lazy_gettext(
             "Three commands: they compute the perplexity shown on this page, write the folder that is in the zip, and "
-            "generate the greedy answer shown here."
+            "generate a greedy answer of 64 tokens."
         ),
         COMMAND_LINE,
     ),
