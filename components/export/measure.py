@@ -69,7 +69,8 @@ class Publisher:
         )
 
     def _step(self, job: Job, request: Request, choice: Choice) -> Step:
-        key = SliceKey(request.calibration, request.slicing, ""), choice._replace(percents=())  # whole, at 0 %, too
+        # unlike `slice_key` with the estimator at 0 %, which a step shows
+        key = SliceKey(request.calibration, request.slicing, ""), choice._replace(percents=())
         if (cached := self._steps.get(key)) is not None:
             return cached
         session = self._session
