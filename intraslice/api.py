@@ -213,7 +213,7 @@ class CompressedModel:
 def export_gguf(
     loaded: LoadedModel, file: str | Path, gguf_type: GGUFType = "f16", *, progress: ProgressOption = True
 ) -> GGUFReport:
-    """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one."""
+    """Write a model, sliced or dense, as a GGUF file, and a model card next to it unless there is one by others."""
     file = Path(file).expanduser()
     report = write_gguf(loaded.model, loaded.tokenizer, file, gguf_type, loaded.name, loaded.record, progress=progress)
     record = loaded.record or {"source": loaded.source, "requested": {"model": loaded.name}}

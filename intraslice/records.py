@@ -17,6 +17,7 @@ from intraslice.planning.baseline_plans import CrossModulePlan
 from intraslice.token_windows import display_name, evaluation_tokens, text_digest
 
 CROSS_MODULE = ("slicing", "width", "untied_total", "note")  # fields that only a cross-module plan has
+OF_CALIBRATION = ("calibration", "calibration_tokens", "seed", "targets", "sampled_tokens")  # of a protocol
 COLOURS = {"attention": "#4c78a8", "MLP": "#f58518"}  # bar colours
 
 
@@ -31,13 +32,14 @@ class Recipe:
     method: str = "intraslice"
     dtype: str = "float32"
 
-    def slice_options(self) -> dict[str, Any]:
-        """The settings of the slice, as JSON."""
+    def slice_options(self, plan: Plan | None = None) -> dict[str, Any]:
+        """The settings of the slice, as JSON. The plan says whether a width was asked for instead of a sparsity."""
         config = self.slicing
+        sparsity = plan.requested if isinstance(plan, CrossModulePlan) else config.sparsity
         apart = ("sparsity", "locked", "recovery")
         names = [field.name for field in fields(config) if field.name not in apart]
         options = {"model": self.model, "method": self.method} | {name: getattr(config, name) for name in names}
-        options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": config.sparsity}
+        options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": sparsity}
         return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
@@ -64,7 +66,7 @@ def slice_record(recipe: Recipe, loaded: LoadedModel, plan: Plan) -> dict[str, A
     return {
         "version": intraslice.__version__,
         "source": loaded.source,
-        "requested": recipe.slice_options(),
+        "requested": recipe.slice_options(plan),
         "protocol": recipe.protocol() | {f"{name}_digest": digest for name, digest in digests.items() if digest},
         "plan": plan_record(plan),
         **plan_statistics(plan, loaded.model),
@@ -100,14 +102,14 @@ def checkpoint_record(loaded: LoadedModel, recipe: Recipe) -> dict[str, Any]:
     """
     record = loaded.record or {}
     recorded = record.get("protocol", {})
-    protocol = recipe.protocol() | {key: recorded.get(key) for key in ("calibration", "calibration_tokens", "seed")}
-    protocol |= {key: recorded[key] for key in ("sampled_tokens",) if key in recorded}
+    fixed = {key: recorded.get(key) for key in OF_CALIBRATION if key in recorded or key != "sampled_tokens"}
+    protocol = {key: value for key, value in recipe.protocol().items() if key not in OF_CALIBRATION} | fixed
     result = dict.fromkeys(recipe.slice_options()) | record.get("requested", {})
     result |= {key: record.get(key) for key in ("removed_fraction", "ratios")}
     counts = record.get("parameters", {"dense_total": None, "dense_decoder": None})
     result["parameters"] = counts | parameters_of(loaded.model, "sliced")
-    cache = record.get("kv_bytes_per_token", {"dense": None})
-    result["kv_bytes_per_token"] = cache | {"sliced": kv_bytes_per_token(loaded.model)}
+    cache = {"dense": None, "sliced": kv_bytes_per_token(loaded.model)}  # in the precision of the slice where recorded
+    result["kv_bytes_per_token"] = record.get("kv_bytes_per_token", cache)
     result |= {key: record[key] for key in CROSS_MODULE if key in record}
     return result | {"model": loaded.name, "protocol": protocol}
 

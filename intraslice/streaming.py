@@ -76,10 +76,10 @@ def slice_to_folder(
     require_streamable(recipe)
     require_free(folder)
     loaded = load_offloaded(recipe.model, dtype, device, progress=report)
+    reserved = memory.journal_bytes(loaded.model.config, recipe.calibration, dtype)
     tokens = token_windows.calibration_tokens(loaded.tokenizer, recipe.calibration, recipe.evaluation.text)
     everything = f"{FORMAT} {recipe} {device} {loaded.fingerprint} {tokens.tolist()}"
     digest = hashlib.sha256(everything.encode()).hexdigest()[:32]
-    reserved = memory.journal_bytes(loaded.model.config, recipe.calibration, dtype)
     with resumable_cache_folder(digest, reserved) as steps, resumable_sibling(folder, digest) as sibling:
         loss_gradient = loss_gradient_after(tokens[:0], loaded.model, recipe.calibration.targets)
         batch, journal = sequences_per_batch(tokens), Journal(steps)

@@ -1,6 +1,6 @@
 """How soon the page answers, on the default model in a real browser: `python -m tests.live`.
 
-Not a test: it prints what was measured beside what is wanted, in some ten minutes on an idle machine. It works in a
+Not a test: it prints what was measured beside what is wanted, in some five minutes on an idle machine. It works in a
 cache of its own, which has nothing but the weights and the text. What is wanted was set on two cores that read the
 dense model's 2,560 held-out tokens in 1.8 s; where that takes longer, as it says first, everything may.
 """
@@ -18,7 +18,8 @@ from intraslice import EvaluationConfig, evaluation_tokens, load_model
 from intraslice.core.cache import cache_folder
 from intraslice.evaluation.perplexity import measure_losses
 from intraslice.pretrained.precision import choose_dtype
-from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
+from tests.support.page.browsing import ARGUMENTS, CHROMIUM, MOVE, running_app
+from tests.support.page.fiddling import RELEASE, SLIDER
 
 MINUTES = 600_000  # ms, of patience
 YARDSTICK = 1.8  # s
@@ -32,7 +33,7 @@ ANSWERING = """['intraslice', 'crossmodule'].every((name) =>
     && /[1-9][0-9]* token/.test(document.querySelector('#dense-answer').innerText)"""
 SHIFTED = """document.querySelector('#shift-words [data-percent]')?.dataset.percent === '{percent}'
     && /IntraSlice [0-9].*Cross-module [0-9]/.test(document.querySelector('#shift-words').innerText)"""
-MOVE = """([chart, values]) => {
+MOVES_TIMED = """([chart, values]) => {
     const plot = document.querySelector(`${chart} .isx-plot`);
     const range = document.querySelector('#sparsity input[type=range]');
     const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
@@ -54,12 +55,6 @@ MOVE = """([chart, values]) => {
         return times;
     })();
 }"""
-SET = """(value) => {
-    const range = document.querySelector('#sparsity input[type=range]');
-    Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(range, value);
-    range.dispatchEvent(new Event('input', { bubbles: true }));
-}"""
-RELEASE = "document.querySelector('#sparsity input[type=range]').dispatchEvent(new Event('pointerup', {bubbles: true}))"
 
 
 class Visitor:
@@ -78,14 +73,14 @@ class Visitor:
 
     def drag(self, values: list[float], chart: str = "#ratio-chart") -> list[float]:
         """Milliseconds from each move of the slider to pixels, sorted. Every value must differ from the one before."""
-        return sorted(self.page.evaluate(MOVE, [chart, values]))
+        return sorted(self.page.evaluate(MOVES_TIMED, [chart, values]))
 
     def release(self, percent: int) -> None:
         """Move the slider and let go of it, and begin to count."""
-        self.page.evaluate(SET, percent)
+        self.page.locator(SLIDER).evaluate(MOVE, percent)
         self.page.wait_for_function(f"document.querySelector('#removed dd')?.dataset.percent === '{percent}.0'")
         self.began = time.perf_counter()
-        self.page.evaluate(RELEASE)
+        self.page.locator(SLIDER).evaluate(RELEASE)
 
     def measure_here(self) -> None:
         """Measure the current setting live, and begin to count."""
@@ -97,11 +92,6 @@ class Visitor:
         """Bring a tab into view."""
         self.page.locator("#tabs button[role=tab]", has_text=tab).first.click()
         self.page.wait_for_timeout(1000)
-
-    def click(self, selector: str) -> None:
-        """Click, and begin to count."""
-        self.began = time.perf_counter()
-        self.page.locator(selector).click()
 
 
 class Machine:
@@ -155,7 +145,8 @@ def answering(machine: Machine, visitor: Visitor) -> None:
     times = []
     for percent in (20, 30, 10):
         visitor.release(percent)
-        visitor.click("#generate")
+        visitor.began = time.perf_counter()
+        visitor.page.click("#generate")
         times.append(visitor.until(_filled(ANSWERING, percent)))
         visitor.until(_filled(ANSWERING, percent, "[.,]"))
     machine.report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
@@ -171,34 +162,6 @@ def _filled(condition: str, percent: int, ending: str = "") -> str:
     return condition.replace("{percent}", str(percent)).replace("{ending}", ending)
 
 
-def beside(machine: Machine, browser: playwright.Browser, address: str, busy: Visitor) -> None:
-    """One visitor has something long running; another one moves the slider."""
-    other = Visitor(browser, address)
-    other.until(READY)
-    other.until(FINAL)
-    busy.open("Sweep")
-    busy.page.locator("#sweep-run").click()
-    busy.page.wait_for_selector("#sweep-progress progress", timeout=MINUTES)
-    _moved_beside(machine, "a sweep", other, 22)
-    busy.page.locator("#sweep-cancel").click()
-    busy.page.goto(f"{address}/?seed=7")
-    busy.page.wait_for_selector("#status progress", timeout=MINUTES)
-    _moved_beside(machine, "a calibration", other, 23)
-    busy.until(WHOLE)
-    busy.open("Estimator")
-    busy.page.locator("#estimator-check-measure").click()
-    busy.page.wait_for_selector("#estimator-check-progress progress", timeout=MINUTES)
-    _moved_beside(machine, "a sensitivity run", other, 24)
-
-
-def _moved_beside(machine: Machine, name: str, other: Visitor, percent: int) -> None:
-    times = other.drag([21 + (move * 7) % 30 for move in range(MOVES)])
-    machine.report(f"slider to pixels beside {name}, 95th percentile", times[int(0.95 * len(times))], 150, "ms")
-    other.release(percent)
-    other.measure_here()
-    machine.report(f"Measure here beside {name}: final perplexity", other.until(FINAL), 8)
-
-
 def main() -> None:
     """Measure, from an empty cache on."""
     machine = Machine()
@@ -211,7 +174,6 @@ def main() -> None:
             visitor = opening(machine, browser, address)
             moving(machine, visitor)
             answering(machine, visitor)
-            beside(machine, browser, address, visitor)
         browser.close()
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from PIL import Image
 from playwright import sync_api as playwright
 
-from tests.live import RELEASE, SET, STORED
-from tests.support.page.browsing import ARGUMENTS, CHROMIUM, running_app
+from tests.live import STORED
+from tests.support.page.browsing import ARGUMENTS, CHROMIUM, MOVE, running_app
+from tests.support.page.fiddling import RELEASE, SLIDER
 
 SIZES = {1440: 900, 390: 844}
 TABS = "#tabs button[role=tab], #tabs .overflow-dropdown button"
@@ -60,11 +61,11 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
         page.wait_for_function(reached, timeout=10 * MINUTE)
     frames, lengths = [_seen(page, MOVING)], [LONG]
     for percent in BACK_AND_FORTH[1:]:
-        page.evaluate(SET, percent)
+        page.locator(SLIDER).evaluate(MOVE, percent)
         page.wait_for_timeout(350)
         frames.append(_seen(page, MOVING))
         lengths.append(FRAME)
-    page.evaluate(RELEASE)
+    page.locator(SLIDER).evaluate(RELEASE)
     page.wait_for_function(STORED, timeout=10 * MINUTE)
     options = {"append_images": [*frames[1:], _seen(page, MOVING)], "save_all": True, "duration": [*lengths, LONG]}
     frames[0].save(folder / "explorer.webp", **options, loop=0, quality=60, method=4)
@@ -73,9 +74,9 @@ def for_readme(browser: playwright.Browser, address: str, folder: Path) -> None:
         through(page)
         top = "#tabs"
         if name == "Compare":
-            page.evaluate(SET, 20)
+            page.locator(SLIDER).evaluate(MOVE, 20)
             page.wait_for_timeout(1000)
-            page.evaluate(RELEASE)
+            page.locator(SLIDER).evaluate(RELEASE)
             page.wait_for_function(SETTLED, timeout=10 * MINUTE)  # stored, or measured for the last tab
             page.get_by_role("button", name="Generate", exact=True).click()
             page.wait_for_function(ANSWERED, timeout=10 * MINUTE)

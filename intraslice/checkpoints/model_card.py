@@ -78,7 +78,7 @@ def _summary(record: dict[str, Any], origin: Origin) -> str:
     if "removed_fraction" not in record:
         return f"{base}, written by IntraSlice."
     removed = f"{100 * record['removed_fraction']:.1f} % of its decoder layers' parameters"
-    return f"{base} with {removed} removed: smaller tensors, nothing is masked. The context length is the base model's."
+    return f"{base} with {removed} removed: smaller tensors, nothing is masked."
 
 
 def _facts(record: dict[str, Any], origin: Origin) -> str:
@@ -157,7 +157,7 @@ def _limits(record: dict[str, Any], origin: Origin) -> str:
         return f"It has all limits and biases of {origin.name}."
     text = _text(record.get("protocol", {}).get("calibration", "unknown text"))
     settings = record.get("requested", {})
-    trained = settings.get("method") == "intraslice+" or "recovery" in settings
+    trained = settings.get("epochs") and (settings.get("method") == "intraslice+" or "recovery" in settings)
     return (
         f"The remaining parameters were chosen {'and trained ' if trained else ''}on {text}. Abilities that this text "
         "does not exercise, such as other languages, code or long contexts, may have lost more than the perplexity "
@@ -172,7 +172,8 @@ def _text(name: str) -> str:
 
 
 def write_gguf_card(model: PreTrainedModel, record: dict[str, Any], file: Path) -> None:
-    """Write the card of a GGUF file next to it, unless there is one."""
+    """Write the card of a GGUF file next to it, unless there is one by others."""
     card = file.with_suffix(".md")
-    if not card.exists():
+    if not card.exists() or "\n- intraslice\n" in card.read_text(encoding="utf-8"):
+        record = {key: value for key, value in record.items() if key != "kv_bytes_per_token"}  # the program's own there
         card.write_text(model_card(IntraSliceConfig.of(model, record), file.name, "gguf"), encoding="utf-8")

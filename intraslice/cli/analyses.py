@@ -10,7 +10,6 @@ import torch
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.check import check_model
 from intraslice.cli.run import CommandResult, Run, peak_memory
-from intraslice.core.config import FREE
 from intraslice.core.errors import UserError
 from intraslice.diagnostics.ablation import measure_ablations
 from intraslice.diagnostics.sensitivity import (
@@ -212,20 +211,8 @@ decode are seconds per token relative to the dense model: below 1 is faster."""
     tables = [markdown(["job", *costs], [*ratios, plans, dense]), caption]
     if shapes := result.get("shapes"):
         rows = [[name, *(f"{value:.3g}" for value in cost.values())] for name, cost in shapes.items()]
-        tables += [markdown(["shapes", "prefill", "decode", "perplexity"], rows), _conclusion(shapes)]
+        tables.append(markdown(["shapes", "prefill", "decode", "perplexity"], rows))
     return "\n\n".join(tables)
-
-
-def _conclusion(shapes: dict[str, dict[str, float]]) -> str:
-    """Which presets decode faster than free shapes, and how the perplexities compare."""
-    free = shapes[FREE]
-    faster = [
-        f"{name} takes {1 - cost['decode'] / free['decode']:.0%} less time per decoded token than free shapes "
-        f"(perplexity {cost['perplexity']:.2f}, free {free['perplexity']:.2f})"
-        for name, cost in shapes.items()
-        if cost["decode"] < free["decode"]
-    ]
-    return f"On this machine {'; '.join(faster) or 'no preset decodes faster than free shapes'}."
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

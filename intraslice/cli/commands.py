@@ -33,7 +33,7 @@ def ratios(run: Run) -> CommandResult:
     loaded = run.load_dense()
     stats, _ = run.calibrate_for_method(loaded)
     plan = run.plan(loaded, stats)
-    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
+    result = run.recipe.slice_options(plan) | records.plan_statistics(plan, loaded.model)
     if ratios := result["ratios"]:  # a cross-module plan has none
         result |= records.plan_record(plan)
         if file is not None and run.is_first:
@@ -58,7 +58,7 @@ def evaluate(run: Run) -> CommandResult:
     model, plan, calibration = compressed.model, compressed.plan, run.recipe.calibration
     with run.timed("evaluate"):
         evaluation = compressed.evaluate(windows)
-    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
+    result = run.recipe.slice_options(plan) | records.plan_statistics(plan, loaded.model)
     result |= records.evaluation_statistics(evaluation.dense, evaluation.sliced) | {"protocol": run.recipe.protocol()}
     result["parameters"] |= compressed.parameters  # counted on the tensors instead of the plan
     result["removed_fraction"] = compressed.removed_fraction
@@ -141,7 +141,7 @@ def slice_(run: Run) -> CommandResult:
     if not run.is_first:
         return {}, ""
     plan = compressed.plan
-    result = run.recipe.slice_options() | records.plan_statistics(plan, loaded.model)
+    result = run.recipe.slice_options(plan) | records.plan_statistics(plan, loaded.model)
     lines = [records.summary(plan, run.recipe.method)]
     if out is not None:
         with run.timed("save"):
@@ -190,7 +190,7 @@ def _slice_streamed(run: Run) -> CommandResult:
     with run.timed("slice"):
         plan = slice_to_folder(run.recipe, out, run.device, progress=run.progress)
     size = sum(file.stat().st_size for file in out.iterdir())
-    result = run.recipe.slice_options() | records.plan_statistics(plan) | {"out": str(out), "bytes": size}
+    result = run.recipe.slice_options(plan) | records.plan_statistics(plan) | {"out": str(out), "bytes": size}
     result |= {"estimate": asdict(expected), "peak_rss_bytes": peak_memory(), "seconds": run.seconds}
     return result, f"{records.summary(plan, run.recipe.method)}\nwrote {out} ({size / 1e6:.0f} MB)"
 
@@ -221,13 +221,15 @@ def generate(run: Run) -> CommandResult:
     Sampling(a.max_new_tokens, a.temperature, a.seed)
     require_words("--prompt", a.prompt)
     loaded = run.load_any()
-    models = {"sliced": loaded.model}
     if loaded.record is None:
-        models = {"dense": loaded.model, "sliced": compress_loaded(run, loaded).model}
+        compressed = compress_loaded(run, loaded)
+        models = {"dense": loaded.model, "sliced": compressed.model}
+        result = run.recipe.slice_options(compressed.plan) | {"protocol": run.recipe.protocol()}
+    else:
+        models, result = {"sliced": loaded.model}, records.checkpoint_record(loaded, run.recipe)
     texts = {}
     for name, model in models.items():
         pieces = generate_text(model, loaded.tokenizer, a.prompt, a.max_new_tokens, a.temperature, a.seed)
         texts[name] = "".join(pieces)
-    result = run.recipe.slice_options() | {"prompt": a.prompt, "text": texts}
-    result |= {"protocol": run.recipe.protocol(), "seconds": run.seconds}
+    result |= {"prompt": a.prompt, "text": texts, "seconds": run.seconds}
     return result, "\n\n".join(f"{name}:\n{text}" for name, text in texts.items())

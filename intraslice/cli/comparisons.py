@@ -22,7 +22,7 @@ from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS
 from intraslice.pretrained.memory import require_calibration_memory
 from intraslice.pretrained.sources import DEFAULT
-from intraslice.records import Recipe, records
+from intraslice.records import Recipe, checkpoint_record, records
 
 _SHOWN = ["method", "estimator", "recovery", "sparsity", "quantise", "removed_fraction", "sliced_total", "bytes"]
 _SHOWN += ["perplexity", "perplexity_sd", "divergence", "divergence_sd", "recovery_training_passes"]
@@ -86,6 +86,7 @@ def sweep_(run: Run) -> CommandResult:
 
 def _mean_over_seeds(frame: pandas.DataFrame) -> pandas.DataFrame:
     """One row per point: means over its seeds, standard deviations (sd), and the first of what is no number."""
+    frame = frame.assign(note=frame["note"].where(frame["note"] != ""))  # so that "first" passes over empty notes
     points = frame.groupby([name for name in _POINT if name in frame], sort=False, dropna=False)
     kinds = {name: "mean" if is_numeric_dtype(frame[name]) else "first" for name in frame if name not in _POINT}
     spread = points[["perplexity", "divergence"]].std().add_suffix("_sd")
@@ -111,8 +112,9 @@ def tasks(run: Run) -> CommandResult:
     loaded = run.load_any()
     if loaded.record is not None:
         models, removed = {"sliced": loaded.model}, {"sliced": loaded.record.get("removed_fraction")}
+        protocol = checkpoint_record(loaded, run.recipe)["protocol"]
     else:
-        models, removed = {"dense": loaded.model}, {}
+        models, removed, protocol = {"dense": loaded.model}, {}, run.recipe.protocol()
         stats, tokens = run.calibrate(loaded)
         for method in dict.fromkeys(a.methods):
             models[method], plan = run.slice(loaded, stats, tokens, method)
@@ -121,7 +123,7 @@ def tasks(run: Run) -> CommandResult:
         frame = measure_tasks(models, loaded.tokenizer, config, manager)
     harness = {"lm_eval": version("lm-eval"), "limit": a.limit, "num_fewshot": a.num_fewshot}
     result = {"model": a.model, "rows": records(frame), "removed_fraction": removed}
-    return result | {"protocol": run.recipe.protocol() | harness, "seconds": run.seconds}, _task_table(frame)
+    return result | {"protocol": protocol | harness, "seconds": run.seconds}, _task_table(frame)
 
 
 def _task_table(frame: pandas.DataFrame) -> str:

@@ -142,8 +142,8 @@ FETCH = (
     "folder, for --include-path"
 )
 FLOATS: dict[str, Any] = {"nargs": "+", "type": float, "metavar": "F"}
-FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
-FOLDER: dict[str, Any] = {"type": Path, "metavar": "FOLDER"}
+FILE: dict[str, Any] = {"type": lambda text: Path(text).expanduser(), "metavar": "FILE"}
+FOLDER = FILE | {"metavar": "FOLDER"}
 NUMBER: dict[str, Any] = {"type": int, "metavar": "N"}
 SWITCH: dict[str, Any] = {"action": "store_true"}
 ESTIMATOR: dict[str, Any] = {"type": _estimator, "choices": ESTIMATORS, "metavar": "NAME|FILE.py:FUNCTION|FILE.json"}
@@ -256,6 +256,7 @@ UNUSED = {  # options, or groups of those of all commands, that a command has no
     "check": "slicing evaluation --verify --device-map --calibration --seed --targets",
     "export": "slicing calibration evaluation",
     "generate": "--eval-tokens",
+    "inspect": "--slicing",
     "search": "--method --sparsity --slicing --order --recover --epochs --eval-tokens",
     "sweep": "--method --estimator --sparsity --slicing",
     "tasks": "--method --slicing --eval-tokens",

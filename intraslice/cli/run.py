@@ -62,7 +62,7 @@ def names_of(config: type) -> dict[str, str]:
 OF_CALIBRATION = {*names_of(CalibrationConfig).values(), "budget"}
 # Of these, a command on a sliced model uses the seed and the length alone.
 OF_SLICES = {*names_of(SliceConfig).values(), *OF_CALIBRATION} - {"length", "seed"}
-OF_SLICES |= {"method", "methods", "align", "ratios", "passes", "slicing"}
+OF_SLICES |= {"method", "methods", "align", "ratios", "passes", "slicing", "size", "context"}
 OF_CONTEXT = OF_SLICES - {*OF_CALIBRATION, "estimator", "head_fraction", "gradient_group"}
 SETTERS = {"locked": ("lock", "ratios"), "shapes": ("shapes", "align")}  # options that set the same field
 
@@ -115,7 +115,7 @@ class Run(Pipeline):
             (True, f"the command {a.command}", a.unused),
             (is_sensitivity and not in_context, "sensitivity without --context", OF_CONTEXT),
             (in_context, "--context", ["ratio"]),
-            (a.slicing is not None, "--slicing", ["sparsity"]),
+            (a.slicing is not None and "slicing" not in a.unused, "--slicing", ["sparsity"]),
             (sizes, "--size", ["sparsity"]),
             (not sizes and not is_sensitivity, "a slice without --size", ["context"]),
             (options.get("no_speed", False), "--no-speed", ["prompt_tokens"]),

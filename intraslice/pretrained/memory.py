@@ -172,7 +172,11 @@ class StreamEstimate:
 
 
 def journal_bytes(config: PreTrainedConfig, calibration: CalibrationConfig, dtype: torch.dtype) -> int:
-    """Most bytes of the journal: packed moments and mask gradients of all layers, and their hidden states."""
+    """Most bytes of the journal: packed moments and mask gradients of all layers, and their hidden states.
+
+    Raises UserError for sequences longer than the model's context.
+    """
+    require_length(calibration.length, config)
     layers, hidden, channels, _, neurons = _sizes(config)
     widths = channels, neurons
     layer = sum(2 * (width**2 + width) + 4 * (calibration.sequences + 16) * width for width in widths) + 2**16

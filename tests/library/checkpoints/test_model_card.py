@@ -63,6 +63,7 @@ def test_the_front_matter_tells_base_and_licence(case):
     assert (llama.data.base_model, llama.data.license) == ("meta-llama/Llama-3.2-1B", "llama3.2")
     assert llama.data.base_model_relation == "quantized"
     assert "commit `12345678`" in llama.text
+    assert "not trained afterwards" in model_card(sliced(case, "intraslice+", epochs=0), "mine")
 
 
 @pytest.mark.parametrize(

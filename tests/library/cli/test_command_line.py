@@ -46,16 +46,17 @@ def test_the_protocol_says_the_precision(run, dtype):
 
 @pytest.mark.parametrize("method", ["intraslice", "crossmodule", "modegpt"])
 def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, error_of, method, caplog):
-    in_memory = run(f"evaluate --method {method} --sparsity 0.4")
-    assert run(f"slice --method {method} --sparsity 0.4 --out sliced")["removed_fraction"] > 0.1
+    in_memory = run(f"evaluate --method {method} --sparsity 0.4 --targets text")
+    assert run(f"slice --method {method} --sparsity 0.4 --targets text --out sliced")["removed_fraction"] > 0.1
     caplog.clear()
-    reopened = run("evaluate --model sliced --sparsity 0.4 --method wanda --lock 1 mlp 5 --seed 1")
-    ignored = "--method, --sparsity, --lock, --calibration, --sequences"
+    reopened = run("evaluate --model sliced --size 1MB --context 9 --method wanda --lock 1 mlp 5 --seed 1")
+    ignored = "--method, --lock, --size, --context, --calibration, --sequences"
     assert caplog.messages == [f"{ignored} ignored: not used by a sliced model"]
     assert reopened["perplexity"]["sliced"] == pytest.approx(in_memory["perplexity"]["sliced"], abs=1e-3)
     changing = {"model", "seconds", "peak_rss_bytes", "divergence", *(key for key in in_memory if "perplexity" in key)}
     assert without(reopened, changing) == without(in_memory, changing)
-    assert run("generate --model sliced --max-new-tokens 3 --prompt w7")["text"].keys() == {"sliced"}
+    generated = run("generate --model sliced --max-new-tokens 3 --prompt w7")
+    assert (generated["text"].keys(), generated["ratios"]) == ({"sliced"}, in_memory["ratios"])
     for flag in ("--answers", "--facts"):
         assert f"{flag} compares with the dense model's" in error_of(f"evaluate --model sliced {flag}")
     for more in ("", " --stream --order one-shot"):
@@ -63,14 +64,16 @@ def test_a_saved_model_is_evaluated_as_it_was_in_memory(run, error_of, method, c
         assert "sliced is sliced already; expected a dense model" in message
 
 
-def test_a_folder_that_was_made_with_a_removed_option_is_evaluated(run):
-    run("slice --sparsity 0.4 --out sliced")
+def test_a_folder_that_was_made_with_a_removed_option_is_evaluated(run, home, monkeypatch):
+    monkeypatch.setenv("HOME", str(home))
+    made = run("slice --sparsity 0.4 --dtype bfloat16 --out=~/sliced")
     model, tokenizer, record = intraslice.load("sliced")
     record["requested"] |= {"iterative": True, "iterative_above": 0.35}
     save(model, tokenizer, "before", record)
     now, before = (run(f"evaluate --model {folder}") for folder in ("sliced", "before"))
     assert before["iterative"]
     assert before["perplexity"] == now["perplexity"]
+    assert now["kv_bytes_per_token"] == made["kv_bytes_per_token"]  # in the precision of the slice
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_ratios_and_generate_take_every_method_and_slicing_fractions(run):
     generated = run("generate --method wanda --max-new-tokens 3 --prompt w7")
     assert set(generated["text"]) == {"dense", "sliced"}
     result = run("evaluate --method crossmodule --slicing 0.25")
-    assert result["width"] == 40
+    assert (result["width"], result["sparsity_asked"]) == (40, None)
     assert result["slicing"] == pytest.approx(1 - 40 / 54)
 
 

@@ -52,6 +52,8 @@ def test_a_sweep_over_seeds_has_the_rows_of_each_and_their_spread(run, printed):
         both = [rows[0][name], rows[2][name]]
         assert float(table[name]) == pytest.approx(statistics.mean(both), rel=1e-2)
         assert float(table[f"{name}_sd"]) == pytest.approx(statistics.stdev(both), abs=1e-3)
+    frame = pandas.DataFrame(rows).assign(note=["", "", "no memory", ""])
+    assert comparisons._mean_over_seeds(frame)["note"].fillna("").tolist() == ["no memory", ""]
 
 
 def test_a_recovery_follows_any_method(run):
@@ -189,10 +191,11 @@ cli_evaluate()
 
 
 def test_a_sliced_folder_scores_as_in_memory_and_by_lm_evals_own_command(task, home, harness, run):
-    run("slice --out sliced")
-    in_memory, reopened = run(f"{task} --methods intraslice"), run(f"{task} --model sliced")
+    run("slice --targets text --out sliced")
+    in_memory, reopened = run(f"{task} --methods intraslice --targets text"), run(f"{task} --model sliced")
     (row,) = reopened["rows"]
     assert (row["model"], row["value"]) == ("sliced", in_memory["rows"][1]["value"])
+    assert reopened["protocol"] == in_memory["protocol"]
     assert reopened["removed_fraction"]["sliced"] == pytest.approx(in_memory["removed_fraction"]["intraslice"])
     words = ["--model", "hf", "--model_args", "pretrained=sliced,trust_remote_code=True,dtype=float32"]
     words += ["--device", "cpu", "--tasks", "which", "--include_path", "tasks", "--output_path", "out.json"]

@@ -240,7 +240,12 @@ def test_a_gguf_file_comes_with_its_card(tiny_llama_gqa, tmp_path):
     sliced = compress(tiny_llama_gqa(), 0.3, tokenizer=byte_tokenizer(), order="one-shot", progress=False, **own)
     report = sliced.to_gguf(tmp_path / "sliced.gguf", "f32", progress=False)
     assert (tmp_path / "sliced.gguf").stat().st_size == report.bytes
-    assert "sliced.gguf" in (tmp_path / "sliced.md").read_text()
+    card = (tmp_path / "sliced.md").read_text()
+    assert [word for word in ("sliced.gguf", "context length", "KV cache") if word in card] == ["sliced.gguf"]
+    for name, before, is_ours in (("again", card, True), ("mine", "by hand", False)):
+        (tmp_path / f"{name}.md").write_text(before)
+        sliced.to_gguf(tmp_path / f"{name}.gguf", "f32", progress=False)
+        assert ((tmp_path / f"{name}.md").read_text() != before) == is_ours
 
 
 def test_the_card_of_a_dense_models_file_names_the_model(tiny_llama_gqa, tmp_path):

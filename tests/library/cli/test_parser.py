@@ -111,6 +111,7 @@ def test_a_file_of_an_extension_is_light() -> None:
         ("slice --out folder --type q8_0", "--type: a slice without --gguf"),
         ("sensitivity --sparsity 0.2 --method wanda", "--method, --sparsity: sensitivity without --context"),
         ("sensitivity --context --ratio 0.2", "--ratio: --context"),
+        ("inspect --method crossmodule --slicing 0.2", "--slicing: the command inspect"),
         ("sweep --sparsity 0.2 --methods wanda --shapes runtime", "--sparsity: the command sweep"),
         ("sweep --methods wanda flap --estimators pca --order one-shot", "--order: method wanda, flap"),
         ("sweep --no-speed --prompt-tokens 9 --seeds 1 --seed 3", "--prompt-tokens: --no-speed; --seed: --seeds"),

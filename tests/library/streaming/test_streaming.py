@@ -243,6 +243,7 @@ def test_a_slice_is_streamed_by_itself_where_memory_is_short_but_a_search_is_not
         ("--order sequential", "use --order one-shot"),
         ("--method flap", "method flap needs other statistics, or all layers at once; use --method intraslice"),
         ("--samples 2", "leave samples out"),
+        ("--length 600", "the model's maximum context length"),
         ("--recover distill", "recovery distill trains all layers at once; leave it out"),
         ("--ratios search", "--ratios search measures whole models"),
         ("--estimator auto", "--estimator auto measures whole models"),
