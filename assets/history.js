@@ -7,13 +7,14 @@ let steps = []; // values by name, as JSON
 let at = -1;
 let seen = null;
 let rest = null;
+let isOpen = false; // the estimator is being chosen: a setting after `steps[at]` that is no step
 let begun;
 isx.ready = new Promise((resolve) => (begun = resolve)); // once the link has set the controls
 
 const named = (values) => JSON.stringify(isx.undone.map((name) => values[all.indexOf(name)] ?? null));
 
 function show() {
-  const able = { undo: at > 0 || seen !== steps[at], redo: at < steps.length - 1 };
+  const able = { undo: at > 0 || isOpen || seen !== steps[at], redo: at < steps.length - 1 };
   for (const id of Object.keys(able)) document.querySelector(`#${id}`)?.toggleAttribute("disabled", !able[id]);
 }
 
@@ -39,7 +40,8 @@ isx.begin = (values) => {
 
 isx.note = (values) => {
   document.body.classList.toggle("isx-pinned", Boolean(values[all.indexOf("pinned")]));
-  if (values[all.indexOf("estimator")] === "auto") return; // what it chooses is the step: undone to this, it would choose again
+  isOpen = values[all.indexOf("estimator")] === "auto";
+  if (isOpen) return show(); // what it chooses is the step: undone to this, it would choose again
   seen = named(values);
   clearTimeout(rest);
   if (at >= 0 && seen !== steps[at]) rest = setTimeout(keep, REST);
@@ -49,7 +51,8 @@ isx.note = (values) => {
 // What the controls are set to: the values, and another one for the field that lets them be acted on.
 isx.step = (step) => {
   keep();
-  at = Math.min(Math.max(at + step, 0), steps.length - 1);
+  at = Math.min(Math.max(at + (isOpen && step < 0 ? 0 : step), 0), steps.length - 1);
+  isOpen = false;
   seen = steps[at];
   show();
   return [...JSON.parse(seen), String(Date.now())];

@@ -27,12 +27,14 @@ const panel = isx.devicePanel(element.querySelector("div"), {
   toServer: () => option("server").click(),
 });
 
-// An answer to `prepare`; one of another setting ends the wait.
-function answered(setting) {
+// What the server says of a setting while `prepare` waits: its answer, or that another setting has been chosen.
+function told(setting) {
   const { setting: asked, resolve, reject } = waiting;
+  const isOther = setting.digest && setting.digest !== asked.digest;
+  if (setting.isAnswer === Boolean(isOther)) return; // the same setting again, or an answer to an earlier question
   waiting = null;
-  if (setting.problem) reject(new isx.device.Problem(setting.problem));
-  else if (setting.digest !== asked.digest) reject(new isx.device.Problem(say("The settings changed while the models were being prepared. Try again.")));
+  if (isOther) reject(new isx.device.Problem(say("The settings changed while the models were being prepared. Try again.")));
+  else if (setting.problem) reject(new isx.device.Problem(setting.problem));
   else resolve(setting);
 }
 
@@ -55,6 +57,6 @@ watch("value", () => {
   if (!props.value) return;
   const { sparsity, dense, sliced, ...rest } = JSON.parse(props.value);
   const setting = isx.device.setting({ ...rest, files: [dense, ...(sliced ? [{ ...sliced, percent: sparsity }] : [])] });
-  if (setting.isAnswer) waiting && answered(setting);
-  else if (isOn()) panel.set(setting);
+  if (waiting) told(setting);
+  if (!setting.isAnswer && isOn()) panel.set(setting);
 });

@@ -116,7 +116,9 @@ isx.devicePanel = (root, { prepare, question, toServer }) => {
     if (wanted === setting && held) return held;
     bar.hidden = false;
     bar.removeAttribute("value");
-    const { files: needed } = await prepare(wanted, signal, tell);
+    const written = await prepare(wanted, signal, tell);
+    if (wanted === setting) setting = written; // before the model is loaded, its addresses are others
+    const { files: needed } = written;
     const all = sum(needed);
     const got = [];
     let before = 0;

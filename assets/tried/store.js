@@ -81,13 +81,15 @@ function parsed(text) {
     if (end !== ",") rows.push([]);
   }
   const value = (name, text) => (text === "" ? null : isNumber(name) ? Number(text) : text);
-  const lines = rows.slice(1).filter((row) => row.length === rows[0].length);
-  return lines.map((row) => Object.fromEntries(rows[0].map((name, at) => [name, value(name, row[at])])));
+  if (!rows[0].includes("setting")) throw new Error("no list of settings");
+  const lines = rows.slice(1).filter((row) => row.length > 1 || row[0]);
+  return lines.map((row) => Object.fromEntries(rows[0].map((name, at) => [name, value(name, row[at] ?? "")])));
 }
 
 // How many entries of a file that was saved here or elsewhere are taken, and how many refused. Throws for other files.
 function bring(text) {
-  const found = text.trimStart().startsWith("[") ? JSON.parse(text) : parsed(text);
+  const file = text.trimStart(); // also of a byte order mark
+  const found = file.startsWith("[") ? JSON.parse(file) : parsed(file);
   const fitting = found.map((entry) => checked({ ...entry, source: "imported" })).filter(Boolean).slice(-MOST);
   change(() => {
     const own = all();

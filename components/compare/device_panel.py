@@ -15,16 +15,18 @@ from intraslice.core import checks
 from ..device import wllama
 from ..device.files import FILE_TYPES, FileType, ModelFile, ModelFiles, approximate_bytes, file_name
 from ..device.routes import ENGINE, MODELS
-from ..frame.context import HEAVY, Context
+from ..frame.context import HEAVY, Context, every
 from ..gradio_compat.browser.on_latest import on_latest
 from ..i18n.language import lazy_gettext, translate
 from ..jobs.job import Job
 from ..state.request import DENSE, Request
 from ..state.session import Session
+from ..state.settings import CONTROLS
 from ..ui.handlers import Updates, status_line
 from ..ui.scripts import on_load
 
 SERVER, DEVICE = "server", "device"
+Written = list[ModelFile] | None  # None where nothing is asked for
 
 
 class DevicePanel:
@@ -50,11 +52,12 @@ def connect(panel: DevicePanel, context: Context) -> None:
     session, view = context.session, {"view": panel.view}
     chosen: dict[str, Any] = {"file_type": panel.file_type}
     tell = context.call(describe_if_chosen, session, outputs=view, refuse=_problem, run_on=panel.run_on, **chosen)
-    signals = (panel.run_on, panel.file_type, context.prepared, context.measured, context.released)
+    calibrating = (context.controls.settings[name] for name, control in CONTROLS.items() if control.calibrates)
+    signals = (panel.run_on, panel.file_type, context.prepared, context.measured, context.released, *calibrating)
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **tell)
-    outputs = {"status": context.status} | view
-    call = partial(context.call, outputs=outputs, queue=HEAVY, api_name="device_files")
-    panel.prepare.click(**call(prepare, session, panel.files, **chosen))
+    answer = {"outputs": {"status": context.status} | view, "queue": HEAVY, "api_name": "device_files"} | chosen
+    answer["refuse"] = lambda problem: {"view": _problem(problem, is_answer=True)}
+    every([panel.prepare.click], **context.call(prepare, session, panel.files, **answer))
 
 
 def describe_if_chosen(session: Session, request: Request, run_on: str, file_type: FileType, client: str) -> Any:
@@ -65,8 +68,7 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
 def prepare(session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str) -> Updates:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
-    `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
-    bytes, or a `problem`.
+    Yields a status (HTML), then JSON: addresses below the page's own and sizes in bytes, or a `problem`.
     """
     written: list[ModelFile] = []
 
@@ -78,18 +80,19 @@ def prepare(session: Session, model_files: ModelFiles, request: Request, file_ty
         if event.kind == "error":
             problem = event.text
         yield {"status": status_line(event)}
-    yield {"view": describe(session, request, file_type, written) if written else _problem(problem, is_answer=True)}
+    if not (event.superseded and session.jobs.is_running(client, "device", request=request)):  # which will answer
+        yield {"view": describe(session, request, file_type, written, "" if written else translate(str(problem)))}
 
 
 def describe(
-    session: Session, request: Request, file_type: FileType = "q8_0", written: list[ModelFile] | None = None
+    session: Session, request: Request, file_type: FileType = "q8_0", written: Written = None, problem: str = ""
 ) -> str:
     """A setting's files, or its `problem`, as JSON. Sizes are estimates until files are written, 0 without a plan."""
     try:
         checks.one_of("Model files", file_type, FILE_TYPES)
         plan = session.plan(request)
-    except ValueError as problem:
-        return _problem(problem)
+    except ValueError as error:
+        return _problem(error, is_answer=written is not None)
     parameters = {"dense": plan.parameters_dense if plan else 0}
     if request.slicing.sparsity:
         parameters["sliced"] = plan.parameters_sliced if plan else 0
@@ -99,10 +102,10 @@ def describe(
     for key, count in parameters.items():
         name = file_name(request, DENSE if key == "dense" else "intraslice", file_type)
         files[key] = {"url": MODELS + name, "bytes": sizes.get(name, approximate_bytes(count, file_type))}
-    return _json(request.settings.sparsity, files, written is not None)
+    return _json(request.settings.sparsity, files, written is not None, problem)
 
 
-def _problem(problem: ValueError | str, is_answer: bool = False) -> str:
+def _problem(problem: ValueError, is_answer: bool = False) -> str:
     return _json(0, {"dense": {"url": MODELS, "bytes": 0}}, is_answer, translate(str(problem)))
 
 

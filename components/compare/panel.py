@@ -118,8 +118,9 @@ def connect(panel: ComparePanel, context: Context) -> None:
     on_latest([*context.on_commit, *(signal.change for signal in signals)], **shown)
     on_latest([pinned.change], **call(lambda: html.answer(PINNED), outputs={PINNED: panel.answers[PINNED]}))
     column = {"answer": panel.answers[OTHER], "cost": panel.costs[OTHER]}
-    named = call(name_other, columns, outputs=column, refuse=refuse_other, other=other, shown=column["answer"])
-    on_latest([other.submit, other.blur], **named)
+    named: dict[str, Any] = {"outputs": column, "other": other, "shown": column["answer"]}
+    named["refuse"] = lambda problem: {"answer": formatting.problem(problem), "cost": ""}
+    on_latest([other.submit, other.blur], **call(name_other, columns, **named))
     device_panel.connect(panel.device, context)
     passage_panel.connect(panel.passage, columns, panel.sampling["raw"], answered, context)
     facts_panel.connect(panel.facts, context)
@@ -176,11 +177,6 @@ def name_other(columns: Columns, request: Request, other: str, shown: str, clien
         return {"answer": "", "cost": ""}
     cost = {"cost": html.cost(OTHER, _costs(columns, request, other), other)}
     return cost if html.is_of(other, shown) else cost | {"answer": html.answer(OTHER, other=other)}
-
-
-def refuse_other(problem: ValueError) -> dict[str, Any]:
-    """The answer to a name that is none, or to invalid settings."""
-    return {"answer": formatting.problem(problem), "cost": ""}
 
 
 def cached_costs(columns: Columns, request: Request, pinned: Request | None, other: str, client: str) -> dict[str, Any]:

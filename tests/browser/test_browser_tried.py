@@ -86,12 +86,18 @@ def test_what_was_measured_is_listed_leads_back_and_travels(visit, tiny_query, p
     foreign = saved[0] | {"title": None, "key": "other", "name": "=1+1", "model": EVIL}
     foreign["setting"] = "sparsity=40&model=x&room=1"
     files["json"].write_text(json.dumps([*saved, *wrong, foreign, None, 7]))
-    for ending, words in (("csv", "3 imported, 0 refused."), ("json", "4 imported, 7 refused.")):
-        page.set_input_files("#tried input[type=file]", files[ending])
+    names_and_texts = {"cut.csv": files["csv"].read_bytes()[:-20], "bad.json": b"[{", "bad.csv": b"a;b\n1;2"}
+    for name, text in names_and_texts.items():
+        (tmp_path / name).write_bytes(text)
+    for file, words in (
+        ("settings.csv", "3 imported, 0 refused."),
+        ("cut.csv", "2 imported, 1 refused."),
+        ("bad.csv", "This file cannot be read."),
+        ("settings.json", "4 imported, 7 refused."),
+        ("bad.json", "This file cannot be read."),
+    ):
+        page.set_input_files("#tried input[type=file]", tmp_path / file)
         opened.says("#tried [role=status]", words)
-    (tmp_path / "bad.json").write_text("[{")
-    page.set_input_files("#tried input[type=file]", tmp_path / "bad.json")
-    opened.says("#tried [role=status]", "This file cannot be read.")
     assert sorted(name.partition(",")[0] for name in names(opened)) == ["30%", "45%", EVIL, "=1+1"]
     href = page.locator("#tried a", has_text="=1+1").get_attribute("href")
     assert parse_qs(href[1:]) == {"sparsity": ["40"], "model": ["x"], "tab": ["sweep"], "lang": ["en"]}

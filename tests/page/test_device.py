@@ -259,6 +259,12 @@ def test_the_page_is_told_what_a_setting_needs_and_what_is_wrong(session, tiny, 
         assert found.size == described[name]["bytes"] == found.path.stat().st_size
     assert "sliced" not in json.loads(device_panel.describe(session, tiny.with_settings(sparsity=0)))
 
+    first, second = (device_panel.prepare(session, ModelFiles(), tiny, "q8_0", SOMEBODY) for _ in range(2))
+    assert {*next(first), *next(second)} == {"status"}
+    assert not any("view" in step for step in first)  # stopped in the browser, and asked again: the second answers
+    *_, last = second
+    assert json.loads(last["view"])["problem"] == ""
+
     def move(*_: object) -> None:  # while the files are written
         session.jobs.set_view(SOMEBODY, request=tiny.with_settings(sparsity=40))
 

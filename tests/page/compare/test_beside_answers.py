@@ -212,9 +212,9 @@ def test_an_answer_stays_under_its_own_name(session, tiny, other) -> None:
 
 
 def test_a_hosted_page_reads_no_folder(session, tiny, other, monkeypatch) -> None:
-    named = spread_settings(panel.name_other, Columns(session), refuse=panel.refuse_other)
+    named = spread_settings(panel.name_other, Columns(session), refuse=str)
     assert "isx-error" not in named(*inputs_of(tiny.settings, other, ""), None)["answer"]
     assert named(*inputs_of(tiny.settings, " ", ""), None) == {"answer": "", "cost": ""}
     monkeypatch.setenv("INTRASLICE_HOSTED", "1")
     default = tiny.settings._replace(model="default", text="default", upload=None)
-    assert "Model must be one of default, " in named(*inputs_of(default, other, ""), None)["answer"]
+    assert "Model must be one of default, " in named(*inputs_of(default, other, ""), None)
