@@ -54,7 +54,8 @@ def command_arguments(recipe: Recipe, device: str, command: str = "evaluate", *o
     arguments += ["--calibration", calibration.text, "--eval", evaluation.text]
     arguments += ["--sequences", str(calibration.sequences), "--length", str(calibration.length)]
     arguments += ["--samples", str(calibration.samples)] if calibration.samples else []
-    arguments += ["--seed", str(calibration.seed), "--eval-tokens", str(evaluation.tokens)]
+    arguments += ["--seed", str(calibration.seed)]
+    arguments += [] if command == "generate" else ["--eval-tokens", str(evaluation.tokens)]  # which it has no use for
     return [*arguments, "--device", device, "--dtype", recipe.dtype, *options]
 
 

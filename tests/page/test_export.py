@@ -75,6 +75,7 @@ def test_the_command_lines_numbers_and_words_are_the_pages(session, settings, ca
     assert list(session.prepare(settings, "somebody"))[-1].kind == "ready"
     assert list(session.measure(settings, "somebody"))[-1].kind == "ready"
     evaluate, slice_, generate = exports.command_lines(session, settings, PROMPT).splitlines()
+    assert "--eval-tokens" not in generate  # which has no use for it, and would say so
     results = {}
     for line in (evaluate, slice_, generate):
         python, minus_m, module, *words = shlex.split(line)
