@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, get_num_threads
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
@@ -196,8 +196,8 @@ class _Sweep:
         if method.recovery(config) == NO_RECOVERY:
             config = replace(config, epochs=0)
         inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
-        device = self.loaded.model.device.type if self._speed(point) else ""
-        inputs += filter(None, (settings_of(method.recovery(config)), device))
+        machine = f"{self.loaded.model.device.type} {get_num_threads()}" if self._speed(point) else ""
+        inputs += filter(None, (settings_of(method.recovery(config)), machine))
         return self.path(f"{point.method} {config} {self._speed(point)} {point.quantise}", *inputs)
 
     def _speed(self, point: Point) -> SpeedConfig | None:

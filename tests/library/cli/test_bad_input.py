@@ -59,7 +59,6 @@ BY_THE_MODEL = [
     ("ratios --ratios much.csv", "the locked ratios remove 8"),
     ("evaluate --eval-tokens 9000", "tokens"),
     ("evaluate --length 513 --eval-tokens 513", "length must be at most 512"),
-    ("sweep --eval-length 513 --eval-tokens 513", "length must be at most 512"),
     ("sweep --also-eval a/one.txt b/one.txt", "same name"),
     ("slice --gguf there.gguf", "WordLevel"),
     ("export --gguf there.gguf", "WordLevel"),
@@ -78,7 +77,6 @@ BY_ARGPARSE = [
     ("sweep --methods intraslice svd", "was removed; use modegpt"),
     ("export --vllm folder", "was removed; use --gguf"),
     ("slice --out folder --iterative", "iterative was removed; use order sequential"),
-    ("publish --iterative --out page.html", "iterative was removed; use order sequential"),
 ]
 
 

@@ -113,7 +113,6 @@ def test_a_file_of_an_extension_is_light() -> None:
         ("sensitivity --context --ratio 0.2", "--ratio: --context"),
         ("inspect --method crossmodule --slicing 0.2", "--slicing: the command inspect"),
         ("sweep --sparsity 0.2 --methods wanda --shapes runtime", "--sparsity: the command sweep"),
-        ("sweep --methods wanda flap --estimators pca --order one-shot", "--order: method wanda, flap"),
         ("sweep --no-speed --prompt-tokens 9 --seeds 1 --seed 3", "--prompt-tokens: --no-speed; --seed: --seeds"),
         ("device --sparsity 0.3", "--device, --sparsity: the command device"),
     ],
