@@ -214,9 +214,9 @@ def test_speed_is_measured_in_turn_and_reported_as_a_ratio(tiny_case, monkeypatc
         assert row[f"{kind}_ratio"] == pytest.approx(row[f"{kind}_sliced"] / row[f"{kind}_dense"])
         assert row[f"{kind}_dense"] > 0
     assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == grid
-    monkeypatch.setattr(module, "get_num_threads", int)
-    assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == ()  # that of other threads
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "get_num_threads", int)
+        assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == ()  # that of other threads
     monkeypatch.setattr(type(case.loaded.model), "device", torch.device("cuda"))
     assert cached_points(case.loaded, texts(case), grid, SliceConfig(), config) == ()  # another device's speed
 
