@@ -28,7 +28,8 @@ from intraslice.modeling.hidden_states import Tokens, next_token_logits
 from intraslice.recovery.distill import Distillation, Lesson, Logs
 from intraslice.samples import SAMPLES_PER_BATCH, KeptStates, states_of
 
-TURNS = (0.63, 0.74)  # fractions of the steps on other texts, after which the slice writes
+# After which fractions of other steps the slice writes, and its steps per other. Where many follow, loops come back.
+SHORT, LONG, LONG_STEPS = ((0.63, 0.74), 0.05), ((0.6, 0.72, 0.84, 0.94), 0.12), 600
 LENGTH, WRITTEN = 128, 0.625  # tokens of a text, and the fraction of them that the slice writes
 RUN, LOOP = 4, 3  # a text loops from where a run of so many tokens comes so often
 NATURAL = 4.0  # weight of the loss where other texts repeat themselves
@@ -102,7 +103,7 @@ def repetition_losses(log_probs: Logs, target: Logs, chosen: Int[Tensor, " token
 
 @dataclass(frozen=True)
 class DistillationOnOwnTexts(Distillation):
-    """At the cost of `Distillation`, with smaller updates, also on texts that the slice writes, in two turns."""
+    """At the cost of `Distillation`, with smaller updates, also on texts that the slice writes, in turns."""
 
     name = "distill-own"
     label = "Distillation with own texts"
@@ -112,7 +113,7 @@ class DistillationOnOwnTexts(Distillation):
     )
 
     rank: int = 32  # costs less, which pays for the own texts
-    own_texts: float = 0.05  # steps on own texts, per step on others
+    schedule: tuple[tuple[float, ...], float] | None = None  # SHORT, or LONG for so many steps
     repetition_weight: float = 2.0  # of the losses where it repeats itself; that of the KL divergence is 1
 
     def products(
@@ -130,9 +131,9 @@ class DistillationOnOwnTexts(Distillation):
     def steps(self, sequences: int, length: int, epochs: int) -> list[list[int]]:
         """The steps without own texts, and an empty list for each step on own texts."""
         steps = super().steps(sequences, length, epochs)
-        turns = [round(turn * len(steps)) for turn in TURNS]
-        count = round(self.own_texts * len(steps) / len(turns))
-        for turn in reversed(turns):
+        turns, share = self.schedule or (SHORT if len(steps) < LONG_STEPS else LONG)
+        count = round(share * len(steps) / len(turns))
+        for turn in [round(fraction * len(steps)) for fraction in reversed(turns)]:
             steps[turn:turn] = [[] for _ in range(count)]
         return steps
 
@@ -169,9 +170,8 @@ class DistillationOnOwnTexts(Distillation):
         weight, *repeated = weights
         losses = weight * super().losses(log_probs, target, following)
         for mask in repeated:
-            losses = losses + self.repetition_weight * mask * repetition_losses(
-                log_probs, target, following.clamp_min(0)
-            )
+            missing = repetition_losses(log_probs, target, following.clamp_min(0))
+            losses = losses + self.repetition_weight * mask * missing
         return losses
 
     def _texts_per_step(self, length: int) -> int:

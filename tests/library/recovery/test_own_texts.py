@@ -28,7 +28,6 @@ from intraslice.samples import KeptStates
     [
         ([1, 2, 3, 4, 9, 1, 2, 3, 4, 1, 2, 3, 4], [0, 0, 0, 1, 1, 1, 1, 1, 2, 1, 1, 1, 3]),
         ([5] * 6, [0, 0, 0, 1, 2, 3]),  # the runs may overlap
-        ([1, 2], [0, 0]),
         ([], []),
     ],
 )
@@ -102,11 +101,12 @@ def test_the_loss_weighs_more_where_texts_by_others_repeat_a_run() -> None:
 
 def test_own_texts_have_their_turns_among_the_others() -> None:
     """Of 128 tokens the slice writes 80; steps are of one sequence of 512 tokens each."""
-    assert lengths(512) == (48, 80)
-    assert lengths(24) == (9, 15)
-    steps = DistillationOnOwnTexts(own_texts=0.2).steps(50, 512, 1)  # 50 on others
+    assert (lengths(512), lengths(24)) == ((48, 80), (9, 15))
+    steps = DistillationOnOwnTexts(schedule=((0.63, 0.74), 0.2)).steps(50, 512, 1)  # 50 on others
     assert [index for index, step in enumerate(steps) if not step] == [*range(32, 37), *range(42, 47)]
     assert [step for step in steps if step] == Distillation().steps(50, 512, 1)
+    many = DistillationOnOwnTexts().steps(700, 512, 1)  # of 21 steps each
+    assert [many.index([], start) for start in (0, 441, 546, 651)] == [420, 525, 630, 721]
 
 
 def test_own_texts_go_on_from_parts_of_the_others_and_are_read_by_the_dense_model(case) -> None:
