@@ -228,6 +228,8 @@ def _passes_of(options: dict[str, Any]) -> float | None:
             f"compress has no option {min(unknown)!r}; options are {', '.join(OPTIONS)}. Token counts "
             "and the seed are set by calibration=CalibrationConfig(...) and evaluation=EvaluationConfig(...)"
         )
+    if options.get("context") and options.get("size") is None:
+        raise UserError("context counts towards a size; pass size= too, or leave context out")
     ratios = options.get("ratios", "estimator")
     if ratios not in ("estimator", "search"):
         raise UserError(f"ratios must be 'estimator' or 'search', got {ratios!r}")

@@ -57,6 +57,7 @@ class Pipeline:
         if self.slicing is not None:
             self.method.require_slicing(self.slicing)
         if self.ratio_search is not None:
+            self.method.require_estimator()
             self.require_searchable(self.recipe.slicing, self._search_config(self.ratio_search))
         self._size = None if self.size is None else parse_size(self.size, self.context)
 

@@ -155,30 +155,11 @@ def layer_table(plan: Plan) -> str:
 
 
 def ratio_chart(plan: Plan) -> str:
-    """An SVG bar chart of the ratios of every layer; empty for a cross-module plan."""
+    """An HTML table with a bar for the ratios of every layer; empty for a cross-module plan."""
     if isinstance(plan, CrossModulePlan):
         return ""
-    width, height = 16 * len(plan.layers), 100
-    marks = [
-        f'<line x1="0" x2="{width}" y1="{height - y}" y2="{height - y}" stroke="currentColor" opacity="0.2"/>'
-        f'<text x="-4" y="{height - y + 3}" text-anchor="end">{y} %</text>'
-        for y in (0, 50, 100)
-    ]
-    for index, layer in enumerate(plan.layers):
-        ratios = {"attention": layer.attention_ratio, "MLP": layer.mlp_ratio}
-        for place, (module, ratio) in enumerate(ratios.items()):
-            x, bar = 16 * index + 1 + 7 * place, height * ratio
-            marks.append(
-                f'<rect x="{x}" y="{height - bar:.1f}" width="7" height="{bar:.1f}" fill="{COLOURS[module]}">'
-                f"<title>layer {index}, {module}: {ratio:.1%}</title></rect>"
-            )
-        if index % 5 == 0:
-            marks.append(f'<text x="{16 * index + 8}" y="{height + 12}" text-anchor="middle">{index}</text>')
-    for place, (module, colour) in enumerate(COLOURS.items()):
-        marks.append(f'<rect x="{80 * place}" y="-16" width="9" height="9" fill="{colour}"/>')
-        marks.append(f'<text x="{80 * place + 13}" y="-8">{module}</text>')
-    return (
-        f'<svg viewBox="-40 -20 {width + 44} {height + 50}" style="max-width: {2 * width}px; font: 9px sans-serif" '
-        f'fill="currentColor" role="img" aria-label="Pruning ratio per layer">{"".join(marks)}'
-        f'<text x="{width / 2}" y="{height + 26}" text-anchor="middle">layer</text></svg>'
-    )
+    ratios = [(layer.attention_ratio, layer.mlp_ratio) for layer in plan.layers]
+    table = pandas.DataFrame(ratios, columns=[*COLOURS]).rename_axis("layer").style.format("{:.1%}")
+    for module, colour in COLOURS.items():
+        table.bar(subset=[module], color=colour, vmin=0, vmax=1)
+    return table.to_html()

@@ -1,8 +1,7 @@
 """How soon the page answers, on the default model in a real browser: `python -m tests.live`.
 
 Not a test: it prints what was measured beside what is wanted, in some five minutes on an idle machine. It works in a
-cache of its own, which has nothing but the weights and the text. What is wanted was set on two cores that read the
-dense model's 2,560 held-out tokens in 1.8 s; where that takes longer, as it says first, everything may.
+cache of its own, which has nothing but the weights and the text. What is wanted was set on two cores.
 """
 
 import os
@@ -11,18 +10,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from playwright import sync_api as playwright
 
-from intraslice import EvaluationConfig, evaluation_tokens, load_model
 from intraslice.core.cache import cache_folder
-from intraslice.evaluation.perplexity import measure_losses
-from intraslice.pretrained.precision import choose_dtype
 from tests.support.page.browsing import ARGUMENTS, CHROMIUM, MOVE, running_app
 from tests.support.page.fiddling import RELEASE, SLIDER
 
 MINUTES = 600_000  # ms, of patience
-YARDSTICK = 1.8  # s
 MOVES = 40
 READY = "document.querySelector('#ratio-chart .isx-plot')?.data?.length > 0"
 STORED = "/perplexity [0-9.]+ → [0-9.]+ .*precomputed on/.test(document.querySelector('#headline')?.innerText)"
@@ -94,40 +88,26 @@ class Visitor:
         self.page.wait_for_timeout(1000)
 
 
-class Machine:
-    """This one, by how many times slower it is than that on which the bounds were set."""
-
-    def __init__(self) -> None:
-        loaded = load_model("default", getattr(torch, choose_dtype()))
-        windows = evaluation_tokens(loaded.tokenizer, EvaluationConfig(tokens=2_560))
-        for _ in range(2):  # the first run warms up
-            began = time.perf_counter()
-            measure_losses(loaded.model, windows, progress=False)
-            seconds = time.perf_counter() - began
-        self.slower = max(1.0, seconds / YARDSTICK)
-        print(f"this machine's dense perplexity of {windows.numel():,} tokens {seconds:21.1f} s   there {YARDSTICK}")
-
-    def report(self, what: str, measured: float, wanted: float, unit: str = "s") -> None:
-        here = wanted * self.slower
-        verdict = "" if measured <= wanted else "  slower machine" if measured <= here else "  too slow"
-        print(f"{what:<72}{measured:8.2f} {unit:<3} wanted {wanted:g}, here {here:.3g}{verdict}", flush=True)
+def report(what: str, measured: float, wanted: float, unit: str = "s") -> None:
+    verdict = "" if measured <= wanted else "  too slow"
+    print(f"{what:<72}{measured:8.2f} {unit:<3} wanted {wanted:g}{verdict}", flush=True)
 
 
-def opening(machine: Machine, browser: playwright.Browser, address: str) -> Visitor:
+def opening(browser: playwright.Browser, address: str) -> Visitor:
     """Nothing is there but the weights; the server has just started, so its first answer is late."""
     visitor = Visitor(browser, address)
-    machine.report("opened: the stored perplexity", visitor.until(STORED), 3)
-    machine.report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
+    report("opened: the stored perplexity", visitor.until(STORED), 3)
+    report("opened: the slider answers from the snapshot", visitor.until(READY), 5)
     print(f"opened: the whole calibration, and its perplexity {visitor.until(f'{WHOLE} && {FINAL}'):31.1f} s")
     return visitor
 
 
-def moving(machine: Machine, visitor: Visitor) -> None:
+def moving(visitor: Visitor) -> None:
     """Everything is loaded, nobody else is there."""
     for tab, chart in (("Ratios", "#ratio-chart"), ("Spectra", "#variance-chart")):
         visitor.open(tab)
         times = visitor.drag([21 + (move * 7) % 30 for move in range(MOVES)], chart)
-        machine.report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
+        report(f"slider to pixels, {tab}, median", statistics.median(times), 100, "ms")
     visitor.open("Ratios")
     stored, final = [], []
     for percent in (33, 27, 42, 36, 21):
@@ -135,11 +115,11 @@ def moving(machine: Machine, visitor: Visitor) -> None:
         stored.append(visitor.until(STORED))
         visitor.measure_here()
         final.append(visitor.until(FINAL))
-    machine.report("let go: stored perplexity, median of 5", statistics.median(stored), 0.3)
-    machine.report("Measure here: final perplexity, median of 5", statistics.median(final), 3.5)
+    report("let go: stored perplexity, median of 5", statistics.median(stored), 0.3)
+    report("Measure here: final perplexity, median of 5", statistics.median(final), 3.5)
 
 
-def answering(machine: Machine, visitor: Visitor) -> None:
+def answering(visitor: Visitor) -> None:
     """Generate after a move, and the activations of both methods."""
     visitor.open("Compare")
     times = []
@@ -149,13 +129,13 @@ def answering(machine: Machine, visitor: Visitor) -> None:
         visitor.page.click("#generate")
         times.append(visitor.until(_filled(ANSWERING, percent)))
         visitor.until(_filled(ANSWERING, percent, "[.,]"))
-    machine.report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
+    report("Generate after a move: all three columns answer, median of 3", statistics.median(times), 3)
     visitor.open("Activations")
     times = []
     for percent in (29, 11):
         visitor.release(percent)
         times.append(visitor.until(_filled(SHIFTED, percent)))
-    machine.report("activations of both methods after a move, the slower of 2", max(times), 10)
+    report("activations of both methods after a move, the slower of 2", max(times), 10)
 
 
 def _filled(condition: str, percent: int, ending: str = "") -> str:
@@ -164,16 +144,15 @@ def _filled(condition: str, percent: int, ending: str = "") -> str:
 
 def main() -> None:
     """Measure, from an empty cache on."""
-    machine = Machine()
     with tempfile.TemporaryDirectory() as folder, playwright.sync_playwright() as driver:
         for kept in ("models", "wheels"):
             (Path(folder) / kept).symlink_to(cache_folder() / kept)
         os.environ["INTRASLICE_CACHE"] = folder
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         with running_app() as address:
-            visitor = opening(machine, browser, address)
-            moving(machine, visitor)
-            answering(machine, visitor)
+            visitor = opening(browser, address)
+            moving(visitor)
+            answering(visitor)
         browser.close()
 
 

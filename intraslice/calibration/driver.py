@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy
 import torch
@@ -20,6 +21,7 @@ from intraslice.calibration import layerwise
 from intraslice.calibration.layerwise import BY_SEQUENCE, Hidden, LayerwiseCalibration, LossGradient
 from intraslice.calibration.stats import CalibrationStats, LayerStats, empty_stats, layer_sizes
 from intraslice.core.cache import Steps, cache_path, read_result, write_result
+from intraslice.core.checks import one_of
 from intraslice.core.config import Targets
 from intraslice.core.errors import UserError
 from intraslice.core.progress import Pause, Progress, ProgressCallback, ProgressOption, progress_callback
@@ -27,7 +29,7 @@ from intraslice.distributed import all_gather, all_reduce_, rank, shard_of, size
 from intraslice.loading import LoadedModel, require_loaded
 from intraslice.modeling.counts import decoder_parameters
 from intraslice.modeling.families import Block, blocks
-from intraslice.modeling.hidden_states import Tokens, call_layer, device_of, embed
+from intraslice.modeling.hidden_states import Tokens, call_layer, device_of, embed, require_windows
 from intraslice.modeling.offload import is_offloaded, resident
 from intraslice.pretrained.memory import LOSS_TOKENS, TOKENS_PER_BATCH
 
@@ -88,21 +90,18 @@ def calibrate(
 
     Raises:
         NumericalError: gradients are not finite.
-        UserError: `loaded` is no LoadedModel, or the processes have different models or tokens.
+        UserError: invalid arguments, or the processes have different models or tokens.
     """
     require_loaded(loaded)
+    require_windows(tokens, loaded.model.config)
+    one_of("targets", targets, get_args(Targets))
     report, model, layers = progress_callback(progress), loaded.model, blocks(loaded.model)
     path = cache_path("calibration", ".npz", FORMAT, loaded.fingerprint, model.dtype, tokens, targets)
     stats = read_result(path, partial(_read, layers=len(layers), device=model.device)) if rank() == 0 else None
-    names, found = zip(*all_gather([(path.name, stats is not None)]), strict=True)
+    names, (is_cached, *_) = zip(*all_gather([(path.name, stats is not None)]), strict=True)
     if len({*names}) > 1:
-        raise UserError(
-            "the processes do not have the same model and calibration text; give all machines the same files and "
-            "options"
-        )
-    is_cached = found[0]
-    if stats is None:
-        stats = [empty_stats(block, len(tokens), model.device) for block in layers]
+        raise UserError("the processes differ in model or calibration tokens; give all the same files and options")
+    stats = stats or [empty_stats(block, len(tokens), model.device) for block in layers]
     if not is_cached:
         _calibrate_shard(model, stats, tokens, targets, report)
     # Sums over processes: each has zeros for sequences of others, or for everything if the first read the cache.
@@ -171,13 +170,12 @@ def _calibrate(
 
     def partial_statistics() -> CalibrationStats:
         rows = dict.fromkeys(BY_SEQUENCE, slice(done))
-        layers = [
-            LayerStats(**{name: value[rows.get(name, ...)].clone() for name, value in vars(layer).items()})
-            for layer in stats
-        ]
-        for layer in layers:
-            layer.mirror_()
-            layerwise.require_finite(layer)
+        layers = []
+        for layer in stats:
+            clones = {name: value[rows.get(name, ...)].clone() for name, value in vars(layer).items()}
+            layers.append(LayerStats(**clones))
+            layers[-1].mirror_()
+            layerwise.require_finite(layers[-1])
         return _statistics(model, layers, done * tokens.shape[1], targets)
 
     for batch in tokens.split(sequences_per_batch(tokens)):

@@ -98,9 +98,8 @@ class LayerStats:
     def packed(self, name: str) -> numpy.ndarray:
         """An array to store; of the moments the lower triangle, row by row."""
         array = getattr(self, name).numpy(force=True)
-        return (
-            numpy.concatenate([row[:end] for end, row in enumerate(array, 1)] or [array]) if name in MOMENTS else array
-        )
+        rows = [row[:end] for end, row in enumerate(array, 1)] if name in MOMENTS else []
+        return numpy.concatenate(rows) if rows else array
 
     @property
     def packed_bytes(self) -> int:

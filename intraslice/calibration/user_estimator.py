@@ -16,6 +16,7 @@ from 0. The function is called once per layer, when a model is calibrated or its
 
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -78,11 +79,14 @@ def load_estimator(spec: str) -> Estimator:
 
 
 def register_importances(layers: Sequence[dict[ModuleKind, list[float]]]) -> str:
-    """The name of an estimator with these importances of every layer, from a file of the cache."""
+    """The name of an estimator with these importances of every layer, also kept in the cache if possible."""
     text = importances_json(layers)
     file = cache_path("search", ".json", "importances", text)
     write_result(file, lambda path: path.write_text(text, encoding="utf-8"), "the importances", len(text))
-    return load_estimator(str(file)).name
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, file.name)
+        copy.write_text(text, encoding="utf-8")
+        return load_estimator(str(copy)).name
 
 
 def _from_file(name: str, layers: Sequence[Mapping[ModuleKind, list[float]]]) -> Callable[[LayerCalibration], Any]:

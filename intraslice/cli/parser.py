@@ -65,6 +65,13 @@ def _options_of(config: type) -> list[Option]:
     return options
 
 
+def _answers(text: str) -> int:
+    """The number of prompts to answer."""
+    if not text.isdecimal() or int(text) > len(PROMPTS):
+        raise argparse.ArgumentTypeError(f"expected a number of prompts up to {len(PROMPTS)}, got {text}")
+    return int(text)
+
+
 def _estimator(text: str) -> str:
     """The name of an estimator. A user's file is loaded and registered."""
     if text.endswith(".py"):
@@ -185,7 +192,7 @@ OPTIONS = {  # by the group in which the help lists them
         *_options_of(EvaluationConfig),
         _option("--eval-length", EVAL_LENGTH, "evaluate sweep", **NUMBER),
         _option("--also-eval", ALSO_EVAL, "sweep", nargs="+", default=[], metavar="NAME|FILE"),
-        _option("--answers", ANSWERS, "evaluate sweep", **NUMBER, nargs="?", const=FEW, default=0),
+        _option("--answers", ANSWERS, "evaluate sweep", type=_answers, metavar="N", nargs="?", const=FEW, default=0),
         _option("--full-length", FULL_LENGTH, "evaluate", **SWITCH),
         _option("--facts", FACTS, "evaluate sweep", nargs="?", const=LANGUAGES[0], choices=LANGUAGES),
         _option("--quantise", QUANTISED, "sweep", nargs="+", default=["none"], choices=QUANTISE),

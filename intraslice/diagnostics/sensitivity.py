@@ -299,14 +299,12 @@ def noise_ceiling(damages: Float[Tensor, "modules windows"]) -> float | None:
     in_first = torch.rand(RESAMPLES, windows, generator=generator).argsort(1) < windows // 2
     first_weights = in_first.double() / (windows // 2)
     second_weights = (~in_first).double() / (windows - windows // 2)
-    first, second = (_centred_ranks(weights @ damages.double().T) for weights in (first_weights, second_weights))
+    ranks = [
+        (weights @ damages.double().T).argsort(1).argsort(1).double() for weights in (first_weights, second_weights)
+    ]
+    first, second = (rank - rank.mean(1, keepdim=True) for rank in ranks)
     rho = (first * second).sum(1).mean().item() / first[0].square().sum().item()
     return max(0.0, 2 * rho / (1 + rho)) ** 0.5 if rho > 0 else 0.0
-
-
-def _centred_ranks(values: Float[Tensor, "splits modules"]) -> Float[Tensor, "splits modules"]:
-    ranks = values.argsort(1).argsort(1).double()
-    return ranks - ranks.mean(1, keepdim=True)
 
 
 def compare_ranks(sensitivity: Sensitivity, profile: Profile, measure: Measure = "kl") -> RankAgreement:

@@ -28,7 +28,7 @@ from intraslice.methods.registry import METHODS, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.recovery.registry import cost_of, settings_of
 
-FORMAT = "12"
+FORMAT = "13"
 DENSE = "dense"  # the method of a point that is not sliced
 Quantise = Literal["none"] | GGUFType  # the type of the GGUF file whose weights are evaluated; none: no rounding
 QUANTISE: tuple[Quantise, ...] = ("none", *GGUF_TYPES)
@@ -183,7 +183,8 @@ class _Sweep:
         loaded, texts = self.loaded, self.texts
         held_out = texts.evaluation, *(part for item in texts.others.items() for part in item)
         inputs += (answers_key(loaded.model, texts.prompts),) if texts.prompts else ()
-        inputs += (fact_questions(texts.facts),) if texts.facts else ()
+        inputs += (encode_questions(loaded.tokenizer, fact_questions(texts.facts)),) if texts.facts else ()
+        inputs += ("offloaded",) if any(weight.is_meta for weight in loaded.model.parameters()) else ()  # or refused
         return cache_path("sweep", ".json", FORMAT, loaded.fingerprint, loaded.model.dtype, *inputs, *held_out, key)
 
     def point_path(self, point: Point) -> Path:

@@ -91,8 +91,7 @@ def measure_tasks(
     `manager` is the result of `require_tasks`. Groups have rows in addition to those of their tasks. `progress` counts
     models. Raises UserError for tasks that cannot be run.
     """
-    rows: list[dict[str, Any]] = []
-    report = progress_callback(progress)
+    rows, report = list[dict[str, Any]](), progress_callback(progress)
     for done, (name, model) in enumerate(models.items()):
         report(Progress("tasks", done, len(models)))
         rows += _rows(name, _evaluated(model, tokenizer, config, manager)["results"])
@@ -139,9 +138,8 @@ def _evaluated(
                 **{"log_samples": False} | options,
             )
     except Exception as error:
-        names = ", ".join(config.tasks)
         raise UserError(
-            f"lm-eval cannot run {names} ({first_line(error)}); choose other tasks, or run fewer at once"
+            f"lm-eval cannot run {', '.join(config.tasks)} ({first_line(error)}); choose other tasks, or fewer at once"
         ) from error
     return output
 

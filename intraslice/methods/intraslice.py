@@ -5,7 +5,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import SliceConfig
+from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.methods.registry import METHODS, SlicingMethod
 from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.slicing.driver import slice_model
@@ -43,7 +43,7 @@ class IntraSlicePlus(IntraSlice):
         return super().plan(model, stats, replace(config, order="one-shot", recovery=recovery))
 
     def recovery(self, config: SliceConfig) -> str:
-        return "distill"
+        return "distill" if config.recovery == NO_RECOVERY else config.recovery
 
 
 METHODS.register(IntraSlice())

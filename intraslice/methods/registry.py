@@ -77,6 +77,11 @@ class SlicingMethod(ABC, Generic[PlanType]):
                 "{name} must be at least 0 and below 1, got {value}", name=Message("slicing"), value=slicing
             )
 
+    def require_estimator(self) -> None:
+        """Raise UserError unless the method's ratios come from an estimator, as a search of ratios needs."""
+        if not self.uses_estimator:
+            raise UserError(f"a search improves an estimator's ratios, which method {self.name} does not use")
+
     def needs_statistics(self, config: SliceConfig) -> bool:
         """Whether `plan` and `slice` use `stats`, which may be None otherwise."""
         return True

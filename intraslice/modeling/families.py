@@ -44,13 +44,11 @@ class Family:
     norm_offset: float = 0.0
 
 
-def _pair(linear: nn.Linear) -> Pair:
-    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-
-
 def _pairs(module: DenseModule, names: Sequence[str], sizes: list[int]) -> list[Pair]:
     """The maps with these names, or, where there are fewer names than maps, the first one split by `sizes`."""
-    (weight, bias), *others = pairs = [_pair(getattr(module, name)) for name in names]
+    maps = [getattr(module, name) for name in names]
+    pairs = [(linear.weight.detach(), None if linear.bias is None else linear.bias.detach()) for linear in maps]
+    (weight, bias), *others = pairs
     if len(others) == len(sizes):
         return pairs
     biases = [None] * len(sizes) if bias is None else bias.split(sizes)

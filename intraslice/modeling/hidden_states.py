@@ -40,13 +40,15 @@ def require_length(length: int, config: PreTrainedConfig) -> None:
 def require_windows(tokens: Tensor, config: PreTrainedConfig) -> None:
     """Raise UserError unless `tokens` has windows of two or more tokens, and the model has positions for them."""
     shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else ()
-    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2 or tokens.is_floating_point():
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 2 or tokens.dtype != torch.int64:
         raise UserError(
-            "expected a tensor of whole numbers with shape (windows, tokens), one window or more of two tokens or "
+            "expected a tensor of int64 with shape (windows, tokens), one window or more of two tokens or "
             "more, got {received}",
             received=f"shape {shape} of {tokens.dtype}" if isinstance(tokens, Tensor) else type(tokens).__name__,
         )
     require_length(tokens.shape[1], config)
+    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
+        raise UserError("tokens must be from 0 to {last:,}; use the model's tokenizer", last=config.vocab_size - 1)
 
 
 class _Recorder(torch.nn.Module):

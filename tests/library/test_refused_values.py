@@ -142,6 +142,7 @@ def test_values_that_a_model_cannot_have(case, tmp_path):
         (partial(write_gguf, model, tokenizer, tmp_path / "a.gguf", "q2_k"), "the GGUF type must be one of f32, f16"),
         (partial(intraslice.recover, model, model, tokens, epochs=0.5), "epochs must be a whole number from 0"),
         (partial(intraslice.recover, model, model, tokens, "magic"), "recovery must be one of distill, distill-own,"),
+        (partial(intraslice.calibrate, case.loaded, tokens, "Sampled"), "targets must be one of sampled, text"),
         (partial(ablated_model, model, "reads", 0, tokens), "width must be a whole number from 1 to"),
         (partial(ablated_model, model, "nothing", 4, tokens), "ablation must be one of"),
         *((partial(score_passage, model, model, tokenizer, "w7 " * n), "expected 2 to 512") for n in (0, 1, 513)),
@@ -165,7 +166,10 @@ def test_values_that_a_model_cannot_have(case, tmp_path):
         (torch.zeros(8, dtype=torch.long), "got shape (8,)"),
         (torch.zeros(2, 1, dtype=torch.long), "got shape (2, 1)"),
         (torch.zeros(2, 8), "of torch.float32"),
+        (torch.zeros(2, 8, dtype=torch.int32), "of torch.int32"),
         ([[1, 2]], "got list"),
+        (torch.full((2, 8), -1), "tokens must be from 0 to"),
+        (torch.full((2, 8), 10**6), "tokens must be from 0 to"),
         (torch.zeros(1, 513, dtype=torch.long), "must be at most 512, the model's maximum context length, got 513"),
     ],
 )
@@ -173,6 +177,7 @@ def test_tokens_without_windows_that_fit_the_model(case, tokens, received):
     model = case.dense
     for call, models in ((intraslice.perplexity, 1), (intraslice.evaluate, 2), (intraslice.recover, 2)):
         assert received in refused(call, *[model] * models, tokens)
+    assert received in refused(intraslice.calibrate, case.loaded, tokens)
 
 
 def test_a_loaded_model_in_place_of_its_model_and_the_other_way_round(case, tmp_path):

@@ -9,6 +9,7 @@ from intraslice.__main__ import main
 
 BEFORE_LOADING = [
     ("evaluate --slicing 0.2", "method intraslice does not slice the residual stream"),
+    ("evaluate --method flap --ratios search", "an estimator's ratios, which method flap does not use"),
     ("evaluate --method crossmodule --slicing 1", "slicing must be at least 0 and below 1"),
     ("evaluate --method crossmodule --slicing nan", "slicing must be at least 0"),
     ("evaluate --eval-tokens 3", "--eval-tokens must be at least --length, 24 tokens, got 3"),
@@ -73,6 +74,7 @@ BY_ARGPARSE = [
     ("ratios --estimator mine.py:nothing", "does not define"),
     ("ratios --estimator mine.py", "write mine.py:FUNCTION"),
     ("prices", "was removed; use search"),
+    ("evaluate --answers 251", "expected a number of prompts up to 250, got 251"),
     ("evaluate --method svd", "was removed; use modegpt"),
     ("sweep --methods intraslice svd", "was removed; use modegpt"),
     ("export --vllm folder", "was removed; use --gguf"),

@@ -36,6 +36,12 @@ def test_sweep_writes_the_rows_it_prints(run):
     assert frame["perplexity"].tolist() == frame["perplexity text"].tolist() == pytest.approx(found)
 
 
+def test_what_a_model_on_disk_cannot_do_is_not_said_of_the_same_model_in_memory(run):
+    words = "sweep --methods modegpt --sparsities 0.3 --no-speed"
+    rows = [run(words + more)["rows"][0] for more in (" --device-map disk", "")]
+    assert [row["perplexity"] is None for row in rows] == [True, False]
+
+
 def test_a_sweep_over_seeds_has_the_rows_of_each_and_their_spread(run, printed):
     chosen = "sweep --methods intraslice wanda --estimators pca --sparsities 0.3 --no-speed"
     result = run(f"{chosen} --seeds 0 1")
@@ -63,6 +69,9 @@ def test_a_recovery_follows_any_method(run):
     (row,) = run("sweep --methods flap --sparsities 0.3 --no-speed --recover distill")["rows"]
     assert (row["recovery"], row["perplexity"]) == ("distill", values[1]["sliced"])
     assert 2 < row["recovery_training_passes"] < 30
+    ways = ("intraslice --order one-shot", "intraslice+")
+    plain, plus = (run(f"evaluate --recover distill-own --method {way}")["perplexity"] for way in ways)
+    assert plus == plain
 
 
 def test_evaluation_windows_may_be_longer_than_calibration_sequences(run):

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -81,6 +80,7 @@ def test_a_size_is_met_alike_on_the_command_line(home, options, run):
     assert result["sparsity_asked"] == compressed.recipe.slicing.sparsity > 0
     for words, size in (("--size 2MB", "2MB q8_0"), ("--size 2 MB f16", "2 MB f16")):
         assert Run(parser().parse_args(["slice", "--gguf", "s.gguf", "--type", "q8_0", *words.split()])).size == size
+    assert "context counts towards a size" in refused(compress, "tiny", context=40, **options)
     message = refused(compress, "tiny", size="350 kB", **options, method="crossmodule")
     assert "a size cannot be the target of method crossmodule" in message
 
@@ -212,12 +212,8 @@ def test_it_answers_as_the_streamed_text_does_prints_its_sizes_and_draws_a_bar_f
     ratios = [(layer.attention_ratio, layer.mlp_ratio) for layer in result.plan.layers]
     rows = [line.split() for line in text.splitlines()[-len(ratios) :]]
     assert [(float(row[1]), float(row[2])) for row in rows] == [(round(a, 3), round(m, 3)) for a, m in ratios]
-    page = ElementTree.fromstring(f"<div>{result._repr_html_()}</div>")
-    bars = [rect for rect in page.iter("rect") if rect.find("title") is not None]
-    heights = [float(bar.get("height")) for bar in bars]
-    assert heights == pytest.approx([100 * ratio for pair in ratios for ratio in pair], abs=0.06)
-    ends = [float(bar.get("y")) + height for bar, height in zip(bars, heights, strict=True)]
-    assert ends == pytest.approx([100.0] * len(bars), abs=0.11)
+    cells = re.findall(r"([0-9.]+%)</td>", result._repr_html_())[-2 * len(ratios) :]
+    assert cells == [f"{ratio:.1%}" for pair in ratios for ratio in pair]
     assert "<script" not in result._repr_html_()
 
 
@@ -279,5 +275,5 @@ def test_a_cross_module_slice_has_no_ratios_and_a_method_without_an_order_none_t
     assert "sliced by wanda\n" in str(compress("tiny", 0.3, method="wanda", **texts))
     cross = compress(home / "tiny", 0.2, method="crossmodule", order="one-shot", **texts)
     assert "layer " not in str(cross)
-    assert "<svg" not in cross._repr_html_()
+    assert "MLP" not in cross._repr_html_()
     assert f"{cross.removed_fraction:.1%}" in str(cross)

@@ -153,3 +153,9 @@ def test_a_model_on_disk_is_refused(case, monkeypatch):
     monkeypatch.setattr(benchmark, "is_offloaded", lambda model: True)
     message = refused(measure_costs, case.loaded, case.tokens, case.tokens[:4], SliceConfig())
     assert "leave the device map out" in message
+
+
+def test_a_family_without_cross_module_slices_is_timed_without_them(tiny_case):
+    case = tiny_case("gemma3")
+    costs = measure_costs(case.loaded, case.tokens[:4], case.tokens[:2], SliceConfig(0.3), progress=False)
+    assert costs.ratios.keys() == {"calibrate", "slice_sequential", "slice_one_shot", "perplexity", "prefill", "decode"}
