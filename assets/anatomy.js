@@ -255,7 +255,16 @@ function begin(plot) {
   });
   canvas.addEventListener("pointerup", () => {
     const { layer, neurons } = view.dragged ?? {};
-    if (neurons) lock(`${layer} mlp neurons ${neurons}`);
+    if (neurons) {
+      // A lock that is refused changes no plan: once overrides.js knows, the map shows the plan's number again.
+      const restore = () => {
+        if (isx.locks().get(`${layer} mlp`) === `neurons ${neurons}`) return;
+        view.rows = view.drawn;
+        drawMap(view);
+      };
+      addEventListener("isx-locks", () => setTimeout(restore), { once: true });
+      lock(`${layer} mlp neurons ${neurons}`);
+    }
     setTimeout(() => (view.dragged = null)); // after the click that belongs to it
   });
   canvas.addEventListener("click", (event) => {

@@ -123,7 +123,13 @@ function take(news) {
     [followed, problem] = [state.step, ""];
     lesson.show(followed - 1, first);
   }
-  for (const step of Object.keys(state.revealed)) if (!lesson.isShown(step - 1)) lesson.reveal(step - 1);
+  for (const step of Object.keys(state.revealed)) {
+    if (lesson.isShown(step - 1)) continue;
+    const counted = state.mine?.[step];
+    // What the class has counted, where the student has moved the slider since.
+    if (counted !== undefined) lesson.set(step - 1, { said: lesson.unpooled(steps[step - 1].control, counted) });
+    lesson.reveal(step - 1);
+  }
   changed();
 }
 

@@ -29,7 +29,7 @@ class ShiftViews:
     """Cached measurements by model, calibration, setting and method, and the setting that each client saw last."""
 
     def __init__(self, session: Session) -> None:
-        self._session = session
+        self.session = session
         self._shifts: BoundedCache[SliceKey, tuple[MethodShift, int]] = BoundedCache(60)  # about 200 kB each
         self._shown: BoundedCache[str, Request] = BoundedCache(1000)
 
@@ -48,22 +48,22 @@ class ShiftViews:
         """The measurement of exactly this setting."""
         if self.is_measured(request):
             return self._view(request)
-        return self._precomputed(request) if request.slicing == self._session.opening.slicing else None
+        return self._precomputed(request) if request.slicing == self.session.opening.slicing else None
 
     def is_measured(self, request: Request) -> bool:
         """Whether exactly this setting is measured, by IntraSlice at least; a forgotten calibration takes it along."""
-        return self._session.is_calibrated(request) and self._shifts.get(request.slice_key("intraslice")) is not None
+        return self.session.is_calibrated(request) and self._shifts.get(request.slice_key("intraslice")) is not None
 
     def may_measure(self, request: Request) -> bool:
         """Whether a measurement may start automatically: slow slicing runs only on request."""
-        if request.slicing.sparsity == 0 or not self._session.is_calibrated(request):
+        if request.slicing.sparsity == 0 or not self.session.is_calibrated(request):
             return False
-        return request.is_live or self._session.is_sliced(request)
+        return request.is_live or self.session.is_sliced(request)
 
     def measure(self, request: Request, client: str, viewed: Request) -> Iterator[Status]:
         """`measure_both` as a job, which ends when the client views another setting or leaves the tab."""
         work = partial(self.measure_both, request=request)
-        jobs, ready = self._session.jobs, partial(self._session.ready, request)
+        jobs, ready = self.session.jobs, partial(self.session.ready, request)
         yield from jobs.run(client, "shift", work, ready=ready, request=viewed, tab="activations")
 
     def measure_both(self, job: Job, request: Request) -> None:
@@ -72,10 +72,10 @@ class ShiftViews:
         for method in NAMES:
             if self._shifts.get(request.slice_key(method)) is not None:
                 continue
-            dense = self._session.calibrations.load(job, request.calibration).model
+            dense = self.session.calibrations.load(job, request.calibration).model
             if method == "crossmodule" and not nearest_plan(dense, request.slicing.sparsity)[1]:
                 continue
-            sliced[method] = self._session.slice(job, request, method)
+            sliced[method] = self.session.slice(job, request, method)
             if not request.is_live:  # show the first method at once: slicing the second takes a minute
                 self._compare(job, request, sliced)
                 sliced = {}
@@ -84,7 +84,7 @@ class ShiftViews:
 
     def _compare(self, job: Job, request: Request, sliced: dict[str, PreTrainedModel]) -> None:
         """Measure several methods in one pass of the dense model."""
-        calibrated = self._session.calibrations.calibrate(job, request.calibration)
+        calibrated = self.session.calibrations.calibrate(job, request.calibration)
         dense, windows = calibrated.loaded.model, calibrated.windows
         tokens = windows[: max(1, TOKENS // windows.shape[1])]
         names = LazyString(lambda: gettext(" and ").join(translate(NAMES[method]) for method in sliced))
@@ -96,11 +96,11 @@ class ShiftViews:
 
     def _precomputed(self, request: Request) -> ShiftView | None:
         """The measurement of the default setting."""
-        found = self._session.precomputed.find(SHIFT, request.calibration, ShiftView)
+        found = self.session.precomputed.find(SHIFT, request.calibration, ShiftView)
         return replace(found.value, source=found.source) if found else None
 
     def _view(self, request: Request) -> ShiftView:
-        calibrated = self._session.calibrated(request)
+        calibrated = self.session.calibrated(request)
         windows, window = calibrated.windows.shape
         cached = {method: self._shifts.get(request.slice_key(method)) for method in NAMES}
         measurements = {method: measured for method, measured in cached.items() if measured is not None}

@@ -59,6 +59,7 @@ def measure(views: ShiftViews, request: Request, layer: int, client: str) -> Upd
         return
     previous: dict[str, str] = {}
     for event in views.measure(request, client, request):
+        layer = views.session.jobs.view_of(client, "layer", layer)
         current = {} if event.stopped else show(views, request, layer, client)
         yield {"status": status_line(event)} | ({} if current == previous else current)
         previous = current

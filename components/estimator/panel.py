@@ -73,6 +73,7 @@ class Section:
                 yield {"progress": formatting.status(event) + notice}
             else:
                 shown = self.source.session.jobs.view_of(client, "request", request)
+                layer = self.source.session.jobs.view_of(client, "layer", layer)
                 yield self.show(shown, layer, client) | {"progress": ""}
 
     def connect(self, context: Context, description: str) -> None:

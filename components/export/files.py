@@ -1,6 +1,5 @@
 """Exported files: the sliced checkpoint as a zip, its plan, and the commands and code that reproduce both."""
 
-import json
 import shlex
 import shutil
 import tempfile
@@ -136,12 +135,6 @@ def answers(
             texts[name] += piece
             job.emit(status)
     return texts
-
-
-def plan_json(session: Session, request: Request) -> str:
-    """The plan as JSON. Raises UserError if the model is not calibrated."""
-    record = plan_record(session, request)
-    return json.dumps(record | {"asked": record["requested"]}, indent=1)  # as clients know it
 
 
 def write_checkpoint(job: Job, session: Session, request: Request, downloads: Downloads) -> Export:

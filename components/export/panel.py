@@ -1,5 +1,6 @@
 """The Export tab: the sliced model, its plan, a report, and the commands and the link that reproduce this view."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -181,7 +182,9 @@ def _written(
 
 def plan(session: Session, downloads: Downloads, request: Request) -> str:
     """What every layer keeps and why, with sizes and protocol, as a JSON file."""
-    return downloads.put_text(f"{files.checkpoint_name(request)}-plan.json", files.plan_json(session, request))
+    record = files.plan_record(session, request)
+    text = json.dumps(record | {"asked": record["requested"]}, indent=1)  # as clients know it
+    return downloads.put_text(f"{files.checkpoint_name(request)}-plan.json", text)
 
 
 def report(

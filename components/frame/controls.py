@@ -152,7 +152,7 @@ class Controls:
             options: dict[str, Any] = {"info": info, "placeholder": "200 MB q8_0", "submit_btn": lazy_gettext("Fit")}
             self.size = gr.Textbox(label=lazy_gettext("Size as the target"), elem_id="size", **options)
             label = lazy_gettext("with the KV cache of … tokens")
-            self.context = _number(0, label=label, minimum=0, elem_id="context")
+            self.context = _number(0, label=label, minimum=0, maximum=checks.MAX_INTEGER, elem_id="context")
             add("text", choices=list(session.texts))
             add("upload")
             label, names = lazy_gettext("Calibration budget"), (lazy_gettext("Quick"), lazy_gettext("Thorough"))

@@ -54,7 +54,9 @@ def _restoring(page: gr.Blocks, context: Context) -> Iterator[Row]:
     yield on_latest, [page.load, model.change], [memory, minutes]
     reset = [context.notice, controls.settings["estimator"]]
     yield every, [model.input], [in_browser(f"() => ['', '{AUTO}']", None, reset)]
-    yield every, [link.lesson_receiver().select], [step]
+    forward_step = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'  # of assets/lesson/
+    wire = gr.HTML("<i></i>", js_on_load=forward_step, elem_id="lesson-wire", apply_default_css=False)
+    yield every, [wire.select], [step]
 
 
 def _settings(context: Context) -> Iterator[Row]:

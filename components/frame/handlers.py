@@ -57,7 +57,7 @@ def move(
     It alone says what the client views, one call at a time. Where the one before ended a measurement that began early,
     `again` repeats it. The estimator that a measurement has chosen becomes the control's value.
     """
-    session.jobs.set_view(client, request=request, pinned=pinned)
+    session.jobs.set_view(client, request=request, pinned=pinned, layer=layer)
     active = [live_output for live_output in when_open if live_output.tab == active_tab]
     values = preview(session, [*always, *active], request, layer, pinned, client)
     session.prefetch(request, client)

@@ -127,12 +127,6 @@ def _pinned(text: str) -> str:
     return pinned_text.write(request.with_settings(dtype=request.calibration.dtype))
 
 
-def lesson_receiver() -> gr.HTML:
-    """The component whose event `select` comes from the panel of `assets/lesson/`, with a step to begin."""
-    forward_event = 'addEventListener("isx-lesson", ({ detail }) => trigger("select", detail));'
-    return gr.HTML("<i></i>", js_on_load=forward_event, elem_id="lesson-wire", apply_default_css=False)
-
-
 def begin_step(event: gr.EventData) -> dict[str, Any]:
     """Values of the settings and the layer for a lesson's step, and a new value of `Context.refresh`."""
     state = state_of(event.step, event.phase)

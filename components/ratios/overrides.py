@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from ..frame.context import Context, every, in_browser
+from ..frame.context import HEAVY, Context, every, in_browser
 from ..i18n.language import LazyString, gettext, lazy_gettext
 from ..state.request import Request
 from ..state.session import Session
@@ -77,9 +77,12 @@ def connect(panel: OverridesPanel, context: Context) -> None:
     answered = every([panel.table.select], **call(edit, session, outputs=edited))
     answered.then(**in_browser("() => (dispatchEvent(new Event('isx-locks')), [])"))
     locked.change(**in_browser("(locked) => [locked, '']", locked, [panel.table, panel.problem]))
+    every(context.on_commit, **in_browser("() => ''", None, panel.problem))  # what was refused at another setting
     panel.upload.upload(**call(load, session, outputs=edited, ratios_file=panel.upload))
     file = {"file": panel.file}
-    saved = panel.save.click(**call(save, session, context.downloads, outputs=file, api_name="save_ratios"))
+    saved = panel.save.click(
+        **call(save, session, context.downloads, outputs=file, queue=HEAVY, api_name="save_ratios")
+    )
     saved.success(**in_browser(SAVE, panel.file))
 
 

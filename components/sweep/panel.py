@@ -85,7 +85,8 @@ def connect(panel: SweepPanel, context: Context) -> None:
     runs = call(sweep, session, outputs={"status": context.status, **outputs}, queue=HEAVY, api_name="sweep", **choice)
     panel.run.click(**runs).then(**tell(context.pinned_measured))
     panel.cancel.click(**call(stop, session, ["sweep"]))
-    saves = call(save, session, context.downloads, outputs={"file": panel.file}, api_name="sweep_csv", **choice)
+    file = {"file": panel.file}
+    saves = call(save, session, context.downloads, outputs=file, queue=HEAVY, api_name="sweep_csv", **choice)
     panel.csv.click(**saves).success(**in_browser(SAVE, panel.file))
     picked = {name: settings[name] for name in tried.FIELDS} | {"refresh": context.refresh}
     every([points.select for points in (*panel.charts.values(), panel.tried)], **call(pick, outputs=picked))

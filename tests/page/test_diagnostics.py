@@ -128,7 +128,9 @@ def test_what_is_not_calibrated_says_what_it_waits_for(spectra, activations, tin
 def test_both_methods_are_measured_at_equal_parameters_and_where_cross_module_does_not_reach_it_says_so(
     activations, reached
 ) -> None:
+    activations.session.jobs.set_view(SOMEBODY, layer=2)  # chosen while it was measured
     *_, last = activations_panel.measure(activations, settings := reached[True], 1, SOMEBODY)
+    assert json.loads(last["shift"])["selected"] == 2
     view = activations.view(settings, "somebody")
     assert "isx-ready" in last["status"]
     assert set(view.methods) == {"intraslice", "crossmodule"}
