@@ -255,16 +255,7 @@ function begin(plot) {
   });
   canvas.addEventListener("pointerup", () => {
     const { layer, neurons } = view.dragged ?? {};
-    if (neurons) {
-      // A lock that is refused changes no plan: once overrides.js knows, the map shows the plan's number again.
-      const restore = () => {
-        if (isx.locks().get(`${layer} mlp`) === `neurons ${neurons}`) return;
-        view.rows = view.drawn;
-        drawMap(view);
-      };
-      addEventListener("isx-locks", () => setTimeout(restore), { once: true });
-      lock(`${layer} mlp neurons ${neurons}`);
-    }
+    if (neurons) lock(`${layer} mlp neurons ${neurons}`);
     setTimeout(() => (view.dragged = null)); // after the click that belongs to it
   });
   canvas.addEventListener("click", (event) => {
@@ -274,6 +265,15 @@ function begin(plot) {
     if (isHead && canLock(view, at.layer)) lockHead(view, at);
     else open(view, at.layer);
   });
+  // A lock that is refused changes no plan: the map shows the plan again, and the reason, which else is far below.
+  const refused = () => {
+    const reason = document.querySelector("#overrides-problem")?.textContent.trim();
+    if (!reason) return;
+    view.rows = view.drawn;
+    drawMap(view);
+    if (view.at) tip.append(make("div", {}, reason));
+  };
+  addEventListener("isx-locks", () => setTimeout(refused));
   plot.addEventListener("keydown", (event) => press(view, event));
   plot.addEventListener("focus", () => plot.matches(":focus-visible") && !view.at && point(view, { layer: view.chart.selected, part: 0 }));
   plot.addEventListener("blur", () => point(view, null));
