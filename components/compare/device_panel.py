@@ -68,7 +68,8 @@ def describe_if_chosen(session: Session, request: Request, run_on: str, file_typ
 def prepare(session: Session, model_files: ModelFiles, request: Request, file_type: FileType, client: str) -> Updates:
     """Write the GGUF files of a setting, dense and sliced, for a browser to run; slices first if necessary.
 
-    Yields a status (HTML), then JSON: addresses below the page's own and sizes in bytes, or a `problem`.
+    `file_type` is q8_0 or f16. Yields a status (HTML), then the files as JSON: addresses below the page's own, sizes in
+    bytes, or a `problem`.
     """
     written: list[ModelFile] = []
 
