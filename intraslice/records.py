@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import intraslice
 from intraslice.core.config import NO_RECOVERY, CalibrationConfig, EvaluationConfig, SliceConfig
+from intraslice.core.fit_config import INTRASLICE_FIT
 from intraslice.evaluation.perplexity import Losses
 from intraslice.loading import LoadedModel
 from intraslice.methods.registry import METHODS, Plan
@@ -36,11 +37,12 @@ class Recipe:
         """The settings of the slice, as JSON. The plan says whether a width was asked for instead of a sparsity."""
         config = self.slicing
         sparsity = plan.requested if isinstance(plan, CrossModulePlan) else config.sparsity
-        apart = ("sparsity", "locked", "recovery")
+        apart = ("sparsity", "locked", "recovery", "fit")
         names = [field.name for field in fields(config) if field.name not in apart]
         options = {"model": self.model, "method": self.method} | {name: getattr(config, name) for name in names}
         options |= {"locked": [list(lock) for lock in config.locked], "sparsity_asked": sparsity}
-        return options | ({} if config.recovery == NO_RECOVERY else {"recovery": config.recovery})
+        options |= {} if config.recovery == NO_RECOVERY else {"recovery": config.recovery}
+        return options | ({} if config.fit == INTRASLICE_FIT else {"fit": asdict(config.fit)})
 
     def windows(self, tokenizer: PreTrainedTokenizerBase) -> Windows:
         """Tokens of the evaluation text, disjoint from the calibration tokens."""

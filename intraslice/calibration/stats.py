@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
+from intraslice.core.fit_config import FitConfig
 from intraslice.core.linalg import BLOCK, add_lower_moment_, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, ignore_progress, progress_callback
 from intraslice.core.registry import ESTIMATORS
@@ -65,6 +66,10 @@ class LayerStats:
             for start in range(0, len(moment), BLOCK):
                 block = moment[start : start + BLOCK, start : start + BLOCK]
                 block.copy_(block.tril() + block.tril(-1).T)
+
+    def channel_scores(self, config: FitConfig) -> Float[Tensor, "heads dim"]:
+        """Return the scores by which query and key channels are kept: Fisher information, or products (paper §3)."""
+        return self.query_fisher if config.sensitive_scores else self.channel_products
 
     def profile(
         self,

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 from intraslice.core.checks import check_fields, integer, number, one_of, quoted
 from intraslice.core.errors import Message, UserError
+from intraslice.core.fit_config import INTRASLICE_FIT, FitConfig
 from intraslice.core.registry import ESTIMATORS, RECOVERIES
 
 Order = Literal["sequential", "one-shot"]
@@ -145,7 +146,7 @@ class SliceConfig:
     `bias` is the paper's lambda_b. `locked` ratios and units (see `parse_lock`) are fixed by the user; all else
     compensates, so that the total stays the same. "free" `shapes` have a lower perplexity than "runtime" ones; free
     ones in multiples are "mlp=64 dim=8" and the like (see `canonical_shapes`). A `recovery` trains after slicing, for
-    `epochs`; the rest of it is in its class.
+    `epochs`; the rest of it is in its class. `fit` says how layers are fitted; method `paper` sets it.
     """
 
     sparsity: float = option(0.3, "fraction of the decoder layers' parameters to remove")
@@ -191,6 +192,7 @@ class SliceConfig:
         choices=SHAPES,
     )
     recovery: str = option(NO_RECOVERY, "training after slicing, for any method", "--recover", registry=RECOVERIES)
+    fit: FitConfig = INTRASLICE_FIT
 
     @property
     def alignment(self) -> Alignment:
@@ -223,6 +225,8 @@ class SliceConfig:
         object.__setattr__(self, "shapes", canonical_shapes(self.shapes))
         check_fields(self, number, head_fraction=(1e-3, 1, "1 is a whole head"))
         check_fields(self, integer, gradient_group=(1,), epochs=(0,))
+        if not isinstance(self.fit, FitConfig):
+            raise UserError("fit must be a FitConfig, such as PAPER_FIT, got {value}", value=quoted(self.fit))
         if self.sparsity > self.cap:
             raise UserError(
                 "sparsity must be at most the cap, {cap:g}%, got {sparsity:g}%; raise the cap or lower the sparsity",

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.core.errors import NumericalError
+from intraslice.core.fit_config import INTRASLICE_FIT
 
 DAMPING = 0.01  # relative to the mean of the diagonal
-CHANNEL_DAMPING = 0.1  # relative to each entry of the diagonal, and to their median
 BLOCK = 256  # rows of a symmetric moment that are added at once
 
 
@@ -51,7 +51,7 @@ def damp(moment: Float[Tensor, "n n"], damping: float = DAMPING) -> Float[Tensor
     return damped
 
 
-def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = CHANNEL_DAMPING) -> Float[Tensor, "n n"]:
+def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = INTRASLICE_FIT.mlp_ridge) -> Float[Tensor, "n n"]:
     """`M + damping * (diag(M) + (median + 1e-4 mean) Id)`: noise in proportion to each channel and to a typical one.
 
     Median and mean are those of the diagonal. Unlike `damp`, it is not dominated by a massive channel. The identity is
@@ -62,7 +62,7 @@ def damp_by_channel(moment: Float[Tensor, "n n"], damping: float = CHANNEL_DAMPI
     return damped
 
 
-def damped_diagonal(diagonal: Float[Tensor, " n"], damping: float = CHANNEL_DAMPING) -> Float[Tensor, " n"]:
+def damped_diagonal(diagonal: Float[Tensor, " n"], damping: float = INTRASLICE_FIT.mlp_ridge) -> Float[Tensor, " n"]:
     """The diagonal of `damp_by_channel`, given that of the moment."""
     mean = diagonal.mean()
     damped = diagonal + torch.where(mean > 0, 1e-4 * damping * mean, torch.ones_like(mean))
@@ -117,9 +117,6 @@ def diagonal_blocks(moment: Float[Tensor, "n n"], count: int) -> Float[Tensor, "
     return moment.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
-RIDGE = 0.02  # of the output map's fit, relative to the mean of the diagonal of its inputs' second moment
-
-
 def by_kv_head(values: Float[Tensor, "heads ..."], kv_head: Int[Tensor, " heads"]) -> Float[Tensor, "kv_heads ..."]:
     """Sums over the query heads of each key/value head; `kv_head` numbers them from 0, and is not empty."""
     return values.new_zeros(int(kv_head.max()) + 1, *values.shape[1:]).index_add_(0, kv_head, values)
@@ -130,12 +127,15 @@ def value_axes(
     output: Float[Tensor, "hidden heads d"],
     kv_head: Int[Tensor, " heads"],
     dim: int,
+    *,
+    is_output_weighted: bool = True,
 ) -> Float[Tensor, "kv_heads d dim"]:
-    """Axes of the head outputs, one basis per key/value head, since its queries share the value head.
+    """Return the axes of the head outputs, one basis per key/value head, since its queries share the value head.
 
-    They are the first principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. The paper takes
-    the moment alone; its axes fit the calibration text, and lose directions that other texts use. At full width the
-    basis is the identity. It is empty if no head is kept. Raises NumericalError where the moment is not finite.
+    The axes are the first principal axes of the heads' moment plus `W_o^T W_o`, each divided by its trace. Without
+    `is_output_weighted` they are those of the moment alone (paper §3), which fit the calibration text, and lose
+    directions that other texts use. At full width the basis is the identity. It is empty if no head is kept. Raises
+    NumericalError where the moment is not finite.
     """
     if not len(kv_head):
         return moment.new_zeros(0, output.shape[-1], dim)
@@ -143,15 +143,17 @@ def value_axes(
     if dim == head_moments.shape[-1]:
         groups = int(kv_head.max()) + 1
         return torch.eye(dim, dtype=moment.dtype, device=moment.device).expand(groups, -1, -1)
-    output = output.to(moment.dtype)
-    energies = torch.einsum("oha,ohb->hab", output, output)
 
     def shared(matrices: Tensor) -> Tensor:
         total = by_kv_head(matrices, kv_head)
         trace = total.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
         return total / trace.clamp_min(torch.finfo(total.dtype).tiny)
 
-    return principal_axes(shared(head_moments) + shared(energies))[1][..., :dim]
+    weighed = shared(head_moments)
+    if is_output_weighted:
+        output = output.to(moment.dtype)
+        weighed = weighed + shared(torch.einsum("oha,ohb->hab", output, output))
+    return principal_axes(weighed)[1][..., :dim]
 
 
 class OutputFit(NamedTuple):

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import GRADIENT_GROUP, SliceConfig
+from intraslice.core.fit_config import INTRASLICE_FIT
 from intraslice.core.linalg import damp_by_channel
 from intraslice.methods.registry import METHODS, OneShotMethod
 from intraslice.modeling.attention import SlicedAttention
@@ -62,7 +63,8 @@ class Baseline(OneShotMethod):
         mlp, scores = block.mlp, self.scores(block, stats, tokens)[1]
         if plan.neurons < mlp.neurons:
             mlp = keep_neurons(mlp, best(scores, plan.neurons), stats, tokens, damp_by_channel)
-        return {block.attention: attention_from_moments(block.attention, plan, stats, tokens), block.mlp: mlp}
+        attention = attention_from_moments(block.attention, plan, stats, tokens, INTRASLICE_FIT)
+        return {block.attention: attention, block.mlp: mlp}
 
 
 class Magnitude(Baseline):

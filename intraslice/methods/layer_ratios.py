@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import ModuleKind, SliceConfig
+from intraslice.core.fit_config import INTRASLICE_FIT
 from intraslice.core.linalg import cholesky, damp
 from intraslice.core.weights import AttentionWeights
 from intraslice.methods.registry import OneShotMethod
@@ -75,7 +76,8 @@ class LayerRatioMethod(OneShotMethod):
         parts = dict[nn.Module, nn.Module]()
         attention, mlp = block.attention, block.mlp
         if not plan.heads:
-            parts[attention] = attention_from_moments(attention, plan, stats, tokens)  # its bias, if it has one
+            # The empty attention keeps its output bias, if it has one.
+            parts[attention] = attention_from_moments(attention, plan, stats, tokens, INTRASLICE_FIT)
         elif plan.dim < attention.dim:
             parts[attention] = SlicedAttention(self.narrow_attention(attention, plan, stats), attention.layer_idx)
         if plan.neurons < mlp.neurons:

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.linalg import OrderedFactor
+from intraslice.core.fit_config import INTRASLICE_FIT
 from intraslice.core.progress import Pause, no_pause
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import TOKENS_PER_BATCH, LayerArguments, Windows, embed, final_norm, last_states
-from intraslice.modeling.mlp import SlicedMLP
 from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.sizes import LayerPlan
 from intraslice.search.evolution import Allocation, Levels
-from intraslice.slicing.one_shot import attention_from_moments, mlp_from_moments
+from intraslice.slicing.one_shot import Rankings, attention_from_moments, mlp_from_moments
 
 LARGEST = 128  # stored entries of every dense distribution
 WINDOWS_PER_BATCH = 2
@@ -108,7 +107,7 @@ class Candidates:
     pause: Pause = no_pause  # called after each layer and each chunk of logits, except during a backward pass
     _batches: dict[int, _Batch] = field(default_factory=dict, init=False, repr=False)  # by their first window
     _modules: dict[tuple[int, int], SlicedModule] = field(default_factory=dict, init=False, repr=False)
-    _rankings: dict[SlicedMLP, OrderedFactor] = field(default_factory=dict, init=False, repr=False)  # for all widths
+    _rankings: Rankings = field(default_factory=dict, init=False, repr=False)  # for all widths
 
     @torch.no_grad()
     def divergence(self, allocation: Allocation, windows: range) -> list[float]:
@@ -217,10 +216,10 @@ class Candidates:
         (layer, kind), size = self.levels.modules[module], self.levels[module, level]
         block, moments, tokens = self._blocks[layer], self.stats.layers[layer], self.stats.tokens
         if kind == "mlp":
-            sliced = mlp_from_moments(block.mlp, size.width, moments, tokens, self._rankings)
+            sliced = mlp_from_moments(block.mlp, size.width, moments, tokens, INTRASLICE_FIT, self._rankings)
         else:
             plan = LayerPlan(size.ratio, 0.0, size.heads, size.kv_heads, size.width, block.mlp.neurons)
-            sliced = attention_from_moments(block.attention, plan, moments, tokens)
+            sliced = attention_from_moments(block.attention, plan, moments, tokens, INTRASLICE_FIT)
         self._modules[module, level] = sliced
         return sliced
 

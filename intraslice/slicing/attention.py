@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import RIDGE, damp, output_fit, solve
+from intraslice.core.fit_config import FitConfig
+from intraslice.core.linalg import damp, output_fit, solve
 from intraslice.core.weights import UNROTATED, AttentionWeights
 
 # Kept query/key channels of every kept key/value head, and the rotary frequency of each kept pair.
@@ -114,15 +115,20 @@ class OutputMoments:
 
 
 def fit_output(
-    moments: OutputMoments, axes: Float[Tensor, "heads d dim"], weights: AttentionWeights, cut: AttentionWeights
+    moments: OutputMoments,
+    axes: Float[Tensor, "heads d dim"],
+    weights: AttentionWeights,
+    cut: AttentionWeights,
+    config: FitConfig,
 ) -> tuple[Float[Tensor, "hidden heads dim"], Float[Tensor, " hidden"] | None]:
     """Ridge least squares of the dense layer's output on `Z = X' V`; `axes` holds V for every kept query head.
 
-    Solves for the fused output map at once (D right-hand sides): `W = W_k V + (W_o X^T - W_k V Z^T) Z damp(Z^T Z)^-1`,
-    where `W_k`, of `cut`, has the dense output map's columns of the kept heads. So the penalty is on changes of
-    the map, while the paper's (section 3) is on the map itself. If the layer has an output bias, the fit is centred
-    and the bias compensates for the difference of the means; otherwise it is None. If no head is kept, only the bias
-    is left. Raises NumericalError where the damped moment is not finite or singular.
+    Solves for the fused output map at once (D right-hand sides). With `ridge_on_change` the penalty is on the change of
+    the map: `W = W_k V + (W_o X^T - W_k V Z^T) Z damp(Z^T Z)^-1`, where `W_k`, of `cut`, has the dense output map's
+    columns of the kept heads. Otherwise it is on the map itself (paper §3): `W = W_o X^T Z damp(Z^T Z)^-1`. If the
+    layer has an output bias, the fit is centred and the bias compensates for the difference of the means; otherwise it
+    is None. If no head is kept, only the bias is left. Raises NumericalError where the damped moment is not finite or
+    singular.
     """
     heads, width, dim = axes.shape
     dense_output = weights.output.flatten(1).to(moments.kept.dtype)  # (D, H * d)
@@ -131,7 +137,8 @@ def fit_output(
         moment = moment - moments.tokens * torch.outer(moments.kept_mean, moments.kept_mean)
         cross = cross - moments.tokens * torch.outer(moments.kept_mean, dense_output @ moments.dense_mean)
     fit = output_fit(moment, cross, axes, cut.output)
-    output = (fit.before + solve(damp(fit.moment, RIDGE), fit.missing)).T
+    damped = damp(fit.moment, config.attention_ridge)
+    output = (fit.before + solve(damped, fit.missing) if config.ridge_on_change else solve(damped, fit.cross)).T
     bias = None
     if weights.output_bias is not None:
         projected_mean = torch.einsum("hap,ha->hp", axes, moments.kept_mean.view(heads, width)).flatten()

@@ -47,7 +47,7 @@ def slice_model(
     require_model(model)
     total, report = len(plan.layers), progress_callback(progress)
     if plan.config.order == "one-shot":
-        slice_modules, workers = one_shot(stats, cache), _workers(model, stats)
+        slice_modules, workers = one_shot(stats, plan.config.fit, cache), _workers(model, stats)
     elif tokens is not None:
         slice_modules, workers = sequential(model, plan, stats, tokens, report), 1
     else:
@@ -72,13 +72,14 @@ def slice_model(
 def slice_layers(calibration: LayerwiseCalibration, plan: SlicePlan, shards: Shards) -> None:
     """Slice all layers that are not written, in the one-shot order, and write each. The model is not changed."""
     total, tokens, report = len(plan.layers), calibration.tokens.numel(), calibration.progress
+    fit = plan.config.fit
     report(Progress("slice", 0, total))
     for index, layer_plan in enumerate(plan.layers):
         if not shards.has_layer(index):
             stats = calibration.stats(index)
             with open_layer(calibration.model, index) as (layer, block):
-                layer.self_attn = attention_from_moments(block.attention, layer_plan, stats, tokens)
-                layer.mlp = mlp_from_moments(block.mlp, layer_plan.neurons, stats, tokens)
+                layer.self_attn = attention_from_moments(block.attention, layer_plan, stats, tokens, fit)
+                layer.mlp = mlp_from_moments(block.mlp, layer_plan.neurons, stats, tokens, fit)
                 shards.write_layer(index)
         report(Progress("slice", index + 1, total))
 

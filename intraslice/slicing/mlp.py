@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import CHANNEL_DAMPING, OrderedFactor, damp_by_channel, factor_in_order
+from intraslice.core.fit_config import FitConfig
+from intraslice.core.linalg import OrderedFactor, damp, damp_by_channel, factor_in_order
 from intraslice.core.weights import MLPWeights
 
 Neurons = Float[Tensor, " neurons"]
@@ -23,24 +24,33 @@ def fitted_moment(
 
 
 def rank_neurons(
-    weights: MLPWeights, fitted: Float[Tensor, "neurons neurons"], fisher: Neurons, damping: float = CHANNEL_DAMPING
+    weights: MLPWeights, fitted: Float[Tensor, "neurons neurons"], fisher: Neurons, config: FitConfig
 ) -> OrderedFactor:
     """Rank neurons by their `neuron_scores` from the `fitted_moment`.
 
-    Raises NumericalError where the damped moment is not finite or singular.
+    Without `sensitive_scores`, neurons are ranked by their `output_energies` alone (paper §3). Raises NumericalError
+    where the damped moment is not finite or singular.
     """
-    damped = damp_by_channel(fitted, damping)
-    return factor_in_order(damped, best_first(neuron_scores(weights.down, damped.diagonal(), fisher)))
+    damped = (damp_by_channel if config.ridge_by_channel else damp)(fitted, config.mlp_ridge)
+    energies = output_energies(weights.down, damped.diagonal())
+    scores = neuron_scores(energies, fisher) if config.sensitive_scores else energies
+    return factor_in_order(damped, best_first(scores))
 
 
-def neuron_scores(down: Float[Tensor, "hidden neurons"], damped: Neurons, fisher: Neurons) -> Neurons:
-    """The score of each neuron from the diagonal of the damped moment: energy times sensitivity of the loss.
+def output_energies(down: Float[Tensor, "hidden neurons"], damped: Neurons) -> Neurons:
+    """Return the energy of each neuron's contribution to the output, `S_jj ||W_down[:, j]||^2`, the paper's score.
 
-    The energy is that of its contribution to the output (the paper's score), `S_jj ||W_down[:, j]||^2`; the sensitivity
-    is `fisher`, `sum_t (a_tj dL/da_tj)^2`, relative to its mean.
+    `damped` is the diagonal of the damped moment S.
     """
-    scores = damped * down.to(damped.dtype).square().sum(0)
-    return scores * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(scores.dtype)
+    return damped * down.to(damped.dtype).square().sum(0)
+
+
+def neuron_scores(energies: Neurons, fisher: Neurons) -> Neurons:
+    """Return the score of each neuron: its output energy times the sensitivity of the loss.
+
+    The sensitivity is `fisher`, `sum_t (a_tj dL/da_tj)^2`, relative to its mean.
+    """
+    return energies * (fisher / fisher.mean().clamp_min(torch.finfo(fisher.dtype).tiny)).to(energies.dtype)
 
 
 def best_first(scores: Neurons) -> Int[Tensor, " neurons"]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
+from intraslice.core.fit_config import FitConfig
 from intraslice.core.linalg import add_moment_
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.distributed import all_reduce_, shard_of
@@ -33,7 +34,7 @@ def sequential(
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel())
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config.fit)
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -48,6 +49,7 @@ class _SequentialFit:
     stats: LayerStats
     hidden_states: HiddenStates
     tokens: int
+    config: FitConfig
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -79,7 +81,7 @@ class _SequentialFit:
             return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        channels, _ = chosen = choose_channels(self.stats.query_fisher, weights, heads, plan.dim)
+        channels, _ = chosen = choose_channels(self.stats.channel_scores(self.config), weights, heads, plan.dim)
         cut, owners = keep_channels(weights, heads, chosen), weights.kv_head[heads]
         is_kept = torch.zeros(len(heads), dense.dim, dtype=torch.bool, device=heads.device)
         is_kept.scatter_(1, channels[cut.kv_head], True)
@@ -107,7 +109,7 @@ class _SequentialFit:
             pause()
         all_reduce_(*moments, *sums)
         fitted = OutputMoments(moments[0], moments[1], sums[0] / self.tokens, sums[1] / self.tokens, self.tokens)
-        attention, axes = fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx)
+        attention, axes = fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx, self.config)
         pause()
         axes = axes.to(weights.value.dtype)
         outputs = []
@@ -132,7 +134,8 @@ class _SequentialFit:
             pause()
         all_reduce_(moment, total)
         mean = total / self.tokens
-        ranked = rank_neurons(weights, fitted_moment(weights, moment, mean, self.tokens), self.stats.mlp_fisher)
+        fitted = fitted_moment(weights, moment, mean, self.tokens)
+        ranked = rank_neurons(weights, fitted, self.stats.mlp_fisher, self.config)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
         kept = ranked.order[: plan.neurons].sort().values

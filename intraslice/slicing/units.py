@@ -17,7 +17,7 @@ from intraslice.modeling.families import Block
 from intraslice.planning.kept_heads import HeadTable
 from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import kept_channels
-from intraslice.slicing.mlp import best_first, neuron_scores
+from intraslice.slicing.mlp import best_first, neuron_scores, output_energies
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def layer_units(block: Block, stats: LayerStats, tokens: int, table: HeadTable) 
     return LayerUnits(
         energies=table.energies.cpu(),
         channels=stats.query_fisher.cpu(),
-        neurons=neuron_scores(mlp.down, damped_diagonal(diagonal), stats.mlp_fisher).cpu(),
+        neurons=neuron_scores(output_energies(mlp.down, damped_diagonal(diagonal)), stats.mlp_fisher).cpu(),
         kv_head=attention.kv_head.cpu(),
         frequency=attention.frequency.cpu(),
         norms=None if attention.norms is None else True,

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from intraslice.core.linalg import RIDGE, by_kv_head, cholesky, damp, output_fit, value_axes
+from intraslice.core.fit_config import INTRASLICE_FIT
+from intraslice.core.linalg import by_kv_head, cholesky, damp, output_fit, value_axes
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
 
@@ -75,7 +76,7 @@ def explained_energy(
     axes = value_axes(moment, kept_output, owner, width)[owner]
     fit = output_fit(moment, cross, axes, kept_output)
     by_dense_map = (fit.before * (fit.cross + fit.missing)).sum()
-    factor = cholesky(damp(fit.moment, RIDGE))
+    factor = cholesky(damp(fit.moment, INTRASLICE_FIT.attention_ridge))
     by_change = torch.linalg.solve_triangular(factor, fit.missing, upper=False).square().sum()
     return by_dense_map + by_change
 

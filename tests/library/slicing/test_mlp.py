@@ -9,6 +9,7 @@ from random_weights import random64 as random
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.core.fit_config import INTRASLICE_FIT, FitConfig
 from intraslice.core.linalg import damp_by_channel
 from intraslice.core.weights import MLPWeights
 from intraslice.planning.sizes import neurons_kept
@@ -20,7 +21,7 @@ make_weights = partial(mlp_weights, HIDDEN, NEURONS, dtype=torch.float64)
 
 def sliced_on(weights: MLPWeights, rows: Tensor, width: int, **options) -> MLPWeights:
     moment = fitted_moment(weights, rows.T @ rows, rows.mean(0), len(rows))
-    options = {"fisher": torch.ones_like(rows.mean(0))} | options
+    options = {"fisher": torch.ones_like(rows.mean(0)), "config": INTRASLICE_FIT} | options
     return keep_best(weights, rank_neurons(weights, moment, **options), rows.mean(0), width)
 
 
@@ -65,13 +66,13 @@ def test_a_neuron_that_is_constant_or_made_up_of_others_costs_nothing():
     rows = random(200, NEURONS, seed=7)
     rows[:, 5] = 10
     rows[:, 11] = -20
-    sliced = sliced_on(weights, rows, 22, damping=1e-12)
+    sliced = sliced_on(weights, rows, 22, config=FitConfig(mlp_ridge=1e-12))
     kept = kept_neurons(sliced, weights)
     assert not {5, 11} & set(kept)
     assert_close(rows[:, kept] @ sliced.down.T + sliced.down_bias, rows @ weights.down.T + weights.down_bias)
     weights, rows = make_weights(bias=False), random(200, NEURONS, seed=7)
     rows[:, 3] = 1e-3 * (rows[:, 4] - 2 * rows[:, 6])
-    sliced = sliced_on(weights, rows, NEURONS - 1, damping=0.0)
+    sliced = sliced_on(weights, rows, NEURONS - 1, config=FitConfig(mlp_ridge=0.0))
     kept = kept_neurons(sliced, weights)
     assert 3 not in kept
     assert_close(rows[:, kept] @ sliced.down.T, rows @ weights.down.T)

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import intraslice
+from intraslice.core.fit_config import INTRASLICE_FIT
 from intraslice.modeling.families import canonicalise
 from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.mlp import keep_best, rank_neurons
@@ -42,7 +43,10 @@ def narrowed(model: PreTrainedModel, widths: list[int]) -> PreTrainedModel:
         weights, neurons = layer.mlp.weights(), layer.mlp.neurons
         layer.mlp = SlicedMLP(
             keep_best(
-                weights, rank_neurons(weights, torch.eye(neurons), torch.ones(neurons)), torch.zeros(neurons), width
+                weights,
+                rank_neurons(weights, torch.eye(neurons), torch.ones(neurons), INTRASLICE_FIT),
+                torch.zeros(neurons),
+                width,
             )
         )
     return model
