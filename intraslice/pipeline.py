@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from intraslice import token_windows
-from intraslice.calibration.driver import calibrate
+from intraslice.calibration.driver import calibrate, calibration_for
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import ProgressOption
@@ -54,6 +54,12 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         METHODS.require(self.recipe.method)
+        calibration = self.recipe.calibration
+        self.recipe = replace(
+            self.recipe,
+            slicing=self.method.configured(self.recipe.slicing),
+            calibration=replace(calibration, targets=self.method.targets or calibration.targets),
+        )
         if self.slicing is not None:
             self.method.require_slicing(self.slicing)
         if self.ratio_search is not None:
@@ -106,7 +112,7 @@ class Pipeline:
         with self.timed("calibrate"):
             stats = calibrate(loaded, tokens, self.recipe.calibration.targets, progress=self.progress)
             _ = stats.profile  # computed on first access, and counted here
-        if self.is_auto and self.method.uses_estimator:
+        if self.is_auto and self.method.uses_estimator and self.method.measures_auto:
             with self.timed("choose"):
                 text, seed = self._unread(loaded), self.recipe.calibration.seed
                 self.choice = choose_estimator(loaded, stats, text, seed, progress=self.progress)
@@ -158,7 +164,11 @@ class Pipeline:
         self, loaded: LoadedModel, stats: CalibrationStats | None, tokens: Tokens, method: str | None = None
     ) -> tuple[PreTrainedModel, Plan]:
         """The sliced model and its plan, by `method`, by default the recipe's."""
-        plan, name = self.plan(loaded, stats, method), method or self.recipe.method
+        name = method or self.recipe.method
+        if stats is not None:
+            targets = METHODS.require(name).targets
+            stats = calibration_for(loaded, stats, tokens, targets, progress=self.progress)
+        plan = self.plan(loaded, stats, method)
         with self.timed("slice"):
             training_tokens = tokens if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)
             model = slice_by(name, loaded.model, plan, stats, tokens, training_tokens, progress=self.progress)

@@ -110,8 +110,8 @@ class Request:
             order = config.order if slicing_method.uses_order else "sequential"
             shapes = config.shapes if slicing_method.uses_shapes else "free"
             config = SliceConfig(config.sparsity, order=order, shapes=shapes, recovery=recovery)
-        elif recovery != config.recovery:
-            config = replace(config, recovery=recovery)
+        else:
+            config = slicing_method.configured(config)
         return SliceKey(self.calibration, config, method)
 
     def recipe(self, evaluation_tokens: int) -> Recipe:

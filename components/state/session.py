@@ -33,7 +33,7 @@ from ..jobs.jobs import Jobs, job_progress
 from ..jobs.status import Status
 from .caches import WAIT_SECONDS, CachedEntry, Caches, JobMemory
 from .calibrations import SAMPLING, Calibrated, Calibrations
-from .choices import ESTIMATORS, TEXTS, describe_samples
+from .choices import ESTIMATORS, METHODS, TEXTS, describe_samples
 from .estimator_choice import choose, note_stored
 from .plan_views import Plans, Source, Value, convergence_view, importance_curves
 from .precomputed import Precomputed
@@ -278,11 +278,13 @@ class Session:
         return [self.readings.losses(job, request.slice_key(method), calibrated) for method in (DENSE, "intraslice")]
 
     def _sliced(self, job: Job, key: SliceKey, calibrated: Calibrated) -> PreTrainedModel:
-        loaded, stats, method = calibrated.loaded, calibrated.stats, key.method
+        loaded, method = calibrated.loaded, key.method
         if key.config.sparsity == 0:
             return loaded.model
 
         def make(job: Job) -> PreTrainedModel:
+            targets = METHODS.require(method).targets
+            stats = self.calibrations.stats_for(job, calibrated, targets)
             plan = plan_by(method, loaded.model, stats, key.config)
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named

@@ -49,6 +49,8 @@ ESTIMATOR_COLOURS = {"uniform": "baseline", "fisher": "other", "output-error": "
 METHOD_COLOURS = {
     "dense": "dense",
     "intraslice": "intraslice",
+    "paper": "olive",
+    "paper-direct": "teal",
     "crossmodule": "cross",
     "wanda": "crimson",
     "modegpt": "olive",
@@ -59,6 +61,8 @@ METHOD_COLOURS = {
 # Symbols of methods; some methods share a colour and a dash.
 SYMBOLS = {
     "intraslice+": "diamond",
+    "paper": "pentagon",
+    "paper-direct": "hexagon",
     "crossmodule": "square",
     "modegpt": "star",
     "flatllm": "hexagram",

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes
+from intraslice.calibration.stats import MOMENTS, LayerStats, empty_stats, layer_sizes, profile_settings
 from intraslice.core.cache import Steps
 from intraslice.core.config import SliceConfig
 from intraslice.core.errors import NumericalError
@@ -78,7 +78,7 @@ class LayerwiseCalibration:
     @torch.no_grad()
     def profile(self, config: SliceConfig) -> Profile:
         """Inputs of a plan by `config`, whose estimator reads no moment of the MLP."""
-        total, units = self._layers, (config.head_fraction, config.gradient_group)
+        total = self._layers
         layers: list[LayerProfile] = []  # small, so those of all layers are in memory
         self.progress(Progress("profile", 0, total))
         for index in range(total):
@@ -87,10 +87,10 @@ class LayerwiseCalibration:
             with open_layer(self.model, index) as (_, block):
                 output_map, kv_head = block.attention.weights().output, block.attention.kv_head.tolist()
                 sizes = layer_sizes(block)
-                layers.append(stats.profile(sizes, output_map, kv_head, units, index, [config.estimator]))
+                layers.append(stats.profile(sizes, output_map, kv_head, config, index, [config.estimator]))
             self.progress(Progress("profile", index + 1, total))
         other = sum(parameter.numel() for parameter in self.model.parameters()) - decoder_parameters(self.model)
-        return Profile(tuple(layers), other, self.model.dtype.itemsize, *units)
+        return Profile(tuple(layers), other, self.model.dtype.itemsize, *profile_settings(config))
 
     @property
     def _layers(self) -> int:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from intraslice.core.config import GRADIENT_GROUP, SliceConfig, Targets
+from intraslice.core.config import SliceConfig, Targets
 from intraslice.core.fit_config import FitConfig
 from intraslice.core.linalg import BLOCK, add_lower_moment_, mirror_
 from intraslice.core.progress import Progress, ProgressCallback, ProgressOption, ignore_progress, progress_callback
@@ -76,25 +76,26 @@ class LayerStats:
         sizes: LayerSizes,
         output_map: Tensor,
         kv_head: Sequence[int],
-        units: tuple[float | None, int],
+        config: SliceConfig,
         index: int,
         estimators: Iterable[str],
     ) -> LayerProfile:
         """Inputs of plans: the layer's kept heads by budget, and its importances by each of the `estimators`.
 
-        `units` are the config's fraction of a head and gradient group.
+        `config` says the fraction of a head, the gradient group and how heads are scored.
         """
         layer = LayerCalibration(
             sizes,
-            group_gradients(self.attention_gradients, units[1]),
-            group_gradients(self.mlp_gradients, units[1]),
+            group_gradients(self.attention_gradients, config.gradient_group),
+            group_gradients(self.mlp_gradients, config.gradient_group),
             self.attention_moment,
             self.mlp_moment,
             self.query_fisher,
             output_map,
             torch.tensor(kv_head, device=self.query_fisher.device),
-            units[0],
+            config.head_fraction,
             index,
+            config.fit.sensitive_scores,
         )
         functions = {name: ESTIMATORS[name].importance for name in estimators}
         importances = {name: importance(layer) for name, importance in functions.items() if importance}
@@ -274,28 +275,41 @@ class CalibrationStats:
     @cached_property
     def profile(self) -> Profile:
         """Inputs of plans, with the estimators' default units."""
-        return self._profile((None, GRADIENT_GROUP), ignore_progress)
+        return self._profile(SliceConfig(), ignore_progress)
 
     def profile_for(self, config: SliceConfig) -> Profile:
-        """Inputs of plans, with the units and gradient groups of `config`."""
-        units = config.head_fraction, config.gradient_group
-        return self.profile if units == (None, GRADIENT_GROUP) else self._profile(units, ignore_progress)
+        """Inputs of plans, with the units, gradient groups and scores of heads of `config`."""
+        is_default = profile_settings(config) == profile_settings(SliceConfig())
+        return self.profile if is_default else self._profile(config, ignore_progress)
 
     def make_profile(self, *, progress: ProgressOption = True) -> Profile:
         """`profile`, with progress by layer if it is not computed yet."""
         if "profile" not in vars(self):
-            self.profile = self._profile((None, GRADIENT_GROUP), progress_callback(progress))
+            self.profile = self._profile(SliceConfig(), progress_callback(progress))
         return self.profile
 
-    def _profile(self, units: tuple[float | None, int], progress: ProgressCallback) -> Profile:
+    def _profile(self, config: SliceConfig, progress: ProgressCallback) -> Profile:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
         layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
         for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
-            layers.append(stats.profile(sizes, output_map, kv_head, units, index, estimators))
+            layers.append(stats.profile(sizes, output_map, kv_head, config, index, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
-        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *units)
+        return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *profile_settings(config))
+
+
+class ProfileSettings(NamedTuple):
+    """The settings of a config on which a profile depends, as in `SliceConfig` and `FitConfig`."""
+
+    head_fraction: float | None
+    gradient_group: int
+    sensitive_scores: bool
+
+
+def profile_settings(config: SliceConfig) -> ProfileSettings:
+    """Return the settings of `config` on which a profile depends, in the order of the fields of `Profile`."""
+    return ProfileSettings(config.head_fraction, config.gradient_group, config.fit.sensitive_scores)
 
 
 def layer_sizes(block: Block) -> LayerSizes:

@@ -18,6 +18,8 @@ Form = Literal["folder", "gguf"]
 METHODS = {
     "intraslice": ("2602.01975", ("order", "estimator")),
     "intraslice+": ("2602.01975", ("estimator", "epochs")),
+    "paper": ("2602.01975", ("estimator", "bias")),
+    "paper-direct": ("2602.01975", ("estimator", "bias")),
     "crossmodule": ("2401.15024", ("order",)),
 }
 # Licences whose identifier on the Hub is not the lower-case form of ours.

@@ -217,6 +217,7 @@ def require_shareable(arguments: argparse.Namespace, recipe: Recipe) -> None:
             "--stream": getattr(arguments, "stream", False),
             f"recovery {recovery}": recovery != NO_RECOVERY,
             f"{method.name} in the sequential order": sequential and method.name != "intraslice",
+            f"method {method.name}": method.configured(slicing).fit.iterative_from is not None,
         }
     else:
         unshared = {arguments.command: True}

@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, get_num_threads
 from transformers import PreTrainedModel
 
+from intraslice.calibration.driver import calibration_for
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rounded_model
 from intraslice.core.cache import cache_path, read_record, write_record
@@ -190,13 +191,15 @@ class _Sweep:
     def point_path(self, point: Point) -> Path:
         if point.method == DENSE:
             return self.path(f"{point}")
-        config, method, texts = self.config(point), METHODS.require(point.method), self.texts
+        method, texts = METHODS.require(point.method), self.texts
+        config = method.configured(self.config(point))
         # Options that a method ignores do not change the cache key.
         ignored: dict[str, Any] = {"estimator": "uniform", "order": "one-shot", "shapes": FREE}
         config = replace(config, **{name: value for name, value in ignored.items() if name in method.unused})
         if method.recovery(config) == NO_RECOVERY:
             config = replace(config, epochs=0)
-        inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config), texts.stats.targets]
+        inputs: list[Any] = [texts.calibration, texts.tokens_for(point.method, config)]
+        inputs.append(method.targets or texts.stats.targets)
         machine = f"{self.loaded.model.device.type} {get_num_threads()}" if self._speed(point) else ""
         inputs += filter(None, (settings_of(method.recovery(config)), machine))
         return self.path(f"{point.method} {config} {self._speed(point)} {point.quantise}", *inputs)
@@ -211,10 +214,10 @@ class _Sweep:
             return dense, ""
         if self._last is None or self._last[0] != point:
             self._last = None  # frees its memory
-            plan = plan_by(point.method, dense, texts.stats, self.config(point))
-            model = slice_by(
-                point.method, dense, plan, texts.stats, texts.calibration, texts.training, progress=progress
-            )
+            targets = METHODS.require(point.method).targets
+            stats = calibration_for(self.loaded, texts.stats, texts.calibration, targets, progress=progress)
+            plan = plan_by(point.method, dense, stats, self.config(point))
+            model = slice_by(point.method, dense, plan, stats, texts.calibration, texts.training, progress=progress)
             self._last = point, model, getattr(plan, "note", "")
         return self._last[1:]
 

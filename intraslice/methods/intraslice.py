@@ -17,14 +17,16 @@ class IntraSlice(SlicingMethod[SlicePlan]):
     name = "intraslice"
     label = "IntraSlice"
     explanation = (
-        "the method of the IntraSlice paper (arXiv 2602.01975): PCA inside each module, in the order given by --order"
+        "PCA inside each module, as in the IntraSlice paper (arXiv 2602.01975), with this project's fits and labels, "
+        "in the order given by --order"
     )
     uses_estimator = True
     uses_order = True
     supports_offload = True
 
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        return make_plan(stats.profile_for(config), config)
+        configured = self.configured(config)
+        return make_plan(stats.profile_for(configured), configured)
 
     slice = staticmethod(slice_model)
 
@@ -38,9 +40,8 @@ class IntraSlicePlus(IntraSlice):
     uses_order = False
     supports_offload = False
 
-    def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> SlicePlan:
-        recovery = self.recovery(config)
-        return super().plan(model, stats, replace(config, order="one-shot", recovery=recovery))
+    def configured(self, config: SliceConfig) -> SliceConfig:
+        return replace(config, order="one-shot", recovery=self.recovery(config))
 
     def recovery(self, config: SliceConfig) -> str:
         return "distill" if config.recovery == NO_RECOVERY else config.recovery

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.config import NO_RECOVERY, SliceConfig
+from intraslice.core.config import NO_RECOVERY, SliceConfig, Targets
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.registry import Registry
@@ -45,6 +45,14 @@ class SlicingMethod(ABC, Generic[PlanType]):
     slices_residual_stream: ClassVar[bool] = False  # instead of single modules, whose ratios can be locked
     narrows_queries: ClassVar[bool] = True  # queries and keys become as narrow as the values
     supports_offload: ClassVar[bool] = False  # slices models with offloaded layers
+    # Labels of the gradients of the calibration that the method needs; None: those that the calibration's config asks
+    # for.
+    targets: ClassVar[Targets | None] = None
+    measures_auto: ClassVar[bool] = True  # the estimator auto is chosen by measuring; otherwise it is pca
+
+    def configured(self, config: SliceConfig) -> SliceConfig:
+        """Return `config` with the settings that this method fixes."""
+        return config
 
     @abstractmethod
     def plan(self, model: PreTrainedModel, stats: CalibrationStats, config: SliceConfig) -> PlanType:

@@ -147,6 +147,7 @@ class Profile:
     bytes_per_value: int = field(default=4)  # of a cached key or value
     head_fraction: float | None = None  # as in SliceConfig: used for the importances
     gradient_group: int = GRADIENT_GROUP
+    sensitive_scores: bool = True  # as in FitConfig: used for the tables of kept heads
     _computed: dict[tuple[str | None, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

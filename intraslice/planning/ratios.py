@@ -245,10 +245,10 @@ def make_plan(profile: Profile, config: SliceConfig) -> SlicePlan:
     them. Raises UserError where the target is out of reach with the cap, the bias and the locks, with locked units by
     more than a head, or a locked layer or unit does not exist.
     """
-    units = (profile.head_fraction, profile.gradient_group)
-    if units != (config.head_fraction, config.gradient_group):
+    settings = (profile.head_fraction, profile.gradient_group, profile.sensitive_scores)
+    if settings != (config.head_fraction, config.gradient_group, config.fit.sensitive_scores):
         raise ValueError(
-            f"head_fraction and gradient_group of the profile, {units}, differ from those of the config; "
+            f"head_fraction, gradient_group and sensitive_scores of the profile, {settings}, differ from the config's; "
             "use stats.profile_for(config)"
         )
     require_locked_layers(config, len(profile.layers))

@@ -21,6 +21,7 @@ from intraslice.modeling.residual import SlicedModule, output_of
 from intraslice.planning.ratios import SlicePlan
 from intraslice.planning.sizes import LayerPlan
 from intraslice.slicing.attention import OutputMoments, choose_channels, keep_channels
+from intraslice.slicing.iterative_mlp import SKIPPED, refine
 from intraslice.slicing.mlp import fitted_moment, keep_best, rank_neurons
 from intraslice.slicing.one_shot import Modules, SliceModules, fit_attention, is_unchanged
 
@@ -34,7 +35,9 @@ def sequential(
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), plan.config.fit)
+        config, is_inner = plan.config.fit, SKIPPED <= index < len(plan.layers) - SKIPPED
+        iterates = config.iterative_from is not None and is_inner and layer.mlp_ratio > config.iterative_from
+        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), config, iterates)
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -50,6 +53,7 @@ class _SequentialFit:
     hidden_states: HiddenStates
     tokens: int
     config: FitConfig
+    iterates: bool  # tries the iterative variant of the MLP
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -136,6 +140,10 @@ class _SequentialFit:
         mean = total / self.tokens
         fitted = fitted_moment(weights, moment, mean, self.tokens)
         ranked = rank_neurons(weights, fitted, self.stats.mlp_fisher, self.config)
+        if self.iterates and dense.gated and plan.neurons:
+            inputs = torch.cat([norm(hidden) for hidden in self.hidden_states.hidden])
+            if refined := refine(dense, ranked.order, plan.neurons, inputs, self.block.attention.layer_idx, pause):
+                return refined, self._outputs(refined, norm, pause)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
         kept = ranked.order[: plan.neurons].sort().values

@@ -32,6 +32,7 @@ class LayerCalibration:
     kv_head: Int[Tensor, " heads"]  # the key/value head of every query head
     head_fraction: float | None = None  # as in SliceConfig
     index: int = 0  # of the layer
+    sensitive_scores: bool = True  # as in FitConfig
 
     @cached_property
     def output_energies(self) -> Float[Tensor, "heads dim"]:
@@ -43,8 +44,11 @@ class LayerCalibration:
         """The kept heads and their width for every budget of channels.
 
         Scores for choosing heads are, as for neurons, energy (the paper's score) times the sensitivity of the loss.
+        Without `sensitive_scores` they are the energy alone.
         """
         energies = channel_scores(self.attention_moment, self.output_energies)
+        if not self.sensitive_scores:
+            return head_table(head_energies(self.attention_moment, energies), energies)
         fisher = self.attention_gradients.square().sum(0).view_as(energies).sum(-1, keepdim=True)
         scores = energies * (fisher / fisher.mean() if fisher.any() else 1.0)
         return head_table(head_energies(self.attention_moment, scores), scores)

@@ -27,12 +27,13 @@ def without(result: dict, keys: set[str]) -> dict:
 def test_evaluate_has_the_same_keys_for_every_method(run, method):
     result = run(f"evaluate --method {method} --sparsity 0.25")
     extra = {"slicing", "width", "untied_total", "note"} if method == "crossmodule" else set()
-    extra |= {"recovery_passes"} if method == "intraslice+" else set()
+    extra |= {"recovery", "recovery_passes"} if method == "intraslice+" else set()
+    extra |= {"fit"} if method in ("paper", "paper-direct") else set()
     assert set(result) == {*KEYS.split()} | extra
     assert set(result["parameters"]) == {"dense_total", "sliced_total", "dense_decoder", "sliced_decoder"}
-    choice = {"choose"} if METHODS[method].uses_estimator else set()
+    choice = {"choose"} if METHODS[method].uses_estimator and METHODS[method].measures_auto else set()
     assert set(result["seconds"]) == {"load", "calibrate", "slice", "evaluate"} | choice
-    assert result["protocol"]["targets"] == "sampled"
+    assert result["protocol"]["targets"] == (METHODS[method].targets or "sampled")
     assert set(result["perplexity"]) == set(result["kv_bytes_per_token"]) == {"dense", "sliced"}
     assert result["removed_fraction"] == pytest.approx(0.25, abs=0.12)  # sizes of a tiny model are coarse
     assert result["perplexity"]["sliced"] != result["perplexity"]["dense"]
