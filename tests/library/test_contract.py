@@ -31,6 +31,7 @@ HOLLOW["locked"] += ((2, "attention", 1.0), (2, "mlp", 1.0))
 # All families by intraslice; what makes other modules by those families that tell, each rival by one.
 SLICES = [(family, "intraslice") for family in FAMILIES]
 SLICES += [(family, kind) for family in TELLING for kind in ("hollow", "crossmodule")]
+SLICES += [(family, "paper") for family in ("llama-biased", "phi3", "phi")]
 SLICES += [("llama-biased", "wanda"), ("phi", "flap"), ("smollm3", "magnitude"), ("phi", "modegpt")]
 SLICES += [("smollm3", "modegpt"), ("llama-biased", "flatllm"), ("smollm3", "shortgpt")]
 

@@ -14,7 +14,7 @@ from intraslice.modeling.mlp import SlicedMLP
 from intraslice.slicing.mlp import keep_best, rank_neurons
 
 MADE = {"source": "random weights", "protocol": {}}
-KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("llama-biased", "crossmodule")]
+KINDS = [("llama-gqa", "intraslice"), ("phi", "intraslice"), ("llama-biased", "crossmodule"), ("phi3", "paper")]
 
 
 class Opened(NamedTuple):
