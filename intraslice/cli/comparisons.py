@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -12,6 +12,7 @@ from pandas.api.types import is_numeric_dtype
 from intraslice import token_windows
 from intraslice.cli.analyses import markdown
 from intraslice.cli.run import CommandResult, Run, require_writable
+from intraslice.core.config import CalibrationConfig, EvaluationConfig, SliceConfig
 from intraslice.core.errors import UserError
 from intraslice.evaluation.answers import AnswerStatistics, tokens_of_prompts
 from intraslice.evaluation.perplexity import DenseStates
@@ -33,6 +34,15 @@ _POINT = ("method", "estimator", "recovery", "sparsity", "quantise")  # columns 
 ALL_TOKENS = 2**31 - 1  # all tokens of the text
 TEXTS = {"calibration": "wikitext2", "eval": "wikitext2"}
 PROTOCOL: dict[str, Any] = TEXTS | {"sequences": 128, "length": 2048, "eval_tokens": ALL_TOKENS}
+# The settings of the paper.
+PAPER = Recipe(
+    DEFAULT,
+    METHODS["paper"].configured(SliceConfig()),
+    CalibrationConfig(TEXTS["calibration"], sequences=128, length=2048, targets="text"),
+    EvaluationConfig(TEXTS["eval"], ALL_TOKENS, window=2048),
+    method="paper",
+)
+NOT_COMPARED = ("sparsity", "seed")
 # The protocol for the default model if WikiText-2 is not available: that of the README's tables. Takes minutes.
 SMALL = {"calibration": "default", "eval": "default", "sequences": 32, "length": 512, "eval_tokens": 8192}
 # By method and sparsity. Other cells are not published in the paper.
@@ -40,7 +50,7 @@ PUBLISHED: dict[str, Any] = {
     "source": "arXiv 2602.01975",
     "model": "Llama-2-7B",
     "dense": 5.47,
-    "perplexity": {"crossmodule": {0.3: 8.64}, "intraslice": {0.3: 7.11}},
+    "perplexity": {"crossmodule": {0.3: 8.64}, "paper": {0.3: 7.11}},
 }
 
 # Of a sweep's point.
@@ -159,7 +169,7 @@ def paper(run: Run) -> CommandResult:
         "dense_perplexity": frame["dense_perplexity"].iloc[0],
         "rows": [_with_published(row) for row in records(frame)],
         "published": {name: PUBLISHED[name] for name in ("source", "model", "dense")},
-        "differences": _differences(protocol, text_tokens),
+        "differences": differences(replace(recipe, evaluation=evaluation), text_tokens),
         "protocol": protocol,
         "seconds": run.seconds,
     }
@@ -190,23 +200,46 @@ def _with_published(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differences(protocol: Mapping[str, Any], text_tokens: int) -> list[str]:
-    """Differences between a run and the paper's protocol, as phrases; the held-out text has `text_tokens` tokens."""
-    text, sequences, length = (PROTOCOL[name] for name in ("eval", "sequences", "length"))
-    differences = []
-    if {protocol["eval"], protocol["calibration"]} != {text}:
-        names = dict.fromkeys((protocol["calibration"], protocol["eval"]))
-        differences.append(f"text: {'; '.join(map(token_windows.describe, names))}, not WikiText-2")
-    if protocol["window"] != length:
-        differences.append(f"windows of {protocol['window']:,} tokens, not {length:,}")
-    if protocol["calibration_tokens"] != sequences * length:
-        count = protocol["calibration_tokens"] // protocol["window"]
-        differences.append(f"calibrated on {count:,} x {protocol['window']:,} tokens, not {sequences} x {length:,}")
-    if sampled := protocol.get("sampled_tokens"):
-        differences.append(f"calibrated on {sampled:,} tokens sampled from the dense model as well")
-    if protocol["eval_tokens"] < text_tokens // protocol["window"] * protocol["window"]:
-        differences.append(f"perplexity of {protocol['eval_tokens']:,} tokens, not of all {text_tokens:,}")
-    return differences
+def differences(recipe: Recipe, text_tokens: int) -> list[str]:
+    """Return every setting in which method `paper` with `recipe` differs from `PAPER`, such as "length: 512, not 2048".
+
+    The held-out text has `text_tokens` tokens, of which the paper evaluates all. Not compared are the model, its
+    precision, the sparsity and the seed.
+    """
+    method = METHODS[PAPER.method]
+    run = replace(
+        recipe,
+        slicing=method.configured(recipe.slicing),
+        calibration=replace(recipe.calibration, targets=method.targets or recipe.calibration.targets),
+    )
+    window = run.evaluation.window
+    is_whole = run.evaluation.tokens >= text_tokens // window * window
+    skipped = (*NOT_COMPARED, "tokens") if is_whole else NOT_COMPARED
+    evaluation = replace(PAPER.evaluation, tokens=max(text_tokens, PAPER.evaluation.window))
+    found = []
+    for part, expected in (
+        ("slicing", PAPER.slicing),
+        ("calibration", PAPER.calibration),
+        ("evaluation", evaluation),
+    ):
+        theirs, ours = _settings(expected), _settings(getattr(run, part))
+        found += [
+            f"{part} {name}: {ours[name]}, not {value}"
+            for name, value in theirs.items()
+            if ours[name] != value and name not in skipped
+        ]
+    return found
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Return the fields of a config and of the configs inside it, by name; texts by the names that are shown."""
+    settings: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            settings |= {f"{name}.{inner}": setting for inner, setting in _settings(value).items()}
+        else:
+            settings[name] = token_windows.display_name(value) if name == "text" else value
+    return settings
 
 
 def _paper_text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
@@ -221,8 +254,8 @@ def _paper_text(loaded: LoadedModel, result: Mapping[str, Any]) -> str:
         if any(cells):
             lines.append([f"{label}, published", f"{PUBLISHED['dense']:.2f}", *cells])
     table = markdown(["perplexity (times dense)", "dense", *(f"{sparsity:.0%}" for sparsity in sparsities)], lines)
-    protocol, differences = result["protocol"], result["differences"]
-    deviations = f"Not the paper's protocol: {'; '.join(differences)}." if differences else "The paper's protocol."
+    protocol, differing = result["protocol"], result["differences"]
+    deviations = f"Settings that differ from the paper's: {'; '.join(differing) or 'none'}."
     notes = [f"{row['method']} at {row['sparsity']:.0%}: {row['note']}" for row in result["rows"] if row["note"]]
     caption = (
         f"Here: {loaded.source}; {protocol['eval_tokens']:,} tokens of {protocol['eval']} in windows of "

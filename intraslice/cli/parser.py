@@ -254,7 +254,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # of single commands
     "search": {"sparsities": [0.3, 0.2, 0.4, 0.5]},
     "sweep": COMPARED | {"estimators": ["pca", "uniform"], "sparsities": [0.1, 0.2, 0.3, 0.4]},
     "tasks": COMPARED,
-    "paper": comparisons.PROTOCOL | {"methods": ["crossmodule", "flap", "intraslice"], "sparsities": [0.2, 0.3, 0.4]},
+    "paper": comparisons.PROTOCOL
+    | {"methods": ["crossmodule", "flap", "paper", "intraslice"], "sparsities": [0.2, 0.3, 0.4]},
     # The result is scaled to the default number of sequences. Waiting threads would take CPU time.
     "benchmark": {"eval_tokens": 1024, "sequences": 4, "threads": 1},
 }

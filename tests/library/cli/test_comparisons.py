@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas
@@ -22,7 +23,9 @@ from intraslice.cli import comparisons
 from intraslice.cli.parser import parser
 from intraslice.cli.run import Run
 from intraslice.core.errors import UserError
+from intraslice.core.fit_config import PAPER_FIT
 from intraslice.evaluation import tasks
+from intraslice.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[3]
 ONE_POINT = "sweep --methods intraslice --estimators pca --sparsities 0.3 --no-speed"
@@ -105,7 +108,7 @@ def test_a_sweep_counts_the_facts_that_evaluate_finds(run):
 
 
 def test_the_papers_table_has_what_a_sweep_finds_beside_the_published(run, printed):
-    chosen = "--sequences 4 --eval-tokens 360 --methods crossmodule intraslice --sparsities 0.2 0.3"
+    chosen = "--sequences 4 --eval-tokens 360 --methods crossmodule paper --sparsities 0.2 0.3"
     found = run(f"paper {chosen.replace('360', str(comparisons.ALL_TOKENS))}")
     assert found["protocol"]["eval_tokens"] == 360  # all windows of the held-out fifth
     swept = run(f"sweep {chosen} --estimators pca --no-speed")["rows"]
@@ -113,16 +116,18 @@ def test_the_papers_table_has_what_a_sweep_finds_beside_the_published(run, print
         assert all(row[name] == point[name] for name in ("method", "sparsity", "perplexity", "removed_fraction"))
         assert row["times_dense"] == point["perplexity"] / point["dense_perplexity"]
     published = {(row["method"], row["sparsity"]): row["published_times_dense"] for row in found["rows"]}
-    assert published[("intraslice", 0.3)] == pytest.approx(7.11 / 5.47)
-    assert published[("intraslice", 0.2)] is None
-    differences = [line.split(",")[0].split(":")[0] for line in found["differences"]]
-    assert differences == ["text", "windows of 24 tokens", "calibrated on 4 x 24 tokens"]
+    assert published[("paper", 0.3)] == pytest.approx(7.11 / 5.47)
+    assert published[("paper", 0.2)] is None
+    differing = [line.split(":")[0] for line in found["differences"]]
+    calibration = [f"calibration {name}" for name in ("text", "sequences", "length")]
+    assert differing == [*calibration, "evaluation text", "evaluation window"]
+    assert found["differences"][1] == "calibration sequences: 4, not 128"
     lines = [line for line in printed(f"paper {chosen}").splitlines() if line.startswith("|")]
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert head == ["perplexity (times dense)", "dense", "20%", "30%"]
-    names = [f"{name}, {where}" for name in ("Cross-module", "IntraSlice") for where in ("here", "published")]
+    names = [f"{name}, {where}" for name in ("Cross-module", METHODS["paper"].label) for where in ("here", "published")]
     assert [row[0] for row in rows] == names
-    assert rows[3] == ["IntraSlice, published", "5.47", "", "7.11 (1.30)"]
+    assert rows[3] == [f"{METHODS['paper'].label}, published", "5.47", "", "7.11 (1.30)"]
     assert rows[2][3].startswith(f"{found['rows'][3]['perplexity']:.2f} ({found['rows'][3]['times_dense']:.2f})")
 
 
@@ -142,7 +147,7 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
     if missing:
         assert {name: getattr(chosen.arguments, name) for name in comparisons.SMALL} == comparisons.SMALL
         assert chosen.recipe.calibration.text == chosen.recipe.evaluation.text == "default"
-        assert len(comparisons._differences(chosen.recipe.protocol(), 200_000)) == 4
+        assert len(comparisons.differences(chosen.recipe, 200_000)) == 6
         for words in (["--model", "meta-llama/Llama-2-7b-hf"], ["--sequences", "16"]):
             assert "wikitext2 is not here" in refused(comparisons.paper, start(*words))
     else:
@@ -150,7 +155,29 @@ def test_without_wikitext_the_default_model_takes_what_is_here_and_nothing_else_
         calibration = run.recipe.calibration
         assert (calibration.text, calibration.sequences, calibration.length) == ("wikitext2", 128, 2048)
         assert run.recipe.evaluation.window == 2048
-        assert comparisons._differences(run.recipe.protocol() | {"eval_tokens": 339_968}, 341_469) == []
+        evaluation = replace(run.recipe.evaluation, tokens=341_469)
+        assert comparisons.differences(replace(run.recipe, evaluation=evaluation), 341_469) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "changed", "line"),
+    [
+        ("slicing", {"cap": 0.9}, "slicing cap: 0.9, not 0.8"),
+        ("slicing", {"estimator": "fisher"}, "slicing estimator: fisher, not pca"),
+        ("calibration", {"length": 512}, "calibration length: 512, not 2048"),
+        ("calibration", {"samples": 16}, "calibration samples: 16, not 0"),
+        ("evaluation", {"tokens": 4096}, "evaluation tokens: 4096, not 341469"),
+    ],
+)
+def test_a_changed_setting_is_listed_as_a_difference_from_the_paper(part, changed, line):
+    config = replace(getattr(comparisons.PAPER, part), **changed)
+    assert comparisons.differences(replace(comparisons.PAPER, **{part: config}), 341_469) == [line]
+
+
+def test_the_papers_own_fit_is_compared_field_by_field(monkeypatch):
+    changed = replace(PAPER_FIT, attention_ridge=0.5)
+    monkeypatch.setattr(METHODS["paper"], "fit", changed, raising=False)
+    assert comparisons.differences(comparisons.PAPER, 341_469) == ["slicing fit.attention_ridge: 0.5, not 0.01"]
 
 
 def test_what_is_out_of_reach_is_said_in_its_cell():
