@@ -9,12 +9,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from intraslice import token_windows
-from intraslice.calibration.driver import calibrate, calibration_for
+from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig
 from intraslice.core.progress import ProgressOption
 from intraslice.loading import LoadedModel, load_model, require_dense_name
-from intraslice.methods.registry import METHODS, Plan, SlicingMethod, slice_by
+from intraslice.methods.registry import METHODS, Plan, SlicingMethod, calibration_for, slice_by
 from intraslice.modeling.hidden_states import Tokens, Windows, require_length
 from intraslice.modeling.offload import Placement
 from intraslice.records import Recipe
@@ -166,8 +166,7 @@ class Pipeline:
         """The sliced model and its plan, by `method`, by default the recipe's."""
         name = method or self.recipe.method
         if stats is not None:
-            targets = METHODS.require(name).targets
-            stats = calibration_for(loaded, stats, tokens, targets, progress=self.progress)
+            stats = calibration_for(name, loaded, stats, tokens, progress=self.progress)
         plan = self.plan(loaded, stats, method)
         with self.timed("slice"):
             training_tokens = tokens if plan.recovery == NO_RECOVERY else self.training_tokens(loaded)

@@ -106,25 +106,8 @@ def test_the_mathematics_imports_numpy_torch_and_the_core_alone():
                 assert inside or imported in ALLOWED_IN_PURE, f"{module} imports {imported}"
 
 
-def budgets() -> dict[str, int]:
-    """The most lines of Python that a folder may have, from the table in docs/architecture.md."""
-    table = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("### Budgets")[1].split("\n###")[0]
-    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if line[:3] == "| `"]
-    return {folder: int(lines.replace(",", "")) for folder, lines, *_ in rows}
-
-
 def length(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
-
-
-def test_every_package_keeps_to_its_budget():
-    packages = [path.parent for path in (ROOT / "intraslice").glob("*/__init__.py")]
-    allowed = budgets()
-    expected = {f"{folder.relative_to(ROOT)}/" for folder in packages} | {f"{name}/" for name in (*PACKAGES, "tests")}
-    assert allowed.keys() == expected
-    lines = {folder: sum(map(length, files(folder))) for folder in allowed}
-    print(*(f"{folder:32}{lines[folder]:8,}{allowed[folder]:8,}" for folder in allowed), sep="\n")
-    assert {folder: lines[folder] - most for folder, most in allowed.items() if lines[folder] > most} == {}
 
 
 def test_no_file_is_too_long_and_the_entry_small():

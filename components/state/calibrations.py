@@ -11,9 +11,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from intraslice import token_windows
-from intraslice.calibration.driver import calibrate, calibration_for
+from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats
-from intraslice.core.config import Targets
 from intraslice.core.progress import Progress
 from intraslice.loading import LoadedModel, load_model, require_dense
 from intraslice.pretrained.hub import fetched_for_others
@@ -112,18 +111,6 @@ class Calibrations:
                 if calibration.wait(until=lambda: sufficient() is not None):
                     calibration.result()  # raises the calibration's error, if any
         return calibrated
-
-    def stats_for(self, job: Job, calibrated: Calibrated, targets: Targets | None) -> CalibrationStats:
-        """Return the statistics with gradients on `targets`, those of `calibrated` itself where they have them."""
-        loaded, tokens = calibrated.loaded, calibrated.tokens
-        if targets in (None, calibrated.stats.targets):
-            return calibrated.stats
-        (sequences, length), dtype = tokens.shape, loaded.model.dtype
-        needed = calibration_bytes(loaded.model.config, sequences, length, dtype)
-        with self._memory.reserved(job, needed, loaded):
-            require_calibration_memory(loaded.model.config, sequences, length, dtype, self._device)
-            progress = job_progress(job, lazy_gettext("Calibrating on the text's own next tokens, sequence"))
-            return calibration_for(loaded, calibrated.stats, tokens, targets, progress=progress)
 
     def holding(self, job: Job, key: CalibrationKey) -> AbstractContextManager[None]:
         """A context in which a running calibration is kept even while no job waits for it."""

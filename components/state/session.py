@@ -19,9 +19,9 @@ from intraslice.core.progress import Progress
 from intraslice.core.threads import set_threads
 from intraslice.evaluation.perplexity import Losses
 from intraslice.methods.crossmodule import find_axes
-from intraslice.methods.registry import plan_by, slice_by, slice_bytes
+from intraslice.methods.registry import calibration_for, plan_by, slice_by, slice_bytes
 from intraslice.planning.ratios import SlicePlan, make_plan
-from intraslice.pretrained.memory import available_bytes, require_memory
+from intraslice.pretrained.memory import available_bytes, calibration_bytes, require_memory
 from intraslice.pretrained.precision import AUTO, choose_device
 from intraslice.size_target import parse_size, plan_within
 from intraslice.slicing.driver import slice_model
@@ -283,12 +283,17 @@ class Session:
             return loaded.model
 
         def make(job: Job) -> PreTrainedModel:
-            targets = METHODS.require(method).targets
-            stats = self.calibrations.stats_for(job, calibrated, targets)
+            stats, tokens = calibrated.stats, calibrated.tokens
+            if METHODS[method].targets not in (None, stats.targets):
+                (sequences, length), precision = tokens.shape, loaded.model.dtype
+                needed = calibration_bytes(loaded.model.config, sequences, length, precision)
+                on_text = job_progress(job, lazy_gettext("Calibrating on the text's own next tokens, sequence"))
+                with self.slice_memory.reserved(job, needed, calibrated):
+                    stats = calibration_for(method, loaded, stats, tokens, progress=on_text)
             plan = plan_by(method, loaded.model, stats, key.config)
             named = lazy_gettext("Slicing ({method}), layer", method=method)
             slicing_text = lazy_gettext("Slicing, layer") if method == "intraslice" else named
-            tokens, training = calibrated.tokens, calibrated.training
+            training = calibrated.training
             report = cache(partial(job_progress, job, about=key))  # by text, since each times from its first event
 
             def progress(event: Progress) -> None:

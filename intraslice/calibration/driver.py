@@ -115,23 +115,6 @@ def calibrate(
     return _statistics(model, stats, tokens.numel(), targets)
 
 
-def calibration_for(
-    loaded: LoadedModel,
-    stats: CalibrationStats,
-    tokens: Tokens,
-    targets: Targets | None,
-    *,
-    progress: ProgressOption = True,
-) -> CalibrationStats:
-    """Return `stats`, or the calibration on the same `tokens` with gradients on `targets` where those differ.
-
-    `targets` are those of a method (`SlicingMethod.targets`), None where any will do. Raises as `calibrate`.
-    """
-    if targets in (None, stats.targets):
-        return stats
-    return calibrate(loaded, tokens, targets, progress=progress)
-
-
 def _calibrate_shard(
     model: PreTrainedModel, stats: list[LayerStats], tokens: Tokens, targets: Targets, progress: ProgressCallback
 ) -> None:

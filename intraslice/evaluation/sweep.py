@@ -12,7 +12,6 @@ from jaxtyping import Int
 from torch import Tensor, get_num_threads
 from transformers import PreTrainedModel
 
-from intraslice.calibration.driver import calibration_for
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.checkpoints.to_gguf import GGUF_TYPES, GGUFType, gguf_bytes, rounded_model
 from intraslice.core.cache import cache_path, read_record, write_record
@@ -25,7 +24,7 @@ from intraslice.evaluation.facts import encode_questions, fact_counts, fact_ques
 from intraslice.evaluation.perplexity import DenseStates, Losses, measure_losses
 from intraslice.evaluation.speed import SpeedConfig, measure_speed
 from intraslice.loading import LoadedModel
-from intraslice.methods.registry import METHODS, plan_by, slice_by
+from intraslice.methods.registry import METHODS, calibration_for, plan_by, slice_by
 from intraslice.modeling.counts import kv_bytes_per_token, parameters_of
 from intraslice.recovery.registry import cost_of, settings_of
 
@@ -214,8 +213,7 @@ class _Sweep:
             return dense, ""
         if self._last is None or self._last[0] != point:
             self._last = None  # frees its memory
-            targets = METHODS.require(point.method).targets
-            stats = calibration_for(self.loaded, texts.stats, texts.calibration, targets, progress=progress)
+            stats = calibration_for(point.method, self.loaded, texts.stats, texts.calibration, progress=progress)
             plan = plan_by(point.method, dense, stats, self.config(point))
             model = slice_by(point.method, dense, plan, stats, texts.calibration, texts.training, progress=progress)
             self._last = point, model, getattr(plan, "note", "")

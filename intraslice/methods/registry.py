@@ -8,11 +8,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from intraslice.calibration.driver import calibrate
 from intraslice.calibration.stats import CalibrationStats, LayerStats
 from intraslice.core.config import NO_RECOVERY, SliceConfig, Targets
 from intraslice.core.errors import Message, UserError
 from intraslice.core.progress import Progress, ProgressOption, progress_callback
 from intraslice.core.registry import Registry
+from intraslice.loading import LoadedModel
 from intraslice.modeling.families import Block, blocks
 from intraslice.modeling.hidden_states import Tokens, require_model
 from intraslice.modeling.offload import is_offloaded
@@ -136,6 +138,24 @@ class OneShotMethod(SlicingMethod[SlicePlan]):
 
 
 METHODS: Registry[SlicingMethod[Any]] = Registry("method")
+
+
+def calibration_for(
+    method: str,
+    loaded: LoadedModel,
+    stats: CalibrationStats,
+    tokens: Tokens,
+    *,
+    progress: ProgressOption = True,
+) -> CalibrationStats:
+    """Return `stats`, or the calibration on the same `tokens` with gradients on the labels that the method needs.
+
+    Raises as `calibrate`.
+    """
+    targets = METHODS.require(method).targets
+    if targets in (None, stats.targets):
+        return stats
+    return calibrate(loaded, tokens, targets, progress=progress)
 
 
 def plan_by(

@@ -82,11 +82,13 @@ def learn(
     targets = (dense.activate(gate) * up) @ axes
     size = learned_components(dense.neurons, dense.neurons)
     for index, rows in enumerate(torch.arange(len(cut), device=batch.device).split(size)):
-        own = ((chosen >= rows[0]) & (chosen <= rows[-1])).nonzero().flatten()
-        if len(own):
-            parts = _learn_slice(dense, gate[:, rows], up[:, rows], targets[:, own], start[rows][:, own], index, pause)
+        columns = ((chosen >= rows[0]) & (chosen <= rows[-1])).nonzero().flatten()
+        if len(columns):
+            parts = _learn_slice(
+                dense, gate[:, rows], up[:, rows], targets[:, columns], start[rows][:, columns], index, pause
+            )
             for whole, part in zip((learned.gate, learned.up), parts, strict=True):
-                whole[rows[:, None], own] = part
+                whole[rows[:, None], columns] = part
     return learned
 
 
@@ -142,21 +144,21 @@ def fit_down(made: MLPWeights, dense: SlicedMLP, inputs: Inputs, pause: Pause) -
     shapes = (width, width), (width, neurons), (width,), (neurons,)
     moment, cross, *means = (inputs.new_zeros(shape, dtype=torch.float) for shape in shapes)
     for rows in inputs.split(1):
-        own, target = module.inner(rows), dense.inner(rows)
-        add_moment_(moment, own)
-        add_moment_(cross, own, target)
-        for mean, values in zip(means, (own, target), strict=True):
+        made_values, target = module.inner(rows), dense.inner(rows)
+        add_moment_(moment, made_values)
+        add_moment_(cross, made_values, target)
+        for mean, values in zip(means, (made_values, target), strict=True):
             mean += values.flatten(0, 1).float().sum(0)
         pause()
     tokens = inputs.shape[0] * inputs.shape[1]
-    own_mean, dense_mean = (mean / tokens for mean in means)
+    made_mean, dense_mean = (mean / tokens for mean in means)
     if weights.down_bias is not None:
-        moment = moment - tokens * torch.outer(own_mean, own_mean)
-        cross = cross - tokens * torch.outer(own_mean, dense_mean)
+        moment = moment - tokens * torch.outer(made_mean, made_mean)
+        cross = cross - tokens * torch.outer(made_mean, dense_mean)
     dense_down = weights.down.float()
     down, bias = dense_down @ solve(damp(moment, DAMPING), cross).T, weights.down_bias
     if bias is not None:
-        bias = (bias.float() + dense_down @ dense_mean - down @ own_mean).to(bias.dtype)
+        bias = (bias.float() + dense_down @ dense_mean - down @ made_mean).to(bias.dtype)
     return SlicedMLP(replace(made, down=down.to(weights.down.dtype), down_bias=bias))
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats, LayerStats
-from intraslice.core.fit_config import FitConfig
 from intraslice.core.linalg import add_moment_
 from intraslice.core.progress import Pause, Progress, ProgressCallback
 from intraslice.distributed import all_reduce_, shard_of
@@ -35,9 +34,7 @@ def sequential(
     hidden_states = embed(model, tokens[shard_of(len(tokens))])
 
     def slice_modules(block: Block, layer: LayerPlan, index: int) -> Modules:
-        config, is_inner = plan.config.fit, SKIPPED <= index < len(plan.layers) - SKIPPED
-        iterates = config.iterative_from is not None and is_inner and layer.mlp_ratio > config.iterative_from
-        fit = _SequentialFit(block, layer, stats.layers[index], hidden_states, tokens.numel(), config, iterates)
+        fit = _SequentialFit(block, plan, index, stats.layers[index], hidden_states, tokens.numel())
         return fit.slice_(partial(report, Progress("slice", index, len(plan.layers))))
 
     return slice_modules
@@ -45,15 +42,29 @@ def sequential(
 
 @dataclass(frozen=True)
 class _SequentialFit:
-    """One dense layer, its plan, and the hidden states that enter it. `tokens` are those of all processes."""
+    """One dense layer, the plan of the whole model, and the hidden states that enter the layer.
+
+    `tokens` are those of all processes.
+    """
 
     block: Block
-    plan: LayerPlan
+    whole: SlicePlan
+    index: int
     stats: LayerStats
     hidden_states: HiddenStates
     tokens: int
-    config: FitConfig
-    iterates: bool  # tries the iterative variant of the MLP
+
+    @property
+    def plan(self) -> LayerPlan:
+        """The sizes of this layer."""
+        return self.whole.layers[self.index]
+
+    @property
+    def iterates(self) -> bool:
+        """Whether the iterative variant of the MLP is tried: not in the first and last layers."""
+        threshold, layers = self.whole.config.fit.iterative_from, len(self.whole.layers)
+        is_inner = SKIPPED <= self.index < layers - SKIPPED
+        return threshold is not None and is_inner and self.block.mlp.gated and self.plan.mlp_ratio > threshold
 
     def slice_(self, pause: Pause) -> Modules:
         """Slice the layer, and add its outputs to the hidden states, in place. Pauses after each batch."""
@@ -85,7 +96,9 @@ class _SequentialFit:
             return dense, self._outputs(dense, norm, pause)
         weights = dense.weights()
         heads = torch.tensor(plan.heads, dtype=torch.long, device=weights.query.device)
-        channels, _ = chosen = choose_channels(self.stats.channel_scores(self.config), weights, heads, plan.dim)
+        channels, _ = chosen = choose_channels(
+            self.stats.channel_scores(self.whole.config.fit), weights, heads, plan.dim
+        )
         cut, owners = keep_channels(weights, heads, chosen), weights.kv_head[heads]
         is_kept = torch.zeros(len(heads), dense.dim, dtype=torch.bool, device=heads.device)
         is_kept.scatter_(1, channels[cut.kv_head], True)
@@ -113,7 +126,7 @@ class _SequentialFit:
             pause()
         all_reduce_(*moments, *sums)
         fitted = OutputMoments(moments[0], moments[1], sums[0] / self.tokens, sums[1] / self.tokens, self.tokens)
-        attention, axes = fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx, self.config)
+        attention, axes = fit_attention(weights, cut, fitted, plan.dim, dense.layer_idx, self.whole.config.fit)
         pause()
         axes = axes.to(weights.value.dtype)
         outputs = []
@@ -139,10 +152,10 @@ class _SequentialFit:
         all_reduce_(moment, total)
         mean = total / self.tokens
         fitted = fitted_moment(weights, moment, mean, self.tokens)
-        ranked = rank_neurons(weights, fitted, self.stats.mlp_fisher, self.config)
-        if self.iterates and dense.gated and plan.neurons:
+        ranked = rank_neurons(weights, fitted, self.stats.mlp_fisher, self.whole.config.fit)
+        if self.iterates and plan.neurons:
             inputs = torch.cat([norm(hidden) for hidden in self.hidden_states.hidden])
-            if refined := refine(dense, ranked.order, plan.neurons, inputs, self.block.attention.layer_idx, pause):
+            if refined := refine(dense, ranked.order, plan.neurons, inputs, self.index, pause):
                 return refined, self._outputs(refined, norm, pause)
         mlp = SlicedMLP(keep_best(weights, ranked, mean, plan.neurons))
         pause()
