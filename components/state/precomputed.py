@@ -46,7 +46,7 @@ MANIFEST = "manifest.json"
 KINDS = ("choice", "profile", "units", "perplexity", "spectra", "shift", "sensitivity", "facts")
 CHOICE, PROFILE, UNITS, PERPLEXITY, SPECTRA, SHIFT, SENSITIVITY, FACTS = KINDS
 DIGITS = 9  # significant: all of float32
-FORMAT = "2"  # of cached profiles: raise it when changed code alters them
+FORMAT = "3"  # of cached profiles: raise it when changed code alters them
 
 
 class Entry(NamedTuple):

@@ -31,7 +31,7 @@ from intraslice.planning.ratios import SlicePlan, make_plan
 from intraslice.planning.sizes import LayerPlan, neurons_kept
 from intraslice.slicing.driver import slice_model
 
-FORMAT = "6"
+FORMAT = "7"
 PARTS: dict[ModuleKind, str] = {"attention": "self_attn", "mlp": "mlp"}  # of a canonical layer
 Measure = Literal["kl", "loss"]
 

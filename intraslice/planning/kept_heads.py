@@ -50,9 +50,10 @@ class HeadTable:
 def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads d"]) -> HeadTable:
     """Choose the heads for all channel budgets 0..H*d at once.
 
-    First removes heads with less than a quarter of the mean number of the best `keep` channels. Then removes the
-    weakest head while that increases the captured energy, or while heads are narrower than `MIN_HEAD_FRACTION` of the
-    dense width. At least one head is kept.
+    First removes heads with less than a quarter of the mean number of the best `keep` channels, the head with the
+    fewest first. Then removes the weakest head while that increases the captured energy, or while heads are narrower
+    than `MIN_HEAD_FRACTION` of the dense width. A head is removed only if the others can hold `keep` channels, so that
+    no budget loses more than it asks for, up to the rounding of the width. At least one head is kept.
     """
     heads, width = energies.shape
     device = energies.device
@@ -60,8 +61,10 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
     captured_at = functional.pad(energies.cumsum(-1), (1, 0)).T  # (d + 1, heads): energy in the first p axes
     owner = scores.flatten().argsort(descending=True, stable=True) // width
     among_best = functional.pad(functional.one_hot(owner, heads).cumsum(0), (0, 0, 1, 0))[keep]
-    alive = among_best >= keep[:, None] / heads / 4
-    rule = (~alive).long()
+    fewest_first = among_best.argsort(dim=1, stable=True).argsort(dim=1)
+    removable = (heads * width - keep) // width
+    few = (among_best < keep[:, None] / heads / 4) & (fewest_first < removable[:, None])
+    alive, rule = ~few, few.long()
     width_for = partial(_width_for, keep, width=width)
     for _ in range(heads - 1):
         count = alive.sum(1)
@@ -72,7 +75,8 @@ def head_table(energies: Float[Tensor, "heads d"], scores: Float[Tensor, "heads 
         energy = (captured * alive).sum(1)
         energy_without = (captured_at[width_for((count - 1).clamp_min(1))] * fewer).sum(1)
         grows = energy_without > energy
-        drop = (count > 1) & (grows | (dim < MIN_HEAD_FRACTION * width))
+        others_suffice = keep <= (count - 1) * width
+        drop = others_suffice & (grows | (dim < MIN_HEAD_FRACTION * width))
         if not drop.any():
             break
         rule = torch.where(drop[:, None] & weakest, 3 - grows[:, None].long(), rule)

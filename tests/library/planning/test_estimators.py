@@ -215,7 +215,11 @@ def heads_by_the_book(energies: Tensor, scores: Tensor, keep: int) -> tuple[list
     """METHOD's three rules, one after the other, in plain loops."""
     heads, dim = energies.shape
     best = scores.flatten().argsort(descending=True, stable=True)[:keep].tolist()
-    alive = [h for h in range(heads) if sum(channel // dim == h for channel in best) >= keep / heads / 4]
+    among_best = [sum(channel // dim == head for channel in best) for head in range(heads)]
+    alive = list(range(heads))
+    for head in sorted(alive, key=lambda head: among_best[head]):
+        if among_best[head] < keep / heads / 4 and keep <= (len(alive) - 1) * dim:
+            alive.remove(head)
 
     def captured(head: int, count: int) -> float:
         return energies[head, : width_for(keep, count, dim)].sum().item()
@@ -227,9 +231,9 @@ def heads_by_the_book(energies: Tensor, scores: Tensor, keep: int) -> tuple[list
         weakest = min(alive, key=lambda head: captured(head, len(alive)))
         return [head for head in alive if head != weakest]
 
-    while len(alive) > 1 and total(without_weakest()) > total(alive):
+    while keep <= (len(alive) - 1) * dim and total(without_weakest()) > total(alive):
         alive = without_weakest()
-    while len(alive) > 1 and width_for(keep, len(alive), dim) < MIN_HEAD_FRACTION * dim:
+    while keep <= (len(alive) - 1) * dim and width_for(keep, len(alive), dim) < MIN_HEAD_FRACTION * dim:
         alive = without_weakest()
     return alive, width_for(keep, len(alive), dim)
 
@@ -245,6 +249,26 @@ def test_the_table_follows_the_book_for_every_budget(seed):
     for keep in range(2, heads * dim + 1):
         found = table.alive[keep].nonzero().flatten().tolist(), table.dim[keep].item()
         assert found == heads_by_the_book(energies, scores, keep), keep
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("strongest", [1.0, 100.0])
+def test_heads_of_any_number_hold_the_channels_of_every_budget(heads, strongest):
+    """Two heads asked for 27 % lose 27 %, not a whole head, even where one head has nearly all of the energy."""
+    dim = 16
+    scale = torch.linspace(1, strongest, heads)[:, None]
+    energies = torch.logspace(0, -2, dim).expand(heads, -1) * scale
+    scores = torch.rand(heads, dim, generator=torch.Generator().manual_seed(0)) * scale
+    table = head_table(energies, scores)
+    kept = table.alive.sum(1) * table.dim
+    asked = torch.arange(heads * dim + 1).clamp_min(2)
+    assert ((kept - asked).abs() <= table.alive.sum(1)).all()  # the width of each head is rounded by one channel
+
+
+def test_a_head_with_few_of_the_best_channels_stays_where_the_others_cannot_hold_the_budget():
+    scores = torch.tensor([[4.0, 4.0, 4.0, 4.0], [1.0, 1.0, 1.0, 1.0]])  # of the best five, one is in the second head
+    table = head_table(scores, scores)
+    assert [rows.tolist() for rows in table.alive[3:7]] == [[True, False], [True, False], [True, True], [True, True]]
 
 
 @pytest.fixture(scope="module")
