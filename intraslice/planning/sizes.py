@@ -77,7 +77,7 @@ class Parameters:
 class LayerPlan:
     """Ratios and sizes of one layer; `dim` is the width of the values where queries and keys are normalised."""
 
-    attention_ratio: float
+    attention_ratio: float  # removed fraction of the query-head channels, with the rounding of widths
     mlp_ratio: float
     heads: tuple[int, ...]
     kv_heads: int
