@@ -30,7 +30,8 @@ def test_a_few_ratios_stay_and_the_rest_makes_up_for_them(run, home):
     (home / "few.csv").write_text("layer,attention_ratio,mlp_ratio\n1,,0.05\n0,0.5,\n")
     given = run("ratios --ratios few.csv --lock 0 attention 25")
     assert sorted(given["locked"]) == [[0, "attention", 0.25], [1, "mlp", 0.05]]  # the word beside the file counts
-    assert (given["ratios"][1][1], given["ratios"][0][0]) == (0.05, 0.25)
+    assert given["ratios"][1][1] == 0.05
+    assert given["ratios"][0][0] == pytest.approx(0.25, abs=0.03)  # one step of the heads' widths
     assert given["removed_fraction"] == pytest.approx(run("ratios")["removed_fraction"], abs=0.02)
 
 
