@@ -1,11 +1,9 @@
 """A site that needs no server: an article whose figures follow a slider, and models that run in the browser."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 
 from intraslice.core.errors import UserError
 
@@ -21,23 +19,11 @@ from ..ui.chart_bridge import PLOTLY
 from ..ui.figure import Json
 from ..ui.scripts import DEVICE, asset, scoped
 from . import pages
+from .space import OnHub, write_readme
 from .views import Published
 
 ENGINE, MODELS = "wllama", "models"  # folders of the site
-
-# A page whose headers isolate it from others may use several threads.
-README = Template("""---
-title: $title
-sdk: static
-app_file: index.html
-custom_headers:
-  cross-origin-opener-policy: same-origin
-  cross-origin-embedder-policy: require-corp
-  cross-origin-resource-policy: cross-origin
----
-Made by `$command`. Any static host can serve this folder; locally, `python -m http.server` can. The charts and the
-article also open from disk. The models run in the browser with $engine.
-""")
+NOT_KNOWN = OnHub()
 
 
 def write_models(job: Job, session: Session, request: Request, percents: Sequence[float], folder: Path) -> list[Json]:
@@ -55,7 +41,9 @@ def write_models(job: Job, session: Session, request: Request, percents: Sequenc
     return models
 
 
-def write_pages(folder: Path, published: Published, models: Sequence[Json], docs: str = "") -> int:
+def write_pages(
+    folder: Path, published: Published, models: Sequence[Json], docs: str = "", on_hub: OnHub = NOT_KNOWN
+) -> int:
     """Write everything but the models, with links to `docs`; returns its bytes, without the WebAssembly files.
 
     Raises UserError if it exceeds `MAX_BYTES` of pages.py, or if the WebAssembly files cannot be fetched.
@@ -70,9 +58,7 @@ def write_pages(folder: Path, published: Published, models: Sequence[Json], docs
             text = pages.document(article, more | pages.content(published), "site", style, scripts)
         (folder / _page_name(code)).write_text(text, encoding="utf-8")
     shutil.copyfile(PLOTLY, folder / PLOTLY.name)
-    title = json.dumps(f"How much of {published.name} can be removed?")
-    readme = README.substitute(title=title, command=published.command, engine=wllama.ABOUT)
-    (folder / "README.md").write_text(readme, encoding="utf-8")
+    write_readme(folder, published, on_hub)
     size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
     if size > pages.MAX_BYTES:
         raise UserError(

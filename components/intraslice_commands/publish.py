@@ -18,9 +18,11 @@ from intraslice.checkpoints.format import require_free, require_new_file, writte
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
+from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
 from intraslice.records import Recipe
 
 if TYPE_CHECKING:
+    from ..export.space import OnHub
     from ..state.request import Request
     from ..state.session import Session
 
@@ -37,15 +39,24 @@ def add_options(command: argparse.ArgumentParser) -> None:
     place.add_argument("--out", type=Path, metavar="FILE.html", help="one file, to send or to embed")
     help_text = "an article in every language of the page, with models that run in the browser"
     place.add_argument("--site", type=Path, metavar="FOLDER", help=help_text)
+    help_text = "the same site, and the command that uploads it as a static Hugging Face Space"
+    place.add_argument("--space", type=Path, metavar="FOLDER", help=help_text)
+    help_text = "with --space: the Space's name on the Hub, which the address of its thumbnail contains"
+    add("--space-name", default="", metavar="USER/NAME", help=help_text)
     help_text = (
-        "the slider's steps (default: 0 to 0.6); with --site: sparsities of the downloadable models "
+        "the slider's steps (default: 0 to 0.6); with --site or --space: sparsities of the downloadable models "
         "(default: 0 0.2 0.3 0.4)"
     )
     add("--sparsities", nargs="+", type=float, metavar="F", help=help_text)
     help_text = "prompts that all three models answer (default: the page's prompts)"
     add("--prompts", nargs="+", metavar="TEXT", help=help_text)
     add("--language", default="en", metavar="CODE", help="the page's language: en or de")
-    add("--docs", default="", metavar="URL", help="with --site: address of a documentation, which the article links to")
+    add(
+        "--docs",
+        default="",
+        metavar="URL",
+        help="with --site or --space: address of a documentation, which the article links to",
+    )
 
 
 def run(run: Run) -> CommandResult:
@@ -62,9 +73,11 @@ def run(run: Run) -> CommandResult:
         raise UserError(f"language must be one of {', '.join(LANGUAGES)}, got {arguments.language!r}")
     session = Session(run.device, run.recipe.evaluation.tokens)
     request = from_recipe(run.recipe)
+    if arguments.space_name:
+        _require_space_name(arguments.space_name, has_space=arguments.space is not None)
     _require_same(run.recipe, request.recipe(session.evaluation_tokens))
     percents = [round(100 * value, 9) for value in arguments.sparsities or ()]
-    write = _write_page if arguments.site is None else _write_site
+    write = _write_site if arguments.out is None else _write_page
     result, text = write(run, session, request, percents)
     return result | {"seconds": run.seconds}, text
 
@@ -98,7 +111,7 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
     from ..export.views import PROMPTS, Choice
 
     arguments = run.arguments
-    folder = arguments.site.expanduser().resolve()
+    folder = (arguments.site or arguments.space).expanduser().resolve()
     require_free(folder)
     wllama.fetch()  # before minutes of work
     percents = sorted({0.0, *(percents or SITE_PERCENTS)})
@@ -107,7 +120,9 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
     recipe = files.without_folders(request.recipe(session.evaluation_tokens))
     with run.timed("measure"):
         published = measure.publish_now(session, request, choice, _report)
-    place = ["--site", folder.name, *(["--docs", arguments.docs] if arguments.docs else [])]
+    place = ["--site" if arguments.site else "--space", folder.name]
+    place += ["--space-name", arguments.space_name] if arguments.space_name else []
+    place += ["--docs", arguments.docs] if arguments.docs else []
     published = replace(published, command=files.command(recipe, session.device, place, percents, choice.prompts))
     try:
         with temporary_sibling(folder) as temporary:
@@ -117,13 +132,45 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
                 models = measure.run_now(
                     session, lambda job: site.write_models(job, session, request, percents, made), _report
                 )
-            pages = site.write_pages(made, published, models, arguments.docs)
+            pages = site.write_pages(
+                made, published, models, arguments.docs, card_facts(recipe.model, arguments.space_name)
+            )
             os.replace(made, folder)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; {NOTHING_WRITTEN}") from error
     result: dict[str, Any] = {"out": str(folder), "bytes": pages, "models": models}
     sizes = f"{pages / 1e6:.1f} MB, and {len(models)} models of {sum(model['bytes'] for model in models) / 1e6:.0f} MB"
-    return result, f"wrote {folder}: {sizes}\nserve it: python -m http.server --directory {shlex.quote(str(folder))}"
+    lines = [f"wrote {folder}: {sizes}", f"serve it: python -m http.server --directory {shlex.quote(str(folder))}"]
+    if arguments.space:
+        name, path = arguments.space_name or "USER/NAME", shlex.quote(str(folder))
+        # Without the first command, `hf upload` would create a Gradio Space, which needs a paid plan.
+        create = f"hf repos create {name} --repo-type space --space-sdk static --exist-ok"
+        lines.append(f"upload it: {create} && hf upload {name} {path} . --repo-type space")
+    return result, "\n".join(lines)
+
+
+def card_facts(model: str, space_name: str) -> OnHub:
+    """Return what the Hub's card says. `model` is no local path. Only the default weights' licence is known."""
+    from ..export.space import OnHub
+
+    if model == DEFAULT:
+        return OnHub(space_name, DEFAULT_HUB_ID, "apache-2.0")
+    return OnHub(space_name, model if model.count("/") == 1 else "")
+
+
+def _require_space_name(name: str, *, has_space: bool) -> None:
+    """Raise UserError for a name that is not USER/NAME on the Hub, or that no Space is written for."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if not has_space:
+        raise UserError("--space-name needs --space")
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--space-name must be USER/NAME, got {name!r}") from error
+    if name.count("/") != 1:
+        raise UserError(f"--space-name must be USER/NAME, got {name!r}")
 
 
 def _report(line: str) -> None:

@@ -265,7 +265,7 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(
     published = replace(measured, command="python -m intraslice publish --site 'my <site>'")
     site.write_pages(folder, published, models, "guide.html")
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-    pages = {"index.html", "de.html", "plotly.min.js", "README.md"}
+    pages = {"index.html", "de.html", "plotly.min.js", "README.md", "thumbnail.png"}
     assert files == pages | {"models/dense.gguf", "models/sliced-30.gguf", "wllama/index.js", "wllama/wllama.wasm"}
     for code, name in {"en": "index.html", "de": "de.html"}.items():
         text = (folder / name).read_text(encoding="utf-8")
@@ -278,14 +278,11 @@ def test_it_has_an_article_a_language_the_models_and_all_that_they_need(
         words = re.sub(r"<script.*?</script>|<style.*?</style>|<[^>]+>", " ", text, flags=re.S).split()
         assert 1_000 < len(words) < 1_800
         assert "src=" not in text.replace('src="plotly.min.js"', "")  # nothing is asked of another host
-    front = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
-    assert "sdk: static" in front
-    assert "cross-origin-embedder-policy: require-corp" in front
 
 
 def test_the_command_writes_it_whole_or_not_at_all(tiny, engine, tmp_path, capsys, monkeypatch) -> None:
     out = tmp_path / "out"
-    options = [*options_of(tiny), "--eval-tokens", "256", "--prompts", "w10", "--site", str(out)]
+    options = [*options_of(tiny), "--eval-tokens", "256", "--prompts", "w10", "--space", str(out)]
     monkeypatch.setattr("components.compare.passage_panel.SAMPLE", "w10 w20 w30")
     monkeypatch.setattr(Choice.__new__, "__defaults__", ((0.0, 20.0), *Choice.__new__.__defaults__[1:]))
     assert main(["publish", *options, "--sparsities", "0.3", "--json"]) == 0

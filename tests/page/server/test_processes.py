@@ -31,6 +31,7 @@ from calling import inputs_of
 from huggingface_hub import SpaceCard
 from packaging.requirements import Requirement
 from packaging.version import Version
+from space_cards import COLOURS, KEYS
 
 import intraslice
 from components.jobs.job import Scheduler
@@ -175,15 +176,6 @@ def test_a_page_leaves_nothing_behind_and_spares_what_another_has(how, tmp_path)
 
 
 CARD = SpaceCard.load(ROOT / "README.md").data.to_dict()
-# https://huggingface.co/docs/hub/spaces-config-reference, and what all cards have
-KEYS = {
-    *("title", "emoji", "colorFrom", "colorTo", "sdk", "python_version", "sdk_version", "suggested_hardware"),
-    *("suggested_storage", "app_file", "app_build_command", "app_port", "base_path", "fullWidth", "header"),
-    *("short_description", "models", "datasets", "tags", "thumbnail", "pinned", "hf_oauth", "hf_oauth_scopes"),
-    *("hf_oauth_expiration_minutes", "disable_embedding", "startup_duration_timeout", "custom_headers"),
-    *("preload_from_hub", "license"),
-}
-COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 HARDWARE = {"cpu-basic", "cpu-upgrade", "t4-small", "t4-medium", "l4x1", "a10g-small", "a10g-large", "a100-large"}
 
 
