@@ -142,11 +142,11 @@ def site_folder(tmp_path_factory, page_session: Session, on_device: OnDevice) ->
 
 @pytest.fixture(scope="module")
 def site_address(site_folder: Path) -> Iterator[str]:
-    """The folder on a static host."""
-    handler = partial(SilentHandler, directory=str(site_folder))
+    """The folder under a sub-path of a static host, without a slash at its end."""
+    handler = partial(SilentHandler, directory=str(site_folder.parent))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}/{site_folder.name}"
         server.shutdown()
 
 
@@ -185,6 +185,8 @@ def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, 
         context.set_default_timeout(PATIENCE)
         opened = Opened(context.new_page())
         page = opened.page
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{site_address}/{name}")
         opened.until("document.querySelectorAll('.main-svg').length >= 4")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -210,3 +212,4 @@ def test_its_models_answer_at_every_sparsity(chromium, axe, site_address, name, 
         page.evaluate(axe)
         assert opened.found_by_axe("body") == []
         assert opened.faults == []
+        assert [url for url in asked if not url.startswith((f"{site_address}/", "blob:", "data:"))] == []
