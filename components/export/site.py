@@ -20,6 +20,7 @@ from ..ui.figure import Json
 from ..ui.scripts import DEVICE, asset, scoped
 from . import pages
 from .space import OnHub, write_readme
+from .space import card_facts as card_facts
 from .views import Published
 
 ENGINE, MODELS = "wllama", "models"  # folders of the site

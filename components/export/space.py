@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import SpaceCardData
 
+from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
+
 from ..assets import ASSETS
 from ..device import wllama
 from .views import Published
@@ -34,6 +36,13 @@ class OnHub(NamedTuple):
     space: str = ""  # USER/NAME
     model: str = ""  # id of the model that the site is about
     licence: str = ""  # of that model's weights, by the Hub's identifier
+
+
+def card_facts(model: str, space_name: str) -> OnHub:
+    """Return what the Hub's card says. `model` is no local path. Only the default weights' licence is known."""
+    if model == DEFAULT:
+        return OnHub(space_name, DEFAULT_HUB_ID, "apache-2.0")
+    return OnHub(space_name, model if model.count("/") == 1 else "")
 
 
 def write_readme(folder: Path, published: Published, on_hub: OnHub) -> None:

@@ -18,11 +18,9 @@ from intraslice.checkpoints.format import require_free, require_new_file, writte
 from intraslice.cli.run import CommandResult, Run
 from intraslice.core.cache import temporary_sibling
 from intraslice.core.errors import UserError
-from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
 from intraslice.records import Recipe
 
 if TYPE_CHECKING:
-    from ..export.space import OnHub
     from ..state.request import Request
     from ..state.session import Session
 
@@ -133,7 +131,7 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
                     session, lambda job: site.write_models(job, session, request, percents, made), _report
                 )
             pages = site.write_pages(
-                made, published, models, arguments.docs, card_facts(recipe.model, arguments.space_name)
+                made, published, models, arguments.docs, site.card_facts(recipe.model, arguments.space_name)
             )
             os.replace(made, folder)
     except OSError as error:
@@ -147,15 +145,6 @@ def _write_site(run: Run, session: Session, request: Request, percents: Sequence
         create = f"hf repos create {name} --repo-type space --space-sdk static --exist-ok"
         lines.append(f"upload it: {create} && hf upload {name} {path} . --repo-type space")
     return result, "\n".join(lines)
-
-
-def card_facts(model: str, space_name: str) -> OnHub:
-    """Return what the Hub's card says. `model` is no local path. Only the default weights' licence is known."""
-    from ..export.space import OnHub
-
-    if model == DEFAULT:
-        return OnHub(space_name, DEFAULT_HUB_ID, "apache-2.0")
-    return OnHub(space_name, model if model.count("/") == 1 else "")
 
 
 def _require_space_name(name: str, *, has_space: bool) -> None:

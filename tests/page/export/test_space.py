@@ -6,8 +6,7 @@ import pytest
 from huggingface_hub import SpaceCard
 from space_cards import COLOURS, HEADERS, KEYS
 
-from components.export.space import OnHub, write_readme
-from components.intraslice_commands.publish import card_facts
+from components.export.space import OnHub, card_facts, write_readme
 from intraslice.__main__ import main
 from intraslice.pretrained.sources import DEFAULT, DEFAULT_HUB_ID
 
