@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.errors import NumericalError
+from intraslice.core.kept_channels import kept_channels
 from intraslice.core.linalg import by_kv_head, diagonal_blocks
 from intraslice.core.weights import UNROTATED
 from intraslice.modeling.families import blocks, rotary_frequencies
 from intraslice.planning.ratios import SlicePlan
 from intraslice.planning.sizes import LayerPlan
-from intraslice.slicing.attention import kept_channels
 
 FRACTIONS = (0.90, 0.95, 0.99)  # of the variance
 

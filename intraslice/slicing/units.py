@@ -12,11 +12,11 @@ from torch import Tensor
 
 from intraslice.calibration.stats import LayerStats
 from intraslice.core.config import Order
+from intraslice.core.kept_channels import kept_channels
 from intraslice.core.linalg import damped_diagonal
 from intraslice.modeling.families import Block
 from intraslice.planning.kept_heads import HeadTable
 from intraslice.planning.sizes import LayerPlan
-from intraslice.slicing.attention import kept_channels
 from intraslice.slicing.mlp import best_first, neuron_scores, output_energies
 
 

@@ -13,11 +13,12 @@ from random_weights import random64 as random
 from torch import Tensor
 from torch.testing import assert_close
 
+from intraslice.core.kept_channels import choose_channels
 from intraslice.core.linalg import value_axes
 from intraslice.core.weights import UNROTATED, AttentionWeights
 from intraslice.modeling.attention import SlicedAttention
 from intraslice.modeling.families import blocks
-from intraslice.slicing.attention import choose_channels, cut_queries_and_keys
+from intraslice.slicing.attention import cut_queries_and_keys
 from intraslice.slicing.units import kept_units, layer_units
 
 HIDDEN = 12
