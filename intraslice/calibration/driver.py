@@ -196,6 +196,7 @@ def _statistics(model: PreTrainedModel, stats: list[LayerStats], tokens: int, ta
         sizes=tuple(layer_sizes(block) for block in layers),
         output_maps=[output_map(block) for block in layers],
         kv_heads=[tuple(block.attention.kv_head.tolist()) for block in layers],
+        frequencies=[block.attention.frequency for block in layers],
         other_parameters=sum(p.numel() for p in model.parameters()) - decoder_parameters(model),
         bytes_per_value=model.dtype.itemsize,
     )

@@ -87,7 +87,8 @@ class LayerwiseCalibration:
             with open_layer(self.model, index) as (_, block):
                 output_map, kv_head = block.attention.weights().output, block.attention.kv_head.tolist()
                 sizes = layer_sizes(block)
-                layers.append(stats.profile(sizes, output_map, kv_head, config, index, [config.estimator]))
+                frequency = block.attention.frequency
+                layers.append(stats.profile(sizes, output_map, kv_head, frequency, config, index, [config.estimator]))
             self.progress(Progress("profile", index + 1, total))
         other = sum(parameter.numel() for parameter in self.model.parameters()) - decoder_parameters(self.model)
         return Profile(tuple(layers), other, self.model.dtype.itemsize, *profile_settings(config))

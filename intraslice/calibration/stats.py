@@ -76,6 +76,7 @@ class LayerStats:
         sizes: LayerSizes,
         output_map: Tensor,
         kv_head: Sequence[int],
+        frequency: Int[Tensor, "kv_heads pairs"],
         config: SliceConfig,
         index: int,
         estimators: Iterable[str],
@@ -93,6 +94,7 @@ class LayerStats:
             self.query_fisher,
             output_map,
             torch.tensor(kv_head, device=self.query_fisher.device),
+            frequency.to(self.query_fisher.device),
             config.head_fraction,
             index,
             config.fit.sensitive_scores,
@@ -266,6 +268,7 @@ class CalibrationStats:
     sizes: tuple[LayerSizes, ...]
     output_maps: list[Float[Tensor, "hidden heads dim"]]  # of the dense attention modules, without copies
     kv_heads: list[tuple[int, ...]]
+    frequencies: list[Int[Tensor, "kv_heads pairs"]]  # as in `AttentionWeights`
     other_parameters: int
     bytes_per_value: int
     # Principal axes at each read of the residual stream, found on first use: the first columns are the basis for any
@@ -292,9 +295,9 @@ class CalibrationStats:
         layers: list[LayerProfile] = []
         neurons = tuple(sizes.neurons for sizes in self.sizes)
         estimators = [name for name, estimator in ESTIMATORS.items() if estimator.neurons in (None, neurons)]
-        layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, strict=True)
-        for index, (stats, sizes, output_map, kv_head) in enumerate(layer_data):
-            layers.append(stats.profile(sizes, output_map, kv_head, config, index, estimators))
+        layer_data = zip(self.layers, self.sizes, self.output_maps, self.kv_heads, self.frequencies, strict=True)
+        for index, (stats, sizes, output_map, kv_head, frequency) in enumerate(layer_data):
+            layers.append(stats.profile(sizes, output_map, kv_head, frequency, config, index, estimators))
             progress(Progress("profile", len(layers), len(self.layers)))
         return Profile(tuple(layers), self.other_parameters, self.bytes_per_value, *profile_settings(config))
 

@@ -30,9 +30,16 @@ class LayerCalibration:
     query_fisher: Float[Tensor, "heads dim"]  # as in `LayerStats`
     output_map: Float[Tensor, "hidden heads dim"]  # weights of o_proj, in the model's precision
     kv_head: Int[Tensor, " heads"]  # the key/value head of every query head
+    # Rotary frequency of each pair of query and key channels, or UNROTATED, as in `AttentionWeights`.
+    frequency: Int[Tensor, "kv_heads pairs"]
     head_fraction: float | None = None  # as in SliceConfig
     index: int = 0  # of the layer
     sensitive_scores: bool = True  # as in FitConfig
+
+    @property
+    def norms(self) -> object | None:
+        """Something other than None where queries and keys keep their width, as `choose_channels` asks."""
+        return True if self.sizes.whole_queries else None
 
     @cached_property
     def output_energies(self) -> Float[Tensor, "heads dim"]:

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from intraslice.core.fit_config import INTRASLICE_FIT
-from intraslice.core.linalg import by_kv_head, cholesky, damp, output_fit, value_axes
+from intraslice.core.kept_channels import HeadLayout, kept_channels
+from intraslice.core.linalg import cholesky, damp, output_fit, value_axes
 from intraslice.core.registry import ESTIMATORS
 from intraslice.planning.estimators.estimator import Estimator, Importances, LayerCalibration, neuron_importance
 
@@ -43,9 +44,7 @@ def attention_damages(layer: LayerCalibration, ratios: Iterable[float]) -> list[
         kept = (heads[:, None] * dim + torch.arange(dim, device=heads.device)).flatten()
         moment = layer.attention_moment.index_select(0, kept).index_select(1, kept)
         error = energy - explained_energy(moment, cross.index_select(0, kept), output_map[:, heads], owner, width)
-        narrowed = not layer.sizes.whole_queries and width < dim
-        dropped = dropped_fisher(layer.query_fisher[heads], owner, width) if narrowed else 0.0
-        damages.append(max(0.0, weight * error.item()) + dropped)
+        damages.append(max(0.0, weight * error.item()) + dropped_fisher(layer.query_fisher, layer, heads, width))
     return damages
 
 
@@ -81,10 +80,16 @@ def explained_energy(
     return by_dense_map + by_change
 
 
-def dropped_fisher(query_fisher: Float[Tensor, "heads dim"], owner: Int[Tensor, " heads"], width: int) -> float:
-    """Fisher information of the rotary pairs that are dropped where queries and keys have `width` channels."""
-    pairs = by_kv_head(query_fisher.unflatten(1, (2, -1)).sum(1), owner)
-    return (pairs.sum() - pairs.topk(width // 2, dim=1).values.sum()).item()
+def dropped_fisher(
+    query_fisher: Float[Tensor, "heads dim"], layout: HeadLayout, heads: Int[Tensor, " kept"], width: int
+) -> float:
+    """Fisher information of the channels that slicing drops from the kept `heads`, to `width` channels each.
+
+    The slicing chooses by the same function: rotated channels in pairs, unrotated ones singly, none where queries and
+    keys keep their width.
+    """
+    kept = kept_channels(query_fisher, layout, heads.tolist(), width)[layout.kv_head[heads]]
+    return query_fisher[heads].masked_fill(kept, 0.0).sum().item()
 
 
 def unit_importances(ratios: Sequence[float], damages: Sequence[float], units: int) -> Float[Tensor, " units"]:

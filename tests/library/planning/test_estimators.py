@@ -5,6 +5,7 @@ And `output-error` against least squares on data.
 
 import re
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from intraslice.calibration.stats import CalibrationStats
 from intraslice.core.config import SliceConfig
 from intraslice.core.linalg import diagonal_blocks, principal_axes, value_axes
+from intraslice.core.weights import UNROTATED
+from intraslice.modeling.families import blocks
 from intraslice.planning.estimators import LayerCalibration
 from intraslice.planning.estimators.estimator import group_gradients, neuron_importance, unit_channels
 from intraslice.planning.estimators.fisher import fisher_head_importance
@@ -35,6 +38,7 @@ from intraslice.planning.kept_heads import MIN_HEAD_FRACTION, HeadTable, channel
 from intraslice.planning.profile import Ranking
 from intraslice.planning.ratios import cap_ratios, flops_per_token, make_plan
 from intraslice.planning.sizes import LayerSizes
+from intraslice.slicing.attention import cut_queries_and_keys
 
 HEADS, KV_HEADS, DIM, HIDDEN, TOKENS = 4, 2, 6, 10, 4000
 
@@ -291,6 +295,7 @@ def layer_of(inputs: Tensor, gradients: Tensor) -> LayerCalibration:
         query_fisher=torch.zeros(HEADS, DIM),
         output_map=output_map,
         kv_head=torch.arange(HEADS) // (HEADS // KV_HEADS),
+        frequency=torch.arange(DIM // 2).repeat(KV_HEADS, 1),
     )
 
 
@@ -328,11 +333,46 @@ def test_a_whole_module_does_the_damage_of_its_output(inputs):
     assert all_ == pytest.approx(whole, rel=1e-3)
 
 
+class Layout(NamedTuple):
+    """The key/value heads and rotary frequencies of some query heads."""
+
+    kv_head: Tensor
+    frequency: Tensor
+    norms: None = None
+
+
+def test_unrotated_channels_are_dropped_singly():
+    """Channels 0 and 3 are a pair that the model rotates; 1, 2, 4 and 5 are single, and the best of them are kept."""
+    fisher = torch.tensor([[1.0, 8.0, 0.25, 1.0, 0.5, 4.0]])
+    head = torch.tensor([0])
+    layout = Layout(head, torch.tensor([[0, UNROTATED, UNROTATED]]))
+    assert dropped_fisher(fisher, layout, head, 2) == pytest.approx(1 + 0.25 + 1 + 0.5)  # 8 and 4 are kept
+    assert dropped_fisher(fisher, layout, head, 4) == pytest.approx(0.25 + 0.5)
+    assert dropped_fisher(fisher, layout, head, 6) == 0
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "phi", "smollm3", "qwen3"])
+def test_the_score_of_dropped_channels_is_that_of_what_slicing_drops(tiny_case, family):
+    """Layers without rotary embedding, with one in part, and with normalised queries, which keep their width."""
+    case = tiny_case(family)
+    for index, block in enumerate(blocks(case.dense)):
+        fisher, heads = case.stats.layers[index].query_fisher, torch.arange(block.attention.heads)
+        weights = block.attention.weights()
+        # With the scores in place of the queries' weights, a slice says which scores it keeps.
+        weights = replace(weights, query=fisher[..., None].expand_as(weights.query))
+        for width in range(2, block.attention.dim + 1, 2):
+            kept = cut_queries_and_keys(weights, fisher, heads.tolist(), width).query[..., 0]
+            dropped = dropped_fisher(fisher, block.attention, heads, width)
+            assert dropped == pytest.approx((fisher.sum() - kept.sum()).item(), rel=1e-4, abs=1e-6 * fisher.sum())
+
+
 def test_dropped_pairs_do_the_damage_of_their_fisher_information(inputs):
     """Two heads share the pairs (0, 3), (1, 4) and (2, 5); a width of 2 keeps the pair with the largest sum."""
     fisher = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0, 1.0, 1.0]])
-    assert dropped_fisher(fisher, torch.tensor([0, 0]), 2) == pytest.approx(3 + 4)  # 6 is kept
-    assert dropped_fisher(fisher, torch.tensor([0, 1]), 4) == pytest.approx(1 + 1)
+    both, rotated = torch.tensor([0, 1]), torch.arange(3).repeat(2, 1)
+    shared = Layout(torch.tensor([0, 0]), rotated[:1])
+    assert dropped_fisher(fisher, shared, both, 2) == pytest.approx(3 + 4)  # 6 is kept
+    assert dropped_fisher(fisher, Layout(both, rotated), both, 4) == pytest.approx(1 + 1)
     layer = replace(layer_of(inputs, torch.zeros(TOKENS, HIDDEN)), query_fisher=torch.ones(HEADS, DIM))
     narrow = layer.table.dim[round(HEADS * DIM * 0.85)].item()
     damage = attention_damages(layer, (0.15,))[0]
